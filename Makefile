@@ -1,0 +1,33 @@
+# The whole of the daily work. Each target does the set-up it needs; a second set-up does nothing.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: setup demo test check bench clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/foveal demo --out runs/demo
+
+test: setup
+	$(BIN)/python -m pytest --numprocesses 2 --quiet
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/foveal bench
+
+clean:
+	rm -rf .venv runs

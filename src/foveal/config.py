@@ -1,0 +1,267 @@
+"""Every setting of a run in one tree, read from a YAML recipe."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from foveal.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: fixed once read, and an unknown name is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataSettings(Settings):
+    """Which examples, and how they become rows."""
+
+    train: Path | None = None
+    """JSONL file to learn from."""
+
+    validation: Path | None = None
+    """JSONL file to evaluate on, before and after; none: no evaluation."""
+
+    images: Path | None = None
+    """Folder that image paths start from; default: `images` beside the JSONL file, or its folder."""
+
+    share_images: bool = True
+    """Put the questions of one image behind it in one row; exact, and several times faster."""
+
+    order: Literal["shuffled", "as_is"] = "shuffled"
+    """Which examples meet in a step: images drawn at random with all their questions, or file order."""
+
+    num_crops: PositiveInt = 16
+    """Most crops that an image is cut into, besides its global view; 4 suits several images."""
+
+    workers: NonNegativeInt = 2
+    """Processes that open pictures ahead of the model; 0: none."""
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters; scale = alpha / rank."""
+
+    rank: PositiveInt = 64
+    """Width of an adapter."""
+
+    alpha: PositiveFloat = 128.0
+    """Numerator of the scale."""
+
+    dropout: Fraction = 0.0
+    """Share of an adapter's inputs set to zero while it learns."""
+
+
+class Rule(Settings):
+    """What becomes of the weights whose name matches; the first rule that matches decides."""
+
+    match: str
+    """Pattern over `part.name`, as in `vision.*` or `language.layers.*.mlp.*`."""
+
+    learn: bool = True
+    """Whether the weights learn; false: they stay as they are."""
+
+    learning_rate: PositiveFloat | None = None
+    """Highest rate of these weights; none: train.learning_rate."""
+
+    weight_decay: NonNegativeFloat | None = None
+    """Decay of these weights; none: train.weight_decay."""
+
+    adapter: bool = False
+    """Whether linear layers stay as they are and learn through a low-rank adapter."""
+
+
+class TrainSettings(Settings):
+    """How long and how fast the model learns."""
+
+    seed: NonNegativeInt = 0
+    """Start of every random choice."""
+
+    epochs: PositiveFloat = 1.0
+    """Passes over the training examples; 0.1 is a tenth of one pass."""
+
+    max_steps: PositiveInt | None = None
+    """Steps after which to stop, whatever the epochs."""
+
+    examples_per_step: PositiveInt = 64
+    """Examples behind one optimizer step, over all processes together."""
+
+    tokens_per_pass: PositiveInt = 8192
+    """Tokens of one forward pass of one process; lower it when memory runs out."""
+
+    learning_rate: PositiveFloat = 4e-5
+    """Highest rate, reached after warm-up."""
+
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the rate falls after warm-up."""
+
+    warmup_steps: NonNegativeInt = 50
+    """Steps in which the rate climbs from zero."""
+
+    weight_decay: NonNegativeFloat = 0.01
+    """Decay of weights that multiply; norms and biases are decayed too, as in the recipe."""
+
+    beta1: Beta = 0.9
+    """AdamW's memory of gradients."""
+
+    beta2: Beta = 0.95
+    """AdamW's memory of squared gradients."""
+
+    epsilon: PositiveFloat = 1e-7
+    """AdamW's guard against division by zero."""
+
+    gradient_clip: PositiveFloat = 1.0
+    """Largest norm of all gradients together; longer ones are shortened to it."""
+
+    loss_weighting: Literal["token", "example"] = "token"
+    """Whether each answer token or each example weighs the same."""
+
+    save_every_steps: PositiveInt = 500
+    """Steps from checkpoint to checkpoint; the last step is always saved."""
+
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints that are kept."""
+
+    evaluate_every_steps: PositiveInt | None = None
+    """Steps from validation to validation; none: before and after alone."""
+
+    recompute: Literal["none", "blocks", "auto"] = "auto"
+    """Recompute activations in the backward pass: saves memory, costs a third of the speed."""
+
+    max_bad_steps: PositiveInt = 5
+    """Steps in a row with a loss or gradient that is not finite before the run stops."""
+
+
+class EvaluateSettings(Settings):
+    """How answers are made and scored."""
+
+    max_new_tokens: PositiveInt = 64
+    """Longest answer, in tokens."""
+
+    tokens_per_batch: PositiveInt = 16384
+    """Prompt tokens of one batch of answers."""
+
+    max_examples: PositiveInt | None = None
+    """First examples of the validation file to use; none: all of them."""
+
+    metrics: tuple[str, ...] = ("accuracy", "anls")
+    """Scores to compute."""
+
+
+class Recipe(Settings):
+    """Every setting of a run."""
+
+    model: str
+    """Folder or hub name to start from, or `phi3-vision-tiny`: small, with random weights."""
+
+    run: Path
+    """Folder of the run; a checkpoint in it is resumed."""
+
+    data: DataSettings = DataSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    lora: LoraSettings = LoraSettings()
+
+    strategy: Literal["full", "frozen_vision", "lora"] | tuple[Rule, ...] = "full"
+    """What learns: a name, or rules of your own."""
+
+    precision: Literal["float32", "bf16", "fp16"] = "bf16"
+    """Number format of the forward and backward pass."""
+
+    engine: Literal["auto", "single", "ddp"] = "auto"
+    """How processes share the work; auto: one process alone, DDP under torchrun."""
+
+    attention: Literal["auto", "blocks", "sdpa", "eager", "flex", "flash_attention_2"] = "auto"
+    """How attention is computed; auto: the fastest that this machine has."""
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe and apply `key=value` overrides, dots between the names.
+
+    Raises:
+        ConfigError: the file is no YAML mapping, or holds a name or a value we do not know.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give a YAML recipe") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of settings, such as `model: ...`")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"{override}: write an override as key=value, such as train.epochs=2")
+    *parents, last = name.split(".")
+    branch = tree
+    for parent in parents:
+        branch = branch.setdefault(parent, {})
+        if not isinstance(branch, dict):
+            raise ConfigError(f"{override}: {parent} is a value and has no settings below it")
+    try:
+        branch[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        branch[last] = text
+    # YAML 1.1 reads 1e-5 as text; people write it as a number.
+    if isinstance(branch[last], str):
+        try:
+            branch[last] = float(branch[last])
+        except ValueError:
+            branch[last] = text
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {where}{_nearest(where)}"
+    if first["type"] == "missing":
+        return f"{where} is missing; add it to the recipe or give {where}=... on the command line"
+    return f"{where}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _nearest(name: str) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, setting_names(Recipe), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def setting_names(settings: type[BaseModel], prefix: str = "") -> list[str]:
+    """List every setting below `settings`, dots between the names."""
+    names: list[str] = []
+    for name, field in settings.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += setting_names(kind, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe with every setting spelled out."""
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")

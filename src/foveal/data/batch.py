@@ -1,0 +1,198 @@
+"""Row -> Batch: ids, positions, who branches from whom, crops, and what is to be predicted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveal.data.dataset import Dataset
+from foveal.data.encode import Expanded, TurnProcessor
+from foveal.data.layout import GroupSpan
+from foveal.data.media import open_image
+from foveal.data.rows import Group, Row
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the tower is given, and which place in the text each picture stands at."""
+
+    pixel_values: Tensor | None
+    """(crops, 3, size, size), uint8; own crops of each distinct picture, no global views."""
+
+    image_sizes: Tensor | None
+    """(pictures, 2), int64; height and width in pixels of each distinct picture, cut."""
+
+    image_indices: tuple[int, ...]
+    """Which distinct picture stands at each place for one, in the order of the text."""
+
+
+@dataclass(frozen=True)
+class Batch(Pictures):
+    """One forward pass: several groups side by side in one row, no padding."""
+
+    input_ids: Tensor
+    """(1, length), int64."""
+
+    position_ids: Tensor
+    """(1, length), int64; each token's place in its own example."""
+
+    example_lengths: Tensor
+    """(1, length), int64; tokens of the whole example that each token belongs to."""
+
+    groups: tuple[GroupSpan, ...]
+
+    predictors: Tensor
+    """(targets,), int64; place in the row whose hidden state predicts the target."""
+
+    targets: Tensor
+    """(targets,), int64; token ids."""
+
+    weights: Tensor
+    """(targets,), float32; what each target counts for in the loss."""
+
+    example_ids: tuple[str, ...]
+    tokens: int
+    """Tokens that the examples have, shared ones counted once for each."""
+
+    def model_inputs(self) -> dict[str, Any]:
+        """Name what a model's forward pass takes."""
+        names = ("input_ids", "position_ids", "example_lengths", "groups")
+        pictures = ("pixel_values", "image_sizes", "image_indices")
+        kept = names if self.pixel_values is None else names + pictures
+        return {name: getattr(self, name) for name in kept}
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy to a device."""
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """A group laid out, counted from its own start."""
+
+    ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    longest: int
+    branch_starts: tuple[int, ...]
+    predictors: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    images: tuple[int, ...]
+
+
+def build_batch(
+    row: Row, dataset: Dataset, processor: TurnProcessor, weighting: str = "token"
+) -> Batch:
+    """Lay a row out and open its pictures, each once.
+
+    Args:
+        row: at least one group.
+        dataset: that the row's examples belong to.
+        processor: that encoded it.
+        weighting: "token": each target counts 1; "example": each example's targets together.
+
+    Raises:
+        DataError: a picture cannot be opened.
+    """
+    laid = [_lay_out(group, dataset, processor.image_token_id, weighting) for group in row.groups]
+    ends = np.cumsum([len(one.ids) for one in laid])
+    starts = ends - [len(one.ids) for one in laid]
+    spans = tuple(
+        GroupSpan(int(start), tuple(int(start) + cut for cut in one.branch_starts), int(end))
+        for one, start, end in zip(laid, starts, ends, strict=True)
+    )
+    pictures = open_pictures([image for one in laid for image in one.images], dataset, processor)
+    lengths = [np.full(len(one.ids), one.longest, np.int64) for one in laid]
+    return Batch(
+        input_ids=_tensor([one.ids for one in laid])[None],
+        position_ids=_tensor([one.positions for one in laid])[None],
+        example_lengths=_tensor(lengths)[None],
+        groups=spans,
+        **vars(pictures),
+        predictors=_tensor(
+            [one.predictors + start for one, start in zip(laid, starts, strict=True)]
+        ),
+        targets=_tensor([one.targets for one in laid]),
+        weights=_tensor([one.weights for one in laid]),
+        example_ids=tuple(dataset.examples[example].id for example in row.examples),
+        tokens=int(dataset.sizes.tokens[list(row.examples)].sum()),
+    )
+
+
+def open_pictures(shown: Sequence[int], dataset: Dataset, processor: TurnProcessor) -> "Pictures":
+    """Open and cut the pictures shown, each distinct one once.
+
+    Raises:
+        DataError: a picture cannot be opened.
+    """
+    if not shown:
+        return Pictures(None, None, ())
+    distinct = list(dict.fromkeys(shown))
+    crops = [processor.cut(open_image(dataset.images[image].path)) for image in distinct]
+    side = crops[0].shape[-1]
+    facts = [dataset.images[image] for image in distinct]
+    sizes = [(fact.rows * side, fact.columns * side) for fact in facts]
+    indices = tuple(distinct.index(image) for image in shown)
+    return Pictures(torch.cat(crops), torch.tensor(sizes), indices)
+
+
+def _tensor(pieces: list[NDArray[np.int64]] | list[NDArray[np.float32]]) -> Tensor:
+    return torch.from_numpy(np.concatenate(pieces))
+
+
+def _lay_out(group: Group, dataset: Dataset, image_token_id: int, weighting: str) -> _Laid:
+    expanded = [_expand(example, dataset, image_token_id) for example in group.examples]
+    prefix = len(expanded[0].ids) if len(expanded) == 1 else group.prefix_tokens
+    tails = [one.ids[prefix:] for one in expanded] if len(expanded) > 1 else []
+    starts = np.cumsum([prefix, *(len(tail) for tail in tails)])[: len(tails)]
+    predictors, targets, weights = [], [], []
+    for one, start in zip(expanded, starts if tails else [prefix], strict=True):
+        learnt = np.flatnonzero(one.learnt)
+        before = learnt - 1  # the first token of an example is never learnt
+        # In the row, what lies behind the prefix stands in the example's own branch.
+        predictors.append(np.where(before < prefix, before, before - prefix + start))
+        targets.append(one.ids[learnt])
+        weight = 1.0 if weighting == "token" else 1.0 / max(len(learnt), 1)
+        weights.append(np.full(len(learnt), weight, np.float32))
+    return _Laid(
+        ids=np.concatenate([expanded[0].ids[:prefix], *tails]),
+        positions=np.concatenate(
+            [np.arange(prefix), *(np.arange(prefix, prefix + len(tail)) for tail in tails)]
+        ),
+        longest=max(len(one.ids) for one in expanded),
+        branch_starts=tuple(int(start) for start in starts),
+        predictors=np.concatenate(predictors),
+        targets=np.concatenate(targets),
+        weights=np.concatenate(weights),
+        images=_images_of(group, prefix, dataset),
+    )
+
+
+def _expand(example: int, dataset: Dataset, image_token_id: int) -> Expanded:
+    tokens = [dataset.images[number].tokens for number in dataset.image_numbers(example)]
+    return dataset.examples[example].expand(tokens, image_token_id)
+
+
+def _images_of(group: Group, prefix: int, dataset: Dataset) -> tuple[int, ...]:
+    """Name the pictures in the order in which the group's row shows them."""
+    shown: list[int] = []
+    for place, example in enumerate(group.examples):
+        numbers, reached = dataset.image_numbers(example), 0
+        for entry in dataset.examples[example].entries.tolist():
+            if entry >= 0:
+                reached += 1
+                continue
+            image = numbers[-1 - entry]
+            if place == 0 or reached >= prefix:
+                shown.append(image)
+            reached += dataset.images[image].tokens
+    return tuple(shown)

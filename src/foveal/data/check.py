@@ -1,0 +1,370 @@
+"""A JSONL file of examples -> every problem that a run would meet in it, and a summary."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+
+from foveal.data.example import Example, ImageFolder, Turn, parse_example
+from foveal.data.media import image_identity, image_size, open_image
+from foveal.data.parallel import parallel
+from foveal.errors import DataError
+
+MOST_LABELS = 100
+"""Most different answers that still count as labels where a file names no choices."""
+
+_IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
+_SPECIAL_TOKEN = re.compile(r"<\|(?!image_\d+\|>)\w+\|>|</?s>|<unk>")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one line."""
+
+    line: int
+    """From 1."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """How long an example is for a model."""
+
+    turns: tuple[int, ...]
+    """Tokens of each turn: prompt, images and answer."""
+
+    learnt: int
+    """Tokens of all turns that are learnt."""
+
+
+CountTokens = Callable[[Example, Sequence[tuple[int, int]]], TokenCounts]
+"""From an example and the (width, height) of its images; a function of a module, or a partial."""
+
+
+@dataclass
+class Summary:
+    """Counts over a file; complete once its problems have all been read."""
+
+    lines: int = 0
+    examples: int = 0
+    turns: int = 0
+    images: int = 0
+    """Different pictures."""
+
+    bad_lines: int = 0
+    problems: int = 0
+    tokens: int = 0
+    """Of all examples, where they are counted."""
+
+    labels: Counter[str] = field(default_factory=Counter)
+    """Last answer -> examples, where answers are of a closed set, or few and often the same."""
+
+
+def check_file(
+    data: Path,
+    images: Path | None = None,
+    *,
+    decode: bool = True,
+    workers: int = 1,
+    other_splits: Sequence[Path] = (),
+    count_tokens: CountTokens | None = None,
+    max_tokens: int | None = None,
+    fix: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> "FileCheck":
+    """Check every line of a file.
+
+    Args:
+        data: the JSONL file.
+        images: folder that image paths start from; default as in a run.
+        decode: open pictures whole; else their headers alone, which does not see cut files.
+        workers: processes; 1: none beside this one.
+        other_splits: files whose pictures must not occur in this one, compared by content.
+        count_tokens: what a model makes of an example; none: lengths are not checked.
+        max_tokens: longest example, in tokens.
+        fix: file for the lines without a problem, written when all problems have been read.
+        progress: called with the number of lines done.
+
+    Returns:
+        An iterator over the problems, in the order of the lines, with the `summary`.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    for file in (data, *other_splits):
+        if not file.is_file():
+            raise DataError(f"{file}: no such file; give a JSONL file of examples")
+    if fix is not None and fix.resolve() == data.resolve():
+        raise DataError(f"{fix}: is the file being checked; write the good lines elsewhere")
+    rules = _Rules(ImageFolder(data, images), decode, count_tokens, max_tokens)
+    return FileCheck(data, rules, workers, other_splits, fix, progress)
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What one line is checked by."""
+
+    folder: ImageFolder
+    decode: bool
+    count_tokens: CountTokens | None
+    max_tokens: int | None
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What came out of one line."""
+
+    messages: tuple[str, ...]
+    identity: str | None = None
+    num_turns: int = 0
+    images: tuple[tuple[str, Path], ...] = ()
+    """As the line calls them, and as they are found."""
+
+    answer: str = ""
+    closed: bool = False
+    tokens: int = 0
+
+
+class FileCheck(Iterator[Problem]):
+    """Problems of a file, in the order of its lines, and their summary."""
+
+    def __init__(
+        self,
+        data: Path,
+        rules: _Rules,
+        workers: int,
+        other_splits: Sequence[Path],
+        fix: Path | None,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self.summary = Summary()
+        self._open_answers: Counter[str] = Counter()
+        self._data, self._rules, self._workers = data, rules, workers
+        self._other_splits, self._fix, self._progress = other_splits, fix, progress
+        self._problems = self._walk()
+
+    def __next__(self) -> Problem:
+        """Find the next problem."""
+        return next(self._problems)
+
+    def _walk(self) -> Iterator[Problem]:
+        summary, lines_of_ids, seen = self.summary, dict[str, int](), set[Path]()
+        elsewhere = _Elsewhere(self._other_splits, self._rules.folder)
+        good = _GoodLines(self._fix)
+        work = partial(_check_line, self._rules)
+        numbered = _lines(self._data)
+        for number, line, finding in _side_by_side(work, numbered, self._workers):
+            messages = list(finding.messages)
+            summary.lines += 1
+            if finding.identity is not None:
+                self._count(finding)
+                first = lines_of_ids.setdefault(finding.identity, number)
+                if first != number:
+                    messages.append(f'id "{finding.identity}" is that of line {first} too')
+            for name, path in finding.images:
+                if path not in seen:
+                    seen.add(path)
+                    summary.images += 1
+                if twin := elsewhere.find(path):
+                    messages.append(f"image {name} is also in {twin}")
+            summary.problems += len(messages)
+            summary.bad_lines += bool(messages)
+            yield from (Problem(number, message) for message in messages)
+            if not messages:
+                good.write(line)
+            if self._progress:
+                self._progress(summary.lines)
+        if not summary.lines:
+            summary.problems += 1
+            yield Problem(1, "no example in the file")
+        if not summary.labels and len(self._open_answers) <= min(MOST_LABELS, summary.examples / 2):
+            summary.labels.update(self._open_answers)
+        good.close()
+
+    def _count(self, finding: _Finding) -> None:
+        summary = self.summary
+        summary.examples += 1
+        summary.turns += finding.num_turns
+        summary.tokens += finding.tokens
+        if finding.closed:
+            summary.labels[finding.answer] += 1
+        # One more than are shown is enough to know that there are too many.
+        elif finding.answer in self._open_answers or len(self._open_answers) <= MOST_LABELS:
+            self._open_answers[finding.answer] += 1
+
+
+def _lines(data: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        with data.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise DataError(f"{data}: {error.strerror}; give a JSONL file of examples") from error
+
+
+def _side_by_side(
+    work: Callable[[bytes], _Finding], numbered: Iterable[tuple[int, bytes]], workers: int
+) -> Iterator[tuple[int, bytes, _Finding]]:
+    """Yield each line's number and text beside what came out of it."""
+    from collections import deque
+
+    waiting: deque[tuple[int, bytes]] = deque()
+
+    def texts() -> Iterator[bytes]:
+        for number, line in numbered:
+            waiting.append((number, line))
+            yield line
+
+    for finding in parallel(work, texts(), workers, chunk=256):
+        number, line = waiting.popleft()
+        yield number, line, finding
+
+
+def _check_line(rules: _Rules, line: bytes) -> _Finding:
+    try:
+        example = parse_example(line)
+    except ValueError as error:
+        return _Finding((str(error),))
+    messages = [
+        f"turn {number}: {message}"
+        for number, turn in enumerate(example.turns, start=1)
+        for message in _turn_problems(turn)
+    ]
+    found: list[tuple[str, Path]] = []
+    sizes: list[tuple[int, int]] = []
+    for name in example.images:
+        try:
+            path = rules.folder.find(name)
+            sizes.append(_probe(path, rules.decode))
+            found.append((name, path))
+        except (DataError, OSError, ValueError) as error:  # a name may be too long, or hold a NUL
+            messages.append(
+                str(error) if isinstance(error, DataError) else f"image {name!r}: {error}"
+            )
+    tokens = 0
+    if rules.count_tokens and len(sizes) == len(example.images):
+        tokens, problems = _length_problems(rules, example, sizes)
+        messages += problems
+    return _Finding(
+        messages=tuple(messages),
+        identity=example.id,
+        num_turns=len(example.turns),
+        images=tuple(found),
+        answer=example.turns[-1].assistant,
+        closed=bool(example.turns[-1].choices),
+        tokens=tokens,
+    )
+
+
+def _turn_problems(turn: Turn) -> Iterator[str]:
+    for who, text in (("user", turn.user), ("assistant", turn.assistant)):
+        if not text.strip():
+            yield f"{who} is empty"
+        if tokens := sorted(set(_SPECIAL_TOKEN.findall(text))):
+            yield f"{who} holds {', '.join(tokens)}, which the model would read as plain text"
+    if _IMAGE_TAG.search(turn.assistant):
+        yield "assistant holds an image tag"
+    named = [int(number) for number in _IMAGE_TAG.findall(turn.user)]
+    if named and sorted(named) != list(range(1, len(turn.images) + 1)):
+        tags = ", ".join(f"<|image_{number}|>" for number in named)
+        yield f"user names {tags}, but the turn has {len(turn.images)} images"
+    if turn.choices and turn.assistant not in turn.choices:
+        yield f'"{turn.assistant}" is none of the choices'
+
+
+@lru_cache(maxsize=4096)  # questions of one picture stand near each other
+def _probe_or_reason(path: Path, decode: bool) -> tuple[int, int] | str:
+    try:
+        return open_image(path).size if decode else image_size(path)
+    except DataError as error:
+        return str(error)
+
+
+def _probe(path: Path, decode: bool) -> tuple[int, int]:
+    result = _probe_or_reason(path, decode)
+    if isinstance(result, str):
+        raise DataError(result)
+    return result
+
+
+def _length_problems(
+    rules: _Rules, example: Example, sizes: Sequence[tuple[int, int]]
+) -> tuple[int, list[str]]:
+    assert rules.count_tokens is not None
+    try:
+        counts = rules.count_tokens(example, sizes)
+    except (DataError, ValueError) as error:
+        return 0, [str(error)]
+    total, problems = 0, []
+    for number, tokens in enumerate(counts.turns, start=1):
+        total += tokens
+        if rules.max_tokens is not None and total > rules.max_tokens:
+            problems.append(
+                f"turn {number}: {total} tokens up to here, more than {rules.max_tokens}"
+            )
+            break
+    if not counts.learnt:
+        problems.append("no token of it would be learnt")
+    return sum(counts.turns), problems
+
+
+class _Elsewhere:
+    """Pictures of other splits, told by content; only those of equal length are read."""
+
+    def __init__(self, files: Sequence[Path], folder: ImageFolder) -> None:
+        self._by_length: dict[int, list[tuple[Path, Path]]] = {}
+        seen: set[Path] = set()
+        for file in files:
+            # Files that stand side by side share the images folder that was given for one.
+            for _, line in _lines(file):
+                for path in _images_of(line, folder, ImageFolder(file)):
+                    if path not in seen:
+                        seen.add(path)
+                        self._by_length.setdefault(path.stat().st_size, []).append((path, file))
+        self._identity = lru_cache(maxsize=None)(image_identity)
+
+    def find(self, path: Path) -> str | None:
+        """Say where else a picture occurs."""
+        if not self._by_length:
+            return None
+        for other, file in self._by_length.get(path.stat().st_size, ()):
+            if other == path or self._identity(other) == self._identity(path):
+                return f"{file.name}, as {other.name}"
+        return None
+
+
+def _images_of(line: bytes, *folders: ImageFolder) -> Iterator[Path]:
+    try:
+        names = parse_example(line).images
+    except ValueError:
+        return  # the other file is checked in its own turn
+    for name in names:
+        for folder in folders:
+            try:
+                yield folder.find(name)
+                break
+            except (DataError, OSError, ValueError):
+                continue
+
+
+class _GoodLines:
+    """The lines without a problem, written whole or not at all; nowhere: they are let go."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._beside = path.with_name(f"{path.name}.{os.getpid()}.part") if path else None
+        self._file = self._beside.open("wb") if self._beside else None
+
+    def write(self, line: bytes) -> None:
+        if self._file:
+            self._file.write(line if line.endswith(b"\n") else line + b"\n")
+
+    def close(self) -> None:
+        if self._file and self._beside and self._path:
+            self._file.close()
+            self._beside.replace(self._path)

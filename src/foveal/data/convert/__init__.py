@@ -1,0 +1,81 @@
+"""A data set in the layout it is published in -> our layout: pictures and JSONL files."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from foveal.data.convert.chats import convert_llava, convert_sharegpt
+from foveal.data.convert.columns import Hub
+from foveal.data.convert.documents import convert_docvqa, convert_funsd, convert_sroie
+from foveal.data.convert.draft import Draft, LeftOut, Options
+from foveal.data.convert.folders import convert_imagefolder, convert_ucf101, convert_video_folder
+from foveal.data.convert.source import Source
+from foveal.data.convert.statements import convert_hateful_memes, convert_nlvr, convert_nlvr2
+from foveal.data.convert.write import Converted, Progress, claim, write_drafts
+from foveal.errors import DataError
+
+__all__ = ["KINDS", "Converted", "Options", "Progress", "convert"]
+
+_FILE_KINDS: Mapping[str, Callable[[Source, Options], Iterable[Draft | LeftOut]]] = {
+    "funsd": convert_funsd,
+    "imagefolder": convert_imagefolder,
+    "llava": convert_llava,
+    "nlvr": convert_nlvr,
+    "sharegpt": convert_sharegpt,
+    "sroie": convert_sroie,
+    "ucf101": convert_ucf101,
+    "video-folder": convert_video_folder,
+}
+_HUB_KINDS: Mapping[str, Callable[[Source | Hub, Options], Iterable[Draft | LeftOut]]] = {
+    "docvqa": convert_docvqa,
+    "hateful-memes": convert_hateful_memes,
+    "nlvr2": convert_nlvr2,
+}
+
+KINDS = tuple(sorted({**_FILE_KINDS, **_HUB_KINDS}))
+"""Names of the layouts that we read."""
+
+
+def convert(
+    kind: str,
+    source: Path,
+    out: Path,
+    *,
+    options: Options | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Converted:
+    """Convert a data set; run again after a kill, it goes on where it was.
+
+    Writes OUT/images/<split>/..., OUT/<name>_<split>.jsonl and OUT/left_out.txt.
+
+    Args:
+        kind: one of KINDS.
+        source: folder, zip, or folder of zips; for some kinds `owner/name` on the hub.
+        out: a new folder, or one that the same conversion began to fill.
+        options: choices, as far as they concern the kind.
+        workers: processes that decode; 1: none beside this one.
+        progress: called as examples are done.
+
+    Raises:
+        DataError: the source is not of that kind, or OUT holds something else.
+        UserError: a package that the source needs is not installed.
+    """
+    options = options or Options()
+    if out.resolve().is_relative_to(source.resolve()):
+        raise DataError(f"{out}: lies inside the source; give a folder elsewhere")
+    links_out: Sequence[str] = ()
+    drafts: Iterable[Draft | LeftOut]
+    if kind in _HUB_KINDS:
+        on_hub = not source.exists() and len(source.parts) == 2
+        place = Hub(source.as_posix()) if on_hub else Source(source)
+        links_out = place.links_out
+        fingerprint, drafts = place.fingerprint(), _HUB_KINDS[kind](place, options)
+    elif kind in _FILE_KINDS:
+        files = Source(source)
+        links_out = files.links_out
+        fingerprint, drafts = files.fingerprint(), _FILE_KINDS[kind](files, options)
+    else:
+        raise DataError(f"{kind}: unknown kind of data set; give one of {', '.join(KINDS)}")
+    claim(out, kind=kind, options=repr(options), source=fingerprint)
+    left_out = [LeftOut(name, "a link out of the folder") for name in links_out]
+    return write_drafts(drafts, out, kind, left_out=left_out, workers=workers, progress=progress)

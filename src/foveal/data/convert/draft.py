@@ -1,0 +1,73 @@
+"""What a converter yields: an example to be written, and where its pictures come from."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from foveal.data.convert.source import Entry
+from foveal.data.example import Turn
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person may choose about a conversion; each kind heeds those that concern it."""
+
+    num_frames: int = 8
+    """Frames taken of a clip."""
+
+    classes: str = "all"
+    """`all`, `first10` (any number) in the order of their names, or names between commas."""
+
+    official_split: Literal[1, 2, 3] = 1
+    """Which of UCF-101's three lists of train and test clips."""
+
+    validation_fraction: float = 0.1
+    """Share of the training groups that become `val` where a data set has none of its own."""
+
+    question: str | None = None
+    """What to ask of each picture, where the data set has no questions of its own."""
+
+    seed: int = 0
+    """Start of every random choice."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to be copied as it is, once it has been decoded without an error."""
+
+    source: Entry | bytes
+    target: str
+    """Path below OUT/images."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip to be taken apart into frames, one JPEG each."""
+
+    source: Entry
+    targets: tuple[str, ...]
+    """Paths below OUT/images, one a frame."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One example to be written, once its pictures are."""
+
+    split: str
+    turns: tuple[Turn, ...]
+    media: tuple[Picture | Clip, ...] = ()
+    set_name: str | None = None
+    """First part of the file's name, where it is not the kind's."""
+
+    @property
+    def label(self) -> str:
+        """The answer, where it is one of a closed set; else nothing."""
+        return self.turns[-1].assistant if self.turns[-1].choices else ""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something in the source that becomes no example."""
+
+    name: str
+    reason: str
+    """In a few words that are the same for each thing left out for it."""

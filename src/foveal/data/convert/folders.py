@@ -1,0 +1,216 @@
+"""Folders named after classes, of pictures or clips (UCF-101 among them) -> drafts."""
+
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from random import Random
+
+from foveal.data.convert.draft import Clip, Draft, LeftOut, Options, Picture
+from foveal.data.convert.source import Entry, Source
+from foveal.data.example import Turn
+from foveal.errors import DataError
+
+PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".avif")
+CLIPS = (".avi", ".mp4", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".m4v", ".flv", ".wmv")
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Folder name -> split."""
+
+
+def convert_imagefolder(source: Source, options: Options) -> list[Draft | LeftOut]:
+    """Pictures in `<class>/` or `<split>/<class>/`; without splits, part of each class is `val`."""
+    return _class_folders(source, PICTURES, options)
+
+
+def convert_video_folder(source: Source, options: Options) -> list[Draft | LeftOut]:
+    """Clips in `<class>/` or `<split>/<class>/`; without splits, part of each class is `val`."""
+    return _class_folders(source, CLIPS, options)
+
+
+def convert_ucf101(source: Source, options: Options) -> list[Draft | LeftOut]:
+    """UCF-101 with its lists, or a subset of it in `<split>/<class>/`.
+
+    The lists know train and test; `val` is taken from train by whole groups, since clips of a
+    group are cut from one film and look alike.
+    """
+    train = source.match(f"trainlist0{options.official_split}.txt")
+    test = source.match(f"testlist0{options.official_split}.txt")
+    if not train or not test:
+        return convert_video_folder(source, options)
+    clips = {entry.last_name: entry for entry in source.entries if entry.suffix in CLIPS}
+    listed = _read_list(train[0], "train") | _read_list(test[0], "test")
+    index = source.match("classInd.txt")
+    names = (
+        [line.split()[-1] for line in index[0].read_text().splitlines() if line.split()]
+        if index
+        else []
+    )
+    classes = choose_classes(
+        names or sorted({name.partition("/")[0] for name in listed}), options.classes
+    )
+
+    groups = {group_of(name) for name, split in listed.items() if split == "train"}
+    held_out = choose_groups(groups, options.validation_fraction, options.seed)
+    drafts: list[Draft | LeftOut] = []
+    for name, split in listed.items():
+        class_name, file = name.partition("/")[0], _last(name)
+        entry = clips.pop(file, None)
+        if class_name not in classes:
+            if entry:
+                drafts.append(LeftOut(str(entry), "class not chosen"))
+        elif entry is None:
+            drafts.append(LeftOut(name, "named by a list, but not there"))
+        else:
+            moved = "val" if split == "train" and group_of(name) in held_out else split
+            drafts.append(_clip(entry, moved, class_name, classes, options))
+    strays = [LeftOut(str(entry), "in no list of this split") for entry in clips.values()]
+    return sorted(drafts, key=_reading_order) + strays
+
+
+def _read_list(file: Entry, split: str) -> dict[str, str]:
+    """Read lines like `Archery/v_Archery_g01_c01.avi 3`."""
+    lines = (line.split() for line in file.read_text().splitlines())
+    return {line[0]: split for line in lines if line}
+
+
+def _reading_order(draft: Draft | LeftOut) -> str:
+    return draft.turns[0].images[0] if isinstance(draft, Draft) else draft.name
+
+
+def _class_folders(
+    source: Source, suffixes: Sequence[str], options: Options
+) -> list[Draft | LeftOut]:
+    entries = [entry for entry in source.entries if entry.suffix in suffixes]
+    if not entries:
+        raise DataError(f"{source.path}: no file that ends in {', '.join(suffixes)}")
+    # A class may itself be called "train", so splits count only where classes stand below them.
+    with_splits = any(_split_and_class(entry) for entry in entries)
+    placed: list[tuple[Entry, str, str]] = []
+    drafts: list[Draft | LeftOut] = []
+    for entry in entries:
+        found = _split_and_class(entry) if with_splits else ("", entry.folders[-1:])
+        if not found or not found[1]:
+            drafts.append(LeftOut(str(entry), "in no class folder"))
+        else:
+            placed.append((entry, found[0], found[1][0]))
+    classes = choose_classes(sorted({name for _, _, name in placed}), options.classes)
+    held_out = set() if with_splits else _held_out(placed, options)
+    taken: set[str] = set()
+    for entry, split, class_name in placed:
+        if class_name not in classes:
+            drafts.append(LeftOut(str(entry), "class not chosen"))
+            continue
+        split = split or ("val" if (class_name, group_of(entry.name)) in held_out else "train")
+        stem = f"{split}/{class_name}/{entry.stem}"
+        same_name = stem in taken  # a.png beside a.jpg
+        taken.add(stem)
+        if suffixes is CLIPS:
+            drafts.append(_clip(entry, split, class_name, classes, options, same_name))
+        else:
+            drafts.append(_picture(entry, split, class_name, classes, options))
+    return drafts
+
+
+def _split_and_class(entry: Entry) -> tuple[str, Sequence[str]] | None:
+    for position, folder in enumerate(entry.folders[:-1]):
+        if folder.lower() in SPLITS:
+            return SPLITS[folder.lower()], entry.folders[position + 1 :]
+    return None
+
+
+def _held_out(placed: list[tuple[Entry, str, str]], options: Options) -> set[tuple[str, str]]:
+    groups: dict[str, set[str]] = {}
+    for entry, _, class_name in placed:
+        groups.setdefault(class_name, set()).add(group_of(entry.name))
+    return {
+        (class_name, group)
+        for class_name, names in groups.items()
+        for group in choose_groups(
+            names, options.validation_fraction, f"{options.seed}/{class_name}"
+        )
+    }
+
+
+def group_of(name: str) -> str:
+    """Name what a file must not be parted from: the film of `v_Archery_g07_c02.avi` is 07."""
+    group = re.search(r"_g(\d+)_c\d+\.\w+$", name)
+    return group[1] if group else name
+
+
+def choose_groups(groups: Iterable[str], fraction: float, seed: int | str) -> set[str]:
+    """Draw a share of groups: at least one where there are several, never all."""
+    names = sorted(groups)
+    if fraction <= 0 or len(names) < 2:
+        return set()
+    number = min(max(1, round(fraction * len(names))), len(names) - 1)
+    return set(Random(seed).sample(names, number))
+
+
+def choose_classes(classes: Sequence[str], wish: str) -> tuple[str, ...]:
+    """Choose `all`, `first10` (any number), or `A,B,C`.
+
+    Raises:
+        DataError: there is no class of that name.
+    """
+    if wish == "all":
+        return tuple(classes)
+    if first := re.fullmatch(r"first(\d+)", wish):
+        return tuple(classes[: int(first[1])])
+    chosen = tuple(name.strip() for name in wish.split(",") if name.strip())
+    for name in chosen:
+        if name not in classes:
+            close = get_close_matches(name, classes, n=1)
+            raise DataError(f"no class {name!r}" + (f"; did you mean {close[0]}?" if close else ""))
+    return chosen
+
+
+def _clip(
+    entry: Entry,
+    split: str,
+    class_name: str,
+    classes: Sequence[str],
+    options: Options,
+    same_name: bool = False,
+) -> Draft:
+    stem = entry.last_name if same_name else entry.stem
+    targets = tuple(f"{split}/{class_name}/{stem}.{k}.jpg" for k in range(options.num_frames))
+    turn = _question("video", targets, class_name, classes, options)
+    return Draft(split, (turn,), (Clip(entry, targets),))
+
+
+def _picture(
+    entry: Entry, split: str, class_name: str, classes: Sequence[str], options: Options
+) -> Draft:
+    below = "/".join(entry.folders[entry.folders.index(class_name) :])
+    target = f"{split}/{below}/{entry.last_name}"
+    turn = _question("image", (target,), class_name, classes, options)
+    return Draft(split, (turn,), (Picture(entry, target),))
+
+
+def _question(
+    what: str,
+    targets: tuple[str, ...],
+    class_name: str,
+    classes: Sequence[str],
+    options: Options,
+) -> Turn:
+    # The published recipe's words.
+    asked = f"Classify the {what} into one of the following classes: {', '.join(classes)}."
+    return Turn(
+        images=targets,
+        user=options.question or asked,
+        assistant=class_name,
+        choices=tuple(classes),
+    )
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]

@@ -1,0 +1,193 @@
+"""Drafts -> pictures and JSONL files on disk: in parallel, each file whole or not at all."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+from foveal.data.convert.draft import Clip, Draft, LeftOut, Picture
+from foveal.data.convert.source import Entry
+from foveal.data.example import Example, write_examples
+from foveal.data.media import decode_frames, decode_image
+from foveal.data.parallel import parallel
+from foveal.errors import DataError
+
+JPEG_QUALITY = 95
+"""Of frames; other pictures are copied as they are."""
+
+Progress = Callable[[int, int | None], None]
+"""Called with how many drafts are done, and how many there are, where that is known."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion wrote and what it left out."""
+
+    files: tuple[Path, ...]
+    """The JSONL files."""
+
+    counts: Mapping[str, Counter[str]]
+    """Name of the file without its ending -> label -> examples; open answers have the label ""."""
+
+    left_out: Counter[str]
+    """Reason -> how many; OUT/left_out.txt names each."""
+
+
+def write_drafts(
+    drafts: Iterable[Draft | LeftOut],
+    out: Path,
+    name: str,
+    *,
+    left_out: Iterable[LeftOut] = (),
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Converted:
+    """Write pictures that are not there yet, then the JSONL files.
+
+    Ids count through the splits in the order train, val, test, others, as in the published recipe.
+    """
+    total = len(drafts) if isinstance(drafts, Sized) else None
+    kept: dict[tuple[str, str], list[Draft]] = {}
+    left_out = list(left_out)
+    write = partial(_write_media, out / "images")
+    outcomes = parallel(write, _without_clashes(drafts), workers, chunk=8)
+    for done, outcome in enumerate(outcomes, start=1):
+        if isinstance(outcome, LeftOut):
+            left_out.append(outcome)
+        else:
+            kept.setdefault((outcome.set_name or name, outcome.split), []).append(outcome)
+        if progress:
+            progress(done, total)
+    if not kept:
+        raise DataError(f"no example came out of it; {_most_frequent(left_out)}")
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    number: Counter[str] = Counter()
+    for set_name, split in sorted(kept, key=_reading_order):
+        examples = []
+        for draft in kept[set_name, split]:
+            identity = f"{split}-{number[set_name]:010d}"
+            number[set_name] += 1
+            examples.append(Example(id=identity, source=set_name, conversations=draft.turns))
+        file = out / f"{set_name}_{split}.jsonl"
+        write_examples(file, examples)
+        files.append(file)
+    named = "".join(f"{item.name}\t{item.reason}\n" for item in left_out)
+    _write_bytes(out / "left_out.txt", named.encode())
+    return Converted(
+        files=tuple(files),
+        counts={
+            f"{set_name}_{split}": Counter(draft.label for draft in kept[set_name, split])
+            for set_name, split in sorted(kept, key=_reading_order)
+        },
+        left_out=Counter(item.reason for item in left_out),
+    )
+
+
+def _without_clashes(drafts: Iterable[Draft | LeftOut]) -> Iterator[Draft | LeftOut]:
+    """Leave out what would be written over another picture of the same name."""
+    owners: dict[str, Entry] = {}
+    for draft in drafts:
+        media = draft.media if isinstance(draft, Draft) else ()
+        named = [
+            (medium.targets[0] if isinstance(medium, Clip) else medium.target, medium.source)
+            for medium in media
+            if isinstance(medium.source, Entry)  # bytes are named by their content
+        ]
+        clash = next(
+            (entry for name, entry in named if owners.setdefault(name, entry) != entry), None
+        )
+        yield draft if clash is None else LeftOut(str(clash), "another file has its name")
+
+
+def _reading_order(key: tuple[str, str]) -> tuple[str, int, str]:
+    set_name, split = key
+    usual = ("train", "val", "dev", "validation", "test")
+    return set_name, usual.index(split) if split in usual else len(usual), split
+
+
+def _most_frequent(left_out: list[LeftOut]) -> str:
+    reasons = Counter(item.reason for item in left_out).most_common(1)
+    return (
+        f"left out: {reasons[0][1]} x {reasons[0][0]}" if reasons else "nothing of its kind in it"
+    )
+
+
+def _write_media(images: Path, draft: Draft | LeftOut) -> Draft | LeftOut:
+    """Write the pictures of one draft; runs in a process of its own. Gives up the bytes it had."""
+    if isinstance(draft, LeftOut):
+        return draft
+    for medium in draft.media:
+        name = medium.target if isinstance(medium.source, bytes) else str(medium.source)
+        try:
+            if isinstance(medium, Clip):
+                _write_frames(images, medium)
+            else:
+                _write_picture(images, medium)
+        except DataError as error:
+            return LeftOut(name, str(error).removeprefix(f"{name}: "))
+    return Draft(draft.split, draft.turns, set_name=draft.set_name)
+
+
+def _write_picture(images: Path, picture: Picture) -> None:
+    target = _inside(images, picture.target)
+    if target.exists():  # renamed into place, so it is whole
+        return
+    if isinstance(picture.source, bytes):
+        content, name = picture.source, picture.target
+    else:
+        content, name = picture.source.read(), str(picture.source)
+    decode_image(BytesIO(content), name)
+    _write_bytes(target, content)
+
+
+def _write_frames(images: Path, clip: Clip) -> None:
+    targets = [_inside(images, target) for target in clip.targets]
+    if all(target.exists() for target in targets):
+        return
+    frames = decode_frames(BytesIO(clip.source.read()), str(clip.source), len(targets))
+    for target, frame in zip(targets, frames, strict=True):
+        content = BytesIO()
+        frame.save(content, "JPEG", quality=JPEG_QUALITY)
+        _write_bytes(target, content.getvalue())
+
+
+def _inside(images: Path, target: str) -> Path:
+    # Targets are made of names in the source, and a zip may name anything.
+    if target.startswith("/") or ".." in target.split("/") or not target.isprintable():
+        raise DataError(f"{target!r}: not a name for a file; rename it")
+    return images / target
+
+
+def _write_bytes(target: Path, content: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Two processes may write a picture that two examples share: each renames its own copy.
+    beside = target.with_name(f"{target.name}.{os.getpid()}.part")
+    beside.write_bytes(content)
+    beside.replace(target)
+
+
+def claim(out: Path, **settings: str) -> None:
+    """Mark a folder as the place of one conversion, so that only the same one goes on in it.
+
+    Raises:
+        DataError: the folder holds another conversion, or files of another origin.
+    """
+    mark = out / "conversion.json"
+    text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
+    if mark.exists():
+        if mark.read_text(encoding="utf-8") != text:
+            raise DataError(
+                f"{out}: holds a conversion of other files or with other options; "
+                "give a new folder or delete this one"
+            )
+        for cut_off in out.rglob("*.part"):  # by a kill
+            cut_off.unlink()
+    elif out.exists() and any(out.iterdir()):
+        raise DataError(f"{out}: not empty, and not from a conversion; give a new folder")
+    else:
+        _write_bytes(mark, text.encode())

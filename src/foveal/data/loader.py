@@ -1,0 +1,79 @@
+"""Plan -> the batches of one rank, from any step on, opened by workers ahead of the model."""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from foveal.data.batch import Batch, build_batch
+from foveal.data.dataset import Dataset
+from foveal.data.encode import TurnProcessor
+from foveal.data.rows import Plan, Row
+
+
+@dataclass(frozen=True)
+class RowBatches(TorchDataset[Batch]):
+    """What a worker does: a row becomes a batch."""
+
+    dataset: Dataset
+    processor: TurnProcessor
+    weighting: str
+
+    def __getitem__(self, row: Row) -> Batch:
+        """Lay out one row and open its pictures."""
+        return build_batch(row, self.dataset, self.processor, self.weighting)
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """The batches of one rank behind one optimizer step."""
+
+    step: int
+    batches: Iterator[Batch]
+
+
+class StepLoader:
+    """Yields the steps of one rank; the plan says what is in each, so none need be replayed."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        batches: RowBatches,
+        rank: int = 0,
+        workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.plan = plan
+        self.batches = batches
+        self.rank = rank
+        self.workers = workers
+        self.pin_memory = pin_memory
+
+    def steps(self, start: int, stop: int) -> Iterator[StepBatches]:
+        """Yield steps `start` to `stop - 1`; use up the batches of one before the next."""
+        rows = (row for step in range(start, stop) for row in self._rows(step))
+        loader = DataLoader(
+            self.batches,
+            sampler=rows,  # type: ignore[arg-type]  # an iterable is all that it needs
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=4 if self.workers else None,
+            worker_init_fn=_leave_interrupts_to_the_run,
+            pin_memory=self.pin_memory,
+        )
+        stream = iter(loader)
+        for step in range(start, stop):
+            count = len(self._rows(step))
+            yield StepBatches(step, (next(stream) for _ in range(count)))
+
+    def _rows(self, step: int) -> tuple[Row, ...]:
+        return self.plan.step(step).ranks[self.rank]
+
+
+def _leave_interrupts_to_the_run(_worker: int) -> None:
+    # Ctrl-C reaches every process of a terminal; the run finishes its step and needs its rows.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

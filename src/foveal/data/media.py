@@ -1,0 +1,290 @@
+"""A file with a picture or a clip -> RGB pictures, sizes and identities, opened safely."""
+
+import json
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import file_digest
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from foveal.data.parallel import parallel
+from foveal.errors import DataError
+
+MAX_PIXELS = 178_956_970
+"""Most pixels of a picture, width x height: where Pillow itself takes it for a bomb."""
+
+MAX_FRAMES = 1_000_000
+"""Most frames of a clip: eleven hours at 25 a second."""
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""Kinds of pictures that are opened; others are refused unread (EPS would start a program)."""
+
+_TURNS = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# A playlist may name any other file, so kinds that are lists are not on this one.
+_CLIP_OPTIONS = {"format_whitelist": "avi,mov,matroska,webm,mpeg,mpegvideo,mpegts,flv,asf,ogg,gif"}
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open a picture as RGB, upright, the first frame of an animated one.
+
+    Raises:
+        DataError: there is no such file, or it is no picture, cut short, or too large.
+    """
+    return decode_image(path, path)
+
+
+def decode_image(source: Path | BinaryIO, name: object) -> Image.Image:
+    """Open a picture from a file or from bytes in memory; an error calls it `name`."""
+    with _header(source, name) as image:
+        # Pillow turns TIFF upright by itself.
+        turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
+        try:
+            image.load()
+            rgb = to_rgb(image)
+        except Exception as error:  # decoders of broken bytes raise whatever they like
+            raise DataError(f"{name}: broken picture ({_reason(error)}); replace it") from error
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn a picture of any mode into RGB.
+
+    Equal to `image.convert("RGB")`, except for 16-bit grey: its high byte is kept, as Pillow
+    does for 16-bit colour, where Pillow would clip it to white. An alpha channel is dropped, not
+    blended; floats count as 0 to 255.
+    """
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        import numpy
+
+        high = numpy.asarray(image).astype(numpy.int64).clip(0, 65535) >> 8
+        image = Image.fromarray(high.astype(numpy.uint8))
+    elif image.mode == "P":
+        # One transparent entry per colour cannot be kept in RGB and Pillow would warn of it.
+        image.info.pop("transparency", None)
+    return image.convert("RGB")
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Read (width, height) of the upright picture from its header alone.
+
+    Raises:
+        DataError: there is no such file, or it is no picture or too large.
+    """
+    with _header(path, path) as image:
+        if _orientation(image) in (5, 6, 7, 8) and image.format != "TIFF":
+            return image.height, image.width
+        return image.width, image.height
+
+
+def image_sizes(
+    paths: Sequence[Path], cache: Path | None = None, workers: int = 1
+) -> list[tuple[int, int]]:
+    """Read (width, height) of many pictures, in processes, remembered from one run to the next.
+
+    Args:
+        paths: pictures; a path may occur more than once and is read once.
+        cache: file that remembers sizes by path, bytes and time of change; a broken one is rebuilt.
+        workers: processes; 0 or 1: none beside this one.
+
+    Raises:
+        DataError: a picture cannot be used; the first of them is named.
+    """
+    known = _read_cache(cache) if cache else {}
+    stamps = {path: _stamp(path) for path in dict.fromkeys(paths)}
+    unread = [path for path, stamp in stamps.items() if known.get(str(path), ())[:2] != stamp]
+    sizes = parallel(image_size, unread, workers, chunk=1024)
+    for path, size in zip(unread, sizes, strict=True):
+        known[str(path)] = (*stamps[path], *size)
+    if cache and unread:
+        _write_cache(cache, known)
+    return [known[str(path)][2:] for path in paths]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    return status.st_size, status.st_mtime_ns
+
+
+_Known = dict[str, tuple[int, int, int, int]]  # path -> bytes, time of change, width, height
+
+
+def _read_cache(cache: Path) -> _Known:
+    try:
+        known = json.loads(cache.read_bytes())
+        return {path: (int(a), int(b), int(c), int(d)) for path, (a, b, c, d) in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # absent or broken: only time is lost
+
+
+def _write_cache(cache: Path, known: _Known) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    beside = cache.with_name(f"{cache.name}.{os.getpid()}.part")
+    beside.write_text(json.dumps(known, separators=(",", ":")))
+    beside.replace(cache)
+
+
+def frame_indices(total_frames: int, num_frames: int = 8) -> list[int]:
+    """Spread `num_frames` over a clip, floor(k * total / num); a short clip repeats frames."""
+    if total_frames < 1 or num_frames < 1:
+        raise ValueError(f"no frames to take {num_frames} of {total_frames} from")
+    return [k * total_frames // num_frames for k in range(num_frames)]
+
+
+def read_frames(path: Path, num_frames: int = 8) -> list[Image.Image]:
+    """Read frames spread evenly over a clip, as RGB.
+
+    Raises:
+        DataError: there is no such file, or it is no clip, broken, too large or too long.
+    """
+    try:
+        # An open file, not a name: FFmpeg reads "a:b.avi" as an address.
+        with path.open("rb") as file:
+            return decode_frames(file, path, num_frames)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+
+
+def decode_frames(source: BinaryIO, name: object, num_frames: int) -> list[Image.Image]:
+    """Read frames from a file or from bytes in memory; an error calls it `name`."""
+    # The header's count may lie; believed first, it spares honest clips a second pass.
+    frames, total, claimed = _take_frames(source, name, None, num_frames)
+    if total != claimed:
+        source.seek(0)
+        frames, total, _ = _take_frames(source, name, total, num_frames)
+    return [frames[index] for index in frame_indices(total, num_frames)]
+
+
+def _take_frames(
+    source: BinaryIO, name: object, expected: int | None, num_frames: int
+) -> tuple[dict[int, Image.Image], int, int]:
+    """Decode a whole clip: chosen frames by index, how many there are, how many the header says."""
+    import av
+
+    taken: dict[int, Image.Image] = {}
+    total = 0
+    try:
+        with av.open(source, "r", options=_CLIP_OPTIONS, metadata_errors="replace") as clip:
+            if not clip.streams.video:
+                raise DataError(f"{name}: no moving picture in it; leave it out")
+            stream = clip.streams.video[0]
+            _check_pixels(name, stream.codec_context.width, stream.codec_context.height)
+            claimed = stream.frames
+            expected = claimed if expected is None else expected
+            wanted = set(frame_indices(expected, num_frames)) if expected > 0 else set()
+            for frame in clip.decode(stream):
+                if total in wanted:
+                    taken[total] = Image.fromarray(frame.to_ndarray(format="rgb24"))
+                total += 1
+                if total > MAX_FRAMES:
+                    raise DataError(f"{name}: more than {MAX_FRAMES} frames; cut it")
+    except DataError:
+        raise
+    except Exception as error:  # decoders of broken bytes raise whatever they like
+        raise DataError(f"{name}: broken clip ({_reason(error)}); replace it") from error
+    if not total:
+        raise DataError(f"{name}: a clip without frames; leave it out")
+    return taken, total, claimed
+
+
+def image_identity(path: Path) -> str:
+    """Name the content of a file: equal for equal bytes, whatever the file is called.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+
+
+class _Quiet:
+    """Hides Pillow's warnings while any thread is inside; the last one out ends it.
+
+    `warnings.catch_warnings` alone would leave the filters wrong where two threads overlap.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._hidden = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._hidden = warnings.catch_warnings()
+                self._hidden.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._hidden.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
+@contextmanager
+def _header(source: Path | BinaryIO, name: object) -> Iterator[Image.Image]:
+    """Open a picture as far as its header, undecoded."""
+    with _quiet:
+        try:
+            image = Image.open(source, formats=FORMATS)
+        except UnidentifiedImageError as error:
+            raise DataError(f"{name}: {_why_no_picture(source)}") from error
+        except Image.DecompressionBombError as error:
+            raise DataError(f"{name}: more than {MAX_PIXELS} pixels; make it smaller") from error
+        except OSError as error:
+            raise DataError(f"{name}: {_reason(error)}") from error
+        except Exception as error:  # decoders of broken bytes raise whatever they like
+            raise DataError(f"{name}: broken picture ({_reason(error)}); replace it") from error
+        with image:
+            _check_pixels(name, *image.size)
+            yield image
+
+
+def _check_pixels(name: object, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{name}: {width}x{height} is more than {MAX_PIXELS} pixels; make it smaller"
+        )
+
+
+def _why_no_picture(source: Path | BinaryIO) -> str:
+    if isinstance(source, Path) and source.stat().st_size == 0:
+        return "an empty file; replace it"
+    return f"not a picture of a kind we open ({', '.join(FORMATS)})"
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error)  # without a path, which is said before
+    return " ".join(reason.split()) or type(error).__name__
+
+
+def _orientation(image: Image.Image) -> int:
+    """Read which way is up, from the header alone; 1 where nothing is said."""
+    # Not image.getexif(): that of PNG decodes the picture to look for EXIF behind it.
+    try:
+        return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken metadata must not cost a sound picture
+        return 1

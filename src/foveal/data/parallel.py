@@ -1,0 +1,41 @@
+"""A function and many items -> its results in order, worked out in several processes."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def parallel(
+    work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int, chunk: int
+) -> Iterator[_Result]:
+    """Apply `work` to each item, in order; only a bounded number of items is under way.
+
+    Args:
+        work: a function of a module, since processes must find it by name.
+        items: read as needed, so it may be endless.
+        workers: processes; 0 or 1: none beside this one.
+        chunk: items handed out at a time; fewer than this are not worth a process.
+    """
+    items = iter(items)
+    first = list(islice(items, chunk))
+    if workers <= 1 or len(first) < chunk:
+        yield from map(work, first)
+        yield from map(work, items)
+        return
+    # Started afresh: a process forked beside threads (a progress bar, torch) may hang.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        under_way = deque([pool.submit(_apply, work, first)])
+        while under_way:
+            while len(under_way) < 4 * workers and (block := list(islice(items, chunk))):
+                under_way.append(pool.submit(_apply, work, block))
+            yield from under_way.popleft().result()
+
+
+def _apply(work: Callable[[_Item], _Result], items: list[_Item]) -> list[_Result]:
+    return [work(item) for item in items]

@@ -1,0 +1,21 @@
+"""The few errors that a person can mend; the command line prints them as one line."""
+
+
+class UserError(Exception):
+    """Something that a person can mend: what is wrong, where, and what to do."""
+
+
+class ConfigError(UserError):
+    """A recipe or an override holds a name or a value that we do not know."""
+
+
+class DataError(UserError):
+    """A file of examples, or a picture that one of them names, cannot be used."""
+
+
+class ModelError(UserError):
+    """A model folder cannot be read, or does not fit its data."""
+
+
+class RunError(UserError):
+    """A run cannot start, go on, or be resumed."""

@@ -1,0 +1,201 @@
+"""Predictions before and after + their examples -> cards worth looking at, with pictures."""
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from foveal.data.example import Example, ImageFolder
+from foveal.data.media import open_image
+from foveal.errors import DataError
+from foveal.evaluate.prediction import Prediction
+
+CARDS = 6
+"""Cards of one group."""
+
+PICTURES = 8
+"""Pictures shown on one card; the rest are counted."""
+
+PICTURE_BYTES = 3_000_000
+"""Size of all pictures together, as they stand in the page."""
+
+SIDES = (1024, 768, 512, 384, 256, 160)
+"""Longest sides, in pixels, of which a picture gets the first that fits its share."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One turn and what was answered to it, before and after."""
+
+    after: Prediction
+    before: Prediction | None = None
+    example: Example | None = None
+
+    @property
+    def question(self) -> str:
+        """The user's words; empty where the data is not at hand."""
+        return self.example.turns[self.after.turn].user if self.example else ""
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Pictures that the model saw up to this turn."""
+        turns = self.example.turns[: self.after.turn + 1] if self.example else ()
+        return tuple(path for turn in turns for path in turn.images)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, shrunk, as it stands in the page; without `uri`, why it is not there."""
+
+    name: str
+    """Id of its element."""
+
+    path: str
+    uri: str = ""
+    width: int = 0
+    height: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One turn to look at."""
+
+    pair: Pair
+    before: float | None
+    """Score, 0 to 1."""
+
+    after: float
+    confidence: float | None
+    """Probability of the answer after, where it was one of a closed set."""
+
+    pictures: tuple[Picture, ...] = ()
+    more_pictures: int = 0
+
+    @property
+    def gain(self) -> float:
+        """By how much the score rose; 0 where there is no before."""
+        return 0.0 if self.before is None else self.after - self.before
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cards that show one thing."""
+
+    title: str
+    words: str
+    cards: tuple[Card, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What there is to look at; each picture stands in it once."""
+
+    groups: tuple[Group, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+
+def match(
+    after: Sequence[Prediction], before: Sequence[Prediction], examples: Sequence[Example]
+) -> list[Pair]:
+    """Put together what belongs to one turn, in the order of `after`."""
+    earlier = {one.key: one for one in before}
+    known = {example.id: example for example in examples}
+    pairs = []
+    for one in after:
+        example = known.get(one.id)
+        if example and one.turn >= len(example.turns):
+            example = None  # another version of the data
+        pairs.append(Pair(one, earlier.get(one.key), example))
+    return pairs
+
+
+def choose(
+    pairs: Sequence[Pair],
+    score: Callable[[Prediction], float],
+    folder: ImageFolder | None,
+    seed: int = 0,
+) -> Gallery:
+    """Choose the turns that teach most, and shrink their pictures.
+
+    Args:
+        pairs: all turns.
+        score: score of one answer, 0 to 1; higher is better.
+        folder: where pictures are; none: cards without pictures.
+        seed: start of every random choice.
+    """
+    order = np.random.default_rng(seed).permutation(len(pairs))  # ties fall at random
+    cards = [_card(pairs[place], score) for place in order]
+    kinds: list[tuple[str, str, Callable[[Card], float]]] = [
+        ("Most improved", "Wrong before, right or closer now.", lambda card: card.gain),
+        ("Most broken", "Better before than now: what the run cost.", lambda card: -card.gain),
+        ("Most confident mistakes", "Wrong, and most sure of it.", _confident_mistake),
+        ("Random", "Drawn blindly from the rest.", lambda card: 1),
+    ]
+    groups = []
+    for title, words, worth in kinds:
+        first = sorted((card for card in cards if worth(card) > 0), key=worth, reverse=True)[:CARDS]
+        if first:
+            groups.append(Group(title, words, tuple(first)))
+            taken = {card.pair.after.key for card in first}
+            cards = [card for card in cards if card.pair.after.key not in taken]
+    return with_pictures(groups, folder) if folder else Gallery(tuple(groups))
+
+
+def _card(pair: Pair, score: Callable[[Prediction], float]) -> Card:
+    chances = pair.after.choice_probabilities
+    return Card(
+        pair,
+        before=score(pair.before) if pair.before else None,
+        after=score(pair.after),
+        confidence=max(chances.values()) if chances else None,
+    )
+
+
+def _confident_mistake(card: Card) -> float:
+    return card.confidence or 0 if card.after < 1 else 0
+
+
+def with_pictures(groups: Sequence[Group], folder: ImageFolder) -> Gallery:
+    """Give every card its pictures; a picture that several cards show is kept once."""
+    shown = [
+        path for group in groups for card in group.cards for path in card.pair.images[:PICTURES]
+    ]
+    paths = list(dict.fromkeys(shown))
+    share = PICTURE_BYTES // max(1, len(paths))
+    pictures = {
+        path: shrink(f"picture-{number}", path, folder, share) for number, path in enumerate(paths)
+    }
+    filled = [
+        replace(group, cards=tuple(_fill(card, pictures) for card in group.cards))
+        for group in groups
+    ]
+    return Gallery(tuple(filled), tuple(picture for picture in pictures.values() if picture.uri))
+
+
+def _fill(card: Card, pictures: Mapping[str, Picture]) -> Card:
+    images = card.pair.images
+    return replace(
+        card,
+        pictures=tuple(pictures[path] for path in images[:PICTURES]),
+        more_pictures=max(0, len(images) - PICTURES),
+    )
+
+
+def shrink(name: str, path: str, folder: ImageFolder, most_bytes: int) -> Picture:
+    """Open a picture and make it fit into `most_bytes` as a data URI; at 160 pixels it stays."""
+    try:
+        image = open_image(folder.find(path))
+    except DataError as error:
+        return Picture(name, path, problem=str(error))
+    for side in SIDES:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3)
+        file = io.BytesIO()
+        image.save(file, "WEBP", quality=72, method=4)
+        uri = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+        if len(uri) <= most_bytes:
+            break
+    return Picture(name, path, uri, image.width, image.height)

@@ -1,0 +1,77 @@
+"""A template and values -> one self-contained page; numbers as people write them."""
+
+import math
+from importlib.metadata import version
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+
+def write_page(out: Path, template: str, **values: object) -> Path:
+    """Fill a template and write it whole or not at all.
+
+    Whatever is filled in is escaped: it may come from data or from a model. The one exception is
+    the filter `svg`, for the charts, whose text matplotlib escapes.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "points": points,
+        "chance": chance,
+        "duration": duration,
+        "cut": cut,
+        "title": metric_title,
+        "svg": Markup,
+    }
+    text = environment.get_template(template).render(version=version("foveal"), **values)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = out.with_name(out.name + ".part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(out)
+    return out
+
+
+def percent(value: float | None, decimals: int = 1) -> str:
+    """Write 0.8125 as 81.2, without its sign; nothing known as a dash."""
+    if value is None or math.isnan(value):
+        return "\N{EN DASH}"
+    return f"{100 * value:.{decimals}f}"
+
+
+def points(value: float) -> str:
+    """Write 0.031 as +3.1, with a true minus sign."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def chance(p_value: float) -> str:
+    """Write a p-value to three digits."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as people say them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def metric_title(metric: str) -> str:
+    """Write the name of a metric for people."""
+    short = {"anls": "ANLS", "auroc": "AUROC", "f1": "F1"}
+    words = [short.get(word, word) for word in metric.split("_")]
+    return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
+
+
+def cut(text: object, most: int = 400) -> str:
+    """Write the start of a long text."""
+    whole = str(text)
+    return whole if len(whole) <= most else whole[: most - 1].rstrip() + "…"

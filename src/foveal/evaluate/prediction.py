@@ -1,0 +1,234 @@
+"""Prediction: one turn with the model's answer; predictions.jsonl in and out, scores.json."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from foveal.data.example import Example
+from foveal.errors import DataError
+from foveal.evaluate.metrics import DRAWS, Score, find_metrics, macro_auroc, plain, score
+
+Scores = dict[str, Score]
+"""Metric -> score over all predictions."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model answered to one turn of one example."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", ser_json_inf_nan="constants"
+    )
+
+    id: str
+    """Of the example."""
+
+    prediction: str
+    """The answer, as generated."""
+
+    turn: int = 0
+    """Which turn of the example, from 0."""
+
+    answers: tuple[str, ...] = ()
+    """What would have been right."""
+
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Metric -> score of this answer, 0 to 1."""
+
+    choice_scores: Mapping[str, float] | None = None
+    """Label -> log-likelihood, in nats, where the answer is one of a closed set."""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells it from all others."""
+        return self.id, self.turn
+
+    @property
+    def choice_probabilities(self) -> dict[str, float]:
+        """Label -> probability, as if it had to be one of the labels; empty for open answers."""
+        if not self.choice_scores:
+            return {}
+        highest = max(self.choice_scores.values())
+        shares = {label: math.exp(x - highest) for label, x in self.choice_scores.items()}
+        total = sum(shares.values())
+        return {label: share / total for label, share in shares.items()}
+
+    def scored(self, metrics: Sequence[str]) -> "Prediction":
+        """Add the scores of the answer to those it has."""
+        found = find_metrics(metrics)
+        new = {name: found[name](self.prediction, self.answers) for name in found}
+        return replace(self, scores={**self.scores, **new})
+
+
+_BORDER = TypeAdapter(Prediction)
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read predictions.jsonl; of two lines for one turn the later counts.
+
+    A last line that a kill cut short is passed over: its answer will be made again.
+
+    Raises:
+        DataError: the file cannot be opened, or another line is no prediction.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; give a predictions.jsonl") from error
+    found: dict[tuple[str, int], Prediction] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            prediction = _BORDER.validate_json(line)
+        except ValidationError as error:
+            if number == len(lines):  # every whole line ends in a line break
+                break
+            raise DataError(f"{path}:{number}: {_explain(error)}") from None
+        found[prediction.key] = prediction
+    return list(found.values())
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f'"{where}": {first["msg"]}' if where else str(first["msg"])
+
+
+def append_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Add lines to predictions.jsonl, whole lines only; a torn last line is cut off first."""
+    text = b"".join(_BORDER.dump_json(prediction) + b"\n" for prediction in predictions)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                _mend_end(file, path)
+        file.write(text)
+
+
+def _mend_end(file: BinaryIO, path: Path) -> None:
+    whole, line_break, last = path.read_bytes().rpartition(b"\n")
+    try:
+        _BORDER.validate_json(last)
+        file.write(b"\n")
+    except ValidationError:
+        file.truncate(len(whole + line_break))
+
+
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Write predictions.jsonl whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    with beside.open("wb") as file:
+        file.writelines(_BORDER.dump_json(prediction) + b"\n" for prediction in predictions)
+    beside.replace(path)
+
+
+def with_answers(
+    predictions: Iterable[Prediction], examples: Iterable[Example]
+) -> list[Prediction]:
+    """Give predictions that were made elsewhere the accepted answers of the data.
+
+    Raises:
+        DataError: a prediction speaks of a turn that the data does not have.
+    """
+    accepted = {
+        (example.id, turn): example.turns[turn].accepted
+        for example in examples
+        for turn in range(len(example.turns))
+    }
+    answered = []
+    for prediction in predictions:
+        if prediction.key not in accepted:
+            raise DataError(
+                f"prediction for turn {prediction.turn} of {prediction.id!r}: "
+                "the data has no such turn; give the file that was answered"
+            )
+        answered.append(replace(prediction, answers=accepted[prediction.key]))
+    return answered
+
+
+def score_predictions(
+    predictions: Sequence[Prediction],
+    metrics: Sequence[str],
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Scores:
+    """Score answers under each metric; closed answers under `auroc` too.
+
+    Args:
+        predictions: one a turn.
+        metrics: names out of METRICS.
+        draws: samples behind each interval.
+        seed: start of the samples.
+
+    Raises:
+        ConfigError: there is no metric of that name.
+    """
+    scores = {
+        name: score([metric(one.prediction, one.answers) for one in predictions], draws, seed)
+        for name, metric in find_metrics(metrics).items()
+    }
+    labels = common_labels(predictions)
+    closed = [(right_label(one, labels), one) for one in predictions]
+    chances = [
+        list(one.choice_probabilities.values()) for right, one in closed if right is not None
+    ]
+    if chances:
+        truth = [right for right, _ in closed if right is not None]
+        scores["auroc"] = macro_auroc(chances, truth, draws, seed)
+    return scores
+
+
+def common_labels(predictions: Sequence[Prediction]) -> tuple[str, ...]:
+    """List the labels that every answer was chosen from; empty where they differ or are open."""
+    offers = {tuple(one.choice_scores or ()) for one in predictions}
+    return offers.pop() if len(offers) == 1 else ()
+
+
+def right_label(prediction: Prediction, labels: Sequence[str]) -> int | None:
+    """Find the place of the accepted label; none where no label is accepted."""
+    accepted = set(map(plain, prediction.answers))
+    return next((place for place, label in enumerate(labels) if plain(label) in accepted), None)
+
+
+def write_scores(path: Path, scores: Mapping[str, Score]) -> None:
+    """Write scores.json whole or not at all; a score without examples is null."""
+    tree = {
+        name: {key: None if math.isnan(value) else value for key, value in asdict(found).items()}
+        for name, found in scores.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def read_scores(path: Path) -> Scores:
+    """Read scores.json.
+
+    Raises:
+        DataError: the file cannot be read, or holds something else.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return {name: _read_score(found) for name, found in tree.items()}
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; give a scores.json") from error
+    except (ValueError, TypeError, AttributeError, KeyError):
+        raise DataError(f"{path}: not scores; evaluate again to write it anew") from None
+
+
+def _read_score(found: Mapping[str, float | None]) -> Score:
+    value, low, high = (
+        math.nan if found[key] is None else float(found[key] or 0)
+        for key in ("value", "low", "high")
+    )
+    return Score(value, low, high, int(found["count"] or 0))

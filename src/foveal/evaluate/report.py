@@ -1,0 +1,275 @@
+"""A run folder -> one page to read: what was run, how it went, what changed, what it got wrong."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import file_digest
+from pathlib import Path
+
+from foveal.data.example import Example, ImageFolder, read_examples
+from foveal.errors import DataError
+from foveal.evaluate.charts import Chart, calibration_charts, progress_charts, training_charts
+from foveal.evaluate.gallery import Gallery, Pair, choose, match
+from foveal.evaluate.measures import Measures
+from foveal.evaluate.metrics import Confusion, Difference, Score, confusion, difference, plain
+from foveal.evaluate.page import duration, write_page
+from foveal.evaluate.prediction import Prediction, common_labels, right_label
+from foveal.evaluate.run_folder import (
+    Evaluation,
+    Run,
+    answer_score,
+    changed_settings,
+    read_run,
+)
+
+MATRIX_LABELS = 12
+"""Most labels of a confusion matrix; of more, the commonest confusions are listed."""
+
+INCIDENTS = 50
+"""Incidents that are listed; the rest are counted."""
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One metric, before and after."""
+
+    metric: str
+    before: Score | None
+    after: Score
+    difference: Difference | None
+    published: float | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of examples that a run used."""
+
+    role: str
+    path: Path
+    fingerprint: str
+    """Start of its SHA-256 as it is now; empty where it is not at hand."""
+
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Confusions:
+    """Which labels one evaluation took for which."""
+
+    title: str
+    matrix: Confusion
+    commonest: tuple[tuple[str, str, int], ...]
+    """(truth, answer, count), the most frequent first."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the matrix can be read as a table."""
+        return len(self.matrix.labels) <= MATRIX_LABELS
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Heads of the columns; no label has one only where it occurred."""
+        return (*self.matrix.labels, *(["none of them"] if self.matrix.counts[:, -1].any() else []))
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the template shows."""
+
+    run: Run
+    settings: Mapping[str, object]
+    sources: Sequence[Source]
+    notes: Sequence[str]
+    rows: Sequence[ScoreRow]
+    charts: Sequence[Chart]
+    score_charts: Sequence[Chart]
+    confusions: Sequence[Confusions]
+    gallery: Gallery
+    incidents: Sequence[Mapping[str, object]]
+    incident_columns: Sequence[str]
+    cost: Mapping[str, str]
+
+
+def write_report(
+    run: Path,
+    *,
+    data: Path | None = None,
+    images: Path | None = None,
+    published: Mapping[str, float] | None = None,
+    out: Path | None = None,
+) -> Path:
+    """Write one self-contained page about a run.
+
+    Args:
+        run: folder of the run.
+        data: examples behind its predictions; by default the recipe's `data.validation`.
+        images: folder that image paths start from; by default the recipe's `data.images`.
+        published: metric -> published score, 0 to 1, to stand beside ours.
+        out: the page; by default `report.html` in the run folder.
+
+    Returns:
+        The page.
+
+    Raises:
+        RunError: there is no run in the folder.
+        ConfigError, DataError: a file in it is broken.
+    """
+    page = make_page(read_run(run), data, images, published or {})
+    return write_page(out or run / "report.html", "report.html", page=page)
+
+
+def make_page(
+    run: Run, data: Path | None, images: Path | None, published: Mapping[str, float]
+) -> Page:
+    """Work out all that the page shows."""
+    recipe, latest, before = run.recipe, run.latest, run.before
+    data = data or (recipe.data.validation if recipe else None)
+    images = images or (recipe.data.images if recipe else None)
+    examples, notes = _examples(data) if latest else ([], [])
+    rows = score_rows(before, latest, published)
+    main_metric = _main_metric(latest)
+    earlier = before.predictions if before else ()
+    pairs = match(latest.predictions, earlier, examples) if latest else []
+    return Page(
+        run=run,
+        settings=changed_settings(recipe) if recipe else {},
+        sources=_sources(run),
+        notes=notes,
+        rows=rows,
+        charts=training_charts(run.measures) if run.measures else [],
+        score_charts=[*progress_charts(run, main_metric), *calibration_charts(run)],
+        confusions=confusions(run, pairs),
+        gallery=choose(
+            pairs,
+            partial(_score, metric=main_metric),
+            ImageFolder(data, images) if data and examples else None,
+        ),
+        incidents=run.incidents[:INCIDENTS],
+        incident_columns=list(dict.fromkeys(name for one in run.incidents for name in one)),
+        cost=cost(run.measures, run.machine) if run.measures else {},
+    )
+
+
+def _main_metric(latest: Evaluation | None) -> str:
+    """Find the first metric that scores each answer by itself; AUROC, for one, does not."""
+    if latest is None:
+        return "accuracy"
+    for metric in latest.scores:
+        if all(answer_score(one, metric) is not None for one in latest.predictions):
+            return metric
+    return "accuracy"
+
+
+def _score(prediction: Prediction, metric: str) -> float:
+    return answer_score(prediction, metric) or 0.0
+
+
+def _examples(data: Path | None) -> tuple[list[Example], list[str]]:
+    if data is None:
+        return [], ["The recipe names no validation file, so questions and pictures are missing."]
+    try:
+        return list(read_examples(data)), []
+    except DataError as error:
+        return [], [f"Questions and pictures are missing. {error}"]
+
+
+def _sources(run: Run) -> list[Source]:
+    if run.recipe is None:
+        return []
+    paths = {"Training": run.recipe.data.train, "Validation": run.recipe.data.validation}
+    return [_source(role, path) for role, path in paths.items() if path]
+
+
+def _source(role: str, path: Path) -> Source:
+    if not path.is_file():
+        return Source(role, path, "", 0)
+    with path.open("rb") as file:
+        return Source(role, path, file_digest(file, "sha256").hexdigest()[:12], path.stat().st_size)
+
+
+def score_rows(
+    before: Evaluation | None, after: Evaluation | None, published: Mapping[str, float]
+) -> list[ScoreRow]:
+    """Set the scores of two evaluations side by side, with the difference answer by answer."""
+    if after is None:
+        return []
+    return [
+        ScoreRow(
+            metric,
+            before.scores.get(metric) if before else None,
+            found,
+            paired_difference(before, after, metric) if before else None,
+            published.get(metric),
+        )
+        for metric, found in after.scores.items()
+    ]
+
+
+def paired_difference(before: Evaluation, after: Evaluation, metric: str) -> Difference | None:
+    """Compare two evaluations over the turns that both answered; none where there are none."""
+    earlier = {one.key: answer_score(one, metric) for one in before.predictions}
+    both = [
+        (first, second)
+        for one in after.predictions
+        if (first := earlier.get(one.key)) is not None
+        and (second := answer_score(one, metric)) is not None
+    ]
+    if not both:
+        return None
+    first_scores, second_scores = zip(*both, strict=True)
+    return difference(first_scores, second_scores)
+
+
+def confusions(run: Run, pairs: Sequence[Pair]) -> list[Confusions]:
+    """Count which labels were taken for which, before and now; nothing for open answers."""
+    labels = _closed_labels(pairs)
+    found = []
+    for one in (run.before, run.latest):
+        answers = [(right_label(each, labels), each) for each in one.predictions] if one else []
+        known = [(labels[place], each.prediction) for place, each in answers if place is not None]
+        if one and known:
+            truth, given = zip(*known, strict=True)
+            matrix = confusion(truth, given, labels)
+            found.append(Confusions(one.title, matrix, _commonest(matrix)))
+    return found
+
+
+def _closed_labels(pairs: Sequence[Pair]) -> tuple[str, ...]:
+    """Find the labels: what the data offers, what was chosen from, or the few answers there are."""
+    offers = {pair.example.turns[pair.after.turn].choices if pair.example else () for pair in pairs}
+    labels = offers.pop() if len(offers) == 1 else ()
+    labels = labels or common_labels([pair.after for pair in pairs])
+    if labels:
+        return labels
+    firsts = [pair.after.answers[0] for pair in pairs if pair.after.answers]
+    few = {plain(answer): answer for answer in firsts}
+    is_closed = 2 <= len(few) <= MATRIX_LABELS and len(pairs) >= 5 * len(few)
+    return tuple(few[key] for key in sorted(few)) if is_closed else ()
+
+
+def _commonest(matrix: Confusion, most: int = 15) -> tuple[tuple[str, str, int], ...]:
+    answers = (*matrix.labels, "none of them")
+    wrong = [
+        (truth, answer, int(matrix.counts[row, column]))
+        for row, truth in enumerate(matrix.labels)
+        for column, answer in enumerate(answers)
+        if row != column and matrix.counts[row, column]
+    ]
+    return tuple(sorted(wrong, key=lambda each: -each[2])[:most])
+
+
+def cost(measures: Measures, machine: Mapping[str, object]) -> dict[str, str]:
+    """Tell what the steps took, in words."""
+    found = {
+        "Time in steps": duration(measures.seconds),
+        "Steps": f"{len(measures.steps):,}",
+        "Examples": f"{measures.total('examples'):,.0f}",
+        "Pictures": f"{measures.total('images'):,.0f}",
+        "Tokens": f"{measures.total('tokens'):,.0f}",
+    }
+    if measures.repeated_steps:
+        found["Steps done again after a resume"] = f"{measures.repeated_steps:,}"
+    devices = machine.get("devices")
+    if isinstance(devices, int) and devices > 1:
+        found["Device hours"] = f"{devices * measures.seconds / 3600:,.1f}"
+    return found

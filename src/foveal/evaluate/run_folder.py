@@ -1,0 +1,158 @@
+"""A run folder on disk -> what it holds: recipe, measures, evaluations, incidents, machine."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from foveal.config import Recipe, Settings, load_recipe
+from foveal.errors import DataError, RunError
+from foveal.evaluate.measures import Measures, read_measures, read_objects
+from foveal.evaluate.metrics import METRICS
+from foveal.evaluate.prediction import (
+    Prediction,
+    Scores,
+    read_predictions,
+    read_scores,
+    score_predictions,
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The answers of one moment of a run, and their scores."""
+
+    name: str
+    """`before`, `after`, or `step-N`."""
+
+    predictions: tuple[Prediction, ...]
+    scores: Scores
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+        return self.name.replace("-", " ").capitalize()
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a run folder holds; what is missing is none or empty."""
+
+    folder: Path
+    recipe: Recipe | None
+    recipe_text: str
+    measures: Measures | None
+    evaluations: Mapping[str, Evaluation]
+    incidents: Sequence[Mapping[str, object]]
+    machine: Mapping[str, object]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    @property
+    def steps(self) -> list[tuple[int, Evaluation]]:
+        """Evaluations along the way, by step."""
+        ways = [one for one in self.evaluations.values() if one.name.startswith("step-")]
+        return sorted(
+            ((int(one.name.removeprefix("step-")), one) for one in ways), key=lambda way: way[0]
+        )
+
+    @property
+    def latest(self) -> Evaluation | None:
+        """The last evaluation there is."""
+        before = self.evaluations.get("before")
+        on_the_way = self.steps[-1][1] if self.steps else before
+        return self.evaluations.get("after", on_the_way)
+
+    @property
+    def before(self) -> Evaluation | None:
+        """The evaluation before the first step, where there is a later one to compare it with."""
+        before = self.evaluations.get("before")
+        return before if before is not self.latest else None
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        RunError: there is no such folder, or nothing of a run in it.
+        ConfigError, DataError: a file in it is broken.
+    """
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder; give the folder of a run")
+    recipe = folder / "recipe.yaml"
+    known = ("recipe.yaml", "metrics.jsonl", "evaluation")
+    if not any((folder / name).exists() for name in known):
+        raise RunError(f"{folder}: no run, it has none of {', '.join(known)}")
+    settings = load_recipe(recipe) if recipe.is_file() else None
+    metrics = settings.evaluate.metrics if settings else ("accuracy", "anls")
+    evaluations = (_read_evaluation(one, metrics) for one in (folder / "evaluation").glob("*"))
+    return Run(
+        folder=folder,
+        recipe=settings,
+        recipe_text=recipe.read_text(encoding="utf-8") if settings else "",
+        measures=read_measures(folder / "metrics.jsonl"),
+        evaluations={one.name: one for one in evaluations if one},
+        incidents=read_objects(folder / "incidents.jsonl"),
+        machine=_read_machine(folder / "machine.json"),
+    )
+
+
+def _read_evaluation(folder: Path, metrics: Sequence[str]) -> Evaluation | None:
+    path = folder / "predictions.jsonl"
+    if not re.fullmatch(r"before|after|step-\d+", folder.name) or not path.is_file():
+        return None
+    predictions = read_predictions(path)
+    scores = folder / "scores.json"
+    return Evaluation(
+        folder.name,
+        tuple(predictions),
+        read_scores(scores) if scores.is_file() else score_predictions(predictions, metrics),
+    )
+
+
+def _read_machine(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        return {}
+    try:
+        machine = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); mend or remove it") from None
+    if not isinstance(machine, dict):
+        raise DataError(f"{path}: not a JSON object; mend or remove it")
+    return machine
+
+
+def answer_score(prediction: Prediction, metric: str) -> float | None:
+    """Find the score of one answer, as written down or worked out; none if neither is possible."""
+    if metric in prediction.scores:
+        return prediction.scores[metric]
+    if metric in METRICS:
+        return METRICS[metric](prediction.prediction, prediction.answers)
+    return None
+
+
+def changed_settings(recipe: Recipe) -> dict[str, object]:
+    """List the settings that are not at their default, dots between the names."""
+    plain = Recipe(model=recipe.model, run=recipe.run)
+    defaults = flat_settings(plain)
+    return {
+        name: value
+        for name, value in flat_settings(recipe).items()
+        if name in ("model", "run") or value != defaults[name]
+    }
+
+
+def flat_settings(settings: Settings, prefix: str = "") -> dict[str, object]:
+    """List every setting and its value, dots between the names."""
+    found: dict[str, object] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            found |= flat_settings(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found

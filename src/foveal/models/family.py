@@ -1,0 +1,123 @@
+"""Family: all that the house may ask of any model."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from foveal.data.encode import TurnProcessor
+from foveal.errors import ModelError
+from foveal.models import FAMILIES
+
+PARTS = ("vision", "projector", "language")
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one kind of model is loaded, and what its weights are called in everybody's words.
+
+    Freezing, learning rates and adapter targets speak of `part.name`, as in
+    `language.layers.0.mlp.down_proj.weight`, never of a model's own names.
+    """
+
+    parts: Mapping[str, tuple[str, ...]]
+    """Part -> beginnings of the module names that belong to it; the first that fits decides."""
+
+    load_model: Callable[..., nn.Module]
+    """(name, attention, dtype) -> model."""
+
+    load_processor: Callable[..., TurnProcessor]
+    """(name, num_crops) -> processor."""
+
+    is_unused: Callable[[nn.Module, str], bool]
+    """(model, weight name) -> whether a forward pass never reads the weight."""
+
+    row_hidden_states: Callable[[nn.Module, Mapping[str, Any]], Tensor]
+    """(model, inputs of a row) -> (length, hidden)."""
+
+    head: Callable[[nn.Module], nn.Module]
+    """Model -> the layer that turns hidden states into logits."""
+
+    activation_bytes: Callable[[nn.Module, int, int, int], int]
+    """(model, tokens, crops, bytes of a number) -> bytes that a forward pass keeps for backward."""
+
+    long_context_tokens: Callable[[nn.Module], int | None]
+    """Model -> length above which an example is treated as long; none: no difference."""
+
+    def part_name(self, name: str) -> str:
+        """Turn a model's own name of a weight or module into `part.name`."""
+        for part, beginnings in self.parts.items():
+            for beginning in beginnings:
+                if name.startswith(beginning):
+                    return f"{part}.{name.removeprefix(beginning)}"
+        raise ValueError(f"{name} belongs to no part")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, its processor, and what kind it is."""
+
+    model: Any
+    processor: Any
+    family: Family
+
+
+def find_family(name: str) -> Family:
+    """Find the family of a model folder or hub name.
+
+    Raises:
+        ModelError: there is no such model, or it is of no family that we know.
+    """
+    family: Family = import_module(FAMILIES[_known_type(name)]).FAMILY
+    return family
+
+
+def _known_type(name: str) -> str:
+    model_type = read_model_type(name)
+    if model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ModelError(f"{name}: model_type {model_type!r} is not one of ours ({known})")
+    return model_type
+
+
+def read_model_type(name: str) -> str:
+    """Read `model_type` of a model folder or hub name, without loading it.
+
+    Raises:
+        ModelError: there is no such folder or hub name, or its config.json cannot be read.
+    """
+    from transformers.utils import cached_file
+
+    try:
+        config = json.loads(Path(cached_file(name, "config.json")).read_text())
+    except (OSError, ValueError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise ModelError(
+            f"model {name}: {first_line}; give a folder with config.json, or a hub name"
+        ) from error
+    return str(config.get("model_type"))
+
+
+def load(name: str, num_crops: int | None, attention: str = "auto", dtype: Any = None) -> LoadedModel:
+    """Load a model and its processor.
+
+    Args:
+        name: folder or hub name.
+        num_crops: most crops a picture; none: as the model's files say.
+        attention: see the recipe's setting.
+        dtype: torch dtype of the weights; none: float32.
+
+    Raises:
+        ModelError: the model cannot be read.
+    """
+    family = find_family(name)
+    try:
+        model = family.load_model(name, attention, dtype)
+        processor = family.load_processor(name, num_crops)
+    except OSError as error:
+        raise ModelError(f"model {name}: {str(error).partition(chr(10))[0]}") from error
+    return LoadedModel(model, processor, family)

@@ -1,0 +1,87 @@
+"""What the house may ask of Phi-3-vision and Phi-3.5-vision."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveal.models.attention import choose_attention
+from foveal.models.family import Family
+from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
+from foveal.models.phi3_vision.processor import Phi3VisionProcessor
+from foveal.models.phi3_vision.vision import UNUSED_LAYERS
+
+TOWER = "model.vision_embed_tokens.img_processor.vision_model."
+
+
+def load_model(
+    name: str | Path, attention: str, dtype: torch.dtype | None
+) -> Phi3VisionForConditionalGeneration:
+    """Load the published weights, in float32 unless told otherwise."""
+    return Phi3VisionForConditionalGeneration.from_pretrained(
+        name, dtype=dtype or torch.float32, attn_implementation=choose_attention(attention)
+    )
+
+
+def load_processor(name: str | Path, num_crops: int | None) -> Phi3VisionProcessor:
+    """Load the processor, with another number of crops if one is given."""
+    crops = {} if num_crops is None else {"num_crops": num_crops}
+    return Phi3VisionProcessor.from_pretrained(name, **crops)
+
+
+def is_unused(model: nn.Module, name: str) -> bool:
+    """Tell whether a weight stands behind the tower layer whose features are taken."""
+    if name.startswith(TOWER + "post_layernorm."):
+        return True
+    layers = TOWER + "encoder.layers."
+    used = model.config.vision_config.num_hidden_layers - UNUSED_LAYERS  # type: ignore[union-attr]
+    return name.startswith(layers) and int(name.removeprefix(layers).split(".")[0]) >= used
+
+
+def row_hidden_states(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """Run a packed row up to the final norm."""
+    hidden: Tensor = model.model(**inputs, use_cache=False).last_hidden_state[0]  # type: ignore[operator]
+    return hidden
+
+
+def head(model: nn.Module) -> nn.Module:
+    """Find the layer that turns hidden states into logits."""
+    return model.get_submodule("lm_head")
+
+
+def activation_bytes(model: nn.Module, tokens: int, crops: int, number_bytes: int) -> int:
+    """Estimate what a forward pass keeps for the backward pass, without recomputing.
+
+    A decoder layer keeps about 12 vectors of the hidden width and 5 of the MLP's a token, a tower
+    layer 9 and 3; the head is counted by its callers.
+    """
+    text: Any = model.config
+    tower = text.vision_config
+    decoder = text.num_hidden_layers * (12 * text.hidden_size + 5 * text.intermediate_size)
+    patches = (tower.image_size // tower.patch_size) ** 2 + 1
+    layer = 9 * tower.hidden_size + 3 * tower.intermediate_size
+    vision = (tower.num_hidden_layers - UNUSED_LAYERS) * layer * patches
+    return (tokens * decoder + crops * vision) * number_bytes
+
+
+def long_context_tokens(model: nn.Module) -> int | None:
+    """Length above which the long rotary factors hold."""
+    return int(model.config.original_max_position_embeddings)  # type: ignore[union-attr,arg-type]
+
+
+FAMILY = Family(
+    parts={
+        "vision": ("model.vision_embed_tokens.img_processor.",),
+        "projector": ("model.vision_embed_tokens.",),
+        "language": ("model.", ""),
+    },
+    load_model=load_model,
+    load_processor=load_processor,
+    is_unused=is_unused,
+    row_hidden_states=row_hidden_states,
+    head=head,
+    activation_bytes=activation_bytes,
+    long_context_tokens=long_context_tokens,
+)

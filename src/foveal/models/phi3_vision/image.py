@@ -1,0 +1,161 @@
+"""A picture -> square crops, and how many tokens it costs (the published "HD transform").
+
+Sizes are pure arithmetic: a run is planned from image headers alone. The global view is not stored:
+it is worked out from the crops where the model runs, so that pictures travel as bytes.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from foveal.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class CropGrid:
+    """How a picture is cut: resized to `resized`, padded with white to whole crops."""
+
+    rows: int
+    columns: int
+    resized: tuple[int, int]
+    """(width, height) before padding, pixels."""
+
+    crop_size: int
+
+    @property
+    def width(self) -> int:
+        """Pixels after padding."""
+        return self.columns * self.crop_size
+
+    @property
+    def height(self) -> int:
+        """Pixels after padding."""
+        return self.rows * self.crop_size
+
+
+def crop_grid(width: int, height: int, num_crops: int, crop_size: int = 336) -> CropGrid:
+    """Choose the largest grid of at most `num_crops` crops that keeps the picture's shape.
+
+    Source: `HD_transform` of the published `image_processing_phi3_v.py`.
+
+    Raises:
+        DataError: the picture is so elongated that no pixel would be left of its short side.
+    """
+    ratio = max(width, height) / min(width, height)
+    long_crops = 1
+    while (long_crops + 1) * math.ceil((long_crops + 1) / ratio) <= num_crops:
+        long_crops += 1
+    long_side = long_crops * crop_size
+    short_side = int(long_side / ratio)
+    if short_side < 1:
+        raise DataError(
+            f"a picture of {width} x {height} pixels is too elongated for {num_crops} crops; "
+            "cut it, or allow more crops"
+        )
+    short_crops = math.ceil(short_side / crop_size)
+    if width >= height:
+        return CropGrid(short_crops, long_crops, (long_side, short_side), crop_size)
+    return CropGrid(long_crops, short_crops, (short_side, long_side), crop_size)
+
+
+def num_image_tokens(rows: int, columns: int, crop_tokens_side: int = 12) -> int:
+    """Count the tokens of a picture of rows x columns crops.
+
+    Own crops and global view, each row of merged patches ended by a separator, and one separator
+    between the two. Source: `calc_num_image_tokens` of the published image processor.
+
+    Args:
+        rows: crops from top to bottom.
+        columns: crops from left to right.
+        crop_tokens_side: merged patches along one side of a crop (336 / 14 / 2).
+    """
+    side = crop_tokens_side
+    own = rows * side * (columns * side + 1)
+    overview = side * (side + 1)
+    return own + 1 + overview
+
+
+def cut_crops(image: Image.Image, num_crops: int, crop_size: int = 336) -> "Tensor":
+    """Resize, pad and cut a picture.
+
+    Returns:
+        (rows * columns, 3, crop_size, crop_size), uint8, row by row.
+
+    Raises:
+        DataError: see `crop_grid`.
+    """
+    import torch
+
+    grid = crop_grid(image.width, image.height, num_crops, crop_size)
+    picture = torch.from_numpy(np.array(fit_picture(image, grid)))  # (height, width, 3)
+    cut = picture.view(grid.rows, crop_size, grid.columns, crop_size, 3)
+    return cut.permute(0, 2, 4, 1, 3).reshape(-1, 3, crop_size, crop_size)
+
+
+def fit_picture(image: Image.Image, grid: CropGrid) -> Image.Image:
+    """Resize an RGB picture to its grid and centre it on white."""
+    resized = _resize_lying(image, grid.resized)
+    left = (grid.width - resized.width) // 2
+    top = (grid.height - resized.height) // 2
+    right = grid.width - resized.width - left
+    bottom = grid.height - resized.height - top
+    return ImageOps.expand(resized, (left, top, right, bottom), fill=WHITE)
+
+
+def _resize_lying(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    # Pillow resizes rows before columns and rounds to bytes between. The published code turns a
+    # tall picture on its side first, so the same bits need the same order.
+    if image.width >= image.height:
+        return image.resize(size, Image.Resampling.BILINEAR)
+    lying = image.transpose(Image.Transpose.TRANSPOSE)
+    resized = lying.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return resized.transpose(Image.Transpose.TRANSPOSE)
+
+
+def normalize(pixels: "Tensor", mean: tuple[float, ...], std: tuple[float, ...]) -> "Tensor":
+    """Turn bytes into the tower's numbers; float pixels are taken as normalised already.
+
+    Args:
+        pixels: (crops, 3, height, width), uint8 or float.
+        mean: of each colour, in 0..1.
+        std: of each colour, in 0..1.
+    """
+    import torch
+
+    if pixels.dtype != torch.uint8:
+        return pixels
+    centre = torch.tensor(mean, device=pixels.device)[:, None, None]
+    spread = torch.tensor(std, device=pixels.device)[:, None, None]
+    return (pixels.to(torch.float32) / 255 - centre) / spread
+
+
+def global_view(crops: "Tensor", rows: int, columns: int) -> "Tensor":
+    """Shrink a whole picture to one crop.
+
+    Bicubic, without antialiasing, on normalised pixels, as the published processor does. A picture
+    of a single crop is its own global view, bit for bit.
+
+    Args:
+        crops: (rows * columns, 3, size, size), float, normalised.
+        rows: crops from top to bottom.
+        columns: crops from left to right.
+
+    Returns:
+        (1, 3, size, size), float.
+    """
+    import torch.nn.functional as F
+
+    size = crops.shape[-1]
+    picture = crops.view(rows, columns, 3, size, size).permute(2, 0, 3, 1, 4)
+    picture = picture.reshape(1, 3, rows * size, columns * size)
+    return F.interpolate(picture, size=(size, size), mode="bicubic")

@@ -1,0 +1,339 @@
+"""Token ids and crops -> hidden states and logits; the decoder layers are transformers' own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm
+from transformers.utils import can_return_tuple
+
+from foveal.data.layout import GroupSpan
+from foveal.models.attention import row_attention
+from foveal.models.phi3_vision.config import Phi3VisionConfig
+from foveal.models.phi3_vision.rotary import PerExampleRotaryEmbedding
+from foveal.models.phi3_vision.vision import ImageEmbedding
+from foveal.models.phi3_vision.weights import StrictWeights, end_of_answer_ids
+
+
+class Phi3VisionPreTrainedModel(StrictWeights, PreTrainedModel):  # type: ignore[misc]
+    """What transformers needs to know of the family."""
+
+    config: Phi3VisionConfig
+    config_class = Phi3VisionConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Phi3DecoderLayer", "CLIPEncoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+
+class Phi3VisionModel(Phi3VisionPreTrainedModel):
+    """Text and pictures to hidden states."""
+
+    def __init__(self, config: Phi3VisionConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(
+            config.vocab_size, config.hidden_size, config.pad_token_id
+        )
+        self.vision_embed_tokens = ImageEmbedding(config)
+        self.layers = nn.ModuleList(
+            Phi3DecoderLayer(config, index) for index in range(config.num_hidden_layers)
+        )
+        self.norm = Phi3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = PerExampleRotaryEmbedding(config)
+        self.post_init()
+
+    def get_image_features(
+        self, pixel_values: Tensor, image_sizes: Tensor | Sequence[Sequence[int]]
+    ) -> list[Tensor]:
+        """Encode pictures.
+
+        Args:
+            pixel_values: see `ImageEmbedding`; also the published processor's padded form,
+                (images, 1 + most crops, 3, size, size), whose padding is left out.
+            image_sizes: (images, 2), height and width after the HD transform, pixels.
+
+        Returns:
+            (tokens, hidden) of each picture.
+        """
+        size = self.config.crop_size
+        pixels_of = torch.as_tensor(image_sizes).tolist()
+        grids = [(height // size, width // size) for height, width in pixels_of]
+        if pixel_values.dim() == 5:
+            counts = [1 + rows * columns for rows, columns in grids]
+            pairs = zip(pixel_values, counts, strict=True)
+            pixel_values = torch.cat([padded[:count] for padded, count in pairs])
+        features: list[Tensor] = self.vision_embed_tokens(pixel_values, grids)
+        return features
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        image_indices: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Look up the tokens and put the pictures in their places.
+
+        Args:
+            input_ids: (batch, length); an image stands as a run of `image_token_id`, or of
+                negative ids that count the images of a row from -1 on.
+            pixel_values: see `get_image_features`.
+            image_sizes: see `get_image_features`.
+            image_indices: which picture stands at each place for one, where a picture is used
+                more than once; none: each once, in order.
+
+        Returns:
+            (batch, length, hidden).
+
+        Raises:
+            ValueError: image tokens and image features do not match, or are out of order.
+        """
+        is_image = (input_ids == self.config.image_token_id) | (input_ids < 0)
+        _check_order(input_ids)
+        embeddings: Tensor = self.embed_tokens(
+            input_ids.masked_fill(is_image, self.config.pad_token_id)
+        )
+        places = int(is_image.sum())
+        if pixel_values is None or image_sizes is None:
+            if places:
+                raise ValueError(f"{places} image tokens, but no pixel_values and image_sizes")
+            return embeddings
+        pictures = self.get_image_features(pixel_values, image_sizes)
+        if image_indices is not None:
+            pictures = [pictures[index] for index in image_indices]
+        features = torch.cat(pictures)
+        if len(features) != places:
+            raise ValueError(
+                f"{places} image tokens do not fit {len(features)} features "
+                f"of {len(pictures)} images"
+            )
+        return embeddings.masked_scatter(is_image[..., None], features.to(embeddings.dtype))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        groups: tuple[GroupSpan, ...] | None = None,
+        example_lengths: Tensor | None = None,
+        image_indices: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the decoder.
+
+        Args:
+            input_ids: (batch, length), see `embed`.
+            attention_mask: (batch, past + length), 0 on padding, left or right.
+            position_ids: (batch, length); none: counted from the mask.
+            past_key_values: what came before.
+            inputs_embeds: (batch, length, hidden), instead of ids and pictures.
+            pixel_values: see `get_image_features`.
+            image_sizes: see `get_image_features`.
+            use_cache: return the keys and values.
+            output_hidden_states: return the embeddings and what each layer makes of them, the
+                last one after the final norm.
+            groups: of a packed row, batch 1; then `position_ids` and `example_lengths` are given.
+            example_lengths: (batch, length) or (batch, 1), tokens of the whole example that each
+                token belongs to; none: counted from the mask.
+            image_indices: see `embed`.
+            kwargs: handed on to the attention.
+        """
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("give input_ids or inputs_embeds")
+            inputs_embeds = self.embed(input_ids, pixel_values, image_sizes, image_indices)
+        if use_cache is None:
+            use_cache = bool(self.config.use_cache) and not self.training and groups is None
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            position_ids = _positions(attention_mask, inputs_embeds, past)
+        if example_lengths is None:
+            example_lengths = _lengths(attention_mask, position_ids)
+        if groups is not None:
+            packed = row_attention(
+                groups,
+                self.config._attn_implementation,
+                inputs_embeds.dtype,
+                inputs_embeds.device,
+            )
+            mask, kwargs = packed.mask, kwargs | packed.arguments
+        else:
+            window = self.config.sliding_window
+            make = create_causal_mask if window is None else create_sliding_window_causal_mask
+            mask = make(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
+        rotation = self.rotary_emb(position_ids, example_lengths, inputs_embeds.dtype)
+        hidden = inputs_embeds
+        trace = [hidden]
+        for layer in self.layers:
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                position_embeddings=rotation,
+                **kwargs,
+            )
+            if output_hidden_states:
+                trace.append(hidden)
+        hidden = self.norm(hidden)
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden,
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=(*trace[:-1], hidden) if output_hidden_states else None,
+        )
+
+
+class Phi3VisionForConditionalGeneration(Phi3VisionPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """Phi-3-vision and Phi-3.5-vision: answers from pictures and text.
+
+    Reads and writes the published checkpoint; see `Phi3VisionModel.forward` for the inputs.
+    """
+
+    def __init__(self, config: Phi3VisionConfig) -> None:
+        super().__init__(config)
+        self.model = Phi3VisionModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+        self.generation_config.eos_token_id = end_of_answer_ids(self.generation_config, config)
+
+    def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor) -> list[Tensor]:
+        """Encode pictures; see `Phi3VisionModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, image_sizes)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        image_indices: Sequence[int] | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Predict the next token at each position.
+
+        Args:
+            input_ids: (batch, length); the other inputs as in `Phi3VisionModel.forward`.
+            attention_mask: (batch, past + length).
+            position_ids: (batch, length).
+            past_key_values: what came before.
+            inputs_embeds: (batch, length, hidden).
+            pixel_values: (crops, 3, size, size), uint8 or normalised float.
+            image_sizes: (images, 2), height and width after the HD transform.
+            image_indices: which picture stands at each place for one; none: each once, in order.
+            labels: (batch, length), unshifted; -100 where nothing is to be learnt.
+            use_cache: return the keys and values.
+            logits_to_keep: last positions to predict at, or their indices; 0: all.
+            kwargs: handed on.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            image_sizes=image_sizes,
+            image_indices=image_indices,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            items = kwargs.get("num_items_in_batch")
+            loss = self.loss_function(
+                logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=items
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Start over from the whole sequence when it has just grown past the short factors.
+
+        The cached keys were rotated with short factors; cache-free decoding would rotate all of
+        them with long ones from here on.
+        """
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if past and self._has_crossed(input_ids, attention_mask, past):
+            past_key_values, is_first_iteration = None, True
+            kwargs["next_sequence_length"] = None
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        return inputs
+
+    def _has_crossed(self, input_ids: Tensor, attention_mask: Tensor | None, past: int) -> bool:
+        border = self.config.original_max_position_embeddings
+        if attention_mask is None or attention_mask.dim() != 2:
+            return bool(past <= border < input_ids.shape[1])
+        cached, now = attention_mask[:, :past].sum(-1), attention_mask.sum(-1)
+        return bool(((cached <= border) & (now > border)).any())
+
+
+def _positions(attention_mask: Tensor | None, embeddings: Tensor, past: int) -> Tensor:
+    length = embeddings.shape[1]
+    if attention_mask is None or attention_mask.dim() != 2:
+        return torch.arange(past, past + length, device=embeddings.device)[None]
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+
+
+def _lengths(attention_mask: Tensor | None, position_ids: Tensor) -> Tensor:
+    if attention_mask is None or attention_mask.dim() != 2:
+        return position_ids.amax(-1, keepdim=True) + 1
+    return attention_mask.long().sum(-1, keepdim=True)
+
+
+def _check_order(input_ids: Tensor) -> None:
+    """Refuse negative image ids that do not count up: pictures are placed in order."""
+    tags = -input_ids.clamp(max=0)
+    for row in tags[(tags > 0).any(-1)]:
+        seen = torch.unique_consecutive(row[row > 0]).tolist()
+        if seen != list(range(1, len(seen) + 1)):
+            raise ValueError(f"image tags out of order: {seen}; they count up from 1 in a row")

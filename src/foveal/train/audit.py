@@ -1,0 +1,121 @@
+"""First step of a run: does everything that should learn get a gradient, from the right tokens?"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from foveal.adapt.strategy import Assignment
+from foveal.data.batch import Batch, build_batch
+from foveal.data.dataset import Dataset
+from foveal.data.encode import TurnProcessor
+from foveal.data.rows import Group, Row
+from foveal.errors import RunError
+from foveal.train.engine import Engine
+
+SHARED_TOLERANCE = 1e-4
+"""Largest relative difference of a shared row from its separate samples, float32."""
+
+VANISHING = ("k_proj.bias",)
+"""Weights whose gradient is zero by arithmetic: softmax ignores what all keys have in common."""
+
+
+def audit_gradients(model: nn.Module, assignments: Sequence[Assignment], saw_images: bool) -> None:
+    """Check after the first backward pass that every learning weight has a gradient.
+
+    An adapter's first matrix gets none while its second one is still zero, and towers get none
+    from text alone; both are known and passed over.
+
+    Raises:
+        RunError: some weight learns nothing; the message names it.
+    """
+    parameters = dict(model.named_parameters())
+    silent = []
+    for one in assignments:
+        if not one.learn or one.name.endswith(VANISHING) or ".lora_A." in one.name:
+            continue
+        if not saw_images and not one.part_name.startswith("language."):
+            continue
+        gradient = parameters[one.name].grad
+        if gradient is None or not bool(gradient.any()):
+            silent.append(one.name)
+    if silent:
+        more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
+        raise RunError(
+            f"no gradient reaches {', '.join(silent[:3])}{more}: they would silently learn "
+            "nothing; freeze them with a rule, or report this"
+        )
+
+
+def audit_targets(batches: Sequence[Batch], dataset: Dataset) -> None:
+    """Check that every example of a step has tokens to learn.
+
+    Raises:
+        RunError: an example has none; the message names it.
+    """
+    for example in dataset.examples:
+        if not example.learnt.any():
+            raise RunError(f"example {example.id} has no learnt token; give it an answer")
+    for batch in batches:
+        if not len(batch.targets):
+            raise RunError(f"a row of {', '.join(batch.example_ids[:3])} has nothing to learn")
+
+
+def audit_sharing(
+    engine: Engine,
+    loss: nn.Module,
+    row: Row,
+    dataset: Dataset,
+    processor: TurnProcessor,
+    weighting: str,
+) -> float:
+    """Compare a shared row against its separate samples: summed loss and gradient norm.
+
+    Leaves no gradient behind.
+
+    Returns:
+        The larger relative difference.
+
+    Raises:
+        RunError: they disagree.
+    """
+    shared = Row(row.groups[:1])
+    alone = [
+        Row((Group((example,), int(dataset.sizes.tokens[example])),)) for example in shared.examples
+    ]
+    loss.train(False)  # dropout would differ
+    together, norm = _loss_and_norm(engine, loss, [shared], dataset, processor, weighting)
+    apart, norm_apart = _loss_and_norm(engine, loss, alone, dataset, processor, weighting)
+    loss.train(True)
+    difference = max(
+        abs(together - apart) / max(abs(apart), 1e-12),
+        abs(norm - norm_apart) / max(norm_apart, 1e-12),
+    )
+    tolerance = SHARED_TOLERANCE if engine.precision == "float32" else 5e-2
+    if difference > tolerance:
+        raise RunError(
+            f"a shared row of {len(shared.examples)} questions differs from its separate samples by {difference:.1e} "
+            f"(loss {together:.6f} and {apart:.6f}); run with data.share_images=false and report this"
+        )
+    return difference
+
+
+def _loss_and_norm(
+    engine: Engine,
+    loss: nn.Module,
+    rows: Sequence[Row],
+    dataset: Dataset,
+    processor: TurnProcessor,
+    weighting: str,
+) -> tuple[float, float]:
+    total = 0.0
+    for row in rows:
+        with engine.autocast():
+            value = loss(build_batch(row, dataset, processor, weighting).to(engine.device))
+        value.backward()
+        total += float(value.detach())
+    gradients = [one.grad for one in engine.parameters if one.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    for one in engine.parameters:
+        one.grad = None
+    return total, norm

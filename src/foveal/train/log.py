@@ -1,0 +1,100 @@
+"""Measures of a step -> metrics.jsonl, TensorBoard and a progress bar."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from foveal.train.step import StepMeasures
+
+METRICS = "metrics.jsonl"
+
+
+def rewind_metrics(run: Path, step: int) -> None:
+    """Drop the lines after `step`: those steps will be taken again."""
+    path = run / METRICS
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+    beside = path.with_suffix(".part")
+    beside.write_text("".join(f"{line}\n" for line in kept))
+    beside.replace(path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except ValueError:  # torn by a kill
+        return float("inf")
+
+
+class RunLog:
+    """Writes what each step measured, while it is open; on other ranks it is silent."""
+
+    def __init__(self, run: Path, first_step: int, total_steps: int, show: Console | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        run.mkdir(parents=True, exist_ok=True)
+        rewind_metrics(run, first_step)
+        self._lines = (run / METRICS).open("a")
+        self._events = SummaryWriter(str(run / "events"), purge_step=first_step + 1)
+        self._bar = Progress(
+            TextColumn("[bold]step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} examples/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=show or Console(quiet=True),
+            disable=show is None,
+        )
+        self._task = self._bar.add_task(
+            "", total=total_steps, completed=first_step, loss="-", speed="-"
+        )
+        self._bar.start()
+
+    def write(
+        self, step: int, seen: StepMeasures, learning_rate: float, seconds: float
+    ) -> None:
+        """Record one step; `step` counts those taken, this one included."""
+        measured: Mapping[str, Any] = {
+            "step": step,
+            "loss": seen.loss,
+            "learning_rate": learning_rate,
+            "gradient_norm": seen.gradient_norm,
+            "tokens": seen.tokens,
+            "examples": seen.examples,
+            "images": seen.images,
+            "seconds": round(seconds, 4),
+        }
+        self._lines.write(json.dumps(measured) + "\n")
+        self._lines.flush()
+        for name in ("loss", "learning_rate", "gradient_norm"):
+            self._events.add_scalar(name, measured[name], step)
+        self._events.add_scalar("examples_per_second", seen.examples / seconds, step)
+        self._bar.update(
+            self._task,
+            completed=step,
+            loss=f"{seen.loss:.4f}",
+            speed=f"{seen.examples / seconds:.1f}",
+        )
+
+    def note(self, text: str) -> None:
+        """Say something above the bar."""
+        self._bar.console.print(text, highlight=False)
+
+    def flush(self) -> None:
+        """See that every line is on the disk: a checkpoint counts on it."""
+        self._lines.flush()
+        os.fsync(self._lines.fileno())
+        self._events.flush()
+
+    def close(self) -> None:
+        """Close the files and leave the bar as it is."""
+        self._bar.stop()
+        self._lines.close()
+        self._events.close()

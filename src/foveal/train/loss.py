@@ -1,0 +1,64 @@
+"""Hidden states and targets -> the summed loss and what it was summed over."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from foveal.data.batch import Batch
+from foveal.models.family import Family
+
+POSITIONS_PER_CHUNK = 1024
+"""Positions whose logits exist at one time: 131 MB in float32 for 32,064 words."""
+
+
+def answer_loss(
+    hidden: Tensor, head: nn.Module, targets: Tensor, weights: Tensor
+) -> Tensor:
+    """Sum the weighted cross-entropy of the tokens that are to be learnt.
+
+    The head is applied to these positions alone, a chunk at a time; of more than one chunk the
+    logits are made again in the backward pass instead of kept.
+
+    Args:
+        hidden: (targets, width), the states that predict.
+        head: width -> vocab.
+        targets: (targets,), int64.
+        weights: (targets,), float32.
+
+    Returns:
+        (), float32, nats.
+
+    Raises:
+        ValueError: the three do not belong together.
+    """
+    if not len(hidden) == len(targets) == len(weights):
+        raise ValueError(f"{len(hidden)} states, {len(targets)} targets, {len(weights)} weights")
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    chunks = [tensor.split(POSITIONS_PER_CHUNK) for tensor in (hidden, targets, weights)]
+    for chunk in zip(*chunks, strict=True):
+        if len(chunks[0]) > 1:
+            total = total + checkpoint(_chunk_loss, head, *chunk, use_reentrant=False)
+        else:
+            total = total + _chunk_loss(head, *chunk)
+    return total
+
+
+def _chunk_loss(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    losses = F.cross_entropy(head(hidden).float(), targets, reduction="none")
+    return (losses * weights).sum()
+
+
+class RowLoss(nn.Module):
+    """A model with the training loss on top: what engines wrap, and what a step calls."""
+
+    def __init__(self, model: nn.Module, family: Family) -> None:
+        super().__init__()
+        self.model = model
+        self.family = family
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Sum the loss of one row, (), float32; divide by the weights of the whole step."""
+        hidden = self.family.row_hidden_states(self.model, batch.model_inputs())
+        head = self.family.head(self.model)
+        return answer_loss(hidden[batch.predictors], head, batch.targets, batch.weights)

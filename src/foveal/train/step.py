@@ -1,0 +1,93 @@
+"""The rows of a step -> one optimizer step: every loss added up, divided once."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from foveal.data.batch import Batch
+from foveal.train.engine import Engine
+
+
+@dataclass(frozen=True)
+class StepMeasures:
+    """What one step saw, over all processes."""
+
+    loss: float
+    """Mean over the learnt tokens (or examples), nats."""
+
+    gradient_norm: float
+    """Before clipping."""
+
+    examples: int
+    tokens: int
+    """Tokens of the examples, shared ones counted once for each."""
+
+    images: int
+    """Distinct pictures encoded."""
+
+    example_ids: tuple[str, ...]
+    """Of this process."""
+
+    applied: bool = False
+    """Whether the weights moved: a step that is not finite is not applied."""
+
+
+def backward_rows(engine: Engine, loss: nn.Module, batches: Iterable[Batch]) -> StepMeasures:
+    """Add up the gradients of a step's rows on this process.
+
+    Loss and count are added over all rows and all processes and divided once, so the result does
+    not depend on how the step was cut.
+    """
+    rows = list(batches)
+    counted = [
+        sum(float(row.weights.sum()) for row in rows),
+        sum(len(row.example_ids) for row in rows),
+        sum(row.tokens for row in rows),
+        sum(0 if row.image_sizes is None else len(row.image_sizes) for row in rows),
+    ]
+    count, examples, tokens, images = engine.add_up(counted)
+    total = torch.zeros((), dtype=torch.float64)
+    for place, row in enumerate(rows):
+        with engine.passes(last=place == len(rows) - 1):
+            with engine.autocast():
+                row_total = loss(row.to(engine.device))
+            engine.backward(row_total / count)
+        total += row_total.detach().double().cpu()
+    (total_loss,) = engine.add_up([float(total)])
+    ids = tuple(name for row in rows for name in row.example_ids)
+    return StepMeasures(
+        total_loss / count, math.nan, int(examples), int(tokens), int(images), ids
+    )
+
+
+def train_step(
+    engine: Engine,
+    loss: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Batch],
+    gradient_clip: float,
+    audit: Callable[[], None] | None = None,
+) -> StepMeasures:
+    """Take one optimizer step; a loss or gradient that is not finite leaves the weights alone.
+
+    Args:
+        engine: that prepared `loss`.
+        loss: `RowLoss`, as the engine wrapped it.
+        optimizer: of the learning weights.
+        batches: this process's rows.
+        gradient_clip: largest norm of all gradients together.
+        audit: called while the gradients are in place, before they are used.
+    """
+    seen = backward_rows(engine, loss, batches)
+    if audit:
+        audit()
+    norm = float(engine.clip(optimizer, gradient_clip))
+    finite = math.isfinite(norm) and math.isfinite(seen.loss)
+    if finite:
+        engine.advance(optimizer)
+    else:
+        engine.forget(optimizer)
+    return replace(seen, gradient_norm=norm, applied=finite)
