@@ -61,7 +61,9 @@ def convert(
         done = convert_data(kind, source, out, options=options, workers=workers, progress=advance)
     for name, labels in done.counts.items():
         counted = ", ".join(f"{label} {count}" for label, count in labels.most_common() if label)
-        typer.echo(f"{out / name}.jsonl: {labels.total()} examples{f' ({counted})' * bool(counted)}")
+        typer.echo(
+            f"{out / name}.jsonl: {labels.total()} examples{f' ({counted})' * bool(counted)}"
+        )
     for reason, count in done.left_out.most_common():
         typer.echo(f"left out, {reason}: {count}")
 
@@ -70,7 +72,9 @@ def convert(
 def check(
     data: Annotated[Path, typer.Argument(help="JSONL file of examples.")],
     images: Annotated[Path | None, typer.Option(help="Folder that image paths start from.")] = None,
-    other: Annotated[list[Path] | None, typer.Option(help="Split to share no picture with.")] = None,
+    other: Annotated[
+        list[Path] | None, typer.Option(help="Split to share no picture with.")
+    ] = None,
     headers_only: Annotated[bool, typer.Option(help="Do not decode pictures: faster.")] = False,
     fix: Annotated[Path | None, typer.Option(help="File for the good lines.")] = None,
     show: Annotated[int, typer.Option(help="Problems to print; the rest are counted.")] = 20,
@@ -128,7 +132,8 @@ def announce(outcome: "Outcome") -> None:
 
     if outcome.stopped:
         typer.echo(
-            f"Stopped at step {outcome.stopped.step}; the same command goes on from there.", err=True
+            f"Stopped at step {outcome.stopped.step}; the same command goes on from there.",
+            err=True,
         )
         raise typer.Exit(INTERRUPTED if outcome.stopped.signal == signal.SIGINT else 0)
     for name, score in (outcome.after or {}).items():
@@ -171,7 +176,9 @@ def evaluate(
         console=Console(stderr=True),
     )
     for name, score in scores.items():
-        typer.echo(f"{name}: {score.value:.3f}  [{score.low:.3f}, {score.high:.3f}]  n={score.count}")
+        typer.echo(
+            f"{name}: {score.value:.3f}  [{score.low:.3f}, {score.high:.3f}]  n={score.count}"
+        )
     typer.echo(f"written: {folder}")
 
 

@@ -37,13 +37,13 @@ class DataSettings(Settings):
     """JSONL file to evaluate on, before and after; none: no evaluation."""
 
     images: Path | None = None
-    """Folder that image paths start from; default: `images` beside the JSONL file, or its folder."""
+    """Folder that image paths start from; none: `images` beside the JSONL file, or its folder."""
 
     share_images: bool = True
     """Put the questions of one image behind it in one row; exact, and several times faster."""
 
     order: Literal["shuffled", "as_is"] = "shuffled"
-    """Which examples meet in a step: images drawn at random with all their questions, or file order."""
+    """Which examples meet in a step: images at random with all their questions, or file order."""
 
     num_crops: PositiveInt = 16
     """Most crops that an image is cut into, besides its global view; 4 suits several images."""

@@ -115,7 +115,7 @@ class TrainingRun:
             self._check_sharing(plan, first_step, wrapped)
         hooks = LoopHooks(
             progress=self._progress,
-            evaluate=lambda step: self.evaluate(f"step-{step}"),
+            evaluate=self._evaluate_on_the_way,
             audit=lambda: audit_gradients(
                 loaded.model, assignments, bool(len(self.dataset.images))
             ),
@@ -210,6 +210,9 @@ class TrainingRun:
                     self.recipe.train.loss_weighting,
                 )
                 return
+
+    def _evaluate_on_the_way(self, step: int) -> None:
+        self.evaluate(f"step-{step}")
 
     def evaluate(self, name: str) -> Scores | None:
         """Answer and score the validation examples, unless that was done before."""

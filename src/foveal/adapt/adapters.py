@@ -31,7 +31,9 @@ def merge_adapters(model: nn.Module) -> None:
     """Add each adapter to its layer and take it away; the model is plain again."""
     from peft.tuners.lora import LoraLayer
 
-    adapted = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+    adapted = [
+        (name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)
+    ]
     for name, layer in adapted:
         layer.merge(safe_merge=True)
         parent, _, child = name.rpartition(".")

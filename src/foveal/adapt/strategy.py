@@ -58,7 +58,7 @@ def assign(
     Raises:
         ConfigError: a rule matches nothing, or nothing is left to learn.
     """
-    decided = {rule: 0 for rule in range(len(rules))}
+    decided = dict.fromkeys(range(len(rules)), 0)
     verdicts = {
         name: _verdict(family.part_name(name), rules, decided)
         for name, _ in model.named_parameters()
@@ -100,7 +100,9 @@ def assign(
             )
         )
     if not any(assignment.learn for assignment in made):
-        raise ConfigError("strategy: no weight learns; let a rule have learn: true or adapter: true")
+        raise ConfigError(
+            "strategy: no weight learns; let a rule have learn: true or adapter: true"
+        )
     return tuple(made)
 
 

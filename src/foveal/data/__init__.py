@@ -1,0 +1,1 @@
+"""Examples on disk to batches; knows no model."""

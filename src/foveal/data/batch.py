@@ -67,7 +67,7 @@ class Batch(Pictures):
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
             if isinstance(value, Tensor)

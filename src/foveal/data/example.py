@@ -115,7 +115,8 @@ class ImageFolder:
     """
 
     def __init__(self, data: Path, images: Path | None = None) -> None:
-        self.roots = (images,) if images else (data.parent / "images", data.parent)
+        roots = (images,) if images else (data.parent / "images", data.parent)
+        self.roots = tuple(root.resolve() for root in roots)
 
     def find(self, path: str) -> Path:
         """Turn a path of an example into a file.
@@ -124,9 +125,13 @@ class ImageFolder:
             DataError: the path leaves the folder, or there is no such file.
         """
         for root in self.roots:
-            candidate = root / path
-            if not candidate.resolve().is_relative_to(root.resolve()):
+            try:
+                candidate = (root / path).resolve()
+                is_file = candidate.is_file()
+            except (OSError, ValueError) as error:  # too long, or holds a NUL
+                raise DataError(f"image {path!r}: {error}; rename it") from None
+            if not candidate.is_relative_to(root):
                 raise DataError(f"image {path} lies outside {root}; move it inside")
-            if candidate.is_file():
+            if is_file:
                 return candidate
         raise DataError(f"image {path} is not in {' or '.join(map(str, self.roots))}")

@@ -57,7 +57,7 @@ class StepLoader:
         rows = (row for step in range(start, stop) for row in self._rows(step))
         loader = DataLoader(
             self.batches,
-            sampler=rows,  # type: ignore[arg-type]  # an iterable is all that it needs
+            sampler=rows,
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=4 if self.workers else None,

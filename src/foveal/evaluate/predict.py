@@ -115,7 +115,10 @@ def answer_batch(
     mask = torch.zeros(len(batch), longest, dtype=torch.long)
     shown: list[int] = []
     for row, question in enumerate(batch):
-        encoded, numbers = dataset.examples[question.example], dataset.image_numbers(question.example)
+        encoded, numbers = (
+            dataset.examples[question.example],
+            dataset.image_numbers(question.example),
+        )
         tokens = [dataset.images[number].tokens for number in numbers]
         expanded = encoded.expand(tokens, processor.image_token_id).ids[: question.tokens]
         ids[row, longest - question.tokens :] = torch.from_numpy(expanded)

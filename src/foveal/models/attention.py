@@ -88,9 +88,9 @@ def token_places(groups: tuple[GroupSpan, ...], device: torch.device) -> tuple[T
             branches.append(branch)
             sizes.append(end - start)
     repeats = torch.tensor(sizes, device=device)
-    owner = torch.tensor(owners, dtype=torch.int32, device=device).repeat_interleave(repeats)
-    branch = torch.tensor(branches, dtype=torch.int32, device=device).repeat_interleave(repeats)
-    return owner, branch
+    whole = torch.tensor([owners, branches], dtype=torch.int32, device=device)
+    owner_of_token, branch_of_token = whole.repeat_interleave(repeats, dim=1)
+    return owner_of_token, branch_of_token
 
 
 def visible(owner: Tensor, branch: Tensor) -> Tensor:
@@ -102,7 +102,9 @@ def visible(owner: Tensor, branch: Tensor) -> Tensor:
 
 def branch_mask(group: GroupSpan, device: torch.device) -> Tensor:
     """Who the branches of one group see: (1, 1, branch tokens, group tokens), bool."""
-    moved = GroupSpan(0, tuple(s - group.start for s in group.branch_starts), group.end - group.start)
+    moved = GroupSpan(
+        0, tuple(s - group.start for s in group.branch_starts), group.end - group.start
+    )
     owner, branch = token_places((moved,), device)
     return visible(owner, branch)[moved.prefix_end :][None, None]
 
@@ -145,23 +147,16 @@ def blocks_attention_forward(
     if groups is None:
         return attend(module, query, key, value, attention_mask, **arguments)
     pieces = []
-    for group, mask in zip(groups, branch_masks, strict=True):
-        prefix, whole = slice(group.start, group.prefix_end), slice(group.start, group.end)
-        pieces.append(
-            attend(
-                module,
-                query[:, :, prefix],
-                key[:, :, prefix],
-                value[:, :, prefix],
-                None,
-                is_causal=True,
-                **arguments,
-            )[0]
-        )
+    # Split, not sliced: the gradient of a slice is as long as the row, that of a split is not.
+    sizes = [group.end - group.start for group in groups]
+    per_group = zip(*(tensor.split(sizes, dim=2) for tensor in (query, key, value)), strict=True)
+    for group, mask, (queries, keys, values) in zip(groups, branch_masks, per_group, strict=True):
+        prefix = group.prefix_end - group.start
+        heads, tails = queries.split([prefix, queries.shape[2] - prefix], dim=2)
+        seen = (keys[:, :, :prefix], values[:, :, :prefix])
+        pieces.append(attend(module, heads, *seen, None, is_causal=True, **arguments)[0])
         if mask is not None:
-            tails = query[:, :, group.prefix_end : group.end]
-            seen = (key[:, :, whole], value[:, :, whole])
-            pieces.append(attend(module, tails, *seen, mask, **arguments)[0])
+            pieces.append(attend(module, tails, keys, values, mask, **arguments)[0])
     return torch.cat(pieces, dim=1), None
 
 

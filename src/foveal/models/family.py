@@ -102,7 +102,9 @@ def read_model_type(name: str) -> str:
     return str(config.get("model_type"))
 
 
-def load(name: str, num_crops: int | None, attention: str = "auto", dtype: Any = None) -> LoadedModel:
+def load(
+    name: str, num_crops: int | None, attention: str = "auto", dtype: Any = None
+) -> LoadedModel:
     """Load a model and its processor.
 
     Args:

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 MODEL_TYPE = "phi3_v"
+Entry = Callable[[ModuleType], None]
 
 
 class StandIn:
@@ -50,7 +51,7 @@ def register_now() -> None:
 
 def register_with_transformers() -> None:
     """Enter stand-ins in the registries that are imported, and in the others once they are."""
-    entries = {
+    entries: dict[str, Entry] = {
         "transformers.models.auto.configuration_auto": _stand_in_for_config,
         "transformers.models.auto.processing_auto": _stand_in_for_processor,
     }
@@ -71,7 +72,7 @@ def _stand_in_for_processor(registry: ModuleType) -> None:
 class RegistryFinder(MetaPathFinder):
     """Notices the import of a registry; every other import passes by."""
 
-    def __init__(self, waiting: dict[str, Callable[[ModuleType], None]]) -> None:
+    def __init__(self, waiting: dict[str, Entry]) -> None:
         self.waiting = waiting
 
     def find_spec(
@@ -90,7 +91,7 @@ class RegistryFinder(MetaPathFinder):
 class EnteringLoader(Loader):
     """Runs a registry's own loader, then makes our entry."""
 
-    def __init__(self, loader: Loader, entry: Callable[[ModuleType], None]) -> None:
+    def __init__(self, loader: Loader, entry: Entry) -> None:
         self.loader = loader
         self.entry = entry
 

@@ -94,8 +94,10 @@ def audit_sharing(
     tolerance = SHARED_TOLERANCE if engine.precision == "float32" else 5e-2
     if difference > tolerance:
         raise RunError(
-            f"a shared row of {len(shared.examples)} questions differs from its separate samples by {difference:.1e} "
-            f"(loss {together:.6f} and {apart:.6f}); run with data.share_images=false and report this"
+            f"a shared row of {len(shared.examples)} questions differs from its separate samples "
+            f"by {difference:.1e} "
+            f"(loss {together:.6f} and {apart:.6f}); "
+            "run with data.share_images=false and report this"
         )
     return difference
 

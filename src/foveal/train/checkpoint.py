@@ -116,9 +116,7 @@ def check_same_run(checkpoint: Path, stored: Progress, now: Progress) -> None:
         )
 
 
-def load_checkpoint(
-    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put weights and optimizer state back, bit for bit.
 
     Raises:
@@ -144,7 +142,7 @@ def load_checkpoint(
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Name the optimizer's tensors by what they are and whose: `exp_avg/lm_head.weight`."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {one: name for name, one in model.named_parameters()}
     return {
         f"{slot}/{names[parameter]}": value
         for parameter, state in optimizer.state.items()

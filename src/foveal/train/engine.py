@@ -22,7 +22,9 @@ class Engine:
     rank = 0
     world_size = 1
 
-    def __init__(self, precision: Precision = "float32", device: torch.device | None = None) -> None:
+    def __init__(
+        self, precision: Precision = "float32", device: torch.device | None = None
+    ) -> None:
         self.device = device or pick_device()
         self.precision = precision
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
@@ -162,5 +164,7 @@ def make_engine(name: str, precision: Precision) -> Engine:
     if name == "single" and launched > 1:
         raise ConfigError(f"engine=single under a launcher of {launched} processes; use engine=ddp")
     if name == "ddp" and "RANK" not in os.environ:
-        raise ConfigError("engine=ddp needs a launcher: torchrun --nproc-per-node N -m foveal.cli ...")
+        raise ConfigError(
+            "engine=ddp needs a launcher: torchrun --nproc-per-node N -m foveal.cli ..."
+        )
     return Engine(precision) if name == "single" else DataParallelEngine(precision)

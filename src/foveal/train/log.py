@@ -57,9 +57,7 @@ class RunLog:
         )
         self._bar.start()
 
-    def write(
-        self, step: int, seen: StepMeasures, learning_rate: float, seconds: float
-    ) -> None:
+    def write(self, step: int, seen: StepMeasures, learning_rate: float, seconds: float) -> None:
         """Record one step; `step` counts those taken, this one included."""
         measured: Mapping[str, Any] = {
             "step": step,

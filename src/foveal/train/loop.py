@@ -39,7 +39,9 @@ class StopRequest:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Remember the signal, and give the next one back its usual effect."""
         self.signal = number
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(
+            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        )
 
 
 @contextmanager

@@ -12,9 +12,7 @@ POSITIONS_PER_CHUNK = 1024
 """Positions whose logits exist at one time: 131 MB in float32 for 32,064 words."""
 
 
-def answer_loss(
-    hidden: Tensor, head: nn.Module, targets: Tensor, weights: Tensor
-) -> Tensor:
+def answer_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weights: Tensor) -> Tensor:
     """Sum the weighted cross-entropy of the tokens that are to be learnt.
 
     The head is applied to these positions alone, a chunk at a time; of more than one chunk the

@@ -54,4 +54,4 @@ def set_rate(optimizer: torch.optim.Optimizer, scale: float) -> float:
     """Set each group's rate to its share; returns the largest."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * scale
-    return max(group["lr"] for group in optimizer.param_groups)
+    return max(float(group["lr"]) for group in optimizer.param_groups)

@@ -58,9 +58,7 @@ def backward_rows(engine: Engine, loss: nn.Module, batches: Iterable[Batch]) -> 
         total += row_total.detach().double().cpu()
     (total_loss,) = engine.add_up([float(total)])
     ids = tuple(name for row in rows for name in row.example_ids)
-    return StepMeasures(
-        total_loss / count, math.nan, int(examples), int(tokens), int(images), ids
-    )
+    return StepMeasures(total_loss / count, math.nan, int(examples), int(tokens), int(images), ids)
 
 
 def train_step(

@@ -12,9 +12,7 @@ GRADIENTS = [
     for folder, name in CASES
     for mode in read_json(f"{folder}/cases.json")["cases"][name].get("grad_modes", {})
 ]
-FEATURES = [
-    (folder, name) for folder, name in CASES if f"{name}.clip_features" in tensors(folder)
-]
+FEATURES = [(folder, name) for folder, name in CASES if f"{name}.clip_features" in tensors(folder)]
 
 
 @pytest.fixture(scope="module", params=["eager", "sdpa"])

@@ -5,7 +5,6 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPVisionConfig, Phi3Config
 
-
 # openai/clip-vit-large-patch14-336, which the published code builds by name.
 PUBLISHED_TOWER = {
     "hidden_size": 1024,
@@ -30,7 +29,9 @@ class Phi3VisionConfig(Phi3Config):  # type: ignore[misc]
     model_type = "phi3_v"
     sub_configs = {"vision_config": CLIPVisionConfig}  # noqa: RUF012
 
-    vision_config: dict[str, Any] | CLIPVisionConfig | None = None
+    vision_config: Any = None
+    """`CLIPVisionConfig`, or a mapping of what differs from the published tower."""
+
     image_token_id: int = 32044
     embd_layer: dict[str, Any] | None = None
     img_processor: dict[str, Any] | None = None

@@ -31,18 +31,18 @@ def load_processor(name: str | Path, num_crops: int | None) -> Phi3VisionProcess
     return Phi3VisionProcessor.from_pretrained(name, **crops)
 
 
-def is_unused(model: nn.Module, name: str) -> bool:
+def is_unused(model: Any, name: str) -> bool:
     """Tell whether a weight stands behind the tower layer whose features are taken."""
     if name.startswith(TOWER + "post_layernorm."):
         return True
     layers = TOWER + "encoder.layers."
-    used = model.config.vision_config.num_hidden_layers - UNUSED_LAYERS  # type: ignore[union-attr]
+    used = int(model.config.vision_config.num_hidden_layers) - UNUSED_LAYERS
     return name.startswith(layers) and int(name.removeprefix(layers).split(".")[0]) >= used
 
 
-def row_hidden_states(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+def row_hidden_states(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Run a packed row up to the final norm."""
-    hidden: Tensor = model.model(**inputs, use_cache=False).last_hidden_state[0]  # type: ignore[operator]
+    hidden: Tensor = model.model(**inputs, use_cache=False).last_hidden_state[0]
     return hidden
 
 
@@ -51,24 +51,24 @@ def head(model: nn.Module) -> nn.Module:
     return model.get_submodule("lm_head")
 
 
-def activation_bytes(model: nn.Module, tokens: int, crops: int, number_bytes: int) -> int:
+def activation_bytes(model: Any, tokens: int, crops: int, number_bytes: int) -> int:
     """Estimate what a forward pass keeps for the backward pass, without recomputing.
 
     A decoder layer keeps about 12 vectors of the hidden width and 5 of the MLP's a token, a tower
     layer 9 and 3; the head is counted by its callers.
     """
-    text: Any = model.config
+    text = model.config
     tower = text.vision_config
     decoder = text.num_hidden_layers * (12 * text.hidden_size + 5 * text.intermediate_size)
     patches = (tower.image_size // tower.patch_size) ** 2 + 1
     layer = 9 * tower.hidden_size + 3 * tower.intermediate_size
     vision = (tower.num_hidden_layers - UNUSED_LAYERS) * layer * patches
-    return (tokens * decoder + crops * vision) * number_bytes
+    return int(tokens * decoder + crops * vision) * number_bytes
 
 
-def long_context_tokens(model: nn.Module) -> int | None:
+def long_context_tokens(model: Any) -> int | None:
     """Length above which the long rotary factors hold."""
-    return int(model.config.original_max_position_embeddings)  # type: ignore[union-attr,arg-type]
+    return int(model.config.original_max_position_embeddings)
 
 
 FAMILY = Family(

@@ -40,9 +40,7 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
 
     def __init__(self, config: Phi3VisionConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(
-            config.vocab_size, config.hidden_size, config.pad_token_id
-        )
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.vision_embed_tokens = ImageEmbedding(config)
         self.layers = nn.ModuleList(
             Phi3DecoderLayer(config, index) for index in range(config.num_hidden_layers)
@@ -224,7 +222,7 @@ class Phi3VisionForConditionalGeneration(Phi3VisionPreTrainedModel, GenerationMi
         """Encode pictures; see `Phi3VisionModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, image_sizes)
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -181,9 +181,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
             inputs["image_sizes"] = processed["image_sizes"]
         return BatchFeature(inputs)
 
-    def _prompt_ids(
-        self, prompt: str, pictures: list[Picture], num_crops: int | None
-    ) -> list[int]:
+    def _prompt_ids(self, prompt: str, pictures: list[Picture], num_crops: int | None) -> list[int]:
         counts = [
             self.image_processor.num_tokens(*as_rgb(picture).size, num_crops)
             for picture in pictures
@@ -225,7 +223,8 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         """
         several = bool(conversation) and isinstance(conversation[0], list)
         texts, images = [], []
-        for messages in conversation if several else [conversation]:
+        conversations: list[Any] = conversation if several else [conversation]
+        for messages in conversations:
             plain, pictures = write_tags(messages)
             texts.append(
                 self.tokenizer.apply_chat_template(
@@ -261,9 +260,9 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
     def encode_prompt(self, user: str, num_images: int) -> list[int]:
-        """Encode one turn's prompt; image k of the turn stands as the single number -(k + 1).
+        r"""Encode one turn's prompt; image k of the turn stands as the single number -(k + 1).
 
-        `<|user|>\\n<|image_1|>...<|image_n|>\\n{user}<|end|>\\n<|assistant|>\\n`, each stretch
+        `<|user|>\n<|image_1|>...<|image_n|>\n{user}<|end|>\n<|assistant|>\n`, each stretch
         between images encoded by itself behind a `<s>`. A user who writes the tags decides where
         the images stand.
 
@@ -283,7 +282,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         return [*ids, turn_end, *self.encode_plain("\n"), self._control("<|assistant|>")]
 
     def encode_answer(self, assistant: str) -> list[int]:
-        """Encode one turn's answer: `{assistant}<|end|>\\n<|endoftext|>`."""
+        r"""Encode one turn's answer: `{assistant}<|end|>\n<|endoftext|>`."""
         text = self.encode_plain(assistant) if assistant else []
         end_of_turn, end_of_text = self.end_ids
         return [*text, end_of_turn, *self.encode_plain("\n"), end_of_text]
@@ -302,7 +301,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
 
     def num_image_tokens(self, width: int, height: int) -> int:
         """Count the tokens of a picture from its size alone."""
-        return self.image_processor.num_tokens(width, height)
+        return int(self.image_processor.num_tokens(width, height))
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """Rows and columns of crops of a picture, from its size alone."""
@@ -358,7 +357,9 @@ def deal_images(prompts: Sequence[str], images: Any) -> list[list[Picture]]:
         return [list(images)]
     counts = [len(TAG.findall(prompt)) for prompt in prompts]
     if sum(counts) != len(images):
-        raise ValueError(f"{sum(counts)} image tags in {len(prompts)} prompts, {len(images)} images")
+        raise ValueError(
+            f"{sum(counts)} image tags in {len(prompts)} prompts, {len(images)} images"
+        )
     rest = iter(images)
     return [[next(rest) for _ in range(count)] for count in counts]
 

@@ -14,7 +14,6 @@ from foveal.models.phi3_vision.config import Phi3VisionConfig
 class PerExampleRotaryEmbedding(nn.Module):
     """LongRoPE (arXiv 2402.13753) whose factors follow the length of each token's own example."""
 
-
     def __init__(self, config: Phi3VisionConfig) -> None:
         super().__init__()
         self.config = config
@@ -35,7 +34,10 @@ class PerExampleRotaryEmbedding(nn.Module):
 
     def _frequencies_for(self, length: int, device: torch.device) -> tuple[Tensor, float]:
         if self.has_long_factors:
-            return ROPE_INIT_FUNCTIONS["longrope"](self.config, device, seq_len=length)
+            frequencies, scaling = ROPE_INIT_FUNCTIONS["longrope"](
+                self.config, device, seq_len=length
+            )
+            return frequencies, float(scaling)
         base = self.config.rope_parameters["rope_theta"]
         size = self.config.hidden_size // self.config.num_attention_heads
         exponents = torch.arange(0, size, 2, dtype=torch.float32, device=device) / size

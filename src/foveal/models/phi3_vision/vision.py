@@ -36,7 +36,8 @@ class Tower(nn.Module):
         hidden = self.vision_model.pre_layrnorm(hidden)
         for layer in self.vision_model.encoder.layers[:-UNUSED_LAYERS]:
             hidden = layer(hidden, attention_mask=None)
-        return hidden[:, 1:]
+        patches: Tensor = hidden[:, 1:]
+        return patches
 
 
 class ImageEmbedding(nn.Module):
@@ -106,7 +107,7 @@ class ImageEmbedding(nn.Module):
         return crops, views
 
     def _merge(self, features: Tensor) -> Tensor:
-        """Join 2 x 2 neighbouring patches: (crops, patches, width) -> (crops, side, side, 4 width)."""
+        """Join 2 x 2 patches: (crops, patches, width) -> (crops, side, side, 4 width)."""
         side = self.tokens_side
         blocks = features.view(len(features), side, 2, side, 2, -1).transpose(2, 3)
         return blocks.reshape(len(features), side, side, -1)

@@ -1,4 +1,4 @@
-"""Published checkpoint <-> our model: the same names both ways, and nothing passed over in silence."""
+"""Published checkpoint <-> our model: the same names both ways, nothing passed over in silence."""
 
 from pathlib import Path
 from typing import Any, Self
