@@ -26,8 +26,15 @@ class StandIn:
         self.__name__ = name
 
     def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._real(), attribute)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Make one of the real class."""
+        return self._real()(*arguments, **options)
+
+    def _real(self) -> Any:
         register_now()
-        return getattr(getattr(importlib.import_module(self._home), self.__name__), attribute)
+        return getattr(importlib.import_module(self._home), self.__name__)
 
 
 CONFIG = StandIn("foveal.models.phi3_vision.config", "Phi3VisionConfig")

@@ -18,6 +18,7 @@ from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from foveal.data.media import open_image, to_rgb
+from foveal.errors import DataError
 from foveal.models.phi3_vision.image import (
     CLIP_MEAN,
     CLIP_STD,
@@ -168,12 +169,14 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
             DataError: a picture cannot be read.
         """
         prompts = [text] if isinstance(text, str) else list(text)
+        if not prompts:
+            raise ValueError("give at least one prompt")
         dealt = deal_images(prompts, images)
         rows, shown = [], []
         for prompt, pictures in zip(prompts, dealt, strict=True):
-            order = tag_order(prompt, len(pictures))
-            rows.append(self._prompt_ids(prompt, [pictures[number] for number in order], num_crops))
-            shown += [pictures[number] for number in order]
+            opened = [as_rgb(pictures[number]) for number in tag_order(prompt, len(pictures))]
+            rows.append(self._prompt_ids(prompt, opened, num_crops))
+            shown += opened
         inputs = self._pad(rows, padding_side)
         if shown:
             processed = self.image_processor(shown, num_crops=num_crops)
@@ -181,11 +184,10 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
             inputs["image_sizes"] = processed["image_sizes"]
         return BatchFeature(inputs)
 
-    def _prompt_ids(self, prompt: str, pictures: list[Picture], num_crops: int | None) -> list[int]:
-        counts = [
-            self.image_processor.num_tokens(*as_rgb(picture).size, num_crops)
-            for picture in pictures
-        ]
+    def _prompt_ids(
+        self, prompt: str, pictures: list[Image.Image], num_crops: int | None
+    ) -> list[int]:
+        counts = [self.image_processor.num_tokens(*one.size, num_crops) for one in pictures]
         ids: list[int] = []
         chunks = TAG.split(prompt)[::2]
         for chunk, count in zip(chunks, [*counts, 0], strict=True):
@@ -319,8 +321,21 @@ Phi3VisionProcessor = Phi3VProcessor
 
 
 def as_rgb(picture: Picture) -> Image.Image:
-    """Open a path, or take a Pillow picture, as RGB."""
-    return to_rgb(picture) if isinstance(picture, Image.Image) else open_image(Path(picture))
+    """Open a path, or take a Pillow picture, as RGB.
+
+    Raises:
+        DataError: the picture cannot be read.
+        ValueError: it is neither.
+    """
+    if isinstance(picture, str | Path):
+        return open_image(Path(picture))
+    if not isinstance(picture, Image.Image):
+        kind = type(picture).__name__
+        raise ValueError(f"a picture is a Pillow image or a path, not {kind}")
+    try:
+        return to_rgb(picture)
+    except OSError as error:  # Pillow decodes at the first use
+        raise DataError(f"{picture}: broken picture ({error}); replace it") from error
 
 
 def tag_order(text: str, num_images: int) -> list[int]:
@@ -352,7 +367,7 @@ def deal_images(prompts: Sequence[str], images: Any) -> list[list[Picture]]:
     if any(isinstance(entry, list | tuple) for entry in images):
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} lists of images for {len(prompts)} prompts")
-        return [list(entry) for entry in images]
+        return [[entry] if isinstance(entry, Picture) else list(entry or ()) for entry in images]
     if len(prompts) == 1:
         return [list(images)]
     counts = [len(TAG.findall(prompt)) for prompt in prompts]
@@ -367,21 +382,22 @@ def deal_images(prompts: Sequence[str], images: Any) -> list[list[Picture]]:
 def write_tags(messages: list[dict[str, Any]]) -> tuple[list[dict[str, str]], list[Picture]]:
     """Turn messages with parts into messages of text with tags, and the pictures beside them.
 
+    An image part may leave its picture out, to be given to the processor with the written prompt.
+
     Raises:
         ValueError: a part is neither an image nor text.
     """
     plain, pictures = [], []
+    num_images = 0
     for message in messages:
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         text, after_image = "", False
         for part in parts:
             if part["type"] == "image":
-                picture = next((part[key] for key in ("image", "path", "url") if key in part), None)
-                if picture is None:
-                    raise ValueError("an image part names its picture as image, path or url")
-                pictures.append(picture)
-                text += f"<|image_{len(pictures)}|>"
+                num_images += 1
+                text += f"<|image_{num_images}|>"
+                pictures += [part[key] for key in ("image", "path", "url") if key in part][:1]
             elif part["type"] == "text":
                 text += "\n" * after_image + part["text"]
             else:

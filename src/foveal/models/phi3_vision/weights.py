@@ -43,6 +43,8 @@ class StrictWeights:
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise ModelError(f"{name}: {'; '.join(problems[:3])}{more}")
+        # transformers would write each weight under the name that it was read from.
+        model._weight_conversions = []
         if model.can_generate():
             generation = model.generation_config
             generation.eos_token_id = end_of_answer_ids(generation, model.config)

@@ -1,0 +1,176 @@
+"""A size -> a random model of that size, and one page of random pixels with its questions."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from foveal.data.dataset import Dataset, build_dataset
+from foveal.data.encode import encode
+from foveal.data.example import Example, ImageFolder, Turn
+from foveal.errors import ConfigError
+from foveal.models.attention import choose_attention
+from foveal.models.phi3_vision.image import crop_grid, cut_crops, num_image_tokens
+from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
+from foveal.models.phi3_vision.tiny import TinySizes, tiny_config
+
+NUM_CROPS = 16
+PAGE = (1700, 2200)
+"""Width and height in pixels: a letter page scanned at 200 dots an inch; 4 x 4 crops."""
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz "
+PAD_ID, IMAGE_ID = 0, 1
+"""Ids below those of letters."""
+
+PUBLISHED_VOCABULARY = 32064
+
+
+@dataclass(frozen=True)
+class BenchSize:
+    """A model and the text that is asked of it."""
+
+    model: TinySizes
+    question_tokens: tuple[int, int]
+    """Fewest and most."""
+
+    answer_tokens: int
+    tokens_per_pass: int
+    """Room for one page and its questions, not for two pages: the recipe's micro-batch."""
+
+
+SIZES = {
+    "tiny": BenchSize(
+        TinySizes(
+            crop_size=56,
+            patch_size=14,
+            tower_width=32,
+            tower_layers=3,
+            tower_heads=2,
+            width=48,
+            layers=2,
+            heads=2,
+            vocabulary=160,
+        ),
+        question_tokens=(4, 8),
+        answer_tokens=3,
+        tokens_per_pass=160,
+    ),
+    # Wide and shallow: attention's share of the work grows with length / width, so a narrow
+    # model would measure attention and little else.
+    "standard": BenchSize(
+        TinySizes(
+            crop_size=336,
+            patch_size=14,
+            tower_width=320,
+            tower_layers=5,
+            tower_heads=5,
+            width=1152,
+            layers=4,
+            heads=12,
+            vocabulary=1664,
+        ),
+        question_tokens=(20, 40),
+        answer_tokens=10,
+        tokens_per_pass=4096,
+    ),
+}
+"""`tiny` takes seconds and measures nothing; `standard` has the published model's proportions."""
+
+
+def find_size(name: str) -> BenchSize:
+    """Look a size up.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in SIZES:
+        raise ConfigError(f"bench: no size {name!r}; choose from {', '.join(SIZES)}")
+    return SIZES[name]
+
+
+def make_model(size: BenchSize, seed: int = 0) -> Phi3VisionForConditionalGeneration:
+    """Make a model with random weights and this machine's fastest attention."""
+    # Published ids would lie outside a small vocabulary, so it is set after them.
+    config = tiny_config(replace(size.model, vocabulary=PUBLISHED_VOCABULARY))
+    config.pad_token_id, config.image_token_id = PAD_ID, IMAGE_ID
+    config.bos_token_id = config.eos_token_id = None
+    config.vocab_size = size.model.vocabulary
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Phi3VisionForConditionalGeneration(config)
+    model.set_attn_implementation(choose_attention("auto"))
+    return model
+
+
+@dataclass(frozen=True)
+class LetterProcessor:
+    """Encodes one letter as one token, and cuts pictures as the published processor does."""
+
+    sizes: TinySizes
+    image_token_id: int = IMAGE_ID
+
+    def encode_prompt(self, user: str, num_images: int) -> list[int]:
+        """Put the images before the letters."""
+        return [-(image + 1) for image in range(num_images)] + self.encode_answer(user)
+
+    def encode_answer(self, assistant: str) -> list[int]:
+        """Take each letter's own number."""
+        return list(assistant.encode("ascii"))
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """Rows and columns of crops."""
+        grid = crop_grid(width, height, NUM_CROPS, self.sizes.crop_size)
+        return grid.rows, grid.columns
+
+    def num_image_tokens(self, width: int, height: int) -> int:
+        """Count the tokens of a picture."""
+        side = self.sizes.crop_size // self.sizes.patch_size // 2
+        return num_image_tokens(*self.grid(width, height), side)
+
+    def cut(self, image: Image.Image) -> Tensor:
+        """Cut a picture into crops, uint8."""
+        return cut_crops(image, NUM_CROPS, self.sizes.crop_size)
+
+
+def make_page(size: BenchSize, questions: int, folder: Path, seed: int = 0) -> Dataset:
+    """Write a page of random pixels and ask questions of random letters about it.
+
+    Args:
+        size: how long questions and answers are.
+        questions: examples that share the page; the first ones are the same for any number.
+        folder: for the picture.
+        seed: start of every random choice.
+    """
+    randomness = random.Random(seed)
+    blocks = np.random.default_rng(seed).integers(0, 256, (55, 43, 3), np.uint8)
+    Image.fromarray(blocks).resize(PAGE).save(folder / "page.png", compress_level=1)
+
+    def letters(count: int) -> str:
+        return "".join(randomness.choices(LETTERS, k=count))
+
+    examples = [
+        Example(
+            id=f"question-{number}",
+            conversations=(
+                Turn(
+                    images=("page.png",),
+                    user=letters(randomness.randint(*size.question_tokens)),
+                    assistant=letters(size.answer_tokens),
+                ),
+            ),
+        )
+        for number in range(questions)
+    ]
+    return encode_page(examples, size, folder)
+
+
+def encode_page(examples: Sequence[Example], size: BenchSize, folder: Path) -> Dataset:
+    """Take the ordinary walk from examples to a data set."""
+    processor = LetterProcessor(size.model)
+    images = ImageFolder(folder / "page.jsonl", folder)
+    return build_dataset([encode(one, processor, images) for one in examples], processor)

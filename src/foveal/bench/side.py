@@ -1,0 +1,135 @@
+"""Case -> a model and the optimizer step that is measured, our way or the recipe's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from foveal.adapt.strategy import assign, rules_of
+from foveal.bench.arithmetic import strategy_of, useful_work
+from foveal.bench.page import LetterProcessor, find_size, make_model, make_page
+from foveal.bench.recipe_way import RecipeInputs, RecipeWay, recipe_inputs
+from foveal.config import LoraSettings, TrainSettings
+from foveal.data.batch import Batch, build_batch
+from foveal.data.rows import Plan
+from foveal.models.phi3_vision.family import FAMILY
+from foveal.train.engine import Engine
+from foveal.train.loss import RowLoss
+from foveal.train.optim import build_optimizer
+from foveal.train.step import train_step
+
+Way = Literal["recipe", "separate", "shared", "recompute"]
+
+SETTINGS = TrainSettings()
+LORA = LoraSettings()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure."""
+
+    size: str
+    strategy: str
+    questions: int
+    """Of the one page; an optimizer step is taken over all of them."""
+
+    way: Way
+    """`recipe`; ours with a page for each question; with all questions behind one page; the same
+    with blocks recomputed in the backward pass."""
+
+
+class Side:
+    """One way of one case, ready to take steps."""
+
+    def __init__(self, case: Case, folder: Path) -> None:
+        size = find_size(case.size)
+        processor = LetterProcessor(size.model)
+        dataset = make_page(size, case.questions, folder)
+        plan = Plan(
+            dataset.sizes,
+            examples_per_step=case.questions,
+            tokens_per_pass=size.tokens_per_pass,
+            share_images=case.way in ("shared", "recompute"),
+        )
+        rows = [build_batch(row, dataset, processor) for row in plan.step(0).ranks[0]]
+        model = make_model(size)
+        rates = SETTINGS.learning_rate, SETTINGS.weight_decay
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # adapters begin at random
+            assignments = assign(model, FAMILY, rules_of(case.strategy), *rates, LORA)
+        if case.way == "recompute":
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        way = RecipeWay(model) if case.way == "recipe" else RowLoss(model, FAMILY)
+        self.engine = Engine("float32")
+        self.way = self.engine.prepare(way).train()
+        self.optimizer = build_optimizer(model, assignments, SETTINGS)
+        _make_state(self.optimizer)
+        self.tokens = sum(row.tokens for row in rows)
+        """Of the examples, shared ones counted once for each."""
+        image_tokens = int(dataset.sizes.image_tokens[0])
+        self.operations = sum(
+            _operations(model.config, case.strategy, row, image_tokens) for row in rows
+        )
+        """Useful ones of a step, see `arithmetic`."""
+        self.rows: Sequence[Batch] | None = None if case.way == "recipe" else rows
+        self.inputs: Sequence[RecipeInputs] = (
+            [
+                recipe_inputs(dataset, example, processor).to(self.engine.device)
+                for example in range(case.questions)
+            ]
+            if case.way == "recipe"
+            else []
+        )
+
+    def step(self) -> float:
+        """Take an optimizer step; returns the mean loss before it."""
+        if self.rows is None:
+            loss = recipe_step(self.engine, self.way, self.optimizer, self.inputs)
+        else:
+            loss = train_step(
+                self.engine, self.way, self.optimizer, self.rows, SETTINGS.gradient_clip
+            ).loss
+        if self.engine.device.type != "cpu":
+            torch.accelerator.synchronize()
+        return loss
+
+
+def recipe_step(
+    engine: Engine,
+    way: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    examples: Sequence[RecipeInputs],
+) -> float:
+    """Take one optimizer step as the recipe does: a pass for each example, gradients added up."""
+    total = 0.0
+    for example in examples:
+        loss = way(example) / len(examples)
+        engine.backward(loss)
+        total += float(loss.detach())
+    engine.clip(optimizer, SETTINGS.gradient_clip)
+    engine.advance(optimizer)
+    return total
+
+
+def _operations(config: Any, strategy: str, row: Batch, image_tokens: int) -> float:
+    assert row.pixel_values is not None
+    crops = len(row.pixel_values) + 1  # its global view
+    learning = strategy_of(strategy, LORA.rank)
+    work = useful_work(config, learning, row.groups, image_tokens, crops, len(row.targets))
+    return work.total
+
+
+def _make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer make its state before anything is measured; no weight moves."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

@@ -1,0 +1,251 @@
+"""Runs from a recipe to a report, stopped and resumed, to the bit."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from safetensors.torch import load_file
+from tiny import SIZES, pages, write_data
+
+from foveal.config import Recipe
+from foveal.errors import RunError
+from foveal.models.phi3_vision.tiny import write_tiny
+from foveal.run import TrainingRun, evaluate_model, find_model
+from foveal.train.checkpoint import checkpoints
+
+
+@pytest.fixture
+def place(tmp_path):
+    write_tiny(tmp_path / "model", 0, SIZES)
+    pages(tmp_path, 4, 3, "train")
+    pages(tmp_path, 2, 2, "validation")
+    return tmp_path
+
+
+def recipe(place: Path, run: str = "run", **changes) -> Recipe:
+    tree = {
+        "model": str(place / "model"),
+        "run": str(place / run),
+        "precision": "float32",
+        "data": {"train": str(place / "train.jsonl"), "workers": 0, "num_crops": 4},
+        "train": {
+            "epochs": 2,
+            "examples_per_step": 4,
+            "tokens_per_pass": 600,
+            "learning_rate": 1e-2,
+            "warmup_steps": 1,
+            "save_every_steps": 2,
+        },
+        "evaluate": {"max_new_tokens": 4},
+    }
+    for name, value in changes.items():
+        branch, _, leaf = name.rpartition("__")
+        (tree[branch] if branch else tree)[leaf] = value
+    return Recipe.model_validate(tree)
+
+
+def run(chosen: Recipe, **options):
+    return TrainingRun(chosen, Console(quiet=True), **options).go()
+
+
+def metrics(run_folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run_folder: Path) -> list[float]:
+    return [line["loss"] for line in metrics(run_folder)]
+
+
+def weights(run_folder: Path):
+    return load_file(run_folder / "final" / "model.safetensors")
+
+
+def same_bits(one, other) -> bool:
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+def test_a_run_leaves_a_whole_folder_and_learns(place):
+    outcome = run(recipe(place, data__validation=str(place / "validation.jsonl")))
+    folder = outcome.run
+    assert losses(folder)[-1] < losses(folder)[0] - 1
+    assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4, 5, 6]
+    assert set(metrics(folder)[0]) == {
+        "step",
+        "loss",
+        "learning_rate",
+        "gradient_norm",
+        "tokens",
+        "examples",
+        "images",
+        "seconds",
+    }
+    for name in (
+        "recipe.yaml",
+        "machine.json",
+        "report.html",
+        "final/config.json",
+        "evaluation/before/scores.json",
+        "evaluation/before/predictions.jsonl",
+        "evaluation/after/scores.json",
+    ):
+        assert (folder / name).is_file(), name
+    assert any((folder / "events").iterdir())
+    assert outcome.after is not None
+    assert outcome.after["accuracy"].count == 4
+
+
+def test_a_resolved_recipe_is_a_recipe(place):
+    run(recipe(place, train__max_steps=1))
+    stored = yaml.safe_load((place / "run" / "recipe.yaml").read_text())
+    assert Recipe.model_validate(stored).train.max_steps == 1
+
+
+@pytest.mark.parametrize("strategy", ["full", "lora"])
+def test_a_killed_run_ends_with_the_same_bits_as_an_uninterrupted_one(place, strategy):
+    run(recipe(place, "whole", strategy=strategy))
+    for stop in (2, 4):  # as if killed after these steps: nothing of the process remains
+        halted = recipe(place, "killed", strategy=strategy)
+        killed = TrainingRun(halted, Console(quiet=True))
+        run_until(killed, stop)
+    run(recipe(place, "killed", strategy=strategy))
+    assert same_bits(weights(place / "whole"), weights(place / "killed"))
+    assert losses(place / "whole") == losses(place / "killed")
+
+
+def run_until(training: TrainingRun, stop: int) -> None:
+    """Take a run to a step and then let it die without a word."""
+    from foveal import run as run_module
+
+    class DiedError(Exception):
+        pass
+
+    original = run_module.RunLog
+
+    class DyingLog(original):
+        def write(self, step, *rest):
+            super().write(step, *rest)
+            if step > stop:
+                raise DiedError
+
+    run_module.RunLog = DyingLog
+    try:
+        with pytest.raises(DiedError):
+            training.go()
+    finally:
+        run_module.RunLog = original
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_worker_processes_do_not_change_the_bits(place, workers):
+    run(recipe(place, "plain", train__max_steps=3))
+    run(recipe(place, "other", train__max_steps=3, data__workers=workers))
+    assert same_bits(weights(place / "plain"), weights(place / "other"))
+
+
+def test_sharing_images_does_not_change_the_losses(place):
+    run(recipe(place, "shared"))
+    run(recipe(place, "separate", data__share_images=False))
+    assert losses(place / "shared") == pytest.approx(losses(place / "separate"), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"train__learning_rate": 2e-2}, "train.learning_rate was 0.01, is 0.02"),
+        ({"strategy": "frozen_vision"}, "strategy was 'full'"),
+    ],
+)
+def test_a_changed_recipe_is_not_resumed(place, changes, named):
+    run(recipe(place, train__max_steps=2))
+    with pytest.raises(RunError, match="belongs to another run") as refused:
+        run(recipe(place, train__max_steps=2, **changes))
+    assert named in str(refused.value)
+
+
+def test_changed_data_is_not_resumed(place):
+    run(recipe(place, train__max_steps=2))
+    lines = (place / "train.jsonl").read_text().replace("It is 00.", "It is 99.")
+    (place / "train.jsonl").write_text(lines)
+    with pytest.raises(RunError, match="training data changed"):
+        run(recipe(place, train__max_steps=2))
+
+
+def test_fresh_starts_anew_and_keeps_the_old_run(place):
+    run(recipe(place, train__max_steps=2))
+    run(recipe(place, train__max_steps=2, train__learning_rate=2e-2), fresh=True)
+    assert (place / "run.before-1" / "metrics.jsonl").exists()
+    assert len(losses(place / "run")) == 2
+
+
+def test_only_the_newest_checkpoints_are_kept(place):
+    run(recipe(place, train__save_every_steps=1, train__keep_checkpoints=2))
+    names = [one.name for one in checkpoints(place / "run" / "checkpoints")]
+    assert names == ["step-5", "step-6"]
+
+
+def test_a_half_written_checkpoint_is_never_taken_for_a_whole_one(place):
+    run(recipe(place, "whole"))
+    killed = TrainingRun(recipe(place, "killed"), Console(quiet=True))
+    run_until(killed, 3)
+    torn = place / "killed" / "checkpoints" / ".step-3.part"
+    torn.mkdir()
+    (torn / "weights.safetensors").write_bytes(b"half")
+    run(recipe(place, "killed"))
+    assert same_bits(weights(place / "whole"), weights(place / "killed"))
+
+
+def test_an_interrupt_saves_and_exits_130_and_the_run_goes_on(place):
+    whole = recipe(place, "whole", train__epochs=20)
+    run(whole)
+    text = yaml.safe_dump(recipe(place, "stopped", train__epochs=20).model_dump(mode="json"))
+    (place / "recipe.yaml").write_text(text)
+    command = [sys.executable, "-m", "foveal.cli", "train", str(place / "recipe.yaml")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    lines = place / "stopped" / "metrics.jsonl"
+    while process.poll() is None and (not lines.exists() or lines.read_text().count("\n") < 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "goes on from there" in said
+    assert 3 <= len(losses(place / "stopped")) < 60
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr
+    assert same_bits(weights(place / "whole"), weights(place / "stopped"))
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights_alone_and_is_recorded(place):
+    broken = recipe(place, train__learning_rate=1e30, train__max_bad_steps=2, train__epochs=8)
+    with pytest.raises(RunError, match="not finite 3 times in a row"):
+        run(broken)
+    incidents = (place / "run" / "incidents.jsonl").read_text().splitlines()
+    assert len(incidents) == 3
+    assert json.loads(incidents[0])["examples"]
+
+
+def test_empty_data_is_a_clear_error(place):
+    write_data(place / "train.jsonl", [])
+    with pytest.raises(Exception, match=r"train.jsonl: no examples; write one conversation"):
+        run(recipe(place))
+
+
+def test_a_finished_run_is_evaluated_by_its_folder(place):
+    run(recipe(place, train__max_steps=1))
+    folder, scores = evaluate_model(
+        str(place / "run"),
+        place / "validation.jsonl",
+        None,
+        images=None,
+        num_crops=None,
+        settings=recipe(place).evaluate,
+        console=Console(quiet=True),
+    )
+    assert folder == place / "run" / "evaluation" / "validation"
+    assert scores["anls"].count == 4
+    assert find_model(str(place / "run")) == str(place / "run" / "final")
