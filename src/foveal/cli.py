@@ -29,9 +29,12 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for data, run and report.")] = Path("runs/demo"),
 ) -> None:
     """Train a tiny model on real bundled pictures, in minutes, and write a report."""
-    from foveal.demo import run_demo
+    from rich.console import Console
 
-    run_demo(out)
+    from foveal.demo import GPU_COMMAND, run_demo
+
+    announce(run_demo(out, Console(stderr=True)))
+    typer.echo(f"On GPUs, with your own data:\n  {GPU_COMMAND}")
 
 
 @app.command()

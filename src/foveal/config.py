@@ -24,7 +24,9 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class Settings(BaseModel):
     """Base of all settings: fixed once read, and an unknown name is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        allow_inf_nan=False, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
 
 
 class DataSettings(Settings):
@@ -195,7 +197,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         ConfigError: the file is no YAML mapping, or holds a name or a value we do not know.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give a YAML recipe") from error
     except yaml.YAMLError as error:
@@ -204,48 +206,62 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise ConfigError(f"{path}: a recipe is a mapping of settings, such as `model: ...`")
     for override in overrides:
         _apply(tree, override)
+    # A heading with nothing below it, as `data:`, leaves everything at its default.
+    filled = {name: value for name, value in tree.items() if value is not None}
     try:
-        return Recipe.model_validate(tree)
+        return Recipe.model_validate(filled)
     except ValidationError as error:
         raise ConfigError(f"{path}: {_explain(error)}") from None
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise ConfigError(f"{override}: write an override as key=value, such as train.epochs=2")
     *parents, last = name.split(".")
+    if not equals or not all([*parents, last]):
+        raise ConfigError(f"{override}: write an override as key=value, such as train.epochs=2")
     branch = tree
     for parent in parents:
-        branch = branch.setdefault(parent, {})
+        if branch.get(parent) is None:
+            branch[parent] = {}
+        branch = branch[parent]
         if not isinstance(branch, dict):
             raise ConfigError(f"{override}: {parent} is a value and has no settings below it")
+    branch[last] = _read_value(text)
+
+
+def _read_value(text: str) -> Any:
     try:
-        branch[last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
-        branch[last] = text
-    # YAML 1.1 reads 1e-5 as text; people write it as a number.
-    if isinstance(branch[last], str):
-        try:
-            branch[last] = float(branch[last])
-        except ValueError:
-            branch[last] = text
+        return text
+    # What a number, a truth or a date is, the setting knows better: a folder may be called 1e3.
+    return value if value is None or isinstance(value, str | list | dict) else text
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"unknown setting {where}{_nearest(where)}"
-    if first["type"] == "missing":
+    # Of a setting with several forms, the form that was understood furthest.
+    problem = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))
+    names = [str(name) for name in problem["loc"] if "[" not in str(name)]  # without the form's own
+    given = problem["input"]
+    if problem["type"] == "extra_forbidden":
+        while isinstance(given, dict) and given:
+            name, given = next(iter(given.items()))
+            names.append(str(name))
+        return f"unknown setting {'.'.join(names)}{_nearest(names)}"
+    where = ".".join(names)
+    if problem["type"] == "missing":
         return f"{where} is missing; add it to the recipe or give {where}=... on the command line"
-    return f"{where}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    shown = " ".join(str(given).split())
+    return f"{where}={shown}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
-def _nearest(name: str) -> str:
+def _nearest(names: list[str]) -> str:
     from difflib import get_close_matches
 
-    close = get_close_matches(name, setting_names(Recipe), n=1, cutoff=0.5)
+    name = ".".join(names)
+    in_rule = ".".join(names[:2]) + "."
+    known = setting_names(Rule, in_rule) if names[0] == "strategy" else setting_names(Recipe)
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -94,7 +94,7 @@ class TrainingRun:
             recipe.train.weight_decay,
             recipe.lora,
         )
-        loss = RowLoss(loaded.model, loaded.family)
+        loss = RowLoss(loaded.model, loaded.family, use_every_weight=engine.world_size > 1)
         wrapped = engine.prepare(loss)
         self._choose_recompute()
         optimizer = build_optimizer(loaded.model, assignments, recipe.train)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from foveal.adapt.strategy import assign, rules_of
-from foveal.bench.page import SIZES, LetterProcessor, encode_page, make_model, make_page
+from foveal.bench.page import PICTURE, SIZES, LetterProcessor, encode_page, make_model, make_page
 from foveal.bench.recipe_way import RecipeWay, recipe_inputs
 from foveal.data.batch import build_batch
 from foveal.data.example import Example, Turn
@@ -76,11 +76,11 @@ def test_the_recipes_way_gives_our_loss_and_our_gradients(both, questions, tmp_p
 
 def test_crops_that_only_pad_a_small_picture_change_nothing(both, tmp_path):
     loss, way = both
-    Image.radial_gradient("L").resize((900, 200)).convert("RGB").save(tmp_path / "page.png")
-    turn = Turn(images=("page.png",), user="what is round", assistant="ring")
+    Image.radial_gradient("L").resize((840, 600)).convert("RGB").save(tmp_path / PICTURE)
+    turn = Turn(images=(PICTURE,), user="what is round", assistant="ring")
     dataset = encode_page([Example(id="small", conversations=(turn,))], SIZE, tmp_path)
     fact = dataset.images[0]
-    assert 1 < fact.rows * fact.columns < 16
+    assert (fact.rows, fact.columns) == (3, 4)
     assert recipe_inputs(dataset, 0, PROCESSOR).pixel_values.shape[:2] == (1, 17)
     assert ours(loss, dataset) == pytest.approx(the_recipes(way, dataset), rel=1e-5)
     assert_same_gradients(loss, way)

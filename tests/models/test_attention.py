@@ -84,7 +84,9 @@ def hidden_of_row(model, kind, row):
 def hidden_of_samples(model, row):
     """Each sample in a forward pass of its own, with plain causal attention."""
     model.set_attn_implementation("sdpa")
-    return [model.model(input_ids=row.ids[sample][None]).last_hidden_state[0] for sample in row.samples]
+    return [
+        model.model(input_ids=row.ids[sample][None]).last_hidden_state[0] for sample in row.samples
+    ]
 
 
 def gradients(model, loss):

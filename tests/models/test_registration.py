@@ -33,7 +33,8 @@ assert processor.num_crops == 2
 
 ANSWER = """
 from PIL import Image
-inputs = processor("<|user|>\\n<|image_1|>\\nWhat?<|end|>\\n<|assistant|>\\n", Image.new("RGB", (9, 9)))
+picture = Image.new("RGB", (9, 9))
+inputs = processor("<|user|>\\n<|image_1|>\\nWhat?<|end|>\\n<|assistant|>\\n", picture)
 made = model.generate(**inputs, max_new_tokens=2, do_sample=False)
 assert made.shape[1] > inputs["input_ids"].shape[1]
 assert len(processor.batch_decode(made)) == 1

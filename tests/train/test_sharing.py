@@ -63,7 +63,9 @@ def loaded(tmp_path_factory):
 @pytest.mark.parametrize("attention", ["blocks", "sdpa", "eager"])
 def test_a_shared_row_equals_its_separate_samples(tmp_path, strategy, attention):
     loaded = make_model(tmp_path / "model", attention=attention)
-    assign(loaded.model, loaded.family, rules_of(strategy), 1e-3, 0.0, LoraSettings(rank=4, alpha=8))
+    assign(
+        loaded.model, loaded.family, rules_of(strategy), 1e-3, 0.0, LoraSettings(rank=4, alpha=8)
+    )
     if strategy == "lora":  # so that the first matrices have gradients too
         for name, one in loaded.model.named_parameters():
             if ".lora_B." in name:

@@ -131,7 +131,7 @@ def _tower(config: Any, learning: Learning, crops: int) -> float:
     patches = (config.image_size // config.patch_size) ** 2
     rows = crops * (patches + 1)
     embedding = 2.0 * crops * patches * 3 * config.patch_size**2 * width * (1 + learning.weights)
-    total = embedding
+    total: float = embedding
     for layer in range(config.num_hidden_layers - UNUSED_LAYERS):
         # Nothing before the first layer waits for a gradient if there are only adapters.
         into_layer = layer > 0 or learning.weights

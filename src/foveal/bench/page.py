@@ -20,8 +20,7 @@ from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.tiny import TinySizes, tiny_config
 
 NUM_CROPS = 16
-PAGE = (1700, 2200)
-"""Width and height in pixels: a letter page scanned at 200 dots an inch; 4 x 4 crops."""
+PICTURE = "page.bmp"
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
 PAD_ID, IMAGE_ID = 0, 1
@@ -35,6 +34,9 @@ class BenchSize:
     """A model and the text that is asked of it."""
 
     model: TinySizes
+    page: tuple[int, int]
+    """Width and height of the picture, pixels; 4 x 4 crops."""
+
     question_tokens: tuple[int, int]
     """Fewest and most."""
 
@@ -56,6 +58,7 @@ SIZES = {
             heads=2,
             vocabulary=160,
         ),
+        page=(170, 220),
         question_tokens=(4, 8),
         answer_tokens=3,
         tokens_per_pass=160,
@@ -74,6 +77,7 @@ SIZES = {
             heads=12,
             vocabulary=1664,
         ),
+        page=(1700, 2200),  # a letter page, scanned at 200 dots an inch
         question_tokens=(20, 40),
         answer_tokens=10,
         tokens_per_pass=4096,
@@ -148,7 +152,7 @@ def make_page(size: BenchSize, questions: int, folder: Path, seed: int = 0) -> D
     """
     randomness = random.Random(seed)
     blocks = np.random.default_rng(seed).integers(0, 256, (55, 43, 3), np.uint8)
-    Image.fromarray(blocks).resize(PAGE).save(folder / "page.png", compress_level=1)
+    Image.fromarray(blocks).resize(size.page).save(folder / PICTURE)
 
     def letters(count: int) -> str:
         return "".join(randomness.choices(LETTERS, k=count))
@@ -158,7 +162,7 @@ def make_page(size: BenchSize, questions: int, folder: Path, seed: int = 0) -> D
             id=f"question-{number}",
             conversations=(
                 Turn(
-                    images=("page.png",),
+                    images=(PICTURE,),
                     user=letters(randomness.randint(*size.question_tokens)),
                     assistant=letters(size.answer_tokens),
                 ),

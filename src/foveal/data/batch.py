@@ -88,6 +88,13 @@ class _Laid:
     weights: NDArray[np.float32]
     images: tuple[int, ...]
 
+    @classmethod
+    def empty(cls) -> "_Laid":
+        """One token that predicts nothing."""
+        whole, real = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        token = np.zeros(1, np.int64)
+        return cls(token, token, 1, (), whole, whole, real, ())
+
 
 def build_batch(
     row: Row, dataset: Dataset, processor: TurnProcessor, weighting: str = "token"
@@ -95,7 +102,7 @@ def build_batch(
     """Lay a row out and open its pictures, each once.
 
     Args:
-        row: at least one group.
+        row: without groups where a rank only keeps the others company: one token, no target.
         dataset: that the row's examples belong to.
         processor: that encoded it.
         weighting: "token": each target counts 1; "example": each example's targets together.
@@ -104,6 +111,7 @@ def build_batch(
         DataError: a picture cannot be opened.
     """
     laid = [_lay_out(group, dataset, processor.image_token_id, weighting) for group in row.groups]
+    laid = laid or [_Laid.empty()]
     ends = np.cumsum([len(one.ids) for one in laid])
     starts = ends - [len(one.ids) for one in laid]
     spans = tuple(

@@ -42,6 +42,9 @@ class Family:
     head: Callable[[nn.Module], nn.Module]
     """Model -> the layer that turns hidden states into logits."""
 
+    blank_features: Callable[[nn.Module], Tensor]
+    """Model -> features of a blank picture: a number that hangs on every weight before the text."""
+
     activation_bytes: Callable[[nn.Module, int, int, int], int]
     """(model, tokens, crops, bytes of a number) -> bytes that a forward pass keeps for backward."""
 

@@ -63,6 +63,11 @@ class Engine:
 
     def clip(self, optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
         """Shorten the gradients of the whole step to `largest`; returns their norm before it."""
+        # A weight that no row of the step used has the gradient zero. Left out, AdamW would not
+        # even decay it, and engines that share gradients would differ from one process.
+        for one in self.parameters:
+            if one.grad is None:
+                one.grad = torch.zeros_like(one)
         self.scaler.unscale_(optimizer)
         return torch.nn.utils.clip_grad_norm_(self.parameters, largest)
 

@@ -50,13 +50,25 @@ def _chunk_loss(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tenso
 class RowLoss(nn.Module):
     """A model with the training loss on top: what engines wrap, and what a step calls."""
 
-    def __init__(self, model: nn.Module, family: Family) -> None:
+    def __init__(self, model: nn.Module, family: Family, use_every_weight: bool = False) -> None:
+        """Wrap a model.
+
+        Args:
+            model: bare.
+            family: of the model.
+            use_every_weight: let a row without pictures use the tower too, for nothing: processes
+                that share gradients wait for each other's, weight by weight.
+        """
         super().__init__()
         self.model = model
         self.family = family
+        self.use_every_weight = use_every_weight
 
     def forward(self, batch: Batch) -> Tensor:
         """Sum the loss of one row, (), float32; divide by the weights of the whole step."""
         hidden = self.family.row_hidden_states(self.model, batch.model_inputs())
         head = self.family.head(self.model)
-        return answer_loss(hidden[batch.predictors], head, batch.targets, batch.weights)
+        total = answer_loss(hidden[batch.predictors], head, batch.targets, batch.weights)
+        if self.use_every_weight and batch.pixel_values is None:
+            total = total + 0.0 * self.family.blank_features(self.model).float().sum()
+        return total

@@ -74,7 +74,9 @@ def test_every_crop_holds_the_references_pixels(name):
     view = global_view(own, rows, columns)
     samples = pixel_samples()[f"{name}.pixels"]
     assert len(own) == facts["real_crops_including_global"] - 1
-    torch.testing.assert_close(own[:, :, 5::53, 3::47], samples[1 : len(own) + 1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        own[:, :, 5::53, 3::47], samples[1 : len(own) + 1], atol=1e-6, rtol=0
+    )
     torch.testing.assert_close(view[:, :, 5::53, 3::47], samples[:1], atol=2e-5, rtol=0)
     crops = torch.cat([view, own]).double()
     means = crops.mean((1, 2, 3)).tolist()
@@ -147,6 +149,8 @@ def test_a_picture_without_a_short_side_is_refused_in_one_line():
 def test_normalised_pixels_have_the_published_mean_and_spread_and_floats_pass():
     bytes_ = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 1, 2)
     made = normalize(bytes_, CLIP_MEAN, CLIP_STD)[0, :, 0]
-    by_hand = [[-mean / std, (1 - mean) / std] for mean, std in zip(CLIP_MEAN, CLIP_STD, strict=True)]
+    by_hand = [
+        [-mean / std, (1 - mean) / std] for mean, std in zip(CLIP_MEAN, CLIP_STD, strict=True)
+    ]
     torch.testing.assert_close(made, torch.tensor(by_hand), atol=1e-6, rtol=0)
     assert normalize(made, CLIP_MEAN, CLIP_STD) is made

@@ -211,7 +211,11 @@ def test_a_published_config_file_is_read_unchanged(tmp_path):
     assert config.image_token_id == 32044
     assert (config.crop_size, config.crop_tokens_side) == (336, 12)
     tower = config.vision_config
-    assert (tower.hidden_size, tower.num_hidden_layers, tower.hidden_act) == (1024, 24, "quick_gelu")
+    assert (tower.hidden_size, tower.num_hidden_layers, tower.hidden_act) == (
+        1024,
+        24,
+        "quick_gelu",
+    )
     assert config.rope_parameters["rope_type"] == "longrope"
     assert config.sliding_window == 262144
 

@@ -51,6 +51,14 @@ def head(model: nn.Module) -> nn.Module:
     return model.get_submodule("lm_head")
 
 
+def blank_features(model: Any) -> Tensor:
+    """Encode one blank crop."""
+    size = model.config.crop_size
+    blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=model.device)
+    features: Tensor = model.get_image_features(blank, torch.tensor([[size, size]]))[0]
+    return features
+
+
 def activation_bytes(model: Any, tokens: int, crops: int, number_bytes: int) -> int:
     """Estimate what a forward pass keeps for the backward pass, without recomputing.
 
@@ -82,6 +90,7 @@ FAMILY = Family(
     is_unused=is_unused,
     row_hidden_states=row_hidden_states,
     head=head,
+    blank_features=blank_features,
     activation_bytes=activation_bytes,
     long_context_tokens=long_context_tokens,
 )

@@ -1,9 +1,11 @@
 """Token ids and crops -> hidden states and logits; the decoder layers are transformers' own."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
@@ -61,11 +63,24 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
 
         Returns:
             (tokens, hidden) of each picture.
+
+        Raises:
+            ValueError: crops and sizes do not belong together.
         """
         size = self.config.crop_size
-        pixels_of = torch.as_tensor(image_sizes).tolist()
-        grids = [(height // size, width // size) for height, width in pixels_of]
+        grids = []
+        for height, width in torch.as_tensor(image_sizes).tolist():
+            if height % size or width % size:
+                raise ValueError(
+                    f"an image of {height} x {width} pixels is no grid of {size} pixel crops; "
+                    "image_sizes are those after the HD transform"
+                )
+            grids.append((height // size, width // size))
         if pixel_values.dim() == 5:
+            if len(pixel_values) != len(grids):
+                raise ValueError(
+                    f"pixel_values of {len(pixel_values)} images, sizes of {len(grids)}"
+                )
             counts = [1 + rows * columns for rows, columns in grids]
             pairs = zip(pixel_values, counts, strict=True)
             pixel_values = torch.cat([padded[:count] for padded, count in pairs])
@@ -101,10 +116,12 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
             input_ids.masked_fill(is_image, self.config.pad_token_id)
         )
         places = int(is_image.sum())
-        if pixel_values is None or image_sizes is None:
+        if pixel_values is None:
             if places:
                 raise ValueError(f"{places} image tokens, but no pixel_values and image_sizes")
             return embeddings
+        if image_sizes is None:
+            raise ValueError("pixel_values without image_sizes")
         pictures = self.get_image_features(pixel_values, image_sizes)
         if image_indices is not None:
             pictures = [pictures[index] for index in image_indices]
@@ -114,6 +131,7 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
                 f"{places} image tokens do not fit {len(features)} features "
                 f"of {len(pictures)} images"
             )
+        _check_runs(is_image, pictures)
         return embeddings.masked_scatter(is_image[..., None], features.to(embeddings.dtype))
 
     def forward(
@@ -335,3 +353,14 @@ def _check_order(input_ids: Tensor) -> None:
         seen = torch.unique_consecutive(row[row > 0]).tolist()
         if seen != list(range(1, len(seen) + 1)):
             raise ValueError(f"image tags out of order: {seen}; they count up from 1 in a row")
+
+
+def _check_runs(is_image: Tensor, pictures: Sequence[Tensor]) -> None:
+    """Refuse places that cut a picture in two, or run on from row to row."""
+    flat = F.pad(is_image, (0, 1)).flatten()
+    run_ends = flat.cumsum(0)[:-1][flat[:-1] & ~flat[1:]].tolist()
+    if not set(run_ends) <= set(accumulate(map(len, pictures))):
+        raise ValueError(
+            f"image tokens end after {run_ends} in all, where images of "
+            f"{[len(one) for one in pictures]} tokens do not end"
+        )
