@@ -74,6 +74,7 @@ def tensors(folder: str) -> dict[str, torch.Tensor]:
     return load_file(GOLDEN / folder / "tensors.safetensors")
 
 
+@cache
 def case(folder: str, name: str) -> Case:
     facts = read_json(f"{folder}/cases.json")["cases"][name]
     inputs = {"input_ids": expand(facts["input_ids_rle"])}

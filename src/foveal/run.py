@@ -112,7 +112,7 @@ class TrainingRun:
             plan, batches, engine.rank, recipe.data.workers, engine.device.type == "cuda"
         )
         if first_step < total_steps:
-            self._check_sharing(plan, first_step, wrapped)
+            self._check_sharing(plan, first_step, loss)
         hooks = LoopHooks(
             progress=self._progress,
             evaluate=self._evaluate_on_the_way,
@@ -120,7 +120,7 @@ class TrainingRun:
                 loaded.model, assignments, bool(len(self.dataset.images))
             ),
         )
-        audit_targets([], self.dataset)
+        audit_targets(self.dataset)
         log = RunLog(self.run, first_step, total_steps, self.console) if engine.is_main else None
         try:
             stopped = train(
@@ -165,7 +165,7 @@ class TrainingRun:
             needed = self.loaded.family.activation_bytes(model, tokens, crops, number_bytes)
             wanted = "blocks" if needed > 0.5 * free_memory(self.engine.device) else "none"
         if wanted == "blocks":
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
 
     def _progress(self, step: int) -> Progress:
         return Progress(
@@ -196,11 +196,11 @@ class TrainingRun:
             highlight=False,
         )
 
-    def _check_sharing(self, plan: Plan, step: int, loss: Any) -> None:
-        """Compare one shared row with its separate samples, once a start."""
-        for row in plan.step(step).ranks[0]:
+    def _check_sharing(self, plan: Plan, step: int, loss: RowLoss) -> None:
+        """Compare one shared row with its separate samples, once a start, on every process."""
+        for row in plan.step(step).ranks[self.engine.rank]:
             shared = [group for group in row.groups if len(group.examples) > 1]
-            if shared and self.engine.world_size == 1:
+            if shared:
                 audit_sharing(
                     self.engine,
                     loss,

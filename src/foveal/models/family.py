@@ -96,13 +96,20 @@ def read_model_type(name: str) -> str:
     from transformers.utils import cached_file
 
     try:
-        config = json.loads(Path(cached_file(name, "config.json")).read_text())
+        in_folder = Path(name) / "config.json"
+        path = in_folder if Path(name).is_dir() else Path(cached_file(name, "config.json"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        first_line = str(error).partition("\n")[0]
         raise ModelError(
-            f"model {name}: {first_line}; give a folder with config.json, or a hub name"
+            f"model {name}: {_one_line(error)}; give a folder with config.json, or a hub name"
         ) from error
+    if not isinstance(config, dict):
+        raise ModelError(f"model {name}: its config.json is no mapping of settings")
     return str(config.get("model_type"))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def load(
@@ -119,10 +126,13 @@ def load(
     Raises:
         ModelError: the model cannot be read.
     """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
     family = find_family(name)
     try:
         model = family.load_model(name, attention, dtype)
         processor = family.load_processor(name, num_crops)
-    except OSError as error:
-        raise ModelError(f"model {name}: {str(error).partition(chr(10))[0]}") from error
+    except (ImportError, OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+        raise ModelError(f"model {name}: {_one_line(error)}") from error
     return LoadedModel(model, processor, family)

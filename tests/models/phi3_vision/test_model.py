@@ -2,17 +2,17 @@
 
 import pytest
 import torch
-from golden_data import case, expand, formula_pixels, load_model, read_json, tensors
+from golden_data import case, expand, formula_pixels, load_model, read_json
 
 TINY_A = sorted(read_json("tiny_a/cases.json")["cases"])
 TINY_B = sorted(read_json("tiny_b/cases.json")["cases"])
 CASES = [("tiny_a", name) for name in TINY_A] + [("tiny_b", name) for name in TINY_B]
-GRADIENTS = [
-    (folder, name, mode)
+GENERATION_A = sorted(read_json("tiny_a/cases.json")["generation"])
+FROZEN = [
+    (folder, name)
     for folder, name in CASES
-    for mode in read_json(f"{folder}/cases.json")["cases"][name].get("grad_modes", {})
+    if "frozen_vision" in read_json(f"{folder}/cases.json")["cases"][name].get("grad_modes", {})
 ]
-FEATURES = [(folder, name) for folder, name in CASES if f"{name}.clip_features" in tensors(folder)]
 
 
 @pytest.fixture(scope="module", params=["eager", "sdpa"])
@@ -31,81 +31,84 @@ def set_window(model, facts):
     model.config.sliding_window = window + 1 if window else None
 
 
+def agree(ours, theirs, tolerance):
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+
+
 @pytest.mark.parametrize(("folder", "name"), CASES)
-def test_every_number_of_a_forward_pass_is_the_references(models, folder, name):
+def test_every_number_of_a_pass_is_the_references(models, folder, name):
     golden, model = case(folder, name), models[folder]
     set_window(model, golden.facts)
-    with torch.no_grad():
-        embeddings = model.model.embed(
-            golden.inputs["input_ids"],
-            golden.inputs.get("pixel_values"),
-            golden.inputs.get("image_sizes"),
-        )
+    features = []
+    tower = model.model.vision_embed_tokens.img_processor
+    hook = tower.register_forward_hook(lambda *call: features.append(call[-1]))
+    has_gradients = "grad_file" in golden.facts
+    with torch.set_grad_enabled(has_gradients), hook:
         output = model(**golden.inputs, labels=golden.labels, output_hidden_states=True)
+    check_forward(golden, output)
+    if golden.has("clip_features"):
+        stored = golden.tensor("clip_features").flatten(0, -3)[: len(features[0])]
+        agree(features[0][:, ::23], stored, 1e-4)
+    if has_gradients:
+        model.zero_grad()
+        output.loss.backward()
+        expected = read_json(f"{folder}/{golden.facts['grad_file']}")["all"]["grads"]
+        for parameter_name, parameter in model.named_parameters():
+            check_gradient(parameter_name, parameter.grad, expected.get(parameter_name))
+
+
+def check_forward(golden, output):
     positions = golden.facts["positions"]
-    kept = golden.inputs.get("attention_mask", torch.ones_like(golden.labels))
-    real = kept[:, positions].bool()
-
-    def agree(ours, theirs, tolerance):
-        torch.testing.assert_close(ours[real], theirs[real], atol=tolerance, rtol=0)
-
     stride = golden.facts["vocab_stride"]
-    agree(embeddings[:, positions], golden.tensor("inputs_embeds"), 1e-5)
-    agree(output.logits[:, positions, ::stride], golden.tensor("logits"), 1e-4)
+    whole = golden.inputs.get("attention_mask", torch.ones_like(golden.labels)).bool()
+    real = whole[:, positions]
+    embeddings, logits = output.hidden_states[0], output.logits
+    agree(embeddings[:, positions][real], golden.tensor("inputs_embeds")[real], 1e-5)
+    agree(logits[:, positions, ::stride][real], golden.tensor("logits")[real], 1e-4)
     for index, hidden in enumerate(output.hidden_states):
         if golden.has(f"hidden_states.{index}"):
-            agree(hidden[:, positions], golden.tensor(f"hidden_states.{index}"), 1e-4)
-    whole = kept.bool()
-    assert torch.equal(output.logits.argmax(-1)[whole], golden.tensor("argmax")[whole].long())
-    sums = output.logits.logsumexp(-1)[whole]
-    torch.testing.assert_close(sums, golden.tensor("logsumexp")[whole], atol=1e-4, rtol=0)
+            stored = golden.tensor(f"hidden_states.{index}")
+            agree(hidden[:, positions][real], stored[real], 1e-4)
+    assert torch.equal(logits.argmax(-1)[whole], golden.tensor("argmax")[whole].long())
+    agree(logits.logsumexp(-1)[whole], golden.tensor("logsumexp")[whole], 1e-4)
     assert output.loss.item() == pytest.approx(golden.facts["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize(("folder", "name", "mode"), GRADIENTS)
-def test_every_gradient_is_the_references(models, folder, name, mode):
+def check_gradient(name, gradient, theirs):
+    if theirs is None:
+        assert gradient is None, name
+        return
+    if name.endswith("k_proj.bias"):  # zero but for rounding
+        assert gradient.norm() < 1e-4
+        return
+    norm = theirs["norm"]
+    assert gradient.norm().item() == pytest.approx(norm, rel=1e-4), name
+    slack = 1e-4 * norm * gradient.numel() ** 0.5
+    assert gradient.sum().item() == pytest.approx(theirs["sum"], abs=slack), name
+    sample = gradient.flatten()[:: max(1, gradient.numel() // 8)][:8]
+    expected = torch.tensor(theirs["sample"])
+    torch.testing.assert_close(sample, expected, atol=1e-4 * theirs["absmax"], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("folder", "name"), FROZEN)
+def test_gradients_under_a_frozen_vision_part_are_the_references(models, folder, name):
     golden, model = case(folder, name), models[folder]
     set_window(model, golden.facts)
-    frozen = "model.vision_embed_tokens." if mode == "frozen_vision" else "no such name"
+    expected = read_json(f"{folder}/{golden.facts['grad_file']}")["frozen_vision"]["grads"]
+    model.zero_grad()
+    try:
+        model.model.vision_embed_tokens.requires_grad_(False)
+        model(**golden.inputs, labels=golden.labels).loss.backward()
+    finally:
+        model.requires_grad_(True)
     for parameter_name, parameter in model.named_parameters():
-        parameter.requires_grad_(not parameter_name.startswith(frozen))
-        parameter.grad = None
-    model(**golden.inputs, labels=golden.labels).loss.backward()
-    expected = read_json(f"{folder}/{golden.facts['grad_file']}")[mode]
-    for parameter_name, parameter in model.named_parameters():
-        theirs = expected["grads"].get(parameter_name)
         # In the reference the token embedding hangs below the vision embedder and freezes with
         # it; ours is part of the language model and learns.
-        if mode == "frozen_vision" and parameter_name == "model.embed_tokens.weight":
-            assert theirs is None
+        if parameter_name == "model.embed_tokens.weight":
+            assert expected.get(parameter_name) is None
             assert parameter.grad.norm() > 0
-            continue
-        if theirs is None:
-            assert parameter.grad is None, parameter_name
-            continue
-        gradient = parameter.grad
-        if parameter_name.endswith("k_proj.bias"):  # zero but for rounding
-            assert gradient.norm() < 1e-4
-            continue
-        norm = theirs["norm"]
-        assert gradient.norm().item() == pytest.approx(norm, rel=1e-4), parameter_name
-        slack = 1e-4 * norm * gradient.numel() ** 0.5
-        assert gradient.sum().item() == pytest.approx(theirs["sum"], abs=slack)
-        sample = gradient.flatten()[:: max(1, gradient.numel() // 8)][:8]
-        torch.testing.assert_close(
-            sample, torch.tensor(theirs["sample"]), atol=1e-4 * theirs["absmax"], rtol=1e-3
-        )
-
-
-@pytest.mark.parametrize(("folder", "name"), FEATURES)
-def test_the_tower_gives_the_references_features(models, folder, name):
-    golden = case(folder, name)
-    with torch.no_grad():
-        features = models[folder].model.vision_embed_tokens.img_processor(
-            golden.inputs["pixel_values"]
-        )
-    stored = golden.tensor("clip_features").flatten(0, -3)[: len(features)]
-    torch.testing.assert_close(features[:, ::23], stored, atol=1e-4, rtol=0)
+        else:
+            check_gradient(parameter_name, parameter.grad, expected.get(parameter_name))
 
 
 def test_six_training_steps_follow_the_reference():
@@ -140,6 +143,16 @@ def generate(model, **inputs):
 def formula_text(length, offset):
     ids = [3 + ((7 * i * i + 13 * i + 101 * offset) % 487) for i in range(length - 1)]
     return torch.tensor([[1, *ids]])
+
+
+@pytest.mark.parametrize("name", GENERATION_A)
+def test_greedy_tokens_behind_text_and_pictures_are_the_references(models, name):
+    golden = read_json("tiny_a/cases.json")["generation"][name]
+    inputs = dict(case("tiny_a", name).inputs)
+    prompt = inputs["input_ids"][:, : golden["prompt_length"]]
+    inputs |= {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
+    made = generate(models["tiny_a"], **inputs)
+    assert made[0, prompt.shape[1] :].tolist() == golden["new_tokens"]
 
 
 @pytest.mark.parametrize("name", ["text_short", "text_crossing"])

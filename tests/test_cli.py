@@ -1,0 +1,135 @@
+"""What the command line promises: fast help, one-line errors, exit statuses."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import make_picture, pages, turn, write_data
+from typer.testing import CliRunner
+
+from foveal.cli import app
+from foveal.config import load_recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+def foveal(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "foveal.cli", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, timeout=300, check=False
+    )
+
+
+def test_help_imports_neither_torch_nor_transformers():
+    probe = (
+        "import sys, contextlib, io\n"
+        "from foveal.cli import app\n"
+        "with contextlib.redirect_stdout(io.StringIO()):\n"
+        "    app(['--help'], standalone_mode=False)\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'matplotlib', 'PIL'}\n"
+        "print(sorted(heavy & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_check_imports_no_torch(tmp_path):
+    pages(tmp_path)
+    probe = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom foveal.cli import app\n"
+        f"print(CliRunner().invoke(app, ['check', {str(tmp_path / 'data.jsonl')!r}]).exit_code)\n"
+        "print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "False"]
+
+
+def test_check_exits_1_and_names_file_and_line(tmp_path):
+    make_picture(tmp_path / "images" / "a.png", 0)
+    write_data(
+        tmp_path / "data.jsonl", [[turn("a?", "b", ["a.png"])], [turn("a?", "", ["no.png"])]]
+    )
+    result = CliRunner().invoke(app, ["check", str(tmp_path / "data.jsonl"), "--workers", "1"])
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'data.jsonl'}:2: " in result.output
+    assert "problems: " in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["check", "nothing.jsonl"], "nothing.jsonl"),
+        (["train", "nothing.yaml"], "nothing.yaml: No such file or directory; give a YAML recipe"),
+        (["train", "r.yaml", "train.learning_rat=1"], "did you mean train.learning_rate?"),
+        (["train", "r.yaml", "train.epochs=-1"], "train.epochs=-1: input should be greater than 0"),
+        (["train", "r.yaml", "epochs"], "write an override as key=value"),
+        (["train", "r.yaml"], "data.train is missing"),
+        (["train", "r.yaml", "data.train=none.jsonl"], "none.jsonl"),
+        (["train", "r.yaml", "data.train=r.yaml", "model=nowhere"], "model nowhere"),
+        (["report", "nowhere"], "nowhere: no such folder"),
+        (["convert", "nonsense", "a", "b"], "nonsense: unknown kind of data set"),
+        (["evaluate", "nowhere", "nothing.jsonl"], "nowhere"),
+    ],
+)
+def test_a_mendable_error_is_one_line_and_exit_2(tmp_path, arguments, said):
+    (tmp_path / "r.yaml").write_text("model: phi3-vision-tiny\nrun: out\nprecision: float32\n")
+    done = foveal(*arguments, folder=tmp_path)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("foveal: ")
+    assert said in last
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_loads(recipe):
+    assert load_recipe(recipe).model
+
+
+def readme_commands() -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    return re.findall(r"^    ((?:foveal|make) .+?)(?:\s+#.*)?$", text, re.MULTILINE)
+
+
+def test_every_command_of_the_readme_is_one_of_ours():
+    commands = readme_commands()
+    assert {line.split()[0] for line in commands} == {"foveal", "make"}
+    makefile = (ROOT / "Makefile").read_text()
+    for line in commands:
+        words = line.split()
+        if words[0] == "make":
+            assert f"\n{words[1]}:" in makefile, line
+        else:
+            helped = CliRunner().invoke(app, [words[1], "--help"])
+            assert helped.exit_code == 0, line
+
+
+def test_the_readmes_commands_work_in_its_order(tmp_path):
+    """The commands on own data, on a tiny model: only names of files and model are other."""
+    pages(tmp_path, 3, 2, "train")
+    pages(tmp_path, 2, 2, "validation")
+    pages(tmp_path, 1, 2, "test")
+    recipe = ROOT / "recipes" / "docvqa_full.yaml"
+    small = [
+        "model=phi3-vision-tiny",
+        "precision=float32",
+        "train.examples_per_step=3",
+        "data.num_crops=4",
+        "evaluate.max_new_tokens=2",
+    ]
+    ran = []
+    for line in readme_commands():
+        words = line.split()[1:]
+        if words[0] not in {"check", "train", "evaluate", "report"}:
+            continue
+        words = [str(recipe) if word == "recipes/docvqa_full.yaml" else word for word in words]
+        done = foveal(*words, *(small if words[0] == "train" else []), folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        ran.append(words[0])
+    assert ran == ["check", "train", "evaluate", "report"]
+    scores = json.loads((tmp_path / "runs/mine/evaluation/test/scores.json").read_text())
+    assert scores["accuracy"]["count"] == 2
+    assert (tmp_path / "runs/mine/report.html").stat().st_size > 10_000
