@@ -183,8 +183,9 @@ class Recipe(Settings):
     precision: Literal["float32", "bf16", "fp16"] = "bf16"
     """Number format of the forward and backward pass."""
 
-    engine: Literal["auto", "single", "ddp"] = "auto"
-    """How processes share the work; auto: one process alone, DDP under torchrun."""
+    engine: Literal["auto", "single", "ddp", "fsdp2"] = "auto"
+    """How processes share the work: ddp, a whole model in each; fsdp2, weights, gradients and
+    optimizer cut over all; auto: one process alone, ddp under torchrun."""
 
     attention: Literal["auto", "blocks", "sdpa", "eager", "flex", "flash_attention_2"] = "auto"
     """How attention is computed; auto: the fastest that this machine has."""

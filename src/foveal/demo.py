@@ -1,5 +1,8 @@
 """The whole walk on a tiny model and bundled pictures: convert, evaluate, train, report."""
 
+import json
+import zipfile
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -7,28 +10,70 @@ from rich.console import Console
 
 from foveal.config import Recipe
 from foveal.data.convert import convert
+from foveal.data.example import write_examples
+from foveal.demo_statements import (
+    Scene,
+    count_objects,
+    lesson,
+    statements_about_one,
+    statements_about_two,
+)
 from foveal.run import Outcome, TrainingRun
 
-DEMO_DATA = Path(__file__).parent / "demo_data"
-RECIPE = Path(__file__).parent / "demo_data" / "demo.yaml"
+DATA = Path(__file__).parent / "demo_data"
+STATEMENTS_PER_STEP = 24
+FIRST_LESSON = (1200, 4, 6)
+SECOND_LESSON = (1800, 4, 6)
+"""(steps, draws of pictures a step, statements a draw)."""
 
 GPU_COMMAND = (
     "torchrun --nproc-per-node 8 -m foveal.cli train recipes/nlvr2_full.yaml "
-    "model=microsoft/Phi-3.5-vision-instruct data.train=... data.validation=..."
+    "data.train=train.jsonl data.validation=validation.jsonl run=runs/nlvr2"
 )
 
 
 def run_demo(out: Path, console: Console) -> Outcome:
-    """Leave a complete run folder in `out`: data, model, checkpoints, scores and report.
-
-    Raises:
-        RunError: it was interrupted.
-    """
+    """Leave a complete run folder in `out`: data, model, checkpoints, scores and report."""
     data = out / "data"
-    console.print(f"Converting the bundled NLVR pictures into {data}", highlight=False)
-    convert("nlvr", DEMO_DATA, data)
-    tree = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    console.print(f"Unpacking the bundled NLVR pictures into {data}", highlight=False)
+    convert("nlvr", DATA, data)
+    write_lessons(data)
+    tree = yaml.safe_load((DATA / "demo.yaml").read_text(encoding="utf-8"))
     tree["run"] = str(out)
-    tree["data"]["train"] = str(data / "nlvr_pairs_train.jsonl")
-    tree["data"]["validation"] = str(data / "nlvr_pairs_dev.jsonl")
+    tree["data"] |= {
+        "train": str(data / "lessons.jsonl"),
+        "validation": str(data / "nlvr_pairs_dev.jsonl"),
+    }
     return TrainingRun(Recipe.model_validate(tree), console).go()
+
+
+def write_lessons(data: Path, seed: int = 0) -> Path:
+    """Write the training file: statements about one picture first, about two after that."""
+    scenes = read_scenes(data)
+    path = data / "lessons.jsonl"
+    parts = [
+        lesson(scenes, statements, images, steps * draws, each, name, seed)
+        for name, images, statements, (steps, draws, each) in (
+            ("one", 1, statements_about_one(), FIRST_LESSON),
+            ("two", 2, statements_about_two(), SECOND_LESSON),
+        )
+    ]
+    write_examples(path, chain(*parts))
+    return path
+
+
+def read_scenes(data: Path) -> list[Scene]:
+    """Find the unpacked training pictures and what NLVR says is in them."""
+    with zipfile.ZipFile(DATA / "nlvr_dev.zip") as archive:
+        lines = archive.read("nlvr/dev/dev.json").decode().splitlines()
+    counts = {
+        line["identifier"]: count_objects(line["structured_rep"]) for line in map(json.loads, lines)
+    }
+    pictures = sorted((data / "images" / "dev").glob("*/*.png"))
+    return [
+        Scene(
+            picture.relative_to(data / "images").as_posix(),
+            counts[picture.stem.removeprefix("dev-").rpartition("-")[0]],
+        )
+        for picture in pictures
+    ]

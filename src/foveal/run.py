@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from foveal.adapt.strategy import Assignment, assign, rules_of, summarize
 from foveal.config import EvaluateSettings, Recipe, load_recipe, save_recipe
 from foveal.data.dataset import Dataset, read_dataset
-from foveal.data.example import Example
+from foveal.data.example import Example, ImageFolder, Turn, read_examples
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan, Row
 from foveal.errors import ConfigError, ModelError, RunError
@@ -95,7 +96,7 @@ class TrainingRun:
             recipe.lora,
         )
         loss = RowLoss(loaded.model, loaded.family, use_every_weight=engine.world_size > 1)
-        wrapped = engine.prepare(loss)
+        wrapped = engine.prepare(loss, loaded.family.blocks(loaded.model))
         self._choose_recompute()
         optimizer = build_optimizer(loaded.model, assignments, recipe.train)
         plan = self._plan()
@@ -112,7 +113,7 @@ class TrainingRun:
             plan, batches, engine.rank, recipe.data.workers, engine.device.type == "cuda"
         )
         if first_step < total_steps:
-            self._check_sharing(plan, first_step, loss)
+            self._check_sharing(plan, first_step, wrapped)
         hooks = LoopHooks(
             progress=self._progress,
             evaluate=self._evaluate_on_the_way,
@@ -180,6 +181,12 @@ class TrainingRun:
         check_same_run(found[-1], stored, self._progress(stored.step))
         load_checkpoint(found[-1], self.loaded.model, optimizer)
         self.console.print(f"Going on from {found[-1]}", highlight=False)
+        if stored.world_size != self.engine.world_size:
+            self.console.print(
+                f"It ran on {stored.world_size} processes, now on {self.engine.world_size}: each "
+                "step still has the same examples, but its sums are rounded in another order",
+                highlight=False,
+            )
         return stored.step
 
     def _introduce(
@@ -196,9 +203,12 @@ class TrainingRun:
             highlight=False,
         )
 
-    def _check_sharing(self, plan: Plan, step: int, loss: RowLoss) -> None:
-        """Compare one shared row with its separate samples, once a start, on every process."""
-        for row in plan.step(step).ranks[self.engine.rank]:
+    def _check_sharing(self, plan: Plan, step: int, loss: nn.Module) -> None:
+        """Compare one shared row with its separate samples, once a start.
+
+        The same row on every process: engines may need all of them for each pass.
+        """
+        for row in (row for rank in plan.step(step).ranks for row in rank):
             shared = [group for group in row.groups if len(group.examples) > 1]
             if shared:
                 audit_sharing(
@@ -218,19 +228,21 @@ class TrainingRun:
         """Answer and score the validation examples, unless that was done before."""
         if self.validation is None:
             return None
-        return evaluate_into(
-            self.run / "evaluation" / name,
-            self.loaded,
-            *self.validation,
-            self.recipe.evaluate,
-            self.engine,
-            self.console,
-        )
+        with self.engine.whole():
+            return evaluate_into(
+                self.run / "evaluation" / name,
+                self.loaded,
+                *self.validation,
+                self.recipe.evaluate,
+                self.engine,
+                self.console,
+            )
 
     def _finish(self) -> Outcome:
         after = self.evaluate("after")
         before = self.evaluate("before")
         report = None
+        self.engine.release()
         if self.engine.is_main:
             save_final(self.loaded, self.run / "final")
             report = write_report(self.run)
@@ -256,10 +268,25 @@ def load_for_run(recipe: Recipe, run: Path, engine: Engine) -> LoadedModel:
 
         folder = run / "model"
         if engine.is_main and not (folder / "config.json").exists():
-            write_tiny(folder, recipe.train.seed)
+            assert recipe.data.train is not None
+            examples = list(read_examples(recipe.data.train))
+            images = ImageFolder(recipe.data.train, recipe.data.images)
+            shown = [path for example in examples[:200] for path in example.images][:32]
+            write_tiny(
+                folder,
+                recipe.train.seed,
+                texts={text for one in examples for turn in one.turns for text in _texts(turn)},
+                pictures=[images.find(path) for path in shown],
+                num_crops=recipe.data.num_crops,
+            )
         engine.wait()
         name = str(folder)
     return load(name, recipe.data.num_crops, recipe.attention)
+
+
+def _texts(turn: Turn) -> tuple[str, ...]:
+    # As they stand in a prompt: behind a line break, or by themselves.
+    return f"\n{turn.user}", turn.user, turn.assistant
 
 
 def count_steps(plan: Plan, recipe: Recipe) -> int:
@@ -272,6 +299,7 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
     """Everything in a recipe that decides the numbers of a run, by dotted name."""
     free = {
         "run",
+        "engine",
         "data.workers",
         "data.validation",
         "data.images",

@@ -141,18 +141,18 @@ def nlvr(tmp_path: Path) -> Path:
 def test_nlvr_becomes_one_example_a_permutation_and_one_a_pair(nlvr, tmp_path):
     out = tmp_path / "out"
     converted = convert("nlvr", nlvr, out)
-    asked = "\nIs the statement true or false? Answer True or False."
+    asked = "True or False?\n"
     singles = turns_of(out / "nlvr_dev.jsonl")
     assert [(turn["images"], turn["assistant"]) for turn in singles] == [
         (["dev/3/dev-12-0-0.png"], "True"),
         (["dev/3/dev-12-0-5.png"], "True"),
         (["dev/4/dev-12-1-2.png"], "False"),
     ]
-    assert singles[0]["user"] == "A tower." + asked
+    assert singles[0]["user"] == asked + "A tower."
     (pair,) = turns_of(out / "nlvr_pairs_train.jsonl")
     assert pair == {
         "images": ["dev/4/dev-12-1-2.png", "dev/3/dev-12-0-0.png"],  # left, right
-        "user": "The left image is red." + asked,
+        "user": asked + "The left image is red.",
         "assistant": "False",
         "choices": ["True", "False"],
     }

@@ -1,16 +1,61 @@
-"""Two processes give what one gives, whatever rows each of them gets."""
+"""Several processes give what one gives, whatever rows each of them gets and however they share."""
 
+import io
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 import yaml
+from rich.console import Console
 from safetensors.torch import load_file
-from tiny import SIZES, make_picture, turn, write_data
+from tiny import SIZES, make_picture, pages, turn, write_data
+from torch import nn
 
+from foveal.config import Recipe
+from foveal.errors import ConfigError
 from foveal.models.phi3_vision.tiny import write_tiny
+from foveal.run import TrainingRun
+from foveal.train.engine import make_engine, norm_of
+from foveal.train.engine_fsdp import ShardedEngine
+
+SEVERAL_RUNS = """
+import os, sys
+from pathlib import Path
+from rich.console import Console
+from foveal.config import load_recipe
+from foveal.run import TrainingRun
+sys.path.insert(0, sys.argv[1])
+from train.test_engine import stop_in_the_middle
+for argument in sys.argv[2:]:
+    place, _, begun_by = argument.partition(":")
+    recipe = load_recipe(Path(place))
+    if begun_by and os.environ["RANK"] == "0":  # the others wait for it when they begin
+        stop_in_the_middle(Path(begun_by), recipe.run)
+    TrainingRun(recipe, Console(stderr=True)).go()
+"""
+
+A_RANK_DIES = """
+import os, signal, sys
+import foveal.train.loop as loop
+from foveal.cli import main
+take_step, taken = loop.train_step, []
+def dying(*arguments):
+    taken.append(1)
+    if len(taken) == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return take_step(*arguments)
+loop.train_step = dying
+main()
+"""
 
 
 def ragged_data(folder):
@@ -32,55 +77,230 @@ def ragged_data(folder):
     return write_data(folder / "train.jsonl", conversations)
 
 
-def free_port() -> int:
+def stop_in_the_middle(run: Path, copy: Path) -> None:
+    """Leave a copy of a run as it stood after its first five steps."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "final")
+    shutil.rmtree(copy / "checkpoints" / "step-10")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder of runs on the same model and data."""
+
+    folder: Path
+    said: dict[str, str] = field(default_factory=dict)
+    """What a run alone printed."""
+
+    def recipe(self, run: str, **changes) -> Path:
+        tree = {
+            "model": str(self.folder / "model"),
+            "run": str(self.folder / run),
+            "precision": "float32",
+            "data": {"train": str(self.folder / "train.jsonl"), "workers": 0, "num_crops": 4},
+            "train": {
+                "epochs": 2,
+                "examples_per_step": 4,
+                "tokens_per_pass": 300,
+                "learning_rate": 1e-3,
+                "warmup_steps": 1,
+                "save_every_steps": 5,
+            },
+        }
+        for name, value in changes.items():
+            branch, _, leaf = name.rpartition("__")
+            (tree.setdefault(branch, {}) if branch else tree)[leaf] = value
+        path = self.folder / f"{run}.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    def run_alone(self, recipe: Path) -> None:
+        tree = yaml.safe_load(recipe.read_text())
+        said = io.StringIO()
+        TrainingRun(Recipe.model_validate(tree), Console(file=said, width=1000)).go()
+        self.said[recipe.stem] = said.getvalue()
+
+    def metrics(self, run: str) -> list[dict]:
+        lines = (self.folder / run / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def weights(self, run: str) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / run / "final" / "model.safetensors")
+
+
+def launch(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run a script in two processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port = probe.getsockname()[1]
+    path = folder / "script.py"
+    path.write_text(script)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", str(port), str(path), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-def train(folder, run, processes):
-    tree = {
-        "model": str(folder / "model"),
-        "run": str(folder / run),
-        "precision": "float32",
-        "strategy": "full",
-        "data": {"train": str(folder / "train.jsonl"), "workers": 0, "num_crops": 4},
-        "train": {
-            "epochs": 2,
-            "examples_per_step": 4,
-            "tokens_per_pass": 300,
-            "learning_rate": 1e-3,
-            "warmup_steps": 1,
-        },
-    }
-    (folder / f"{run}.yaml").write_text(yaml.safe_dump(tree))
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    launcher += ["--master-port", str(free_port())]
-    command = [sys.executable, *(launcher if processes > 1 else [])]
-    command += ["-m", "foveal.cli", "train", str(folder / f"{run}.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+LORA = {
+    "strategy": "lora",
+    "lora__rank": 4,
+    "train__recompute": "blocks",
+    "train__max_steps": 3,
+    "train__evaluate_every_steps": 2,
+    "evaluate__max_new_tokens": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    """Runs of one process and of two, and some that go on with what others began."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_tiny(folder / "model", 0, SIZES)
+    ragged_data(folder)
+    pages(folder, 3, 1, "validation")
+    made = Place(folder)
+    lora = LORA | {"data__validation": str(folder / "validation.jsonl")}
+    made.run_alone(made.recipe("one"))
+    made.run_alone(made.recipe("one-lora", **lora))
+    together = [str(made.recipe(name, engine=name)) for name in ("ddp", "fsdp2")]
+    together.append(str(made.recipe("fsdp2-lora", engine="fsdp2", **lora)))
+    for before in ("ddp", "fsdp2"):
+        resumed = made.recipe(f"{before}-fsdp2", engine="fsdp2")
+        together.append(f"{resumed}:{folder / before}")
+    done = launch(folder, SEVERAL_RUNS, str(Path(__file__).parents[1]), *together)
     assert done.returncode == 0, done.stderr
-    lines = (folder / run / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    for before in ("ddp", "fsdp2"):
+        stop_in_the_middle(folder / before, folder / f"{before}-one")
+        made.run_alone(made.recipe(f"{before}-one"))
+    return made
 
 
-@pytest.fixture
-def folder(tmp_path):
-    write_tiny(tmp_path / "model", 0, SIZES)
-    ragged_data(tmp_path)
-    return tmp_path
+RESUMED = [("ddp", "one"), ("ddp", "fsdp2"), ("fsdp2", "one"), ("fsdp2", "fsdp2")]
 
 
-def test_two_processes_log_the_losses_of_one(folder):
-    one, two = train(folder, "one", 1), train(folder, "two", 2)
+@pytest.mark.parametrize("run", ["ddp", "fsdp2"])
+def test_two_processes_log_the_losses_of_one(place, run):
+    one, two = place.metrics("one"), place.metrics(run)
     assert len(one) == 10
     for key in ("loss", "gradient_norm"):
         assert [line[key] for line in two] == pytest.approx([line[key] for line in one], rel=1e-5)
     for key in ("examples", "tokens", "step"):
         assert [line[key] for line in two] == [line[key] for line in one]
-    ours = load_file(folder / "one" / "final" / "model.safetensors")
-    theirs = load_file(folder / "two" / "final" / "model.safetensors")
+
+
+@pytest.mark.parametrize("run", ["ddp", "fsdp2"])
+def test_two_processes_end_with_the_weights_of_one(place, run):
+    ours, theirs = place.weights("one"), place.weights(run)
+    assert ours.keys() == theirs.keys()
     for name, weight in ours.items():
         if name.endswith("k_proj.bias"):  # moved by rounding alone
             continue
         assert float((weight - theirs[name]).norm() / (weight.norm() + 1e-9)) < 1e-4, name
+
+
+@pytest.mark.parametrize(("before", "after"), RESUMED)
+def test_a_run_goes_on_under_another_engine_and_number_of_processes(place, before, after):
+    whole, resumed = place.metrics("one"), place.metrics(f"{before}-{after}")
+    assert [line["step"] for line in resumed] == list(range(1, 11))
+    for key in ("loss", "gradient_norm"):
+        expected = [line[key] for line in whole]
+        assert [line[key] for line in resumed] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_says_that_another_number_of_processes_goes_on_with_it(place):
+    assert (
+        "It ran on 2 processes, now on 1: each step still has the same examples"
+        in (place.said["fsdp2-one"])
+    )
+    assert "It ran on" not in place.said["one"]
+
+
+def test_a_sharded_run_that_was_stopped_equals_one_that_was_not_to_the_bit(place):
+    whole, resumed = place.weights("fsdp2"), place.weights("fsdp2-fsdp2")
+    assert whole.keys() == resumed.keys()
+    for name, weight in whole.items():
+        assert torch.equal(weight, resumed[name]), name
+    for line, again in zip(place.metrics("fsdp2"), place.metrics("fsdp2-fsdp2"), strict=True):
+        assert {**line, "seconds": 0} == {**again, "seconds": 0}
+
+
+def test_a_sharded_checkpoint_holds_whole_tensors_under_the_models_names(place):
+    for file in ("weights", "optimizer"):
+        one, sharded = (
+            load_file(place.folder / run / "checkpoints" / "step-10" / f"{file}.safetensors")
+            for run in ("one", "fsdp2")
+        )
+        assert {name: tensor.shape for name, tensor in one.items()} == {
+            name: tensor.shape for name, tensor in sharded.items()
+        }
+
+
+def test_sharded_adapters_learn_and_answer_as_on_one_process(place):
+    one, sharded = place.metrics("one-lora"), place.metrics("fsdp2-lora")
+    assert len(one) == 3
+    for key in ("loss", "gradient_norm"):
+        expected = [line[key] for line in one]
+        assert [line[key] for line in sharded] == pytest.approx(expected, rel=1e-5)
+    for folder in ("before", "step-2", "after"):
+        files = [
+            place.folder / run / "evaluation" / folder / "predictions.jsonl"
+            for run in ("one-lora", "fsdp2-lora")
+        ]
+        answers = [sorted(file.read_text().splitlines()) for file in files]
+        assert len(answers[0]) == 3
+        assert answers[0] == answers[1]
+    ours, theirs = place.weights("one-lora"), place.weights("fsdp2-lora")
+    assert ours.keys() == theirs.keys()  # merged
+    for name, weight in ours.items():
+        torch.testing.assert_close(theirs[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_a_rank_that_dies_takes_the_others_down_with_a_message(place):
+    recipe = place.recipe("dies", engine="fsdp2")
+    started = time.monotonic()
+    done = launch(place.folder, A_RANK_DIES, "train", str(recipe))
+    assert done.returncode != 0
+    assert time.monotonic() - started < 60 + 30  # half a minute to start
+    assert "Signal 9 (SIGKILL)" in done.stderr
+    assert len(place.metrics("dies")) == 2
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_engines_of_several_processes_ask_for_a_launcher(name, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError, match=f"engine={name} needs a launcher"):
+        make_engine(name, "float32")
+
+
+@pytest.fixture
+def sharded(monkeypatch):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    engine = ShardedEngine("float32")
+    yield engine
+    engine.close()
+    assert "RANK" not in os.environ
+
+
+def test_weights_in_four_bits_are_not_cut(sharded):
+    module = nn.Linear(4, 4)
+    module.weight = nn.Parameter(torch.zeros(8, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ConfigError, match=r"weight.*use engine=ddp"):
+        sharded.prepare(module)
+
+
+def test_a_released_module_is_plain_and_keeps_its_ties(sharded):
+    block, module = nn.Linear(4, 4), nn.Sequential()
+    module.append(block).append(nn.Linear(4, 4)).append(nn.Linear(4, 4))
+    module[2].weight = module[1].weight
+    before = {name: one.detach().clone() for name, one in module.named_parameters()}
+    sharded.prepare(module, [block])
+    sharded.release()
+    assert module[2].weight is module[1].weight
+    assert {type(one) for one in module.parameters()} == {nn.Parameter}
+    for name, one in module.named_parameters():
+        assert torch.equal(one, before[name])
+
+
+def test_the_norm_of_many_numbers_is_exact():
+    values = torch.full((3_000_000,), 0.1)
+    expected = float(values[0]) * 4_000_000**0.5
+    assert float(norm_of([values, values[:1_000_000]])) == pytest.approx(expected, rel=1e-9)

@@ -3,8 +3,6 @@
 import gc
 import multiprocessing
 import platform
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +15,7 @@ import torch
 from rich.console import Console
 
 from foveal.bench.arithmetic import proportions
+from foveal.bench.memory import resident_bytes
 from foveal.bench.page import find_size, make_model
 from foveal.bench.result import Machine, Result, print_results, to_json
 from foveal.bench.side import Case, Side, Way
@@ -169,19 +168,9 @@ def _step_peak(case: Case, threads: int) -> int:
         before = torch.cuda.memory_allocated()
         side.step()
         return torch.cuda.max_memory_allocated() - before
-    before = _resident_bytes("VmRSS")
+    before = resident_bytes("VmRSS")
     side.step()
-    return _resident_bytes("VmHWM") - before
-
-
-def _resident_bytes(name: str) -> int:
-    """Read what this process holds (VmRSS) or held at most (VmHWM)."""
-    status = Path("/proc/self/status")
-    if not status.exists():  # no Linux: the most it held, in both cases
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
-    line = next(line for line in status.read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
+    return resident_bytes("VmHWM") - before
 
 
 def _processor_name() -> str:

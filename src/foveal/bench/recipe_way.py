@@ -9,8 +9,10 @@ attention, logits in float32 at every position, every block recomputed in the ba
 import copy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from transformers.models.phi3.modeling_phi3 import Phi3Model
 
@@ -18,7 +20,7 @@ from foveal.bench.page import NUM_CROPS, LetterProcessor
 from foveal.data.dataset import Dataset
 from foveal.data.encode import IGNORED
 from foveal.data.media import open_image
-from foveal.models.phi3_vision.image import CLIP_MEAN, CLIP_STD, global_view, normalize
+from foveal.models.phi3_vision.image import CLIP_MEAN, CLIP_STD, CropGrid, crop_grid
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration, Phi3VisionModel
 
 FEATURE_LAYER = -2
@@ -51,32 +53,59 @@ def recipe_inputs(dataset: Dataset, example: int, processor: LetterProcessor) ->
     (number,) = dataset.image_numbers(example)
     fact = dataset.images[number]
     expanded = dataset.examples[example].expand([fact.tokens], processor.image_token_id)
-    crops = normalize(processor.cut(open_image(fact.path)), CLIP_MEAN, CLIP_STD)
-    side = crops.shape[-1]
-    pixels = torch.zeros(1, NUM_CROPS + 1, 3, side, side)
-    pixels[0, :1] = global_view(crops, fact.rows, fact.columns)
-    pixels[0, 1 : 1 + len(crops)] = crops
+    size = processor.sizes.crop_size
+    pixels = recipe_pixels(open_image(fact.path), size)[None]
     ids, learnt = torch.from_numpy(expanded.ids), torch.from_numpy(expanded.learnt)
     return RecipeInputs(
         ids[None],
         ids.masked_fill(~learnt, IGNORED)[None],
         pixels,
-        torch.tensor([[fact.rows * side, fact.columns * side]]),
+        torch.tensor([[fact.rows * size, fact.columns * size]]),
     )
+
+
+def recipe_pixels(image: Image.Image, crop_size: int) -> Tensor:
+    """Cut a picture as the published processor does: in floats, padded to the most crops.
+
+    Returns:
+        (num_crops + 1, 3, size, size), float32, normalised; the global view first, zeros last.
+    """
+    grid = crop_grid(image.width, image.height, NUM_CROPS, crop_size)
+    fitted = np.array(_fit_lying(image, grid))
+    picture = torch.from_numpy(fitted).permute(2, 0, 1).contiguous()
+    mean, deviation = (torch.tensor(of)[:, None, None] for of in (CLIP_MEAN, CLIP_STD))
+    picture = (picture.to(torch.float32).div(255) - mean) / deviation
+    overview = F.interpolate(picture[None].float(), size=(crop_size, crop_size), mode="bicubic")
+    crops = picture.reshape(3, grid.rows, crop_size, grid.columns, crop_size)
+    crops = crops.permute(1, 3, 0, 2, 4).reshape(-1, 3, crop_size, crop_size)
+    whole = torch.cat([overview, crops])
+    return torch.cat([whole, torch.zeros(NUM_CROPS + 1 - len(whole), 3, crop_size, crop_size)])
+
+
+def _fit_lying(image: Image.Image, grid: CropGrid) -> Image.Image:
+    """Resize and pad with white; a tall picture is turned on its side first, and back."""
+    tall = image.width < image.height
+    long, short = sorted(grid.resized, reverse=True)
+    if tall:
+        image = image.transpose(Image.Transpose.TRANSPOSE)
+    image = image.resize((long, short), Image.Resampling.BILINEAR)
+    missing = min(grid.width, grid.height) - short
+    border = (0, missing // 2, 0, missing - missing // 2)
+    image = ImageOps.expand(image, border, fill=(255, 255, 255))
+    return image.transpose(Image.Transpose.TRANSPOSE) if tall else image
 
 
 class RecipeWay(nn.Module):
     """The recipe's model: our weights, its walk."""
 
-    def __init__(self, model: Phi3VisionForConditionalGeneration, recompute: bool = True) -> None:
+    def __init__(self, model: Phi3VisionForConditionalGeneration) -> None:
         """Take a model over, with whatever adapters and frozen parts it has."""
         super().__init__()
         self.model = model
         self.model.set_attn_implementation({"": "eager", "vision_config": "eager"})
         self.image_token_id = int(model.config.image_token_id)
         self.decoder = _borrowed_decoder(model.model)
-        if recompute:
-            self.model.activation_checkpointing_enable({"use_reentrant": False})
+        self.model.activation_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, inputs: RecipeInputs) -> Tensor:
         """Mean cross-entropy of the answer, (), float32, nats."""

@@ -45,6 +45,9 @@ class Family:
     blank_features: Callable[[nn.Module], Tensor]
     """Model -> features of a blank picture: a number that hangs on every weight before the text."""
 
+    blocks: Callable[[nn.Module], list[nn.Module]]
+    """Model -> its repeated layers, none within another: what engines cut it into."""
+
     activation_bytes: Callable[[nn.Module, int, int, int], int]
     """(model, tokens, crops, bytes of a number) -> bytes that a forward pass keeps for backward."""
 

@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -76,7 +75,7 @@ def _stand_in_for_processor(registry: ModuleType) -> None:
     registry.PROCESSOR_MAPPING.register(CONFIG, PROCESSOR, exist_ok=True)
 
 
-class RegistryFinder(MetaPathFinder):
+class RegistryFinder:
     """Notices the import of a registry; every other import passes by."""
 
     def __init__(self, waiting: dict[str, Entry]) -> None:
@@ -91,20 +90,21 @@ class RegistryFinder(MetaPathFinder):
             return None
         spec = importlib.util.find_spec(fullname)  # this finder no longer waits for it
         if spec is not None and spec.loader is not None:
-            spec.loader = EnteringLoader(spec.loader, entry)
+            spec.loader = EnteringLoader(spec.loader, entry)  # type: ignore[assignment]
         return spec
 
 
-class EnteringLoader(Loader):
+class EnteringLoader:
     """Runs a registry's own loader, then makes our entry."""
 
-    def __init__(self, loader: Loader, entry: Entry) -> None:
+    def __init__(self, loader: Any, entry: Entry) -> None:
         self.loader = loader
         self.entry = entry
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         """Leave it to the registry's own loader."""
-        return self.loader.create_module(spec)
+        module: ModuleType | None = self.loader.create_module(spec)
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         """Import the registry, then enter our class."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from foveal.adapt.strategy import Assignment
 from foveal.data.batch import build_batch
@@ -36,8 +36,7 @@ def audit_gradients(model: nn.Module, assignments: Sequence[Assignment], saw_ima
             continue
         if not saw_images and not one.part_name.startswith("language."):
             continue
-        gradient = parameters[one.name].grad
-        if gradient is None or not bool(gradient.any()):
+        if not _is_any(parameters[one.name].grad):
             silent.append(one.name)
     if silent:
         more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
@@ -45,6 +44,14 @@ def audit_gradients(model: nn.Module, assignments: Sequence[Assignment], saw_ima
             f"no gradient reaches {', '.join(silent[:3])}{more}: they would silently learn "
             "nothing; freeze them with a rule, or report this"
         )
+
+
+def _is_any(gradient: Tensor | None) -> bool:
+    """Tell whether a gradient is anywhere other than zero; of a cut one, in any process."""
+    if gradient is None:
+        return False
+    found = gradient.any()
+    return bool(found.full_tensor() if isinstance(found, DTensor) else found)
 
 
 def audit_targets(dataset: Dataset) -> None:
@@ -113,8 +120,7 @@ def _loss_and_norm(
             value = loss(build_batch(row, dataset, processor, weighting).to(engine.device))
         value.backward()
         total += float(value.detach())
-    gradients = [one.grad for one in engine.parameters if one.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients))
+    norm = float(engine.gradient_norm())
     for one in engine.parameters:
         one.grad = None
     return total, norm

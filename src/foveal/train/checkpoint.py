@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from foveal.errors import RunError
 
@@ -40,22 +41,37 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     keep: int,
+    write: bool = True,
 ) -> Path:
     """Write `folder/step-N` beside its place, flush it, rename it; then prune the oldest.
 
-    Every random choice follows from (seed, step), so no random state is saved.
+    Tensors are written whole, under the model's own names, however the run held them: any engine
+    and any number of processes can read them. Every random choice follows from (seed, step), so
+    no random state is saved.
+
+    Args:
+        folder: of all checkpoints.
+        progress: of the run.
+        model: bare.
+        optimizer: of its learning weights.
+        keep: newest checkpoints that stay.
+        write: whether this process is the one that writes; the others help it gather.
 
     Raises:
         RunError: it cannot be written; earlier checkpoints are untouched.
     """
     place = folder / f"step-{progress.step}"
     beside = folder / f".step-{progress.step}.part"
+    learning = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    if not write:
+        _gather(learning, keep=False)
+        _gather(optimizer_tensors(model, optimizer), keep=False)
+        return place
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        learning = {name: one for name, one in model.named_parameters() if one.requires_grad}
-        save_file(_plain(learning), beside / WEIGHTS)
-        save_file(_plain(optimizer_tensors(model, optimizer)), beside / OPTIMIZER)
+        save_file(_gather(learning), beside / WEIGHTS)
+        save_file(_gather(optimizer_tensors(model, optimizer)), beside / OPTIMIZER)
         (beside / STATE).write_text(json.dumps(asdict(progress), indent=1))
         for name in (WEIGHTS, OPTIMIZER, STATE):
             _flush(beside / name)
@@ -95,7 +111,9 @@ def read_progress(checkpoint: Path) -> Progress:
 
 
 def check_same_run(checkpoint: Path, stored: Progress, now: Progress) -> None:
-    """Refuse to go on with another recipe, other data or another number of processes.
+    """Refuse to go on with another recipe or other data.
+
+    Another number of processes is no other run: a step is the same set of examples on any.
 
     Raises:
         RunError: names what changed.
@@ -107,8 +125,6 @@ def check_same_run(checkpoint: Path, stored: Progress, now: Progress) -> None:
     ]
     if stored.data_fingerprint != now.data_fingerprint:
         changed.append("the training data changed")
-    if stored.world_size != now.world_size:
-        changed.append(f"it ran on {stored.world_size} processes, now on {now.world_size}")
     if changed:
         raise RunError(
             f"{checkpoint} belongs to another run: {'; '.join(changed)}; "
@@ -117,27 +133,37 @@ def check_same_run(checkpoint: Path, stored: Progress, now: Progress) -> None:
 
 
 def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights and optimizer state back, bit for bit.
+    """Put weights and optimizer state back, bit for bit; of sharded ones this process's share.
 
     Raises:
         RunError: a file cannot be read, or does not fit.
     """
+    learning = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    numbers = {
+        parameter: number
+        for number, parameter in enumerate(
+            one for group in optimizer.param_groups for one in group["params"]
+        )
+    }
+    states: dict[int, dict[str, Tensor]] = {}
     try:
-        weights, moments = load_file(checkpoint / WEIGHTS), load_file(checkpoint / OPTIMIZER)
+        with safe_open(checkpoint / WEIGHTS, "pt") as weights, torch.no_grad():
+            if set(weights.keys()) != learning.keys():
+                odd = sorted(set(weights.keys()) ^ learning.keys())[0]
+                raise RunError(
+                    f"{checkpoint}: its weights are not those that learn now, such as {odd}"
+                )
+            for name, parameter in learning.items():
+                parameter.copy_(_held_like(weights.get_tensor(name), parameter))
+        with safe_open(checkpoint / OPTIMIZER, "pt") as moments:
+            for key in moments.keys():  # noqa: SIM118 - a file, not a mapping
+                slot, _, owner = key.partition("/")
+                held = _held_like(moments.get_tensor(key), learning[owner])
+                states.setdefault(numbers[learning[owner]], {})[slot] = held
     except (OSError, SafetensorError) as error:
         raise RunError(f"{checkpoint}: {error}; delete it to go on from an earlier one") from error
-    learning = {name: one for name, one in model.named_parameters() if one.requires_grad}
-    if weights.keys() != learning.keys():
-        odd = sorted(weights.keys() ^ learning.keys())[0]
-        raise RunError(f"{checkpoint}: its weights are not those that learn now, such as {odd}")
-    with torch.no_grad():
-        for name, parameter in learning.items():
-            parameter.copy_(weights[name])
-            state = optimizer.state[parameter]
-            for key, value in moments.items():
-                slot, _, owner = key.partition("/")
-                if owner == name:
-                    state[slot] = value.to(parameter.device if value.dim() else "cpu")
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -151,8 +177,25 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     }
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _gather(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """Bring sharded tensors together on the CPU, one after the other, in every process alike."""
+    gathered = {}
+    for name, tensor in tensors.items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if keep:
+            gathered[name] = whole.detach().cpu().contiguous()
+    return gathered
+
+
+def _held_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """Move a whole tensor to where a weight is; of a sharded weight's, keep this process's share.
+
+    Every process has read the whole one, so none need be sent.
+    """
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value.to(parameter.device) if value.dim() else value
+    cut = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return cut.clone()  # the share alone, not a view that keeps the whole one
 
 
 def _flush(path: Path) -> None:

@@ -1,7 +1,7 @@
 """One process or several behind the same few verbs; no other file asks which is running."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
@@ -36,14 +36,19 @@ class Engine:
         """Whether this process writes files and speaks."""
         return self.rank == 0
 
-    def prepare(self, module: nn.Module) -> nn.Module:
-        """Move a module to the device and make it ready to learn; its copies begin equal."""
-        self.module = self._wrap(module.to(self.device))
+    def prepare(self, module: nn.Module, blocks: Sequence[nn.Module] = ()) -> nn.Module:
+        """Move a module to the device and make it ready to learn; its copies begin equal.
+
+        Args:
+            module: all that learns.
+            blocks: its repeated parts, which an engine may hold apart from each other.
+        """
+        self.module = self._wrap(module, blocks)
         self.parameters = [one for one in module.parameters() if one.requires_grad]
         return self.module
 
-    def _wrap(self, module: nn.Module) -> nn.Module:
-        return module
+    def _wrap(self, module: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
+        return module.to(self.device)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -69,7 +74,13 @@ class Engine:
             if one.grad is None:
                 one.grad = torch.zeros_like(one)
         self.scaler.unscale_(optimizer)
-        return torch.nn.utils.clip_grad_norm_(self.parameters, largest)
+        norm = self.gradient_norm()
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, largest, norm)
+        return norm
+
+    def gradient_norm(self) -> Tensor:
+        """Norm of all gradients together, (), float32."""
+        return norm_of([one.grad for one in self.parameters if one.grad is not None]).float()
 
     def advance(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the optimizer's step and forget the gradients."""
@@ -80,6 +91,14 @@ class Engine:
         """Drop the gradients of a step."""
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Have every weight whole in each process, so that each runs the model on its own."""
+        yield
+
+    def release(self) -> None:
+        """Give the main process its module back, plain and whole; nothing is run after this."""
 
     def add_up(self, values: list[float]) -> list[float]:
         """Add numbers over all processes."""
@@ -96,8 +115,8 @@ class Engine:
         """Leave the group of processes."""
 
 
-class DataParallelEngine(Engine):
-    """PyTorch's DistributedDataParallel: a copy of the model in each process."""
+class GroupEngine(Engine):
+    """What engines of several processes have in common."""
 
     def __init__(self, precision: Precision = "float32") -> None:
         device = pick_device()
@@ -107,22 +126,8 @@ class DataParallelEngine(Engine):
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
 
-    def _wrap(self, module: nn.Module) -> nn.Module:
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(module, device_ids=ids)
-
-    @contextmanager
-    def passes(self, last: bool) -> Iterator[None]:
-        """Share gradients in the last pass of a step alone."""
-        wrapped: Any = self.module
-        if last:
-            yield
-        else:
-            with wrapped.no_sync():
-                yield
-
     def backward(self, loss: Tensor) -> None:
-        """Add gradients; DDP takes their mean over the processes, a step wants their sum."""
+        """Add gradients; PyTorch takes their mean over the processes, a step wants their sum."""
         super().backward(loss * self.world_size)
 
     def add_up(self, values: list[float]) -> list[float]:
@@ -144,6 +149,35 @@ class DataParallelEngine(Engine):
     def close(self) -> None:
         """Leave the group of processes."""
         dist.destroy_process_group()
+
+
+class DataParallelEngine(GroupEngine):
+    """PyTorch's DistributedDataParallel: a copy of the model in each process."""
+
+    def _wrap(self, module: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(module.to(self.device), device_ids=ids)
+
+    @contextmanager
+    def passes(self, last: bool) -> Iterator[None]:
+        """Share gradients in the last pass of a step alone."""
+        wrapped: Any = self.module
+        if last:
+            yield
+        else:
+            with wrapped.no_sync():
+                yield
+
+
+def norm_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Norm of tensors together, (), float64.
+
+    In float32 the norm of millions of numbers is off by 1e-5, and engines that hold them in other
+    pieces would differ by as much.
+    """
+    norms = [torch.linalg.vector_norm(one, dtype=torch.float64) for one in tensors]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
 
 
 def pick_device() -> torch.device:
@@ -168,8 +202,14 @@ def make_engine(name: str, precision: Precision) -> Engine:
         name = "ddp" if launched > 1 else "single"
     if name == "single" and launched > 1:
         raise ConfigError(f"engine=single under a launcher of {launched} processes; use engine=ddp")
-    if name == "ddp" and "RANK" not in os.environ:
+    if name == "single":
+        return Engine(precision)
+    if "RANK" not in os.environ:
         raise ConfigError(
-            "engine=ddp needs a launcher: torchrun --nproc-per-node N -m foveal.cli ..."
+            f"engine={name} needs a launcher: torchrun --nproc-per-node N -m foveal.cli ..."
         )
-    return Engine(precision) if name == "single" else DataParallelEngine(precision)
+    if name == "ddp":
+        return DataParallelEngine(precision)
+    from foveal.train.engine_fsdp import ShardedEngine
+
+    return ShardedEngine(precision)

@@ -124,16 +124,16 @@ def train(
                 )
             last, stopping = taken == total_steps, _anyone_asked(engine, request)
             if last or stopping or taken % settings.save_every_steps == 0:
-                if engine.is_main:
-                    if log:
-                        log.flush()
-                    save_checkpoint(
-                        run / "checkpoints",
-                        hooks.progress(taken),
-                        model,
-                        optimizer,
-                        settings.keep_checkpoints,
-                    )
+                if log:
+                    log.flush()
+                save_checkpoint(
+                    run / "checkpoints",
+                    hooks.progress(taken),
+                    model,
+                    optimizer,
+                    settings.keep_checkpoints,
+                    write=engine.is_main,
+                )
                 engine.wait()
             if stopping and not last:
                 return Stopped(stopping, taken)

@@ -66,9 +66,12 @@ class RowLoss(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Sum the loss of one row, (), float32; divide by the weights of the whole step."""
+        extra: Tensor | float = 0.0
+        if self.use_every_weight and batch.pixel_values is None:
+            # First, as pictures are: where processes gather a block's weights together, all of
+            # them must come to the blocks in one order.
+            extra = 0.0 * self.family.blank_features(self.model).float().sum()
         hidden = self.family.row_hidden_states(self.model, batch.model_inputs())
         head = self.family.head(self.model)
         total = answer_loss(hidden[batch.predictors], head, batch.targets, batch.weights)
-        if self.use_every_weight and batch.pixel_values is None:
-            total = total + 0.0 * self.family.blank_features(self.model).float().sum()
-        return total
+        return total + extra

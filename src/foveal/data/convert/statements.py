@@ -65,11 +65,16 @@ def _statement(
         media.append(Picture(entry, f"{split}/{folder}/{entry.last_name}"))
     turn = Turn(
         images=tuple(picture.target for picture in media),
-        user=f"{sentence.strip()}\nIs the statement true or false? Answer True or False.",
+        user=ask(sentence.strip()),
         assistant=label,
         choices=CHOICES,
     )
     return Draft(file.stem, (turn,), tuple(media), set_name)
+
+
+def ask(sentence: str) -> str:
+    """Turn a statement into a question; what all questions share stands in front, to be shared."""
+    return f"True or False?\n{sentence}"
 
 
 def convert_nlvr2(source: Source | Hub, options: Options) -> Iterable[Draft | LeftOut]:

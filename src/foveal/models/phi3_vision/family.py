@@ -59,6 +59,12 @@ def blank_features(model: Any) -> Tensor:
     return features
 
 
+def blocks(model: Any) -> list[nn.Module]:
+    """List the layers of the tower and of the decoder."""
+    tower = model.model.vision_embed_tokens.img_processor.vision_model
+    return [*tower.encoder.layers, *model.model.layers]
+
+
 def activation_bytes(model: Any, tokens: int, crops: int, number_bytes: int) -> int:
     """Estimate what a forward pass keeps for the backward pass, without recomputing.
 
@@ -91,6 +97,7 @@ FAMILY = Family(
     row_hidden_states=row_hidden_states,
     head=head,
     blank_features=blank_features,
+    blocks=blocks,
     activation_bytes=activation_bytes,
     long_context_tokens=long_context_tokens,
 )

@@ -30,6 +30,9 @@ from foveal.models.phi3_vision.image import (
 )
 
 TAG = re.compile(r"<\|image_(\d+)\|>")
+LONGEST_REMEMBERED_TEXT = 100
+"""Characters; shorter texts (openings, labels, common questions) are encoded once."""
+
 PUBLISHED_CROP_SIZE = 336
 PUBLISHED_TOKENS_SIDE = 12
 
@@ -245,6 +248,10 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
     # -- turns, as training and evaluation take them ---------------------------------------------
 
     @cached_property
+    def _known_texts(self) -> dict[str, list[int]]:
+        return {}
+
+    @cached_property
     def _plain_tokenizer(self) -> Tokenizer:
         # A control token written by a user is encoded as text, never as control.
         plain = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
@@ -255,11 +262,20 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
 
     def encode_plain(self, text: str) -> list[int]:
         """Encode text as text, whatever control tokens it spells out."""
-        ids: list[int] = self._plain_tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        if len(text) > LONGEST_REMEMBERED_TEXT:
+            return list(self._plain_tokenizer.encode(text, add_special_tokens=False).ids)
+        if text not in self._known_texts:
+            ids = self._plain_tokenizer.encode(text, add_special_tokens=False).ids
+            self._known_texts[text] = list(ids)
+        return self._known_texts[text]
 
     def _control(self, token: str) -> int:
-        return int(self.tokenizer.convert_tokens_to_ids(token))
+        return self._control_ids[token]
+
+    @cached_property
+    def _control_ids(self) -> dict[str, int]:
+        names = ("<s>", "<|user|>", "<|end|>", "<|assistant|>", "<|endoftext|>")
+        return {name: int(self.tokenizer.convert_tokens_to_ids(name)) for name in names}
 
     def encode_prompt(self, user: str, num_images: int) -> list[int]:
         r"""Encode one turn's prompt; image k of the turn stands as the single number -(k + 1).

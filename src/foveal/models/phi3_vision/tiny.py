@@ -1,53 +1,71 @@
-"""Nothing -> a small Phi-3.5-vision folder with random weights and the published tokenizer.
+"""Nothing -> a small Phi-3.5-vision folder with random weights, made to measure for some examples.
 
-Same architecture, same code path, a few million parameters: for the demo, for tests, and for trying
-a recipe on a laptop before a GPU is paid for.
+Same architecture, same code path, about a million parameters: for the demo, for tests, and for
+trying a recipe on a laptop before a GPU is paid for. The vocabulary is the published one, cut down
+to the tokens that the examples use, ASCII characters, and bytes: every text still encodes.
 """
 
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from foveal.data.media import open_image
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.processor import Phi3VisionImageProcessor, Phi3VisionProcessor
 
 TOKENIZER = Path(__file__).parent / "tokenizer"
+CONTROL = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>", "<|image|>")
 
 
 @dataclass(frozen=True)
 class TinySizes:
     """Sizes of a small model; pictures are cut into crops of `crop_size` pixels."""
 
-    crop_size: int = 56
-    patch_size: int = 7
-    tower_width: int = 96
-    tower_layers: int = 4
+    crop_size: int = 48
+    patch_size: int = 8
+    tower_width: int = 64
+    tower_layers: int = 3
     """The last one stays unused, as in the published tower."""
 
     tower_heads: int = 4
     width: int = 128
-    layers: int = 4
+    layers: int = 3
     heads: int = 4
-    vocabulary: int = 32064
+    mlp: int = 256
     original_context: int = 4096
+    rope_theta: float = 100.0
+    """Small: positions up to a few hundred are told apart by more of the few frequencies."""
+
+    initial_spread: float = 0.04
+    """Standard deviation of the decoder's first weights; wide models use less."""
 
 
-def tiny_config(sizes: TinySizes) -> Phi3VisionConfig:
+def tiny_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Phi3VisionConfig:
     """Configure a small model; its rotary factors are all one."""
     factors = [1.0] * (sizes.width // sizes.heads // 2)
-    return Phi3VisionConfig(
-        vocab_size=sizes.vocabulary,
-        hidden_size=sizes.width,
-        intermediate_size=sizes.width * 8 // 3 // 8 * 8,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        max_position_embeddings=131072,
-        original_max_position_embeddings=sizes.original_context,
-        rope_scaling={"type": "su", "short_factor": factors, "long_factor": factors},
-        vision_config={
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": sizes.width,
+        "intermediate_size": sizes.mlp,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "max_position_embeddings": 131072,
+        "original_max_position_embeddings": sizes.original_context,
+        "rope_theta": sizes.rope_theta,
+        "rope_scaling": {"type": "su", "short_factor": factors, "long_factor": factors},
+        "initializer_range": sizes.initial_spread,
+        "image_token_id": tokenizer.convert_tokens_to_ids("<|image|>"),
+        "bos_token_id": tokenizer.convert_tokens_to_ids("<s>"),
+        "eos_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        "pad_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        "vision_config": {
             "hidden_size": sizes.tower_width,
             "intermediate_size": sizes.tower_width * 4,
             "num_hidden_layers": sizes.tower_layers,
@@ -55,26 +73,100 @@ def tiny_config(sizes: TinySizes) -> Phi3VisionConfig:
             "image_size": sizes.crop_size,
             "patch_size": sizes.patch_size,
         },
+    }
+    return Phi3VisionConfig(**settings)
+
+
+def cut_vocabulary(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Cut the published tokenizer down to what some texts need; ids keep their order."""
+    published = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
+    tree = json.loads(published.to_str())
+    vocabulary: dict[str, int] = tree["model"]["vocab"]
+    parents = {"".join(pair): pair for pair in map(_pair, tree["model"]["merges"])}
+    kept = {token for token in vocabulary if token.startswith("<") and token.endswith(">")}
+    kept |= {token for token in vocabulary if len(token) == 1 and (token.isascii() or token == "▁")}
+    wanted = [token for text in texts for token in published.encode(text).tokens]
+    while wanted:  # a token is reached only through the two that it is merged from
+        token = wanted.pop()
+        if token in vocabulary and token not in kept:
+            kept.add(token)
+            wanted += parents.get(token, ())
+    ordered = sorted(kept, key=vocabulary.__getitem__)
+    tree["model"]["vocab"] = {token: index for index, token in enumerate(ordered)}
+    tree["model"]["merges"] = [
+        pair for pair in map(_pair, tree["model"]["merges"]) if {*pair, "".join(pair)} <= kept
+    ]
+    added = [one for one in tree["added_tokens"] if one["content"] in (*kept, *CONTROL)]
+    for index, one in enumerate(added[3:], start=len(ordered)):  # <unk>, <s>, </s> stay 0 to 2
+        one["id"] = index
+    tree["added_tokens"] = added
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(tree)),
+        bos_token="<s>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        unk_token="<unk>",
+        chat_template=json.loads((TOKENIZER / "tokenizer_config.json").read_text())[
+            "chat_template"
+        ],
     )
 
 
-def tiny_processor(sizes: TinySizes, num_crops: int = 4) -> Phi3VisionProcessor:
-    """Make the processor that fits a small model; the tokenizer is the published one."""
-    side = sizes.crop_size // sizes.patch_size // 2
-    return Phi3VisionProcessor(
-        Phi3VisionImageProcessor(num_crops, sizes.crop_size, side**2),
-        PreTrainedTokenizerFast.from_pretrained(TOKENIZER),
-    )
+def _pair(merge: str | list[str]) -> tuple[str, str]:
+    first, second = merge.split(" ") if isinstance(merge, str) else merge
+    return first, second
 
 
-def write_tiny(folder: Path, seed: int, sizes: TinySizes | None = None) -> None:
-    """Write a model folder with weights drawn from `seed`."""
+def write_tiny(
+    folder: Path,
+    seed: int,
+    sizes: TinySizes | None = None,
+    texts: Iterable[str] = (),
+    pictures: Sequence[Path] = (),
+    num_crops: int = 4,
+) -> None:
+    """Write a model folder with weights drawn from `seed`.
+
+    Args:
+        folder: new.
+        seed: start of the random weights.
+        sizes: of the model.
+        texts: that its vocabulary should suit.
+        pictures: whose image tokens shall be zero on average. What all image tokens have in common
+            would drown, at first, the little in which they differ.
+        num_crops: most crops a picture.
+    """
     sizes = sizes or TinySizes()
-    with torch.random.fork_rng():
+    tokenizer = cut_vocabulary(texts)
+    side = sizes.crop_size // sizes.patch_size // 2
+    images = Phi3VisionImageProcessor(num_crops, sizes.crop_size, side**2)
+    processor = Phi3VisionProcessor(images, tokenizer)
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Phi3VisionForConditionalGeneration(tiny_config(sizes))
-    model.generation_config.eos_token_id = list(tiny_processor(sizes).end_ids)
+        model = Phi3VisionForConditionalGeneration(tiny_config(sizes, tokenizer))
+    center_image_tokens(model, processor, pictures)
+    model.generation_config.eos_token_id = list(processor.end_ids)
     beside = folder.with_name(f".{folder.name}.part")
     model.save_pretrained(beside)
-    tiny_processor(sizes).save_pretrained(beside)
+    processor.save_pretrained(beside)
     beside.rename(folder)
+
+
+@torch.no_grad()
+def center_image_tokens(
+    model: Phi3VisionForConditionalGeneration,
+    processor: Phi3VisionProcessor,
+    pictures: Sequence[Path],
+) -> None:
+    """Move the projection's last bias so that image tokens of `pictures` have the mean zero."""
+    if not pictures:
+        return
+    tokens = []
+    for path in pictures:
+        image = open_image(path)
+        rows, columns = processor.grid(*image.size)
+        size = processor.image_processor.crop_size
+        tokens += model.get_image_features(
+            processor.cut(image), torch.tensor([[rows * size, columns * size]])
+        )
+    model.model.vision_embed_tokens.img_projection[-1].bias -= torch.cat(tokens).mean(0)

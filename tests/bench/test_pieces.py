@@ -1,0 +1,61 @@
+"""What the pieces around the step promise."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from foveal.bench import pieces
+from foveal.bench.pieces import make_sizes, plan_all, run_pieces
+from foveal.bench.recipe_way import recipe_pixels
+from foveal.data.rows import families
+from foveal.models.phi3_vision.image import CLIP_MEAN, CLIP_STD, cut_crops, global_view, normalize
+
+
+@pytest.mark.parametrize(("size", "grid"), [((170, 220), (4, 4)), ((220, 60), (2, 7))])
+def test_both_ways_of_cutting_end_in_the_same_bits(size, grid):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    image = Image.fromarray(pixels)
+    padded = recipe_pixels(image, 28)
+    crops = normalize(cut_crops(image, 16, 28), CLIP_MEAN, CLIP_STD)
+    rows, columns = grid
+    assert len(crops) == rows * columns
+    assert padded.shape == (17, 3, 28, 28)
+    assert padded[1 : 1 + len(crops)].equal(crops)
+    assert padded[:1].equal(global_view(crops, rows, columns))
+    assert not padded[1 + len(crops) :].any()
+
+
+def test_four_questions_in_a_row_show_the_same_page():
+    sizes = make_sizes(10)
+    assert families(sizes.prompts).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
+    assert np.array_equal(sizes.images.values, families(sizes.prompts))
+    prompt = np.diff(sizes.prompts.offsets)
+    assert np.array_equal(sizes.tokens, 2509 + prompt - 1 + 10)
+
+
+def test_planning_plans_every_example(monkeypatch):
+    planned = []
+    step = pieces.Plan.step
+    monkeypatch.setattr(
+        pieces.Plan, "step", lambda plan, index: planned.append(step(plan, index)) or planned[-1]
+    )
+    seconds, held = plan_all(1000)
+    rows = [row for one in planned for row in one.ranks[0]]
+    assert sorted(example for row in rows for example in row.examples) == list(range(1000))
+    assert seconds > 0
+    assert held > 0
+
+
+def test_the_pieces_are_printed_side_by_side():
+    page = io.StringIO()
+    threads = torch.get_num_threads()
+    measured = run_pieces(640, Console(file=page, width=120))
+    assert torch.get_num_threads() == threads
+    assert measured.planned_examples == 640
+    assert measured.cut_seconds > 0
+    assert measured.recipe_cut_seconds > 0
+    assert "planning 640 examples" in page.getvalue()
