@@ -24,7 +24,7 @@ RANK = 8
 def test_useful_work_is_what_torch_counts_but_for_pairs_that_do_not_see_each_other(
     strategy, tmp_path
 ):
-    dataset, processor = make_page(SIZE, 4, tmp_path), LetterProcessor(SIZE.model)
+    dataset, processor = make_page(SIZE, 4, tmp_path), LetterProcessor(SIZE)
     plan = Plan(dataset.sizes, examples_per_step=4, tokens_per_pass=SIZE.tokens_per_pass)
     batch = build_batch(plan.step(0).ranks[0][0], dataset, processor)
     model = make_model(SIZE)
@@ -36,7 +36,7 @@ def test_useful_work_is_what_torch_counts_but_for_pairs_that_do_not_see_each_oth
     work = useful_work(model.config, strategy_of(strategy, RANK), batch.groups, 79, 17, targets)
     length = batch.input_ids.shape[1]
     unseen = length**2 - seen_pairs(batch.groups)
-    wasted = 3 * SIZE.model.layers * 4 * unseen * SIZE.model.width
+    wasted = 3 * SIZE.layers * 4 * unseen * SIZE.width
     assert work.total + wasted == counter.get_total_flops()
 
 

@@ -42,8 +42,8 @@ def test_the_same_seed_asks_the_same_questions_of_the_same_pixels(tmp_path):
     for questions in (1, 4):
         dataset = make_page(size, questions, tmp_path)
         row = rows_of(dataset, size, share=False)[-1]
-        batches.append(build_batch(row, dataset, LetterProcessor(size.model)))
-        assert batches[-1].input_ids.max() < size.model.vocabulary
+        batches.append(build_batch(row, dataset, LetterProcessor(size)))
+        assert batches[-1].input_ids.max() < size.vocabulary
         first = dataset.examples[0].entries
         assert np.array_equal(first, make_page(size, 2, tmp_path).examples[0].entries)
     assert batches[0].pixel_values.equal(batches[1].pixel_values)

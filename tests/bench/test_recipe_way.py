@@ -16,7 +16,7 @@ from foveal.models.phi3_vision.family import FAMILY
 from foveal.train.loss import RowLoss
 
 SIZE = SIZES["tiny"]
-PROCESSOR = LetterProcessor(SIZE.model)
+PROCESSOR = LetterProcessor(SIZE)
 STRATEGIES = ("full", "frozen_vision", "lora")
 
 
@@ -98,7 +98,7 @@ def test_the_recipes_way_pays_for_what_the_recipe_pays_for(tmp_path):
     way.model.lm_head.register_forward_hook(lambda _head, _in, out: logits.append(out.shape))
     inputs = recipe_inputs(dataset, 0, PROCESSOR)
     way(inputs).backward()
-    assert logits == [(1, inputs.input_ids.shape[1], SIZE.model.vocabulary)]
+    assert logits == [(1, inputs.input_ids.shape[1], SIZE.vocabulary)]
     counts = [passes.count(layer.self_attn) for layer in tower.encoder.layers]
-    assert counts == [2] * (SIZE.model.tower_layers - 1) + [1]  # the last is run for nothing
+    assert counts == [2] * (SIZE.tower_layers - 1) + [1]  # the last is run for nothing
     assert [passes.count(layer.self_attn) for layer in way.model.model.layers] == [2, 2]

@@ -5,14 +5,11 @@ import shutil
 import subprocess
 import sys
 from itertools import permutations
-from pathlib import Path
 
 import pytest
 from golden_data import GOLDEN, read_json
+from published import TOKENIZER
 
-import foveal
-
-TOKENIZER = Path(foveal.__file__).parent / "models" / "phi3_vision" / "tokenizer"
 CONFIG = "from transformers import AutoConfig; config = AutoConfig.from_pretrained(folder)"
 MODEL = (
     "from transformers import AutoModelForImageTextToText as Auto; "

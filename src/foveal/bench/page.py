@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,9 @@ from foveal.data.encode import encode
 from foveal.data.example import Example, ImageFolder, Turn
 from foveal.errors import ConfigError
 from foveal.models.attention import choose_attention
+from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.image import crop_grid, cut_crops, num_image_tokens
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
-from foveal.models.phi3_vision.tiny import TinySizes, tiny_config
 
 NUM_CROPS = 16
 PICTURE = "page.bmp"
@@ -26,14 +26,24 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz "
 PAD_ID, IMAGE_ID = 0, 1
 """Ids below those of letters."""
 
-PUBLISHED_VOCABULARY = 32064
+PATCH_SIZE = 14
 
 
 @dataclass(frozen=True)
 class BenchSize:
     """A model and the text that is asked of it."""
 
-    model: TinySizes
+    crop_size: int
+    tower_width: int
+    tower_layers: int
+    """The last one is not read."""
+
+    tower_heads: int
+    width: int
+    mlp: int
+    layers: int
+    heads: int
+    vocabulary: int
     page: tuple[int, int]
     """Width and height of the picture, pixels; 4 x 4 crops."""
 
@@ -44,20 +54,26 @@ class BenchSize:
     tokens_per_pass: int
     """Room for one page and its questions, not for two pages: the recipe's micro-batch."""
 
+    @property
+    def crop_tokens_side(self) -> int:
+        """Merged patches along one side of a crop."""
+        return self.crop_size // PATCH_SIZE // 2
+
+
+LETTER_PAGE = (1700, 2200)
+"""Pixels at 200 dots an inch."""
 
 SIZES = {
     "tiny": BenchSize(
-        TinySizes(
-            crop_size=56,
-            patch_size=14,
-            tower_width=32,
-            tower_layers=3,
-            tower_heads=2,
-            width=48,
-            layers=2,
-            heads=2,
-            vocabulary=160,
-        ),
+        crop_size=56,
+        tower_width=32,
+        tower_layers=3,
+        tower_heads=2,
+        width=48,
+        mlp=128,
+        layers=2,
+        heads=2,
+        vocabulary=160,
         page=(170, 220),
         question_tokens=(4, 8),
         answer_tokens=3,
@@ -66,34 +82,31 @@ SIZES = {
     # Wide and shallow: attention's share of the work grows with length / width, so a narrow
     # model would measure attention and little else.
     "standard": BenchSize(
-        TinySizes(
-            crop_size=336,
-            patch_size=14,
-            tower_width=320,
-            tower_layers=5,
-            tower_heads=5,
-            width=1152,
-            layers=4,
-            heads=12,
-            vocabulary=1664,
-        ),
-        page=(1700, 2200),  # a letter page, scanned at 200 dots an inch
+        crop_size=336,
+        tower_width=320,
+        tower_layers=5,
+        tower_heads=5,
+        width=1152,
+        mlp=3072,
+        layers=4,
+        heads=12,
+        vocabulary=1664,
+        page=LETTER_PAGE,
         question_tokens=(20, 40),
         answer_tokens=10,
         tokens_per_pass=4096,
     ),
     "narrow": BenchSize(
-        TinySizes(
-            crop_size=336,
-            patch_size=14,
-            tower_width=256,
-            tower_layers=9,
-            tower_heads=4,
-            width=512,
-            layers=8,
-            heads=8,
-        ),
-        page=(1700, 2200),
+        crop_size=336,
+        tower_width=256,
+        tower_layers=9,
+        tower_heads=4,
+        width=512,
+        mlp=1365,
+        layers=8,
+        heads=8,
+        vocabulary=32064,
+        page=LETTER_PAGE,
         question_tokens=(20, 40),
         answer_tokens=10,
         tokens_per_pass=4096,
@@ -116,12 +129,30 @@ def find_size(name: str) -> BenchSize:
 
 def make_model(size: BenchSize, seed: int = 0) -> Phi3VisionForConditionalGeneration:
     """Make a model with random weights and this machine's fastest attention."""
-    # Published ids would lie outside a small vocabulary, so it is set after them.
-    config = tiny_config(replace(size.model, vocabulary=PUBLISHED_VOCABULARY))
-    config.pad_token_id, config.image_token_id = PAD_ID, IMAGE_ID
-    config.bos_token_id = config.eos_token_id = None
-    config.vocab_size = size.model.vocabulary
-    with torch.random.fork_rng():
+    factors = [1.0] * (size.width // size.heads // 2)
+    config = Phi3VisionConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.width,
+        intermediate_size=size.mlp,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        max_position_embeddings=131072,
+        original_max_position_embeddings=4096,
+        rope_scaling={"type": "su", "short_factor": factors, "long_factor": factors},
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=PAD_ID,
+        image_token_id=IMAGE_ID,
+        vision_config={
+            "hidden_size": size.tower_width,
+            "intermediate_size": size.tower_width * 4,
+            "num_hidden_layers": size.tower_layers,
+            "num_attention_heads": size.tower_heads,
+            "image_size": size.crop_size,
+            "patch_size": PATCH_SIZE,
+        },
+    )
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Phi3VisionForConditionalGeneration(config)
     model.set_attn_implementation(choose_attention("auto"))
@@ -132,7 +163,7 @@ def make_model(size: BenchSize, seed: int = 0) -> Phi3VisionForConditionalGenera
 class LetterProcessor:
     """Encodes one letter as one token, and cuts pictures as the published processor does."""
 
-    sizes: TinySizes
+    size: BenchSize
     image_token_id: int = IMAGE_ID
 
     def encode_prompt(self, user: str, num_images: int) -> list[int]:
@@ -145,17 +176,16 @@ class LetterProcessor:
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """Rows and columns of crops."""
-        grid = crop_grid(width, height, NUM_CROPS, self.sizes.crop_size)
+        grid = crop_grid(width, height, NUM_CROPS, self.size.crop_size)
         return grid.rows, grid.columns
 
     def num_image_tokens(self, width: int, height: int) -> int:
         """Count the tokens of a picture."""
-        side = self.sizes.crop_size // self.sizes.patch_size // 2
-        return num_image_tokens(*self.grid(width, height), side)
+        return num_image_tokens(*self.grid(width, height), self.size.crop_tokens_side)
 
     def cut(self, image: Image.Image) -> Tensor:
         """Cut a picture into crops, uint8."""
-        return cut_crops(image, NUM_CROPS, self.sizes.crop_size)
+        return cut_crops(image, NUM_CROPS, self.size.crop_size)
 
 
 def make_page(size: BenchSize, questions: int, folder: Path, seed: int = 0) -> Dataset:
@@ -192,6 +222,6 @@ def make_page(size: BenchSize, questions: int, folder: Path, seed: int = 0) -> D
 
 def encode_page(examples: Sequence[Example], size: BenchSize, folder: Path) -> Dataset:
     """Take the ordinary walk from examples to a data set."""
-    processor = LetterProcessor(size.model)
+    processor = LetterProcessor(size)
     images = ImageFolder(folder / "page.jsonl", folder)
     return build_dataset([encode(one, processor, images) for one in examples], processor)

@@ -68,8 +68,8 @@ def cut_both(repeats: int = 7) -> tuple[float, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        ours = _fastest(lambda: cut_crops(page, NUM_CROPS, size.model.crop_size), repeats)
-        recipe = _fastest(lambda: recipe_pixels(page, size.model.crop_size), repeats)
+        ours = _fastest(lambda: cut_crops(page, NUM_CROPS, size.crop_size), repeats)
+        recipe = _fastest(lambda: recipe_pixels(page, size.crop_size), repeats)
     finally:
         torch.set_num_threads(threads)
     return ours, recipe

@@ -53,7 +53,7 @@ def recipe_inputs(dataset: Dataset, example: int, processor: LetterProcessor) ->
     (number,) = dataset.image_numbers(example)
     fact = dataset.images[number]
     expanded = dataset.examples[example].expand([fact.tokens], processor.image_token_id)
-    size = processor.sizes.crop_size
+    size = processor.size.crop_size
     pixels = recipe_pixels(open_image(fact.path), size)[None]
     ids, learnt = torch.from_numpy(expanded.ids), torch.from_numpy(expanded.learnt)
     return RecipeInputs(

@@ -46,7 +46,7 @@ class Side:
 
     def __init__(self, case: Case, folder: Path) -> None:
         size = find_size(case.size)
-        processor = LetterProcessor(size.model)
+        processor = LetterProcessor(size)
         dataset = make_page(size, case.questions, folder)
         plan = Plan(
             dataset.sizes,
@@ -57,7 +57,7 @@ class Side:
         rows = [build_batch(row, dataset, processor) for row in plan.step(0).ranks[0]]
         model = make_model(size)
         rates = SETTINGS.learning_rate, SETTINGS.weight_decay
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # adapters begin at random
             assignments = assign(model, FAMILY, rules_of(case.strategy), *rates, LORA)
         if case.way == "recompute":

@@ -4,11 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_data import synthetic_image
+from published import make_config, make_processor
 
 from foveal.models.phi3_vision import Phi3VisionForConditionalGeneration
-from foveal.models.phi3_vision.tiny import TinySizes, tiny_config, tiny_processor
 
-SIZES = TinySizes(crop_size=28, tower_width=16, tower_layers=3, tower_heads=2, width=24, heads=2)
 TEXTS = [
     "<|user|>\n<|image_1|>\nWhat is it?<|end|>\n<|assistant|>\n",
     "<|user|>\nNo picture, but a good many more words than the others have.<|end|>\n",
@@ -24,7 +23,7 @@ PICTURES = [
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    model = Phi3VisionForConditionalGeneration(tiny_config(SIZES))
+    model = Phi3VisionForConditionalGeneration(make_config())
     for separator in (
         model.model.vision_embed_tokens.glb_GN,
         model.model.vision_embed_tokens.sub_GN,
@@ -35,7 +34,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def processor():
-    return tiny_processor(SIZES, num_crops=4)
+    return make_processor(num_crops=4)
 
 
 @pytest.fixture
@@ -181,7 +180,7 @@ def test_outputs_come_as_transformers_models_give_them(model, two_pictures):
         as_tuple = model(**two_pictures, return_dict=False)
     assert output.loss is None
     assert output.past_key_values.get_seq_length() == two_pictures["input_ids"].shape[1]
-    assert len(output.hidden_states) == 1 + SIZES.layers
+    assert len(output.hidden_states) == 1 + 2
     assert torch.equal(model.lm_head(output.hidden_states[-1]), output.logits)
     assert torch.equal(as_tuple[0], output.logits)
 

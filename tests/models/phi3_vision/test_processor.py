@@ -10,16 +10,15 @@ from golden_data import expand, read_json, synthetic_image
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from published import make_processor
 
 from foveal.errors import DataError
 from foveal.models.phi3_vision import Phi3VisionImageProcessor, Phi3VisionProcessor
 from foveal.models.phi3_vision.image import crop_grid, cut_crops
-from foveal.models.phi3_vision.tiny import TinySizes, tiny_processor
 
 PROMPTS = [entry for entry in read_json("prompts/prompts.json") if "prompt" in entry]
 CONVERSATIONS = [entry for entry in read_json("prompts/prompts.json") if "conversation" in entry]
 IMAGE = 32044
-SMALL = TinySizes(crop_size=28, patch_size=7)
 SMALL_TOKENS = 2 * (2 + 1) + 1 + 2 * (2 + 1)  # of a picture of one crop
 
 
@@ -30,12 +29,12 @@ def picture(width, height, *_):
 @pytest.fixture(scope="module")
 def processor():
     """The published one: crops of 336 pixels."""
-    return tiny_processor(TinySizes(crop_size=336, patch_size=14))
+    return make_processor(16, crop_size=336, patch_size=14)
 
 
 @pytest.fixture(scope="module")
 def small():
-    return tiny_processor(SMALL, num_crops=1)
+    return make_processor(num_crops=1)
 
 
 def golden_ids(entry):
@@ -387,7 +386,7 @@ def test_a_picture_costs_as_many_tokens_as_its_size_alone_says(processor):
 
 def test_the_walk_sees_the_grid_and_the_crops_that_the_processor_sees(small):
     image = picture(90, 40)
-    processor = tiny_processor(SMALL, num_crops=6)
+    processor = make_processor(num_crops=6)
     grid = crop_grid(90, 40, 6, 28)
     assert processor.grid(90, 40) == (grid.rows, grid.columns)
     assert torch.equal(processor.cut(image), cut_crops(image, 6, 28))

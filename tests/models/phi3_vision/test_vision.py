@@ -2,19 +2,18 @@
 
 import pytest
 import torch
+from published import make_config
 
 from foveal.models.phi3_vision.image import CLIP_MEAN, CLIP_STD, global_view, normalize
-from foveal.models.phi3_vision.tiny import TinySizes, tiny_config
 from foveal.models.phi3_vision.vision import ImageEmbedding
 
-SIZES = TinySizes(crop_size=28, tower_width=16, tower_layers=3, tower_heads=2, width=24, heads=2)
 GRIDS = [(1, 1), (2, 2), (1, 3), (1, 1), (3, 1)]
 
 
 @pytest.fixture(scope="module")
 def embedding():
     torch.manual_seed(0)
-    module = ImageEmbedding(tiny_config(SIZES))
+    module = ImageEmbedding(make_config())
     for separator in (module.glb_GN, module.sub_GN):
         torch.nn.init.normal_(separator)
     return module
@@ -68,7 +67,7 @@ def test_a_picture_does_not_change_with_its_neighbours(embedding, crops):
 
 def test_tokens_run_line_by_line_over_the_whole_picture_each_line_ended_by_a_separator():
     # One number a merged patch: its place in the picture, or 100 and more in the global view.
-    embedding = ImageEmbedding(tiny_config(SIZES))
+    embedding = ImageEmbedding(make_config())
     embedding.sub_GN = torch.nn.Parameter(torch.full((1, 1, 1, 1), -1.0))
     embedding.glb_GN = torch.nn.Parameter(torch.full((1, 1, 1), -2.0))
     rows, columns, side = 2, 3, 2

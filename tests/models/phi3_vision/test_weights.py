@@ -7,15 +7,12 @@ from collections import Counter
 import pytest
 import torch
 from golden_data import GOLDEN, read_json
+from published import make_config
 from safetensors.torch import load_file, save_file
 
 from foveal.errors import ModelError
 from foveal.models.phi3_vision import Phi3VisionConfig, Phi3VisionForConditionalGeneration
-from foveal.models.phi3_vision.tiny import TinySizes, tiny_config
 
-SIZES = TinySizes(
-    crop_size=28, tower_width=8, tower_layers=2, tower_heads=2, width=16, layers=2, heads=2
-)
 SECOND_NAME = "model.vision_embed_tokens.wte.weight"
 EMBEDDING = "model.embed_tokens.weight"
 PUBLISHED = ["phi3v-facts/config.phi35.json", "phi3v-facts/config.phi3.json"]
@@ -29,7 +26,7 @@ def published_shapes():
 
 def tiny_model(seed=0):
     torch.manual_seed(seed)
-    return Phi3VisionForConditionalGeneration(tiny_config(SIZES)).eval()
+    return Phi3VisionForConditionalGeneration(make_config()).eval()
 
 
 def load(folder, **kwargs):
@@ -145,9 +142,9 @@ def test_an_unexpected_weight_is_named(folder):
 
 
 def test_a_weight_of_another_shape_is_named_with_both_shapes(folder):
-    change_weights(folder, lambda weights: weights.update({"model.norm.weight": torch.ones(15)}))
+    change_weights(folder, lambda weights: weights.update({"model.norm.weight": torch.ones(23)}))
     with pytest.raises(
-        ModelError, match=r"weight model\.norm\.weight has shape \(15,\) where .* \(16,\)$"
+        ModelError, match=r"weight model\.norm\.weight has shape \(23,\) where .* \(24,\)$"
     ):
         load(folder)
 

@@ -36,7 +36,7 @@ class TinySizes:
 
     tower_heads: int = 4
     width: int = 128
-    layers: int = 3
+    layers: int = 2
     heads: int = 4
     mlp: int = 256
     original_context: int = 4096
