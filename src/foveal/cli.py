@@ -202,6 +202,22 @@ def report(
     typer.echo(f"report: {page}")
 
 
+@app.command()
+def bench(
+    size: Annotated[str, typer.Option(help="tiny, standard or narrow.")] = "standard",
+    rounds: Annotated[int, typer.Option(help="Turns of each way.", min=1)] = 3,
+    strategies: Annotated[str, typer.Option(help="Names with commas.")] = "full,frozen_vision,lora",
+    threads: Annotated[int | None, typer.Option(help="Processor threads; none: all.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Measure a training step beside the published recipe's way, on this machine."""
+    from rich.console import Console
+
+    from foveal.bench.measure import run_bench
+
+    run_bench(size, rounds, tuple(strategies.split(",")), threads, as_json, Console())
+
+
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
     """Show a bar that is told how much is done, and of how much."""

@@ -15,15 +15,17 @@ from foveal.demo_statements import (
     Scene,
     count_objects,
     lesson,
+    reading_lesson,
     statements_about_one,
     statements_about_two,
 )
 from foveal.run import Outcome, TrainingRun
 
 DATA = Path(__file__).parent / "demo_data"
-STATEMENTS_PER_STEP = 24
-FIRST_LESSON = (1200, 4, 6)
-SECOND_LESSON = (1800, 4, 6)
+EXAMPLES_PER_STEP = 24
+READING_STEPS = 100
+FIRST_LESSON = (1000, 4, 6)
+SECOND_LESSON = (1600, 4, 6)
 """(steps, draws of pictures a step, statements a draw)."""
 
 GPU_COMMAND = (
@@ -48,7 +50,7 @@ def run_demo(out: Path, console: Console) -> Outcome:
 
 
 def write_lessons(data: Path, seed: int = 0) -> Path:
-    """Write the training file: statements about one picture first, about two after that."""
+    """Write the training file: reading first, then statements about one picture, then about two."""
     scenes = read_scenes(data)
     path = data / "lessons.jsonl"
     parts = [
@@ -58,7 +60,8 @@ def write_lessons(data: Path, seed: int = 0) -> Path:
             ("two", 2, statements_about_two(), SECOND_LESSON),
         )
     ]
-    write_examples(path, chain(*parts))
+    reading = reading_lesson(READING_STEPS * EXAMPLES_PER_STEP, "read", seed)
+    write_examples(path, chain(reading, *parts))
     return path
 
 

@@ -116,6 +116,23 @@ def _only_one(color: int, shape: int) -> Callable[[Sequence[Counts]], bool]:
     return lambda seen: bool(seen[0][color, shape] >= 1) != bool(seen[1][color, shape] >= 1)
 
 
+KEY_WORDS = (*COLORS, *SHAPES, *NUMBERS.values(), "left", "right", "both", "more")
+
+
+def reading_lesson(num_examples: int, name: str, seed: int) -> Iterator[Example]:
+    """Draw sentences without pictures; the answer repeats the words that matter.
+
+    A model that has learnt where in a question to look learns several times faster from pictures.
+    """
+    randomness = np.random.default_rng(seed)
+    sentences = [one.sentence for one in (*statements_about_one(), *statements_about_two())]
+    for number, index in enumerate(randomness.integers(len(sentences), size=num_examples)):
+        words = [word.strip(".").removesuffix("s") for word in sentences[index].split()]
+        found = " ".join(word for word in words if word in KEY_WORDS)
+        turn = Turn(user=f"Which words matter?\n{sentences[index]}", assistant=found)
+        yield Example(id=f"{name}-{number:06d}", source="nlvr", conversations=(turn,))
+
+
 def lesson(
     scenes: Sequence[Scene],
     statements: Sequence[Statement],

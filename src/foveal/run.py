@@ -31,7 +31,7 @@ from foveal.evaluate.prediction import (
 )
 from foveal.evaluate.report import write_report
 from foveal.models.family import LoadedModel, load
-from foveal.train.audit import audit_gradients, audit_sharing, audit_targets
+from foveal.train.audit import GradientAudit, audit_sharing, audit_targets
 from foveal.train.checkpoint import (
     Progress,
     check_same_run,
@@ -117,9 +117,7 @@ class TrainingRun:
         hooks = LoopHooks(
             progress=self._progress,
             evaluate=self._evaluate_on_the_way,
-            audit=lambda: audit_gradients(
-                loaded.model, assignments, bool(len(self.dataset.images))
-            ),
+            audit=GradientAudit(loaded.model, assignments, bool(self.dataset.images)),
         )
         audit_targets(self.dataset)
         log = RunLog(self.run, first_step, total_steps, self.console) if engine.is_main else None

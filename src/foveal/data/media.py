@@ -73,6 +73,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(high.astype(numpy.uint8))
     elif image.mode == "P":
         # One transparent entry per colour cannot be kept in RGB and Pillow would warn of it.
+        image = image.copy()
         image.info.pop("transparency", None)
     return image.convert("RGB")
 

@@ -20,6 +20,23 @@ VANISHING = ("k_proj.bias",)
 """Weights whose gradient is zero by arithmetic: softmax ignores what all keys have in common."""
 
 
+class GradientAudit:
+    """Audits the first step, and the first one with pictures where that is a later one."""
+
+    def __init__(
+        self, model: nn.Module, assignments: Sequence[Assignment], expects_images: bool
+    ) -> None:
+        self.model = model
+        self.assignments = assignments
+        self.expects_images = expects_images
+        self.pending = True
+
+    def __call__(self, saw_images: bool) -> None:
+        """Check the gradients of a step; see `audit_gradients`."""
+        audit_gradients(self.model, self.assignments, saw_images)
+        self.pending = self.expects_images and not saw_images
+
+
 def audit_gradients(model: nn.Module, assignments: Sequence[Assignment], saw_images: bool) -> None:
     """Check after the first backward pass that every learning weight has a gradient.
 

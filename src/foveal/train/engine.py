@@ -1,5 +1,6 @@
 """One process or several behind the same few verbs; no other file asks which is running."""
 
+import ctypes
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from foveal.errors import ConfigError
 
 Precision = Literal["float32", "bf16", "fp16"]
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 Item = TypeVar("Item")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,6 +28,8 @@ class Engine:
         self, precision: Precision = "float32", device: torch.device | None = None
     ) -> None:
         self.device = device or pick_device()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.precision = precision
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.module: nn.Module | None = None
@@ -178,6 +182,17 @@ def norm_of(tensors: Sequence[Tensor]) -> Tensor:
     norms = [torch.linalg.vector_norm(one, dtype=torch.float64) for one in tensors]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return norm
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large blocks for the next step instead of handing them back to the kernel.
+
+    Mapped anew for every tensor, they cost a page fault each 4 KB: a fifth of a step on a CPU.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def pick_device() -> torch.device:

@@ -15,6 +15,7 @@ from torch import nn
 from foveal.config import TrainSettings
 from foveal.data.loader import StepLoader
 from foveal.errors import RunError
+from foveal.train.audit import GradientAudit
 from foveal.train.checkpoint import Progress, save_checkpoint
 from foveal.train.engine import Engine
 from foveal.train.log import RunLog
@@ -66,8 +67,8 @@ class LoopHooks:
     evaluate: Callable[[int], None]
     """Steps taken -> scores written."""
 
-    audit: Callable[[], None]
-    """Called once, with the gradients of the first step in place, before they are used."""
+    audit: GradientAudit
+    """Called with the gradients of a step in place, before they are used, until it has seen all."""
 
 
 def train(
@@ -109,7 +110,7 @@ def train(
             # Every random choice of a step follows from its number, so none need be saved.
             torch.manual_seed(_mix(settings.seed, work.step, engine.rank))
             rate = set_rate(optimizer, rate_scale(work.step, total_steps, settings))
-            audit = hooks.audit if work.step == first_step else None
+            audit = hooks.audit if hooks.audit.pending else None
             seen = train_step(engine, loss, optimizer, work.batches, settings.gradient_clip, audit)
             taken = work.step + 1
             if log:

@@ -67,7 +67,7 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     batches: Iterable[Batch],
     gradient_clip: float,
-    audit: Callable[[], None] | None = None,
+    audit: Callable[[bool], None] | None = None,
 ) -> StepMeasures:
     """Take one optimizer step; a loss or gradient that is not finite leaves the weights alone.
 
@@ -77,11 +77,12 @@ def train_step(
         optimizer: of the learning weights.
         batches: this process's rows.
         gradient_clip: largest norm of all gradients together.
-        audit: called while the gradients are in place, before they are used.
+        audit: called while the gradients are in place, before they are used, with whether any
+            process saw a picture.
     """
     seen = backward_rows(engine, loss, batches)
     if audit:
-        audit()
+        audit(seen.images > 0)
     norm = float(engine.clip(optimizer, gradient_clip))
     finite = math.isfinite(norm) and math.isfinite(seen.loss)
     if finite:

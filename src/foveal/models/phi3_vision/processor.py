@@ -30,8 +30,8 @@ from foveal.models.phi3_vision.image import (
 )
 
 TAG = re.compile(r"<\|image_(\d+)\|>")
-LONGEST_REMEMBERED_TEXT = 100
-"""Characters; shorter texts (openings, labels, common questions) are encoded once."""
+MOST_REMEMBERED_TEXTS = 20_000
+"""Texts that are encoded once: labels, openings, and the questions asked of every picture."""
 
 PUBLISHED_CROP_SIZE = 336
 PUBLISHED_TOKENS_SIDE = 12
@@ -248,7 +248,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
     # -- turns, as training and evaluation take them ---------------------------------------------
 
     @cached_property
-    def _known_texts(self) -> dict[str, list[int]]:
+    def _known_texts(self) -> dict[str, tuple[int, ...]]:
         return {}
 
     @cached_property
@@ -262,12 +262,12 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
 
     def encode_plain(self, text: str) -> list[int]:
         """Encode text as text, whatever control tokens it spells out."""
-        if len(text) > LONGEST_REMEMBERED_TEXT:
-            return list(self._plain_tokenizer.encode(text, add_special_tokens=False).ids)
-        if text not in self._known_texts:
-            ids = self._plain_tokenizer.encode(text, add_special_tokens=False).ids
-            self._known_texts[text] = list(ids)
-        return self._known_texts[text]
+        known = self._known_texts.get(text)
+        if known is None:
+            known = tuple(self._plain_tokenizer.encode(text, add_special_tokens=False).ids)
+            if len(self._known_texts) < MOST_REMEMBERED_TEXTS:
+                self._known_texts[text] = known
+        return list(known)
 
     def _control(self, token: str) -> int:
         return self._control_ids[token]

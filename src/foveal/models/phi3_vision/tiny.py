@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from foveal.data.media import open_image
@@ -43,7 +44,7 @@ class TinySizes:
     rope_theta: float = 100.0
     """Small: positions up to a few hundred are told apart by more of the few frequencies."""
 
-    initial_spread: float = 0.04
+    initial_spread: float = 0.09
     """Standard deviation of the decoder's first weights; wide models use less."""
 
 
@@ -169,4 +170,6 @@ def center_image_tokens(
         tokens += model.get_image_features(
             processor.cut(image), torch.tensor([[rows * size, columns * size]])
         )
-    model.model.vision_embed_tokens.img_projection[-1].bias -= torch.cat(tokens).mean(0)
+    last = model.model.vision_embed_tokens.img_projection[-1]
+    assert isinstance(last, nn.Linear)
+    last.bias.sub_(torch.cat(tokens).mean(0))
