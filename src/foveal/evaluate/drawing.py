@@ -89,7 +89,7 @@ def draw(
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
+    from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, StrMethodFormatter
 
     settings: Any = {
         "svg.fonttype": "none",
@@ -122,6 +122,9 @@ def draw(
         axes.set_ylabel(y_label)
         if logarithmic:
             axes.set_yscale("log")
+            # The scale's own labels are mathtext, which an SVG with real text shows as its source.
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
             if max((np.nanmax(line.y, initial=0) for line in lines), default=0) >= 1000:

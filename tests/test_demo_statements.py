@@ -1,0 +1,81 @@
+"""The demo's statements are exact, and their text alone says nothing."""
+
+import json
+import zipfile
+from collections import Counter
+
+from foveal.demo import DATA
+from foveal.demo_statements import (
+    Scene,
+    count_objects,
+    lesson,
+    reading_lesson,
+    statements_about_one,
+    statements_about_two,
+)
+
+
+def lines(archive: str, name: str) -> list[dict]:
+    with zipfile.ZipFile(DATA / archive) as opened:
+        return [json.loads(line) for line in opened.read(name).decode().splitlines()]
+
+
+def scenes() -> list[Scene]:
+    return [
+        Scene(line["identifier"], count_objects(line["structured_rep"]))
+        for line in lines("nlvr_dev.zip", "nlvr/dev/dev.json")
+    ]
+
+
+def test_every_bundled_evaluation_sentence_is_one_that_is_taught():
+    taught = {one.sentence for one in statements_about_two()}
+    pairs = lines("nlvr_pairs.zip", "nlvr_pairs/dev.json")
+    assert len(pairs) == 512
+    assert {pair["sentence"] for pair in pairs} == taught
+
+
+def test_every_bundled_evaluation_sentence_is_true_as_often_as_false():
+    pairs = lines("nlvr_pairs.zip", "nlvr_pairs/dev.json")
+    labels = Counter((pair["sentence"], pair["label"]) for pair in pairs)
+    for sentence in {pair["sentence"] for pair in pairs}:
+        assert labels[sentence, "True"] == labels[sentence, "False"]
+
+
+def test_no_training_picture_is_an_evaluation_picture():
+    def contents(archive):
+        with zipfile.ZipFile(DATA / archive) as opened:
+            names = [name for name in opened.namelist() if name.endswith(".png")]
+            return {opened.read(name) for name in names}
+
+    assert contents("nlvr_dev.zip").isdisjoint(contents("nlvr_test.zip"))
+
+
+def test_answers_follow_the_counts():
+    """Worked out a second way for one kind of sentence, from the scene's own objects."""
+    known = {scene.image: scene.counts for scene in scenes()}
+    found = 0
+    for example in lesson(scenes(), statements_about_one(), 1, 300, 4, "x", 0):
+        (turn,) = example.turns
+        sentence = turn.user.splitlines()[1]
+        if sentence == "There is a blue triangle in the image.":
+            assert turn.assistant == str(bool(known[turn.images[0]][1, 2]))
+            found += 1
+    assert found > 10
+
+
+def test_a_lesson_is_true_about_as_often_as_false_for_each_sentence():
+    counted: dict[str, Counter] = {}
+    for example in lesson(scenes(), statements_about_two(), 2, 4000, 6, "x", 0):
+        (turn,) = example.turns
+        counted.setdefault(turn.user, Counter())[turn.assistant] += 1
+    for question, answers in counted.items():
+        assert 0.35 < answers["True"] / answers.total() < 0.65, question
+
+
+def test_reading_repeats_the_words_that_decide():
+    answers = {
+        example.turns[0].user: example.turns[0].assistant
+        for example in reading_lesson(3000, "r", 0)
+    }
+    question = "Which words matter?\nThe left image has at least four blue objects."
+    assert answers[question] == "left four blue"
