@@ -47,7 +47,7 @@ def test_planning_plans_every_example(monkeypatch):
     rows = [row for one in planned for row in one.ranks[0]]
     assert sorted(example for row in rows for example in row.examples) == list(range(1000))
     assert seconds > 0
-    assert held > 0
+    assert held >= 0  # growth of the most ever held: none where an earlier test held more
 
 
 def test_the_pieces_are_printed_side_by_side():
