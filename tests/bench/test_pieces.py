@@ -1,6 +1,8 @@
 """What the pieces around the step promise."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -43,11 +45,18 @@ def test_planning_plans_every_example(monkeypatch):
     monkeypatch.setattr(
         pieces.Plan, "step", lambda plan, index: planned.append(step(plan, index)) or planned[-1]
     )
-    seconds, held = plan_all(1000)
+    seconds, _ = plan_all(1000)
     rows = [row for one in planned for row in one.ranks[0]]
     assert sorted(example for row in rows for example in row.examples) == list(range(1000))
     assert seconds > 0
-    assert held >= 0  # growth of the most ever held: none where an earlier test held more
+
+
+def test_planning_tells_the_memory_that_it_takes():
+    # In a process of its own: the most ever held does not rise where an earlier test held more.
+    probe = "from foveal.bench.pieces import plan_all; print(plan_all(100_000)[1])"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    prompts = make_sizes(100_000).prompts.values.nbytes
+    assert prompts < int(done.stdout) < 40 * prompts
 
 
 def test_the_pieces_are_printed_side_by_side():
