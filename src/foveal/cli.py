@@ -126,7 +126,10 @@ def train(
 
     from foveal.run import TrainingRun
 
-    announce(TrainingRun(loaded, Console(stderr=True), fresh).go())
+    training = TrainingRun(loaded, Console(stderr=True), fresh)
+    outcome = training.go()
+    training.engine.close()
+    announce(outcome)
 
 
 def announce(outcome: "Outcome") -> None:
