@@ -126,10 +126,7 @@ def train(
 
     from foveal.run import TrainingRun
 
-    training = TrainingRun(loaded, Console(stderr=True), fresh)
-    outcome = training.go()
-    training.engine.close()
-    announce(outcome)
+    announce(TrainingRun(loaded, Console(stderr=True), fresh).go())
 
 
 def announce(outcome: "Outcome") -> None:

@@ -21,7 +21,7 @@ from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, ImageFolder, Turn, read_examples
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan, Row
-from foveal.errors import ConfigError, ModelError, RunError
+from foveal.errors import ConfigError, ModelError, RunError, UserError
 from foveal.evaluate.predict import predict
 from foveal.evaluate.prediction import (
     Scores,
@@ -101,15 +101,15 @@ class TrainingRun:
         """
         try:
             return self._go()
-        except OSError as error:
-            if error.errno not in FAILED_WRITES:
-                raise
-            raise RunError(
-                f"cannot write to {error.filename or self.run}: {error.strerror}; "
-                "free space and run the same command again"
-            ) from error
-        except RuntimeError:
-            self.engine.settle()
+        except UserError:
+            raise  # every process knows it alike
+        except Exception as error:
+            self.engine.abandon()
+            if isinstance(error, OSError) and error.errno in FAILED_WRITES:
+                raise RunError(
+                    f"cannot write to {error.filename or self.run}: {error.strerror}; "
+                    "free space and run the same command again"
+                ) from error
             raise
 
     def _go(self) -> Outcome:

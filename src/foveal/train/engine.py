@@ -1,5 +1,6 @@
 """One process or several behind the same few verbs; no other file asks which is running."""
 
+import atexit
 import ctypes
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -170,8 +171,8 @@ class Engine:
     def wait(self) -> None:
         """Wait until every process is here."""
 
-    def settle(self) -> None:
-        """Behind an error: give another process's death time to be known as its cause."""
+    def abandon(self) -> None:
+        """Behind an error of this process alone: take the others down with it."""
 
     def close(self) -> None:
         """Leave the group of processes."""
@@ -189,6 +190,8 @@ class GroupEngine(Engine):
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self._companions = Companions(self.rank, self.world_size) if begins else None
+        if begins:
+            atexit.register(self.close)
 
     def backward(self, loss: Tensor) -> None:
         """Add gradients; PyTorch takes their mean over the processes, a step wants their sum."""
@@ -210,13 +213,18 @@ class GroupEngine(Engine):
         """Wait until every process is here."""
         dist.barrier()
 
-    def settle(self) -> None:
-        """Behind an error: give another process's death time to be known as its cause."""
+    def abandon(self) -> None:
+        """Behind an error of this process alone: take the others down with it.
+
+        The error may come of another's death; that one is named first, and this process ended.
+        """
         if self._companions:
+            atexit.unregister(self.close)
             self._companions.settle()
 
     def close(self) -> None:
-        """Leave the group of processes."""
+        """Leave the group of processes; at the end of the program that is done by itself."""
+        atexit.unregister(self.close)
         if self._companions:
             self._companions.close()
         dist.destroy_process_group()
