@@ -38,6 +38,7 @@ from foveal.train.checkpoint import (
     Progress,
     check_same_run,
     checkpoints,
+    fingerprint_model,
     load_checkpoint,
     prune,
     read_progress,
@@ -85,6 +86,7 @@ class TrainingRun:
         self.engine.wait()
         torch.manual_seed(recipe.train.seed)
         self.loaded = load_for_run(recipe, self.run, self.engine)
+        self.model_fingerprint = fingerprint_model(self.loaded.model)
         _, self.dataset = self._read(recipe.data.train)
         self.validation = self._read(recipe.data.validation) if recipe.data.validation else None
 
@@ -209,6 +211,7 @@ class TrainingRun:
             resume_key(self.recipe),
             self.dataset.fingerprint,
             self.engine.world_size,
+            self.model_fingerprint,
             self.engine.loss_scale,
         )
 

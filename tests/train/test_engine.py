@@ -347,6 +347,15 @@ def test_engines_of_several_processes_ask_for_a_launcher(name, monkeypatch):
         make_engine(name, "float32")
 
 
+def test_zero2_says_what_it_needs_and_what_it_cannot_do(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match="for fp16 use engine=ddp or fsdp2"):
+        make_engine("zero2", "fp16")
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(ConfigError, match=r"needs DeepSpeed .* pip install 'foveal\[deepspeed\]'"):
+        make_engine("zero2", "float32")
+
+
 @pytest.fixture
 def sharded(monkeypatch):
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

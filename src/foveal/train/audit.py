@@ -1,6 +1,6 @@
 """First step of a run: does everything that should learn get a gradient, from the right tokens?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -37,12 +37,15 @@ class GradientAudit:
 
     def __call__(self, saw_images: bool) -> None:
         """Check the gradients of a step; see `audit_gradients`."""
-        audit_gradients(self.engine, self.model, self.assignments, saw_images)
+        audit_gradients(self.model, self.assignments, saw_images, self.engine.has_gradient)
         self.pending = self.expects_images and not saw_images
 
 
 def audit_gradients(
-    engine: Engine, model: nn.Module, assignments: Sequence[Assignment], saw_images: bool
+    model: nn.Module,
+    assignments: Sequence[Assignment],
+    saw_images: bool,
+    has_gradient: Callable[[nn.Parameter], bool] | None = None,
 ) -> None:
     """Check after the first backward pass that every learning weight has a gradient.
 
@@ -53,13 +56,14 @@ def audit_gradients(
         RunError: some weight learns nothing; the message names it.
     """
     parameters = dict(model.named_parameters())
+    found = has_gradient or (lambda one: one.grad is not None and bool(one.grad.any()))
     silent = []
     for one in assignments:
         if not one.learn or one.name.endswith(VANISHING) or ".lora_A." in one.name:
             continue
         if not saw_images and not one.part_name.startswith("language."):
             continue
-        if not engine.has_gradient(parameters[one.name]):
+        if not found(parameters[one.name]):
             silent.append(one.name)
     if silent:
         more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""

@@ -1,5 +1,6 @@
 """A run's state -> a folder written whole or not at all, and back: exactly where it stopped."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from foveal.train.engine import Engine
 from foveal.train.folders import beside, drop_folder, keep_folder
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+NUMBERS_PER_WEIGHT = 64
 NUMBERS = "numbers"
 """Key in a file's metadata: what an optimizer keeps besides tensors."""
 
@@ -34,8 +36,26 @@ class Progress:
 
     data_fingerprint: str
     world_size: int
+    model_fingerprint: str = ""
+    """Of the weights that the run began from; those that do not learn are not in checkpoints."""
+
     loss_scale: Mapping[str, float] | None = None
     """Of fp16: the scale, and how long it has stood."""
+
+
+def fingerprint_model(model: nn.Module) -> str:
+    """Tell models apart by the names, shapes and some numbers of all their weights.
+
+    Not by all numbers: a model learns in every weight, and billions take a minute to read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, one in model.named_parameters():
+        digest.update(f"{name} {tuple(one.shape)} {one.dtype}".encode())
+        if one.is_floating_point():  # what is packed on the way in, devices round differently
+            numbers = one.detach().flatten()
+            some = numbers[:: max(1, len(numbers) // NUMBERS_PER_WEIGHT)]
+            digest.update(some.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_checkpoint(
@@ -134,6 +154,8 @@ def check_same_run(checkpoint: Path, stored: Progress, now: Progress) -> None:
     ]
     if stored.data_fingerprint != now.data_fingerprint:
         changed.append("the training data changed")
+    if stored.model_fingerprint != now.model_fingerprint:
+        changed.append("the model to start from has other weights")
     if changed:
         raise RunError(
             f"{checkpoint} belongs to another run: {'; '.join(changed)}; "
