@@ -77,7 +77,7 @@ def test_a_run_learns_from_the_rest_and_names_what_it_left_out(place):
 
 
 def test_more_than_the_allowed_share_stops_the_run(place):
-    with pytest.raises(RunError, match=r"3 of 15 examples were left out .* max_bad_fraction=0.19"):
+    with pytest.raises(RunError, match=r"3 of 15 examples were left out .*max_bad_fraction=0.19"):
         train(place, "stopped", max_bad_fraction=0.19)
     assert len(lines(place / "stopped", "incidents.jsonl")) == 3
     train(place, "stopped", max_bad_fraction=0.2)  # allowed, it goes on

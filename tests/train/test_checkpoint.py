@@ -34,6 +34,7 @@ from foveal.train.checkpoint import (
     save_checkpoint,
 )
 from foveal.train.engine import Engine
+from foveal.train.log import RunLog
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -263,6 +264,15 @@ def drop(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
+
+
+def test_a_measure_that_cannot_be_written_is_a_clear_error_too(place, monkeypatch):
+    def full(*_):
+        raise FULL
+
+    monkeypatch.setattr(RunLog, "write", full)
+    with pytest.raises(RunError, match=r"cannot write to .*run: No space left on device; free"):
+        run(recipe(place))
 
 
 def limit_files() -> None:

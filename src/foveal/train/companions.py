@@ -28,7 +28,7 @@ class Companions:
 
     def __init__(self, rank: int, world_size: int) -> None:
         """Connect; every process of the group calls this at the same time."""
-        self.rank = rank
+        self._parted = False
         self.me = f"process {rank} (pid {os.getpid()} on {socket.gethostname()})"
         server = _listen() if rank == 0 else None
         told = [(server.getsockname()[1], secrets.token_hex(16), self.me) if server else None]
@@ -73,6 +73,8 @@ class Companions:
                     line = key.fileobj
                     assert isinstance(line, socket.socket)
                     said = _receive(line)
+                    if self._parted:
+                        return
                     if said == BYE:
                         selector.unregister(line)
                     else:
@@ -94,8 +96,10 @@ class Companions:
 
     def close(self) -> None:
         """Part in peace."""
+        self._parted = True
         for line in self._lines:
             _send(line, BYE)
+            line.detach()  # the kernel closes it; the watch may still wait on it
 
 
 def _listen() -> socket.socket:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -175,4 +176,6 @@ def import_deepspeed() -> Any:
         ) from error
     # The pieces to be compiled at the first use: on a CPU minutes for sums that gloo does as well.
     deepspeed.ops.__compatible_ops__ = {}
+    # It calls PyTorch by names that are going out of use, many times a step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\b")
     return deepspeed
