@@ -54,6 +54,9 @@ class DataSettings(Settings):
     workers: NonNegativeInt = 2
     """Processes that open pictures ahead of the model; 0: none."""
 
+    max_bad_fraction: Fraction = 0.1
+    """Share of the examples that may be left out for broken pictures before the run stops."""
+
 
 class LoraSettings(Settings):
     """Low-rank adapters; scale = alpha / rank, with rslora alpha / sqrt(rank)."""
@@ -179,6 +182,9 @@ class TrainSettings(Settings):
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints that are kept."""
 
+    best_metric: str | None = None
+    """Score whose best checkpoint is kept too, of those evaluated; such as `anls`, or none."""
+
     evaluate_every_steps: PositiveInt | None = None
     """Steps from validation to validation; none: before and after alone."""
 
@@ -226,9 +232,10 @@ class Recipe(Settings):
     precision: Literal["float32", "bf16", "fp16"] = "bf16"
     """Number format of the forward and backward pass."""
 
-    engine: Literal["auto", "single", "ddp", "fsdp2"] = "auto"
+    engine: Literal["auto", "single", "ddp", "fsdp2", "zero2"] = "auto"
     """How processes share the work: ddp, a whole model in each; fsdp2, weights, gradients and
-    optimizer cut over all; auto: one process alone, ddp under torchrun."""
+    optimizer cut over all; zero2, DeepSpeed's, a whole model in each but the optimizer cut; auto:
+    one process alone, ddp under torchrun."""
 
     attention: Literal["auto", "blocks", "sdpa", "eager", "flex", "flash_attention_2"] = "auto"
     """How attention is computed; auto: the fastest that this machine has."""

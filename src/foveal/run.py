@@ -1,5 +1,6 @@
 """From a recipe: build the pieces, evaluate, train, evaluate again, report."""
 
+import errno
 import json
 import platform
 import shutil
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from safetensors import SafetensorError
 
 from foveal.adapt.files import save_adapter, save_merged
 from foveal.adapt.quantize import keep_layout, plan_quantization
@@ -21,7 +22,7 @@ from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, ImageFolder, Turn, read_examples
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan, Row
-from foveal.errors import ConfigError, ModelError, RunError
+from foveal.errors import ConfigError, ModelError, RunError, UserError
 from foveal.evaluate.predict import predict
 from foveal.evaluate.prediction import (
     Scores,
@@ -33,14 +34,19 @@ from foveal.evaluate.prediction import (
 from foveal.evaluate.report import write_report
 from foveal.models.family import LoadedModel, load
 from foveal.train.audit import GradientAudit, audit_sharing, audit_targets
+from foveal.train.best import best_checkpoint
 from foveal.train.checkpoint import (
     Progress,
     check_same_run,
     checkpoints,
+    fingerprint_model,
     load_checkpoint,
+    prune,
     read_progress,
 )
 from foveal.train.engine import Engine, make_engine
+from foveal.train.folders import beside, keep_folder
+from foveal.train.incidents import Incidents
 from foveal.train.log import RunLog
 from foveal.train.loop import LoopHooks, Stopped, train
 from foveal.train.loss import RowLoss
@@ -48,6 +54,9 @@ from foveal.train.optim import build_optimizer
 
 TINY = "phi3-vision-tiny"
 """A recipe's `model` that is made from nothing: small, with random weights."""
+
+FAILED_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES}
+"""What the system says of a disk that is full or takes no more."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class TrainingRun:
         if recipe.data.train is None:
             raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
         quiet_libraries()
+        check_best(recipe)
         self.recipe = recipe
         self.engine = make_engine(recipe.engine, recipe.precision)
         self.console = console if self.engine.is_main else Console(quiet=True)
@@ -77,6 +87,7 @@ class TrainingRun:
         self.engine.wait()
         torch.manual_seed(recipe.train.seed)
         self.loaded = load_for_run(recipe, self.run, self.engine)
+        self.model_fingerprint = fingerprint_model(self.loaded.model)
         _, self.dataset = self._read(recipe.data.train)
         self.validation = self._read(recipe.data.validation) if recipe.data.validation else None
 
@@ -86,7 +97,25 @@ class TrainingRun:
         return read_dataset(path, self.loaded.processor, data.images, cache, data.workers)
 
     def go(self) -> Outcome:
-        """Train to the end, or to a request to stop."""
+        """Train to the end, or to a request to stop.
+
+        Raises:
+            RunError: too much goes wrong, or a file cannot be written.
+        """
+        try:
+            return self._go()
+        except UserError:
+            raise  # every process knows it alike
+        except Exception as error:
+            self.engine.abandon()
+            if isinstance(error, OSError) and error.errno in FAILED_WRITES:
+                raise RunError(
+                    f"cannot write to {error.filename or self.run}: {error.strerror}; "
+                    "free space and run the same command again"
+                ) from error
+            raise
+
+    def _go(self) -> Outcome:
         recipe, engine, loaded = self.recipe, self.engine, self.loaded
         assignments = assign(
             loaded.model,
@@ -97,11 +126,12 @@ class TrainingRun:
             recipe.lora,
         )
         loss = RowLoss(loaded.model, loaded.family, use_every_weight=engine.world_size > 1)
-        wrapped = engine.prepare(loss, loaded.family.blocks(loaded.model))
+        engine.prepare(loss, loaded.family.blocks(loaded.model))
         self._choose_recompute()
-        optimizer = build_optimizer(loaded.model, assignments, recipe.train)
         plan = self._plan()
         total_steps = count_steps(plan, recipe)
+        self._check_sharing(plan)
+        optimizer = engine.adopt(build_optimizer(loaded.model, assignments, recipe.train))
         first_step = self._resume(optimizer)
         if engine.is_main:
             self.run.mkdir(parents=True, exist_ok=True)
@@ -113,20 +143,28 @@ class TrainingRun:
         loader = StepLoader(
             plan, batches, engine.rank, recipe.data.workers, engine.device.type == "cuda"
         )
-        if first_step < total_steps:
-            self._check_sharing(plan, first_step, wrapped)
         hooks = LoopHooks(
             progress=self._progress,
             evaluate=self._evaluate_on_the_way,
-            audit=GradientAudit(loaded.model, assignments, bool(self.dataset.images)),
+            audit=GradientAudit(engine, loaded.model, assignments, bool(self.dataset.images)),
+            best=self._best,
         )
         audit_targets(self.dataset)
-        log = RunLog(self.run, first_step, total_steps, self.console) if engine.is_main else None
+        incidents = Incidents(
+            self.run,
+            first_step,
+            recipe.train.max_bad_steps,
+            recipe.data.max_bad_fraction,
+            engine.is_main,
+        )
+        log = None
+        if engine.is_main:
+            log = RunLog(self.run, first_step, total_steps, self.console, incidents.left_out)
         try:
             stopped = train(
                 engine,
                 loaded.model,
-                wrapped,
+                engine.module,
                 optimizer,
                 loader,
                 recipe.train,
@@ -134,6 +172,7 @@ class TrainingRun:
                 first_step,
                 total_steps,
                 log,
+                incidents,
                 hooks,
             )
         finally:
@@ -169,8 +208,17 @@ class TrainingRun:
 
     def _progress(self, step: int) -> Progress:
         return Progress(
-            step, resume_key(self.recipe), self.dataset.fingerprint, self.engine.world_size
+            step,
+            resume_key(self.recipe),
+            self.dataset.fingerprint,
+            self.engine.world_size,
+            self.model_fingerprint,
+            self.engine.loss_scale,
         )
+
+    def _best(self) -> Path | None:
+        metric = self.recipe.train.best_metric
+        return best_checkpoint(self.run, metric) if metric else None
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> int:
         found = checkpoints(self.run / "checkpoints")
@@ -178,7 +226,8 @@ class TrainingRun:
             return 0
         stored = read_progress(found[-1])
         check_same_run(found[-1], stored, self._progress(stored.step))
-        load_checkpoint(found[-1], self.loaded.model, optimizer)
+        load_checkpoint(found[-1], self.loaded.model, optimizer, self.engine)
+        self.engine.loss_scale = stored.loss_scale
         self.console.print(f"Going on from {found[-1]}", highlight=False)
         if stored.world_size != self.engine.world_size:
             self.console.print(
@@ -199,17 +248,17 @@ class TrainingRun:
             highlight=False,
         )
 
-    def _check_sharing(self, plan: Plan, step: int, loss: nn.Module) -> None:
+    def _check_sharing(self, plan: Plan) -> None:
         """Compare one shared row with its separate samples, once a start.
 
         The same row on every process: engines may need all of them for each pass.
         """
-        for row in (row for rank in plan.step(step).ranks for row in rank):
+        for row in (row for rank in plan.step(0).ranks for row in rank):
             shared = [group for group in row.groups if len(group.examples) > 1]
             if shared:
                 audit_sharing(
                     self.engine,
-                    loss,
+                    self.engine.module,
                     Row((shared[0],)),
                     self.dataset,
                     self.loaded.processor,
@@ -240,12 +289,34 @@ class TrainingRun:
         report = None
         self.engine.release()
         if self.engine.is_main:
+            if self.recipe.train.best_metric:
+                prune(self.run / "checkpoints", self.recipe.train.keep_checkpoints, self._best())
             note = save_final(self.loaded, self.run / "final")
             if note:
                 self.console.print(note, highlight=False)
             report = write_report(self.run)
         self.engine.wait()
         return Outcome(self.run, None, before, after, report)
+
+
+def check_best(recipe: Recipe) -> None:
+    """See that a recipe that keeps the best checkpoint can know it.
+
+    Raises:
+        ConfigError: it cannot; the message says what is missing.
+    """
+    best = recipe.train.best_metric
+    if not best:
+        return
+    for name, value in (
+        ("data.validation", recipe.data.validation),
+        ("train.evaluate_every_steps", recipe.train.evaluate_every_steps),
+    ):
+        if not value:
+            raise ConfigError(f"train.best_metric={best} needs {name}; give it, or leave that out")
+    if best not in (*recipe.evaluate.metrics, "auroc"):
+        known = ", ".join(recipe.evaluate.metrics)
+        raise ConfigError(f"train.best_metric={best} is not among evaluate.metrics: {known}")
 
 
 def set_aside(run: Path) -> None:
@@ -305,6 +376,8 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
         "data.workers",
         "data.validation",
         "data.images",
+        "data.max_bad_fraction",
+        "train.best_metric",
         "train.save_every_steps",
         "train.keep_checkpoints",
         "train.evaluate_every_steps",
@@ -441,17 +514,16 @@ def save_final(loaded: LoadedModel, folder: Path) -> str | None:
     Raises:
         RunError: it cannot be written.
     """
-    beside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(beside(folder), ignore_errors=True)
     try:
         note = save_adapter(loaded.model, folder.with_name("adapter"))
-        save_merged(loaded.model, beside)
-        loaded.processor.save_pretrained(beside)
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise RunError(f"cannot write {folder}: {error.strerror}; free space, run again") from error
+        save_merged(loaded.model, beside(folder))
+        loaded.processor.save_pretrained(beside(folder))
+        keep_folder(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside(folder), ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"cannot write {folder}: {reason}; free space, run again") from error
     return note
 
 

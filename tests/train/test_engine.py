@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -92,6 +93,17 @@ class Place:
     said: dict[str, str] = field(default_factory=dict)
     """What a run alone printed."""
 
+    @property
+    def broken(self) -> dict[str, object]:
+        """Settings of a run over data with a picture that is found broken on the way."""
+        folder = self.folder / "broken"
+        if not folder.exists():
+            ragged_data(folder)
+            picture = folder / "images" / "3.png"
+            picture.write_bytes(picture.read_bytes()[:-1500])
+        data = {"data__train": str(folder / "train.jsonl"), "data__max_bad_fraction": 1}
+        return {**data, "train__max_steps": 3}
+
     def recipe(self, run: str, **changes) -> Path:
         tree = {
             "model": str(self.folder / "model"),
@@ -124,21 +136,37 @@ class Place:
         lines = (self.folder / run / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
+    def incidents(self, run: str) -> list[dict]:
+        lines = (self.folder / run / "incidents.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
     def weights(self, run: str) -> dict[str, torch.Tensor]:
         return load_file(self.folder / run / "final" / "model.safetensors")
 
 
-def launch(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess:
+TORCHRUN = ("torch.distributed.run", "--nproc-per-node", "2", "--master-port")
+ACCELERATE = (
+    "accelerate.commands.launch",
+    *("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+    *("--num_processes", "2", "--main_process_port"),
+)
+
+
+def launch(
+    folder: Path, script: str, *arguments: str, launcher: tuple[str, ...] = TORCHRUN
+) -> subprocess.CompletedProcess:
     """Run a script in two processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     path = folder / "script.py"
     path.write_text(script)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", str(port), str(path), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, "-m", *launcher, str(port), str(path), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
 
+
+BAD = {"train__learning_rate": 1e30, "train__max_steps": 4, "train__warmup_steps": 1}
+"""The second step, the first with a rate, throws every weight away."""
 
 LORA = {
     "strategy": "lora",
@@ -160,24 +188,45 @@ def place(tmp_path_factory) -> Place:
     made = Place(folder)
     lora = LORA | {"data__validation": str(folder / "validation.jsonl")}
     made.run_alone(made.recipe("one"))
+    made.run_alone(made.recipe("one-broken", **made.broken))
+    made.run_alone(made.recipe("one-bad", **BAD))
     made.run_alone(made.recipe("one-lora", **lora))
     together = [str(made.recipe(name, engine=name)) for name in ("ddp", "fsdp2")]
     together.append(str(made.recipe("fsdp2-lora", engine="fsdp2", **lora)))
+    for name in ("ddp", "fsdp2"):
+        together.append(str(made.recipe(f"{name}-broken", engine=name, **made.broken)))
+        together.append(str(made.recipe(f"{name}-bad", engine=name, **BAD)))
     for before in ("ddp", "fsdp2"):
         resumed = made.recipe(f"{before}-fsdp2", engine="fsdp2")
         together.append(f"{resumed}:{folder / before}")
     done = launch(folder, SEVERAL_RUNS, str(Path(__file__).parents[1]), *together)
     assert done.returncode == 0, done.stderr
-    for before in ("ddp", "fsdp2"):
+    zero = [
+        str(made.recipe("zero2", engine="zero2")),
+        str(made.recipe("zero2-broken", engine="zero2", **made.broken)),
+        str(made.recipe("zero2-bad", engine="zero2", **BAD)),
+    ]
+    pairs = (("fsdp2", "zero2"), ("zero2", "zero2"), ("zero2", "fsdp2"))
+    zero += [
+        f"{made.recipe(f'{before}-{after}', engine=after)}:{folder / before}"
+        for before, after in pairs
+    ]
+    done = launch(folder, SEVERAL_RUNS, str(Path(__file__).parents[1]), *zero, launcher=ACCELERATE)
+    assert done.returncode == 0, done.stderr
+    for before in ("ddp", "fsdp2", "zero2"):
         stop_in_the_middle(folder / before, folder / f"{before}-one")
         made.run_alone(made.recipe(f"{before}-one"))
     return made
 
 
-RESUMED = [("ddp", "one"), ("ddp", "fsdp2"), ("fsdp2", "one"), ("fsdp2", "fsdp2")]
+ENGINES = ["ddp", "fsdp2", "zero2"]
+RESUMED = [
+    *(("ddp", "one"), ("ddp", "fsdp2"), ("fsdp2", "one"), ("fsdp2", "fsdp2")),
+    *(("fsdp2", "zero2"), ("zero2", "one"), ("zero2", "fsdp2"), ("zero2", "zero2")),
+]
 
 
-@pytest.mark.parametrize("run", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("run", ENGINES)
 def test_two_processes_log_the_losses_of_one(place, run):
     one, two = place.metrics("one"), place.metrics(run)
     assert len(one) == 10
@@ -187,7 +236,7 @@ def test_two_processes_log_the_losses_of_one(place, run):
         assert [line[key] for line in two] == [line[key] for line in one]
 
 
-@pytest.mark.parametrize("run", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("run", ENGINES)
 def test_two_processes_end_with_the_weights_of_one(place, run):
     ours, theirs = place.weights("one"), place.weights(run)
     assert ours.keys() == theirs.keys()
@@ -214,20 +263,22 @@ def test_a_run_says_that_another_number_of_processes_goes_on_with_it(place):
     assert "It ran on" not in place.said["one"]
 
 
-def test_a_sharded_run_that_was_stopped_equals_one_that_was_not_to_the_bit(place):
-    whole, resumed = place.weights("fsdp2"), place.weights("fsdp2-fsdp2")
+@pytest.mark.parametrize("run", ["fsdp2", "zero2"])
+def test_a_sharded_run_that_was_stopped_equals_one_that_was_not_to_the_bit(place, run):
+    whole, resumed = place.weights(run), place.weights(f"{run}-{run}")
     assert whole.keys() == resumed.keys()
     for name, weight in whole.items():
         assert torch.equal(weight, resumed[name]), name
-    for line, again in zip(place.metrics("fsdp2"), place.metrics("fsdp2-fsdp2"), strict=True):
+    for line, again in zip(place.metrics(run), place.metrics(f"{run}-{run}"), strict=True):
         assert {**line, "seconds": 0} == {**again, "seconds": 0}
 
 
-def test_a_sharded_checkpoint_holds_whole_tensors_under_the_models_names(place):
+@pytest.mark.parametrize("run", ["fsdp2", "zero2"])
+def test_a_sharded_checkpoint_holds_whole_tensors_under_the_models_names(place, run):
     for file in ("weights", "optimizer"):
         one, sharded = (
             load_file(place.folder / run / "checkpoints" / "step-10" / f"{file}.safetensors")
-            for run in ("one", "fsdp2")
+            for run in ("one", run)
         )
         assert {name: tensor.shape for name, tensor in one.items()} == {
             name: tensor.shape for name, tensor in sharded.items()
@@ -254,6 +305,29 @@ def test_sharded_adapters_learn_and_answer_as_on_one_process(place):
         torch.testing.assert_close(theirs[name], weight, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_processes_leave_out_the_same_examples_and_learn_the_same(place, engine):
+    one, several = place.metrics("one-broken"), place.metrics(f"{engine}-broken")
+    assert sum(line["examples"] for line in one) < 12
+    for key in ("loss", "gradient_norm", "examples"):
+        expected = [line[key] for line in one]
+        assert [line[key] for line in several] == pytest.approx(expected, rel=1e-5)
+    named = [
+        sorted((line["step"], line["what"], *line["examples"]) for line in place.incidents(run))
+        for run in ("one-broken", f"{engine}-broken")
+    ]
+    assert named[0] == named[1] != []
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_step_that_is_not_finite_names_the_examples_of_every_process(place, engine):
+    one, several = place.incidents("one-bad"), place.incidents(f"{engine}-bad")
+    assert [line["step"] for line in several] == [line["step"] for line in one] == [3, 4]
+    for ours, theirs in zip(one, several, strict=True):
+        assert sorted(ours["examples"]) == sorted(theirs["examples"])
+        assert len(ours["examples"]) == 4
+
+
 def test_a_rank_that_dies_takes_the_others_down_with_a_message(place):
     recipe = place.recipe("dies", engine="fsdp2")
     started = time.monotonic()
@@ -261,14 +335,25 @@ def test_a_rank_that_dies_takes_the_others_down_with_a_message(place):
     assert done.returncode != 0
     assert time.monotonic() - started < 60 + 30  # half a minute to start
     assert "Signal 9 (SIGKILL)" in done.stderr
+    assert re.search(r"foveal: process 1 \(pid \d+ on .*\) died, so process 0", done.stderr)
+    assert "the same command goes on from the last checkpoint" in done.stderr
     assert len(place.metrics("dies")) == 2
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("name", ENGINES)
 def test_engines_of_several_processes_ask_for_a_launcher(name, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ConfigError, match=f"engine={name} needs a launcher"):
         make_engine(name, "float32")
+
+
+def test_zero2_says_what_it_needs_and_what_it_cannot_do(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match="for fp16 use engine=ddp or fsdp2"):
+        make_engine("zero2", "fp16")
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(ConfigError, match=r"needs DeepSpeed .* pip install 'foveal\[deepspeed\]'"):
+        make_engine("zero2", "float32")
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Runs from a recipe to a report, stopped and resumed, to the bit."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,7 +142,7 @@ def run_until(training: TrainingRun, stop: int) -> None:
         run_module.RunLog = original
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [1, 4])
 def test_worker_processes_do_not_change_the_bits(place, workers):
     run(recipe(place, "plain", train__max_steps=3))
     run(recipe(place, "other", train__max_steps=3, data__workers=workers))
@@ -173,6 +174,14 @@ def test_changed_data_is_not_resumed(place):
     lines = (place / "train.jsonl").read_text().replace("It is 00.", "It is 99.")
     (place / "train.jsonl").write_text(lines)
     with pytest.raises(RunError, match="training data changed"):
+        run(recipe(place, train__max_steps=2))
+
+
+def test_a_changed_model_is_not_resumed(place):
+    run(recipe(place, train__max_steps=2))
+    shutil.rmtree(place / "model")
+    write_tiny(place / "model", 1, SIZES)
+    with pytest.raises(RunError, match="the model to start from has other weights"):
         run(recipe(place, train__max_steps=2))
 
 

@@ -1,6 +1,6 @@
 """Row -> Batch: ids, positions, who branches from whom, crops, and what is to be predicted."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from foveal.data.encode import Expanded, TurnProcessor
 from foveal.data.layout import GroupSpan
 from foveal.data.media import open_image
 from foveal.data.rows import Group, Row
+from foveal.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,14 @@ class Pictures:
 
     image_indices: tuple[int, ...]
     """Which distinct picture stands at each place for one, in the order of the text."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An example that is not in its row, since a picture of it cannot be used."""
+
+    example_id: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,8 @@ class Batch(Pictures):
     example_ids: tuple[str, ...]
     tokens: int
     """Tokens that the examples have, shared ones counted once for each."""
+
+    left_out: tuple[LeftOut, ...] = ()
 
     def model_inputs(self) -> dict[str, Any]:
         """Name what a model's forward pass takes."""
@@ -101,15 +112,16 @@ def build_batch(
 ) -> Batch:
     """Lay a row out and open its pictures, each once.
 
+    An example with a picture that cannot be used is left out and named; nothing takes its place.
+
     Args:
         row: without groups where a rank only keeps the others company: one token, no target.
         dataset: that the row's examples belong to.
         processor: that encoded it.
         weighting: "token": each target counts 1; "example": each example's targets together.
-
-    Raises:
-        DataError: a picture cannot be opened.
     """
+    crops, reasons = _cut_all(row, dataset, processor)
+    row, left_out = _leave_out(row, dataset, reasons)
     laid = [_lay_out(group, dataset, processor.image_token_id, weighting) for group in row.groups]
     laid = laid or [_Laid.empty()]
     ends = np.cumsum([len(one.ids) for one in laid])
@@ -118,7 +130,7 @@ def build_batch(
         GroupSpan(int(start), tuple(int(start) + cut for cut in one.branch_starts), int(end))
         for one, start, end in zip(laid, starts, ends, strict=True)
     )
-    pictures = open_pictures([image for one in laid for image in one.images], dataset, processor)
+    pictures = _arrange([image for one in laid for image in one.images], crops, dataset)
     lengths = [np.full(len(one.ids), one.longest, np.int64) for one in laid]
     return Batch(
         input_ids=_tensor([one.ids for one in laid])[None],
@@ -133,6 +145,7 @@ def build_batch(
         weights=_tensor([one.weights for one in laid]),
         example_ids=tuple(dataset.examples[example].id for example in row.examples),
         tokens=int(dataset.sizes.tokens[list(row.examples)].sum()),
+        left_out=left_out,
     )
 
 
@@ -140,17 +153,65 @@ def open_pictures(shown: Sequence[int], dataset: Dataset, processor: TurnProcess
     """Open and cut the pictures shown, each distinct one once.
 
     Raises:
-        DataError: a picture cannot be opened.
+        DataError: a picture cannot be used.
     """
+    crops = {image: _cut(image, dataset, processor) for image in dict.fromkeys(shown)}
+    return _arrange(shown, crops, dataset)
+
+
+def _arrange(shown: Sequence[int], crops: Mapping[int, Tensor], dataset: Dataset) -> "Pictures":
     if not shown:
         return Pictures(None, None, ())
     distinct = list(dict.fromkeys(shown))
-    crops = [processor.cut(open_image(dataset.images[image].path)) for image in distinct]
-    side = crops[0].shape[-1]
+    side = crops[distinct[0]].shape[-1]
     facts = [dataset.images[image] for image in distinct]
     sizes = [(fact.rows * side, fact.columns * side) for fact in facts]
     indices = tuple(distinct.index(image) for image in shown)
-    return Pictures(torch.cat(crops), torch.tensor(sizes), indices)
+    return Pictures(torch.cat([crops[image] for image in distinct]), torch.tensor(sizes), indices)
+
+
+def _cut(image: int, dataset: Dataset, processor: TurnProcessor) -> Tensor:
+    """Open a picture and cut it into crops, as many as its header promised."""
+    fact = dataset.images[image]
+    crops = processor.cut(open_image(fact.path))
+    if len(crops) != fact.rows * fact.columns:
+        raise DataError(f"{fact.path}: it was another picture when the run began; put that back")
+    return crops
+
+
+def _cut_all(
+    row: Row, dataset: Dataset, processor: TurnProcessor
+) -> tuple[dict[int, Tensor], dict[int, str]]:
+    """Cut every picture of a row; of one that cannot be used, say why."""
+    crops: dict[int, Tensor] = {}
+    reasons: dict[int, str] = {}
+    for image in sorted(row.images(dataset.sizes)):
+        try:
+            crops[image] = _cut(image, dataset, processor)
+        except DataError as error:
+            reasons[image] = str(error)
+    return crops, reasons
+
+
+def _leave_out(
+    row: Row, dataset: Dataset, reasons: Mapping[int, str]
+) -> tuple[Row, tuple[LeftOut, ...]]:
+    """Take the examples out of a row that show a picture for which there is a reason not to."""
+    if not reasons:
+        return row, ()
+    left_out: list[LeftOut] = []
+    groups: list[Group] = []
+    for group in row.groups:
+        kept: list[int] = []
+        for example in group.examples:
+            bad = [image for image in dataset.image_numbers(example) if image in reasons]
+            if bad:
+                left_out.append(LeftOut(dataset.examples[example].id, reasons[bad[0]]))
+            else:
+                kept.append(example)
+        if kept:
+            groups.append(Group(tuple(kept), group.prefix_tokens))
+    return Row(tuple(groups)), tuple(left_out)
 
 
 def _tensor(pieces: list[NDArray[np.int64]] | list[NDArray[np.float32]]) -> Tensor:

@@ -1,7 +1,9 @@
 """Plan -> the batches of one rank, from any step on, opened by workers ahead of the model."""
 
 import signal
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -55,25 +57,47 @@ class StepLoader:
     def steps(self, start: int, stop: int) -> Iterator[StepBatches]:
         """Yield steps `start` to `stop - 1`; use up the batches of one before the next."""
         rows = (row for step in range(start, stop) for row in self._rows(step))
-        loader = DataLoader(
-            self.batches,
-            sampler=rows,
-            batch_size=None,
-            num_workers=self.workers,
-            prefetch_factor=4 if self.workers else None,
-            worker_init_fn=_leave_interrupts_to_the_run,
-            pin_memory=self.pin_memory,
-        )
-        stream = iter(loader)
+        with _interrupts_blocked(), warnings.catch_warnings():
+            # More workers than processors: they also wait for disks, and somebody asked for them.
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            loader = DataLoader(
+                self.batches,
+                sampler=rows,
+                batch_size=None,
+                num_workers=self.workers,
+                prefetch_factor=4 if self.workers else None,
+                worker_init_fn=_use_one_thread,
+                pin_memory=self.pin_memory,
+            )
+            stream = iter(loader)
         for step in range(start, stop):
             count = len(self._rows(step))
             yield StepBatches(step, (next(stream) for _ in range(count)))
+
+    def examples_until(self, step: int) -> int:
+        """Count the examples that the first `step` steps were given, on all ranks."""
+        passes, place = divmod(step, self.plan.steps_per_epoch)
+        one_pass = self.examples_in_a_pass
+        return passes * one_pass + min(place * self.plan.examples_per_step, one_pass)
+
+    @property
+    def examples_in_a_pass(self) -> int:
+        """Count the examples of one pass over the data."""
+        return len(self.plan.sizes.tokens)
 
     def _rows(self, step: int) -> tuple[Row, ...]:
         return self.plan.step(step).ranks[self.rank]
 
 
-def _leave_interrupts_to_the_run(_worker: int) -> None:
-    # Ctrl-C reaches every process of a terminal; the run finishes its step and needs its rows.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach: the run finishes its step and needs its rows."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _use_one_thread(_worker: int) -> None:
     torch.set_num_threads(1)

@@ -1,9 +1,8 @@
 """First step of a run: does everything that should learn get a gradient, from the right tokens?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 
 from foveal.adapt.strategy import Assignment
 from foveal.data.batch import build_batch
@@ -24,8 +23,13 @@ class GradientAudit:
     """Audits the first step, and the first one with pictures where that is a later one."""
 
     def __init__(
-        self, model: nn.Module, assignments: Sequence[Assignment], expects_images: bool
+        self,
+        engine: Engine,
+        model: nn.Module,
+        assignments: Sequence[Assignment],
+        expects_images: bool,
     ) -> None:
+        self.engine = engine
         self.model = model
         self.assignments = assignments
         self.expects_images = expects_images
@@ -33,11 +37,16 @@ class GradientAudit:
 
     def __call__(self, saw_images: bool) -> None:
         """Check the gradients of a step; see `audit_gradients`."""
-        audit_gradients(self.model, self.assignments, saw_images)
+        audit_gradients(self.model, self.assignments, saw_images, self.engine.has_gradient)
         self.pending = self.expects_images and not saw_images
 
 
-def audit_gradients(model: nn.Module, assignments: Sequence[Assignment], saw_images: bool) -> None:
+def audit_gradients(
+    model: nn.Module,
+    assignments: Sequence[Assignment],
+    saw_images: bool,
+    has_gradient: Callable[[nn.Parameter], bool] | None = None,
+) -> None:
     """Check after the first backward pass that every learning weight has a gradient.
 
     An adapter's first matrix gets none while its second one is still zero, and towers get none
@@ -47,13 +56,14 @@ def audit_gradients(model: nn.Module, assignments: Sequence[Assignment], saw_ima
         RunError: some weight learns nothing; the message names it.
     """
     parameters = dict(model.named_parameters())
+    found = has_gradient or (lambda one: one.grad is not None and bool(one.grad.any()))
     silent = []
     for one in assignments:
         if not one.learn or one.name.endswith(VANISHING) or ".lora_A." in one.name:
             continue
         if not saw_images and not one.part_name.startswith("language."):
             continue
-        if not _is_any(parameters[one.name].grad):
+        if not found(parameters[one.name]):
             silent.append(one.name)
     if silent:
         more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
@@ -61,14 +71,6 @@ def audit_gradients(model: nn.Module, assignments: Sequence[Assignment], saw_ima
             f"no gradient reaches {', '.join(silent[:3])}{more}: they would silently learn "
             "nothing; freeze them with a rule, or report this"
         )
-
-
-def _is_any(gradient: Tensor | None) -> bool:
-    """Tell whether a gradient is anywhere other than zero; of a cut one, in any process."""
-    if gradient is None:
-        return False
-    found = gradient.any()
-    return bool(found.full_tensor() if isinstance(found, DTensor) else found)
 
 
 def audit_targets(dataset: Dataset) -> None:

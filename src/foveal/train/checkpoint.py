@@ -1,10 +1,11 @@
 """A run's state -> a folder written whole or not at all, and back: exactly where it stopped."""
 
+import hashlib
 import json
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from foveal.errors import RunError
+from foveal.train.engine import Engine
+from foveal.train.folders import beside, drop_folder, keep_folder
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
-
-COUNT = torch.int64
-"""A number of steps that an optimizer counts in Python; no tensor of its own is of this kind."""
+NUMBERS_PER_WEIGHT = 64
+NUMBERS = "numbers"
+"""Key in a file's metadata: what an optimizer keeps besides tensors."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,26 @@ class Progress:
 
     data_fingerprint: str
     world_size: int
-    loss_scale: float | None = None
-    """Of fp16."""
+    model_fingerprint: str = ""
+    """Of the weights that the run began from; those that do not learn are not in checkpoints."""
+
+    loss_scale: Mapping[str, float] | None = None
+    """Of fp16: the scale, and how long it has stood."""
+
+
+def fingerprint_model(model: nn.Module) -> str:
+    """Tell models apart by the names, shapes and some numbers of all their weights.
+
+    Not by all numbers: a model learns in every weight, and billions take a minute to read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, one in model.named_parameters():
+        digest.update(f"{name} {tuple(one.shape)} {one.dtype}".encode())
+        if one.is_floating_point():  # what is packed on the way in, devices round differently
+            numbers = one.detach().flatten()
+            some = numbers[:: max(1, len(numbers) // NUMBERS_PER_WEIGHT)]
+            digest.update(some.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_checkpoint(
@@ -43,10 +63,9 @@ def save_checkpoint(
     progress: Progress,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    keep: int,
-    write: bool = True,
+    engine: Engine,
 ) -> Path:
-    """Write `folder/step-N` beside its place, flush it, rename it; then prune the oldest.
+    """Write `folder/step-N` beside its place, flush it, rename it.
 
     Tensors are written whole, under the model's own names, however the run held them: any engine
     and any number of processes can read them. Every random choice follows from (seed, step), so
@@ -57,46 +76,53 @@ def save_checkpoint(
         progress: of the run.
         model: bare.
         optimizer: of its learning weights.
-        keep: newest checkpoints that stay.
-        write: whether this process is the one that writes; the others help it gather.
+        engine: whose main process writes; the others help it gather.
 
     Raises:
-        RunError: it cannot be written; earlier checkpoints are untouched.
+        RunError: it cannot be written, in all processes; earlier checkpoints are untouched.
     """
     place = folder / f"step-{progress.step}"
-    beside = folder / f".step-{progress.step}.part"
-    learning = {name: one for name, one in model.named_parameters() if one.requires_grad}
-    if not write:
-        _gather(learning, keep=False)
-        _gather(optimizer_tensors(model, optimizer), keep=False)
-        return place
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        save_file(_gather(learning), beside / WEIGHTS)
-        save_file(_gather(optimizer_tensors(model, optimizer)), beside / OPTIMIZER)
-        (beside / STATE).write_text(json.dumps(asdict(progress), indent=1))
-        for name in (WEIGHTS, OPTIMIZER, STATE):
-            _flush(beside / name)
-        _flush(beside)
-        shutil.rmtree(place, ignore_errors=True)
-        beside.rename(place)
-        _flush(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or error
+    learning = ((name, one) for name, one in model.named_parameters() if one.requires_grad)
+    failure = ""
+    for name, tensors in (
+        (WEIGHTS, learning),
+        (OPTIMIZER, engine.optimizer_state(model, optimizer)),
+    ):
+        writes = engine.is_main and not failure
+        # Behind a failure too: the other processes wait for this one, tensor by tensor.
+        gathered = _gather(tensors, engine, keep=writes)
+        if writes:
+            failure = _attempt(partial(_write_tensors, beside(place) / name, gathered))
+        del gathered
+    if engine.is_main and not failure:
+        failure = _attempt(partial(_finish, place, progress))
+    if engine.add_up([float(bool(failure))])[0]:
+        shutil.rmtree(beside(place), ignore_errors=True)
         raise RunError(
-            f"cannot write checkpoint {place}: {reason}; free space and run the same command again"
-        ) from error
-    for older in checkpoints(folder)[:-keep]:
-        shutil.rmtree(older)
+            f"cannot write checkpoint {place}: {failure or 'the main process says why'}; "
+            "free space and run the same command again"
+        )
     return place
+
+
+def prune(folder: Path, keep: int, best: Path | None) -> None:
+    """Delete all but the newest `keep` checkpoints and the best one, and what kills left torn."""
+    for older in checkpoints(folder)[:-keep]:
+        if older != best:
+            drop_folder(older)
+    for torn in folder.glob(".step-*"):
+        shutil.rmtree(torn)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """List whole checkpoints, the oldest first."""
     found = [one for one in folder.glob("step-*") if (one / STATE).is_file()]
-    return sorted(found, key=lambda one: int(one.name.removeprefix("step-")))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Read a checkpoint's step off its name."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def read_progress(checkpoint: Path) -> Progress:
@@ -128,6 +154,8 @@ def check_same_run(checkpoint: Path, stored: Progress, now: Progress) -> None:
     ]
     if stored.data_fingerprint != now.data_fingerprint:
         changed.append("the training data changed")
+    if stored.model_fingerprint != now.model_fingerprint:
+        changed.append("the model to start from has other weights")
     if changed:
         raise RunError(
             f"{checkpoint} belongs to another run: {'; '.join(changed)}; "
@@ -135,20 +163,15 @@ def check_same_run(checkpoint: Path, stored: Progress, now: Progress) -> None:
         )
 
 
-def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def load_checkpoint(
+    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, engine: Engine
+) -> None:
     """Put weights and optimizer state back, bit for bit; of sharded ones this process's share.
 
     Raises:
         RunError: a file cannot be read, or does not fit.
     """
     learning = {name: one for name, one in model.named_parameters() if one.requires_grad}
-    numbers = {
-        parameter: number
-        for number, parameter in enumerate(
-            one for group in optimizer.param_groups for one in group["params"]
-        )
-    }
-    states: dict[int, dict[str, Any]] = {}
     try:
         with safe_open(checkpoint / WEIGHTS, "pt") as weights, torch.no_grad():
             if set(weights.keys()) != learning.keys():
@@ -157,63 +180,54 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: torch.optim.O
                     f"{checkpoint}: its weights are not those that learn now, such as {odd}"
                 )
             for name, parameter in learning.items():
-                parameter.copy_(_held_like(weights.get_tensor(name), parameter))
-        with safe_open(checkpoint / OPTIMIZER, "pt") as moments:
-            for key in moments.keys():  # noqa: SIM118 - a file, not a mapping
-                slot, _, owner = key.partition("/")
-                value = moments.get_tensor(key)
-                held: Any = _held_like(value, learning[owner])
-                if value.dtype == COUNT and not value.dim():
-                    held = int(value)
-                states.setdefault(numbers[learning[owner]], {})[slot] = held
+                parameter.copy_(engine.share_of(weights.get_tensor(name), parameter))
+        engine.restore_optimizer(model, optimizer, _read_state(checkpoint / OPTIMIZER))
     except (OSError, SafetensorError) as error:
         raise RunError(f"{checkpoint}: {error}; delete it to go on from an earlier one") from error
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Name the optimizer's tensors by what they are and whose: `exp_avg/lm_head.weight`."""
-    names: dict[Tensor, str] = {one: name for name, one in model.named_parameters()}
-    return {
-        f"{slot}/{names[parameter]}": _as_tensor(slot, value)
-        for parameter, state in optimizer.state.items()
-        for slot, value in state.items()
-        if isinstance(value, Tensor | int)
-    }
+def _read_state(path: Path) -> Iterator[tuple[str, Tensor | float]]:
+    with safe_open(path, "pt") as file:
+        yield from json.loads((file.metadata() or {}).get(NUMBERS, "{}")).items()
+        for key in file.keys():  # noqa: SIM118 - a file, not a mapping
+            yield key, file.get_tensor(key)
 
 
-def _as_tensor(slot: str, value: Tensor | int) -> Tensor:
-    if isinstance(value, int):
-        return torch.tensor(value, dtype=COUNT)
-    # The table of 8-bit levels is one for all weights; a file holds no tensor under two names.
-    return value.clone() if slot.startswith("qmap") else value
-
-
-def _gather(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+def _gather(
+    tensors: Iterable[tuple[str, Tensor | float]], engine: Engine, keep: bool
+) -> dict[str, Tensor | float]:
     """Bring sharded tensors together on the CPU, one after the other, in every process alike."""
-    gathered = {}
-    for name, tensor in tensors.items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    gathered: dict[str, Tensor | float] = {}
+    for name, value in tensors:
+        whole = engine.whole_tensor(value) if isinstance(value, Tensor) else value
         if keep:
-            gathered[name] = whole.detach().cpu().contiguous()
+            gathered[name] = whole.detach().cpu() if isinstance(whole, Tensor) else whole
     return gathered
 
 
-def _held_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """Move a whole tensor to where a weight is; of a sharded weight's, keep this process's share.
+def _write_tensors(path: Path, values: Mapping[str, Tensor | float]) -> None:
+    """Write tensors, and plain numbers beside them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    numbers = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            # What weights have in common, as 8-bit optimizers do, is written with each of them.
+            tensors[name] = value.clone() if value.data_ptr() in seen else value.contiguous()
+            seen.add(value.data_ptr())
+    save_file(tensors, path, {NUMBERS: json.dumps(numbers)})
 
-    Every process has read the whole one, so none need be sent.
-    """
-    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
-        return value.to(parameter.device) if value.dim() else value
-    cut = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return cut.clone()  # the share alone, not a view that keeps the whole one
+
+def _finish(place: Path, progress: Progress) -> None:
+    (beside(place) / STATE).write_text(json.dumps(asdict(progress), indent=1))
+    keep_folder(place)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _attempt(work: Callable[[], None]) -> str:
+    """Do some writing; returns why it failed, or nothing."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        work()
+    except (OSError, SafetensorError) as error:
+        return str(getattr(error, "strerror", None) or error)
+    return ""

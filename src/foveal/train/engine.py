@@ -1,8 +1,9 @@
 """One process or several behind the same few verbs; no other file asks which is running."""
 
+import atexit
 import ctypes
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from foveal.errors import ConfigError
+from foveal.train.companions import Companions
 
 Precision = Literal["float32", "bf16", "fp16"]
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
@@ -31,8 +33,11 @@ class Engine:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.precision = precision
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self.module: nn.Module | None = None
+        # Begins low: a step whose gradients overflow is lost, and the scale grows by itself.
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, init_scale=2.0**10, enabled=precision == "fp16"
+        )
+        self.module: Any = None
         self.parameters: list[nn.Parameter] = []
 
     @property
@@ -49,10 +54,15 @@ class Engine:
         """
         self.module = self._wrap(module, blocks)
         self.parameters = [one for one in module.parameters() if one.requires_grad]
-        return self.module
+        wrapped: nn.Module = self.module
+        return wrapped
 
     def _wrap(self, module: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
         return module.to(self.device)
+
+    def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Take over the optimizer of the prepared module; `module` is what to run from then on."""
+        return optimizer
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -96,6 +106,57 @@ class Engine:
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
+    def has_gradient(self, parameter: nn.Parameter) -> bool:
+        """Tell whether a weight's gradient is anywhere other than zero; all processes ask alike."""
+        return parameter.grad is not None and bool(parameter.grad.any())
+
+    def whole_tensor(self, tensor: Tensor) -> Tensor:
+        """Bring a weight or a part of an optimizer's state together, in all processes alike."""
+        return tensor
+
+    def share_of(self, value: Tensor, parameter: Tensor) -> Tensor:
+        """Move a whole tensor to where a weight is; of a sharded weight's, keep our share."""
+        return value.to(parameter.device) if value.dim() else value
+
+    def optimizer_state(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> Iterator[tuple[str, Tensor | float]]:
+        """Name the optimizer's state by what it is and whose: `exp_avg/lm_head.weight`."""
+        names: dict[Tensor, str] = {one: name for name, one in model.named_parameters()}
+        for parameter, state in optimizer.state.items():
+            for slot, value in state.items():
+                # The table of 8-bit levels is one for all; a file holds no tensor under two names.
+                shared = slot.startswith("qmap")
+                yield f"{slot}/{names[parameter]}", value.clone() if shared else value
+
+    def restore_optimizer(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        stored: Iterable[tuple[str, Tensor | float]],
+    ) -> None:
+        """Put back what `optimizer_state` named, bit for bit; the weights are back already."""
+        parameters = dict(model.named_parameters())
+        groups = optimizer.state_dict()["param_groups"]
+        members = (one for group in optimizer.param_groups for one in group["params"])
+        numbers = {parameter: number for number, parameter in enumerate(members)}
+        states: dict[int, dict[str, Tensor | float]] = {}
+        for key, value in stored:
+            slot, _, owner = key.partition("/")
+            held = self.share_of(value, parameters[owner]) if isinstance(value, Tensor) else value
+            states.setdefault(numbers[parameters[owner]], {})[slot] = held
+        optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+    @property
+    def loss_scale(self) -> dict[str, float] | None:
+        """What fp16 multiplies the loss by, and how long it has stood; none in other formats."""
+        return self.scaler.state_dict() or None
+
+    @loss_scale.setter
+    def loss_scale(self, stored: Mapping[str, float] | None) -> None:
+        if stored:
+            self.scaler.load_state_dict(dict(stored))
+
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Have every weight whole in each process, so that each runs the model on its own."""
@@ -115,6 +176,9 @@ class Engine:
     def wait(self) -> None:
         """Wait until every process is here."""
 
+    def abandon(self) -> None:
+        """Behind an error of this process alone: take the others down with it."""
+
     def close(self) -> None:
         """Leave the group of processes."""
 
@@ -124,11 +188,15 @@ class GroupEngine(Engine):
 
     def __init__(self, precision: Precision = "float32") -> None:
         device = pick_device()
-        if not dist.is_initialized():
+        begins = not dist.is_initialized()
+        if begins:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         super().__init__(precision, device)
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
+        self._companions = Companions(self.rank, self.world_size) if begins else None
+        if begins:
+            atexit.register(self.close)
 
     def backward(self, loss: Tensor) -> None:
         """Add gradients; PyTorch takes their mean over the processes, a step wants their sum."""
@@ -150,8 +218,20 @@ class GroupEngine(Engine):
         """Wait until every process is here."""
         dist.barrier()
 
+    def abandon(self) -> None:
+        """Behind an error of this process alone: take the others down with it.
+
+        The error may come of another's death; that one is named first, and this process ended.
+        """
+        if self._companions:
+            atexit.unregister(self.close)
+            self._companions.settle()
+
     def close(self) -> None:
-        """Leave the group of processes."""
+        """Leave the group of processes; at the end of the program that is done by itself."""
+        atexit.unregister(self.close)
+        if self._companions:
+            self._companions.close()
         dist.destroy_process_group()
 
 
@@ -225,6 +305,10 @@ def make_engine(name: str, precision: Precision) -> Engine:
         )
     if name == "ddp":
         return DataParallelEngine(precision)
+    if name == "zero2":
+        from foveal.train.engine_deepspeed import ZeroEngine
+
+        return ZeroEngine(precision)
     from foveal.train.engine_fsdp import ShardedEngine
 
     return ShardedEngine(precision)

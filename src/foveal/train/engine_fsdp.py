@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from foveal.errors import ConfigError
 from foveal.train.engine import GroupEngine, norm_of
@@ -66,6 +66,24 @@ class ShardedEngine(GroupEngine):
         (square,) = self.add_up([float(norm_of(shares)) ** 2])
         return torch.tensor(math.sqrt(square), device=self.device)
 
+    def has_gradient(self, parameter: nn.Parameter) -> bool:
+        """Tell whether a weight's gradient is anywhere other than zero, in any process."""
+        if parameter.grad is None:
+            return False
+        return bool(self.whole_tensor(parameter.grad.any()))
+
+    def whole_tensor(self, tensor: Tensor) -> Tensor:
+        """Bring a weight or a part of an optimizer's state together, in all processes alike."""
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def share_of(self, value: Tensor, parameter: Tensor) -> Tensor:
+        """Keep our share of a whole tensor; every process has read it, so none need be sent."""
+        if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+            return super().share_of(value, parameter)
+        mesh, places = parameter.device_mesh, parameter.placements
+        cut = distribute_tensor(value, mesh, places, src_data_rank=None)
+        return cut.clone()  # the share alone, not a view that keeps the whole one
+
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Have every weight whole in each process, so that each runs the model on its own.
@@ -100,7 +118,7 @@ class ShardedEngine(GroupEngine):
         for module in self.module.modules():
             for name, one in list(module.named_parameters(recurse=False)):
                 if one not in plain:
-                    tensor = one.full_tensor() if isinstance(one, DTensor) else one
+                    tensor = self.whole_tensor(one)
                     plain[one] = nn.Parameter(
                         tensor.detach().cpu() if self.is_main else torch.empty(0), one.requires_grad
                     )

@@ -9,43 +9,36 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from foveal.train.journal import rewind_journal
 from foveal.train.step import StepMeasures
 
 METRICS = "metrics.jsonl"
 
 
-def rewind_metrics(run: Path, step: int) -> None:
-    """Drop the lines after `step`: those steps will be taken again."""
-    path = run / METRICS
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-    beside = path.with_suffix(".part")
-    beside.write_text("".join(f"{line}\n" for line in kept))
-    beside.replace(path)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return int(json.loads(line)["step"])
-    except ValueError:  # torn by a kill
-        return float("inf")
-
-
 class RunLog:
     """Writes what each step measured, while it is open; on other ranks it is silent."""
 
-    def __init__(self, run: Path, first_step: int, total_steps: int, show: Console | None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        first_step: int,
+        total_steps: int,
+        show: Console | None,
+        left_out: int = 0,
+    ) -> None:
+        """Go on where a run stands; `left_out` examples were missing from its steps so far."""
         from torch.utils.tensorboard import SummaryWriter
 
         run.mkdir(parents=True, exist_ok=True)
-        rewind_metrics(run, first_step)
+        rewind_journal(run / METRICS, first_step)
+        self._left_out = left_out
         self._lines = (run / METRICS).open("a")
         self._events = SummaryWriter(str(run / "events"), purge_step=first_step + 1)
         self._bar = Progress(
             TextColumn("[bold]step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(),
             TextColumn("loss {task.fields[loss]}  {task.fields[speed]} examples/s"),
+            TextColumn("{task.fields[left_out]}", style="red"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -53,7 +46,7 @@ class RunLog:
             disable=show is None,
         )
         self._task = self._bar.add_task(
-            "", total=total_steps, completed=first_step, loss="-", speed="-"
+            "", total=total_steps, completed=first_step, loss="-", speed="-", left_out=""
         )
         self._bar.start()
 
@@ -74,11 +67,15 @@ class RunLog:
         for name in ("loss", "learning_rate", "gradient_norm"):
             self._events.add_scalar(name, measured[name], step)
         self._events.add_scalar("examples_per_second", seen.examples / seconds, step)
+        self._left_out += len(seen.left_out)
+        for one in seen.left_out:
+            self.note(f"Left out {one.example_id}: {one.reason}")
         self._bar.update(
             self._task,
             completed=step,
             loss=f"{seen.loss:.4f}",
             speed=f"{seen.examples / seconds:.1f}",
+            left_out=f"left out: {self._left_out}" if self._left_out else "",
         )
 
     def note(self, text: str) -> None:

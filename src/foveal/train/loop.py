@@ -1,26 +1,24 @@
 """Step, log, evaluate, save, stop: the one loop of every run."""
 
-import json
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import nn
 
 from foveal.config import TrainSettings
 from foveal.data.loader import StepLoader
-from foveal.errors import RunError
 from foveal.train.audit import GradientAudit
-from foveal.train.checkpoint import Progress, save_checkpoint
+from foveal.train.checkpoint import Progress, prune, save_checkpoint
 from foveal.train.engine import Engine
+from foveal.train.incidents import Incidents
 from foveal.train.log import RunLog
 from foveal.train.optim import rate_scale, set_rate
 from foveal.train.step import train_step
+from foveal.train.stop import StopRequest, stop_requests
 
 
 @dataclass(frozen=True)
@@ -29,32 +27,6 @@ class Stopped:
 
     signal: int
     step: int
-
-
-class StopRequest:
-    """Set by the first SIGINT or SIGTERM; the second one leaves at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Remember the signal, and give the next one back its usual effect."""
-        self.signal = number
-        signal.signal(
-            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        )
-
-
-@contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request that the loop answers after its step."""
-    request = StopRequest()
-    former = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -70,6 +42,9 @@ class LoopHooks:
     audit: GradientAudit
     """Called with the gradients of a step in place, before they are used, until it has seen all."""
 
+    best: Callable[[], Path | None]
+    """The checkpoint that is kept however old it is."""
+
 
 def train(
     engine: Engine,
@@ -82,6 +57,7 @@ def train(
     first_step: int,
     total_steps: int,
     log: RunLog | None,
+    incidents: Incidents,
     hooks: LoopHooks,
 ) -> Stopped | None:
     """Take the steps from `first_step` on; returns why it stopped early, if it did.
@@ -97,15 +73,20 @@ def train(
         first_step: steps already taken.
         total_steps: steps of the whole run.
         log: of the main process.
+        incidents: of the run so far.
         hooks: see there.
 
     Raises:
-        RunError: too many steps in a row were not finite, or a checkpoint cannot be written.
+        RunError: too much went wrong, see `Incidents`, or a checkpoint cannot be written.
     """
-    bad_in_a_row = 0
+    every = settings.evaluate_every_steps
     loss.train()
     with stop_requests() as request:
         for work in loader.steps(first_step, total_steps):
+            # Here and not behind the step: a run that was killed in between does it now.
+            if every and work.step and work.step % every == 0:
+                hooks.evaluate(work.step)
+                loss.train()
             started = time.perf_counter()
             # Every random choice of a step follows from its number, so none need be saved.
             torch.manual_seed(_mix(settings.seed, work.step, engine.rank))
@@ -115,34 +96,26 @@ def train(
             taken = work.step + 1
             if log:
                 log.write(taken, seen, rate, time.perf_counter() - started)
-            bad_in_a_row = 0 if seen.applied else bad_in_a_row + 1
-            if not seen.applied:
-                _record_bad_step(run, engine, taken, seen.loss, seen.example_ids)
-            if bad_in_a_row > settings.max_bad_steps:
-                raise RunError(
-                    f"step {taken}: loss or gradient was not finite {bad_in_a_row} times in a row; "
-                    "lower train.learning_rate or use precision=float32 (see incidents.jsonl)"
-                )
+            incidents.record(taken, seen)
+            incidents.check(taken, loader.examples_until(taken), loader.examples_in_a_pass)
             last, stopping = taken == total_steps, _anyone_asked(engine, request)
-            if last or stopping or taken % settings.save_every_steps == 0:
+            if last or stopping or _is_saved(taken, settings):
                 if log:
                     log.flush()
                 save_checkpoint(
-                    run / "checkpoints",
-                    hooks.progress(taken),
-                    model,
-                    optimizer,
-                    settings.keep_checkpoints,
-                    write=engine.is_main,
+                    run / "checkpoints", hooks.progress(taken), model, optimizer, engine
                 )
-                engine.wait()
+                if engine.is_main:
+                    prune(run / "checkpoints", settings.keep_checkpoints, hooks.best())
             if stopping and not last:
                 return Stopped(stopping, taken)
-            every = settings.evaluate_every_steps
-            if every and taken % every == 0 and not last:
-                hooks.evaluate(taken)
-                loss.train()
     return None
+
+
+def _is_saved(step: int, settings: TrainSettings) -> bool:
+    """Tell whether a step is saved on the way; where the best is kept, those evaluated are too."""
+    evaluated = settings.evaluate_every_steps if settings.best_metric else None
+    return step % settings.save_every_steps == 0 or bool(evaluated and step % evaluated == 0)
 
 
 def _anyone_asked(engine: Engine, request: StopRequest) -> int:
@@ -155,12 +128,3 @@ def _anyone_asked(engine: Engine, request: StopRequest) -> int:
 
 def _mix(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step) * 65_537 + rank
-
-
-def _record_bad_step(
-    run: Path, engine: Engine, step: int, loss: float, example_ids: tuple[str, ...]
-) -> None:
-    if engine.is_main:
-        line = {"step": step, "what": "not finite", "loss": str(loss), "examples": example_ids}
-        with (run / "incidents.jsonl").open("a") as lines:
-            lines.write(json.dumps(line) + "\n")

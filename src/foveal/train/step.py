@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from foveal.data.batch import Batch
+from foveal.data.batch import Batch, LeftOut
 from foveal.train.engine import Engine
 
 
@@ -29,7 +29,10 @@ class StepMeasures:
     """Distinct pictures encoded."""
 
     example_ids: tuple[str, ...]
-    """Of this process."""
+    """Of this process; of all where the step was not applied."""
+
+    left_out: tuple[LeftOut, ...] = ()
+    """Examples that should have been in the step, of all processes."""
 
     applied: bool = False
     """Whether the weights moved: a step that is not finite is not applied."""
@@ -47,18 +50,27 @@ def backward_rows(engine: Engine, loss: nn.Module, batches: Iterable[Batch]) -> 
         sum(len(row.example_ids) for row in rows),
         sum(row.tokens for row in rows),
         sum(0 if row.image_sizes is None else len(row.image_sizes) for row in rows),
+        sum(len(row.left_out) for row in rows),
     ]
-    count, examples, tokens, images = engine.add_up(counted)
+    count, examples, tokens, images, missing = engine.add_up(counted)
     total = torch.zeros((), dtype=torch.float64)
     for place, row in enumerate(rows):
         with engine.passes(last=place == len(rows) - 1):
             with engine.autocast():
                 row_total = loss(row.to(engine.device))
-            engine.backward(row_total / count)
+            engine.backward(row_total / (count or 1))
         total += row_total.detach().double().cpu()
     (total_loss,) = engine.add_up([float(total)])
-    ids = tuple(name for row in rows for name in row.example_ids)
-    return StepMeasures(total_loss / count, math.nan, int(examples), int(tokens), int(images), ids)
+    left_out = [one for row in rows for one in row.left_out]
+    return StepMeasures(
+        loss=total_loss / count if count else math.nan,  # nothing was left to learn from
+        gradient_norm=math.nan,
+        examples=int(examples),
+        tokens=int(tokens),
+        images=int(images),
+        example_ids=tuple(name for row in rows for name in row.example_ids),
+        left_out=tuple(engine.gather(left_out) if missing else ()),
+    )
 
 
 def train_step(
@@ -81,7 +93,7 @@ def train_step(
             process saw a picture.
     """
     seen = backward_rows(engine, loss, batches)
-    if audit:
+    if audit and seen.examples:
         audit(seen.images > 0)
     norm = float(engine.clip(optimizer, gradient_clip))
     finite = math.isfinite(norm) and math.isfinite(seen.loss)
@@ -89,4 +101,5 @@ def train_step(
         engine.advance(optimizer)
     else:
         engine.forget(optimizer)
+        seen = replace(seen, example_ids=tuple(engine.gather(list(seen.example_ids))))
     return replace(seen, gradient_norm=norm, applied=finite)

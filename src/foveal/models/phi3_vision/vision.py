@@ -18,7 +18,7 @@ UNUSED_LAYERS = 1
 
 
 class QuickGelu(nn.Module):
-    """x * sigmoid(1.702 x), as CLIP has it, keeping one tensor for the backward pass and not two."""
+    """x * sigmoid(1.702 x), as CLIP has it; it keeps one tensor for the backward pass, not two."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Apply it, element by element."""

@@ -1,0 +1,42 @@
+"""A folder written beside its place -> in its place, on the disk, whole or not at all."""
+
+import os
+import shutil
+from pathlib import Path
+
+
+def beside(place: Path) -> Path:
+    """Name the folder to fill; nothing takes a name with a dot before it for a finished one."""
+    return place.with_name(f".{place.name}.part")
+
+
+def keep_folder(place: Path) -> None:
+    """Flush what was written beside `place`, and put it there.
+
+    Raises:
+        OSError: it cannot be written; what stood there may be gone, but nothing is torn.
+    """
+    written = beside(place)
+    for path in (*written.rglob("*"), written):
+        flush(path)
+    if place.exists():
+        drop_folder(place)
+    written.rename(place)
+    flush(place.parent)
+
+
+def drop_folder(place: Path) -> None:
+    """Delete a folder so that a kill on the way leaves none that looks whole."""
+    gone = place.with_name(f".{place.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    place.rename(gone)
+    shutil.rmtree(gone)
+
+
+def flush(path: Path) -> None:
+    """See that a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

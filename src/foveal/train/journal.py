@@ -1,0 +1,33 @@
+"""Lines of JSON, each with its step -> a file that a resumed run takes back to where it stands."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_journal(path: Path, step: int) -> list[dict[str, Any]]:
+    """Read the lines up to `step`; no file is no lines."""
+    return [line for _, line in _kept(path, step)]
+
+
+def rewind_journal(path: Path, step: int) -> None:
+    """Drop the lines after `step`: those steps will be taken again."""
+    if path.exists():
+        beside = path.with_name(f"{path.name}.part")
+        beside.write_text("".join(f"{text}\n" for text, _ in _kept(path, step)))
+        beside.replace(path)
+
+
+def _kept(path: Path, step: int) -> list[tuple[str, dict[str, Any]]]:
+    if not path.exists():
+        return []
+    lines = [(text, _parse(text)) for text in path.read_text().splitlines()]
+    return [(text, line) for text, line in lines if line is not None and line["step"] <= step]
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:  # torn by a kill
+        return None
+    return line if isinstance(line, dict) and "step" in line else None

@@ -1,0 +1,53 @@
+"""SIGINT and SIGTERM -> a request that the loop answers after its step."""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SHOW_CURSOR = b"\x1b[?25h"
+
+
+class StopRequest:
+    """The first signal that asked for an end, if one did."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Remember the first signal; a launcher may send others behind it."""
+        self.signal = self.signal or number
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Turn SIGINT and SIGTERM into a request; a second SIGINT leaves at once."""
+    request = StopRequest()
+    former = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours, pythons = socket.socketpair()
+    pythons.setblocking(False)
+    # Python runs handlers between two of its own instructions, and a backward pass is one: only
+    # what Python itself writes here is seen at once.
+    former_descriptor = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_leave_at_the_second, args=(ours,), daemon=True).start()
+    try:
+        yield request
+    finally:
+        signal.set_wakeup_fd(former_descriptor)
+        pythons.close()  # ends the thread
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _leave_at_the_second(numbers: socket.socket) -> None:
+    interrupts = 0
+    with numbers:
+        while read := numbers.recv(64):
+            interrupts += read.count(signal.SIGINT)
+            if interrupts > 1:
+                if os.isatty(2):
+                    os.write(2, SHOW_CURSOR)
+                os._exit(128 + signal.SIGINT)

@@ -1,0 +1,51 @@
+"""The place in the data is found without a look at what came before."""
+
+import pytest
+from tiny import make_model, pages
+
+from foveal.data.dataset import read_dataset
+from foveal.data.loader import RowBatches, StepLoader
+from foveal.data.rows import Plan
+
+
+class CountingPlan(Plan):
+    """Remembers which steps it was asked for."""
+
+    asked: list[int]
+
+    def step(self, index):
+        self.asked.append(index)
+        return super().step(index)
+
+
+@pytest.fixture
+def loader(tmp_path):
+    loaded = make_model(tmp_path / "model")
+    _, dataset = read_dataset(pages(tmp_path, 3, 4), loaded.processor)
+    plan = CountingPlan(dataset.sizes, examples_per_step=5, tokens_per_pass=400)
+    plan.asked = []
+    return StepLoader(plan, RowBatches(dataset, loaded.processor, "token"))
+
+
+@pytest.mark.parametrize("start", [0, 7, 1_000_000_007])
+def test_a_run_that_goes_on_plans_and_opens_nothing_of_the_steps_before(loader, start):
+    work = next(loader.steps(start, start + 2))
+    given = [name for batch in work.batches for name in batch.example_ids]
+    assert set(loader.plan.asked) == {start}
+    assert len(given) == (5, 5, 2)[start % 3]
+
+
+def test_steps_from_the_middle_on_are_those_of_the_whole(loader):
+    def ids(start):
+        return [
+            [name for batch in work.batches for name in batch.example_ids]
+            for work in loader.steps(start, 6)
+        ]
+
+    assert ids(4) == ids(0)[4:]
+
+
+@pytest.mark.parametrize("step", range(7))
+def test_the_examples_of_all_steps_so_far_are_counted_by_arithmetic(loader, step):
+    given = [len(loader.plan.examples(one)) for one in range(step)]
+    assert loader.examples_until(step) == sum(given)

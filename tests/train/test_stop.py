@@ -1,0 +1,50 @@
+"""What signals ask of a run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from foveal.train.stop import stop_requests
+
+BUSY = """
+import sys, time, torch
+from foveal.train.stop import stop_requests
+large = torch.randn(2048, 2048, dtype=torch.float64)
+with stop_requests():
+    print("ready", flush=True)
+    while True:
+        torch.linalg.svd(large)  # many seconds in which Python does nothing of its own
+"""
+
+
+def test_the_first_signal_is_remembered_and_later_ones_do_not_change_it():
+    with stop_requests() as request:
+        assert request.signal is None
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # a launcher sends it behind
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.signal == signal.SIGINT
+
+
+def test_signals_have_their_usual_effect_again_afterwards():
+    with stop_requests():
+        pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_interrupt_leaves_at_once_also_in_the_middle_of_a_long_operation():
+    process = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=2) == 130
+    process.stdout.close()
