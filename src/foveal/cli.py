@@ -218,7 +218,7 @@ def export(
     Exit status: 0 written and proven (or not asked to), 1 the proof failed and the folder is
     marked .unverified, 2 something to mend.
     """
-    from foveal.config import ConfigError
+    from foveal.errors import ConfigError
 
     if dtype not in (None, "bf16", "fp16", "float32"):
         raise ConfigError(f"--dtype {dtype}: give bf16, fp16 or float32")

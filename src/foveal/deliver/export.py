@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -90,7 +91,7 @@ def export_run(
     for taken in (out, out.with_name(out.name + UNPROVEN)):
         if taken.exists():
             raise RunError(f"{taken} is there already; choose a new folder, or remove it")
-    processor = find_family(str(source.base)).load_processor(
+    processor: Any = find_family(str(source.base)).load_processor(
         source.base, source.recipe.data.num_crops
     )
     if proof:
@@ -205,7 +206,7 @@ def adapter_scale(lora: LoraSettings) -> AdapterScale:
 
 def learnt_on_four_bits(source: RunSource) -> bool:
     """Tell whether the run's base stood in 4 bits while it learnt."""
-    return source.recipe.strategy == "qlora"
+    return str(source.recipe.strategy) == "qlora"
 
 
 def four_bit_norms(source: RunSource) -> dict[str, float]:

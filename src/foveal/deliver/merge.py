@@ -64,7 +64,8 @@ class Adapter:
             return merged
         # Liu et al. 2024, arXiv:2402.09353, equation 5: a length of its own for each output.
         lengths = torch.linalg.norm(merged, dim=1)
-        return merged * (self.magnitude.float().flatten() / lengths)[:, None]
+        stretched: Tensor = merged * (self.magnitude.float().flatten() / lengths)[:, None]
+        return stretched
 
 
 def sort_adapters(tensors: Mapping[str, Value]) -> tuple[dict[str, dict[str, Value]], list[str]]:

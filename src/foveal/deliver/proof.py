@@ -105,9 +105,9 @@ class Proof:
         """Tell what was measured."""
         lines = [
             (
-                f"logits on {len(self.examples)} examples: largest difference {self.difference:.2e} "
-                f"(limit {self.difference_limit:.2e}), from float32 {self.rounding_difference:.2e} "
-                f"(limit {self.rounding_limit:.2e}); largest logit {self.largest_logit:.1f}"
+                f"logits on {len(self.examples)} examples: at most {self.difference:.2e} from the "
+                f"run's own (limit {self.difference_limit:.2e}), "
+                f"from float32 {self.rounding_difference:.2e} (limit {self.rounding_limit:.2e}); largest logit {self.largest_logit:.1f}"
             ),
             (
                 f"greedy answers: {self.equal_answers} of {self.answers} equal; "
@@ -180,7 +180,10 @@ def prove(
         expected = measure_scores(tuned, examples, settings)
     del tuned
     _let_go()
-    four_bit_logits = _four_bit_logits(source, examples, device) if four_bit else None
+    four_bit_difference = None
+    if four_bit:
+        tell("Asking the run's own model on its 4-bit base")
+        four_bit_difference = _apart(_four_bit_logits(source, examples, device), exact.logits)
     tell("Loading the written folder")
     written = load_written(source, folder, merged)
     written.model.to(device)
@@ -205,7 +208,7 @@ def prove(
         answers_changed_by_rounding=len(seen.answers) - _equal(rounded, exact),
         scores=_check_scores(scores, expected or {}),
         scores_note=note,
-        four_bit_difference=four_bit_logits and _apart(four_bit_logits, exact.logits),
+        four_bit_difference=four_bit_difference,
     )
 
 
