@@ -21,9 +21,7 @@ __version__ = "0.1.0"
 register_with_transformers()
 
 
-def load(
-    model: "str | Path", *, max_new_tokens: int = 64, tokens_per_batch: int = 16384
-) -> "Answerer":
+def load(model: "str | Path", *, tokens_at_once: int = 65536) -> "Answerer":
     """Open a model to ask it questions.
 
         model = foveal.load("runs/mine")
@@ -31,12 +29,12 @@ def load(
 
     Args:
         model: run folder, model folder or hub name.
-        max_new_tokens: longest answer, in tokens.
-        tokens_per_batch: prompt tokens that are worked on together; lower it when memory runs out.
+        tokens_at_once: of all questions that are worked on together, pictures counted in; lower
+            it when memory runs out.
 
     Raises:
         foveal.errors.ModelError: it cannot be read.
     """
     from foveal.deliver.answerer import load_answerer  # imports torch
 
-    return load_answerer(model, max_new_tokens=max_new_tokens, tokens_per_batch=tokens_per_batch)
+    return load_answerer(model, tokens_at_once=tokens_at_once)

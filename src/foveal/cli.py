@@ -283,7 +283,7 @@ def ask(
 
     *images, question = words
     quiet_libraries()
-    answer = load_answerer(model, max_new_tokens=max_new_tokens).answer(images, question)
+    answer = load_answerer(model).answer(images, question, max_new_tokens=max_new_tokens)
     if as_json:
         asked = {"model": model, "images": images, "question": question, "answer": answer}
         typer.echo(json.dumps(asked, ensure_ascii=False))

@@ -107,7 +107,8 @@ class Proof:
             (
                 f"logits on {len(self.examples)} examples: at most {self.difference:.2e} from the "
                 f"run's own (limit {self.difference_limit:.2e}), "
-                f"from float32 {self.rounding_difference:.2e} (limit {self.rounding_limit:.2e}); largest logit {self.largest_logit:.1f}"
+                f"from float32 {self.rounding_difference:.2e} "
+                f"(limit {self.rounding_limit:.2e}); largest logit {self.largest_logit:.1f}"
             ),
             (
                 f"greedy answers: {self.equal_answers} of {self.answers} equal; "
