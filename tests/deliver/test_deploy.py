@@ -105,7 +105,10 @@ def cluster(tmp_path):
                 SLURM_PROCID=$id SLURM_LOCALID=$id SLURM_NTASKS=2 "${@:2}"
             done""",
         "scontrol": """
-            if [[ $1 == show ]]; then printf 'node-a\\nnode-b\\n'; else echo "$@" >> requeued; fi""",
+            if [[ $1 == show ]]
+            then printf 'node-a\\nnode-b\\n'
+            else echo "$@" >> requeued
+            fi""",
         "foveal": 'echo "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT $*" >> told',
     }
     for name, text in scripts.items():
@@ -175,7 +178,7 @@ def healthcheck():
 @pytest.fixture
 def server():
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802 - the library's name
+        def do_GET(self):
             self.send_response(200 if self.path == "/health" else 404)
             self.end_headers()
 
