@@ -94,8 +94,8 @@ def export_run(
     processor: Any = find_family(str(source.base)).load_processor(
         source.base, source.recipe.data.num_crops
     )
-    if proof:
-        find_examples(source.recipe, processor)  # before an hour of writing, not after
+    # Read before an hour of writing, not after it.
+    examples = find_examples(source.recipe, processor) if proof else None
     beside = out.with_name(f".{out.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     try:
@@ -111,9 +111,15 @@ def export_run(
         four_bit = learnt_on_four_bits(source)
         norms = four_bit_norms(source) if four_bit and as_model else {}
         proven = None
-        if proof:
+        if examples:
             proven = prove(
-                source, beside, chosen, merged=as_model, four_bit=four_bit and as_model, tell=tell
+                source,
+                beside,
+                chosen,
+                examples,
+                merged=as_model,
+                four_bit=four_bit and as_model,
+                tell=tell,
             )
             proven.write(beside)
         write_card(source, beside, out.name, chosen, as_model=as_model, proof=proven)

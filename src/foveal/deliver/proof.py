@@ -2,10 +2,10 @@
 
 import gc
 import json
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isnan
 from pathlib import Path
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 from foveal.deliver.evidence import (
     Examples,
     answer_logits,
-    find_examples,
     greedy_answers,
     measure_scores,
 )
@@ -48,7 +47,7 @@ class ScoreCheck:
     @property
     def holds(self) -> bool:
         """Whether it lies within."""
-        return isnan(self.value) or self.low <= self.value <= self.high
+        return math.isnan(self.value) or self.low <= self.value <= self.high
 
 
 @dataclass(frozen=True)
@@ -146,6 +145,7 @@ def prove(
     source: RunSource,
     folder: Path,
     dtype: Precision,
+    examples: Examples,
     *,
     merged: bool,
     four_bit: bool,
@@ -157,15 +157,15 @@ def prove(
         source: of the folder.
         folder: as written.
         dtype: of its weights.
+        examples: to compare on.
         merged: whether adapters were folded in.
         four_bit: whether the run learnt on 4-bit weights.
         tell: called with what is being done.
     """
     settings = source.recipe.evaluate
-    device = pick_device()
+    device = roomy_device(source, tell)
     tell("Loading the run's own model")
     tuned = load_tuned(source)
-    examples = find_examples(source.recipe, tuned.processor)
     tuned.model.to(device)
     if merged:
         merge_with_peft(tuned)
@@ -213,6 +213,16 @@ def prove(
     )
 
 
+def roomy_device(source: RunSource, tell: Callable[[str], None]) -> torch.device:
+    """Choose the accelerator, or the CPU where the accelerator has no room for float32 weights."""
+    device = pick_device()
+    weights_bytes = 4 * sum(math.prod(one.shape) for one in source.base_tensors.values())
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 1.5 * weights_bytes:
+        tell(f"Comparing on the CPU: {device} has no room for {weights_bytes / 1e9:.0f} GB")
+        return torch.device("cpu")
+    return device
+
+
 def load_written(source: RunSource, folder: Path, merged: bool) -> LoadedModel:
     """Load a written folder as its users will: alone, or on its base through peft."""
     crops = source.recipe.data.num_crops
@@ -258,7 +268,7 @@ def _check_scores(found: Scores, expected: Scores) -> dict[str, ScoreCheck]:
     return {
         name: ScoreCheck(found[name].value, wanted.low, wanted.high, found[name].count)
         for name, wanted in expected.items()
-        if name in found and not isnan(wanted.value)
+        if name in found and not math.isnan(wanted.value)
     }
 
 
