@@ -57,3 +57,17 @@ def full_run(place: Path) -> Path:
 @pytest.fixture(scope="session")
 def lora_run(place: Path) -> Path:
     return train(place, "lora", strategy="lora")
+
+
+@pytest.fixture(scope="session")
+def varied_run(place: Path) -> Path:
+    """Adapters of two sizes, with rsLoRA's scale and DoRA's lengths."""
+    small = {"match": "language.layers.*.mlp.*", "adapter": True, "rank": 2, "alpha": 5}
+    rules = [small | {"learn": False}, {"match": "*", "adapter": True, "learn": False}]
+    lora = {"rank": 4, "alpha": 12, "rslora": True, "dora": True}
+    return train(place, "varied", strategy=rules, lora=lora)
+
+
+@pytest.fixture(scope="session")
+def qlora_run(place: Path) -> Path:
+    return train(place, "qlora", strategy="qlora")

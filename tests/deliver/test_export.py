@@ -6,19 +6,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from typer.testing import CliRunner
 
+from foveal.adapt.quantize import plan_quantization
+from foveal.adapt.strategy import rules_of
 from foveal.cli import app
 from foveal.config import load_recipe, save_recipe
 from foveal.deliver import export
 from foveal.deliver.export import export_run
+from foveal.deliver.four_bit import through_four_bits
 from foveal.deliver.reference import load_tuned, merge_with_peft
 from foveal.deliver.source import find_source
 from foveal.errors import ModelError, RunError
+from foveal.models.family import load
 
 BEFORE_MERGING = "ignore:.*is_gradient_checkpointing:FutureWarning"
 
@@ -79,6 +84,52 @@ def test_a_merged_run_is_pefts_merge_rounded_once(lora_run, tmp_path):
     learnt = "model.layers.0.mlp.down_proj.weight"
     base = load_file(lora_run.parent / "model" / "model.safetensors")
     assert (written[learnt].float() - base[learnt]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["varied_run", "qlora_run"])
+def test_a_merge_equals_what_the_run_itself_wrote_at_its_end(name, request, tmp_path):
+    run = request.getfixturevalue(name)
+    done = export_run(run, tmp_path / "out", merge=True, dtype="float32", proof=False)
+    final = weights(run / "final")
+    for name, tensor in weights(done.folder).items():
+        torch.testing.assert_close(tensor, final[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.filterwarnings(BEFORE_MERGING)
+@pytest.mark.parametrize("merge", [True, False])
+def test_ranks_scales_and_lengths_of_rules_are_proven_too(varied_run, tmp_path, merge):
+    done = export_run(varied_run, tmp_path / "out", merge=merge)
+    assert done.proof is not None
+    assert done.proof.problems() == []
+    assert done.folder == tmp_path / "out"
+
+
+def test_what_a_4_bit_base_changed_is_measured_and_told(qlora_run, tmp_path):
+    done = export_run(qlora_run, tmp_path / "out", merge=True)
+    assert done.proof is not None
+    assert done.proof.difference <= done.proof.difference_limit
+    assert (done.proof.four_bit_difference or 0) > 1e-3
+    kinds = done.four_bit_norms
+    assert "model.layers.*.mlp.down_proj" in kinds
+    assert "lm_head" not in kinds  # the head is never held in 4 bits
+    # 16 levels leave about a tenth of normally spread weights' norm.
+    assert all(0.05 < norm < 0.15 for norm in kinds.values())
+    assert any("it learnt on, model.layers.*.mlp.down_proj: " in line for line in done.lines())
+
+
+def test_four_bits_are_those_that_a_model_is_loaded_in(qlora_run):
+    source = find_source(qlora_run)
+    recipe = source.recipe
+    held = plan_quantization(
+        str(source.base), rules_of(recipe.strategy), recipe.quantization, "float32"
+    )
+    model = load(str(source.base), 3, quantization=held).model
+    for layer in source.four_bit_layers:
+        packed = model.get_submodule(layer).weight
+        expected = dequantize_4bit(packed.data, packed.quant_state).float()
+        plain = source.base_tensors[f"{layer}.weight"].read()
+        torch.testing.assert_close(through_four_bits(plain, double=True), expected, msg=layer)
+    assert len(source.four_bit_layers) > 10
 
 
 @pytest.mark.filterwarnings(BEFORE_MERGING)

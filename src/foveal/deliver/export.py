@@ -1,14 +1,14 @@
 """A run -> a folder in the published layout: streamed, proven, renamed into place at the end."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from foveal.config import LoraSettings
 from foveal.deliver.adapter_folder import write_adapter
 from foveal.deliver.card import write_card
 from foveal.deliver.evidence import find_examples
@@ -19,7 +19,6 @@ from foveal.deliver.settings import write_model_settings, write_processor_files
 from foveal.deliver.source import RunSource, find_source
 from foveal.deliver.tensors import StoredTensor, write_shards
 from foveal.errors import ModelError, RunError
-from foveal.models.family import find_family
 from foveal.train.engine import DTYPES, Precision
 
 MAX_SHARD_BYTES = 2_000_000_000
@@ -80,7 +79,7 @@ def export_run(
         tell: called with what is being done.
 
     Raises:
-        RunError, ModelError, DataError: something is missing or does not fit; nothing is left.
+        RunError, ModelError, DataError: something is missing or does not fit.
     """
     source = find_source(run, checkpoint)
     for note in source.notes:
@@ -88,51 +87,52 @@ def export_run(
     as_model = merge or not source.adapters
     check_fits(source, as_model)
     chosen: Precision = dtype or ("bf16" if as_model else "float32")
-    for taken in (out, out.with_name(out.name + UNPROVEN)):
+    unproven = out.with_name(out.name + UNPROVEN)
+    for taken in (out, unproven):
         if taken.exists():
             raise RunError(f"{taken} is there already; choose a new folder, or remove it")
-    processor: Any = find_family(str(source.base)).load_processor(
-        source.base, source.recipe.data.num_crops
-    )
+    processor: Any = source.family.load_processor(source.base, source.recipe.data.num_crops)
     # Read before an hour of writing, not after it.
     examples = find_examples(source.recipe, processor) if proof else None
-    beside = out.with_name(f".{out.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        beside.mkdir(parents=True)
-        tell("Writing")
+    tell("Writing")
+    with new_folder(unproven) as folder:
         if as_model:
-            write_model(source, beside, chosen, processor.end_ids, max_shard_bytes)
+            write_model(source, folder, chosen, processor.end_ids, max_shard_bytes)
         else:
-            write_adapter(source, beside, DTYPES[chosen])
-            write_processor_files(
-                source.base, source.base_name, beside, num_crops=source.recipe.data.num_crops
-            )
-        four_bit = learnt_on_four_bits(source)
-        norms = four_bit_norms(source) if four_bit and as_model else {}
-        proven = None
-        if examples:
-            proven = prove(
-                source,
-                beside,
-                chosen,
-                examples,
-                merged=as_model,
-                four_bit=four_bit and as_model,
-                tell=tell,
-            )
-            proven.write(beside)
-        write_card(source, beside, out.name, chosen, as_model=as_model, proof=proven)
-        passed = proven is not None and not proven.problems()
-        folder = out if passed else out.with_name(out.name + UNPROVEN)
-        beside.rename(folder)
+            write_adapter(source, folder, DTYPES[chosen])
+            crops = source.recipe.data.num_crops
+            write_processor_files(source.base, source.base_name, folder, num_crops=crops)
+        write_card(source, folder, out.name, chosen, as_model=as_model, proof=None)
+    norms = four_bit_norms(source) if as_model else {}
+    if examples is None:
+        return Exported(unproven, None, norms)
+    # Whatever happens from here on, the folder's name tells the truth.
+    proven = prove(source, unproven, chosen, examples, merged=as_model, tell=tell)
+    proven.write(unproven)
+    write_card(source, unproven, out.name, chosen, as_model=as_model, proof=proven)
+    if proven.problems():
+        return Exported(unproven, proven, norms)
+    return Exported(unproven.rename(out), proven, norms)
+
+
+@contextmanager
+def new_folder(place: Path) -> Iterator[Path]:
+    """Give a folder to fill, which gets its name when all went well and is gone if not.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    beside = place.with_name(f".{place.name}.part")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        beside.rename(place)
     except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"cannot write {place}: {reason}; free space, run again") from error
+    finally:
         shutil.rmtree(beside, ignore_errors=True)
-        raise RunError(f"cannot write {out}: {error.strerror}; free space, run again") from error
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    return Exported(folder, proven, norms)
 
 
 def check_fits(source: RunSource, as_model: bool) -> None:
@@ -190,35 +190,27 @@ def write_model(
 
 def tuned_tensor(source: RunSource) -> Callable[[str], Tensor]:
     """Make the function that gives a weight of the tuned model by its name."""
-    scale = adapter_scale(source.recipe.lora)
+    sizes, rank_stabilized = source.adapter_sizes, source.recipe.lora.rslora
 
     def read(name: str) -> Tensor:
         if name in source.learnt:
             return source.learnt[name].read()
         weight = source.base_tensors[name].read()
-        pieces = source.adapters.get(name.removesuffix(".weight"))
-        if pieces is None or not name.endswith(".weight"):
+        layer = name.removesuffix(".weight")
+        pieces = source.adapters.get(layer)
+        if pieces is None or layer == name:
             return weight
         adapter = Adapter(**{piece: stored.read() for piece, stored in pieces.items()})
-        return adapter.merged_with(weight, scale)
+        return adapter.merged_with(weight, AdapterScale(sizes[layer].alpha, rank_stabilized))
 
     return read
 
 
-def adapter_scale(lora: LoraSettings) -> AdapterScale:
-    """Take what decides an adapter's scale from a recipe."""
-    return AdapterScale(lora.alpha)
-
-
-def learnt_on_four_bits(source: RunSource) -> bool:
-    """Tell whether the run's base stood in 4 bits while it learnt."""
-    return str(source.recipe.strategy) == "qlora"
-
-
 def four_bit_norms(source: RunSource) -> dict[str, float]:
     """Measure, layer by layer, what 4 bits took from the weights that stood in them."""
+    double = source.recipe.quantization.double
     return relative_norms(
-        (layer, weight, through_four_bits(weight))
-        for layer in source.adapters
+        (layer, weight, through_four_bits(weight, double))
+        for layer in source.four_bit_layers
         for weight in (source.base_tensors[f"{layer}.weight"].read(),)
     )

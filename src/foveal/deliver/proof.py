@@ -17,7 +17,7 @@ from foveal.deliver.evidence import (
     greedy_answers,
     measure_scores,
 )
-from foveal.deliver.four_bit import quantize_adapted_layers
+from foveal.deliver.four_bit import quantize_layers
 from foveal.deliver.reference import load_tuned, merge_with_peft, round_weights
 from foveal.deliver.source import RunSource
 from foveal.evaluate.prediction import Scores
@@ -148,7 +148,6 @@ def prove(
     examples: Examples,
     *,
     merged: bool,
-    four_bit: bool,
     tell: Callable[[str], None],
 ) -> Proof:
     """Load a written folder and compare it with the run's own model, one after the other.
@@ -159,7 +158,6 @@ def prove(
         dtype: of its weights.
         examples: to compare on.
         merged: whether adapters were folded in.
-        four_bit: whether the run learnt on 4-bit weights.
         tell: called with what is being done.
     """
     settings = source.recipe.evaluate
@@ -182,7 +180,7 @@ def prove(
     del tuned
     _let_go()
     four_bit_difference = None
-    if four_bit:
+    if merged and source.four_bit_layers:
         tell("Asking the run's own model on its 4-bit base")
         four_bit_difference = _apart(_four_bit_logits(source, examples, device), exact.logits)
     tell("Loading the written folder")
@@ -247,7 +245,7 @@ def _look(loaded: LoadedModel, examples: Examples, source: RunSource) -> _Seen:
 
 def _four_bit_logits(source: RunSource, examples: Examples, device: torch.device) -> list[Tensor]:
     tuned = load_tuned(source)
-    quantize_adapted_layers(tuned.model)
+    quantize_layers(tuned.model, source.four_bit_layers, source.recipe.quantization.double)
     tuned.model.to(device)
     logits = answer_logits(tuned, examples)
     del tuned

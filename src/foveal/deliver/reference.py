@@ -21,7 +21,7 @@ def load_tuned(source: RunSource) -> LoadedModel:
     """
     loaded = load(str(source.base), source.recipe.data.num_crops)
     if source.adapters:
-        add_adapters(loaded.model, sorted(source.adapters), source.recipe.lora)
+        add_adapters(loaded.model, source.adapter_sizes, source.recipe.lora)
     put_weights(loaded.model, source.checkpoint / WEIGHTS)
     loaded.model.requires_grad_(False).eval()
     return loaded

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from foveal.adapt.adapters import AdapterSize
+from foveal.adapt.quantize import quantized_layers, skeleton
+from foveal.adapt.strategy import first_match, rules_of
 from foveal.config import Recipe, load_recipe
 from foveal.deliver.merge import sort_adapters
 from foveal.deliver.tensors import StoredTensor, find_tensors, tensors_of
 from foveal.errors import ModelError, RunError
 from foveal.evaluate.prediction import Scores, read_scores
-from foveal.models.family import find_family
+from foveal.models.family import Family, find_family
 from foveal.train.checkpoint import WEIGHTS, Progress, checkpoints, read_progress
 
 BASE_FILES = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*.py", "*.md", "LICENSE*")
@@ -40,9 +43,14 @@ class RunSource:
     """What a person should hear of the choice."""
 
     @cached_property
+    def family(self) -> Family:
+        """What kind of model it is."""
+        return find_family(str(self.base))
+
+    @cached_property
     def base_tensors(self) -> dict[str, StoredTensor]:
         """Weights of the base."""
-        return find_tensors(self.base, find_family(str(self.base)).renamed)
+        return find_tensors(self.base, self.family.renamed)
 
     @cached_property
     def learnt(self) -> dict[str, StoredTensor]:
@@ -53,6 +61,25 @@ class RunSource:
     def adapters(self) -> dict[str, dict[str, StoredTensor]]:
         """Adapters of the checkpoint, by layer and piece."""
         return sort_adapters(self.learnt)[0]
+
+    @cached_property
+    def adapter_sizes(self) -> dict[str, AdapterSize]:
+        """Rank of each adapter, as it is stored, and alpha, as the run's rules gave it."""
+        rules, lora = rules_of(self.recipe.strategy), self.recipe.lora
+        sizes = {}
+        for layer, pieces in self.adapters.items():
+            rule = first_match(self.family.part_name(f"{layer}.weight"), rules)
+            alpha = (rule.alpha if rule else None) or lora.alpha
+            sizes[layer] = AdapterSize(pieces["down"].shape[0], alpha)
+        return sizes
+
+    @cached_property
+    def four_bit_layers(self) -> list[str]:
+        """Layers that the run held in 4 bits while it learnt."""
+        rules = rules_of(self.recipe.strategy)
+        if not any(rule.quantize for rule in rules):
+            return []
+        return sorted(quantized_layers(skeleton(str(self.base)), self.family, rules))
 
     @cached_property
     def whole_weights(self) -> list[str]:
