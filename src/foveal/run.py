@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from foveal.adapt.files import save_adapter, save_merged
+from foveal.adapt.files import save_adapter
 from foveal.adapt.quantize import plan_quantization
 from foveal.adapt.strategy import Assignment, assign, rules_of, strategy_table
 from foveal.config import EvaluateSettings, Recipe, save_recipe
@@ -21,7 +20,8 @@ from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, ImageFolder, Turn, read_examples
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan, Row
-from foveal.deliver.place import find_model, find_num_crops
+from foveal.deliver.export import write_final
+from foveal.deliver.opening import open_model
 from foveal.errors import ConfigError, RunError
 from foveal.evaluate.predict import predict
 from foveal.evaluate.prediction import (
@@ -241,7 +241,7 @@ class TrainingRun:
         report = None
         self.engine.release()
         if self.engine.is_main:
-            note = save_final(self.loaded, self.run / "final")
+            note = save_final(self.loaded, self.run)
             if note:
                 self.console.print(note, highlight=False)
             report = write_report(self.run)
@@ -407,10 +407,8 @@ def evaluate_model(
     A run's own recipe says how its pictures are cut, unless `num_crops` does.
     """
     quiet_libraries()
-    if num_crops is None:
-        num_crops = find_num_crops(model)
     engine = make_engine("auto", "float32")
-    loaded = load(find_model(model), num_crops)
+    loaded = open_model(model, num_crops)
     loaded.model.to(engine.device)
     is_run = (Path(model) / "recipe.yaml").exists()
     beside = Path(model) / "evaluation" if is_run else Path("evaluation")
@@ -429,8 +427,8 @@ def quiet_libraries() -> None:
     logging.set_verbosity_error()
 
 
-def save_final(loaded: LoadedModel, folder: Path) -> str | None:
-    """Write the tuned model, adapters merged, as a folder that transformers reads.
+def save_final(loaded: LoadedModel, run: Path) -> str | None:
+    """Write the tuned model, adapters merged, as the run's folder `final`.
 
     Adapters also stand by themselves in a folder `adapter` beside it, for peft.
 
@@ -440,15 +438,12 @@ def save_final(loaded: LoadedModel, folder: Path) -> str | None:
     Raises:
         RunError: it cannot be written.
     """
-    beside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
     try:
-        note = save_adapter(loaded.model, folder.with_name("adapter"))
-        save_merged(loaded.model, beside)
-        loaded.processor.save_pretrained(beside)
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+        note = save_adapter(loaded.model, run / "adapter")
     except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise RunError(f"cannot write {folder}: {error.strerror}; free space, run again") from error
+        reason = error.strerror or error
+        raise RunError(
+            f"cannot write {run / 'adapter'}: {reason}; free space, run again"
+        ) from error
+    write_final(run)
     return note

@@ -14,6 +14,7 @@ import foveal
 from foveal.cli import app
 from foveal.data.example import read_examples
 from foveal.deliver.answerer import Answerer
+from foveal.deliver.export import export_run
 from foveal.errors import DataError, ModelError
 from foveal.evaluate.prediction import read_predictions
 
@@ -97,6 +98,19 @@ def test_importing_foveal_loads_neither_torch_nor_transformers():
     probe = f"import foveal, sys\nfoveal.load\nprint({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_an_exported_adapter_answers_as_its_run_does(lora_run, tmp_path, picture):
+    folder = export_run(lora_run, tmp_path / "out", proof=False).folder
+    question = "What is the number?"
+    answer = foveal.load(folder).answer(picture, question)
+    assert answer == foveal.load(lora_run).answer(picture, question)
+
+
+def test_an_adapter_without_a_base_is_a_clear_error(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="names no base model"):
+        foveal.load(tmp_path)
 
 
 def test_ask_prints_the_answer_alone_or_as_json(model, full_run, picture):

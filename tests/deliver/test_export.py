@@ -62,9 +62,11 @@ def spoil(monkeypatch: pytest.MonkeyPatch, change) -> None:
 def test_a_full_run_becomes_the_weights_it_ended_with(full_run, tmp_path):
     done = export_run(full_run, tmp_path / "out", dtype="float32")
     assert done.folder == tmp_path / "out"
-    written, final = weights(done.folder), weights(full_run / "final")
-    assert written.keys() == final.keys()
-    assert all(written[name].equal(final[name]) for name in final)
+    written = weights(done.folder)
+    base = load_file(full_run.parent / "model" / "model.safetensors")
+    learnt = load_file(full_run / "checkpoints" / "step-4" / "weights.safetensors")
+    assert written.keys() == base.keys()
+    assert all(written[name].equal(learnt.get(name, base[name])) for name in base)
     assert done.proof is not None
     assert done.proof.problems() == []
     assert done.proof.difference == 0
@@ -86,13 +88,17 @@ def test_a_merged_run_is_pefts_merge_rounded_once(lora_run, tmp_path):
     assert (written[learnt].float() - base[learnt]).abs().max() > 1e-3
 
 
+@pytest.mark.filterwarnings(BEFORE_MERGING)
 @pytest.mark.parametrize("name", ["varied_run", "qlora_run"])
-def test_a_merge_equals_what_the_run_itself_wrote_at_its_end(name, request, tmp_path):
+def test_a_merge_is_what_peft_makes_of_the_adapters_that_the_run_left(name, request, tmp_path):
     run = request.getfixturevalue(name)
     done = export_run(run, tmp_path / "out", merge=True, dtype="float32", proof=False)
-    final = weights(run / "final")
-    for name, tensor in weights(done.folder).items():
-        torch.testing.assert_close(tensor, final[name], rtol=1e-5, atol=1e-6, msg=name)
+    base = AutoModelForImageTextToText.from_pretrained(run.parent / "model")
+    expected = PeftModel.from_pretrained(base, run / "adapter").merge_and_unload().state_dict()
+    written = weights(done.folder)
+    assert written.keys() == expected.keys()
+    for weight, tensor in written.items():
+        torch.testing.assert_close(tensor, expected[weight], rtol=1e-5, atol=1e-6, msg=weight)
 
 
 @pytest.mark.filterwarnings(BEFORE_MERGING)
@@ -146,6 +152,15 @@ def test_an_adapter_folder_is_loaded_by_peft_alone(lora_run, tmp_path):
     assert AutoProcessor.from_pretrained(done.folder).num_crops == 3
 
 
+def test_the_folder_that_a_run_leaves_at_its_end_is_written_so_too(qlora_run, tmp_path):
+    done = export_run(qlora_run, tmp_path / "out", merge=True, dtype="float32", proof=False)
+    written, final = weights(done.folder), weights(qlora_run / "final")
+    assert written.keys() == final.keys()
+    assert all(written[name].equal(final[name]) for name in final)
+    tokenizer = (qlora_run.parent / "model" / "tokenizer.json").read_bytes()
+    assert (qlora_run / "final" / "tokenizer.json").read_bytes() == tokenizer
+
+
 def test_transformers_opens_the_folder_by_its_auto_classes(full_run, tmp_path):
     folder = export_run(full_run, tmp_path / "out").folder
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
@@ -167,7 +182,7 @@ def test_large_models_are_written_in_shards_that_open_as_one(full_run, tmp_path)
     folder = export_run(full_run, tmp_path / "out", max_shard_bytes=100_000).folder
     assert len(list(folder.glob("model-*.safetensors"))) > 2
     index = json.loads((folder / "model.safetensors.index.json").read_text())
-    assert index["weight_map"].keys() == weights(full_run / "final").keys()
+    assert index["weight_map"].keys() == weights(full_run.parent / "model").keys()
 
 
 def test_the_card_tells_recipe_data_scores_and_base_but_no_path_of_this_machine(lora_run, tmp_path):

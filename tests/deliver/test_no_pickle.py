@@ -65,5 +65,5 @@ def test_checkpoints_and_final_models_hold_no_pickle(full_run, lora_run):
         assert any(path.suffix == ".safetensors" for path in files)
         assert not [path.name for path in files if path.suffix in PICKLES]
         for path in files:  # whatever its name
-            start = path.open("rb").read(4)
+            start = path.read_bytes()[:4]
             assert not re.match(rb"\x80[\x02-\x05]|PK\x03\x04", start), path.name

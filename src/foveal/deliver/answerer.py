@@ -11,9 +11,9 @@ from torch import Tensor
 
 from foveal.data.encode import TurnProcessor
 from foveal.data.media import decode_image, image_size, open_image, to_rgb
-from foveal.deliver.place import find_model, find_num_crops
+from foveal.deliver.opening import open_model
 from foveal.errors import DataError
-from foveal.models.family import LoadedModel, load
+from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Generator, Limits, Request, check_fits, generate
 from foveal.models.generation.prompt import Prompt, PromptImage, prompt_image, prompt_of_turns
 from foveal.train.engine import pick_device
@@ -25,7 +25,7 @@ Pictures: TypeAlias = Picture | Sequence[Picture]
 
 
 def load_answerer(model: str | Path, *, tokens_at_once: int = 65536) -> "Answerer":
-    """Load a run's model, a model folder or a hub name, on the fastest device at hand.
+    """Load a run's model, a folder that was exported, or a hub name, on the fastest device at hand.
 
     Args:
         model: run folder, model folder or hub name.
@@ -35,8 +35,7 @@ def load_answerer(model: str | Path, *, tokens_at_once: int = 65536) -> "Answere
     Raises:
         ModelError: it cannot be read.
     """
-    place = str(model)
-    loaded = load(find_model(place), find_num_crops(place))
+    loaded = open_model(str(model))
     loaded.model.to(pick_device()).eval()
     at_a_pass = min(tokens_at_once, Limits().tokens_per_pass)
     return Answerer(loaded, Limits(tokens=tokens_at_once, tokens_per_pass=at_a_pass))

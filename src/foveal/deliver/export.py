@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from foveal.deliver.adapter_folder import write_adapter
@@ -115,6 +116,20 @@ def export_run(
     return Exported(unproven.rename(out), proven, norms)
 
 
+def write_final(run: Path) -> None:
+    """Write what a run ended with as its folder `final`, unrounded, adapters folded in.
+
+    Raises:
+        RunError, ModelError: something is missing or cannot be written.
+    """
+    source, final = find_source(run), run / "final"
+    check_fits(source, as_model=True)
+    processor: Any = source.family.load_processor(source.base, source.recipe.data.num_crops)
+    with new_folder(final) as folder:
+        write_model(source, folder, "float32", processor.end_ids, MAX_SHARD_BYTES)
+        shutil.rmtree(final, ignore_errors=True)  # of an earlier end of the same run
+
+
 @contextmanager
 def new_folder(place: Path) -> Iterator[Path]:
     """Give a folder to fill, which gets its name when all went well and is gone if not.
@@ -128,8 +143,8 @@ def new_folder(place: Path) -> Iterator[Path]:
         beside.mkdir(parents=True)
         yield beside
         beside.rename(place)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise RunError(f"cannot write {place}: {reason}; free space, run again") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)

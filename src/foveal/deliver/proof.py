@@ -3,7 +3,6 @@
 import gc
 import json
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from foveal.deliver.evidence import (
     measure_scores,
 )
 from foveal.deliver.four_bit import quantize_layers
+from foveal.deliver.opening import put_adapter
 from foveal.deliver.reference import load_tuned, merge_with_peft, round_weights
 from foveal.deliver.source import RunSource
 from foveal.evaluate.prediction import Scores
@@ -226,14 +226,8 @@ def load_written(source: RunSource, folder: Path, merged: bool) -> LoadedModel:
     crops = source.recipe.data.num_crops
     if merged:
         return load(str(folder), crops)
-    from peft import PeftModel
-
     base = load(str(source.base), crops)
-    with warnings.catch_warnings():
-        # peft asks transformers for a name that it is about to lose.
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        PeftModel.from_pretrained(base.model, str(folder))  # its layers go into the base
-    base.model.requires_grad_(False).eval()
+    put_adapter(base.model, folder)
     return base
 
 
