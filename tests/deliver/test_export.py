@@ -261,6 +261,26 @@ def test_adapters_that_were_left_out_fail_the_proof(lora_run, tmp_path, monkeypa
     assert done.folder == tmp_path / "out.unverified"
 
 
+def test_a_weight_that_makes_no_number_fails_the_proof(lora_run, tmp_path, monkeypatch):
+    def change(tensors):
+        tensors["model.norm.weight"][0] = torch.nan
+
+    spoil(monkeypatch, change)
+    done = export_run(lora_run, tmp_path / "out", merge=True)
+    assert done.proof is not None
+    assert "logits differ by nan" in done.proof.problems()[0]
+
+
+def test_a_proof_that_breaks_off_leaves_a_marked_folder(full_run, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "prove", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export_run(full_run, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.unverified"]
+
+
 def test_a_score_outside_the_runs_interval_fails_the_proof(run, tmp_path):
     file = run / "evaluation" / "after" / "scores.json"
     tree = json.loads(file.read_text())

@@ -160,55 +160,71 @@ def prove(
         merged: whether adapters were folded in.
         tell: called with what is being done.
     """
-    settings = source.recipe.evaluate
     device = roomy_device(source, tell)
-    tell("Loading the run's own model")
-    tuned = load_tuned(source)
-    tuned.model.to(device)
-    if merged:
-        merge_with_peft(tuned)
-    tell("Asking the run's own model")
-    exact = _look(tuned, examples, source)
-    round_weights(tuned.model, DTYPES[dtype], only_adapters=not merged)
-    rounded = _look(tuned, examples, source)
-    expected, note = source.scores, None
-    if not examples.scored:
-        expected, note = None, "not compared, the recipe names no data.validation"
-    elif expected is None:
-        tell("Scoring the run's own model: this step has no recorded evaluation")
-        expected = measure_scores(tuned, examples, settings)
-    del tuned
-    _let_go()
+    run = _look_at_run(source, DTYPES[dtype], examples, device, merged, tell)
     four_bit_difference = None
     if merged and source.four_bit_layers:
         tell("Asking the run's own model on its 4-bit base")
-        four_bit_difference = _apart(_four_bit_logits(source, examples, device), exact.logits)
-    tell("Loading the written folder")
+        four_bit_difference = _apart(_four_bit_logits(source, examples, device), run.exact.logits)
+    tell("Loading the written folder and asking it")
     written = load_written(source, folder, merged)
     written.model.to(device)
-    tell("Asking the written folder")
     seen = _look(written, examples, source)
-    tell("Scoring the written folder")
-    scores = measure_scores(written, examples, settings) if expected else {}
+    expected = run.expected or {}
+    found = measure_scores(written, examples, source.recipe.evaluate) if expected else {}
     del written
     _let_go()
-    largest = max(float(one.abs().max()) for one in exact.logits)
+    largest = float(torch.stack([one.abs().max() for one in run.exact.logits]).max())
     return Proof(
         dtype=dtype,
         data=examples.file.name,
         examples=[examples.examples[place].id for place in examples.compared],
         largest_logit=largest,
-        difference=_apart(seen.logits, rounded.logits),
+        difference=_apart(seen.logits, run.rounded.logits),
         difference_limit=SAME[dtype] * largest,
-        rounding_difference=_apart(seen.logits, exact.logits),
+        rounding_difference=_apart(seen.logits, run.exact.logits),
         rounding_limit=ROUNDED[dtype] * largest,
-        equal_answers=_equal(seen, rounded),
+        equal_answers=_equal(seen, run.rounded),
         answers=len(seen.answers),
-        answers_changed_by_rounding=len(seen.answers) - _equal(rounded, exact),
-        scores=_check_scores(scores, expected or {}),
-        scores_note=note,
+        answers_changed_by_rounding=len(seen.answers) - _equal(run.rounded, run.exact),
+        scores=_check_scores(found, expected),
+        scores_note=None if expected else "not compared, the recipe names no data.validation",
         four_bit_difference=four_bit_difference,
     )
+
+
+@dataclass(frozen=True)
+class _RunSeen:
+    """What the run's own model gave, with its weights as they are and rounded."""
+
+    exact: _Seen
+    rounded: _Seen
+    expected: Scores | None
+
+
+def _look_at_run(
+    source: RunSource,
+    dtype: torch.dtype,
+    examples: Examples,
+    device: torch.device,
+    merged: bool,
+    tell: Callable[[str], None],
+) -> _RunSeen:
+    tell("Loading the run's own model and asking it")
+    tuned = load_tuned(source)
+    tuned.model.to(device)
+    if merged:
+        merge_with_peft(tuned)
+    exact = _look(tuned, examples, source)
+    round_weights(tuned.model, dtype, only_adapters=not merged)
+    rounded = _look(tuned, examples, source)
+    expected = source.scores if examples.scored else None
+    if examples.scored and expected is None:
+        tell("Scoring the run's own model: this step has no recorded evaluation")
+        expected = measure_scores(tuned, examples, source.recipe.evaluate)
+    del tuned
+    _let_go()
+    return _RunSeen(exact, rounded, expected)
 
 
 def roomy_device(source: RunSource, tell: Callable[[str], None]) -> torch.device:
@@ -223,10 +239,9 @@ def roomy_device(source: RunSource, tell: Callable[[str], None]) -> torch.device
 
 def load_written(source: RunSource, folder: Path, merged: bool) -> LoadedModel:
     """Load a written folder as its users will: alone, or on its base through peft."""
-    crops = source.recipe.data.num_crops
     if merged:
-        return load(str(folder), crops)
-    base = load(str(source.base), crops)
+        return load(str(folder), None)
+    base = load(str(source.base), source.recipe.data.num_crops)
     put_adapter(base.model, folder)
     return base
 
@@ -249,7 +264,7 @@ def _four_bit_logits(source: RunSource, examples: Examples, device: torch.device
 
 def _apart(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
     pairs = zip(ones, others, strict=True)
-    return max(float((one - other).abs().max()) for one, other in pairs)
+    return float(torch.stack([(one - other).abs().max() for one, other in pairs]).max())
 
 
 def _equal(one: _Seen, other: _Seen) -> int:
