@@ -35,13 +35,13 @@ def write_card(
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     recipe = source.recipe
     licence = base_licence(source.base)
-    base_is_folder = Path(source.base_name).is_dir()
-    base = Path(source.base_name).name if base_is_folder else source.base_name
+    on_hub = source.base_is_on_hub
+    base = source.base_name if on_hub else Path(source.base_name).name
     text = template.render(
         front_matter=yaml.safe_dump(front_matter(source, base, licence, as_model), sort_keys=False),
         title=name,
         as_model=as_model,
-        base=base if base_is_folder else f"[{base}](https://huggingface.co/{base})",
+        base=f"[{base}](https://huggingface.co/{base})" if on_hub else base,
         base_name=base,
         scores={name: one for name, one in (source.scores or {}).items() if one.count},
         before=source.before,
@@ -72,7 +72,7 @@ def front_matter(
         "base_model_relation": "finetune" if as_model else "adapter",
         "tags": ["foveal"],
     }
-    if Path(source.base_name).is_dir():  # the hub takes hub names alone
+    if not source.base_is_on_hub:  # the hub takes hub names alone
         del tree["base_model"], tree["base_model_relation"]
     return tree
 

@@ -42,6 +42,11 @@ class RunSource:
     notes: tuple[str, ...] = ()
     """What a person should hear of the choice."""
 
+    @property
+    def base_is_on_hub(self) -> bool:
+        """Whether others find the base by the recipe's name for it."""
+        return self.base not in (Path(self.base_name), self.run / "model")
+
     @cached_property
     def family(self) -> Family:
         """What kind of model it is."""
