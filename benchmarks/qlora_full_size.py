@@ -2,8 +2,8 @@
 
     python benchmarks/qlora_full_size.py FOLDER [--rank 64] [--optimizer adamw_8bit]
 
-Writes the model once to FOLDER (8.3 GB, random weights in bf16), loads it in nf4, takes two steps of
-QLoRA on one drawn page of 1700 x 2200 pixels in 16 crops, float32, and saves the adapter.
+Writes the model once to FOLDER (8.3 GB, random weights in bf16), loads it in nf4, takes two steps
+of QLoRA on one drawn page of 1700 x 2200 pixels in 16 crops, float32, and saves the adapter.
 """
 
 import argparse
@@ -104,7 +104,9 @@ def make_page(folder: Path, processor: TurnProcessor) -> Dataset:
 def main() -> None:
     """Run all phases."""
     words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    words.add_argument("folder", type=Path, help="for the model; made and filled if it is not there")
+    words.add_argument(
+        "folder", type=Path, help="for the model; made and filled if it is not there"
+    )
     words.add_argument("--layers", type=int, help="of the decoder, to try it out; default: 32")
     words.add_argument("--rank", type=int, default=64)
     words.add_argument("--optimizer", default="adamw", choices=["adamw", "adamw_8bit", "adafactor"])

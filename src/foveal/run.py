@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from foveal.adapt.files import save_adapter
-from foveal.adapt.quantize import plan_quantization
+from foveal.adapt.quantize import keep_layout, plan_quantization
 from foveal.adapt.strategy import Assignment, assign, rules_of, strategy_table
 from foveal.config import EvaluateSettings, Recipe, save_recipe
 from foveal.data.dataset import Dataset, read_dataset
@@ -282,7 +282,9 @@ def load_for_run(recipe: Recipe, run: Path, engine: Engine) -> LoadedModel:
         name = str(folder)
     rules, precision = rules_of(recipe.strategy), recipe.precision
     quantization = plan_quantization(name, rules, recipe.quantization, precision)
-    return load(name, recipe.data.num_crops, recipe.attention, quantization=quantization)
+    loaded = load(name, recipe.data.num_crops, recipe.attention, quantization=quantization)
+    keep_layout(loaded.model)
+    return loaded
 
 
 def _texts(turn: Turn) -> tuple[str, ...]:

@@ -47,9 +47,7 @@ def save_adapter(model: Any, folder: Path) -> str | None:
     config.base_model_name_or_path = model.name_or_path
     config.inference_mode = True
     config.save_pretrained(beside)
-    tensors = get_peft_model_state_dict(
-        model, adapter_name=ADAPTER, save_embedding_layers=False
-    )
+    tensors = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
     save_file(
         {f"{PEFT_PREFIX}{name}": one.detach().cpu().contiguous() for name, one in tensors.items()},
         beside / "adapter_model.safetensors",

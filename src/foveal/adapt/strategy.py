@@ -94,9 +94,7 @@ def assign(
         layer = next((owner for owner in _owners(name) if owner in adapted), None)
         is_adapter = layer is not None and ".lora_" in name
         rule = verdicts[name] if layer is None else adapted[layer]
-        learn = is_adapter or (
-            layer is None and rule.learn and not family.is_unused(model, name)
-        )
+        learn = is_adapter or (layer is None and rule.learn and not family.is_unused(model, name))
         parameter.requires_grad_(learn)
         made.append(
             Assignment(
@@ -197,14 +195,16 @@ def summarize(assignments: Sequence[Assignment]) -> dict[Fate, int]:
 
 def strategy_table(assignments: Sequence[Assignment]) -> Table:
     """Lay out what learns, how many parameters, how fast, and through what."""
-    table = Table("part", "what becomes of it", "parameters", "highest rate", "decay")
     counts = summarize(assignments)
-    adapters = any(fate.rank is not None for fate in counts)
-    for name in ("rank", "alpha", "scale") if adapters else ():
-        table.add_column(name)
+    numbers = ["parameters", "highest rate", "decay"]
+    if any(fate.rank is not None for fate in counts):
+        numbers += ["rank", "alpha", "scale"]
+    table = Table("part", "what becomes of it", collapse_padding=True, pad_edge=False)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=name == "parameters")
     for fate, count in counts.items():
         rate = "-" if fate.learning_rate is None else f"{fate.learning_rate:.1e}"
         sizes = (fate.weight_decay, fate.rank, fate.alpha, fate.scale)
-        shown = ["-" if size is None else f"{size:g}" for size in sizes]
-        table.add_row(fate.part, fate.what, f"{count:,}", rate, *shown[: 4 if adapters else 1])
+        shown = [f"{count:,}", rate, *("-" if size is None else f"{size:g}" for size in sizes)]
+        table.add_row(fate.part, fate.what, *shown[: len(numbers)])
     return table

@@ -1,5 +1,6 @@
 """A run -> a folder in the published layout: streamed, proven, renamed into place at the end."""
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -117,7 +119,10 @@ def export_run(
 
 
 def write_final(run: Path) -> None:
-    """Write what a run ended with as its folder `final`, unrounded, adapters folded in.
+    """Write what a run ended with as its folder `final`, adapters folded in.
+
+    Unrounded, but after a run on 4-bit weights in the number format of its base: whoever has no
+    room for whole weights has none for float32.
 
     Raises:
         RunError, ModelError: something is missing or cannot be written.
@@ -126,8 +131,19 @@ def write_final(run: Path) -> None:
     check_fits(source, as_model=True)
     processor: Any = source.family.load_processor(source.base, source.recipe.data.num_crops)
     with new_folder(final) as folder:
-        write_model(source, folder, "float32", processor.end_ids, MAX_SHARD_BYTES)
+        dtype = format_of_base(source) if source.four_bit_layers else "float32"
+        write_model(source, folder, dtype, processor.end_ids, MAX_SHARD_BYTES)
         shutil.rmtree(final, ignore_errors=True)  # of an earlier end of the same run
+
+
+def format_of_base(source: RunSource) -> Precision:
+    """Read the number format of the base's weights."""
+    names: dict[torch.dtype, Precision] = {
+        torch.bfloat16: "bf16",
+        torch.float16: "fp16",
+    }
+    largest = max(source.base_tensors.values(), key=lambda one: math.prod(one.shape))
+    return names.get(largest.read().dtype, "float32")
 
 
 @contextmanager
