@@ -17,7 +17,8 @@ from foveal.deliver.card import write_card
 from foveal.deliver.evidence import find_examples
 from foveal.deliver.four_bit import through_four_bits
 from foveal.deliver.merge import Adapter, AdapterScale, relative_norms
-from foveal.deliver.proof import Proof, prove
+from foveal.deliver.proof import Proof
+from foveal.deliver.prove import prove
 from foveal.deliver.settings import write_model_settings, write_processor_files
 from foveal.deliver.source import RunSource, find_source
 from foveal.deliver.tensors import StoredTensor, write_shards
