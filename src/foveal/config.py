@@ -142,8 +142,9 @@ class TrainSettings(Settings):
     tokens_per_pass: PositiveInt = 8192
     """Tokens of one forward pass of one process; lower it when memory runs out."""
 
-    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
-    """adamw keeps 8 bytes a learning weight, adamw_8bit 2, adafactor next to none."""
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor", "muon"] = "adamw"
+    """adamw keeps 8 bytes a learning weight, adamw_8bit 2, adafactor next to none; muon keeps 4 for
+    the matrices of hidden layers, which learn in about half the steps from random weights."""
 
     learning_rate: PositiveFloat = 4e-5
     """Highest rate, reached after warm-up."""

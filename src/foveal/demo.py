@@ -12,10 +12,10 @@ from foveal.config import Recipe
 from foveal.data.convert import convert
 from foveal.data.example import write_examples
 from foveal.demo_statements import (
+    Lesson,
     Scene,
     count_objects,
-    lesson,
-    reading_lesson,
+    examples_of,
     statements_about_one,
     statements_about_two,
 )
@@ -23,10 +23,15 @@ from foveal.run import Outcome, TrainingRun
 
 DATA = Path(__file__).parent / "demo_data"
 EXAMPLES_PER_STEP = 24
-READING_STEPS = 100
-FIRST_LESSON = (1000, 4, 6)
-SECOND_LESSON = (1600, 4, 6)
-"""(steps, draws of pictures a step, statements a draw)."""
+LESSONS = tuple(
+    Lesson(name, num_images, steps * EXAMPLES_PER_STEP // (1 + statements), statements, any_order)
+    for name, num_images, steps, statements, any_order in (
+        ("colors-in-order", 1, 120, 0, False),
+        ("colors-in-any-order", 1, 420, 0, True),
+        ("one-picture", 1, 450, 5, True),
+        ("two-pictures", 2, 1250, 7, True),
+    )
+)
 
 GPU_COMMAND = (
     "torchrun --nproc-per-node 8 -m foveal.cli train recipes/nlvr2_full.yaml "
@@ -50,18 +55,12 @@ def run_demo(out: Path, console: Console) -> Outcome:
 
 
 def write_lessons(data: Path, seed: int = 0) -> Path:
-    """Write the training file: reading first, then statements about one picture, then about two."""
+    """Write the training file: to count, then statements about one picture, then about two."""
     scenes = read_scenes(data)
+    statements = {1: statements_about_one(), 2: statements_about_two()}
     path = data / "lessons.jsonl"
-    parts = [
-        lesson(scenes, statements, images, steps * draws, each, name, seed)
-        for name, images, statements, (steps, draws, each) in (
-            ("one", 1, statements_about_one(), FIRST_LESSON),
-            ("two", 2, statements_about_two(), SECOND_LESSON),
-        )
-    ]
-    reading = reading_lesson(READING_STEPS * EXAMPLES_PER_STEP, "read", seed)
-    write_examples(path, chain(reading, *parts))
+    taught = (examples_of(one, scenes, statements[one.num_images], seed) for one in LESSONS)
+    write_examples(path, chain.from_iterable(taught))
     return path
 
 

@@ -64,7 +64,7 @@ def take_steps(model, optimizer, steps):
         optimizer.step()
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "adafactor", "muon"])
 def test_an_optimizer_that_was_saved_goes_on_as_if_it_had_not_been(folder, tmp_path, optimizer):
     whole, steady = begin(folder, optimizer)
     take_steps(whole, steady, range(4))
@@ -122,3 +122,31 @@ def test_weights_that_are_cut_over_processes_need_adamw(folder, optimizer, monke
     monkeypatch.setattr("foveal.train.optim.DTensor", torch.nn.Parameter)
     with pytest.raises(ConfigError, match=f"train.optimizer={optimizer} needs whole weights"):
         begin(folder, optimizer)
+
+
+def test_muon_moves_a_hidden_matrix_the_same_way_in_every_direction(folder):
+    model, optimizer = begin(folder, "muon")
+    name = "model.layers.0.self_attn.o_proj.weight"
+    start = {key: one.detach().clone() for key, one in model.named_parameters()}
+    take_steps(model, optimizer, range(1))
+    moved = dict(model.named_parameters())[name].detach() - start[name] * (1 - 1e-2 * 0.01)
+    rate = 1e-2 * 0.2 * max(moved.shape) ** 0.5
+    directions = torch.linalg.svdvals(moved) / rate
+    # Five Newton-Schulz steps bring all but the smallest singular values near one.
+    assert float(directions.max()) < 1.3
+    assert float(directions.quantile(0.1)) > 0.6
+
+
+def test_muon_leaves_embeddings_head_and_norms_to_adamw(folder):
+    ends = {}
+    for optimizer in ("muon", "adamw"):
+        model, built = begin(folder, optimizer)
+        take_steps(model, built, range(3))
+        ends[optimizer] = dict(model.named_parameters())
+    same = {
+        name
+        for name, one in ends["adamw"].items()
+        if torch.allclose(one, ends["muon"][name], rtol=1e-5, atol=1e-7)
+    }
+    assert {"lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"} <= same
+    assert "model.layers.0.mlp.down_proj.weight" not in same

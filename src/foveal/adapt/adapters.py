@@ -77,7 +77,8 @@ def _check_initialization(
                 f"lora.initialization=orthogonal needs even ranks, {name} has {size.rank}; "
                 "change its rank or use lora.initialization=default"
             )
-        if not model.get_submodule(name).weight.is_floating_point():
+        weight: Any = model.get_submodule(name).weight
+        if not weight.is_floating_point():
             raise ConfigError(
                 f"lora.initialization=orthogonal needs whole weights, {name} is held in 4 bits; "
                 "use lora.initialization=default or gaussian"

@@ -83,6 +83,8 @@ def keep_layout(model: nn.Module) -> None:
     has no backward pass; a run that evaluates before it trains would then train on no gradient.
     """
     if is_quantized(model):
-        for one in model.modules():
-            if hasattr(one, "support_avx512bf16_for_cpu"):
-                one.support_avx512bf16_for_cpu = False
+        from bitsandbytes.nn import Linear4bit
+
+        for layer in model.modules():
+            if isinstance(layer, Linear4bit):
+                layer.support_avx512bf16_for_cpu = False

@@ -137,5 +137,6 @@ def answer_batch(
         do_sample=False,
         eos_token_id=[end_of_turn, end_of_text],
         pad_token_id=end_of_text,
+        suppress_tokens=[processor.image_token_id],
     )
     return [processor.decode_answer(row.tolist()) for row in made[:, longest:]]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from foveal.adapt.strategy import Assignment
@@ -24,14 +24,16 @@ def build_optimizer(
         ConfigError: the optimizer cannot work on weights that are cut over processes.
     """
     parameters = dict(model.named_parameters())
-    grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
+    hidden = hidden_matrices(model)
+    grouped: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for one in assignments:
         if one.learn:
-            key = (one.learning_rate, one.weight_decay)
-            grouped.setdefault(key, []).append(parameters[one.name])
+            weight = parameters[one.name]
+            key = (one.learning_rate, one.weight_decay, weight in hidden)
+            grouped.setdefault(key, []).append(weight)
     groups: list[dict[str, Any]] = [
-        {"params": members, "lr": rate, "peak": rate, "weight_decay": decay}
-        for (rate, decay), members in grouped.items()
+        {"params": members, "lr": rate, "peak": rate, "weight_decay": decay, "hidden": is_hidden}
+        for (rate, decay, is_hidden), members in grouped.items()
     ]
     cut = any(isinstance(one, DTensor) for one in parameters.values())
     if cut and settings.optimizer != "adamw":
@@ -40,6 +42,15 @@ def build_optimizer(
             "use train.optimizer=adamw or engine=ddp"
         )
     return OPTIMIZERS[settings.optimizer](groups, settings)
+
+
+def hidden_matrices(model: nn.Module) -> set[Tensor]:
+    """Find the weights of all linear layers but the head, whose rows are words."""
+    return {
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.endswith("lm_head")
+    }
 
 
 def _adamw(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.optim.Optimizer:
@@ -63,7 +74,18 @@ def _adafactor(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.o
     return made
 
 
-OPTIMIZERS = {"adamw": _adamw, "adamw_8bit": _adamw_8bit, "adafactor": _adafactor}
+def _muon(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.optim.Optimizer:
+    from foveal.train.muon import build_muon
+
+    return build_muon(groups, (settings.beta1, settings.beta2), settings.epsilon)
+
+
+OPTIMIZERS = {
+    "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
+    "adafactor": _adafactor,
+    "muon": _muon,
+}
 
 
 def rate_scale(step: int, total_steps: int, settings: TrainSettings) -> float:

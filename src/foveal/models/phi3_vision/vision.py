@@ -6,6 +6,7 @@ Module names are those of the published checkpoint (`img_processor`, `glb_GN`, .
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
@@ -16,12 +17,23 @@ UNUSED_LAYERS = 1
 """Last tower layers whose output nobody reads: the feature is taken before them."""
 
 
+class QuickGelu(nn.Module):
+    """x * sigmoid(1.702 x), as CLIP has it, keeping one tensor for the backward pass and not two."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Apply it, element by element."""
+        return F.silu(1.702 * hidden) / 1.702
+
+
 class Tower(nn.Module):
     """The CLIP vision tower up to its second-to-last layer; the last stays in files alone."""
 
     def __init__(self, config: Phi3VisionConfig) -> None:
         super().__init__()
         self.vision_model = CLIPVisionModel(config.vision_config)
+        if config.vision_config.hidden_act == "quick_gelu":
+            for layer in self.vision_model.encoder.layers:
+                layer.mlp.activation_fn = QuickGelu()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Encode crops.
