@@ -3,7 +3,6 @@
 import errno
 import json
 import platform
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +13,17 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
-from foveal.adapt.files import save_adapter, save_merged
+from foveal.adapt.files import save_adapter
 from foveal.adapt.quantize import keep_layout, plan_quantization
 from foveal.adapt.strategy import Assignment, assign, rules_of, strategy_table
-from foveal.config import EvaluateSettings, Recipe, load_recipe, save_recipe
+from foveal.config import EvaluateSettings, Recipe, save_recipe
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, ImageFolder, Turn, read_examples
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan, Row
-from foveal.errors import ConfigError, ModelError, RunError, UserError
+from foveal.deliver.export import write_final
+from foveal.deliver.opening import open_model
+from foveal.errors import ConfigError, RunError, UserError
 from foveal.evaluate.predict import predict
 from foveal.evaluate.prediction import (
     Scores,
@@ -45,7 +46,6 @@ from foveal.train.checkpoint import (
     read_progress,
 )
 from foveal.train.engine import Engine, make_engine
-from foveal.train.folders import beside, keep_folder
 from foveal.train.incidents import Incidents
 from foveal.train.log import RunLog
 from foveal.train.loop import LoopHooks, Stopped, train
@@ -291,7 +291,7 @@ class TrainingRun:
         if self.engine.is_main:
             if self.recipe.train.best_metric:
                 prune(self.run / "checkpoints", self.recipe.train.keep_checkpoints, self._best())
-            note = save_final(self.loaded, self.run / "final")
+            note = save_final(self.loaded, self.run)
             if note:
                 self.console.print(note, highlight=False)
             report = write_report(self.run)
@@ -481,13 +481,11 @@ def evaluate_model(
     A run's own recipe says how its pictures are cut, unless `num_crops` does.
     """
     quiet_libraries()
-    recipe = Path(model) / "recipe.yaml"
-    if num_crops is None and recipe.exists():
-        num_crops = load_recipe(recipe).data.num_crops
     engine = make_engine("auto", "float32")
-    loaded = load(find_model(model), num_crops)
+    loaded = open_model(model, num_crops)
     loaded.model.to(engine.device)
-    beside = Path(model) / "evaluation" if recipe.exists() else Path("evaluation")
+    is_run = (Path(model) / "recipe.yaml").exists()
+    beside = Path(model) / "evaluation" if is_run else Path("evaluation")
     folder = out or beside / data.stem
     examples, dataset = read_dataset(data, loaded.processor, images)
     (folder / "scores.json").unlink(missing_ok=True)  # asked for again, answered again
@@ -503,8 +501,8 @@ def quiet_libraries() -> None:
     logging.set_verbosity_error()
 
 
-def save_final(loaded: LoadedModel, folder: Path) -> str | None:
-    """Write the tuned model, adapters merged, as a folder that transformers reads.
+def save_final(loaded: LoadedModel, run: Path) -> str | None:
+    """Write the tuned model, adapters merged, as the run's folder `final`.
 
     Adapters also stand by themselves in a folder `adapter` beside it, for peft.
 
@@ -514,28 +512,12 @@ def save_final(loaded: LoadedModel, folder: Path) -> str | None:
     Raises:
         RunError: it cannot be written.
     """
-    shutil.rmtree(beside(folder), ignore_errors=True)
     try:
-        note = save_adapter(loaded.model, folder.with_name("adapter"))
-        save_merged(loaded.model, beside(folder))
-        loaded.processor.save_pretrained(beside(folder))
-        keep_folder(folder)
+        note = save_adapter(loaded.model, run / "adapter")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside(folder), ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
-        raise RunError(f"cannot write {folder}: {reason}; free space, run again") from error
+        raise RunError(
+            f"cannot write {run / 'adapter'}: {reason}; free space, run again"
+        ) from error
+    write_final(run)
     return note
-
-
-def find_model(place: str) -> str:
-    """Find the model of a run folder, a model folder or a hub name.
-
-    Raises:
-        ModelError: a run folder that holds no finished model.
-    """
-    folder = Path(place)
-    if (folder / "final").is_dir():
-        return str(folder / "final")
-    if (folder / "recipe.yaml").exists():
-        raise ModelError(f"{place}: this run has not ended; run `foveal train` on its recipe")
-    return place

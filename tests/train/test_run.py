@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from tiny import SIZES, pages, write_data
 
 from foveal.config import Recipe
+from foveal.deliver.place import find_model
 from foveal.errors import RunError
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.run import TrainingRun, evaluate_model, find_model
+from foveal.run import TrainingRun, evaluate_model
 from foveal.train.checkpoint import checkpoints
 
 

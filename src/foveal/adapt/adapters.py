@@ -35,10 +35,17 @@ def add_adapters(
     Raises:
         ConfigError: the first values that were asked for do not suit a layer.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
 
     _check_initialization(model, sizes, settings)
-    config = LoraConfig(
+    inject_adapter_in_model(lora_config(sizes, settings), model, ADAPTER)
+
+
+def lora_config(sizes: Mapping[str, AdapterSize], settings: LoraSettings) -> Any:
+    """Say in peft's words which layers have which adapter; a peft LoraConfig."""
+    from peft import LoraConfig
+
+    return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
@@ -57,7 +64,6 @@ def add_adapters(
         },
         bias="none",
     )
-    inject_adapter_in_model(config, model, ADAPTER)
 
 
 def _check_initialization(

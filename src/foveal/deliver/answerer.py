@@ -1,0 +1,135 @@
+"""Pictures and questions -> answers as text: a tuned model for people who write plain Python."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import TypeAlias
+
+from PIL import Image
+from torch import Tensor
+
+from foveal.data.encode import TurnProcessor
+from foveal.data.media import decode_image, image_size, open_image, to_rgb
+from foveal.deliver.opening import open_model
+from foveal.errors import DataError
+from foveal.models.family import LoadedModel
+from foveal.models.generation.generator import Generator, Limits, Request, check_fits, generate
+from foveal.models.generation.prompt import Prompt, PromptImage, prompt_image, prompt_of_turns
+from foveal.train.engine import pick_device
+
+Picture: TypeAlias = str | Path | bytes | Image.Image
+"""A file, what a file holds, or a Pillow image."""
+
+Pictures: TypeAlias = Picture | Sequence[Picture]
+
+
+def load_answerer(model: str | Path, *, tokens_at_once: int = 65536) -> "Answerer":
+    """Load a run's model, a folder that was exported, or a hub name, on the fastest device at hand.
+
+    Args:
+        model: run folder, model folder or hub name.
+        tokens_at_once: of all questions that are worked on together, pictures counted in; lower
+            it when memory runs out.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    loaded = open_model(str(model))
+    loaded.model.to(pick_device()).eval()
+    at_a_pass = min(tokens_at_once, Limits().tokens_per_pass)
+    return Answerer(loaded, Limits(tokens=tokens_at_once, tokens_per_pass=at_a_pass))
+
+
+class Answerer:
+    """A loaded model; `answer` asks it one question, `answer_many` a whole list."""
+
+    def __init__(self, loaded: LoadedModel, limits: Limits | None = None) -> None:
+        self._loaded = loaded
+        self._limits = limits
+
+    def answer(self, images: Pictures, question: str, *, max_new_tokens: int = 64) -> str:
+        """Answer one question.
+
+        Args:
+            images: one picture or several: a path, a Pillow image, or the bytes of a file; an
+                empty list for a question about none.
+            question: as in the training data; `<|image_1|>` ... may say where pictures stand.
+            max_new_tokens: longest answer; a token is about three quarters of a word.
+
+        Returns:
+            The most likely answer.
+
+        Raises:
+            DataError: a picture cannot be opened, or they are too much for the model.
+        """
+        return self.answer_many([(images, question)], max_new_tokens=max_new_tokens)[0]
+
+    def answer_many(
+        self, questions: Iterable[tuple[Pictures, str]], *, max_new_tokens: int = 64
+    ) -> list[str]:
+        """Answer many questions together, which is much faster than one by one.
+
+        Questions about one picture share the work on it, when they stand together.
+
+        Args:
+            questions: pairs, as `answer` takes them.
+            max_new_tokens: longest answer.
+
+        Returns:
+            One answer a question, in their order.
+
+        Raises:
+            DataError: a picture cannot be opened, or a question is too long for the model.
+        """
+        requests = [
+            Request(self._prompt(number, images, question, max_new_tokens), max_new_tokens)
+            for number, (images, question) in enumerate(questions, start=1)
+        ]
+        made = generate(Generator(self._loaded, self._limits), requests)
+        return [self._loaded.processor.decode_answer(ids) for ids in made]
+
+    def _prompt(self, number: int, images: Pictures, question: str, max_new_tokens: int) -> Prompt:
+        processor = self._loaded.processor
+        pictures = [images] if isinstance(images, Picture) else list(images)
+        shown = [
+            describe_picture(picture, processor, f"picture {place} of question {number}")
+            for place, picture in enumerate(pictures, start=1)
+        ]
+        try:
+            prompt = prompt_of_turns([(question, shown, None)], processor)
+            check_fits(self._loaded, prompt, max_new_tokens)
+        except ValueError as error:  # tags that do not match the pictures, or too many tokens
+            raise DataError(f"question {number}: {error}") from None
+        return prompt
+
+
+def describe_picture(picture: Picture, processor: TurnProcessor, name: str) -> PromptImage:
+    """Describe a picture to the decoding loop; a file is decoded when its turn comes.
+
+    Raises:
+        DataError: it cannot be opened; the error calls it `name`.
+    """
+    if isinstance(picture, str | Path):
+        path = Path(picture).resolve()
+        size = image_size(path)
+        return PromptImage(
+            path,
+            processor.num_image_tokens(*size),
+            processor.grid(*size),
+            partial(cut_file, path, processor),
+        )
+    if isinstance(picture, bytes):
+        return prompt_image(decode_image(BytesIO(picture), name), processor)
+    if not isinstance(picture, Image.Image):
+        kind = type(picture).__name__
+        raise DataError(f"{name}: give a path, a Pillow image or bytes, not {kind}")
+    try:
+        return prompt_image(to_rgb(picture), processor)
+    except OSError as error:  # Pillow decodes at the first use
+        raise DataError(f"{name}: broken picture ({error}); replace it") from error
+
+
+def cut_file(path: Path, processor: TurnProcessor) -> Tensor:
+    """Open a picture and cut it into crops."""
+    return processor.cut(open_image(path))

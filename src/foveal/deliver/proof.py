@@ -1,0 +1,109 @@
+"""What comparing a written folder with its run gave, and whether that is enough."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from foveal.train.engine import Precision
+
+FILE = "proof.json"
+
+
+@dataclass(frozen=True)
+class ScoreCheck:
+    """A score of the written folder beside the run's interval."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether it lies within."""
+        return math.isnan(self.value) or self.low <= self.value <= self.high
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared, and what came out; differences are of logits."""
+
+    dtype: Precision
+    data: str
+    examples: Sequence[str]
+    largest_logit: float
+    difference: float
+    """To the run's own weights in the same number format, at most."""
+
+    difference_limit: float
+    rounding_difference: float
+    """To the run's float32 weights, at most."""
+
+    rounding_limit: float
+    equal_answers: int
+    """Greedy, of as many as there are examples' turns."""
+
+    answers: int
+    answers_changed_by_rounding: int
+    scores: Mapping[str, ScoreCheck]
+    scores_note: str | None = None
+    """Why no score was compared."""
+
+    four_bit_difference: float | None = None
+    """Of the run's 4-bit base to the full-precision one that it was merged onto."""
+
+    def problems(self) -> list[str]:
+        """Say what failed, one line each; empty: proven."""
+        found = []
+        if not self.difference <= self.difference_limit:
+            found.append(
+                f"logits differ by {self.difference:.2e} from the run's own, "
+                f"limit {self.difference_limit:.2e}"
+            )
+        if not self.rounding_difference <= self.rounding_limit:
+            found.append(
+                f"{self.dtype} moves logits by {self.rounding_difference:.2e}, "
+                f"limit {self.rounding_limit:.2e}; --dtype float32 keeps them"
+            )
+        if self.equal_answers < self.answers:
+            found.append(f"{self.answers - self.equal_answers} of {self.answers} answers differ")
+        found += [
+            f"{name} is {one.value:.3f}, outside the run's [{one.low:.3f}, {one.high:.3f}]"
+            for name, one in self.scores.items()
+            if not one.holds
+        ]
+        return found
+
+    def lines(self) -> list[str]:
+        """Tell what was measured."""
+        lines = [
+            (
+                f"logits on {len(self.examples)} examples: at most {self.difference:.2e} from the "
+                f"run's own (limit {self.difference_limit:.2e}), "
+                f"from float32 {self.rounding_difference:.2e} "
+                f"(limit {self.rounding_limit:.2e}); largest logit {self.largest_logit:.1f}"
+            ),
+            (
+                f"greedy answers: {self.equal_answers} of {self.answers} equal; "
+                f"{self.answers_changed_by_rounding} changed by {self.dtype}"
+            ),
+        ]
+        lines += [
+            f"{name}: {one.value:.3f}, the run's interval [{one.low:.3f}, {one.high:.3f}]"
+            for name, one in self.scores.items()
+        ]
+        if self.scores_note:
+            lines.append(f"scores: {self.scores_note}")
+        if self.four_bit_difference is not None:
+            lines.append(
+                f"the 4-bit base that it learnt on moves logits by {self.four_bit_difference:.2e} "
+                "against this one"
+            )
+        return lines
+
+    def write(self, folder: Path) -> None:
+        """Write proof.json."""
+        tree = asdict(self) | {"problems": self.problems()}
+        (folder / FILE).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,180 @@
+"""A written folder, loaded again from disk, beside the run's own model: are they the same?"""
+
+import gc
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from foveal.deliver.evidence import Examples, answer_logits, greedy_answers, measure_scores
+from foveal.deliver.four_bit import quantize_layers
+from foveal.deliver.opening import put_adapter
+from foveal.deliver.proof import Proof, ScoreCheck
+from foveal.deliver.reference import load_tuned, merge_with_peft, round_weights
+from foveal.deliver.source import RunSource
+from foveal.evaluate.prediction import Scores
+from foveal.models.family import LoadedModel, load
+from foveal.train.engine import DTYPES, Precision, pick_device
+
+SAME = {"float32": 1e-4, "bf16": 1e-3, "fp16": 1e-3}
+"""Most that logits may differ from the run's own weights in the same number format, as a share of
+the largest logit: the two are merged and summed in other orders, no more."""
+
+ROUNDED = {"float32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
+"""Most that the number format may move logits, as a share of the largest: the weights keep 24, 8
+or 11 bits, and errors of a few dozen layers add up."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one model gave."""
+
+    logits: list[Tensor]
+    answers: list[str]
+
+
+def prove(
+    source: RunSource,
+    folder: Path,
+    dtype: Precision,
+    examples: Examples,
+    *,
+    merged: bool,
+    tell: Callable[[str], None],
+) -> Proof:
+    """Load a written folder and compare it with the run's own model, one after the other.
+
+    Args:
+        source: of the folder.
+        folder: as written.
+        dtype: of its weights.
+        examples: to compare on.
+        merged: whether adapters were folded in.
+        tell: called with what is being done.
+    """
+    device = roomy_device(source, tell)
+    run = _look_at_run(source, DTYPES[dtype], examples, device, merged, tell)
+    four_bit_difference = None
+    if merged and source.four_bit_layers:
+        tell("Asking the run's own model on its 4-bit base")
+        four_bit_difference = _apart(_four_bit_logits(source, examples, device), run.exact.logits)
+    tell("Loading the written folder and asking it")
+    written = load_written(source, folder, merged)
+    written.model.to(device)
+    seen = _look(written, examples, source)
+    expected = run.expected or {}
+    found = measure_scores(written, examples, source.recipe.evaluate) if expected else {}
+    del written
+    _let_go()
+    largest = float(torch.stack([one.abs().max() for one in run.exact.logits]).max())
+    return Proof(
+        dtype=dtype,
+        data=examples.file.name,
+        examples=[examples.examples[place].id for place in examples.compared],
+        largest_logit=largest,
+        difference=_apart(seen.logits, run.rounded.logits),
+        difference_limit=SAME[dtype] * largest,
+        rounding_difference=_apart(seen.logits, run.exact.logits),
+        rounding_limit=ROUNDED[dtype] * largest,
+        equal_answers=_equal(seen, run.rounded),
+        answers=len(seen.answers),
+        answers_changed_by_rounding=len(seen.answers) - _equal(run.rounded, run.exact),
+        scores=_check_scores(found, expected),
+        scores_note=None if expected else "not compared, the recipe names no data.validation",
+        four_bit_difference=four_bit_difference,
+    )
+
+
+@dataclass(frozen=True)
+class _RunSeen:
+    """What the run's own model gave, with its weights as they are and rounded."""
+
+    exact: _Seen
+    rounded: _Seen
+    expected: Scores | None
+
+
+def _look_at_run(
+    source: RunSource,
+    dtype: torch.dtype,
+    examples: Examples,
+    device: torch.device,
+    merged: bool,
+    tell: Callable[[str], None],
+) -> _RunSeen:
+    tell("Loading the run's own model and asking it")
+    tuned = load_tuned(source)
+    tuned.model.to(device)
+    if merged:
+        merge_with_peft(tuned)
+    exact = _look(tuned, examples, source)
+    round_weights(tuned.model, dtype, only_adapters=not merged)
+    rounded = _look(tuned, examples, source)
+    expected = source.scores if examples.scored else None
+    if examples.scored and expected is None:
+        tell("Scoring the run's own model: this step has no recorded evaluation")
+        expected = measure_scores(tuned, examples, source.recipe.evaluate)
+    del tuned
+    _let_go()
+    return _RunSeen(exact, rounded, expected)
+
+
+def roomy_device(source: RunSource, tell: Callable[[str], None]) -> torch.device:
+    """Choose the accelerator, or the CPU where the accelerator has no room for float32 weights."""
+    device = pick_device()
+    weights_bytes = 4 * sum(math.prod(one.shape) for one in source.base_tensors.values())
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 1.5 * weights_bytes:
+        tell(f"Comparing on the CPU: {device} has no room for {weights_bytes / 1e9:.0f} GB")
+        return torch.device("cpu")
+    return device
+
+
+def load_written(source: RunSource, folder: Path, merged: bool) -> LoadedModel:
+    """Load a written folder as its users will: alone, or on its base through peft."""
+    if merged:
+        return load(str(folder), None)
+    base = load(str(source.base), source.recipe.data.num_crops)
+    put_adapter(base.model, folder)
+    return base
+
+
+def _look(loaded: LoadedModel, examples: Examples, source: RunSource) -> _Seen:
+    return _Seen(
+        answer_logits(loaded, examples), greedy_answers(loaded, examples, source.recipe.evaluate)
+    )
+
+
+def _four_bit_logits(source: RunSource, examples: Examples, device: torch.device) -> list[Tensor]:
+    tuned = load_tuned(source)
+    quantize_layers(tuned.model, source.four_bit_layers, source.recipe.quantization.double)
+    tuned.model.to(device)
+    logits = answer_logits(tuned, examples)
+    del tuned
+    _let_go()
+    return logits
+
+
+def _apart(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    pairs = zip(ones, others, strict=True)
+    return float(torch.stack([(one - other).abs().max() for one, other in pairs]).max())
+
+
+def _equal(one: _Seen, other: _Seen) -> int:
+    return sum(a == b for a, b in zip(one.answers, other.answers, strict=True))
+
+
+def _check_scores(found: Scores, expected: Scores) -> dict[str, ScoreCheck]:
+    return {
+        name: ScoreCheck(found[name].value, wanted.low, wanted.high, found[name].count)
+        for name, wanted in expected.items()
+        if name in found and not math.isnan(wanted.value)
+    }
+
+
+def _let_go() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

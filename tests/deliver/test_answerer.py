@@ -1,0 +1,137 @@
+"""Plain Python asks a model: paths, Pillow images or bytes in, text out."""
+
+import subprocess
+import sys
+from io import BytesIO
+from typing import get_type_hints
+
+import pytest
+from PIL import Image
+from tiny import make_picture
+from typer.testing import CliRunner
+
+import foveal
+from foveal.cli import app
+from foveal.data.example import read_examples
+from foveal.deliver.answerer import Answerer
+from foveal.deliver.export import export_run
+from foveal.errors import DataError, ModelError
+from foveal.evaluate.prediction import read_predictions
+
+
+@pytest.fixture(scope="module")
+def model(full_run):
+    return foveal.load(full_run)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    return make_picture(tmp_path / "picture.png", 7)
+
+
+def test_it_answers_as_the_runs_own_evaluation_did(model, full_run, place):
+    recorded = read_predictions(full_run / "evaluation" / "after" / "predictions.jsonl")
+    examples = list(read_examples(place / "validation.jsonl"))
+    asked = [
+        ([place / "images" / name for name in one.turns[0].images], one.turns[0].user)
+        for one in examples
+    ]
+    answers = model.answer_many(asked, max_new_tokens=4)
+    assert answers == [one.prediction for one in recorded]
+    assert len(answers) == 10
+
+
+def test_a_path_a_pillow_image_and_bytes_give_the_same_answer(model, picture):
+    image = Image.open(picture)
+    given = [picture, str(picture), image, picture.read_bytes(), [picture]]
+    answers = model.answer_many([(one, "What is the number?") for one in given])
+    assert len(set(answers)) == 1
+    assert isinstance(answers[0], str)
+    assert model.answer(image, "What is the number?") == answers[0]
+
+
+def test_several_pictures_and_none_at_all_can_be_asked_about(model, picture, tmp_path):
+    other = make_picture(tmp_path / "other.png", 8)
+    question = "Which is larger?"
+    together = model.answer_many([([picture, other], question), ([], question), (other, question)])
+    apart = [model.answer(images, question) for images in ([picture, other], [], other)]
+    assert together == apart
+
+
+def test_no_question_is_no_answer(model):
+    assert model.answer_many([]) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (b"no picture", "picture 1 of question 1"),
+        (3.5, "give a path, a Pillow image or bytes, not float"),
+        ("nowhere.png", "nowhere.png"),
+    ],
+)
+def test_what_cannot_be_opened_is_named(model, given, said):
+    with pytest.raises(DataError, match=said):
+        model.answer([given], "What is it?")
+
+
+def test_tags_that_do_not_match_the_pictures_are_named(model, picture):
+    with pytest.raises(DataError, match=r"question 1: image tags .* do not match 1 images"):
+        model.answer(picture, "<|image_1|> and <|image_2|>?")
+
+
+def test_a_run_that_has_not_ended_is_a_clear_error(full_run, tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes((full_run / "recipe.yaml").read_bytes())
+    with pytest.raises(ModelError, match="this run has not ended"):
+        foveal.load(tmp_path)
+
+
+def test_what_people_call_is_typed_and_documented():
+    for function in (foveal.load, Answerer.answer, Answerer.answer_many):
+        assert "Args:" in (function.__doc__ or "")
+    assert get_type_hints(Answerer.answer)["return"] is str
+    assert get_type_hints(Answerer.answer_many)["return"] == list[str]
+
+
+def test_importing_foveal_loads_neither_torch_nor_transformers():
+    heavy = "{'torch', 'transformers', 'PIL'}"
+    probe = f"import foveal, sys\nfoveal.load\nprint({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_an_exported_adapter_answers_as_its_run_does(lora_run, tmp_path, picture):
+    folder = export_run(lora_run, tmp_path / "out", proof=False).folder
+    question = "What is the number?"
+    answer = foveal.load(folder).answer(picture, question)
+    assert answer == foveal.load(lora_run).answer(picture, question)
+
+
+def test_an_adapter_without_a_base_is_a_clear_error(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="names no base model"):
+        foveal.load(tmp_path)
+
+
+def test_ask_prints_the_answer_alone_or_as_json(model, full_run, picture):
+    import json
+
+    expected = model.answer(picture, "What is it?", max_new_tokens=5)
+    common = [str(full_run), str(picture), "What is it?", "--max-new-tokens", "5"]
+    plain = CliRunner().invoke(app, ["ask", *common])
+    assert plain.exit_code == 0, plain.output
+    assert plain.stdout == f"{expected}\n"
+    tree = json.loads(CliRunner().invoke(app, ["ask", *common, "--json"]).stdout)
+    assert tree == {
+        "model": str(full_run),
+        "images": [str(picture)],
+        "question": "What is it?",
+        "answer": expected,
+    }
+
+
+def test_bytes_of_any_opened_kind_are_taken(model, picture):
+    held = BytesIO()
+    Image.open(picture).save(held, "BMP")
+    question = "What is it?"
+    assert model.answer(held.getvalue(), question) == model.answer(picture, question)

@@ -1,0 +1,102 @@
+"""Weights by name: one shard in memory at a time, safetensors alone, nothing silent."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from foveal.deliver.tensors import find_tensors, write_shards
+from foveal.errors import ModelError
+
+
+def shapes_of(tensors):
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+@pytest.fixture
+def tensors():
+    torch.manual_seed(0)
+    return {f"layers.{number}.weight": torch.randn(10, 10) for number in range(5)}
+
+
+def test_shards_hold_every_tensor_once_and_the_index_finds_them(tmp_path, tensors):
+    files = write_shards(tmp_path, shapes_of(tensors), tensors.__getitem__, torch.float32, 900)
+    assert [file.name for file in files] == [
+        f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)
+    ]
+    assert all(file.stat().st_size < 900 + 500 for file in files)  # tensors and a header
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 5 * 10 * 10 * 4
+    found = find_tensors(tmp_path)
+    assert found.keys() == tensors.keys() == index["weight_map"].keys()
+    for name, tensor in tensors.items():
+        assert found[name].shape == (10, 10)
+        assert found[name].read().equal(tensor)
+
+
+def test_a_small_model_is_one_file_in_the_number_format_asked_for(tmp_path, tensors):
+    write_shards(tmp_path, shapes_of(tensors), tensors.__getitem__, torch.bfloat16, 10**6)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    for name, tensor in load_file(tmp_path / "model.safetensors").items():
+        assert tensor.equal(tensors[name].bfloat16())
+
+
+def test_memory_holds_one_shard_at_a_time(tmp_path):
+    # 20 tensors of 4 MB in shards of 8 MB: 80 MB pass through, twice; two tensors are held.
+    probe = f"""
+import pathlib, torch
+from foveal.bench.memory import resident_bytes
+from foveal.deliver.tensors import find_tensors, write_shards
+folder = pathlib.Path({str(tmp_path)!r})
+shapes = {{f"weight.{{n}}": (1024, 1024) for n in range(20)}}
+read = lambda name: torch.full((1024, 1024), float(name.split(".")[1]))
+size = 8 * 2**20
+(folder / "warm").mkdir()
+write_shards(folder / "warm", {{"weight.0": (1024, 1024)}}, read, torch.float32, size)
+before = resident_bytes("VmHWM")
+(folder / "first").mkdir()
+write_shards(folder / "first", shapes, read, torch.float32, size)
+stored = find_tensors(folder / "first")
+(folder / "second").mkdir()
+write_shards(folder / "second", shapes, lambda n: stored[n].read() + 1, torch.float32, size)
+print(resident_bytes("VmHWM") - before)
+"""
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 32 * 2**20
+    last = find_tensors(tmp_path / "second")["weight.19"].read()
+    assert (last == 20).all()
+
+
+def test_a_number_that_the_format_cannot_hold_is_an_error(tmp_path):
+    tensors = {"a.weight": torch.tensor([1e5])}
+    with pytest.raises(ModelError, match=r"a.weight is not finite in torch.float16; --dtype bf16"):
+        write_shards(tmp_path, {"a.weight": (1,)}, tensors.__getitem__, torch.float16, 10**6)
+    tensors["a.weight"] = torch.tensor([torch.nan])
+    with pytest.raises(ModelError, match=r"not finite in torch.bfloat16; in the run too"):
+        write_shards(tmp_path, {"a.weight": (1,)}, tensors.__getitem__, torch.bfloat16, 10**6)
+
+
+def test_pickled_weights_are_never_opened(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"would run")
+    with pytest.raises(ModelError, match=r"pytorch_model.bin may run code and is never opened"):
+        find_tensors(tmp_path)
+
+
+def test_a_missing_shard_and_a_broken_file_are_named(tmp_path, tensors):
+    write_shards(tmp_path, shapes_of(tensors), tensors.__getitem__, torch.float32, 900)
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ModelError, match="model-00002-of-00003"):
+        find_tensors(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{")
+    with pytest.raises(ModelError, match="no index of weights"):
+        find_tensors(tmp_path)
+
+
+def test_a_second_name_is_read_as_the_models_own(tmp_path):
+    save_file({"x.wte.weight": torch.ones(1)}, tmp_path / "model.safetensors")
+    found = find_tensors(tmp_path, {r"^x\.wte\.": "embed."})
+    assert list(found) == ["embed.weight"]
+    assert found["embed.weight"].read() == 1
