@@ -66,12 +66,11 @@ class Companions:
 
     def _watch(self) -> None:
         with selectors.DefaultSelector() as selector:
-            for line in self._lines:
-                selector.register(line, selectors.EVENT_READ)
+            for each in self._lines:
+                selector.register(each, selectors.EVENT_READ, each)
             while selector.get_map():
                 for key, _ in selector.select():
-                    line = key.fileobj
-                    assert isinstance(line, socket.socket)
+                    line: socket.socket = key.data
                     said = _receive(line)
                     if self._parted:
                         return

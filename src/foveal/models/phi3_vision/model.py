@@ -112,17 +112,19 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
         """
         is_image = (input_ids == self.config.image_token_id) | (input_ids < 0)
         _check_order(input_ids)
-        embeddings: Tensor = self.embed_tokens(
-            input_ids.masked_fill(is_image, self.config.pad_token_id)
-        )
+        words = input_ids.masked_fill(is_image, self.config.pad_token_id)
         places = int(is_image.sum())
         if pixel_values is None:
             if places:
                 raise ValueError(f"{places} image tokens, but no pixel_values and image_sizes")
+            embeddings: Tensor = self.embed_tokens(words)
             return embeddings
         if image_sizes is None:
             raise ValueError("pixel_values without image_sizes")
+        # The tower before the words: gradients come in the reverse order, and processes that
+        # share them as they come, with pictures and without, need one order.
         pictures = self.get_image_features(pixel_values, image_sizes)
+        embeddings = self.embed_tokens(words)
         if image_indices is not None:
             pictures = [pictures[index] for index in image_indices]
         features = torch.cat(pictures)
