@@ -15,20 +15,14 @@ from rich.table import Table
 from torch import nn
 
 from foveal.adapt.strategy import Assignment, assign, rules_of, summarize
-from foveal.config import EvaluateSettings, Recipe, load_recipe, save_recipe
+from foveal.config import Recipe, load_recipe, save_recipe
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, ImageFolder, Turn, read_examples
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan, Row
 from foveal.errors import ConfigError, ModelError, RunError
-from foveal.evaluate.predict import predict
-from foveal.evaluate.prediction import (
-    Scores,
-    read_scores,
-    score_predictions,
-    write_predictions,
-    write_scores,
-)
+from foveal.evaluate.evaluation import evaluate_into
+from foveal.evaluate.prediction import Scores
 from foveal.evaluate.report import write_report
 from foveal.models.family import LoadedModel, load
 from foveal.train.audit import GradientAudit, audit_sharing, audit_targets
@@ -353,69 +347,18 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def evaluate_into(
-    folder: Path,
-    loaded: LoadedModel,
-    examples: list[Example],
-    dataset: Dataset,
-    settings: EvaluateSettings,
-    engine: Engine,
-    console: Console,
-) -> Scores:
-    """Write predictions.jsonl and scores.json of some examples, unless they are there.
-
-    Each process answers its share; every example is answered exactly once.
-    """
-    scores_file = folder / "scores.json"
-    if scores_file.exists():
-        return read_scores(scores_file)
-    limit = settings.max_examples or len(examples)
-    mine = list(range(min(limit, len(examples))))[engine.rank :: engine.world_size]
-    with console.status(f"Answering {limit:,} examples ({folder.name})"):
-        made = predict(
-            loaded,
-            examples,
-            dataset,
-            settings.max_new_tokens,
-            settings.tokens_per_batch,
-            only=mine,
-        )
-    predictions = [one.scored(settings.metrics) for one in engine.gather(made)]
-    scores = score_predictions(predictions, settings.metrics)
-    if engine.is_main:
-        write_predictions(folder / "predictions.jsonl", predictions)
-        write_scores(scores_file, scores)
-    engine.wait()
-    return scores
-
-
-def evaluate_model(
-    model: str,
-    data: Path,
-    out: Path | None,
-    *,
-    images: Path | None,
-    num_crops: int | None,
-    settings: EvaluateSettings,
-    console: Console,
-) -> tuple[Path, Scores]:
-    """Answer and score a file with a run's model, a folder's or the hub's; returns where, and how.
+def open_model(place: str, num_crops: int | None, engine: Engine) -> LoadedModel:
+    """Load a run's model, a folder's or the hub's, to the engine's device.
 
     A run's own recipe says how its pictures are cut, unless `num_crops` does.
     """
     quiet_libraries()
-    recipe = Path(model) / "recipe.yaml"
+    recipe = Path(place) / "recipe.yaml"
     if num_crops is None and recipe.exists():
         num_crops = load_recipe(recipe).data.num_crops
-    engine = make_engine("auto", "float32")
-    loaded = load(find_model(model), num_crops)
+    loaded = load(find_model(place), num_crops)
     loaded.model.to(engine.device)
-    beside = Path(model) / "evaluation" if recipe.exists() else Path("evaluation")
-    folder = out or beside / data.stem
-    examples, dataset = read_dataset(data, loaded.processor, images)
-    (folder / "scores.json").unlink(missing_ok=True)  # asked for again, answered again
-    scores = evaluate_into(folder, loaded, examples, dataset, settings, engine, console)
-    return folder, scores
+    return loaded
 
 
 def quiet_libraries() -> None:

@@ -10,7 +10,7 @@ from foveal.evaluate.drawing import FAINT, SERIES, Line, draw, running_mean
 from foveal.evaluate.measures import Measures, Numbers
 from foveal.evaluate.metrics import METRICS, Score, calibration, calibration_error
 from foveal.evaluate.page import metric_title
-from foveal.evaluate.prediction import Prediction, common_labels
+from foveal.evaluate.prediction import Prediction
 from foveal.evaluate.run_folder import Run
 
 COMPARED = (SERIES[0], *SERIES[2:], SERIES[1])
@@ -167,10 +167,11 @@ def calibration_charts(run: Run) -> list[Chart]:
     """Draw how often closed answers are right against how sure the model is of them."""
     lines, words = [], []
     for place, one in enumerate((run.before, run.latest)):
-        if one is None or not common_labels(one.predictions):
+        closed = [each for each in one.predictions if each.choice_scores] if one else []
+        if one is None or not closed:
             continue
-        sure = [max(prediction.choice_probabilities.values()) for prediction in one.predictions]
-        right = [METRICS["accuracy"](_likeliest(each), each.answers) for each in one.predictions]
+        sure = [max(each.choice_probabilities.values()) for each in closed]
+        right = [METRICS["accuracy"](_likeliest(each), each.answers) for each in closed]
         parts = calibration(sure, right)
         confidence = np.array([part.confidence.value for part in parts])
         correct = np.array([part.correct.value for part in parts])
