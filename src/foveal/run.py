@@ -1,6 +1,7 @@
 """From a recipe: build the pieces, evaluate, train, evaluate again, report."""
 
 import json
+import os
 import platform
 import shutil
 import sys
@@ -330,12 +331,14 @@ def free_memory(device: torch.device) -> int:
     return 8 * 2**30
 
 
-def describe_machine() -> dict[str, str]:
+def describe_machine() -> dict[str, str | int]:
     """What a reader of the numbers wants to know of the machine."""
     import transformers
 
     import foveal
 
+    on_gpu = torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
     return {
         "platform": platform.platform(),
         "python": sys.version.split()[0],
@@ -343,6 +346,8 @@ def describe_machine() -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "device": str(torch.accelerator.current_accelerator() or "cpu"),
+        "device_name": name,
+        "devices": int(os.environ.get("WORLD_SIZE", "1")),
         "threads": str(torch.get_num_threads()),
     }
 

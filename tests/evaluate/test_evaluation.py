@@ -280,7 +280,7 @@ def test_choices_of_the_settings_stand_in_where_the_data_has_none(tmp_path, load
     settings = EvaluateSettings(answer="choices", choices=("A thing.", "Here.", "Two"))
     evaluate_into(tmp_path, loaded, *data, settings, Alone(), QUIET)
     found = read_predictions(tmp_path / "predictions.jsonl")
-    assert [list(one.choice_scores) for one in found if one.id != "example-1"][0] == [
+    assert next(list(one.choice_scores) for one in found if one.id != "example-1") == [
         "A thing.",
         "Here.",
         "Two",

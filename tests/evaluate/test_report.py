@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -231,6 +232,25 @@ def test_the_published_score_stands_beside_ours(whole):
     assert "Published" in text
     assert "30.0 below our interval" in text
     assert "Published" not in read(write_report(whole)).text
+
+
+def test_the_published_scores_of_the_recipe_stand_beside_ours_with_their_source(tmp_path):
+    published = {"accuracy": 0.864, "auroc": 0.9, "source": "Some table <b>3</b>"}
+    run = make_run(tmp_path / "run", make_examples(tmp_path / "data"), published=published)
+    evaluate(run, "after", predict(wrong=[1]))
+    text = read(write_report(run)).text
+    assert "86.4 inside our interval" in text
+    assert "Published: Some table <b>3</b>." in text
+    assert "Published, but not measured here: AUROC 90.0 %" in text
+
+
+def test_answers_that_were_chosen_are_told_from_written_ones(tmp_path):
+    run = make_run(tmp_path / "run", make_examples(tmp_path / "data"))
+    chosen = [replace(one, choice_scores={"yes": -1.0, "no": -2.0}) for one in predict()]
+    evaluate(run, "after", [*chosen[:3], *predict()[3:]])
+    page = read(write_report(run))
+    assert "3 of 12 answers were chosen as the likeliest of a closed set" in page.text
+    assert "Calibration" in page.text
 
 
 def test_closed_answers_are_counted_by_label(page):
