@@ -315,3 +315,22 @@ def test_calibration_error_is_the_mean_gap_between_sureness_and_being_right():
     parts = calibration([0.55, 0.55, 0.95, 1.0], [1, 0, 0, 1])
     assert [part.correct for part in parts] == [Tally(1, 2), Tally(1, 2)]
     assert calibration_error(parts) == pytest.approx((abs(1.1 - 1) + abs(1.95 - 1)) / 4)
+
+
+LABELS = st.integers(2, 4)
+
+
+@given(st.data(), LABELS, st.integers(3, 30))
+def test_auroc_is_that_of_scikit_learn_ties_and_several_labels_included(data, labels, count):
+    from sklearn.metrics import roc_auc_score
+
+    tenths = st.lists(st.integers(1, 5), min_size=labels, max_size=labels)
+    rows = np.array(data.draw(st.lists(tenths, min_size=count, max_size=count)), float)
+    chances = rows / rows.sum(axis=1, keepdims=True)
+    truth = [*range(labels), *data.draw(st.lists(st.integers(0, labels - 1), min_size=count))]
+    truth = np.array(truth[:count])
+    present = np.unique(truth)
+    if len(present) == 1:
+        return
+    expected = np.mean([roc_auc_score(truth == label, chances[:, label]) for label in present])
+    assert macro_auroc(chances, truth, draws=2).value == pytest.approx(expected)
