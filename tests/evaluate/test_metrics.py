@@ -18,6 +18,7 @@ from foveal.evaluate.metrics import (
     anls,
     anls_cookbook,
     auroc,
+    auroc_difference,
     bootstrap_means,
     calibration,
     calibration_error,
@@ -334,3 +335,22 @@ def test_auroc_is_that_of_scikit_learn_ties_and_several_labels_included(data, la
         return
     expected = np.mean([roc_auc_score(truth == label, chances[:, label]) for label in present])
     assert macro_auroc(chances, truth, draws=2).value == pytest.approx(expected)
+
+
+def test_a_better_order_is_an_auroc_difference_above_nothing():
+    randomness = np.random.default_rng(0)
+    truth = np.arange(200) % 2
+    blind = randomness.random(200)
+    seeing = truth + randomness.normal(0, 1.0, 200)
+    chances = [np.stack([1 - one, one], axis=1) for one in (blind, seeing)]
+    found = auroc_difference(*chances, truth, draws=1000)
+    areas = [auroc(one, truth == 1).value for one in (blind, seeing)]
+    assert found.value == pytest.approx(areas[1] - areas[0])
+    assert 0 < found.low < found.value < found.high
+    assert found.p_value == pytest.approx(2 / 1001)  # no sample fell on the other side
+    back = auroc_difference(*chances[::-1], truth, draws=1000)
+    assert (back.value, back.low, back.high) == pytest.approx(
+        (-found.value, -found.high, -found.low)
+    )
+    same = auroc_difference(chances[1], chances[1], truth, draws=100)
+    assert (same.value, same.low, same.high, same.p_value) == (0, 0, 0, 1)

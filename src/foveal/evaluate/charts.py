@@ -33,7 +33,7 @@ def training_charts(measures: Measures) -> list[Chart]:
         _chart(measures, "learning_rate", "Learning rate", "rate", kind="line"),
         _chart(measures, "gradient_norm", "Gradient norm", "norm before clipping"),
         _throughput_chart(measures),
-        _chart(measures, "memory_bytes", "Memory", "GB", divisor=1e9),
+        _chart(measures, "memory_bytes", "Memory", "GB", divisor=1e9, y_range=(0, None)),
     ]
     return [chart for chart in charts if chart]
 
@@ -56,6 +56,7 @@ def _chart(
     y_label: str,
     kind: str = "noisy",
     divisor: float = 1,
+    y_range: tuple[float, float | None] | None = None,
 ) -> Chart | None:
     values = measures.columns.get(column, np.empty(0)) / divisor
     known = values[np.isfinite(values)]
@@ -68,7 +69,8 @@ def _chart(
         [Line(measures.steps, values, kind=kind)],
         "step",
         y_label,
-        logarithmic=bool(spread),
+        logarithmic=bool(spread) and y_range is None,
+        y_range=y_range,
     )
     low, middle, high = np.quantile(known, [0, 0.5, 1])
     words = f"Between {low:.3g} and {high:.3g}, median {middle:.3g}.{_gaps(values)}"

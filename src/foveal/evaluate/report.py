@@ -11,7 +11,15 @@ from foveal.errors import DataError
 from foveal.evaluate.charts import Chart, calibration_charts, progress_charts, training_charts
 from foveal.evaluate.cost import cost
 from foveal.evaluate.gallery import Gallery, Pair, choose, match
-from foveal.evaluate.metrics import Confusion, Difference, Score, confusion, difference, plain
+from foveal.evaluate.metrics import (
+    Confusion,
+    Difference,
+    Score,
+    auroc_difference,
+    confusion,
+    difference,
+    plain,
+)
 from foveal.evaluate.page import write_page
 from foveal.evaluate.prediction import Prediction, common_labels, right_label
 from foveal.evaluate.run_folder import (
@@ -226,17 +234,32 @@ def score_rows(
 
 def paired_difference(before: Evaluation, after: Evaluation, metric: str) -> Difference | None:
     """Compare two evaluations over the turns that both answered; none where there are none."""
-    earlier = {one.key: answer_score(one, metric) for one in before.predictions}
-    both = [
-        (first, second)
-        for one in after.predictions
-        if (first := earlier.get(one.key)) is not None
-        and (second := answer_score(one, metric)) is not None
+    earlier = {one.key: one for one in before.predictions}
+    pairs = [(earlier[one.key], one) for one in after.predictions if one.key in earlier]
+    if metric == "auroc":
+        return _auroc_difference(pairs)
+    scores = [
+        (answer_score(first, metric), answer_score(second, metric)) for first, second in pairs
     ]
-    if not both:
+    known = [(one, other) for one, other in scores if one is not None and other is not None]
+    if not known:
         return None
-    first_scores, second_scores = zip(*both, strict=True)
+    first_scores, second_scores = zip(*known, strict=True)
     return difference(first_scores, second_scores)
+
+
+def _auroc_difference(pairs: Sequence[tuple[Prediction, Prediction]]) -> Difference | None:
+    closed = [pair for pair in pairs if pair[0].choice_scores and pair[1].choice_scores]
+    labels = common_labels([one for pair in closed for one in pair])
+    places = [(right_label(second, labels), first, second) for first, second in closed]
+    known = [one for one in places if one[0] is not None]
+    if not known:
+        return None
+    truth, firsts, seconds = zip(*known, strict=True)
+    before, after = (
+        [list(one.choice_probabilities.values()) for one in some] for some in (firsts, seconds)
+    )
+    return auroc_difference(before, after, truth)
 
 
 def confusions(run: Run, pairs: Sequence[Pair]) -> list[Confusions]:
