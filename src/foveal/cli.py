@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from foveal.errors import UserError
+from foveal.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from foveal.run import Outcome
@@ -149,40 +149,87 @@ def announce(outcome: "Outcome") -> None:
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Run folder, model folder or hub name.")],
-    data: Annotated[Path, typer.Argument(help="JSONL file of examples.")],
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN_OR_MODEL] DATA",
+            help="Run folder, model folder or hub name; then a JSONL file of examples.",
+        ),
+    ],
+    predictions: Annotated[
+        Path | None, typer.Option(help="Score these answers; give DATA alone.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the scores.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder that image paths start from.")] = None,
     num_crops: Annotated[int | None, typer.Option(help="Most crops a picture.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
-    tokens_per_batch: Annotated[int, typer.Option(help="Prompt tokens of a batch.")] = 16384,
+    answer: Annotated[
+        Literal["auto", "generate", "choices"],
+        typer.Option(help="Write answers, or choose the likeliest label of a closed set."),
+    ] = "auto",
+    choices: Annotated[str, typer.Option(help="Labels with commas, if the data has none.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 64,
+    tokens_per_batch: Annotated[int, typer.Option(help="Tokens held at once.", min=1)] = 16384,
     metrics: Annotated[str, typer.Option(help="Names with commas.")] = "accuracy,anls",
+    precision: Annotated[
+        Literal["float32", "bf16", "fp16"], typer.Option(help="Number format of the passes.")
+    ] = "float32",
 ) -> None:
-    """Answer and score examples; writes predictions.jsonl and scores.json."""
+    """Answer and score examples; writes predictions.jsonl and scores.json.
+
+    Killed, the same command goes on where it was; works under torchrun.
+    """
     from rich.console import Console
 
     from foveal.config import EvaluateSettings
-    from foveal.run import evaluate_model
 
     settings = EvaluateSettings(
+        answer=answer,
+        choices=tuple(choices.split(",") if choices else ()),
         max_new_tokens=max_new_tokens,
         tokens_per_batch=tokens_per_batch,
         metrics=tuple(metrics.split(",")),
     )
-    folder, scores = evaluate_model(
-        model,
-        data,
-        out,
-        images=images,
-        num_crops=num_crops,
-        settings=settings,
-        console=Console(stderr=True),
-    )
+    console = Console(stderr=True)
+    if predictions:
+        from foveal.evaluate.evaluation import score_made_elsewhere
+
+        (data,) = named(places, "DATA")
+        folder, scores = score_made_elsewhere(predictions, Path(data), out, settings, console)
+    else:
+        from foveal.deliver.opening import open_model
+        from foveal.evaluate.evaluation import evaluate_model
+        from foveal.run import quiet_libraries
+        from foveal.train.engine import make_engine
+
+        model, data = named(places, "RUN_OR_MODEL", "DATA")
+        quiet_libraries()
+        engine = make_engine("auto", precision)
+        loaded = open_model(model, num_crops)
+        loaded.model.to(engine.device)
+        folder, scores = evaluate_model(
+            loaded,
+            model,
+            Path(data),
+            out,
+            images=images,
+            settings=settings,
+            workers=engine,
+            console=console if engine.is_main else Console(quiet=True),
+        )
+        if not engine.is_main:
+            return
     for name, score in scores.items():
         typer.echo(
             f"{name}: {score.value:.3f}  [{score.low:.3f}, {score.high:.3f}]  n={score.count}"
         )
     typer.echo(f"written: {folder}")
+
+
+def named(places: list[str], *names: str) -> list[str]:
+    """Take as many arguments as there are names for them."""
+    if len(places) != len(names):
+        raise ConfigError(f"evaluate: {len(places)} arguments; give {' and '.join(names)}")
+    return places
 
 
 @app.command()

@@ -198,11 +198,20 @@ class TrainSettings(Settings):
 class EvaluateSettings(Settings):
     """How answers are made and scored."""
 
+    answer: Literal["auto", "generate", "choices"] = "auto"
+    """choices: the likeliest label of a closed set, which costs one pass, is always a label and
+    says how sure it is; generate: word by word, as published scores were made; auto: choices where
+    the data or evaluate.choices names a closed set, else generate."""
+
+    choices: tuple[str, ...] = ()
+    """Labels that every answer is one of, where the data does not name any."""
+
     max_new_tokens: PositiveInt = 64
     """Longest answer, in tokens."""
 
     tokens_per_batch: PositiveInt = 16384
-    """Prompt tokens of one batch of answers."""
+    """Tokens that are read or held at once, an image's once for all its questions; lower it when
+    memory runs out."""
 
     max_examples: PositiveInt | None = None
     """First examples of the validation file to use; none: all of them."""
@@ -239,6 +248,9 @@ class Recipe(Settings):
 
     attention: Literal["auto", "blocks", "sdpa", "eager", "flex", "flash_attention_2"] = "auto"
     """How attention is computed; auto: the fastest that this machine has."""
+
+    published: dict[str, Fraction | str] | None = None
+    """Published scores to stand beside this run's, 0 to 1 by metric, and their `source`."""
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:

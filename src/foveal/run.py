@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -16,22 +17,15 @@ from safetensors import SafetensorError
 from foveal.adapt.files import save_adapter
 from foveal.adapt.quantize import keep_layout, plan_quantization
 from foveal.adapt.strategy import Assignment, assign, rules_of, strategy_table
-from foveal.config import EvaluateSettings, Recipe, save_recipe
+from foveal.config import Recipe, save_recipe
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, ImageFolder, Turn, read_examples
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan, Row
 from foveal.deliver.export import write_final
-from foveal.deliver.opening import open_model
 from foveal.errors import ConfigError, RunError, UserError
-from foveal.evaluate.predict import predict
-from foveal.evaluate.prediction import (
-    Scores,
-    read_scores,
-    score_predictions,
-    write_predictions,
-    write_scores,
-)
+from foveal.evaluate.evaluation import evaluate_into
+from foveal.evaluate.prediction import Scores
 from foveal.evaluate.report import write_report
 from foveal.models.family import LoadedModel, load
 from foveal.train.audit import GradientAudit, audit_sharing, audit_targets
@@ -413,12 +407,14 @@ def free_memory(device: torch.device) -> int:
     return 8 * 2**30
 
 
-def describe_machine() -> dict[str, str]:
+def describe_machine() -> dict[str, str | int]:
     """What a reader of the numbers wants to know of the machine."""
     import transformers
 
     import foveal
 
+    on_gpu = torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
     return {
         "platform": platform.platform(),
         "python": sys.version.split()[0],
@@ -426,71 +422,10 @@ def describe_machine() -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "device": str(torch.accelerator.current_accelerator() or "cpu"),
+        "device_name": name,
+        "devices": int(os.environ.get("WORLD_SIZE", "1")),
         "threads": str(torch.get_num_threads()),
     }
-
-
-def evaluate_into(
-    folder: Path,
-    loaded: LoadedModel,
-    examples: list[Example],
-    dataset: Dataset,
-    settings: EvaluateSettings,
-    engine: Engine,
-    console: Console,
-) -> Scores:
-    """Write predictions.jsonl and scores.json of some examples, unless they are there.
-
-    Each process answers its share; every example is answered exactly once.
-    """
-    scores_file = folder / "scores.json"
-    if scores_file.exists():
-        return read_scores(scores_file)
-    limit = settings.max_examples or len(examples)
-    mine = list(range(min(limit, len(examples))))[engine.rank :: engine.world_size]
-    with console.status(f"Answering {limit:,} examples ({folder.name})"):
-        made = predict(
-            loaded,
-            examples,
-            dataset,
-            settings.max_new_tokens,
-            settings.tokens_per_batch,
-            only=mine,
-        )
-    predictions = [one.scored(settings.metrics) for one in engine.gather(made)]
-    scores = score_predictions(predictions, settings.metrics)
-    if engine.is_main:
-        write_predictions(folder / "predictions.jsonl", predictions)
-        write_scores(scores_file, scores)
-    engine.wait()
-    return scores
-
-
-def evaluate_model(
-    model: str,
-    data: Path,
-    out: Path | None,
-    *,
-    images: Path | None,
-    num_crops: int | None,
-    settings: EvaluateSettings,
-    console: Console,
-) -> tuple[Path, Scores]:
-    """Answer and score a file with a run's model, a folder's or the hub's; returns where, and how.
-
-    A run's own recipe says how its pictures are cut, unless `num_crops` does.
-    """
-    quiet_libraries()
-    engine = make_engine("auto", "float32")
-    loaded = open_model(model, num_crops)
-    loaded.model.to(engine.device)
-    is_run = (Path(model) / "recipe.yaml").exists()
-    beside = Path(model) / "evaluation" if is_run else Path("evaluation")
-    folder = out or beside / data.stem
-    examples, dataset = read_dataset(data, loaded.processor, images)
-    (folder / "scores.json").unlink(missing_ok=True)  # asked for again, answered again
-    scores = evaluate_into(folder, loaded, examples, dataset, settings, engine, console)
-    return folder, scores
 
 
 def quiet_libraries() -> None:

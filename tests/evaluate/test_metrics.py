@@ -18,6 +18,7 @@ from foveal.evaluate.metrics import (
     anls,
     anls_cookbook,
     auroc,
+    auroc_difference,
     bootstrap_means,
     calibration,
     calibration_error,
@@ -315,3 +316,41 @@ def test_calibration_error_is_the_mean_gap_between_sureness_and_being_right():
     parts = calibration([0.55, 0.55, 0.95, 1.0], [1, 0, 0, 1])
     assert [part.correct for part in parts] == [Tally(1, 2), Tally(1, 2)]
     assert calibration_error(parts) == pytest.approx((abs(1.1 - 1) + abs(1.95 - 1)) / 4)
+
+
+LABELS = st.integers(2, 4)
+
+
+@given(st.data(), LABELS, st.integers(3, 30))
+def test_auroc_is_that_of_scikit_learn_ties_and_several_labels_included(data, labels, count):
+    from sklearn.metrics import roc_auc_score
+
+    tenths = st.lists(st.integers(1, 5), min_size=labels, max_size=labels)
+    rows = np.array(data.draw(st.lists(tenths, min_size=count, max_size=count)), float)
+    chances = rows / rows.sum(axis=1, keepdims=True)
+    truth = [*range(labels), *data.draw(st.lists(st.integers(0, labels - 1), min_size=count))]
+    truth = np.array(truth[:count])
+    present = np.unique(truth)
+    if len(present) == 1:
+        return
+    expected = np.mean([roc_auc_score(truth == label, chances[:, label]) for label in present])
+    assert macro_auroc(chances, truth, draws=2).value == pytest.approx(expected)
+
+
+def test_a_better_order_is_an_auroc_difference_above_nothing():
+    randomness = np.random.default_rng(0)
+    truth = np.arange(200) % 2
+    blind = randomness.random(200)
+    seeing = truth + randomness.normal(0, 1.0, 200)
+    chances = [np.stack([1 - one, one], axis=1) for one in (blind, seeing)]
+    found = auroc_difference(*chances, truth, draws=1000)
+    areas = [auroc(one, truth == 1).value for one in (blind, seeing)]
+    assert found.value == pytest.approx(areas[1] - areas[0])
+    assert 0 < found.low < found.value < found.high
+    assert found.p_value == pytest.approx(2 / 1001)  # no sample fell on the other side
+    back = auroc_difference(*chances[::-1], truth, draws=1000)
+    assert (back.value, back.low, back.high) == pytest.approx(
+        (-found.value, -found.high, -found.low)
+    )
+    same = auroc_difference(chances[1], chances[1], truth, draws=100)
+    assert (same.value, same.low, same.high, same.p_value) == (0, 0, 0, 1)

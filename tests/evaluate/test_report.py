@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -233,6 +234,28 @@ def test_the_published_score_stands_beside_ours(whole):
     assert "Published" not in read(write_report(whole)).text
 
 
+def test_the_published_scores_of_the_recipe_stand_beside_ours_with_their_source(tmp_path):
+    published = {"accuracy": 0.864, "auroc": 0.9, "source": "Some table <b>3</b>"}
+    run = make_run(tmp_path / "run", make_examples(tmp_path / "data"), published=published)
+    evaluate(run, "after", predict(wrong=[1]))
+    text = read(write_report(run)).text
+    assert "86.4 inside our interval" in text
+    assert "Published: Some table <b>3</b>." in text
+    assert "Published, but not measured here: AUROC 90.0 %" in text
+
+
+def test_answers_that_were_chosen_are_told_from_written_ones(tmp_path):
+    run = make_run(tmp_path / "run", make_examples(tmp_path / "data"))
+    chosen = [replace(one, choice_scores={"yes": -1.0, "no": -2.0}) for one in predict()]
+    evaluate(run, "after", [*chosen[:3], *predict()[3:]])
+    evaluate(run, "before", chosen)
+    page = read(write_report(run))
+    assert "AUROC 50.0" in page.text
+    assert "p = 1.000" in page.text.partition("AUROC")[2][:100]
+    assert "3 of 12 answers were chosen as the likeliest of a closed set" in page.text
+    assert "Calibration" in page.text
+
+
 def test_closed_answers_are_counted_by_label(page):
     # Before, all 6 questions that are to be answered yes were answered no.
     assert "Before: rows are the truth, columns the answer. no yes right" in page.text
@@ -315,6 +338,13 @@ def test_incidents_are_listed_and_many_are_counted(whole):
     assert "70 in all; the first 50 are listed." in text
     assert "49 skipped reason 49" in text
     assert "reason 50" not in text
+
+
+def test_the_memory_is_drawn_where_it_was_measured(tmp_path):
+    run = make_run(tmp_path / "run", None)
+    lines = [{"step": step, "loss": 1.0, "memory_bytes": 16e9 + step} for step in range(1, 4)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "Memory Between 16 and 16, median 16." in read(write_report(run)).text
 
 
 def test_a_run_without_evaluation_says_so(tmp_path):

@@ -83,7 +83,13 @@ def test_the_score_of_an_answer_is_the_written_one_or_worked_out():
 
 
 def test_settings_at_their_default_are_not_listed(tmp_path):
-    recipe = Recipe(model="m", run=tmp_path, train=TrainSettings(epochs=3), precision="fp16")
+    recipe = Recipe(
+        model="m",
+        run=tmp_path,
+        train=TrainSettings(epochs=3),
+        precision="fp16",
+        published={"accuracy": 0.9},
+    )
     assert changed_settings(recipe) == {
         "model": "m",
         "run": tmp_path,

@@ -15,10 +15,9 @@ from safetensors.torch import load_file
 from tiny import SIZES, pages, write_data
 
 from foveal.config import Recipe
-from foveal.deliver.place import find_model
 from foveal.errors import RunError
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.run import TrainingRun, evaluate_model
+from foveal.run import TrainingRun
 from foveal.train.checkpoint import checkpoints
 
 
@@ -243,19 +242,3 @@ def test_empty_data_is_a_clear_error(place):
     write_data(place / "train.jsonl", [])
     with pytest.raises(Exception, match=r"train.jsonl: no examples; write one conversation"):
         run(recipe(place))
-
-
-def test_a_finished_run_is_evaluated_by_its_folder(place):
-    run(recipe(place, train__max_steps=1))
-    folder, scores = evaluate_model(
-        str(place / "run"),
-        place / "validation.jsonl",
-        None,
-        images=None,
-        num_crops=None,
-        settings=recipe(place).evaluate,
-        console=Console(quiet=True),
-    )
-    assert folder == place / "run" / "evaluation" / "validation"
-    assert scores["anls"].count == 4
-    assert find_model(str(place / "run")) == str(place / "run" / "final")

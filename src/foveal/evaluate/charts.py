@@ -10,7 +10,7 @@ from foveal.evaluate.drawing import FAINT, SERIES, Line, draw, running_mean
 from foveal.evaluate.measures import Measures, Numbers
 from foveal.evaluate.metrics import METRICS, Score, calibration, calibration_error
 from foveal.evaluate.page import metric_title
-from foveal.evaluate.prediction import Prediction, common_labels
+from foveal.evaluate.prediction import Prediction
 from foveal.evaluate.run_folder import Run
 
 COMPARED = (SERIES[0], *SERIES[2:], SERIES[1])
@@ -33,7 +33,7 @@ def training_charts(measures: Measures) -> list[Chart]:
         _chart(measures, "learning_rate", "Learning rate", "rate", kind="line"),
         _chart(measures, "gradient_norm", "Gradient norm", "norm before clipping"),
         _throughput_chart(measures),
-        _chart(measures, "memory_bytes", "Memory", "GB", divisor=1e9),
+        _chart(measures, "memory_bytes", "Memory", "GB", divisor=1e9, y_range=(0, None)),
     ]
     return [chart for chart in charts if chart]
 
@@ -56,6 +56,7 @@ def _chart(
     y_label: str,
     kind: str = "noisy",
     divisor: float = 1,
+    y_range: tuple[float, float | None] | None = None,
 ) -> Chart | None:
     values = measures.columns.get(column, np.empty(0)) / divisor
     known = values[np.isfinite(values)]
@@ -68,7 +69,8 @@ def _chart(
         [Line(measures.steps, values, kind=kind)],
         "step",
         y_label,
-        logarithmic=bool(spread),
+        logarithmic=bool(spread) and y_range is None,
+        y_range=y_range,
     )
     low, middle, high = np.quantile(known, [0, 0.5, 1])
     words = f"Between {low:.3g} and {high:.3g}, median {middle:.3g}.{_gaps(values)}"
@@ -167,10 +169,11 @@ def calibration_charts(run: Run) -> list[Chart]:
     """Draw how often closed answers are right against how sure the model is of them."""
     lines, words = [], []
     for place, one in enumerate((run.before, run.latest)):
-        if one is None or not common_labels(one.predictions):
+        closed = [each for each in one.predictions if each.choice_scores] if one else []
+        if one is None or not closed:
             continue
-        sure = [max(prediction.choice_probabilities.values()) for prediction in one.predictions]
-        right = [METRICS["accuracy"](_likeliest(each), each.answers) for each in one.predictions]
+        sure = [max(each.choice_probabilities.values()) for each in closed]
+        right = [METRICS["accuracy"](_likeliest(each), each.answers) for each in closed]
         parts = calibration(sure, right)
         confidence = np.array([part.confidence.value for part in parts])
         correct = np.array([part.correct.value for part in parts])

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from foveal.errors import RunError
 from foveal.evaluate.charts import COMPARED, Chart, loss_comparison, progress_comparison
+from foveal.evaluate.cost import cost
 from foveal.evaluate.drawing import SERIES
 from foveal.evaluate.metrics import Difference, Score
 from foveal.evaluate.page import write_page
-from foveal.evaluate.report import cost, paired_difference
+from foveal.evaluate.report import paired_difference
 from foveal.evaluate.run_folder import Run, flat_settings, read_run
 
 

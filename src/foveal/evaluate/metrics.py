@@ -291,19 +291,61 @@ def macro_auroc(scores: ArrayLike, truth: ArrayLike, draws: int = DRAWS, seed: i
         seed: start of the samples.
     """
     columns, right = np.asarray(scores, float), np.asarray(truth)
-    labels = [label for label in range(columns.shape[1]) if 0 < (right == label).mean() < 1]
+    value = _macro_area(columns, right)
+    low, high = _interval(_macro_areas(columns, right, draws, seed))
+    return Score(value, low, high, len(right))
+
+
+def auroc_difference(
+    before: ArrayLike, after: ArrayLike, truth: ArrayLike, draws: int = DRAWS, seed: int = 0
+) -> Difference:
+    """Compare `macro_auroc` before and after over the same examples.
+
+    Both are taken over the same samples of the examples; the p-value is the share of samples on
+    the other side of no difference, doubled.
+
+    Args:
+        before: (examples, labels), probabilities.
+        after: (examples, labels), probabilities.
+        truth: (examples,), int, index of the right label.
+        draws: samples behind interval and p-value.
+        seed: start of the samples.
+    """
+    right = np.asarray(truth)
+    columns = [np.asarray(scores, float) for scores in (before, after)]
+    first, second = (_macro_areas(some, right, draws, seed) for some in columns)
+    gains = second - first
+    low, high = _interval(gains)
+    known = gains[np.isfinite(gains)]
+    less = min(int((known <= 0).sum()), int((known >= 0).sum()))
+    value = _macro_area(columns[1], right) - _macro_area(columns[0], right)
+    p_value = min(1.0, 2 * (less + 1) / (known.size + 1))
+    return Difference(value, low, high, len(right), p_value)
+
+
+def _labels_with_both(right: NDArray[np.int64], labels: int) -> list[int]:
+    return [label for label in range(labels) if 0 < (right == label).mean() < 1]
+
+
+def _macro_area(columns: NDArray[np.float64], right: NDArray[np.int64]) -> float:
+    labels = _labels_with_both(right, columns.shape[1])
+    areas = [auroc(columns[:, label], right == label).value for label in labels]
+    return float(np.mean(areas)) if areas else math.nan
+
+
+def _macro_areas(
+    columns: NDArray[np.float64], right: NDArray[np.int64], draws: int, seed: int
+) -> NDArray[np.float64]:
+    """Average the areas of each of many samples of the examples, (draws,)."""
+    labels = _labels_with_both(right, columns.shape[1])
     if not labels:
-        return Score(math.nan, math.nan, math.nan, len(right))
-    value = np.mean([auroc(columns[:, label], right == label).value for label in labels])
-    low, high = _interval(
-        np.concatenate(
-            [
-                np.mean([_areas(columns[:, k], right == k, sample) for k in labels], axis=0)
-                for sample in _resamples(np.ones(len(right), np.int64), draws, seed)
-            ]
-        )
+        return np.full(draws, np.nan)
+    return np.concatenate(
+        [
+            np.mean([_areas(columns[:, k], right == k, sample) for k in labels], axis=0)
+            for sample in _resamples(np.ones(len(right), np.int64), draws, seed)
+        ]
     )
-    return Score(float(value), low, high, len(right))
 
 
 def _areas(

@@ -72,6 +72,6 @@ def metric_title(metric: str) -> str:
 
 
 def cut(text: object, most: int = 400) -> str:
-    """Write the start of a long text."""
-    whole = str(text)
+    """Write the start of a long text, or of a list."""
+    whole = ", ".join(map(str, text)) if isinstance(text, list | tuple) else str(text)
     return whole if len(whole) <= most else whole[: most - 1].rstrip() + "…"

@@ -1,142 +1,144 @@
-"""Examples -> Predictions: greedy answers, similar lengths together, each picture encoded once."""
+"""Questions -> Predictions: chosen or written, as they come; each page is read once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from foveal.data.batch import open_pictures
-from foveal.data.dataset import Dataset
 from foveal.data.example import Example
 from foveal.evaluate.prediction import Prediction
+from foveal.evaluate.questions import Question
 from foveal.models.family import LoadedModel
+from foveal.models.generation.generator import Generator, Limits, Request
+from foveal.models.generation.score import score
+
+Answering = Literal["auto", "generate", "choices"]
 
 
 @dataclass(frozen=True)
-class Question:
-    """One turn to be answered: its prompt, behind the turns before it with their given answers."""
+class AnswerRule:
+    """How answers are found."""
 
-    example: int
-    turn: int
-    entries: NDArray[np.int32]
-    """Ids, and -(k + 1) for image k of the example."""
+    answering: Answering = "auto"
+    """`choices`: the likeliest of the closed set; `generate`: word by word; `auto`: `choices`
+    where there is a closed set."""
 
-    tokens: int
-    """Length with the images written out."""
+    max_new_tokens: int = 64
+    tokens_per_batch: int = 16384
+    """Tokens that are read or held at once, pages once."""
+
+    def chooses(self, question: Question) -> bool:
+        """Whether a question's answer is chosen, not written."""
+        return self.answering != "generate" and bool(question.choices)
 
 
 def predict(
     loaded: LoadedModel,
     examples: Sequence[Example],
-    dataset: Dataset,
-    max_new_tokens: int,
-    tokens_per_batch: int,
-    only: Sequence[int] | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> list[Prediction]:
-    """Answer every turn of every example greedily.
+    questions: Sequence[Question],
+    rule: AnswerRule,
+) -> Iterator[list[Prediction]]:
+    """Answer questions.
 
     Args:
-        loaded: model and processor.
-        examples: to be answered.
-        dataset: the same examples, encoded.
-        max_new_tokens: longest answer.
-        tokens_per_batch: prompt tokens of one batch.
-        only: places of the examples to answer; none: all.
-        progress: called with the number of answers made.
+        loaded: model, in evaluation mode, and processor.
+        examples: that the questions come from.
+        questions: those that share a page side by side.
+        rule: how answers are found.
 
-    Returns:
-        One prediction a turn, in the order of the examples.
+    Yields:
+        Some predictions, as they come: not in the order of the questions.
     """
-    questions = [
-        question
-        for example in (range(len(examples)) if only is None else only)
-        for question in questions_of(example, dataset)
-    ]
-    answers: dict[tuple[int, int], str] = {}
-    model = loaded.model
-    was_training = model.training
-    model.eval()
-    for batch in batches(questions, tokens_per_batch):
-        texts = answer_batch(loaded, batch, dataset, max_new_tokens)
-        for question, text in zip(batch, texts, strict=True):
-            answers[question.example, question.turn] = text
-        if progress:
-            progress(len(answers))
-    model.train(was_training)
-    return [
-        Prediction(
-            id=examples[question.example].id,
-            turn=question.turn,
-            prediction=answers[question.example, question.turn],
-            answers=examples[question.example].turns[question.turn].accepted,
-        )
+    closed = [one for one in questions if rule.chooses(one)]
+    for batch in batches(closed, rule.tokens_per_batch):
+        yield choose(loaded, examples, batch)
+    yield from write(loaded, examples, [one for one in questions if not rule.chooses(one)], rule)
+
+
+def write(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    questions: Sequence[Question],
+    rule: AnswerRule,
+) -> Iterator[list[Prediction]]:
+    """Write answers token by token, greedily, many at once; who ends leaves its place to others."""
+    limits = Limits(tokens=rule.tokens_per_batch, tokens_per_pass=rule.tokens_per_batch)
+    generator = Generator(loaded, limits)
+    asked = {
+        generator.add(Request(question.prompt, rule.max_new_tokens)): question
         for question in questions
-    ]
+    }
+    made: dict[int, list[int]] = {handle: [] for handle in asked}
+    while not generator.is_idle:
+        ended = []
+        for token in generator.step():
+            made[token.handle].append(token.id)
+            if token.finish:
+                text = loaded.processor.decode_answer(made.pop(token.handle))
+                ended.append(_prediction(examples, asked.pop(token.handle), text))
+        if ended:
+            yield ended
 
 
-def questions_of(example: int, dataset: Dataset) -> Iterator[Question]:
-    """Cut an example into one question a turn."""
-    encoded = dataset.examples[example]
-    learnt = encoded.learnt
-    answers_start = np.flatnonzero(learnt & ~np.concatenate([[False], learnt[:-1]]))
-    numbers = dataset.image_numbers(example)
-    for turn, start in enumerate(answers_start):
-        entries = encoded.entries[:start]
-        shown = [numbers[-1 - entry] for entry in entries[entries < 0]]
-        extra = sum(dataset.images[image].tokens - 1 for image in shown)
-        yield Question(example, turn, entries, len(entries) + extra)
+def choose(
+    loaded: LoadedModel, examples: Sequence[Example], questions: Sequence[Question]
+) -> list[Prediction]:
+    """Choose the likeliest label of each question, by the log-likelihood of the whole label.
+
+    The token that ends an answer counts in, so that no label gains by being the start of another.
+    """
+    ids = [[label_ids(loaded, label) for label in question.choices] for question in questions]
+    prompts = [question.prompt for question in questions]
+    found = score(loaded, list(zip(prompts, ids, strict=True)))
+    predictions = []
+    for question, numbers in zip(questions, found, strict=True):
+        scores = dict(zip(question.choices, numbers, strict=True))
+        best = max(scores, key=lambda label: scores[label])
+        predictions.append(_prediction(examples, question, best, scores))
+    return predictions
+
+
+def label_ids(loaded: LoadedModel, label: str) -> list[int]:
+    """Encode a label as an answer, up to the token that ends it."""
+    ids: list[int] = loaded.processor.encode_answer(label)
+    ends = loaded.processor.end_ids
+    end = next((place for place, one in enumerate(ids, start=1) if one in ends), len(ids))
+    return ids[:end]
 
 
 def batches(questions: Sequence[Question], tokens_per_batch: int) -> Iterator[list[Question]]:
-    """Put questions of similar length together, the longest first, so that memory fails early."""
+    """Cut questions, in their order, into batches within a budget; shared pages count once."""
     batch: list[Question] = []
-    for question in sorted(questions, key=lambda one: -one.tokens):
-        if batch and batch[0].tokens * (len(batch) + 1) > tokens_per_batch:
+    room = tokens_per_batch
+    pages: set[object] = set()
+    for question in questions:
+        key, tokens = question.prompt.prefix_key, _tokens_read(question)
+        if batch and tokens - (question.prompt.prefix_tokens if key in pages else 0) > room:
             yield batch
-            batch = []
+            batch, room, pages = [], tokens_per_batch, set()
+        room -= tokens - (question.prompt.prefix_tokens if key in pages else 0)
         batch.append(question)
+        if key is not None:
+            pages.add(key)
     if batch:
         yield batch
 
 
-@torch.no_grad()
-def answer_batch(
-    loaded: LoadedModel, batch: Sequence[Question], dataset: Dataset, max_new_tokens: int
-) -> list[str]:
-    """Generate the answers of one batch, padded on the left."""
-    processor, model = loaded.processor, loaded.model
-    longest = max(question.tokens for question in batch)
-    end_of_turn, end_of_text = processor.end_ids
-    ids = torch.full((len(batch), longest), end_of_text)
-    mask = torch.zeros(len(batch), longest, dtype=torch.long)
-    shown: list[int] = []
-    for row, question in enumerate(batch):
-        encoded, numbers = (
-            dataset.examples[question.example],
-            dataset.image_numbers(question.example),
-        )
-        tokens = [dataset.images[number].tokens for number in numbers]
-        expanded = encoded.expand(tokens, processor.image_token_id).ids[: question.tokens]
-        ids[row, longest - question.tokens :] = torch.from_numpy(expanded)
-        mask[row, longest - question.tokens :] = 1
-        shown += [numbers[-1 - entry] for entry in question.entries[question.entries < 0]]
-    pictures = open_pictures(shown, dataset, processor)
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    if shown:
-        inputs |= {"pixel_values": pictures.pixel_values, "image_sizes": pictures.image_sizes}
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-    if shown:
-        inputs["image_indices"] = pictures.image_indices
-    made = model.generate(
-        **inputs,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=[end_of_turn, end_of_text],
-        pad_token_id=end_of_text,
-        suppress_tokens=[processor.image_token_id],
+def _tokens_read(question: Question) -> int:
+    # A letter is a token at most: labels are short beside a page, and need no exact count.
+    return question.prompt.tokens + sum(map(len, question.choices))
+
+
+def _prediction(
+    examples: Sequence[Example],
+    question: Question,
+    answer: str,
+    choice_scores: dict[str, float] | None = None,
+) -> Prediction:
+    example = examples[question.example]
+    return Prediction(
+        id=example.id,
+        turn=question.turn,
+        prediction=answer,
+        answers=example.turns[question.turn].accepted,
+        choice_scores=choice_scores,
     )
-    return [processor.decode_answer(row.tolist()) for row in made[:, longest:]]

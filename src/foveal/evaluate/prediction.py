@@ -176,8 +176,9 @@ def score_predictions(
         name: score([metric(one.prediction, one.answers) for one in predictions], draws, seed)
         for name, metric in find_metrics(metrics).items()
     }
-    labels = common_labels(predictions)
-    closed = [(right_label(one, labels), one) for one in predictions]
+    chosen = [one for one in predictions if one.choice_scores]
+    labels = common_labels(chosen)
+    closed = [(right_label(one, labels), one) for one in chosen]
     chances = [
         list(one.choice_probabilities.values()) for right, one in closed if right is not None
     ]

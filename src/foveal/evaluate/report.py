@@ -9,10 +9,18 @@ from pathlib import Path
 from foveal.data.example import Example, ImageFolder, read_examples
 from foveal.errors import DataError
 from foveal.evaluate.charts import Chart, calibration_charts, progress_charts, training_charts
+from foveal.evaluate.cost import cost
 from foveal.evaluate.gallery import Gallery, Pair, choose, match
-from foveal.evaluate.measures import Measures
-from foveal.evaluate.metrics import Confusion, Difference, Score, confusion, difference, plain
-from foveal.evaluate.page import duration, write_page
+from foveal.evaluate.metrics import (
+    Confusion,
+    Difference,
+    Score,
+    auroc_difference,
+    confusion,
+    difference,
+    plain,
+)
+from foveal.evaluate.page import write_page
 from foveal.evaluate.prediction import Prediction, common_labels, right_label
 from foveal.evaluate.run_folder import (
     Evaluation,
@@ -81,6 +89,15 @@ class Page:
     sources: Sequence[Source]
     notes: Sequence[str]
     rows: Sequence[ScoreRow]
+    source: str
+    """Where the published scores stand."""
+
+    unmeasured: Mapping[str, float]
+    """Published scores that this run was not asked for."""
+
+    chosen: int
+    """Answers of the latest evaluation that were chosen out of a closed set, not written."""
+
     charts: Sequence[Chart]
     score_charts: Sequence[Chart]
     confusions: Sequence[Confusions]
@@ -95,7 +112,7 @@ def write_report(
     *,
     data: Path | None = None,
     images: Path | None = None,
-    published: Mapping[str, float] | None = None,
+    published: Mapping[str, float | str] | None = None,
     out: Path | None = None,
 ) -> Path:
     """Write one self-contained page about a run.
@@ -104,7 +121,8 @@ def write_report(
         run: folder of the run.
         data: examples behind its predictions; by default the recipe's `data.validation`.
         images: folder that image paths start from; by default the recipe's `data.images`.
-        published: metric -> published score, 0 to 1, to stand beside ours.
+        published: metric -> published score, 0 to 1, to stand beside ours, and their `source`; by
+            default the recipe's.
         out: the page; by default `report.html` in the run folder.
 
     Returns:
@@ -114,19 +132,23 @@ def write_report(
         RunError: there is no run in the folder.
         ConfigError, DataError: a file in it is broken.
     """
-    page = make_page(read_run(run), data, images, published or {})
+    found = read_run(run)
+    if published is None:
+        published = (found.recipe.published if found.recipe else None) or {}
+    page = make_page(found, data, images, published)
     return write_page(out or run / "report.html", "report.html", page=page)
 
 
 def make_page(
-    run: Run, data: Path | None, images: Path | None, published: Mapping[str, float]
+    run: Run, data: Path | None, images: Path | None, published: Mapping[str, float | str]
 ) -> Page:
     """Work out all that the page shows."""
     recipe, latest, before = run.recipe, run.latest, run.before
     data = data or (recipe.data.validation if recipe else None)
     images = images or (recipe.data.images if recipe else None)
     examples, notes = _examples(data) if latest else ([], [])
-    rows = score_rows(before, latest, published)
+    numbers = {name: value for name, value in published.items() if not isinstance(value, str)}
+    rows = score_rows(before, latest, numbers)
     main_metric = _main_metric(latest)
     earlier = before.predictions if before else ()
     pairs = match(latest.predictions, earlier, examples) if latest else []
@@ -136,6 +158,11 @@ def make_page(
         sources=_sources(run),
         notes=notes,
         rows=rows,
+        source=str(published.get("source", "")),
+        unmeasured={
+            name: value for name, value in numbers.items() if latest and name not in latest.scores
+        },
+        chosen=sum(bool(one.choice_scores) for one in latest.predictions) if latest else 0,
         charts=training_charts(run.measures) if run.measures else [],
         score_charts=[*progress_charts(run, main_metric), *calibration_charts(run)],
         confusions=confusions(run, pairs),
@@ -207,17 +234,32 @@ def score_rows(
 
 def paired_difference(before: Evaluation, after: Evaluation, metric: str) -> Difference | None:
     """Compare two evaluations over the turns that both answered; none where there are none."""
-    earlier = {one.key: answer_score(one, metric) for one in before.predictions}
-    both = [
-        (first, second)
-        for one in after.predictions
-        if (first := earlier.get(one.key)) is not None
-        and (second := answer_score(one, metric)) is not None
+    earlier = {one.key: one for one in before.predictions}
+    pairs = [(earlier[one.key], one) for one in after.predictions if one.key in earlier]
+    if metric == "auroc":
+        return _auroc_difference(pairs)
+    scores = [
+        (answer_score(first, metric), answer_score(second, metric)) for first, second in pairs
     ]
-    if not both:
+    known = [(one, other) for one, other in scores if one is not None and other is not None]
+    if not known:
         return None
-    first_scores, second_scores = zip(*both, strict=True)
+    first_scores, second_scores = zip(*known, strict=True)
     return difference(first_scores, second_scores)
+
+
+def _auroc_difference(pairs: Sequence[tuple[Prediction, Prediction]]) -> Difference | None:
+    closed = [pair for pair in pairs if pair[0].choice_scores and pair[1].choice_scores]
+    labels = common_labels([one for pair in closed for one in pair])
+    places = [(right_label(second, labels), first, second) for first, second in closed]
+    known = [one for one in places if one[0] is not None]
+    if not known:
+        return None
+    truth, firsts, seconds = zip(*known, strict=True)
+    before, after = (
+        [list(one.choice_probabilities.values()) for one in some] for some in (firsts, seconds)
+    )
+    return auroc_difference(before, after, truth)
 
 
 def confusions(run: Run, pairs: Sequence[Pair]) -> list[Confusions]:
@@ -256,20 +298,3 @@ def _commonest(matrix: Confusion, most: int = 15) -> tuple[tuple[str, str, int],
         if row != column and matrix.counts[row, column]
     ]
     return tuple(sorted(wrong, key=lambda each: -each[2])[:most])
-
-
-def cost(measures: Measures, machine: Mapping[str, object]) -> dict[str, str]:
-    """Tell what the steps took, in words."""
-    found = {
-        "Time in steps": duration(measures.seconds),
-        "Steps": f"{len(measures.steps):,}",
-        "Examples": f"{measures.total('examples'):,.0f}",
-        "Pictures": f"{measures.total('images'):,.0f}",
-        "Tokens": f"{measures.total('tokens'):,.0f}",
-    }
-    if measures.repeated_steps:
-        found["Steps done again after a resume"] = f"{measures.repeated_steps:,}"
-    devices = machine.get("devices")
-    if isinstance(devices, int) and devices > 1:
-        found["Device hours"] = f"{devices * measures.seconds / 3600:,.1f}"
-    return found

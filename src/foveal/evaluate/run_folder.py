@@ -136,13 +136,16 @@ def answer_score(prediction: Prediction, metric: str) -> float | None:
 
 
 def changed_settings(recipe: Recipe) -> dict[str, object]:
-    """List the settings that are not at their default, dots between the names."""
+    """List the settings that are not at their default, dots between the names.
+
+    Published scores are no setting: they stand beside the scores.
+    """
     plain = Recipe(model=recipe.model, run=recipe.run)
     defaults = flat_settings(plain)
     return {
         name: value
         for name, value in flat_settings(recipe).items()
-        if name in ("model", "run") or value != defaults[name]
+        if name in ("model", "run") or (name != "published" and value != defaults[name])
     }
 
 

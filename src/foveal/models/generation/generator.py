@@ -198,9 +198,7 @@ class Generator:
         """Tokens that joining would read: without the prefix, where that is already kept."""
         if self._tree_key(sequence) not in self._trees:
             return sequence.tokens
-        image_token_id = self.loaded.processor.image_token_id
-        prompt = sequence.request.prompt
-        return len(prompt.stretch(prompt.prefix_entries, None, image_token_id).ids)
+        return sequence.tokens - sequence.request.prompt.prefix_tokens
 
     def _place(self, sequence: _Sequence) -> list[Growing]:
         """Find a sequence its tree and a branch of its own; returns all that is to be read."""

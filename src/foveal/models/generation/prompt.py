@@ -74,7 +74,15 @@ class Prompt:
     @cached_property
     def tokens(self) -> int:
         """Length with the pictures written out."""
-        return sum(self.images[-1 - one].tokens if one < 0 else 1 for one in self.entries)
+        return self._count(self.entries)
+
+    @cached_property
+    def prefix_tokens(self) -> int:
+        """Length of what may be shared."""
+        return self._count(self.entries[: self.prefix_entries])
+
+    def _count(self, entries: Sequence[int]) -> int:
+        return sum(self.images[-1 - one].tokens if one < 0 else 1 for one in entries)
 
     def stretch(self, start: int, end: int | None, image_token_id: int) -> Stretch:
         """Write out the entries from `start` to `end`."""

@@ -1,0 +1,151 @@
+"""Answering the questions of pages: ours beside one question at a time, two ways.
+
+    python benchmarks/evaluation.py --size standard --pages 2 --rounds 3
+
+`recipe`: as the published recipe evaluates, through its walk (see `foveal.bench.recipe_way`).
+`generate`: transformers' `generate` on our model, which already cuts, encodes and attends as ours.
+`ours`: all questions together, each page read once.
+
+All get the same weights, pages from disk and questions, answer greedily, and should give the same
+tokens; they take turns, so that all meet the same weather. Where reading the page is nearly all of
+the work, `generate` over `ours` cannot exceed the questions of a page.
+
+With --processor-time, other processes on the machine do not count.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from foveal.bench.page import LetterProcessor, find_size, make_model, make_page
+from foveal.bench.recipe_way import RecipeInputs, RecipeWay, recipe_inputs
+from foveal.data.dataset import Dataset
+from foveal.data.encode import IGNORED
+from foveal.evaluate.opening import Opener
+from foveal.models.family import LoadedModel
+from foveal.models.generation.generator import Generator, Request, generate
+from foveal.models.generation.prompt import Prompt, PromptImage
+from foveal.models.phi3_vision.family import FAMILY
+
+
+@dataclass(frozen=True)
+class EndlessProcessor(LetterProcessor):
+    """Knows no token that ends an answer, so that every answer is as long as it may be."""
+
+    end_ids: tuple[int, ...] = ()
+
+
+def prompts_of(dataset: Dataset, opener: Opener, page: int) -> list[Prompt]:
+    """Ask each question of a page."""
+    (fact,) = dataset.images
+    image = PromptImage(page, fact.tokens, (fact.rows, fact.columns), opener.cutter(0))
+    return [
+        Prompt(tuple(one.entries[: int(np.argmax(one.learnt))].tolist()), (image,))
+        for one in dataset.examples
+    ]
+
+
+def one_at_a_time(loaded: LoadedModel, prompts: list[Prompt], new_tokens: int) -> list[list[int]]:
+    """Let `generate` answer each question by itself."""
+    answers = []
+    for prompt in prompts:
+        stretch = prompt.stretch(0, None, loaded.processor.image_token_id)
+        crops = stretch.images[0].cut()
+        rows, columns = stretch.images[0].grid
+        side = crops.shape[-1]
+        ids = torch.tensor([stretch.ids])
+        made = loaded.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=crops,
+            image_sizes=torch.tensor([[rows * side, columns * side]]),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        answers.append(made[0, ids.shape[1] :].tolist())
+    return answers
+
+
+@torch.no_grad()
+def as_the_recipe(way: RecipeWay, inputs: RecipeInputs, new_tokens: int) -> list[int]:
+    """Answer one question greedily as `generate` drives the published code."""
+    prompt = int((inputs.labels != IGNORED).int().argmax())
+    ids = inputs.input_ids[:, :prompt]
+    is_image = ids == way.image_token_id
+    embeddings = way.model.model.embed_tokens(ids.masked_fill(is_image, 0))
+    images = way._image_embeddings(inputs.pixel_values, inputs.image_sizes)
+    embeddings = embeddings.index_put(torch.nonzero(is_image, as_tuple=True), images)
+    cache, answer = None, []
+    while len(answer) < new_tokens:
+        read = way.decoder(inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
+        logits = way.model.lm_head(read.last_hidden_state).float()
+        answer.append(int(logits[0, -1].argmax()))
+        cache, embeddings = (
+            read.past_key_values,
+            way.model.model.embed_tokens(torch.tensor([answer[-1:]])),
+        )
+    return answer
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", default="standard")
+    parser.add_argument("--pages", type=int, default=2)
+    parser.add_argument("--questions", type=int, default=4, help="of each page")
+    parser.add_argument("--new-tokens", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--processor-time", action="store_true")
+    asked = parser.parse_args()
+    clock = time.process_time if asked.processor_time else time.perf_counter
+    size = find_size(asked.size)
+    processor = EndlessProcessor(size)
+    loaded = LoadedModel(make_model(size).eval(), processor, FAMILY)
+    recipe = RecipeWay(make_model(size)).eval()
+    with TemporaryDirectory() as folder:
+        prompts: list[Prompt] = []
+        pages = []
+        for page in range(asked.pages):
+            place = Path(folder) / str(page)
+            place.mkdir()
+            pages.append(make_page(size, asked.questions, place, seed=page))
+            prompts += prompts_of(pages[-1], Opener(pages[-1], processor), page)
+        ways: dict[str, Callable[[], list[list[int]]]] = {
+            "recipe": lambda: [
+                as_the_recipe(recipe, recipe_inputs(page, number, processor), asked.new_tokens)
+                for page in pages
+                for number in range(asked.questions)
+            ],
+            "generate": lambda: one_at_a_time(loaded, prompts, asked.new_tokens),
+            "ours": lambda: generate(
+                Generator(loaded), [Request(prompt, asked.new_tokens) for prompt in prompts]
+            ),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        answers = {}
+        for _ in range(asked.rounds):
+            for name, way in ways.items():
+                start = clock()
+                answers[name] = way()
+                seconds[name].append(clock() - start)
+    ours = median(seconds["ours"])
+    for name, taken in seconds.items():
+        pairs = zip(answers[name], answers["ours"], strict=True)
+        same = sum(one == other for one, other in pairs)
+        print(
+            f"{name}: {len(prompts) / median(taken):.3f} questions/s, "
+            f"ours {median(taken) / ours:.2f}x, the same tokens for {same} of {len(prompts)}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""A model + examples -> predictions.jsonl and scores.json, even if it is killed on the way."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from foveal.config import EvaluateSettings
+from foveal.data.dataset import Dataset, read_dataset
+from foveal.data.example import Example, read_examples
+from foveal.errors import ConfigError, DataError
+from foveal.evaluate.metrics import find_metrics, plain
+from foveal.evaluate.opening import Opener
+from foveal.evaluate.predict import AnswerRule, predict
+from foveal.evaluate.prediction import (
+    Prediction,
+    Scores,
+    append_predictions,
+    read_predictions,
+    read_scores,
+    score_predictions,
+    with_answers,
+    write_predictions,
+    write_scores,
+)
+from foveal.evaluate.questions import deal, families, questions_of
+from foveal.models.family import LoadedModel
+
+Item = TypeVar("Item")
+Key = tuple[str, int]
+
+PREDICTIONS, SCORES, WHAT = "predictions.jsonl", "scores.json", "evaluation.json"
+RANK_PREDICTIONS = "predictions.rank-{}.jsonl"
+"""What the other processes append to, until all is put together."""
+
+
+class Workers(Protocol):
+    """The processes that share an evaluation; a training engine is one."""
+
+    rank: int
+    world_size: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        ...
+
+    def gather(self, items: list[Item]) -> list[Item]:
+        """Bring the items of all processes together, in the order of their ranks."""
+        ...
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        ...
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Compute in the run's number format."""
+        ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an evaluation is written, and what it is an evaluation of."""
+
+    folder: Path
+    what: Mapping[str, object]
+    """Answers made under another `what` are not gone on from."""
+
+    def begin(self) -> None:
+        """Keep the answers of an evaluation that was cut off, if it was this one."""
+        what = json.dumps(dict(self.what), indent=1, default=str)
+        file = self.folder / WHAT
+        if not file.is_file() or file.read_text(encoding="utf-8") != what:
+            for old in self._files():
+                old.unlink()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(what, encoding="utf-8")
+
+    def _files(self) -> list[Path]:
+        others = self.folder.glob(RANK_PREDICTIONS.format("*"))
+        return [file for file in (self.folder / PREDICTIONS, *others) if file.is_file()]
+
+    def own_file(self, rank: int) -> Path:
+        """Name the file that a process appends to."""
+        return self.folder / (PREDICTIONS if rank == 0 else RANK_PREDICTIONS.format(rank))
+
+    def answered(self, workers: Workers) -> dict[Key, Prediction]:
+        """Read what was answered before, by any process; the same in each."""
+        own = self.own_file(workers.rank)
+        files = self._files() if workers.is_main else [own] if own.is_file() else []
+        return by_key(workers.gather([one for file in files for one in read_predictions(file)]))
+
+    def end(self, predictions: Sequence[Prediction], scores: Scores) -> None:
+        """Write down the whole."""
+        write_predictions(self.folder / PREDICTIONS, predictions)
+        write_scores(self.folder / SCORES, scores)
+        for file in self.folder.glob(RANK_PREDICTIONS.format("*")):
+            file.unlink()
+
+
+def by_key(predictions: Iterable[Prediction]) -> dict[Key, Prediction]:
+    """Find predictions by what they answer."""
+    return {one.key: one for one in predictions}
+
+
+def evaluate_into(
+    folder: Path,
+    loaded: LoadedModel,
+    examples: list[Example],
+    dataset: Dataset,
+    settings: EvaluateSettings,
+    workers: Workers,
+    console: Console,
+    model: str = "",
+) -> Scores:
+    """Write predictions.jsonl and scores.json of some examples, unless they are there.
+
+    Each question is answered exactly once, by one of the processes, and written down at once: an
+    evaluation that was killed goes on from there.
+
+    Args:
+        folder: to write to.
+        loaded: model and processor.
+        examples: to be answered.
+        dataset: the same examples, encoded.
+        settings: how answers are made and scored.
+        workers: the processes that share the work.
+        console: to show progress on.
+        model: tells the model from another that was evaluated here before.
+
+    Raises:
+        DataError: two examples have the same id, or a picture cannot be opened.
+        ConfigError: answers are to be chosen, but there is nothing to choose from.
+    """
+    if any(workers.gather([(folder / SCORES).is_file()])):
+        return workers.gather([read_scores(folder / SCORES)] if workers.is_main else [])[0]
+    examples = examples[: settings.max_examples]
+    check_ids(examples)
+    check_choices(examples, settings, console)
+    find_metrics(settings.metrics)  # an unknown one is named before the work, not after
+    answering = settings.model_dump(mode="json", include={"answer", "choices", "max_new_tokens"})
+    place = Place(folder, {"model": model, "data": dataset.fingerprint, **answering})
+    if workers.is_main:
+        place.begin()
+    workers.wait()
+    done = place.answered(workers)
+    rule = AnswerRule(settings.answer, settings.max_new_tokens, settings.tokens_per_batch)
+    with Opener(dataset, loaded.processor) as opener:
+        questions = [
+            question
+            for number, example in enumerate(examples)
+            for question in questions_of(number, example, dataset, opener, settings.choices)
+        ]
+        order = [(examples[one.example].id, one.turn) for one in questions]
+        left = [one for key, one in zip(order, questions, strict=True) if key not in done]
+        shares = deal(families(left, dataset), workers.world_size)
+        mine = [question for family in shares[workers.rank] for question in family.questions]
+        mine.sort(key=lambda one: not rule.chooses(one))  # first chosen, then written ones
+        opener.expect([image for one in mine for image in dataset.image_numbers(one.example)])
+        made: list[Prediction] = []
+        with (
+            evaluating(loaded),
+            workers.autocast(),
+            counting(console, folder.name, len(mine)) as bar,
+        ):
+            for some in predict(loaded, examples, mine, rule):
+                append_predictions(place.own_file(workers.rank), some)
+                made += some
+                bar(len(made))
+    found = done | by_key(workers.gather(made))
+    predictions = [found[key].scored(settings.metrics) for key in order]
+    scores = score_predictions(predictions, settings.metrics)
+    if workers.is_main:
+        place.end(predictions, scores)
+    workers.wait()
+    return scores
+
+
+@contextmanager
+def evaluating(loaded: LoadedModel) -> Iterator[None]:
+    """Have a model in evaluation mode, and leave it as it was."""
+    was_training = loaded.model.training
+    loaded.model.eval()
+    try:
+        yield
+    finally:
+        loaded.model.train(was_training)
+
+
+@contextmanager
+def counting(console: Console, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many of this process's answers are made."""
+    columns = TextColumn("answering {task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def check_ids(examples: Sequence[Example]) -> None:
+    """Refuse examples that cannot be told apart.
+
+    Raises:
+        DataError: two have the same id.
+    """
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise DataError(
+                f"two examples have the id {example.id!r}; give each its own: answers go by it"
+            )
+        seen.add(example.id)
+
+
+def check_choices(
+    examples: Sequence[Example], settings: EvaluateSettings, console: Console
+) -> None:
+    """Refuse to choose from nothing; count the questions whose right answer is not offered.
+
+    Raises:
+        ConfigError: answers are to be chosen, and some question has no closed set.
+    """
+    if settings.answer == "generate":
+        return
+    unanswerable = 0
+    for example in examples:
+        for turn in example.turns:
+            choices = turn.choices or settings.choices
+            if not choices and settings.answer == "choices":
+                raise ConfigError(
+                    f"evaluate.answer=choices, but example {example.id!r} names no choices; "
+                    "name them in the data or in evaluate.choices, or use evaluate.answer=auto"
+                )
+            offered = set(map(plain, choices))
+            unanswerable += bool(choices) and offered.isdisjoint(map(plain, turn.accepted))
+    if unanswerable:
+        console.print(
+            f"{unanswerable:,} questions accept no answer out of their choices: always wrong",
+            highlight=False,
+        )
+
+
+def evaluate_model(
+    loaded: LoadedModel,
+    place: str,
+    data: Path,
+    out: Path | None,
+    *,
+    images: Path | None,
+    settings: EvaluateSettings,
+    workers: Workers,
+    console: Console,
+) -> tuple[Path, Scores]:
+    """Answer and score a file; returns where, and how.
+
+    Asked for again, it answers again; only an evaluation that was cut off is gone on from.
+
+    Args:
+        loaded: model, on its device, and processor.
+        place: run folder, model folder or hub name that it comes from.
+        data: JSONL file of examples.
+        out: folder for the answers and scores; none: in the run folder, else `evaluation` here.
+        images: folder that image paths start from.
+        settings: how answers are made and scored.
+        workers: the processes that share the work.
+        console: to show progress on.
+    """
+    is_run = (Path(place) / "recipe.yaml").exists()
+    folder = out or (Path(place) / "evaluation" if is_run else Path("evaluation")) / data.stem
+    examples, dataset = read_dataset(data, loaded.processor, images)
+    if workers.is_main and (folder / SCORES).is_file():
+        for name in (SCORES, WHAT):
+            (folder / name).unlink(missing_ok=True)
+    workers.wait()
+    scores = evaluate_into(
+        folder, loaded, examples, dataset, settings, workers, console, model_stamp(place)
+    )
+    return folder, scores
+
+
+def model_stamp(place: str) -> str:
+    """Tell a model from the one that stood in its place before; a hub name from other names."""
+    files = [
+        file for file in Path(place).glob("**/*.safetensors") if "checkpoints" not in file.parts
+    ]
+    newest = max((file.stat().st_mtime_ns for file in files), default=0)
+    return f"{Path(place).resolve() if files else place} {newest}"
+
+
+def score_made_elsewhere(
+    predictions: Path,
+    data: Path,
+    out: Path | None,
+    settings: EvaluateSettings,
+    console: Console,
+) -> tuple[Path, Scores]:
+    """Score answers that something else made; returns where the scores are, and the scores.
+
+    Args:
+        predictions: JSONL; of each line `id`, `prediction`, and, from the second turn on, `turn`.
+        data: JSONL file of the examples that were answered.
+        out: folder for scores and scored predictions; none: scores alone, beside the predictions.
+        settings: which metrics.
+        console: to say on what is missing.
+
+    Raises:
+        DataError: a file cannot be read, or a prediction answers no turn of the data.
+    """
+    examples = list(read_examples(data))
+    check_ids(examples)
+    found = by_key(with_answers(read_predictions(predictions), examples))
+    order = [(example.id, turn) for example in examples for turn in range(len(example.turns))]
+    missing = [key for key in order if key not in found]
+    if missing:
+        name, turn = missing[0]
+        console.print(
+            f"{len(missing):,} of {len(order):,} turns have no prediction and are not scored; the "
+            f"first is turn {turn} of {name!r}",
+            highlight=False,
+            markup=False,
+        )
+    scored = [found[key].scored(settings.metrics) for key in order if key in found]
+    scores = score_predictions(scored, settings.metrics)
+    if out:
+        write_predictions(out / PREDICTIONS, scored)
+    folder = out or predictions.parent
+    write_scores(folder / SCORES, scores)
+    return folder, scores

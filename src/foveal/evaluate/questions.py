@@ -1,0 +1,98 @@
+"""A data set -> the questions it asks: their prompts, and which of them belong together."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from foveal.data.dataset import Dataset
+from foveal.data.example import Example
+from foveal.data.rows import PHI35_VISION_COSTS
+from foveal.evaluate.opening import Opener
+from foveal.models.generation.prompt import Prompt, PromptImage
+
+
+@dataclass(frozen=True)
+class Question:
+    """One turn to be answered, behind the turns before it with their given answers."""
+
+    example: int
+    turn: int
+    prompt: Prompt
+    choices: tuple[str, ...]
+    """What the answer is one of; empty: an open answer."""
+
+
+def questions_of(
+    number: int,
+    example: Example,
+    dataset: Dataset,
+    opener: Opener,
+    choices: tuple[str, ...] = (),
+) -> Iterator[Question]:
+    """Cut an example into one question a turn.
+
+    Args:
+        number: place of the example in the data set.
+        example: that stands there.
+        dataset: the same examples, encoded.
+        opener: opens the pictures, when they are needed.
+        choices: what every answer is one of, where the data does not say it.
+    """
+    encoded = dataset.examples[number]
+    learnt = encoded.learnt
+    answers_start = np.flatnonzero(learnt & ~np.concatenate([[False], learnt[:-1]]))
+    images = tuple(_shown(image, dataset, opener) for image in dataset.image_numbers(number))
+    first_prompt = encoded.entries[: encoded.prompt_entries]
+    shared = int(np.flatnonzero(first_prompt < 0).max(initial=-1)) + 1
+    for turn, start in enumerate(answers_start):
+        entries = tuple(encoded.entries[:start].tolist())
+        # Every turn of an example, and of others on the same pictures, begins like its first.
+        prompt = Prompt(entries, images, shared_entries=shared)
+        yield Question(number, turn, prompt, example.turns[turn].choices or choices)
+
+
+def _shown(image: int, dataset: Dataset, opener: Opener) -> PromptImage:
+    fact = dataset.images[image]
+    return PromptImage(image, fact.tokens, (fact.rows, fact.columns), opener.cutter(image))
+
+
+@dataclass(frozen=True)
+class Family:
+    """Questions that begin with the same pictures, the longest first."""
+
+    questions: tuple[Question, ...]
+    cost: float
+    """In decoder tokens: the pictures once, and every question."""
+
+
+def families(questions: Sequence[Question], dataset: Dataset) -> list[Family]:
+    """Put together what shares a prefix; the costliest first, so that memory fails early."""
+    together: dict[object, list[Question]] = {}
+    for place, question in enumerate(questions):
+        key = question.prompt.prefix_key or ("alone", place)
+        together.setdefault(key, []).append(question)
+    found = []
+    for some in together.values():
+        some.sort(key=lambda one: -one.prompt.tokens)
+        found.append(Family(tuple(some), _cost(some, dataset)))
+    return sorted(found, key=lambda family: -family.cost)
+
+
+def _cost(questions: Sequence[Question], dataset: Dataset) -> float:
+    costs = PHI35_VISION_COSTS
+    prefix = questions[0].prompt.prefix_tokens
+    shown = {image for one in questions for image in dataset.image_numbers(one.example)}
+    price = costs.text(prefix) + costs.crop * int(dataset.sizes.image_crops[list(shown)].sum())
+    return price + sum(costs.text(one.prompt.tokens - prefix, prefix) for one in questions)
+
+
+def deal(found: Sequence[Family], world_size: int) -> list[list[Family]]:
+    """Give each family to the process that has least to do so far; all processes agree."""
+    shares: list[list[Family]] = [[] for _ in range(world_size)]
+    loads = [0.0] * world_size
+    for family in found:
+        least = loads.index(min(loads))
+        shares[least].append(family)
+        loads[least] += family.cost
+    return shares
