@@ -109,6 +109,25 @@ def check(
 
 
 @app.command()
+def inspect(
+    data: Annotated[Path, typer.Argument(help="Examples: JSONL, Parquet or hf://...")],
+    recipe: Annotated[Path, typer.Option(help="YAML recipe they shall be trained by.")],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("inspection.html"),
+    number: Annotated[int, typer.Option(help="Examples to show.", min=1)] = 20,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of the recipe.")
+    ] = None,
+) -> None:
+    """Show examples as the model will see them: crops, tokens, what is learnt, rows of a step."""
+    from foveal.config import load_recipe
+
+    loaded = load_recipe(recipe, (*(overrides or ()), f"data.train={data}"))
+    from foveal.run import inspect_data
+
+    typer.echo(f"inspection: {inspect_data(loaded, out, number)}")
+
+
+@app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value ...")] = None,

@@ -233,7 +233,7 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
     messages = [
         f"turn {number}: {message}"
         for number, turn in enumerate(example.turns, start=1)
-        for message in _turn_problems(turn)
+        for message in turn_problems(turn)
     ]
     found: list[tuple[str, Path]] = []
     sizes: list[tuple[int, int]] = []
@@ -261,7 +261,8 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
     )
 
 
-def _turn_problems(turn: Turn) -> Iterator[str]:
+def turn_problems(turn: Turn) -> Iterator[str]:
+    """Find what is wrong with the texts of a turn."""
     for who, text in (("user", turn.user), ("assistant", turn.assistant)):
         if not text.strip():
             yield f"{who} is empty"

@@ -176,8 +176,10 @@ def _examples(data: Path | None) -> tuple[list[Example], list[str]]:
 def _sources(run: Run) -> list[Source]:
     if run.recipe is None:
         return []
-    paths = {"Training": run.recipe.data.train, "Validation": run.recipe.data.validation}
-    return [_source(role, path) for role, path in paths.items() if path]
+    paths = [("Training", file.path) for file in run.recipe.data.train_files]
+    if run.recipe.data.validation:
+        paths.append(("Validation", run.recipe.data.validation))
+    return [_source(role, path) for role, path in paths]
 
 
 def _source(role: str, path: Path) -> Source:
