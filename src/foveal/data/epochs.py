@@ -48,7 +48,8 @@ def shown_in_epoch(
     Returns:
         (shown,) numbers of examples, and for each in which round through its file it is shown.
     """
-    examples, rounds, first = [], [], 0
+    nothing, first = np.zeros(0, np.int64), 0
+    examples, rounds = [nothing], [nothing]
     for place, one in enumerate(shown):
         whole = int(one.weight)
         members = np.arange(first, first + one.examples)
