@@ -79,7 +79,7 @@ def test_a_file_without_an_example_or_that_is_not_there_is_refused(tmp_path):
     for name in ("empty", "blank"):
         with pytest.raises(DataError, match="no examples"):
             Examples([tmp_path / f"{name}.jsonl"])
-    with pytest.raises(DataError, match="none.jsonl: No such file"):
+    with pytest.raises(DataError, match=r"none\.jsonl: No such file"):
         Examples([tmp_path / "none.jsonl"])
 
 

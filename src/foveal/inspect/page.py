@@ -117,5 +117,5 @@ def _distribution(title: str, values: NDArray[Any], x_label: str, y_label: str) 
     margin = each * 0.7
     ends = (centres[0] - margin, centres[-1] + margin)
     if len(centres) == 1:
-        ends = (centres[0] - 2.5 * each, centres[0] + 2.5 * each)
+        ends = (max(-0.7, centres[0] - 2.5), centres[0] + 2.5)
     return Chart(title, words, draw(name, [bars], x_label, y_label, x_range=ends))
