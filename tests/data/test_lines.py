@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveal.data import lines as lines_module
@@ -16,6 +16,7 @@ def line(name: str) -> str:
     return json.dumps({"id": name, "conversations": [{"user": "q", "assistant": "a"}]})
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.sampled_from([b"", b" ", b"\r", b"x", b'{"a": 1}', b"a long line, yes it is"])),
     st.booleans(),
@@ -81,6 +82,15 @@ def test_a_file_without_an_example_or_that_is_not_there_is_refused(tmp_path):
             Examples([tmp_path / f"{name}.jsonl"])
     with pytest.raises(DataError, match=r"none\.jsonl: No such file"):
         Examples([tmp_path / "none.jsonl"])
+
+
+def test_a_file_that_is_cut_short_under_its_reader_ends_in_one_line(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text(f"{line('a')}\n{line('b')}\n")
+    found = Lines(path)
+    path.write_text("x")
+    with pytest.raises(DataError, match="became shorter"):
+        found[1]
 
 
 def test_an_index_of_many_lines_is_a_few_bytes_a_line(tmp_path):

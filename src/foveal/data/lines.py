@@ -1,12 +1,13 @@
-"""A JSONL file -> any of its examples at once, mapped into memory and found by an index."""
+"""A JSONL file -> any of its examples at once, found by an index and read from the disk."""
 
-import mmap
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from io import FileIO
 from itertools import accumulate
 from pathlib import Path
 from typing import overload
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from foveal.errors import DataError
 
 BLOCK_BYTES = 2**24
 """Bytes that are searched for line breaks at once."""
+
+LINES_AT_ONCE = 1024
+"""Lines that are read together by one who reads them all."""
 
 
 class Lines(Sequence[bytes]):
@@ -33,16 +37,11 @@ class Lines(Sequence[bytes]):
         """
         self.path = path
         try:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:  # an empty file cannot be mapped
-            self._spans = np.zeros((0, 2), np.int64)
-            return
+            self._file = path.open("rb", buffering=0)
+            finalize(self, self._file.close)
+            self._spans = _cached_spans(cache, self._file) if cache else _spans(self._file)
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}; give a JSONL file of examples") from error
-        stamp = (status.st_size, status.st_mtime_ns)
-        self._spans = _cached_spans(cache, self._bytes, stamp) if cache else _spans(self._bytes)
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -54,13 +53,16 @@ class Lines(Sequence[bytes]):
     def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
         """Read a line, or several."""
         if isinstance(index, slice):
-            return [self._bytes[start:end] for start, end in self._spans[index].tolist()]
+            return [self[one] for one in range(*index.indices(len(self)))]
         start, end = self._spans[index].tolist()
-        return self._bytes[start:end]
+        return _read(self._file, start, end - start)
 
     def __iter__(self) -> Iterator[bytes]:
-        for first in range(0, len(self), 4096):
-            yield from self[first : first + 4096]
+        for first in range(0, len(self), LINES_AT_ONCE):
+            spans = self._spans[first : first + LINES_AT_ONCE].tolist()
+            begin, end = spans[0][0], spans[-1][1]
+            block = _read(self._file, begin, end - begin)
+            yield from (block[start - begin : stop - begin] for start, stop in spans)
 
     def numbered(self) -> Iterator[tuple[int, Example]]:
         """Read every example, with the number of its line in the file.
@@ -68,50 +70,63 @@ class Lines(Sequence[bytes]):
         Raises:
             DataError: a line is no example.
         """
-        number, position = 1, 0
-        for line, (start, end) in zip(self, self._spans, strict=True):
-            number += self._bytes[position:start].count(b"\n")
-            position = end
-            try:
-                yield number, parse_example(line)
-            except ValueError as error:
-                raise DataError(f"{self.path}:{number}: {error}") from None
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    try:
+                        yield number, parse_example(line)
+                    except ValueError as error:
+                        raise DataError(f"{self.path}:{number}: {error}") from None
 
     def number(self, index: int) -> int:
         """Count from 1 which line of the file it is, empty ones too."""
         position, end, number = 0, int(self._spans[index][0]), 1
         while position < end:
-            block = self._bytes[position : min(position + BLOCK_BYTES, end)]
+            block = _read(self._file, position, min(BLOCK_BYTES, end - position))
             number += block.count(b"\n")
             position += len(block)
         return number
 
 
-def _spans(content: mmap.mmap) -> NDArray[np.int64]:
+def _read(file: FileIO, start: int, length: int) -> bytes:
+    # By place, not from where the last reader stopped: forked processes share that. A mapped file
+    # would count as memory of the run, and end it without a word when it is cut short.
+    content = os.pread(file.fileno(), length, start)
+    while len(content) < length:
+        more = os.pread(file.fileno(), length - len(content), start + len(content))
+        if not more:
+            raise DataError(f"{file.name}: became shorter while it was read; start again")
+        content += more
+    return content
+
+
+def _spans(file: FileIO) -> NDArray[np.int64]:
     """Find where each line that holds anything starts and ends, its break left out."""
-    breaks = []
-    for start in range(0, len(content), BLOCK_BYTES):
-        block = np.frombuffer(content[start : start + BLOCK_BYTES], np.uint8)
+    size, breaks = os.fstat(file.fileno()).st_size, [np.zeros(0, np.int64)]
+    for start in range(0, size, BLOCK_BYTES):
+        block = np.frombuffer(_read(file, start, min(BLOCK_BYTES, size - start)), np.uint8)
         breaks.append(np.flatnonzero(block == ord("\n")) + start)
-    ends = np.concatenate([*breaks, [len(content)]])
+    ends = np.concatenate([*breaks, [size]])
     spans = np.stack([np.concatenate([[0], ends[:-1] + 1]), ends], axis=1)
     kept = spans[:, 1] > spans[:, 0]
     # No example is this short, so the long ones need not be looked at.
     for index in np.flatnonzero(kept & (spans[:, 1] - spans[:, 0] < 16)).tolist():
-        start, end = spans[index]
-        kept[index] = bool(content[start:end].strip())
-    return spans[kept]
+        start, end = spans[index].tolist()
+        kept[index] = bool(_read(file, start, end - start).strip())
+    return spans if kept.all() else spans[kept]
 
 
-def _cached_spans(cache: Path, content: mmap.mmap, stamp: tuple[int, int]) -> NDArray[np.int64]:
+def _cached_spans(cache: Path, data: FileIO) -> NDArray[np.int64]:
     """Map a remembered index if it is of this very file, else write it."""
+    status = os.fstat(data.fileno())
+    stamp = (status.st_size, status.st_mtime_ns)
     try:
         known: NDArray[np.int64] = np.load(cache, mmap_mode="r")
         if known.ndim == 2 and known.shape[1] == 2 and tuple(known[-1].tolist()) == stamp:
             return known[:-1]
     except (OSError, ValueError, IndexError, EOFError):
         pass  # absent or broken: only time is lost
-    spans = _spans(content)
+    spans = _spans(data)
     cache.parent.mkdir(parents=True, exist_ok=True)
     beside = cache.with_name(f"{cache.name}.{os.getpid()}.part")
     with beside.open("wb") as file:
