@@ -79,6 +79,9 @@ def check(
         list[Path] | None, typer.Option(help="Split to share no picture with.")
     ] = None,
     headers_only: Annotated[bool, typer.Option(help="Do not decode pictures: faster.")] = False,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML recipe; its model counts the tokens.")
+    ] = None,
     fix: Annotated[Path | None, typer.Option(help="File for the good lines.")] = None,
     show: Annotated[int, typer.Option(help="Problems to print; the rest are counted.")] = 20,
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
@@ -89,12 +92,20 @@ def check(
     """
     from foveal.data.check import check_file
 
+    count_tokens, max_tokens = None, None
+    if recipe:
+        from foveal.config import load_recipe
+        from foveal.run import token_counter
+
+        count_tokens, max_tokens = token_counter(load_recipe(recipe), data)
     problems = check_file(
         data,
         images,
         decode=not headers_only,
         workers=workers,
         other_splits=tuple(other or ()),
+        count_tokens=count_tokens,
+        max_tokens=max_tokens,
         fix=fix,
     )
     for problem in islice(problems, show):
@@ -103,6 +114,8 @@ def check(
         pass
     found = problems.summary
     typer.echo(f"{found.examples} examples, {found.images} pictures, problems: {found.problems}")
+    if recipe:
+        typer.echo(f"{found.tokens:,} tokens")
     for label, count in found.labels.most_common(20):
         typer.echo(f"  {label}: {count}")
     raise typer.Exit(1 if found.problems else 0)

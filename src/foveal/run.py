@@ -4,8 +4,10 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -15,9 +17,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from transformers import PretrainedConfig
 
 from foveal.adapt.strategy import Assignment, assign, rules_of, summarize
 from foveal.config import EvaluateSettings, Recipe, load_recipe, save_recipe
+from foveal.data.check import CountTokens, count_tokens
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, ImageFolder, Turn
@@ -35,7 +39,7 @@ from foveal.evaluate.prediction import (
     write_scores,
 )
 from foveal.evaluate.report import write_report
-from foveal.models.family import LoadedModel, find_family, load
+from foveal.models.family import Family, LoadedModel, find_family, load
 from foveal.train.audit import GradientAudit, audit_sharing, audit_targets
 from foveal.train.checkpoint import (
     Progress,
@@ -306,30 +310,45 @@ def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path) -> None:
     )
 
 
-def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
-    """Write a page about the training examples of a recipe, as its model will see them."""
+@contextmanager
+def processor_for(
+    recipe: Recipe, files: Sequence[Path]
+) -> Iterator[tuple[Family, PretrainedConfig, Any]]:
+    """Load all of a recipe's model but its weights: family, sizes and processor."""
     from transformers import AutoConfig
 
-    from foveal.inspect.page import write_inspection
-
     quiet_libraries()
-    data, cache = recipe.data, recipe.run / ".cache"
     with TemporaryDirectory() as scratch:
-        files = [unpacked(file.path, cache) for file in data.train_files]
         name = recipe.model
         if name == TINY and not Path(name).exists():
             made = recipe.run / "model"
             name = str(made if made.exists() else Path(scratch) / "model")
             make_tiny(recipe, files, Path(name))
         family = find_family(name)
-        config = AutoConfig.from_pretrained(name)
-        processor: Any = family.load_processor(name, data.num_crops)
+        processor = family.load_processor(name, recipe.data.num_crops)
+        yield family, AutoConfig.from_pretrained(name), processor
+
+
+def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
+    """Write a page about the training examples of a recipe, as its model will see them."""
+    from foveal.inspect.page import write_inspection
+
+    data = recipe.data
+    files = [unpacked(file.path, recipe.run / ".cache") for file in data.train_files]
     weights = [file.weight for file in data.train_files]
-    examples, dataset = read_dataset(files, processor, data.images, None, data.workers, weights)
-    long = family.long_context_tokens(SimpleNamespace(config=config))  # type: ignore[arg-type]
+    with processor_for(recipe, files) as (family, config, processor):
+        examples, dataset = read_dataset(files, processor, data.images, None, data.workers, weights)
+        long = family.long_context_tokens(SimpleNamespace(config=config))  # type: ignore[arg-type]
     settings = {"model": recipe.model, "num_crops": str(data.num_crops), "order": data.order}
     plan = make_plan(recipe, dataset, 1, long)
     return write_inspection(out, examples, dataset, processor, plan, number, settings)
+
+
+def token_counter(recipe: Recipe, data: Path) -> tuple[CountTokens, int | None]:
+    """Make what `foveal check` counts tokens with, and say how many a model was made for."""
+    with processor_for(recipe, [data]) as (_, config, processor):
+        longest = getattr(config, "max_position_embeddings", None)
+        return partial(count_tokens, processor), longest
 
 
 def make_plan(

@@ -9,6 +9,7 @@ from PIL import Image
 from published import make_processor
 from tiny import make_picture, pages, turn, write_data
 
+from foveal.data.check import count_tokens
 from foveal.data.dataset import build_dataset, read_dataset
 from foveal.data.encode import encode
 from foveal.data.example import ImageFolder, read_examples
@@ -91,6 +92,16 @@ def test_a_change_in_any_file_changes_the_fingerprint(tmp_path):
     assert read_dataset(files, processor)[1].fingerprint != before
 
 
+def test_check_counts_the_tokens_that_a_run_would_have(tmp_path):
+    data, processor = mixed(tmp_path), make_processor(4)
+    _, dataset = read_dataset(data, processor)
+    for number, example in enumerate(read_examples(data)):
+        sizes = [Image.open(tmp_path / "images" / name).size for name in example.images]
+        counts = count_tokens(processor, example, sizes)
+        assert sum(counts.turns) == dataset.sizes.tokens[number]
+        assert counts.learnt == dataset.examples[number].learnt.sum()
+
+
 def test_what_nobody_wants_is_noticed_while_reading_and_what_cannot_be_is_refused(tmp_path):
     make_picture(tmp_path / "images" / "a.png", 0)
     data = tmp_path / "data.jsonl"
@@ -106,8 +117,7 @@ def test_what_nobody_wants_is_noticed_while_reading_and_what_cannot_be_is_refuse
         f"{data}:3: turn 1: user is empty",
         f"{data}:5: turn 1: user holds <|end|>, which the model would read as plain text",
         f'{data}:7: turn 1: "c" is none of the choices',
-        (f"and 1 more of what was noticed while reading; `foveal check {data}` opens the pictures "
-        "too"),
+        f"and 1 more of what was noticed while reading; `foveal check {data}` opens the pictures too",
     ]
     with data.open("a") as file:
         file.write(json.dumps({"id": "w", "conversations": [turn("q", "a", ["no.png"])]}) + "\n")

@@ -366,8 +366,8 @@ class Plan:
         self.share_images = share_images
         self.order = order
         self.costs = costs
-        shown = sizes.shown or (Shown(len(sizes.tokens)),)
-        self.steps_per_epoch = -(-sum(one.an_epoch for one in shown) // examples_per_step)
+        files = sizes.shown or (Shown(len(sizes.tokens)),)
+        self.steps_per_epoch = -(-sum(file.an_epoch for file in files) // examples_per_step)
         self._latest_order: tuple[int, NDArray[np.int64]] | None = None
         self._families = families(sizes.prompts)
         self._long = sizes.tokens > (long_context_tokens or np.inf)
