@@ -87,7 +87,7 @@ class TrainingRun:
         data, weights = recipe.data, [file.weight for file in recipe.data.train_files]
         files = [self._unpack(file.path) for file in data.train_files]
         validation = [self._unpack(data.validation)] if data.validation else []
-        self.loaded = load_for_run(recipe, files, self.run, self.engine)
+        self.loaded = load_for_run(recipe, self.run, self.engine, files)
         _, self.dataset = self._read(files, weights)
         self.validation = self._read(validation) if validation else None
         self._check()
@@ -281,7 +281,9 @@ def set_aside(run: Path) -> None:
     run.rename(kept)
 
 
-def load_for_run(recipe: Recipe, files: Sequence[Path], run: Path, engine: Engine) -> LoadedModel:
+def load_for_run(
+    recipe: Recipe, run: Path, engine: Engine, files: Sequence[Path] = ()
+) -> LoadedModel:
     """Load a recipe's model; the tiny one is first made in the run folder, to suit the files."""
     name = recipe.model
     if name == TINY and not Path(name).exists():

@@ -113,12 +113,14 @@ def test_what_nobody_wants_is_noticed_while_reading_and_what_cannot_be_is_refuse
     ]
     data.write_text("\n\n".join(map(json.dumps, lines)) + "\n")
     said = list(read_dataset(data, make_processor(4))[1].remarks.lines())
-    assert said == [
+    assert said[:3] == [
         f"{data}:3: turn 1: user is empty",
         f"{data}:5: turn 1: user holds <|end|>, which the model would read as plain text",
         f'{data}:7: turn 1: "c" is none of the choices',
-        f"and 1 more of what was noticed while reading; `foveal check {data}` opens the pictures too",
     ]
+    assert said[3].startswith(
+        f"and 1 more of what was noticed while reading; `foveal check {data}`"
+    )
     with data.open("a") as file:
         file.write(json.dumps({"id": "w", "conversations": [turn("q", "a", ["no.png"])]}) + "\n")
     with pytest.raises(DataError, match=r"data\.jsonl:8 \(w\): image no\.png is not in .*check"):

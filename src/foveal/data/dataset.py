@@ -13,7 +13,14 @@ from foveal.data.epochs import Shown
 from foveal.data.example import ImageFolder
 from foveal.data.lines import Examples
 from foveal.data.media import image_sizes
-from foveal.data.packed import EncodedExamples, ImageFact, ImageFacts, RaggedBuilder, Texts
+from foveal.data.packed import (
+    EncodedExamples,
+    ImageFact,
+    ImageFacts,
+    RaggedBuilder,
+    Texts,
+    TextsBuilder,
+)
 from foveal.data.remarks import Remarks
 from foveal.data.rows import Sizes
 from foveal.errors import DataError
@@ -86,7 +93,8 @@ def read_dataset(
             raise DataError(
                 f"{path}: weight {one.weight:g} of {one.examples} examples shows none of them"
             )
-    dataset = build_dataset(encoded, processor, sizes_cache, workers, shown)
+    weighted = shown if any(one.weight != 1 for one in shown) else ()
+    dataset = build_dataset(encoded, processor, sizes_cache, workers, weighted)
     return examples, replace(dataset, remarks=remarks)
 
 
@@ -120,7 +128,7 @@ def build_dataset(
 ) -> Dataset:
     """Measure encoded examples; two paths to one file are one picture."""
     numbers: dict[Path, int] = {}
-    ids: list[str] = []
+    ids = TextsBuilder()
     prompts, rest, owned = RaggedBuilder(), RaggedBuilder(), RaggedBuilder()
     learnt = bytearray()
     entries = array("i")
@@ -132,7 +140,7 @@ def build_dataset(
         learnt += one.learnt[one.prompt_entries :].tobytes()
         owned.add(own)
         entries.append(len(one.entries))
-        ids.append(one.id)
+        ids.add(one.id)
         digest.update(one.id.encode())
         digest.update(one.entries.tobytes())
     facts = _measure(list(numbers), processor, cache, workers)
@@ -149,7 +157,7 @@ def build_dataset(
     for values in (sizes.tokens, sizes.images.values, sizes.image_tokens, sizes.image_crops):
         digest.update(values.tobytes())
     examples = EncodedExamples(
-        Texts.of(ids),
+        ids.build(),
         sizes.prompts,
         rest.build(),
         np.frombuffer(learnt, np.bool_),

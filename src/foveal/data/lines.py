@@ -3,6 +3,7 @@
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from io import FileIO
 from itertools import accumulate
 from pathlib import Path
@@ -149,10 +150,7 @@ class Examples(Sequence[Example]):
         Raises:
             DataError: a file cannot be read or holds no example.
         """
-        self.files = [
-            Lines(path, cache / f"{place}-{path.stem}-lines.npy" if cache else None)
-            for place, path in enumerate(paths)
-        ]
+        self.files = [Lines(path, cache / _index_name(path) if cache else None) for path in paths]
         self._ends = list(accumulate(map(len, self.files)))
         for file in self.files:
             if not len(file):
@@ -188,6 +186,11 @@ class Examples(Sequence[Example]):
     def __iter__(self) -> Iterator[Example]:
         for file in self.files:
             yield from (example for _, example in file.numbered())
+
+
+def _index_name(path: Path) -> str:
+    where = sha256(os.fsencode(path.resolve())).hexdigest()[:8]
+    return f"{path.stem}-{where}-lines.npy"
 
 
 def _parse(file: Lines, index: int) -> Example:

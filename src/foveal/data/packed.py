@@ -38,12 +38,10 @@ class Texts(Sequence[str]):
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Texts":
         """Lay texts end to end."""
-        content, offsets = bytearray(), array("q", [0])
+        builder = TextsBuilder()
         for text in texts:
-            # A path may hold bytes that are no UTF-8; Python keeps them as surrogates.
-            content += text.encode("utf-8", "surrogateescape")
-            offsets.append(len(content))
-        return cls(bytes(content), np.frombuffer(offsets, np.int64))
+            builder.add(text)
+        return builder.build()
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -83,6 +81,23 @@ class ImageFacts(Sequence[ImageFact]):
             return [self[one] for one in range(*index.indices(len(self)))]
         rows, columns = self.grids[index].tolist()
         return ImageFact(Path(self.paths[index]), int(self.tokens[index]), rows, columns)
+
+
+class TextsBuilder:
+    """Grows `Texts`, without an object for each."""
+
+    def __init__(self) -> None:
+        self._content, self._offsets = bytearray(), array("q", [0])
+
+    def add(self, text: str) -> None:
+        """Lay one more text behind the others."""
+        # A path may hold bytes that are no UTF-8; Python keeps them as surrogates.
+        self._content += text.encode("utf-8", "surrogateescape")
+        self._offsets.append(len(self._content))
+
+    def build(self) -> Texts:
+        """Hand the texts over."""
+        return Texts(bytes(self._content), np.frombuffer(self._offsets, np.int64))
 
 
 class RaggedBuilder:
