@@ -13,6 +13,7 @@ from foveal.data.check import count_tokens
 from foveal.data.dataset import build_dataset, read_dataset
 from foveal.data.encode import encode
 from foveal.data.example import ImageFolder, read_examples
+from foveal.data.media import image_size
 from foveal.errors import DataError
 
 
@@ -96,7 +97,7 @@ def test_check_counts_the_tokens_that_a_run_would_have(tmp_path):
     data, processor = mixed(tmp_path), make_processor(4)
     _, dataset = read_dataset(data, processor)
     for number, example in enumerate(read_examples(data)):
-        sizes = [Image.open(tmp_path / "images" / name).size for name in example.images]
+        sizes = [image_size(tmp_path / "images" / name) for name in example.images]
         counts = count_tokens(processor, example, sizes)
         assert sum(counts.turns) == dataset.sizes.tokens[number]
         assert counts.learnt == dataset.examples[number].learnt.sum()

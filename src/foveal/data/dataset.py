@@ -44,7 +44,8 @@ class Dataset:
     def without_targets(self) -> list[int]:
         """List the examples in which nothing is learnt."""
         if isinstance(self.examples, EncodedExamples):
-            return self.examples.without_targets().tolist()
+            silent: list[int] = self.examples.without_targets().tolist()
+            return silent
         return [place for place, one in enumerate(self.examples) if not one.learnt.any()]
 
     def learnt_tokens(self) -> int:

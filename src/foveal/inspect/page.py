@@ -109,10 +109,10 @@ def _distribution(title: str, values: NDArray[Any], x_label: str, y_label: str) 
     low, high = int(values.min()), int(values.max())
     each = max(1, -(-(high - low + 1) // BARS))
     counts = np.bincount((values - low) // each)
-    centres = low + each * np.arange(len(counts)) + (each - 1) / 2
+    centres = np.arange(len(counts), dtype=np.float64) * each + low + (each - 1) / 2
     middle, mean = float(np.median(values)), float(values.mean())
     words = f"From {low:,} to {high:,}; half have at most {middle:,.0f}, the mean is {mean:,.1f}."
-    bars = Line(centres, counts.astype(float), kind="bars", width=each * 0.86)
+    bars = Line(centres, counts.astype(np.float64), kind="bars", width=each * 0.86)
     name = title.lower().replace(" ", "-")
     margin = each * 0.7
     ends = (centres[0] - margin, centres[-1] + margin)
