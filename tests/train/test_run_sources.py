@@ -69,7 +69,7 @@ def test_a_run_over_weighted_files_shows_each_as_often_and_goes_on_only_with_the
     outcome = TrainingRun(recipe(tmp_path, 0.5), Console(file=page, width=1000)).go()
     steps = [json.loads(one) for one in (outcome.run / "metrics.jsonl").read_text().splitlines()]
     assert sum(step["examples"] for step in steps) == 6 // 2 + 4
-    assert "1 examples have the id of another" in page.getvalue()
+    assert f"{two}: examples with the id of another: 1" in page.getvalue()
     assert "foveal check" in page.getvalue()
     assert "x.parquet" in outcome.report.read_text()
     with pytest.raises(RunError, match=r"data\.train"):

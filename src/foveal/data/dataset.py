@@ -102,9 +102,8 @@ def read_dataset(
 def _encode_all(
     examples: Examples, processor: TurnProcessor, images: Path | None, remarks: Remarks
 ) -> Iterator[Encoded]:
-    identities = array("q")
     for file in examples.files:
-        folder = ImageFolder(file.path, images)
+        folder, identities = ImageFolder(file.path, images), array("q")
         for number, example in file.numbered():
             identities.append(hash(example.id))
             remarks.look_at(example, file.path, number)
@@ -115,9 +114,9 @@ def _encode_all(
                     f"{file.path}:{number} ({example.id}): {error}; "
                     f"`foveal check {file.path}` names every such line"
                 ) from error
-    again = len(identities) - len(np.unique(np.frombuffer(identities, np.int64)))
-    if again:
-        remarks.add(examples.files[0].path, 0, f"{again:,} examples have the id of another")
+        again = len(identities) - len(np.unique(np.frombuffer(identities, np.int64)))
+        if again:
+            remarks.add(file.path, 0, f"examples with the id of another: {again:,}")
 
 
 def build_dataset(
