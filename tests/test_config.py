@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from foveal.config import Recipe, Rule, load_recipe, save_recipe, setting_names
+from foveal.config import DataSettings, Recipe, Rule, load_recipe, save_recipe, setting_names
 from foveal.errors import ConfigError
 
 RECIPE = """
@@ -218,3 +219,18 @@ def test_every_setting_is_explained():
 
     explained(Recipe)
     explained(Rule)
+
+
+def test_training_files_are_one_or_several_with_weights():
+    alone = DataSettings(train=Path("a.jsonl"))
+    assert [(file.path, file.weight) for file in alone.train_files] == [(Path("a.jsonl"), 1)]
+    several = DataSettings.model_validate(
+        {"train": [{"path": "a.jsonl", "weight": 0.5}, {"path": "hf://owner/name:train"}]}
+    )
+    assert [(str(file.path), file.weight) for file in several.train_files] == [
+        ("a.jsonl", 0.5),
+        ("hf:/owner/name:train", 1),
+    ]
+    assert DataSettings().train_files == ()
+    with pytest.raises(ValidationError):
+        DataSettings.model_validate({"train": [{"path": "a.jsonl", "weight": 0}]})

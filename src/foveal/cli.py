@@ -79,6 +79,9 @@ def check(
         list[Path] | None, typer.Option(help="Split to share no picture with.")
     ] = None,
     headers_only: Annotated[bool, typer.Option(help="Do not decode pictures: faster.")] = False,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML recipe; its model counts the tokens.")
+    ] = None,
     fix: Annotated[Path | None, typer.Option(help="File for the good lines.")] = None,
     show: Annotated[int, typer.Option(help="Problems to print; the rest are counted.")] = 20,
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
@@ -89,12 +92,20 @@ def check(
     """
     from foveal.data.check import check_file
 
+    count_tokens, max_tokens = None, None
+    if recipe:
+        from foveal.config import load_recipe
+        from foveal.run import token_counter
+
+        count_tokens, max_tokens = token_counter(load_recipe(recipe), data)
     problems = check_file(
         data,
         images,
         decode=not headers_only,
         workers=workers,
         other_splits=tuple(other or ()),
+        count_tokens=count_tokens,
+        max_tokens=max_tokens,
         fix=fix,
     )
     for problem in islice(problems, show):
@@ -103,9 +114,30 @@ def check(
         pass
     found = problems.summary
     typer.echo(f"{found.examples} examples, {found.images} pictures, problems: {found.problems}")
+    if recipe:
+        typer.echo(f"{found.tokens:,} tokens")
     for label, count in found.labels.most_common(20):
         typer.echo(f"  {label}: {count}")
     raise typer.Exit(1 if found.problems else 0)
+
+
+@app.command()
+def inspect(
+    data: Annotated[Path, typer.Argument(help="Examples: JSONL, Parquet or hf://...")],
+    recipe: Annotated[Path, typer.Option(help="YAML recipe they shall be trained by.")],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("inspection.html"),
+    number: Annotated[int, typer.Option(help="Examples to show.", min=1)] = 20,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of the recipe.")
+    ] = None,
+) -> None:
+    """Show examples as the model will see them: crops, tokens, what is learnt, rows of a step."""
+    from foveal.config import load_recipe
+
+    loaded = load_recipe(recipe, (*(overrides or ()), f"data.train={data}"))
+    from foveal.run import inspect_data
+
+    typer.echo(f"inspection: {inspect_data(loaded, out, number)}")
 
 
 @app.command()

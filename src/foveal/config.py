@@ -30,14 +30,25 @@ class Settings(BaseModel):
     )
 
 
+class DataFile(Settings):
+    """One of several sets of examples, and how often they are shown."""
+
+    path: Path
+    """As `data.train` alone."""
+
+    weight: PositiveFloat = 1.0
+    """How often an epoch shows each example; 0.5: half of them, the next epoch the other half."""
+
+
 class DataSettings(Settings):
     """Which examples, and how they become rows."""
 
-    train: Path | None = None
-    """JSONL file to learn from."""
+    train: Path | tuple[DataFile, ...] | None = None
+    """What to learn from: a JSONL file; a Parquet file, or a folder of them, with the pictures in
+    it; `hf://OWNER/NAME:SPLIT` on the hub; or a list of those, `[{path: ..., weight: 2}, ...]`."""
 
     validation: Path | None = None
-    """JSONL file to evaluate on, before and after; none: no evaluation."""
+    """What to evaluate on, before and after, named in the same ways; none: no evaluation."""
 
     images: Path | None = None
     """Folder that image paths start from; none: `images` beside the JSONL file, or its folder."""
@@ -56,6 +67,13 @@ class DataSettings(Settings):
 
     max_bad_fraction: Fraction = 0.1
     """Share of the examples that may be left out for broken pictures before the run stops."""
+
+    @property
+    def train_files(self) -> tuple[DataFile, ...]:
+        """What to learn from, as a list."""
+        if isinstance(self.train, Path):
+            return (DataFile(path=self.train),)
+        return self.train or ()
 
 
 class LoraSettings(Settings):

@@ -5,29 +5,38 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from rich.console import Console
 from safetensors import SafetensorError
+from transformers import PretrainedConfig
 
 from foveal.adapt.files import save_adapter
 from foveal.adapt.quantize import keep_layout, plan_quantization
 from foveal.adapt.strategy import Assignment, assign, rules_of, strategy_table
 from foveal.config import Recipe, save_recipe
+from foveal.data.check import CountTokens, count_tokens
+from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
-from foveal.data.example import Example, ImageFolder, Turn, read_examples
+from foveal.data.example import ImageFolder, Turn
+from foveal.data.lines import Examples
 from foveal.data.loader import RowBatches, StepLoader
+from foveal.data.remarks import check_lengths
 from foveal.data.rows import Plan, Row
 from foveal.deliver.export import write_final
 from foveal.errors import ConfigError, RunError, UserError
 from foveal.evaluate.evaluation import evaluate_into
 from foveal.evaluate.prediction import Scores
 from foveal.evaluate.report import write_report
-from foveal.models.family import LoadedModel, load
+from foveal.models.family import Family, LoadedModel, find_family, load
 from foveal.train.audit import GradientAudit, audit_sharing, audit_targets
 from foveal.train.best import best_checkpoint
 from foveal.train.checkpoint import (
@@ -68,7 +77,7 @@ class TrainingRun:
     """One run of a recipe, from its folder's state to its report."""
 
     def __init__(self, recipe: Recipe, console: Console, fresh: bool = False) -> None:
-        if recipe.data.train is None:
+        if not recipe.data.train_files:
             raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
         quiet_libraries()
         check_best(recipe)
@@ -80,15 +89,39 @@ class TrainingRun:
             set_aside(self.run)
         self.engine.wait()
         torch.manual_seed(recipe.train.seed)
-        self.loaded = load_for_run(recipe, self.run, self.engine)
+        data, weights = recipe.data, [file.weight for file in recipe.data.train_files]
+        files = [self._unpack(file.path) for file in data.train_files]
+        validation = [self._unpack(data.validation)] if data.validation else []
+        self.loaded = load_for_run(recipe, self.run, self.engine, files)
         self.model_fingerprint = fingerprint_model(self.loaded.model)
-        _, self.dataset = self._read(recipe.data.train)
-        self.validation = self._read(recipe.data.validation) if recipe.data.validation else None
+        _, self.dataset = self._read(files, weights)
+        self.validation = self._read(validation) if validation else None
+        self._check()
 
-    def _read(self, path: Path) -> tuple[list[Example], Dataset]:
-        data = self.recipe.data
-        cache = self.run / ".cache" / f"{path.stem}-sizes.json"
-        return read_dataset(path, self.loaded.processor, data.images, cache, data.workers)
+    def _unpack(self, path: Path) -> Path:
+        """Find the JSONL file of what the recipe names; the main process unpacks, others wait."""
+        if self.engine.is_main:
+            unpacked(path, self.run / ".cache")
+        self.engine.wait()
+        return unpacked(path, self.run / ".cache")
+
+    def _check(self) -> None:
+        """Say what was noticed while reading, before anything is paid for."""
+        audit_targets(self.dataset)
+        long = check_lengths(
+            self.dataset.sizes.tokens,
+            self.dataset.examples,
+            getattr(self.loaded.model.config, "max_position_embeddings", None),
+            self.recipe.train.tokens_per_pass,
+        )
+        remarks = [*self.dataset.remarks.lines(), *([long] if long else [])]
+        for line in [*remarks, *(self.validation[1].remarks.lines() if self.validation else ())]:
+            self.console.print(line, style="yellow", highlight=False, markup=False)
+
+    def _read(self, files: list[Path], weights: Sequence[float] = ()) -> tuple[Examples, Dataset]:
+        data, cache = self.recipe.data, self.run / ".cache"
+        processor = self.loaded.processor
+        return read_dataset(files, processor, data.images, cache, data.workers, weights)
 
     def go(self) -> Outcome:
         """Train to the end, or to a request to stop.
@@ -177,17 +210,8 @@ class TrainingRun:
         return self._finish()
 
     def _plan(self) -> Plan:
-        recipe, loaded = self.recipe, self.loaded
-        return Plan(
-            self.dataset.sizes,
-            examples_per_step=recipe.train.examples_per_step,
-            tokens_per_pass=recipe.train.tokens_per_pass,
-            world_size=self.engine.world_size,
-            seed=recipe.train.seed,
-            share_images=recipe.data.share_images,
-            order=recipe.data.order,
-            long_context_tokens=loaded.family.long_context_tokens(loaded.model),
-        )
+        long = self.loaded.family.long_context_tokens(self.loaded.model)
+        return make_plan(self.recipe, self.dataset, self.engine.world_size, long)
 
     def _choose_recompute(self) -> None:
         wanted, model = self.recipe.train.recompute, self.loaded.model
@@ -323,32 +347,96 @@ def set_aside(run: Path) -> None:
     run.rename(kept)
 
 
-def load_for_run(recipe: Recipe, run: Path, engine: Engine) -> LoadedModel:
-    """Load a recipe's model; the tiny one is first made in the run folder."""
+def load_for_run(
+    recipe: Recipe, run: Path, engine: Engine, files: Sequence[Path] = ()
+) -> LoadedModel:
+    """Load a recipe's model; the tiny one is first made in the run folder, to suit the files."""
     name = recipe.model
     if name == TINY and not Path(name).exists():
-        from foveal.models.phi3_vision.tiny import write_tiny
-
-        folder = run / "model"
-        if engine.is_main and not (folder / "config.json").exists():
-            assert recipe.data.train is not None
-            examples = list(read_examples(recipe.data.train))
-            images = ImageFolder(recipe.data.train, recipe.data.images)
-            shown = [path for example in examples[:200] for path in example.images][:32]
-            write_tiny(
-                folder,
-                recipe.train.seed,
-                texts={text for one in examples for turn in one.turns for text in _texts(turn)},
-                pictures=[images.find(path) for path in shown],
-                num_crops=recipe.data.num_crops,
-            )
+        if engine.is_main:
+            make_tiny(recipe, files, run / "model")
         engine.wait()
-        name = str(folder)
+        name = str(run / "model")
     rules, precision = rules_of(recipe.strategy), recipe.precision
     quantization = plan_quantization(name, rules, recipe.quantization, precision)
     loaded = load(name, recipe.data.num_crops, recipe.attention, quantization=quantization)
     keep_layout(loaded.model)
     return loaded
+
+
+def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path) -> None:
+    """Make the tiny model, unless it is there."""
+    from foveal.models.phi3_vision.tiny import write_tiny
+
+    if (folder / "config.json").exists():
+        return
+    images = ImageFolder(files[0], recipe.data.images)
+    first = Examples(files[:1])[:200]
+    shown = [path for example in first for path in example.images][:32]
+    write_tiny(
+        folder,
+        recipe.train.seed,
+        texts={text for one in Examples(files) for turn in one.turns for text in _texts(turn)},
+        pictures=[images.find(path) for path in shown],
+        num_crops=recipe.data.num_crops,
+    )
+
+
+@contextmanager
+def processor_for(
+    recipe: Recipe, files: Sequence[Path]
+) -> Iterator[tuple[Family, PretrainedConfig, Any]]:
+    """Load all of a recipe's model but its weights: family, sizes and processor."""
+    from transformers import AutoConfig
+
+    quiet_libraries()
+    with TemporaryDirectory() as scratch:
+        name = recipe.model
+        if name == TINY and not Path(name).exists():
+            made = recipe.run / "model"
+            name = str(made if made.exists() else Path(scratch) / "model")
+            make_tiny(recipe, files, Path(name))
+        family = find_family(name)
+        processor = family.load_processor(name, recipe.data.num_crops)
+        yield family, AutoConfig.from_pretrained(name), processor
+
+
+def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
+    """Write a page about the training examples of a recipe, as its model will see them."""
+    from foveal.inspect.page import write_inspection
+
+    data = recipe.data
+    files = [unpacked(file.path, recipe.run / ".cache") for file in data.train_files]
+    weights = [file.weight for file in data.train_files]
+    with processor_for(recipe, files) as (family, config, processor):
+        examples, dataset = read_dataset(files, processor, data.images, None, data.workers, weights)
+        long = family.long_context_tokens(SimpleNamespace(config=config))  # type: ignore[arg-type]
+    settings = {"model": recipe.model, "num_crops": str(data.num_crops), "order": data.order}
+    plan = make_plan(recipe, dataset, 1, long)
+    return write_inspection(out, examples, dataset, processor, plan, number, settings)
+
+
+def token_counter(recipe: Recipe, data: Path) -> tuple[CountTokens, int | None]:
+    """Make what `foveal check` counts tokens with, and say how many a model was made for."""
+    with processor_for(recipe, [data]) as (_, config, processor):
+        longest = getattr(config, "max_position_embeddings", None)
+        return partial(count_tokens, processor), longest
+
+
+def make_plan(
+    recipe: Recipe, dataset: Dataset, world_size: int, long_context_tokens: int | None
+) -> Plan:
+    """Plan the steps of a recipe."""
+    return Plan(
+        dataset.sizes,
+        examples_per_step=recipe.train.examples_per_step,
+        tokens_per_pass=recipe.train.tokens_per_pass,
+        world_size=world_size,
+        seed=recipe.train.seed,
+        share_images=recipe.data.share_images,
+        order=recipe.data.order,
+        long_context_tokens=long_context_tokens,
+    )
 
 
 def _texts(turn: Turn) -> tuple[str, ...]:

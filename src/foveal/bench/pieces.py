@@ -20,17 +20,53 @@ from foveal.models.phi3_vision.image import cut_crops
 QUESTIONS_A_PAGE = 4
 EXAMPLES_A_STEP = 64
 
+PICTURES = (
+    (1700, 2200, False),
+    (1700, 2200, True),
+    (2200, 1700, False),
+    (1024, 1024, False),
+    (640, 480, False),
+    (480, 640, False),
+    (3000, 4000, False),
+    (4000, 3000, False),
+)
+"""Width, height, and whether it is grey: letter pages, screens and photographs."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Seconds of one decoded picture into crops, on one core."""
+
+    width: int
+    height: int
+    """Of the picture, pixels."""
+
+    is_grey: bool
+    """Whether it is a scan without colour."""
+
+    seconds: float
+    recipe_seconds: float
+    """As the published processor does it: to floats, padded, stacked."""
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster ours is."""
+        return self.recipe_seconds / self.seconds
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        return (
+            f"{self.width} x {self.height}{' grey' * self.is_grey} into crops: "
+            f"{self.seconds * 1e3:.1f} ms, the recipe's way {self.recipe_seconds * 1e3:.1f} ms: "
+            f"{self.ratio:.2f}x"
+        )
+
 
 @dataclass(frozen=True)
 class Pieces:
     """Seconds of what happens before the model."""
 
-    cut_seconds: float
-    """One letter page into crops, one core, from a decoded picture."""
-
-    recipe_cut_seconds: float
-    """The same as the published processor does it."""
-
+    cuts: tuple[Cut, ...]
     planned_examples: int
     plan_seconds: float
     """All steps of one pass, prefixes and rows found."""
@@ -39,49 +75,52 @@ class Pieces:
     """Most that planning held."""
 
 
-def run_pieces(examples: int, console: Console) -> Pieces:
+def run_pieces(examples: int, console: Console, cut_repeats: int = 15) -> Pieces:
     """Measure and print.
 
     Args:
         examples: to plan; four questions a page.
         console: to print on.
+        cut_repeats: turns of each way of cutting a picture.
     """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as process:
         plan_seconds, plan_bytes = process.submit(plan_all, examples).result()
-    pieces = Pieces(*cut_both(), examples, plan_seconds, plan_bytes)
+    cuts = tuple(cut_both(*picture, repeats=cut_repeats) for picture in PICTURES)
+    pieces = Pieces(cuts, examples, plan_seconds, plan_bytes)
+    for cut in cuts:
+        console.print(str(cut), highlight=False)
     console.print(
-        f"a page into crops: {pieces.cut_seconds * 1e3:.1f} ms, the recipe's way "
-        f"{pieces.recipe_cut_seconds * 1e3:.1f} ms: "
-        f"{pieces.recipe_cut_seconds / pieces.cut_seconds:.1f}x\n"
         f"planning {examples:,} examples: {plan_seconds:.1f} s, {plan_bytes / 1e9:.2f} GB",
         highlight=False,
     )
     return pieces
 
 
-def cut_both(repeats: int = 7) -> tuple[float, float]:
-    """Cut a page both ways on one core; the fastest of several, seconds each."""
-    size = SIZES["standard"]
-    noise = np.random.default_rng(0).integers(0, 256, (55, 43, 3), np.uint8)
-    page = Image.fromarray(noise).resize(size.page)
+def cut_both(width: int, height: int, is_grey: bool, repeats: int) -> Cut:
+    """Cut a picture both ways in turn on one core; the fastest of several counts."""
+    size = SIZES["standard"].crop_size
+    noise = np.random.default_rng(0).integers(0, 256, (height // 40, width // 40, 3), np.uint8)
+    picture = Image.fromarray(noise).convert("L" if is_grey else "RGB").resize((width, height))
+    picture = picture.convert("RGB")
+    ways = (
+        lambda: cut_crops(picture, NUM_CROPS, size),
+        lambda: recipe_pixels(picture, size),
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        ours = _fastest(lambda: cut_crops(page, NUM_CROPS, size.crop_size), repeats)
-        recipe = _fastest(lambda: recipe_pixels(page, size.crop_size), repeats)
+        taken = [[_time(way) for way in ways] for _ in range(repeats)]
     finally:
         torch.set_num_threads(threads)
-    return ours, recipe
+    ours, recipe = (min(seconds) for seconds in zip(*taken, strict=True))
+    return Cut(width, height, is_grey, ours, recipe)
 
 
-def _fastest(action: Callable[[], object], repeats: int) -> float:
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+def _time(action: Callable[[], object]) -> float:
+    start = time.process_time()
+    action()
+    return time.process_time() - start
 
 
 def plan_all(examples: int) -> tuple[float, int]:

@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foveal.data.example import Example, ImageFolder, Turn, parse_example
 from foveal.data.media import image_identity, image_size, open_image
 from foveal.data.parallel import parallel
 from foveal.errors import DataError
+
+if TYPE_CHECKING:
+    from foveal.data.encode import TurnProcessor
 
 MOST_LABELS = 100
 """Most different answers that still count as labels where a file names no choices."""
@@ -43,6 +47,20 @@ class TokenCounts:
 
 CountTokens = Callable[[Example, Sequence[tuple[int, int]]], TokenCounts]
 """From an example and the (width, height) of its images; a function of a module, or a partial."""
+
+
+def count_tokens(
+    processor: "TurnProcessor", example: Example, sizes: Sequence[tuple[int, int]]
+) -> TokenCounts:
+    """Count as a run over the same processor would."""
+    turns, learnt, left = [], 0, iter(sizes)
+    for turn in example.turns:
+        prompt = processor.encode_prompt(turn.user, len(turn.images))
+        answer = processor.encode_answer(turn.assistant)
+        images = sum(processor.num_image_tokens(*next(left)) - 1 for _ in turn.images)
+        turns.append(len(prompt) + images + len(answer))
+        learnt += len(answer)
+    return TokenCounts(tuple(turns), learnt)
 
 
 @dataclass
@@ -233,7 +251,7 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
     messages = [
         f"turn {number}: {message}"
         for number, turn in enumerate(example.turns, start=1)
-        for message in _turn_problems(turn)
+        for message in turn_problems(turn)
     ]
     found: list[tuple[str, Path]] = []
     sizes: list[tuple[int, int]] = []
@@ -261,7 +279,8 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
     )
 
 
-def _turn_problems(turn: Turn) -> Iterator[str]:
+def turn_problems(turn: Turn) -> Iterator[str]:
+    """Find what is wrong with the texts of a turn."""
     for who, text in (("user", turn.user), ("assistant", turn.assistant)):
         if not text.strip():
             yield f"{who} is empty"

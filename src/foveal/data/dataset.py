@@ -1,38 +1,58 @@
-"""A JSONL file + a processor -> Dataset: all that a plan and a batch need, no picture opened."""
+"""JSONL files + a processor -> Dataset: all that a plan and a batch need, no picture opened."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from foveal.data.encode import Encoded, TurnProcessor, encode
-from foveal.data.example import Example, ImageFolder, read_examples
+from foveal.data.epochs import Shown
+from foveal.data.example import ImageFolder
+from foveal.data.lines import Examples
 from foveal.data.media import image_sizes
-from foveal.data.rows import Ragged, Sizes
+from foveal.data.packed import (
+    EncodedExamples,
+    ImageFact,
+    ImageFacts,
+    RaggedBuilder,
+    Texts,
+    TextsBuilder,
+)
+from foveal.data.remarks import Remarks
+from foveal.data.rows import Sizes
 from foveal.errors import DataError
 
-
-@dataclass(frozen=True)
-class ImageFact:
-    """One distinct picture, known from its header alone."""
-
-    path: Path
-    tokens: int
-    rows: int
-    columns: int
+__all__ = ["Dataset", "ImageFact", "build_dataset", "read_dataset"]
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Examples as tokens, the pictures they speak of, and what both cost."""
 
-    examples: tuple[Encoded, ...]
-    images: tuple[ImageFact, ...]
+    examples: Sequence[Encoded]
+    images: Sequence[ImageFact]
     sizes: Sizes
     fingerprint: str
     """Changes when an example, a picture's size or the encoding does."""
+
+    remarks: Remarks = field(default_factory=Remarks)
+    """What was noticed while reading."""
+
+    def without_targets(self) -> list[int]:
+        """List the examples in which nothing is learnt."""
+        if isinstance(self.examples, EncodedExamples):
+            silent: list[int] = self.examples.without_targets().tolist()
+            return silent
+        return [place for place, one in enumerate(self.examples) if not one.learnt.any()]
+
+    def learnt_tokens(self) -> int:
+        """Count the tokens that are learnt."""
+        if isinstance(self.examples, EncodedExamples):
+            return int(self.examples.learnt.sum())
+        return sum(int(one.learnt.sum()) for one in self.examples)
 
     def image_numbers(self, example: int) -> list[int]:
         """Places in `images` of the pictures of an example."""
@@ -41,81 +61,126 @@ class Dataset:
 
 
 def read_dataset(
-    path: Path,
+    paths: Path | Sequence[Path],
     processor: TurnProcessor,
     images: Path | None = None,
     cache: Path | None = None,
     workers: int = 1,
-) -> tuple[list[Example], Dataset]:
-    """Read and encode a JSONL file.
+    weights: Sequence[float] = (),
+) -> tuple[Examples, Dataset]:
+    """Read and encode JSONL files, one behind the other.
+
+    Args:
+        paths: of the files.
+        processor: of the model that will read them.
+        images: folder that image paths start from; none: beside each file.
+        cache: folder that remembers, from one run to the next, where lines start and how large
+            pictures are.
+        workers: processes that read headers of pictures.
+        weights: how often an epoch shows each file; empty: once.
 
     Raises:
-        DataError: the file or a picture's header cannot be read, or there is no example.
+        DataError: a file or a picture's header cannot be read, or there is no example.
     """
-    examples = list(read_examples(path))
-    if not examples:
-        raise DataError(f"{path}: no examples; write one conversation a line")
-    folder = ImageFolder(path, images)
-    encoded = []
-    for number, example in enumerate(examples, start=1):
-        try:
-            encoded.append(encode(example, processor, folder))
-        except (DataError, ValueError) as error:
-            raise DataError(f"{path}: example {number} ({example.id}): {error}") from error
-    return examples, build_dataset(encoded, processor, cache, workers)
+    paths = [paths] if isinstance(paths, Path) else paths
+    examples = Examples(paths, cache)
+    sizes_cache = cache / f"{paths[0].stem}-sizes.json" if cache else None
+    remarks = Remarks()
+    encoded = _encode_all(examples, processor, images, remarks)
+    counts = [len(file) for file in examples.files]
+    shown = tuple(map(Shown, counts, weights or [1.0] * len(counts)))
+    for path, one in zip(paths, shown, strict=True):
+        if not one.an_epoch:
+            raise DataError(
+                f"{path}: weight {one.weight:g} of {one.examples} examples shows none of them"
+            )
+    weighted = shown if any(one.weight != 1 for one in shown) else ()
+    dataset = build_dataset(encoded, processor, sizes_cache, workers, weighted)
+    return examples, replace(dataset, remarks=remarks)
+
+
+def _encode_all(
+    examples: Examples, processor: TurnProcessor, images: Path | None, remarks: Remarks
+) -> Iterator[Encoded]:
+    for file in examples.files:
+        folder, identities = ImageFolder(file.path, images), array("q")
+        for number, example in file.numbered():
+            identities.append(hash(example.id))
+            remarks.look_at(example, file.path, number)
+            try:
+                yield encode(example, processor, folder)
+            except (DataError, ValueError) as error:
+                raise DataError(
+                    f"{file.path}:{number} ({example.id}): {error}; "
+                    f"`foveal check {file.path}` names every such line"
+                ) from error
+        again = len(identities) - len(np.unique(np.frombuffer(identities, np.int64)))
+        if again:
+            remarks.add(file.path, 0, f"examples with the id of another: {again:,}")
 
 
 def build_dataset(
-    encoded: Sequence[Encoded],
+    encoded: Iterable[Encoded],
     processor: TurnProcessor,
     cache: Path | None = None,
     workers: int = 1,
+    shown: tuple[Shown, ...] = (),
 ) -> Dataset:
     """Measure encoded examples; two paths to one file are one picture."""
     numbers: dict[Path, int] = {}
-    owned = [
-        [numbers.setdefault(path, len(numbers)) for path in example.images] for example in encoded
-    ]
-    facts = []
-    for path, (width, height) in zip(
-        numbers, image_sizes(list(numbers), cache, workers), strict=True
-    ):
-        rows, columns = processor.grid(width, height)
-        facts.append(ImageFact(path, processor.num_image_tokens(width, height), rows, columns))
-    image_tokens = np.asarray([fact.tokens for fact in facts], np.int32)
-    prompts = [
-        _name_images(example.entries[: example.prompt_entries], own)
-        for example, own in zip(encoded, owned, strict=True)
-    ]
-    tokens = [
-        len(example.entries) + sum(int(image_tokens[number]) - 1 for number in own)
-        for example, own in zip(encoded, owned, strict=True)
-    ]
+    ids = TextsBuilder()
+    prompts, rest, owned = RaggedBuilder(), RaggedBuilder(), RaggedBuilder()
+    learnt = bytearray()
+    entries = array("i")
+    digest = hashlib.blake2b(digest_size=16)
+    for one in encoded:
+        own = [numbers.setdefault(path, len(numbers)) for path in one.images]
+        prompts.add(_name_images(one.entries[: one.prompt_entries], own))
+        rest.add(one.entries[one.prompt_entries :].tolist())
+        learnt += one.learnt[one.prompt_entries :].tobytes()
+        owned.add(own)
+        entries.append(len(one.entries))
+        ids.add(one.id)
+        digest.update(one.id.encode())
+        digest.update(one.entries.tobytes())
+    facts = _measure(list(numbers), processor, cache, workers)
+    lists = owned.build()
+    extra = np.concatenate([[0], np.cumsum(facts.tokens[lists.values] - 1)])[lists.offsets]
     sizes = Sizes(
-        np.asarray(tokens, np.int32),
-        Ragged.of(prompts),
-        Ragged.of(owned),
-        image_tokens,
-        np.asarray([_tower_crops(fact) for fact in facts], np.int32),
+        tokens=(np.frombuffer(entries, np.int32) + np.diff(extra)).astype(np.int32),
+        prompts=prompts.build(),
+        images=lists,
+        image_tokens=facts.tokens,
+        image_crops=_tower_crops(facts),
+        shown=shown,
     )
-    return Dataset(tuple(encoded), tuple(facts), sizes, _fingerprint(encoded, sizes))
+    for values in (sizes.tokens, sizes.images.values, sizes.image_tokens, sizes.image_crops):
+        digest.update(values.tobytes())
+    examples = EncodedExamples(
+        ids.build(),
+        sizes.prompts,
+        rest.build(),
+        np.frombuffer(learnt, np.bool_),
+        lists,
+        facts,
+    )
+    return Dataset(examples, facts, sizes, digest.hexdigest())
 
 
-def _tower_crops(fact: ImageFact) -> int:
-    crops = fact.rows * fact.columns
-    return crops if crops == 1 else crops + 1  # a single crop is its own global view
+def _measure(
+    paths: Sequence[Path], processor: TurnProcessor, cache: Path | None, workers: int
+) -> ImageFacts:
+    sizes = image_sizes(paths, cache, workers)
+    grids = np.asarray([processor.grid(*size) for size in sizes], np.int32).reshape(-1, 2)
+    tokens = np.asarray([processor.num_image_tokens(*size) for size in sizes], np.int32)
+    return ImageFacts(Texts.of(map(str, paths)), tokens, grids)
+
+
+def _tower_crops(facts: ImageFacts) -> np.ndarray:
+    crops = facts.grids.prod(axis=1, dtype=np.int32)
+    return np.where(crops == 1, 1, crops + 1)  # a single crop is its own global view
 
 
 def _name_images(prompt: np.ndarray, own: list[int]) -> list[int]:
     """Replace an example's own image numbers by those of the whole data set."""
     return [-1 - own[-1 - entry] if entry < 0 else entry for entry in prompt.tolist()]
-
-
-def _fingerprint(encoded: Sequence[Encoded], sizes: Sizes) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for example in encoded:
-        digest.update(example.id.encode())
-        digest.update(example.entries.tobytes())
-    for array in (sizes.tokens, sizes.images.values, sizes.image_tokens, sizes.image_crops):
-        digest.update(array.tobytes())
-    return digest.hexdigest()

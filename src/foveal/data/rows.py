@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from foveal.data.epochs import Shown, random_bits, shown_in_epoch
+
 WORTH_SWAPPING, WORTH_PARTING = 0.99, 0.95
 """Shares that the larger load of two ranks must come down to; parting pays a prefix once more."""
 
@@ -59,6 +61,9 @@ class Sizes:
 
     image_crops: NDArray[np.int32]
     """(images,) Crops of it that the vision tower sees."""
+
+    shown: tuple[Shown, ...] = ()
+    """How often an epoch shows the examples, file by file; empty: each once."""
 
     def __post_init__(self) -> None:
         if not len(self.tokens) == len(self.prompts) == len(self.images):
@@ -361,7 +366,8 @@ class Plan:
         self.share_images = share_images
         self.order = order
         self.costs = costs
-        self.steps_per_epoch = -(-len(sizes.tokens) // examples_per_step)
+        files = sizes.shown or (Shown(len(sizes.tokens)),)
+        self.steps_per_epoch = -(-sum(file.an_epoch for file in files) // examples_per_step)
         self._latest_order: tuple[int, NDArray[np.int64]] | None = None
         self._families = families(sizes.prompts)
         self._long = sizes.tokens > (long_context_tokens or np.inf)
@@ -393,15 +399,20 @@ class Plan:
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
         """Draw families at random, and the examples within each."""
+        examples, families = np.arange(len(self._families)), self._families
+        if self.sizes.shown:
+            examples, rounds = shown_in_epoch(self.sizes.shown, families, self.seed, epoch)
+            # What is shown again meets its first showing no more than any other example.
+            apart = families[examples] * (rounds.max() + 1) + rounds
+            families = np.unique(apart, return_inverse=True)[1]
         if self.order == "as_is":
-            return np.arange(len(self.sizes.tokens))
-        # Raw bits are the one thing that numpy promises to keep the same in every version.
-        bits = np.random.Philox(np.random.SeedSequence([self.seed, epoch]))
-        counts = np.bincount(self._families)
+            return examples
+        bits = random_bits(self.seed, epoch)
+        counts = np.bincount(families)
         drawn = np.argsort(bits.random_raw(len(counts)), kind="stable")
         places = np.empty(len(counts), np.int64)
         places[_whole_in_steps(drawn, counts, self.examples_per_step)] = np.arange(len(counts))
-        return np.lexsort((bits.random_raw(len(self._families)), places[self._families]))
+        return examples[np.lexsort((bits.random_raw(len(families)), places[families]))]
 
     def _bundles(self, examples: NDArray[np.int64]) -> list[_Bundle]:
         """Put the examples of a step together by family; a long one never joins a short one."""

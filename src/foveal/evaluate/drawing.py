@@ -35,10 +35,13 @@ class Line:
     colour: str = SERIES[0]
     label: str = ""
     kind: str = "line"
-    """`line`; `noisy`: a running mean over its faint points; `dots`: marks, with `spread`."""
+    """`line`; `noisy`: a running mean over its faint points; `dots`: marks, with `spread`; `bars`:
+    from zero, of a `width`."""
 
     spread: Numbers | None = None
     """(2, points), lengths of the error bars down and up."""
+
+    width: float = 0.8
 
 
 def running_mean(values: Numbers, width: int) -> Numbers:
@@ -147,6 +150,8 @@ def _add(axes: Any, line: Line) -> None:
         smooth = running_mean(line.y, max(1, min(101, len(line.y) // 25) | 1))
         axes.plot(line.x[::each], thin(line.y), color=line.colour, linewidth=0.8, alpha=0.3)
         axes.plot(line.x[::each], smooth[::each], color=line.colour, label=line.label)
+    elif line.kind == "bars":
+        axes.bar(line.x, line.y, line.width, color=line.colour, label=line.label or None, zorder=2)
     elif line.kind == "dots":
         axes.errorbar(
             line.x,

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foveal.config import EvaluateSettings
+from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, read_examples
 from foveal.errors import ConfigError, DataError
@@ -271,7 +272,11 @@ def evaluate_model(
     """
     is_run = (Path(place) / "recipe.yaml").exists()
     folder = out or (Path(place) / "evaluation" if is_run else Path("evaluation")) / data.stem
-    examples, dataset = read_dataset(data, loaded.processor, images)
+    if workers.is_main:
+        unpacked(data, folder / ".cache")
+    workers.wait()
+    file = unpacked(data, folder / ".cache")
+    examples, dataset = read_dataset(file, loaded.processor, images)
     if workers.is_main and (folder / SCORES).is_file():
         for name in (SCORES, WHAT):
             (folder / name).unlink(missing_ok=True)

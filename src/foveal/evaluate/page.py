@@ -8,14 +8,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 
-def write_page(out: Path, template: str, **values: object) -> Path:
-    """Fill a template and write it whole or not at all.
+def write_page(out: Path, template: str, folder: Path | None = None, **values: object) -> Path:
+    """Fill a template, of this folder or another, and write it whole or not at all.
 
     Whatever is filled in is escaped: it may come from data or from a model. The one exception is
     the filter `svg`, for the charts, whose text matplotlib escapes.
     """
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([*([folder] if folder else []), Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

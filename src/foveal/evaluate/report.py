@@ -6,8 +6,9 @@ from functools import partial
 from hashlib import file_digest
 from pathlib import Path
 
+from foveal.data.convert.unpack import unpacked
 from foveal.data.example import Example, ImageFolder, read_examples
-from foveal.errors import DataError
+from foveal.errors import UserError
 from foveal.evaluate.charts import Chart, calibration_charts, progress_charts, training_charts
 from foveal.evaluate.cost import cost
 from foveal.evaluate.gallery import Gallery, Pair, choose, match
@@ -146,7 +147,7 @@ def make_page(
     recipe, latest, before = run.recipe, run.latest, run.before
     data = data or (recipe.data.validation if recipe else None)
     images = images or (recipe.data.images if recipe else None)
-    examples, notes = _examples(data) if latest else ([], [])
+    data, examples, notes = _examples(data, run.folder / ".cache") if latest else (data, [], [])
     numbers = {name: value for name, value in published.items() if not isinstance(value, str)}
     rows = score_rows(before, latest, numbers)
     main_metric = _main_metric(latest)
@@ -191,20 +192,25 @@ def _score(prediction: Prediction, metric: str) -> float:
     return answer_score(prediction, metric) or 0.0
 
 
-def _examples(data: Path | None) -> tuple[list[Example], list[str]]:
+def _examples(data: Path | None, cache: Path) -> tuple[Path | None, list[Example], list[str]]:
+    """Find the file of the examples, those in it, and what to say where there are none."""
     if data is None:
-        return [], ["The recipe names no validation file, so questions and pictures are missing."]
+        none = "The recipe names no validation file, so questions and pictures are missing."
+        return None, [], [none]
     try:
-        return list(read_examples(data)), []
-    except DataError as error:
-        return [], [f"Questions and pictures are missing. {error}"]
+        file = unpacked(data, cache)
+        return file, list(read_examples(file)), []
+    except UserError as error:
+        return data, [], [f"Questions and pictures are missing. {error}"]
 
 
 def _sources(run: Run) -> list[Source]:
     if run.recipe is None:
         return []
-    paths = {"Training": run.recipe.data.train, "Validation": run.recipe.data.validation}
-    return [_source(role, path) for role, path in paths.items() if path]
+    paths = [("Training", file.path) for file in run.recipe.data.train_files]
+    if run.recipe.data.validation:
+        paths.append(("Validation", run.recipe.data.validation))
+    return [_source(role, path) for role, path in paths]
 
 
 def _source(role: str, path: Path) -> Source:

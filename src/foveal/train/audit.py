@@ -79,9 +79,9 @@ def audit_targets(dataset: Dataset) -> None:
     Raises:
         RunError: an example has none; the message names it.
     """
-    for example in dataset.examples:
-        if not example.learnt.any():
-            raise RunError(f"example {example.id} has no learnt token; give it an answer")
+    for place in dataset.without_targets():
+        name = dataset.examples[place].id
+        raise RunError(f"example {name} has no learnt token; give it an answer")
 
 
 def audit_sharing(

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from golden_data import GOLDEN, read_json, synthetic_image
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from foveal.data.media import to_rgb
@@ -17,7 +17,6 @@ from foveal.errors import DataError
 from foveal.models.phi3_vision.image import (
     CLIP_MEAN,
     CLIP_STD,
-    WHITE,
     crop_grid,
     cut_crops,
     fit_picture,
@@ -96,6 +95,53 @@ def test_a_picture_of_another_mode_gives_the_references_crops(name):
     assert crops.mean((1, 2, 3)).tolist() == pytest.approx(facts["crop_mean"], abs=1e-6)
 
 
+def published_crops(image, num_crops, crop_size):
+    """As the published code has it: a tall picture lies on its side while it is fitted."""
+    tall = image.width < image.height
+    lying = image.transpose(Image.Transpose.TRANSPOSE) if tall else image
+    grid = crop_grid(lying.width, lying.height, num_crops, crop_size)
+    fitted = lying.resize(grid.resized, Image.Resampling.BILINEAR)
+    above = (grid.height - fitted.height) // 2
+    below = grid.height - fitted.height - above
+    fitted = ImageOps.expand(fitted, (0, above, 0, below), fill=(255, 255, 255))
+    if tall:
+        fitted = fitted.transpose(Image.Transpose.TRANSPOSE)
+    picture = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
+    rows, columns = fitted.height // crop_size, fitted.width // crop_size
+    cut = picture.reshape(3, rows, crop_size, columns, crop_size)
+    return cut.permute(1, 3, 0, 2, 4).reshape(-1, 3, crop_size, crop_size)
+
+
+SMALL_SIDES = st.integers(1, 400)
+
+
+@settings(max_examples=300)
+@given(
+    SMALL_SIDES,
+    SMALL_SIDES,
+    st.integers(1, 20),
+    st.sampled_from([28, 56]),
+    st.sampled_from(["colour", "grey", "grey but for one pixel"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_picture_of_any_size_and_colour_gives_the_published_bits(
+    width, height, num_crops, crop_size, colours, seed
+):
+    assume(max(width, height) <= crop_size * min(width, height))
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 256, (height, width, 3), np.uint8)
+    if colours != "colour":
+        pixels[:] = pixels[:, :, :1]
+    if colours == "grey but for one pixel":
+        spot = pixels[random.integers(height), random.integers(width)]
+        spot[random.integers(3)] ^= 1 << random.integers(8)
+    image = Image.fromarray(pixels)
+    crops = cut_crops(image, num_crops, crop_size)
+    assert crops.dtype == torch.uint8
+    assert crops.is_contiguous()
+    assert torch.equal(crops, published_crops(image, num_crops, crop_size))
+
+
 @pytest.mark.parametrize("size", [(336, 336), (100, 300), (12, 9)])
 def test_a_picture_of_a_single_crop_is_its_own_global_view(size):
     own = normalize(cut_crops(synthetic_image(*size, 3), 1), CLIP_MEAN, CLIP_STD)
@@ -118,7 +164,7 @@ def test_what_the_picture_does_not_fill_is_white_on_both_sides():
     assert grid.resized == (50, 30)
     fitted = fit_picture(Image.new("RGB", (100, 60), (7, 8, 9)), grid)
     rows = [fitted.getpixel((25, y)) for y in range(50)]
-    assert rows == [WHITE] * 10 + [(7, 8, 9)] * 30 + [WHITE] * 10
+    assert rows == [(255, 255, 255)] * 10 + [(7, 8, 9)] * 30 + [(255, 255, 255)] * 10
 
 
 @given(SIDES, SIDES, st.integers(1, 20))

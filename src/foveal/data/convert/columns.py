@@ -53,17 +53,13 @@ def read_rows(source: Source | Hub, config: str, options: Options) -> Iterator[D
             held_out = min(VALIDATION_ROWS, share)
         for number, row in enumerate(rows):
             side = "val" if number < held_out else split
-            yield from _drafts(row, side, f"{split} row {number}", options, config != "docvqa")
+            closed = config != "docvqa"
+            yield from drafts_of_row(row, side, f"{split} row {number}", options, closed)
 
 
 def _open(source: Source | Hub, config: str) -> dict[str, tuple[Any, int | None]]:
     """Open each split as a stream of rows, with their number where it is known."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(
-            "this layout needs the package datasets: pip install foveal[data]"
-        ) from error
+    datasets = _import_datasets()
     try:
         if isinstance(source, Hub):
             configs = datasets.get_dataset_config_names(source.name)
@@ -82,21 +78,52 @@ def _open(source: Source | Hub, config: str) -> dict[str, tuple[Any, int | None]
             where = f"{source.name}: no such folder, and on the hub"
         else:
             where = str(source.path)
-        raise DataError(f"{where}: {_one_line(error)}") from error
+        raise DataError(f"{where}: {explain(error)}") from error
     return {
         SPLITS.get(split, split): (_rows(stream.decode(False)), counts.get(split))
         for split, stream in streams.items()
     }
 
 
+def stream_rows(name: str, *where: str | None, **options: Any) -> Iterator[Mapping[str, Any]]:
+    """Stream the rows of one split, pictures as bytes.
+
+    Args:
+        name: what messages call it.
+        where: what `datasets.load_dataset` takes first.
+        options: and what it takes by name.
+
+    Raises:
+        UserError: `datasets` is not installed.
+        DataError: the rows cannot be fetched.
+    """
+    datasets = _import_datasets()
+    try:
+        stream = datasets.load_dataset(*where, streaming=True, **options)
+    except Exception as error:  # of the network, the hub, the cache or the file
+        raise DataError(f"{name}: {explain(error)}") from error
+    return _rows(stream.decode(False))
+
+
+def _import_datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            "this layout needs the package datasets: pip install foveal[data]"
+        ) from error
+    return datasets
+
+
 def _rows(stream: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     try:
         yield from stream
     except Exception as error:  # of the network or the file, and long after it was opened
-        raise DataError(f"rows broke off ({_one_line(error)}); convert again to go on") from error
+        raise DataError(f"rows broke off ({explain(error)}); convert again to go on") from error
 
 
-def _one_line(error: Exception) -> str:
+def explain(error: Exception) -> str:
+    """Say in one line what went wrong."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
@@ -118,9 +145,18 @@ def _count(names: Sequence[str]) -> int:
     return sum(parquet.read_metadata(name).num_rows for name in names)
 
 
-def _drafts(
-    row: Mapping[str, Any], split: str, name: str, options: Options, closed: bool
+def drafts_of_row(
+    row: Mapping[str, Any], split: str, name: str, options: Options, closed: bool = True
 ) -> Iterator[Draft | LeftOut]:
+    """Draft each question of a row of known columns.
+
+    Args:
+        row: with the bytes of its pictures.
+        split: first folder of the pictures' names.
+        name: what messages call the row.
+        options: of them `seed` matters.
+        closed: whether yes and no, or true and false, are all the answers there are.
+    """
     images = row.get("images") or [row[key] for key in ("image",) if row.get(key)]
     contents = [image.get("bytes") for image in images]
     if not contents or not all(contents):
@@ -152,8 +188,12 @@ def _drafts(
 
 
 def _target(split: str, content: bytes) -> str:
-    ending = next((end for start, end in _ENDINGS.items() if content.startswith(start)), "img")
-    return f"{split}/{sha256(content).hexdigest()[:20]}.{ending}"
+    return f"{split}/{sha256(content).hexdigest()[:20]}.{ending_of(content)}"
+
+
+def ending_of(content: bytes) -> str:
+    """Tell the ending that a picture's file should have from how it begins."""
+    return next((end for start, end in _ENDINGS.items() if content.startswith(start)), "img")
 
 
 def closed_set(answer: str) -> tuple[str, ...]:

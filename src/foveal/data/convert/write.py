@@ -77,7 +77,7 @@ def write_drafts(
         write_examples(file, examples)
         files.append(file)
     named = "".join(f"{item.name}\t{item.reason}\n" for item in left_out)
-    _write_bytes(out / "left_out.txt", named.encode())
+    write_bytes(out / "left_out.txt", named.encode())
     return Converted(
         files=tuple(files),
         counts={
@@ -142,7 +142,7 @@ def _write_picture(images: Path, picture: Picture) -> None:
     else:
         content, name = picture.source.read(), str(picture.source)
     decode_image(BytesIO(content), name)
-    _write_bytes(target, content)
+    write_bytes(target, content)
 
 
 def _write_frames(images: Path, clip: Clip) -> None:
@@ -153,7 +153,7 @@ def _write_frames(images: Path, clip: Clip) -> None:
     for target, frame in zip(targets, frames, strict=True):
         content = BytesIO()
         frame.save(content, "JPEG", quality=JPEG_QUALITY)
-        _write_bytes(target, content.getvalue())
+        write_bytes(target, content.getvalue())
 
 
 def _inside(images: Path, target: str) -> Path:
@@ -163,7 +163,8 @@ def _inside(images: Path, target: str) -> Path:
     return images / target
 
 
-def _write_bytes(target: Path, content: bytes) -> None:
+def write_bytes(target: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     # Two processes may write a picture that two examples share: each renames its own copy.
     beside = target.with_name(f"{target.name}.{os.getpid()}.part")
@@ -190,4 +191,4 @@ def claim(out: Path, **settings: str) -> None:
     elif out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: not empty, and not from a conversion; give a new folder")
     else:
-        _write_bytes(mark, text.encode())
+        write_bytes(mark, text.encode())

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-WHITE = (255, 255, 255)
+PROBE = (32, 32)
+"""Pixels of a picture that are looked at for colour before all are."""
 
 
 @dataclass(frozen=True)
@@ -96,30 +97,43 @@ def cut_crops(image: Image.Image, num_crops: int, crop_size: int = 336) -> "Tens
     """
     import torch
 
-    grid = crop_grid(image.width, image.height, num_crops, crop_size)
-    picture = torch.from_numpy(np.array(fit_picture(image, grid)))  # (height, width, 3)
-    cut = picture.view(grid.rows, crop_size, grid.columns, crop_size, 3)
-    return cut.permute(0, 2, 4, 1, 3).reshape(-1, 3, crop_size, crop_size)
+    size = crop_size
+    grid = crop_grid(image.width, image.height, num_crops, size)
+    fitted = fit_picture(_without_colour(image), grid)
+    crops = np.empty((grid.rows, grid.columns, 3, size, size), np.uint8)
+    # Band by band: runs of a crop's width are copied instead of single bytes.
+    for channel, band in enumerate(fitted.split() if fitted.mode == "RGB" else [fitted] * 3):
+        lines = np.asarray(band).reshape(grid.rows, size, grid.columns, size)
+        crops[:, :, channel] = lines.swapaxes(1, 2)
+    return torch.from_numpy(crops).flatten(0, 1)
 
 
 def fit_picture(image: Image.Image, grid: CropGrid) -> Image.Image:
-    """Resize an RGB picture to its grid and centre it on white."""
+    """Resize an RGB or grey picture to its grid and centre it on white."""
     resized = _resize_lying(image, grid.resized)
     left = (grid.width - resized.width) // 2
     top = (grid.height - resized.height) // 2
     right = grid.width - resized.width - left
     bottom = grid.height - resized.height - top
-    return ImageOps.expand(resized, (left, top, right, bottom), fill=WHITE)
+    return ImageOps.expand(resized, (left, top, right, bottom), fill="white")
 
 
 def _resize_lying(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     # Pillow resizes rows before columns and rounds to bytes between. The published code turns a
-    # tall picture on its side first, so the same bits need the same order.
-    if image.width >= image.height:
-        return image.resize(size, Image.Resampling.BILINEAR)
-    lying = image.transpose(Image.Transpose.TRANSPOSE)
-    resized = lying.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return resized.transpose(Image.Transpose.TRANSPOSE)
+    # tall picture on its side first: there, columns come before rows.
+    if image.width < image.height:
+        image = image.resize((image.width, size[1]), Image.Resampling.BILINEAR)
+    return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def _without_colour(image: Image.Image) -> Image.Image:
+    """Keep one band of an RGB picture whose three are equal, as a scanned page's are."""
+    # A few pixels tell most photographs apart before all are compared.
+    for seen in (image.resize(PROBE, Image.Resampling.NEAREST), image):
+        red, green, blue = seen.split()
+        if not red.tobytes() == green.tobytes() == blue.tobytes():
+            return image
+    return red
 
 
 def normalize(pixels: "Tensor", mean: tuple[float, ...], std: tuple[float, ...]) -> "Tensor":

@@ -1,0 +1,71 @@
+"""Weights of files -> which examples an epoch shows, and which of them again (pure)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How often an epoch shows examples that stand one behind the other, as those of a file."""
+
+    examples: int
+    weight: float = 1.0
+
+    @property
+    def part(self) -> int:
+        """Count the examples that an epoch shows once more than the others."""
+        return int((self.weight - int(self.weight)) * self.examples + 0.5)
+
+    @property
+    def an_epoch(self) -> int:
+        """Count what an epoch shows of them, repeats too."""
+        return int(self.weight) * self.examples + self.part
+
+
+def random_bits(*seeds: int) -> np.random.Philox:
+    """Start a stream of its own; raw bits are what numpy promises to keep in every version."""
+    return np.random.Philox(np.random.SeedSequence(seeds))
+
+
+def shown_in_epoch(
+    shown: Sequence[Shown], families: NDArray[np.int64], seed: int, epoch: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """List the examples of an epoch, file by file.
+
+    Where an epoch shows part of a file, the next one goes on behind it: however long a run is, each
+    example of a file has been shown as often as any other, or once more. Examples of one family
+    are taken together but where a part ends.
+
+    Args:
+        shown: of each file.
+        families: (examples,) which of them share a prefix.
+        seed: of the run.
+        epoch: from 0.
+
+    Returns:
+        (shown,) numbers of examples, and for each in which round through its file it is shown.
+    """
+    nothing, first = np.zeros(0, np.int64), 0
+    examples, rounds = [nothing], [nothing]
+    for place, one in enumerate(shown):
+        whole = int(one.weight)
+        members = np.arange(first, first + one.examples)
+        first += one.examples
+        examples += [members] * whole
+        rounds += [np.full(len(members), number) for number in range(whole)]
+        if one.part:
+            chosen = (epoch * one.part + np.arange(one.part)) % one.examples
+            order = _mixed(families[members], random_bits(seed, place, one.examples))
+            examples.append(np.sort(members[order[chosen]]))
+            rounds.append(np.full(one.part, whole))
+    return np.concatenate(examples), np.concatenate(rounds)
+
+
+def _mixed(families: NDArray[np.int64], bits: np.random.Philox) -> NDArray[np.int64]:
+    """Draw an order that keeps families together."""
+    _, numbers = np.unique(families, return_inverse=True)
+    places = bits.random_raw(int(numbers.max()) + 1)
+    return np.lexsort((bits.random_raw(len(numbers)), places[numbers]))

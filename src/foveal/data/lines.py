@@ -1,0 +1,200 @@
+"""A JSONL file -> any of its examples at once, found by an index and read from the disk."""
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from io import FileIO
+from itertools import accumulate
+from pathlib import Path
+from typing import overload
+from weakref import finalize
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveal.data.example import Example, parse_example
+from foveal.errors import DataError
+
+BLOCK_BYTES = 2**24
+"""Bytes that are searched for line breaks at once."""
+
+LINES_AT_ONCE = 1024
+"""Lines that are read together by one who reads them all."""
+
+
+class Lines(Sequence[bytes]):
+    """The lines of a file that hold anything; none is kept, the system caches what is read."""
+
+    def __init__(self, path: Path, cache: Path | None = None) -> None:
+        """Index a file.
+
+        Args:
+            path: of the file.
+            cache: file that remembers the index while the data file stays the same.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        self.path = path
+        try:
+            self._file = path.open("rb", buffering=0)
+            finalize(self, self._file.close)
+            self._spans = _cached_spans(cache, self._file) if cache else _spans(self._file)
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}; give a JSONL file of examples") from error
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        """Read a line, or several."""
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        start, end = self._spans[index].tolist()
+        return _read(self._file, start, end - start)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for first in range(0, len(self), LINES_AT_ONCE):
+            spans = self._spans[first : first + LINES_AT_ONCE].tolist()
+            begin, end = spans[0][0], spans[-1][1]
+            block = _read(self._file, begin, end - begin)
+            yield from (block[start - begin : stop - begin] for start, stop in spans)
+
+    def numbered(self) -> Iterator[tuple[int, Example]]:
+        """Read every example, with the number of its line in the file.
+
+        Raises:
+            DataError: a line is no example.
+        """
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    try:
+                        yield number, parse_example(line)
+                    except ValueError as error:
+                        raise DataError(f"{self.path}:{number}: {error}") from None
+
+    def number(self, index: int) -> int:
+        """Count from 1 which line of the file it is, empty ones too."""
+        position, end, number = 0, int(self._spans[index][0]), 1
+        while position < end:
+            block = _read(self._file, position, min(BLOCK_BYTES, end - position))
+            number += block.count(b"\n")
+            position += len(block)
+        return number
+
+
+def _read(file: FileIO, start: int, length: int) -> bytes:
+    # By place, not from where the last reader stopped: forked processes share that. A mapped file
+    # would count as memory of the run, and end it without a word when it is cut short.
+    content = os.pread(file.fileno(), length, start)
+    while len(content) < length:
+        more = os.pread(file.fileno(), length - len(content), start + len(content))
+        if not more:
+            raise DataError(f"{file.name}: became shorter while it was read; start again")
+        content += more
+    return content
+
+
+def _spans(file: FileIO) -> NDArray[np.int64]:
+    """Find where each line that holds anything starts and ends, its break left out."""
+    size, breaks = os.fstat(file.fileno()).st_size, [np.zeros(0, np.int64)]
+    for start in range(0, size, BLOCK_BYTES):
+        block = np.frombuffer(_read(file, start, min(BLOCK_BYTES, size - start)), np.uint8)
+        breaks.append(np.flatnonzero(block == ord("\n")) + start)
+    ends = np.concatenate([*breaks, [size]])
+    spans = np.stack([np.concatenate([[0], ends[:-1] + 1]), ends], axis=1)
+    kept = spans[:, 1] > spans[:, 0]
+    # No example is this short, so the long ones need not be looked at.
+    for index in np.flatnonzero(kept & (spans[:, 1] - spans[:, 0] < 16)).tolist():
+        start, end = spans[index].tolist()
+        kept[index] = bool(_read(file, start, end - start).strip())
+    return spans if kept.all() else spans[kept]
+
+
+def _cached_spans(cache: Path, data: FileIO) -> NDArray[np.int64]:
+    """Map a remembered index if it is of this very file, else write it."""
+    status = os.fstat(data.fileno())
+    stamp = (status.st_size, status.st_mtime_ns)
+    try:
+        known: NDArray[np.int64] = np.load(cache, mmap_mode="r")
+        if known.ndim == 2 and known.shape[1] == 2 and tuple(known[-1].tolist()) == stamp:
+            return known[:-1]
+    except (OSError, ValueError, IndexError, EOFError):
+        pass  # absent or broken: only time is lost
+    spans = _spans(data)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    beside = cache.with_name(f"{cache.name}.{os.getpid()}.part")
+    with beside.open("wb") as file:
+        np.save(file, np.concatenate([spans, [stamp]]))
+    beside.replace(cache)
+    mapped: NDArray[np.int64] = np.load(cache, mmap_mode="r")
+    return mapped[:-1]
+
+
+class Examples(Sequence[Example]):
+    """The examples of one file or several, in order; each is read when it is asked for."""
+
+    def __init__(self, paths: Sequence[Path], cache: Path | None = None) -> None:
+        """Index the files.
+
+        Args:
+            paths: of JSONL files.
+            cache: folder for their indices.
+
+        Raises:
+            DataError: a file cannot be read or holds no example.
+        """
+        self.files = [Lines(path, cache / _index_name(path) if cache else None) for path in paths]
+        self._ends = list(accumulate(map(len, self.files)))
+        for file in self.files:
+            if not len(file):
+                raise DataError(f"{file.path}: no examples; write one conversation a line")
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        """Read an example, or several.
+
+        Raises:
+            DataError: the line is no example; it is named by its number.
+        """
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        file, within = self._place(range(len(self))[index])
+        return _parse(file, within)
+
+    def find(self, index: int) -> tuple[Path, int]:
+        """Name the file of an example and the number of its line."""
+        file, within = self._place(index)
+        return file.path, file.number(within)
+
+    def _place(self, index: int) -> tuple[Lines, int]:
+        place = bisect_right(self._ends, index)
+        return self.files[place], index - (self._ends[place - 1] if place else 0)
+
+    def __iter__(self) -> Iterator[Example]:
+        for file in self.files:
+            yield from (example for _, example in file.numbered())
+
+
+def _index_name(path: Path) -> str:
+    where = sha256(os.fsencode(path.resolve())).hexdigest()[:8]
+    return f"{path.stem}-{where}-lines.npy"
+
+
+def _parse(file: Lines, index: int) -> Example:
+    try:
+        return parse_example(file[index])
+    except ValueError as error:
+        raise DataError(f"{file.path}:{file.number(index)}: {error}") from None

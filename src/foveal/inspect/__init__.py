@@ -1,0 +1,1 @@
+"""Examples as a model will see them, on one page, before anything is paid for."""

@@ -1,0 +1,140 @@
+"""One example -> what the model sees of it: crops in order, tokens, and which are learnt."""
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from foveal.data.dataset import Dataset
+from foveal.data.encode import Encoded
+from foveal.data.media import open_image
+from foveal.errors import DataError
+
+PICTURES = 8
+"""Most pictures of an example that are shown; the others are counted."""
+
+LONGEST_SIDE = 720
+"""Of a shown picture, pixels."""
+
+NEW_LINE = "<0x0A>"
+
+
+@dataclass(frozen=True)
+class SeenPicture:
+    """A picture after it was resized and padded, and its grid of crops."""
+
+    name: str
+    rows: int = 0
+    columns: int = 0
+    tokens: int = 0
+    uri: str = ""
+    overview: str = ""
+    """The whole picture as one more crop; empty where its only crop is that."""
+
+    problem: str = ""
+    """Why it cannot be shown."""
+
+    @property
+    def crops(self) -> int:
+        """Count its own crops."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class SeenTokens:
+    """Neighbouring tokens of one kind."""
+
+    kind: str
+    """`read`, `learnt` or `image`."""
+
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SeenExample:
+    """An example on the page."""
+
+    id: str
+    source: str
+    line: str
+    tokens: int
+    learnt: int
+    pictures: tuple[SeenPicture, ...]
+    more_pictures: int
+    runs: tuple[SeenTokens, ...]
+
+
+def see_example(
+    place: int, line: str, source: str, dataset: Dataset, processor: Any
+) -> SeenExample:
+    """Encode nothing anew: show what the data set holds for the model.
+
+    Args:
+        place: of the example in the data set.
+        line: what to call the place in its file.
+        source: name of the data set that it comes from.
+        dataset: that it belongs to.
+        processor: with a `tokenizer`.
+    """
+    encoded, numbers = dataset.examples[place], dataset.image_numbers(place)
+    distinct = list(dict.fromkeys(numbers))
+    return SeenExample(
+        id=encoded.id,
+        source=source,
+        line=line,
+        tokens=int(dataset.sizes.tokens[place]),
+        learnt=int(encoded.learnt.sum()),
+        pictures=tuple(see_picture(dataset, one, processor) for one in distinct[:PICTURES]),
+        more_pictures=max(0, len(distinct) - PICTURES),
+        runs=tuple(_runs(encoded, [dataset.images[one].tokens for one in numbers], processor)),
+    )
+
+
+def _runs(encoded: Encoded, image_tokens: Sequence[int], processor: Any) -> Iterator[SeenTokens]:
+    """Fold each image into one piece, and put neighbours of one kind together."""
+    entries = encoded.entries.tolist()
+    texts = iter(processor.tokenizer.convert_ids_to_tokens([one for one in entries if one >= 0]))
+    pieces = []
+    for entry, learnt in zip(entries, encoded.learnt.tolist(), strict=True):
+        if entry < 0:
+            pieces.append(("image", f"<image: {image_tokens[-1 - entry]:,} tokens>"))
+        else:
+            pieces.append(("learnt" if learnt else "read", _as_text(next(texts))))
+    for kind, some in groupby(pieces, key=lambda piece: piece[0]):
+        yield SeenTokens(kind, tuple(text for _, text in some))
+
+
+def _as_text(token: str) -> str:
+    return "⏎\n" if token == NEW_LINE else token.replace("▁", " ")
+
+
+def see_picture(dataset: Dataset, number: int, processor: Any) -> SeenPicture:
+    """Cut a picture as for the model, and lay the crops side by side again."""
+    fact = dataset.images[number]
+    try:
+        crops = processor.cut(open_image(fact.path)).numpy()
+    except DataError as error:
+        return SeenPicture(fact.path.name, problem=str(error))
+    whole = Image.fromarray(_joined(crops, fact.rows, fact.columns))
+    side = crops.shape[-1]
+    overview = "" if len(crops) == 1 else _uri(whole.resize((side, side), Image.Resampling.BICUBIC))
+    whole.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    return SeenPicture(fact.path.name, fact.rows, fact.columns, fact.tokens, _uri(whole), overview)
+
+
+def _joined(crops: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
+    side = crops.shape[-1]
+    cut = crops.reshape(rows, columns, 3, side, side).transpose(0, 3, 1, 4, 2)
+    return np.ascontiguousarray(cut.reshape(rows * side, columns * side, 3))
+
+
+def _uri(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=70, method=4)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

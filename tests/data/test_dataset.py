@@ -1,0 +1,148 @@
+"""Examples as arrays are the examples that were read, and cost few bytes each."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from published import make_processor
+from tiny import make_picture, pages, turn, write_data
+
+from foveal.data.check import count_tokens
+from foveal.data.dataset import build_dataset, read_dataset
+from foveal.data.encode import encode
+from foveal.data.example import ImageFolder, read_examples
+from foveal.data.media import image_size
+from foveal.errors import DataError
+
+
+def mixed(folder):
+    """Turns without a picture, with two in another order, with the same one twice, and later."""
+    for number in range(3):
+        make_picture(folder / "images" / f"{number}.png", number)
+    return write_data(
+        folder / "mixed.jsonl",
+        [
+            [turn("only text?", "yes")],
+            [turn("<|image_2|>then<|image_1|>?", "no", ["0.png", "1.png"])],
+            [turn("twice?", "yes", ["2.png", "2.png"]), turn("and?", "so", ["0.png"])],
+            [turn("the same?", "é", ["0.png"])],
+        ],
+    )
+
+
+def test_an_example_read_from_the_arrays_is_the_one_that_was_encoded(tmp_path):
+    data, processor = mixed(tmp_path), make_processor(4)
+    folder = ImageFolder(data)
+    encoded = [encode(one, processor, folder) for one in read_examples(data)]
+    dataset = build_dataset(encoded, processor)
+    assert len(dataset.examples) == 4
+    for number, (one, found) in enumerate(zip(encoded, dataset.examples, strict=True)):
+        tokens = [dataset.images[image].tokens for image in dataset.image_numbers(number)]
+        assert (found.id, found.images, found.prompt_entries) == (
+            one.id,
+            one.images,
+            one.prompt_entries,
+        )
+        for ours, theirs in zip(
+            vars(found.expand(tokens, 7)).values(),
+            vars(one.expand(tokens, 7)).values(),
+            strict=True,
+        ):
+            assert np.array_equal(ours, theirs)
+        assert dataset.sizes.tokens[number] == len(one.expand(tokens, 7).ids)
+    assert [fact.path.name for fact in dataset.images] == ["0.png", "1.png", "2.png"]
+    assert dataset.image_numbers(2) == [2, 2, 0]
+    assert dataset.learnt_tokens() == sum(int(one.learnt.sum()) for one in encoded)
+
+
+def test_an_example_in_which_nothing_is_learnt_is_found_in_either_form(tmp_path):
+    data, processor = mixed(tmp_path), make_processor(4)
+    encoded = [encode(one, processor, ImageFolder(data)) for one in read_examples(data)]
+    encoded[2] = replace(encoded[2], learnt=np.zeros_like(encoded[2].learnt))
+    dataset = build_dataset(encoded, processor)
+    assert dataset.without_targets() == [2]
+    assert replace(dataset, examples=tuple(encoded)).without_targets() == [2]
+
+
+def test_several_files_are_one_data_set_and_each_finds_its_own_pictures(tmp_path):
+    processor = make_processor(4)
+    one, two = pages(tmp_path / "one", 1, 2), pages(tmp_path / "two", 2, 1)
+    examples, both = read_dataset([one, two], processor, weights=[1.0, 0.5])
+    assert len(examples) == len(both.examples) == 4
+    assert [fact.path.parts[-3] for fact in both.images] == ["one", "two", "two"]
+    assert [shown.an_epoch for shown in both.sizes.shown] == [2, 1]
+    fingerprints = {
+        both.fingerprint,
+        read_dataset(one, processor)[1].fingerprint,
+        read_dataset(two, processor)[1].fingerprint,
+        read_dataset([two, one], processor)[1].fingerprint,
+    }
+    assert len(fingerprints) == 4
+    with pytest.raises(DataError, match=r"data\.jsonl: weight 0\.1 of 2 examples shows none"):
+        read_dataset([one, two], processor, weights=[0.1, 1])
+
+
+def test_a_change_in_any_file_changes_the_fingerprint(tmp_path):
+    processor = make_processor(4)
+    files = [pages(tmp_path / "one", 1, 2), pages(tmp_path / "two", 1, 2)]
+    before = read_dataset(files, processor)[1].fingerprint
+    assert read_dataset(files, processor)[1].fingerprint == before
+    files[1].write_text(files[1].read_text().replace("It is 01", "It is 10"))
+    assert read_dataset(files, processor)[1].fingerprint != before
+
+
+def test_check_counts_the_tokens_that_a_run_would_have(tmp_path):
+    data, processor = mixed(tmp_path), make_processor(4)
+    _, dataset = read_dataset(data, processor)
+    for number, example in enumerate(read_examples(data)):
+        sizes = [image_size(tmp_path / "images" / name) for name in example.images]
+        counts = count_tokens(processor, example, sizes)
+        assert sum(counts.turns) == dataset.sizes.tokens[number]
+        assert counts.learnt == dataset.examples[number].learnt.sum()
+
+
+def test_what_nobody_wants_is_noticed_while_reading_and_what_cannot_be_is_refused(tmp_path):
+    make_picture(tmp_path / "images" / "a.png", 0)
+    data = tmp_path / "data.jsonl"
+    lines = [
+        {"id": "x", "conversations": [turn("fine?", "yes", ["a.png"])]},
+        {"id": "x", "conversations": [turn(" ", "yes", ["a.png"])]},
+        {"id": "y", "conversations": [turn("<|end|> of it?", "yes", ["a.png"])]},
+        {"id": "z", "conversations": [turn("which?", "c", ["a.png"], choices=["a", "b"])]},
+    ]
+    data.write_text("\n\n".join(map(json.dumps, lines)) + "\n")
+    said = list(read_dataset(data, make_processor(4))[1].remarks.lines())
+    assert said[:3] == [
+        f"{data}:3: turn 1: user is empty",
+        f"{data}:5: turn 1: user holds <|end|>, which the model would read as plain text",
+        f'{data}:7: turn 1: "c" is none of the choices',
+    ]
+    assert said[3].startswith(
+        f"and 1 more of what was noticed while reading; `foveal check {data}`"
+    )
+    with data.open("a") as file:
+        file.write(json.dumps({"id": "w", "conversations": [turn("q", "a", ["no.png"])]}) + "\n")
+    with pytest.raises(DataError, match=r"data\.jsonl:8 \(w\): image no\.png is not in .*check"):
+        read_dataset(data, make_processor(4))
+
+
+def test_a_question_about_a_known_picture_costs_a_few_hundred_bytes(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (60, 40)).save(tmp_path / "images" / "a.png")
+    count = 4000
+    asked = [[turn(f"What is number {n} of it?", "It is 5.", ["a.png"])] for n in range(count)]
+    data = write_data(tmp_path / "data.jsonl", asked)
+    _, dataset = read_dataset(data, make_processor(4))
+    arrays = [
+        dataset.sizes.tokens,
+        *(ragged.values for ragged in (dataset.sizes.prompts, dataset.sizes.images)),
+        *(ragged.offsets for ragged in (dataset.sizes.prompts, dataset.sizes.images)),
+        dataset.examples.rest.values,
+        dataset.examples.rest.offsets,
+        dataset.examples.learnt,
+        dataset.examples.ids.offsets,
+    ]
+    each = (sum(array.nbytes for array in arrays) + len(dataset.examples.ids.content)) / count
+    assert each < 300
