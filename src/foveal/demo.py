@@ -29,7 +29,7 @@ SECOND_LESSON = (1600, 4, 6)
 """(steps, draws of pictures a step, statements a draw)."""
 
 GPU_COMMAND = (
-    "torchrun --nproc-per-node 8 -m foveal.cli train recipes/nlvr2_full.yaml "
+    "torchrun --nproc-per-node 8 -m foveal.cli train recipes/nlvr2/full.yaml "
     "data.train=train.jsonl data.validation=validation.jsonl run=runs/nlvr2"
 )
 

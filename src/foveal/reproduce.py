@@ -131,7 +131,7 @@ def compare(recipe: Recipe, ours: Scores, overrides: Sequence[str] = ()) -> list
     changed = f", with {' '.join(overrides)}" if overrides else ""
     published = published_scores(recipe)
     if not published:
-        lines = {name: "none published" for name in ours}
+        lines = dict.fromkeys(ours, "none published")
     else:
         lines = {name: f"published {value:.4f} ({source})" for name, value in published.items()}
     return [
@@ -152,7 +152,9 @@ def tell_problems(train: Path, validation: Path, console: Console, show: int = 3
     for file, other in ((train, (validation,)), (validation, ())):
         problems = check_file(file, None, decode=False, other_splits=other)
         for problem in islice(problems, show):
-            console.print(f"{file}:{problem.line}: {problem.message}", highlight=False, markup=False)
+            console.print(
+                f"{file}:{problem.line}: {problem.message}", highlight=False, markup=False
+            )
         for _ in problems:
             pass
         found = problems.summary
@@ -233,7 +235,7 @@ def _convert(task: Task, source: Path | None, out: Path, full_train: bool) -> tu
 
 
 def _place(hub: HubSet, source: Path | None, out: Path) -> Path:
-    """Find a data set: below `source`, in the hub's cache where there is no network, or its name."""
+    """Find a data set: below `source`, offline in the hub's cache, else by its name on the hub."""
     if source is not None:
         places = (source / hub.name / hub.part, source / hub.name, source)
         return next((place for place in places if place.is_dir()), source)
