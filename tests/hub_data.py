@@ -66,10 +66,10 @@ def put_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def put_clips(folder: Path, clips: int = 2) -> Path:
     """The layout of sayakpaul/ucf101-subset: `<split>/<class>/<clip>.avi`."""
-    for split in ("train", "val", "test"):
+    for number, split in enumerate(("train", "val", "test"), start=1):
         for seed, label in enumerate(("ApplyEyeMakeup", "Archery")):
             for clip in range(clips):
-                name = f"v_{label}_g0{clip + 1}_c0{'train val test'.split().index(split) + 1}.avi"
+                name = f"v_{label}_g0{clip + 1}_c0{number}.avi"
                 put_clip(folder / split / label / name, 10 * seed + clip)
     return folder
 

@@ -227,10 +227,8 @@ def test_an_alpha_ratio_that_looks_like_an_alpha_is_remarked_on(scripts):
     from front import remarks
 
     _, flags = flags_of("docvqa", "--use_lora", "--lora_alpha_ratio", "16")
-    assert remarks(flags) == [
-        "--lora_alpha_ratio 16 is a ratio: alpha = 16 x 64 = 1024; "
-        "for alpha 16 give --lora_alpha_ratio 0.25"
-    ]
+    (said,) = remarks(flags)
+    assert "alpha = 16 x 64 = 1024; for alpha 16 give --lora_alpha_ratio 0.25" in said
     for usual in ("0.5", "2"):
         assert not remarks(flags_of("docvqa", "--use_lora", "--lora_alpha_ratio", usual)[1])
 

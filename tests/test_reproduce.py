@@ -58,11 +58,8 @@ def test_a_row_is_converted_checked_trained_and_compared(source, tmp_path):
 
 def test_ours_and_the_published_score_stand_in_one_line():
     recipe = load_recipe(find_row("hateful_memes/full_fp16"))
-    lines = compare(recipe, {"accuracy": Score(0.8612, 0.83, 0.8891, 500)})
-    assert lines == [
-        "accuracy: ours 0.8612 [0.8300, 0.8891] - published 0.8540 "
-        "(Phi-3.5-vision finetuning recipe, Hateful memes (Phi-3-vision))"
-    ]
+    (line,) = compare(recipe, {"accuracy": Score(0.8612, 0.83, 0.8891, 500)})
+    assert line.startswith("accuracy: ours 0.8612 [0.8300, 0.8891] - published 0.8540 (Phi-3.5-")
     unpublished = load_recipe(find_row("ucf101/full"))
     (line,) = compare(unpublished, {"accuracy": Score(1.0, 1.0, 1.0, 5)})
     assert line.endswith("- none published")
@@ -156,5 +153,5 @@ def test_without_a_network_or_a_cache_the_way_out_is_named(tmp_path, monkeypatch
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match="no network and not in the cache; give a folder"):
         prepare("nlvr2", None, tmp_path / "out")
-    with pytest.raises(DataError, match="ucf101-subset: .*; give a folder with its clips"):
+    with pytest.raises(DataError, match=r"ucf101-subset: .*; give a folder with its clips"):
         prepare("ucf101", None, tmp_path / "out")
