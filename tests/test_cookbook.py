@@ -18,6 +18,7 @@ from foveal.evaluate.metrics import anls_cookbook
 from foveal.models.phi3_vision.tiny import write_tiny
 
 COOKBOOK = Path(__file__).parents[1] / "cookbook"
+SOURCES = {"PYTHONPATH": str(COOKBOOK.parent / "src"), "OMP_NUM_THREADS": "1"}
 
 # As the page has them; <lr>, <epochs> and <output_dir> filled in.
 NODES = "--nnodes=1 --master_addr=127.0.0.1 --master_port=0 --node_rank=0"
@@ -52,7 +53,12 @@ def place(tmp_path_factory):
     put_clips(folder / "clips", 1)
     convert = [sys.executable, str(COOKBOOK / "convert_ucf101.py"), "--out_dir", "ucf101"]
     done = subprocess.run(
-        [*convert, "--source", "clips"], cwd=folder, capture_output=True, text=True, check=True
+        [*convert, "--source", "clips"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | SOURCES,
     )
     assert "ucf101/ucf101_train.jsonl: 2 examples" in done.stdout
     return folder
@@ -60,8 +66,9 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def scripts(monkeypatch):
-    """The scripts as modules: `front` lies beside them."""
+    """The scripts as modules: `front` lies beside them. One process converts: data are small."""
     monkeypatch.syspath_prepend(str(COOKBOOK))
+    monkeypatch.setattr("foveal.reproduce.os.cpu_count", lambda: 1)
 
 
 def shrink(name: str, place: Path, output: Path) -> tuple[str, list[str]]:
@@ -109,7 +116,7 @@ def torchrun(name: str, place: Path, output: Path) -> None:
         text=True,
         timeout=900,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | SOURCES,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     check_output(name, output)

@@ -29,6 +29,11 @@ SMALL = (
 )
 
 
+@pytest.fixture(autouse=True)
+def one_process_converts(monkeypatch):
+    monkeypatch.setattr("foveal.reproduce.os.cpu_count", lambda: 1)
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """The whole of DocVQA's two sets, under their hub names."""
