@@ -111,7 +111,7 @@ def torchrun(name: str, place: Path, output: Path) -> None:
     script, flags = shrink(name, place, output)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*launch, "--master_port=0", str(COOKBOOK / script), *flags],
+        [*launch, "--standalone", str(COOKBOOK / script), *flags],
         capture_output=True,
         text=True,
         timeout=900,
