@@ -5,7 +5,6 @@ import shlex
 import tomllib
 from pathlib import Path
 
-import click
 import pytest
 import typer
 import yaml
@@ -51,13 +50,14 @@ def test_the_pages_have_commands():
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
 def test_each_command_is_understood(page, line):
     name, *arguments = words_of(line)
-    assert isinstance(COMMAND, click.Group)
+    if name == "--help" or "--help" in arguments:
+        return
     command = COMMAND.commands.get(name)
     if command is None:
         assert name in TO_COME
         return
-    if not arguments:  # `foveal train` in a sentence
-        return
+    if len(arguments) < sum(one.required for one in command.params):
+        return  # `foveal train` in a sentence
     options = {one for parameter in command.params for one in parameter.opts}
     for option in [word for word in arguments if word.startswith("--")]:
         if f"{name} {option}" in TO_COME and option not in options:
@@ -79,7 +79,7 @@ def test_recipes_that_a_page_names_are_there(page):
 def test_settings_that_a_page_names_are_there(page):
     known = {*setting_names(Recipe), "data", "train", "evaluate", "lora"}
     named = re.findall(r"`((?:data|train|evaluate|lora)\.\w+)(?:[=:][^`]*)?`", page.read_text())
-    assert set(named) <= known
+    assert {name for name in named if not name.endswith(".jsonl")} <= known
 
 
 def test_files_that_the_layout_names_are_there():
