@@ -1,7 +1,7 @@
 """Every setting of a run in one tree, read from a YAML recipe."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -13,6 +13,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 
 from foveal.errors import ConfigError
@@ -55,16 +56,36 @@ class DataSettings(Settings):
 
 
 class LoraSettings(Settings):
-    """Low-rank adapters; scale = alpha / rank."""
+    """Low-rank adapters; scale = alpha / rank, with rslora alpha / sqrt(rank)."""
 
     rank: PositiveInt = 64
-    """Width of an adapter."""
+    """Width of an adapter; a rule may give its layers another one."""
 
     alpha: PositiveFloat = 128.0
-    """Numerator of the scale."""
+    """Numerator of the scale; a rule may give its layers another one."""
 
     dropout: Fraction = 0.0
     """Share of an adapter's inputs set to zero while it learns."""
+
+    rslora: bool = False
+    """Divide alpha by the rank's square root: large ranks learn as fast as small ones."""
+
+    dora: bool = False
+    """Learn the length of each weight's rows apart from their direction."""
+
+    initialization: Literal["default", "gaussian", "orthogonal"] = "default"
+    """First values: default, as nn.Linear's; gaussian, as in the recipe; both begin as the model
+    was. orthogonal moves it a little, and needs even ranks and layers that are not quantized."""
+
+
+class QuantizationSettings(Settings):
+    """How rules with `quantize: true` hold linear layers: 4 bits (nf4), through bitsandbytes."""
+
+    compute: Literal["float32", "bf16", "fp16"] | None = None
+    """Number format that these layers compute in; none: that of `precision`."""
+
+    double: bool = True
+    """Quantize the scales of the 64-weight blocks too: 4.13 bits a weight instead of 4.5."""
 
 
 class Rule(Settings):
@@ -85,6 +106,23 @@ class Rule(Settings):
     adapter: bool = False
     """Whether linear layers stay as they are and learn through a low-rank adapter."""
 
+    rank: PositiveInt | None = None
+    """Width of these adapters; none: lora.rank."""
+
+    alpha: PositiveFloat | None = None
+    """Numerator of their scale; none: lora.alpha."""
+
+    quantize: bool = False
+    """Whether linear layers are held in 4 bits; never the head, nor anything but linear layers."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.quantize and self.learn and not self.adapter:
+            raise ValueError("weights in 4 bits cannot learn; add adapter: true or learn: false")
+        if not self.adapter and (self.rank or self.alpha):
+            raise ValueError("rank and alpha are an adapter's; add adapter: true")
+        return self
+
 
 class TrainSettings(Settings):
     """How long and how fast the model learns."""
@@ -103,6 +141,9 @@ class TrainSettings(Settings):
 
     tokens_per_pass: PositiveInt = 8192
     """Tokens of one forward pass of one process; lower it when memory runs out."""
+
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
+    """adamw keeps 8 bytes a learning weight, adamw_8bit 2, adafactor next to none."""
 
     learning_rate: PositiveFloat = 4e-5
     """Highest rate, reached after warm-up."""
@@ -176,6 +217,7 @@ class Recipe(Settings):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     lora: LoraSettings = LoraSettings()
+    quantization: QuantizationSettings = QuantizationSettings()
 
     strategy: Literal["full", "frozen_vision", "lora", "qlora"] | tuple[Rule, ...] = "full"
     """What learns: a name, or rules of your own."""

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
-from foveal.adapt.strategy import Assignment, assign, rules_of, summarize
+from foveal.adapt.files import save_adapter, save_merged
+from foveal.adapt.quantize import keep_layout, plan_quantization
+from foveal.adapt.strategy import Assignment, assign, rules_of, strategy_table
 from foveal.config import EvaluateSettings, Recipe, load_recipe, save_recipe
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, ImageFolder, Turn, read_examples
@@ -190,10 +191,7 @@ class TrainingRun:
     def _introduce(
         self, assignments: Sequence[Assignment], plan: Plan, total_steps: int, first_step: int
     ) -> None:
-        table = Table("part", "what becomes of it", "parameters", "highest rate")
-        for part, fate, count, rate in summarize(assignments):
-            table.add_row(part, fate, f"{count:,}", f"{rate:.1e}" if rate else "-")
-        self.console.print(table)
+        self.console.print(strategy_table(assignments))
         self.console.print(
             f"{len(self.dataset.examples):,} examples, {len(self.dataset.images):,} pictures; "
             f"steps {first_step} to {total_steps}, {plan.steps_per_epoch:,} a pass; "
@@ -242,7 +240,9 @@ class TrainingRun:
         report = None
         self.engine.release()
         if self.engine.is_main:
-            save_final(self.loaded, self.run / "final")
+            note = save_final(self.loaded, self.run / "final")
+            if note:
+                self.console.print(note, highlight=False)
             report = write_report(self.run)
         self.engine.wait()
         return Outcome(self.run, None, before, after, report)
@@ -279,7 +279,11 @@ def load_for_run(recipe: Recipe, run: Path, engine: Engine) -> LoadedModel:
             )
         engine.wait()
         name = str(folder)
-    return load(name, recipe.data.num_crops, recipe.attention)
+    rules, precision = rules_of(recipe.strategy), recipe.precision
+    quantization = plan_quantization(name, rules, recipe.quantization, precision)
+    loaded = load(name, recipe.data.num_crops, recipe.attention, quantization=quantization)
+    keep_layout(loaded.model)
+    return loaded
 
 
 def _texts(turn: Turn) -> tuple[str, ...]:
@@ -426,25 +430,29 @@ def quiet_libraries() -> None:
     logging.set_verbosity_error()
 
 
-def save_final(loaded: LoadedModel, folder: Path) -> None:
+def save_final(loaded: LoadedModel, folder: Path) -> str | None:
     """Write the tuned model, adapters merged, as a folder that transformers reads.
+
+    Adapters also stand by themselves in a folder `adapter` beside it, for peft.
+
+    Returns:
+        What a reader of the folders must know, if anything.
 
     Raises:
         RunError: it cannot be written.
     """
-    from foveal.adapt.adapters import merge_adapters
-
     beside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
-    merge_adapters(loaded.model)
     try:
-        loaded.model.save_pretrained(beside)
+        note = save_adapter(loaded.model, folder.with_name("adapter"))
+        save_merged(loaded.model, beside)
         loaded.processor.save_pretrained(beside)
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise RunError(f"cannot write {folder}: {error.strerror}; free space, run again") from error
+    return note
 
 
 def find_model(place: str) -> str:

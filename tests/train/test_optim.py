@@ -1,11 +1,20 @@
-"""Rates follow the schedule that the recipe names."""
+"""Optimizers are those that the recipe names, and rates follow its schedule."""
 
 import pytest
 import torch
+from tiny import make_model
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from foveal.config import TrainSettings
-from foveal.train.optim import rate_scale, set_rate
+from foveal.adapt.strategy import assign, rules_of
+from foveal.config import LoraSettings, TrainSettings
+from foveal.errors import ConfigError
+from foveal.train.checkpoint import (
+    Progress,
+    load_checkpoint,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from foveal.train.optim import build_optimizer, rate_scale, set_rate
 
 
 @pytest.mark.parametrize(
@@ -30,3 +39,86 @@ def test_each_group_keeps_its_own_peak():
     )
     assert set_rate(optimizer, 0.5) == 0.5
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.05]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "model"
+
+
+def begin(folder, optimizer, strategy="full"):
+    loaded = make_model(folder)
+    lora = LoraSettings(rank=4)
+    chosen = assign(loaded.model, loaded.family, rules_of(strategy), 1e-2, 0.01, lora)
+    settings = TrainSettings(optimizer=optimizer)
+    return loaded.model, build_optimizer(loaded.model, chosen, settings)
+
+
+def take_steps(model, optimizer, steps):
+    """Steps on gradients that hang on the step alone."""
+    for step in steps:
+        torch.manual_seed(step)
+        for one in model.parameters():
+            one.grad = torch.randn_like(one) if one.requires_grad else None
+        set_rate(optimizer, 1 / (1 + step))
+        optimizer.step()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "adafactor"])
+def test_an_optimizer_that_was_saved_goes_on_as_if_it_had_not_been(folder, tmp_path, optimizer):
+    whole, steady = begin(folder, optimizer)
+    take_steps(whole, steady, range(4))
+    stopped, before = begin(folder, optimizer)
+    take_steps(stopped, before, range(2))
+    progress = Progress(2, {}, "", 1)
+    saved = save_checkpoint(tmp_path / "checkpoints", progress, stopped, before, keep=1)
+    resumed, after = begin(folder, optimizer)
+    load_checkpoint(saved, resumed, after)
+    take_steps(resumed, after, range(2, 4))
+    for (name, one), other in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    ours, theirs = optimizer_tensors(whole, steady), optimizer_tensors(resumed, after)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def bytes_a_weight(optimizer):
+    kept = sum(
+        value.numel() * value.element_size()
+        for state in optimizer.state.values()
+        for slot, value in state.items()
+        if isinstance(value, torch.Tensor) and not slot.startswith("qmap")
+    )
+    return kept / sum(one.numel() for one in optimizer.state)
+
+
+def test_optimizers_keep_what_their_names_say(folder):
+    kept = {}
+    for name in ("adamw", "adamw_8bit", "adafactor"):
+        model, optimizer = begin(folder, name)
+        take_steps(model, optimizer, range(1))
+        kept[name] = bytes_a_weight(optimizer)
+    assert kept["adamw"] == pytest.approx(8, rel=0.01)
+    # Tensors of less than 4,096 numbers keep 32 bits, and those are many in a tiny model.
+    assert kept["adamw_8bit"] < 0.7 * kept["adamw"]
+    assert kept["adafactor"] < 0.1 * kept["adamw"]
+
+
+def test_eight_bit_moments_take_nearly_the_steps_of_whole_ones(folder):
+    whole, packed = begin(folder, "adamw"), begin(folder, "adamw_8bit")
+    start = whole[0].lm_head.weight.detach().clone()
+    for model, optimizer in (whole, packed):
+        take_steps(model, optimizer, range(3))
+    moved, also = (model.lm_head.weight.detach() - start for model, _ in (whole, packed))
+    assert float((moved - also).norm() / moved.norm()) < 0.05
+
+
+def test_adamw_is_fused(folder):
+    assert begin(folder, "adamw")[1].defaults["fused"] is True
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "adafactor"])
+def test_weights_that_are_cut_over_processes_need_adamw(folder, optimizer, monkeypatch):
+    monkeypatch.setattr("foveal.train.optim.DTensor", torch.nn.Parameter)
+    with pytest.raises(ConfigError, match=f"train.optimizer={optimizer} needs whole weights"):
+        begin(folder, optimizer)

@@ -1,40 +1,95 @@
 """Linear layers -> the same layers with a low-rank adapter beside them, through peft."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from foveal.config import LoraSettings
+from foveal.errors import ConfigError
+
+ADAPTER = "default"
+"""Its name, as peft calls one that has none."""
 
 
-def add_adapters(model: nn.Module, layers: Sequence[str], settings: LoraSettings) -> None:
+@dataclass(frozen=True)
+class AdapterSize:
+    """Width of an adapter, and how much of what it says is added to its layer."""
+
+    rank: int
+    alpha: float
+
+
+def add_adapters(
+    model: nn.Module, sizes: Mapping[str, AdapterSize], settings: LoraSettings
+) -> None:
     """Put an adapter beside each named linear layer; the model keeps its class.
 
     Args:
         model: changed in place.
-        layers: full module names.
-        settings: rank, alpha and dropout; scale = alpha / rank.
+        sizes: full module name -> its adapter's size.
+        settings: all that adapters have in common.
+
+    Raises:
+        ConfigError: the first values that were asked for do not suit a layer.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    _check_initialization(model, sizes, settings)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=list(layers),
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
+        init_lora_weights=settings.initialization == "default" or settings.initialization,
+        target_modules=sorted(sizes),
+        # Keys are patterns.
+        rank_pattern={
+            re.escape(name): size.rank for name, size in sizes.items() if size.rank != settings.rank
+        },
+        alpha_pattern={
+            re.escape(name): size.alpha
+            for name, size in sizes.items()
+            if size.alpha != settings.alpha
+        },
         bias="none",
     )
-    inject_adapter_in_model(config, model)
+    inject_adapter_in_model(config, model, ADAPTER)
+
+
+def _check_initialization(
+    model: nn.Module, sizes: Mapping[str, AdapterSize], settings: LoraSettings
+) -> None:
+    if settings.initialization != "orthogonal":
+        return
+    for name, size in sizes.items():
+        if size.rank % 2:
+            raise ConfigError(
+                f"lora.initialization=orthogonal needs even ranks, {name} has {size.rank}; "
+                "change its rank or use lora.initialization=default"
+            )
+        if not model.get_submodule(name).weight.is_floating_point():
+            raise ConfigError(
+                f"lora.initialization=orthogonal needs whole weights, {name} is held in 4 bits; "
+                "use lora.initialization=default or gaussian"
+            )
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield every layer that has an adapter, under its own name; a peft LoraLayer."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            yield name, layer
 
 
 def merge_adapters(model: nn.Module) -> None:
     """Add each adapter to its layer and take it away; the model is plain again."""
-    from peft.tuners.lora import LoraLayer
-
-    adapted = [
-        (name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)
-    ]
-    for name, layer in adapted:
+    for name, layer in list(adapted_layers(model)):
         layer.merge(safe_merge=True)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.get_base_layer())

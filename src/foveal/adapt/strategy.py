@@ -1,9 +1,12 @@
 """Rules -> which weights learn and how: the first rule that matches a weight decides."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
+from rich.table import Table
 from torch import nn
 
 from foveal.config import LoraSettings, Rule
@@ -20,6 +23,7 @@ STRATEGIES: dict[str, tuple[Rule, ...]] = {
         Rule(match="language.*"),
     ),
     "lora": (Rule(match="*", learn=False, adapter=True),),
+    "qlora": (Rule(match="*", learn=False, adapter=True, quantize=True),),
 }
 """The named strategies; a recipe may spell out rules of its own instead."""
 
@@ -38,6 +42,15 @@ class Assignment:
 
     weight_decay: float
     elements: int
+    four_bits: bool = False
+    """Whether it is held in 4 bits."""
+
+    rank: int | None = None
+    """Of an adapter's weight: the adapter's width."""
+
+    alpha: float | None = None
+    scale: float | None = None
+    """What an adapter's output is multiplied by, as peft holds it."""
 
 
 def rules_of(strategy: str | Sequence[Rule]) -> tuple[Rule, ...]:
@@ -75,19 +88,13 @@ def assign(
         if verdict.adapter and _can_adapt(model, family, name)
     }
     if adapted:
-        from foveal.adapt.adapters import add_adapters
-
-        add_adapters(model, sorted(adapted), lora or LoraSettings())
+        _add_adapters(model, adapted, lora or LoraSettings())
     made = []
     for name, parameter in model.named_parameters():
-        owner = next((adapted[layer] for layer in _owners(name) if layer in adapted), None)
-        if owner is not None and ".lora_" in name:
-            rule, learn = owner, True
-        elif owner is not None:
-            rule, learn = owner, False
-        else:
-            rule = verdicts[name]
-            learn = rule.learn and not family.is_unused(model, name)
+        layer = next((owner for owner in _owners(name) if owner in adapted), None)
+        is_adapter = layer is not None and ".lora_" in name
+        rule = verdicts[name] if layer is None else adapted[layer]
+        learn = is_adapter or (layer is None and rule.learn and not family.is_unused(model, name))
         parameter.requires_grad_(learn)
         made.append(
             Assignment(
@@ -96,7 +103,9 @@ def assign(
                 learn,
                 rule.learning_rate or learning_rate,
                 weight_decay if rule.weight_decay is None else rule.weight_decay,
-                parameter.numel(),
+                _count(parameter),
+                four_bits=hasattr(parameter, "quant_state"),
+                **(_adapter_sizes(model, layer) if is_adapter and layer else {}),
             )
         )
     if not any(assignment.learn for assignment in made):
@@ -106,12 +115,39 @@ def assign(
     return tuple(made)
 
 
+def first_match(part_name: str, rules: Sequence[Rule]) -> Rule | None:
+    """Find the rule that decides for a weight."""
+    return next((rule for rule in rules if fnmatchcase(part_name, rule.match)), None)
+
+
 def _verdict(part_name: str, rules: Sequence[Rule], decided: dict[int, int]) -> Rule:
-    for index, rule in enumerate(rules):
-        if fnmatchcase(part_name, rule.match):
-            decided[index] += 1
-            return rule
-    return Rule(match=part_name, learn=False)
+    rule = first_match(part_name, rules)
+    if rule is None:
+        return Rule(match=part_name, learn=False)
+    decided[next(index for index, one in enumerate(rules) if one is rule)] += 1
+    return rule
+
+
+def _add_adapters(model: nn.Module, rules: Mapping[str, Rule], lora: LoraSettings) -> None:
+    from foveal.adapt.adapters import AdapterSize, add_adapters
+
+    sizes = {
+        layer: AdapterSize(rule.rank or lora.rank, rule.alpha or lora.alpha)
+        for layer, rule in rules.items()
+    }
+    add_adapters(model, sizes, lora)
+
+
+def _adapter_sizes(model: nn.Module, layer: str) -> dict[str, Any]:
+    adapted: Any = model.get_submodule(layer)
+    ((name, rank),) = adapted.r.items()
+    return {"rank": rank, "alpha": adapted.lora_alpha[name], "scale": adapted.scaling[name]}
+
+
+def _count(parameter: nn.Parameter) -> int:
+    """Count a parameter's numbers, also where two of them share a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)
 
 
 def _can_adapt(model: nn.Module, family: Family, name: str) -> bool:
@@ -127,12 +163,48 @@ def _owners(name: str) -> Iterator[str]:
         yield name
 
 
-def summarize(assignments: Sequence[Assignment]) -> list[tuple[str, str, int, float]]:
-    """Gather weights by part and fate: (part, fate, parameters, highest rate)."""
-    rows: dict[tuple[str, str, float], int] = {}
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of some weights of a part; a line of the table before the first step."""
+
+    part: str
+    what: str
+    learning_rate: float | None = None
+    """Highest rate; none: they do not learn."""
+
+    weight_decay: float | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    scale: float | None = None
+
+
+def summarize(assignments: Sequence[Assignment]) -> dict[Fate, int]:
+    """Gather weights by part and fate, and count their numbers."""
+    counts: dict[Fate, int] = {}
     for one in assignments:
-        adapter = ".lora_" in one.name
-        fate = ("adapter" if adapter else "learns") if one.learn else "fixed"
-        key = (one.part_name.partition(".")[0], fate, one.learning_rate if one.learn else 0.0)
-        rows[key] = rows.get(key, 0) + one.elements
-    return [(part, fate, count, rate) for (part, fate, rate), count in rows.items()]
+        part = one.part_name.partition(".")[0]
+        if one.learn:
+            what = "learns" if one.rank is None else "adapter"
+            sizes = (one.rank, one.alpha, one.scale)
+            fate = Fate(part, what, one.learning_rate, one.weight_decay, *sizes)
+        else:
+            fate = Fate(part, "fixed, 4 bits" if one.four_bits else "fixed")
+        counts[fate] = counts.get(fate, 0) + one.elements
+    return counts
+
+
+def strategy_table(assignments: Sequence[Assignment]) -> Table:
+    """Lay out what learns, how many parameters, how fast, and through what."""
+    counts = summarize(assignments)
+    numbers = ["parameters", "highest rate", "decay"]
+    if any(fate.rank is not None for fate in counts):
+        numbers += ["rank", "alpha", "scale"]
+    table = Table("part", "what becomes of it", collapse_padding=True, pad_edge=False)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=name == "parameters")
+    for fate, count in counts.items():
+        rate = "-" if fate.learning_rate is None else f"{fate.learning_rate:.1e}"
+        sizes = (fate.weight_decay, fate.rank, fate.alpha, fate.scale)
+        shown = [f"{count:,}", rate, *("-" if size is None else f"{size:g}" for size in sizes)]
+        table.add_row(fate.part, fate.what, *shown[: len(numbers)])
+    return table

@@ -28,7 +28,7 @@ class Family:
     """Part -> beginnings of the module names that belong to it; the first that fits decides."""
 
     load_model: Callable[..., nn.Module]
-    """(name, attention, dtype) -> model."""
+    """(name, attention, dtype, quantization) -> model."""
 
     load_processor: Callable[..., TurnProcessor]
     """(name, num_crops) -> processor."""
@@ -116,7 +116,11 @@ def _one_line(error: Exception) -> str:
 
 
 def load(
-    name: str, num_crops: int | None, attention: str = "auto", dtype: Any = None
+    name: str,
+    num_crops: int | None,
+    attention: str = "auto",
+    dtype: Any = None,
+    quantization: Any = None,
 ) -> LoadedModel:
     """Load a model and its processor.
 
@@ -125,6 +129,7 @@ def load(
         num_crops: most crops a picture; none: as the model's files say.
         attention: see the recipe's setting.
         dtype: torch dtype of the weights; none: float32.
+        quantization: transformers' settings of a model that is held in fewer bits; none: it is not.
 
     Raises:
         ModelError: the model cannot be read.
@@ -134,7 +139,7 @@ def load(
 
     family = find_family(name)
     try:
-        model = family.load_model(name, attention, dtype)
+        model = family.load_model(name, attention, dtype, quantization)
         processor = family.load_processor(name, num_crops)
     except (ImportError, OSError, ValueError, SafetensorError, StrictDataclassError) as error:
         raise ModelError(f"model {name}: {_one_line(error)}") from error

@@ -18,6 +18,9 @@ from foveal.errors import RunError
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
+COUNT = torch.int64
+"""A number of steps that an optimizer counts in Python; no tensor of its own is of this kind."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -145,7 +148,7 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: torch.optim.O
             one for group in optimizer.param_groups for one in group["params"]
         )
     }
-    states: dict[int, dict[str, Tensor]] = {}
+    states: dict[int, dict[str, Any]] = {}
     try:
         with safe_open(checkpoint / WEIGHTS, "pt") as weights, torch.no_grad():
             if set(weights.keys()) != learning.keys():
@@ -158,7 +161,10 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: torch.optim.O
         with safe_open(checkpoint / OPTIMIZER, "pt") as moments:
             for key in moments.keys():  # noqa: SIM118 - a file, not a mapping
                 slot, _, owner = key.partition("/")
-                held = _held_like(moments.get_tensor(key), learning[owner])
+                value = moments.get_tensor(key)
+                held: Any = _held_like(value, learning[owner])
+                if value.dtype == COUNT and not value.dim():
+                    held = int(value)
                 states.setdefault(numbers[learning[owner]], {})[slot] = held
     except (OSError, SafetensorError) as error:
         raise RunError(f"{checkpoint}: {error}; delete it to go on from an earlier one") from error
@@ -170,11 +176,18 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     """Name the optimizer's tensors by what they are and whose: `exp_avg/lm_head.weight`."""
     names: dict[Tensor, str] = {one: name for name, one in model.named_parameters()}
     return {
-        f"{slot}/{names[parameter]}": value
+        f"{slot}/{names[parameter]}": _as_tensor(slot, value)
         for parameter, state in optimizer.state.items()
         for slot, value in state.items()
-        if isinstance(value, Tensor)
+        if isinstance(value, Tensor | int)
     }
+
+
+def _as_tensor(slot: str, value: Tensor | int) -> Tensor:
+    if isinstance(value, int):
+        return torch.tensor(value, dtype=COUNT)
+    # The table of 8-bit levels is one for all weights; a file holds no tensor under two names.
+    return value.clone() if slot.startswith("qmap") else value
 
 
 def _gather(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Assignments -> AdamW and the rate of each step."""
+"""Assignments -> an optimizer and the rate of each step."""
 
 import math
 from collections.abc import Sequence
@@ -6,17 +6,22 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from foveal.adapt.strategy import Assignment
 from foveal.config import TrainSettings
+from foveal.errors import ConfigError
 
 
 def build_optimizer(
     model: nn.Module, assignments: Sequence[Assignment], settings: TrainSettings
-) -> torch.optim.AdamW:
+) -> torch.optim.Optimizer:
     """Group the learning weights by rate and decay.
 
     Each group keeps its highest rate as `peak`, which the schedule scales.
+
+    Raises:
+        ConfigError: the optimizer cannot work on weights that are cut over processes.
     """
     parameters = dict(model.named_parameters())
     grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -28,9 +33,37 @@ def build_optimizer(
         {"params": members, "lr": rate, "peak": rate, "weight_decay": decay}
         for (rate, decay), members in grouped.items()
     ]
-    return torch.optim.AdamW(
-        groups, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, fused=True
-    )
+    cut = any(isinstance(one, DTensor) for one in parameters.values())
+    if cut and settings.optimizer != "adamw":
+        raise ConfigError(
+            f"train.optimizer={settings.optimizer} needs whole weights, engine=fsdp2 cuts them; "
+            "use train.optimizer=adamw or engine=ddp"
+        )
+    return OPTIMIZERS[settings.optimizer](groups, settings)
+
+
+def _adamw(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.optim.Optimizer:
+    betas = (settings.beta1, settings.beta2)
+    return torch.optim.AdamW(groups, betas=betas, eps=settings.epsilon, fused=True)
+
+
+def _adamw_8bit(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.optim.Optimizer:
+    from bitsandbytes.optim import AdamW8bit
+
+    betas = (settings.beta1, settings.beta2)
+    made: torch.optim.Optimizer = AdamW8bit(groups, betas=betas, eps=settings.epsilon)
+    return made
+
+
+def _adafactor(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.optim.Optimizer:
+    from transformers import Adafactor
+
+    # The recipe's rate as it is, as with AdamW, not one that follows from the weights' size.
+    made: torch.optim.Optimizer = Adafactor(groups, scale_parameter=False, relative_step=False)
+    return made
+
+
+OPTIMIZERS = {"adamw": _adamw, "adamw_8bit": _adamw_8bit, "adafactor": _adafactor}
 
 
 def rate_scale(step: int, total_steps: int, settings: TrainSettings) -> float:

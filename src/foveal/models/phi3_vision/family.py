@@ -17,11 +17,14 @@ TOWER = "model.vision_embed_tokens.img_processor.vision_model."
 
 
 def load_model(
-    name: str | Path, attention: str, dtype: torch.dtype | None
+    name: str | Path, attention: str, dtype: torch.dtype | None, quantization: Any = None
 ) -> Phi3VisionForConditionalGeneration:
     """Load the published weights, in float32 unless told otherwise."""
     return Phi3VisionForConditionalGeneration.from_pretrained(
-        name, dtype=dtype or torch.float32, attn_implementation=choose_attention(attention)
+        name,
+        dtype=dtype or torch.float32,
+        attn_implementation=choose_attention(attention),
+        quantization_config=quantization,
     )
 
 

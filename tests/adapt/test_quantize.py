@@ -1,0 +1,134 @@
+"""Rules say which layers are held in 4 bits; reading them in is all that it takes."""
+
+import pytest
+import torch
+from bitsandbytes import functional as bits
+from bitsandbytes.nn import Linear4bit, Params4bit
+from tiny import SIZES, make_model
+
+from foveal.adapt.quantize import is_quantized, keep_layout, plan_quantization
+from foveal.adapt.strategy import assign, rules_of, summarize
+from foveal.config import LoraSettings, QuantizationSettings, Rule
+from foveal.errors import ConfigError
+from foveal.models.family import load
+from foveal.models.phi3_vision.tiny import write_tiny
+from foveal.run import quiet_libraries
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    quiet_libraries()
+    place = tmp_path_factory.mktemp("quantize") / "model"
+    write_tiny(place, 0, SIZES)
+    return place
+
+
+def quantized(folder, strategy="qlora", precision="float32", **settings):
+    chosen = QuantizationSettings(**settings)
+    plan = plan_quantization(str(folder), rules_of(strategy), chosen, precision)
+    return load(str(folder), 4, quantization=plan)
+
+
+def in_four_bits(model):
+    return {name for name, one in model.named_modules() if isinstance(one, Linear4bit)}
+
+
+def linear_layers(model):
+    return {name for name, one in model.named_modules() if isinstance(one, torch.nn.Linear)}
+
+
+def test_qlora_holds_every_linear_layer_but_the_head_in_four_bits(folder):
+    model = quantized(folder).model
+    assert in_four_bits(model) == linear_layers(make_model(folder).model) - {"lm_head"}
+    assert is_quantized(model)
+
+
+def test_norms_separators_embeddings_biases_and_the_head_stay_as_they_are(folder):
+    whole = dict(make_model(folder).model.named_parameters())
+    packed = 0
+    for name, one in quantized(folder).model.named_parameters():
+        if isinstance(one, Params4bit):
+            packed += 1
+        else:
+            assert torch.equal(one, whole[name]), name
+    assert 0 < packed < len(whole)
+    assert not any(isinstance(one, Params4bit) for one in make_model(folder).model.parameters())
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_a_layer_holds_what_bitsandbytes_makes_of_its_stored_weight(folder, double):
+    stored = make_model(folder).model.model.layers[1].mlp.down_proj.weight.detach()
+    packed, state = bits.quantize_4bit(stored, quant_type="nf4", compress_statistics=double)
+    held = quantized(folder, double=double).model.model.layers[1].mlp.down_proj.weight
+    assert torch.equal(held.data, packed)
+    assert held.quant_state.nested is double
+    expected = bits.dequantize_4bit(packed, state)
+    assert torch.equal(bits.dequantize_4bit(held.data, held.quant_state), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [({}, torch.bfloat16), ({"compute": "float32"}, torch.float32)],
+)
+def test_layers_compute_in_the_runs_precision_unless_told_otherwise(folder, settings, dtype):
+    layer = quantized(folder, precision="bf16", **settings).model.model.layers[0].mlp.down_proj
+    assert layer.compute_dtype == dtype
+
+
+def test_rules_choose_the_layers(folder):
+    rules = (
+        Rule(match="vision.*", learn=False),
+        Rule(match="language.layers.1.*", learn=False, quantize=True),
+        Rule(match="*", learn=False, adapter=True),
+    )
+    layers = in_four_bits(quantized(folder, rules).model)
+    assert layers == {
+        f"model.layers.1.{name}"
+        for name in ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+    }
+
+
+def test_strategies_without_four_bits_load_as_ever(folder):
+    assert plan_quantization(str(folder), rules_of("lora"), QuantizationSettings(), "bf16") is None
+
+
+def test_the_table_counts_packed_weights_one_by_one(folder):
+    loaded = quantized(folder)
+    chosen = assign(loaded.model, loaded.family, rules_of("qlora"), 1e-3, 0.0, LoraSettings(rank=4))
+    counts = summarize(chosen)
+    fixed = sum(count for fate, count in counts.items() if fate.what.startswith("fixed"))
+    assert fixed == sum(one.numel() for one in make_model(folder).model.parameters())
+    packed = sum(count for fate, count in counts.items() if fate.what == "fixed, 4 bits")
+    assert packed == sum(
+        layer.in_features * layer.out_features
+        for layer in loaded.model.modules()
+        if isinstance(layer, Linear4bit)
+    )
+    assert {fate.part for fate in counts if fate.what == "adapter"} == {
+        "vision",
+        "projector",
+        "language",
+    }
+
+
+def test_the_head_gets_an_adapter_too(folder):
+    loaded = quantized(folder)
+    assign(loaded.model, loaded.family, rules_of("qlora"), 1e-3, 0.0, LoraSettings(rank=4))
+    head = loaded.model.lm_head
+    assert head.lora_A["default"].weight.requires_grad
+    assert head.base_layer.weight.dtype == torch.float32
+
+
+def test_answering_first_does_not_cost_the_gradient(folder):
+    # On CPUs with AVX-512 bf16, bitsandbytes would repack the weights for a kernel without one.
+    model = quantized(folder).model
+    keep_layout(model)
+    layers = [one for one in model.modules() if isinstance(one, Linear4bit)]
+    assert not any(one.support_avx512bf16_for_cpu for one in layers)
+
+
+def test_first_values_that_need_whole_weights_are_refused(folder):
+    loaded = quantized(folder)
+    settings = LoraSettings(rank=4, initialization="orthogonal")
+    with pytest.raises(ConfigError, match="held in 4 bits; use"):
+        assign(loaded.model, loaded.family, rules_of("qlora"), 1e-3, 0.0, settings)
