@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from hub_data import put_cauldron, put_clips, put_pages
+from safetensors.torch import load_file, save_file
 from tiny import SIZES
 
-from foveal.adapt.strategy import STRATEGIES
 from foveal.config import load_recipe
 from foveal.evaluate.metrics import anls_cookbook
 from foveal.models.phi3_vision.tiny import write_tiny
@@ -36,16 +36,13 @@ COMMANDS = {
         "--num_train_epochs 2"
     ),
 }
-needs_4_bits = pytest.mark.skipif("qlora" not in STRATEGIES, reason="no 4-bit weights yet")
-EACH = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=needs_4_bits) if "qlora" in n else n for n in COMMANDS]
-)
+EACH = pytest.mark.parametrize("name", COMMANDS)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cookbook")
-    write_tiny(folder / "model", 0, SIZES)
+    write_model(folder / "model")
     put_pages(folder / "docvqa" / "nielsr/docvqa_1200_examples", 2, 2)
     put_cauldron(folder / "docvqa" / "HuggingFaceM4/the_cauldron/docvqa", 2, ("12.", "x"))
     put_cauldron(folder / "nlvr2", 10, ("Yes.", "No."), images=2)
@@ -62,6 +59,15 @@ def place(tmp_path_factory):
     )
     assert "ucf101/ucf101_train.jsonl: 2 examples" in done.stdout
     return folder
+
+
+def write_model(folder: Path) -> None:
+    """A tiny model whose random weights do not happen to answer with the token of a picture."""
+    write_tiny(folder, 0, SIZES)
+    weights = load_file(folder / "model.safetensors")
+    image_token_id = json.loads((folder / "config.json").read_text())["image_token_id"]
+    weights["lm_head.weight"][image_token_id] = 0
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
 @pytest.fixture
@@ -182,7 +188,8 @@ def test_the_published_defaults_become_the_recipe(scripts):
     assert (train.examples_per_step, train.epochs, train.learning_rate) == (16, 1, 4e-5)
     assert (train.beta1, train.beta2, train.epsilon) == (0.9, 0.95, 1e-7)
     assert (train.warmup_steps, train.schedule, train.gradient_clip) == (50, "linear", 1.0)
-    assert (made.lora.rank, made.lora.alpha) == (64, 128)
+    assert (made.lora.rank, made.lora.alpha, made.lora.initialization) == (64, 128, "gaussian")
+    assert not made.quantization.double
     assert made.evaluate.max_new_tokens == 64
     assert made.published is None
 
@@ -201,12 +208,13 @@ def test_flags_choose_what_learns(flags, strategy, scripts):
     assert recipe_from("nlvr2", *flags).strategy == strategy
 
 
-def test_adapters_stay_out_of_a_frozen_tower(scripts):
-    rules = recipe_from("nlvr2", "--use_lora", "--freeze_vision_model").strategy
-    assert [(rule.match, rule.learn, rule.adapter) for rule in rules] == [
-        ("vision.*", False, False),
-        ("projector.*", False, False),
-        ("language.*", False, True),
+@pytest.mark.parametrize(("flag", "quantize"), [("--use_lora", False), ("--use_qlora", True)])
+def test_adapters_stay_out_of_a_frozen_tower(flag, quantize, scripts):
+    rules = recipe_from("nlvr2", flag, "--freeze_vision_model").strategy
+    assert [(rule.match, rule.learn, rule.adapter, rule.quantize) for rule in rules] == [
+        ("vision.*", False, False, False),
+        ("projector.*", False, False, False),
+        ("language.*", False, True, quantize),
     ]
 
 

@@ -10,7 +10,6 @@ import yaml
 from rich.console import Console
 from tiny import SIZES, pages
 
-from foveal.adapt.strategy import STRATEGIES
 from foveal.config import Recipe, load_recipe, setting_names
 from foveal.errors import ConfigError
 from foveal.explain import explain_settings
@@ -156,6 +155,9 @@ def test_every_recipe_loads_and_has_the_published_optimizer(path):
     assert (train.beta1, train.beta2, train.epsilon) == (0.9, 0.95, 1e-7)
     assert (train.weight_decay, train.gradient_clip, train.warmup_steps) == (0.01, 1.0, 50)
     assert train.schedule == "linear"
+    if path.stem != "custom":
+        assert made.lora.initialization == "gaussian"
+        assert not made.quantization.double
 
 
 def test_a_row_says_in_a_few_lines_what_differs():
@@ -216,8 +218,6 @@ def test_every_recipe_runs_on_a_tiny_model(path, place, tmp_path):
             "train.examples_per_step=2",
         ),
     )
-    if made.strategy == "qlora" and "qlora" not in STRATEGIES:
-        pytest.skip("4-bit weights are not here yet")
     outcome = TrainingRun(made, Console(quiet=True)).go()
     lines = (outcome.run / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
