@@ -10,7 +10,8 @@ from typing import Any
 
 from foveal.config import Recipe, load_recipe
 from foveal.errors import ConfigError, UserError
-from foveal.reproduce import RECIPES, prepare, quoted
+from foveal.prepare import prepare
+from foveal.reproduce import RECIPES, quoted
 
 ALPHA_RATIO_TO_WONDER_AT = 4.0
 """The recipe uses 0.5 and 2; more is most likely an alpha given as a ratio."""

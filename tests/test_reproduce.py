@@ -17,7 +17,8 @@ from foveal.data.example import read_examples
 from foveal.errors import ConfigError, DataError
 from foveal.evaluate.metrics import Score
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.reproduce import compare, find_row, prepare, reproduce
+from foveal.prepare import prepare
+from foveal.reproduce import compare, find_row, reproduce
 
 SMALL = (
     "precision=float32",
@@ -31,7 +32,7 @@ SMALL = (
 
 @pytest.fixture(autouse=True)
 def one_process_converts(monkeypatch):
-    monkeypatch.setattr("foveal.reproduce.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("foveal.prepare.os.cpu_count", lambda: 1)
 
 
 @pytest.fixture(scope="module")
