@@ -5,6 +5,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from foveal.data.convert import Options, convert
 from foveal.errors import DataError
@@ -83,7 +84,7 @@ def prepare(
     return Path(done["train"]), Path(done["validation"])
 
 
-def _read(path: Path) -> dict[str, str]:
+def _read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
