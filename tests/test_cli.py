@@ -112,7 +112,7 @@ def test_the_readmes_commands_work_in_its_order(tmp_path):
     pages(tmp_path, 3, 2, "train")
     pages(tmp_path, 2, 2, "validation")
     pages(tmp_path, 1, 2, "test")
-    recipe = ROOT / "recipes" / "docvqa_full.yaml"
+    recipe = ROOT / "recipes" / "custom.yaml"
     small = [
         "model=phi3-vision-tiny",
         "precision=float32",
@@ -125,7 +125,7 @@ def test_the_readmes_commands_work_in_its_order(tmp_path):
         words = line.split()[1:]
         if words[0] not in {"check", "train", "evaluate", "report"}:
             continue
-        words = [str(recipe) if word == "recipes/docvqa_full.yaml" else word for word in words]
+        words = [str(recipe) if word == "recipes/custom.yaml" else word for word in words]
         done = foveal(*words, *(small if words[0] == "train" else []), folder=tmp_path)
         assert done.returncode == 0, done.stderr
         ran.append(words[0])

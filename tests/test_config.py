@@ -117,7 +117,7 @@ def test_a_setting_without_a_value_keeps_nothing_below_it_from_being_set(recipe)
         ("precision=int8", "precision=int8: input should be 'float32', 'bf16' or 'fp16'"),
         ("lora.dropout=2", "lora.dropout=2: input should be less than or equal to 1"),
         ("data.share_images=perhaps", "data.share_images=perhaps: input should be a valid boolean"),
-        ("strategy=frozen", "strategy=frozen: input should be 'full', 'frozen_vision' or"),
+        ("strategy=frozen", "strategy=frozen: input should be 'full', 'frozen_vision', 'lora'"),
         ("strategy=[{learn: true}]", "strategy.0.match is missing"),
         (
             "strategy=[{match: '*', lern: true}]",

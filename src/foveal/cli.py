@@ -386,6 +386,47 @@ def bench(
     run_bench(size, rounds, tuple(strategies.split(",")), threads, as_json, Console())
 
 
+@app.command()
+def recipes(
+    explain: Annotated[bool, typer.Option(help="Write a recipe with every setting.")] = False,
+) -> None:
+    """List the published rows that can be run again, with their scores."""
+    if explain:
+        from foveal.explain import explain_settings
+
+        typer.echo(explain_settings(), nl=False)
+        return
+    from foveal.config import load_recipe
+    from foveal.reproduce import RECIPES, list_rows, published_scores, row_name
+
+    for path in list_rows():
+        recipe = load_recipe(path)
+        scores = published_scores(recipe) or {"": 0.0}
+        beside = ", ".join(f"{name} {value:.4f}" if name else "-" for name, value in scores.items())
+        model = recipe.model.rpartition("/")[2]
+        typer.echo(f"{row_name(path):32} {recipe.precision:6} {beside:24} {model}")
+    typer.echo(f"in {RECIPES}; run one with `foveal reproduce NAME`")
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="A row that `foveal recipes` lists.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value ...")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="The data set's files; none: from the hub.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; none: runs/NAME.")] = None,
+) -> None:
+    """Run a published row again: convert, check, evaluate, train, evaluate, compare."""
+    from rich.console import Console
+
+    from foveal.reproduce import reproduce as run_again
+
+    place = out or Path("runs") / name
+    for line in run_again(name, source, place, tuple(overrides or ()), Console(stderr=True)):
+        typer.echo(line)
+
+
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
     """Show a bar that is told how much is done, and of how much."""

@@ -274,17 +274,16 @@ class Recipe(Settings):
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """Read a recipe and apply `key=value` overrides, dots between the names.
 
+    A recipe that says `base: other.yaml`, a path from its own folder, is the other recipe with its
+    own settings laid over it.
+
     Raises:
         ConfigError: the file is no YAML mapping, or holds a name or a value we do not know.
     """
-    try:
-        tree = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; give a YAML recipe") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of settings, such as `model: ...`")
+    layers = _read_layers(path)
+    tree: dict[str, Any] = {}
+    for _, own in reversed(layers):
+        _lay_over(tree, own)
     for override in overrides:
         _apply(tree, override)
     # A heading with nothing below it, as `data:`, leaves everything at its default.
@@ -292,7 +291,62 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     try:
         return Recipe.model_validate(filled)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from None
+        names, message = _explain(error)
+        given = [one.partition("=")[0].split(".") for one in overrides]
+        overridden = any(names[: len(one)] == one for one in given)
+        files = [file for file, own in layers if _holds(own, names) and not overridden]
+        raise ConfigError(f"{files[0] if files else path}: {message}") from None
+
+
+def _read_layers(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Read a recipe and its bases, the nearest first."""
+    layers: list[tuple[Path, dict[str, Any]]] = []
+    file: Path | None = path
+    while file is not None:
+        seen = [one.resolve() for one, _ in layers]
+        if file.resolve() in seen:
+            raise ConfigError(f"{layers[-1][0]}: base: {file} is built on this very recipe")
+        tree = _read_tree(file, layers[-1][0] if layers else None)
+        base = tree.pop("base", None)
+        if base is not None and not (isinstance(base, str) and base):
+            raise ConfigError(f"{file}: base={base}: give the path of another recipe")
+        layers.append((file, tree))
+        file = file.parent / base if base else None
+    return layers
+
+
+def _read_tree(path: Path, named_by: Path | None) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        what = f"{named_by}: base: {path}" if named_by else f"{path}"
+        raise ConfigError(f"{what}: {error.strerror}; give a YAML recipe") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of settings, such as `model: ...`")
+    return tree
+
+
+def _lay_over(tree: dict[str, Any], own: dict[str, Any]) -> None:
+    for name, value in own.items():
+        below = tree.get(name)
+        if isinstance(below, dict) and (value is None or isinstance(value, dict)):
+            _lay_over(below, value or {})
+        else:
+            tree[name] = value
+
+
+def _holds(tree: Any, names: list[str]) -> bool:
+    """Whether a file itself has the setting that is wrong, or the beginning of its name."""
+    for name in names:
+        if not isinstance(tree, dict):
+            break
+        keys = {str(key): value for key, value in tree.items()}
+        if name not in keys:
+            return False
+        tree = keys[name]
+    return True
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -319,7 +373,8 @@ def _read_value(text: str) -> Any:
     return value if value is None or isinstance(value, str | list | dict) else text
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError) -> tuple[list[str], str]:
+    """Name the setting that is wrong, and say what is wrong with it."""
     # Of a setting with several forms, the form that was understood furthest.
     problem = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))
     names = [str(name) for name in problem["loc"] if "[" not in str(name)]  # without the form's own
@@ -328,12 +383,13 @@ def _explain(error: ValidationError) -> str:
         while isinstance(given, dict) and given:
             name, given = next(iter(given.items()))
             names.append(str(name))
-        return f"unknown setting {'.'.join(names)}{_nearest(names)}"
+        return names, f"unknown setting {'.'.join(names)}{_nearest(names)}"
     where = ".".join(names)
     if problem["type"] == "missing":
-        return f"{where} is missing; add it to the recipe or give {where}=... on the command line"
+        how = f"add it to the recipe or give {where}=... on the command line"
+        return names, f"{where} is missing; {how}"
     shown = " ".join(str(given).split())
-    return f"{where}={shown}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return names, f"{where}={shown}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
 def _nearest(names: list[str]) -> str:

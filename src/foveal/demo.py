@@ -34,7 +34,7 @@ LESSONS = tuple(
 )
 
 GPU_COMMAND = (
-    "torchrun --nproc-per-node 8 -m foveal.cli train recipes/nlvr2_full.yaml "
+    "torchrun --nproc-per-node 8 -m foveal.cli train recipes/nlvr2/full.yaml "
     "data.train=train.jsonl data.validation=validation.jsonl run=runs/nlvr2"
 )
 

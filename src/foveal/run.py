@@ -470,7 +470,7 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
     return {
         name: value
         for name, value in flat.items()
-        if name not in free and not name.startswith("evaluate.")
+        if name not in free and not name.startswith(("evaluate.", "published"))
     }
 
 

@@ -1,0 +1,120 @@
+"""Every command in the README and the docs is one that this version understands."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from foveal.cli import app
+from foveal.config import Recipe, setting_names
+from foveal.evaluate.metrics import METRICS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = typer.main.get_command(app)
+
+TO_COME = {"inspect", "plan", "export", "push", "ask", "serve", "evaluate --predictions"}
+"""Commands and options that the docs describe and other branches bring; empty once they are in."""
+
+
+def lines_of(page: Path) -> list[str]:
+    """Take the command lines of a page: blocks, indented or fenced, and words in backquotes."""
+    text = page.read_text().replace("\\\n", " ")
+    shown = re.findall(r"^ *((?:srun )?(?:foveal|torchrun|python -m foveal\.cli) .+)$", text, re.M)
+    shown += re.findall(r"`(foveal [^`]+)`", text)
+    return [line.partition("  #")[0].strip() for line in shown]
+
+
+def words_of(line: str) -> list[str]:
+    """Take what stands behind `foveal`, whatever launches it."""
+    words = shlex.split(line, comments=True)
+    if "foveal.cli" in words:
+        return words[words.index("foveal.cli") + 1 :]
+    return words[1:] if words[0] == "foveal" else []
+
+
+COMMANDS = sorted(
+    {(page.name, line) for page in PAGES for line in lines_of(page) if words_of(line)}
+)
+
+
+def test_the_pages_have_commands():
+    assert len({words_of(line)[0] for _, line in COMMANDS}) > 10
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_each_command_is_understood(page, line):
+    name, *arguments = words_of(line)
+    if name == "--help" or "--help" in arguments:
+        return
+    command = COMMAND.commands.get(name)
+    if command is None:
+        assert name in TO_COME
+        return
+    if len(arguments) < sum(one.required for one in command.params):
+        return  # `foveal train` in a sentence
+    options = {one for parameter in command.params for one in parameter.opts}
+    for option in [word for word in arguments if word.startswith("--")]:
+        if f"{name} {option}" in TO_COME and option not in options:
+            return
+    command.make_context(name, list(arguments))
+    for word in arguments:
+        setting, equals, _ = word.partition("=")
+        if equals and not word.startswith("--"):
+            assert setting in setting_names(Recipe), setting
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_recipes_that_a_page_names_are_there(page):
+    for name in re.findall(r"recipes/[\w/]+\.yaml", page.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_that_a_page_names_are_there(page):
+    known = {*setting_names(Recipe), "data", "train", "evaluate", "lora"}
+    named = re.findall(r"`((?:data|train|evaluate|lora)\.\w+)(?:[=:][^`]*)?`", page.read_text())
+    assert {name for name in named if not name.endswith(".jsonl")} <= known
+
+
+def test_files_that_the_layout_names_are_there():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for name in re.findall(r"`((?:data|models|train|evaluate|adapt)/[\w/]+\.py)`", text):
+        assert (ROOT / "src" / "foveal" / name).exists(), name
+
+
+def test_metrics_that_are_described_are_all_there_are():
+    text = (ROOT / "docs" / "evaluate.md").read_text()
+    table = text.partition("## Metrics")[2].partition("Closed answers")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.M)) == set(METRICS)
+
+
+def test_scripts_that_the_cookbook_page_names_are_there():
+    text = (ROOT / "docs" / "cookbook.md").read_text()
+    for name in re.findall(r"\w+_\w+\.py", text):
+        assert (ROOT / "cookbook" / name).exists(), name
+
+
+def test_every_page_is_in_the_menu_and_nothing_is_fetched():
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    listed = {name for entry in site["nav"] for name in entry.values()}
+    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert site["theme"]["font"] is False
+    assert site["plugins"] == ["search"]
+
+
+def test_the_cheap_commands_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    for line in ("foveal recipes", "foveal recipes --explain", "foveal --help"):
+        assert CliRunner().invoke(app, words_of(line)).exit_code == 0, line
+
+
+def test_what_is_needed_to_build_the_docs_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert any("mkdocs-material" in one for one in project["optional-dependencies"]["docs"])
