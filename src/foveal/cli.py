@@ -203,6 +203,95 @@ def report(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    merge: Annotated[bool, typer.Option(help="Fold adapters into the base.")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="bf16, fp16, float32; none: bf16, adapters float32.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="best, last, or a step.")] = "last",
+    proof: Annotated[bool, typer.Option(help="Load the folder again and compare it.")] = True,
+) -> None:
+    """Write a run's model as a folder for others, and prove that it is the model trained.
+
+    Exit status: 0 written and proven (or not asked to), 1 the proof failed and the folder is
+    marked .unverified, 2 something to mend.
+    """
+    from foveal.config import ConfigError
+
+    if dtype not in (None, "bf16", "fp16", "float32"):
+        raise ConfigError(f"--dtype {dtype}: give bf16, fp16 or float32")
+    from rich.console import Console
+
+    from foveal.deliver.export import export_run
+    from foveal.run import quiet_libraries
+
+    quiet_libraries()
+    console = Console(stderr=True)
+    done = export_run(
+        run,
+        out,
+        merge=merge,
+        dtype=dtype,  # type: ignore[arg-type]  # checked above
+        checkpoint=checkpoint,
+        proof=proof,
+        tell=lambda doing: console.print(doing, highlight=False),
+    )
+    for line in done.lines():
+        typer.echo(line)
+    typer.echo(f"written: {done.folder}")
+    raise typer.Exit(1 if done.failed else 0)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder that export wrote.")],
+    repository: Annotated[str, typer.Argument(help="USER/NAME on the Hugging Face hub.")],
+    dry_run: Annotated[bool, typer.Option(help="List the files and send nothing.")] = False,
+    public: Annotated[bool, typer.Option(help="Let everybody see a new repository.")] = False,
+    unproven: Annotated[bool, typer.Option(help="Send it without a proof.")] = False,
+) -> None:
+    """Send an exported folder to the Hugging Face hub."""
+    from foveal.deliver.push import plan_push
+    from foveal.deliver.push import push as push_folder
+
+    files = plan_push(folder, unproven)
+    for file in files:
+        typer.echo(f"{file.size_bytes:>15,}  {file.name}")
+    total = sum(file.size_bytes for file in files)
+    typer.echo(f"{total:>15,}  bytes in {len(files)} files")
+    if dry_run:
+        typer.echo(f"dry run, nothing sent to {repository}")
+        return
+    address = push_folder(folder, repository, private=not public, unproven=unproven)
+    typer.echo(f"sent: {address}")
+
+
+@app.command()
+def ask(
+    model: Annotated[str, typer.Argument(help="Run folder, model folder or hub name.")],
+    words: Annotated[list[str], typer.Argument(help="Picture files, then the question.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+) -> None:
+    """Answer one question about one or several pictures, in the terminal."""
+    import json
+
+    from foveal.deliver.answerer import load_answerer
+    from foveal.run import quiet_libraries
+
+    *images, question = words
+    quiet_libraries()
+    answer = load_answerer(model, max_new_tokens=max_new_tokens).answer(images, question)
+    if as_json:
+        asked = {"model": model, "images": images, "question": question, "answer": answer}
+        typer.echo(json.dumps(asked, ensure_ascii=False))
+    else:
+        typer.echo(answer)
+
+
+@app.command()
 def bench(
     size: Annotated[str, typer.Option(help="tiny, standard or narrow.")] = "standard",
     rounds: Annotated[int, typer.Option(help="Turns of each way.", min=1)] = 3,

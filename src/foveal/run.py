@@ -15,12 +15,13 @@ from rich.table import Table
 from torch import nn
 
 from foveal.adapt.strategy import Assignment, assign, rules_of, summarize
-from foveal.config import EvaluateSettings, Recipe, load_recipe, save_recipe
+from foveal.config import EvaluateSettings, Recipe, save_recipe
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, ImageFolder, Turn, read_examples
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan, Row
-from foveal.errors import ConfigError, ModelError, RunError
+from foveal.deliver.place import find_model, find_num_crops
+from foveal.errors import ConfigError, RunError
 from foveal.evaluate.predict import predict
 from foveal.evaluate.prediction import (
     Scores,
@@ -404,13 +405,13 @@ def evaluate_model(
     A run's own recipe says how its pictures are cut, unless `num_crops` does.
     """
     quiet_libraries()
-    recipe = Path(model) / "recipe.yaml"
-    if num_crops is None and recipe.exists():
-        num_crops = load_recipe(recipe).data.num_crops
+    if num_crops is None:
+        num_crops = find_num_crops(model)
     engine = make_engine("auto", "float32")
     loaded = load(find_model(model), num_crops)
     loaded.model.to(engine.device)
-    beside = Path(model) / "evaluation" if recipe.exists() else Path("evaluation")
+    is_run = (Path(model) / "recipe.yaml").exists()
+    beside = Path(model) / "evaluation" if is_run else Path("evaluation")
     folder = out or beside / data.stem
     examples, dataset = read_dataset(data, loaded.processor, images)
     (folder / "scores.json").unlink(missing_ok=True)  # asked for again, answered again
@@ -445,17 +446,3 @@ def save_final(loaded: LoadedModel, folder: Path) -> None:
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise RunError(f"cannot write {folder}: {error.strerror}; free space, run again") from error
-
-
-def find_model(place: str) -> str:
-    """Find the model of a run folder, a model folder or a hub name.
-
-    Raises:
-        ModelError: a run folder that holds no finished model.
-    """
-    folder = Path(place)
-    if (folder / "final").is_dir():
-        return str(folder / "final")
-    if (folder / "recipe.yaml").exists():
-        raise ModelError(f"{place}: this run has not ended; run `foveal train` on its recipe")
-    return place

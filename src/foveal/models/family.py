@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,9 @@ class Family:
 
     long_context_tokens: Callable[[nn.Module], int | None]
     """Model -> length above which an example is treated as long; none: no difference."""
+
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Pattern of a weight's second name in published files -> the model's own name."""
 
     def part_name(self, name: str) -> str:
         """Turn a model's own name of a weight or module into `part.name`."""

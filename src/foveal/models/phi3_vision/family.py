@@ -12,6 +12,7 @@ from foveal.models.family import Family
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.processor import Phi3VisionProcessor
 from foveal.models.phi3_vision.vision import UNUSED_LAYERS
+from foveal.models.phi3_vision.weights import SHARED_EMBEDDING
 
 TOWER = "model.vision_embed_tokens.img_processor.vision_model."
 
@@ -100,4 +101,5 @@ FAMILY = Family(
     blocks=blocks,
     activation_bytes=activation_bytes,
     long_context_tokens=long_context_tokens,
+    renamed=SHARED_EMBEDDING,
 )

@@ -1,0 +1,121 @@
+"""A run and its proof -> README.md: what the model is, how it was made, how good it is."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from foveal.config import Recipe
+from foveal.deliver.proof import Proof
+from foveal.deliver.source import RunSource
+from foveal.evaluate.metrics import Score
+from foveal.evaluate.run_folder import changed_settings
+from foveal.train.engine import Precision
+
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
+
+
+def write_card(
+    source: RunSource,
+    folder: Path,
+    name: str,
+    dtype: Precision,
+    *,
+    as_model: bool,
+    proof: Proof | None,
+) -> None:
+    """Write the model card of a folder that will be called `name`."""
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["score"] = show_score
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    recipe = source.recipe
+    licence = base_licence(source.base)
+    base_is_folder = Path(source.base_name).is_dir()
+    base = Path(source.base_name).name if base_is_folder else source.base_name
+    text = template.render(
+        front_matter=yaml.safe_dump(front_matter(source, base, licence, as_model), sort_keys=False),
+        title=name,
+        as_model=as_model,
+        base=base,
+        base_link="." if base_is_folder else f"https://huggingface.co/{base}",
+        scores={name: one for name, one in (source.scores or {}).items() if one.count},
+        before=source.before,
+        validation=recipe.data.validation.name if recipe.data.validation else "",
+        step=f"{source.progress.step:,}",
+        num_crops=recipe.data.num_crops,
+        examples=describe_examples(recipe),
+        dtype=dtype,
+        settings=public_settings(recipe),
+        fingerprint=source.progress.data_fingerprint,
+        proof=proof,
+        problems=proof.problems() if proof else [],
+        proof_lines=proof.lines() if proof else [],
+        licence=f"The base model's own: {licence}." if licence else "See the base model's licence.",
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def front_matter(
+    source: RunSource, base: str, licence: str | None, as_model: bool
+) -> dict[str, Any]:
+    """Gather what the hub reads of a card."""
+    tree: dict[str, Any] = {
+        "license": licence or "other",
+        "library_name": "transformers" if as_model else "peft",
+        "pipeline_tag": "image-text-to-text",
+        "base_model": base,
+        "base_model_relation": "finetune" if as_model else "adapter",
+        "tags": ["foveal"],
+    }
+    if Path(source.base_name).is_dir():  # the hub takes hub names alone
+        del tree["base_model"], tree["base_model_relation"]
+    return tree
+
+
+def base_licence(base: Path) -> str | None:
+    """Read the licence that a base model's own card states."""
+    card = base / "README.md"
+    if not card.is_file():
+        return None
+    text = card.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---\n"):
+        return None
+    try:
+        tree = yaml.safe_load(text.split("---\n", 2)[1])
+    except yaml.YAMLError:
+        return None
+    return str(tree["license"]) if isinstance(tree, Mapping) and "license" in tree else None
+
+
+def public_settings(recipe: Recipe) -> dict[str, object]:
+    """List the settings that are not at their default; of paths, the last name alone."""
+    shown = {}
+    for name, value in changed_settings(recipe).items():
+        if name != "run":
+            path = isinstance(value, Path) or (name == "model" and Path(str(value)).is_absolute())
+            shown[name] = Path(str(value)).name if path else value
+    return shown
+
+
+def describe_examples(recipe: Recipe) -> str:
+    """Name the training data, and count it where it still stands."""
+    data = recipe.data.train
+    if data is None:
+        return "Data unknown"
+    if not data.is_file():
+        return f"Trained on {data.name}"
+    with data.open("rb") as lines:
+        count = sum(1 for line in lines if line.strip())
+    return f"Trained on the {count:,} examples of {data.name}"
+
+
+def show_score(score: Score) -> str:
+    """Write a score with its interval."""
+    if math.isnan(score.value):
+        return "-"
+    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"

@@ -1,0 +1,112 @@
+"""A loaded model + real examples -> what can be compared: logits, greedy answers, scores."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from foveal.config import EvaluateSettings, Recipe
+from foveal.data.batch import build_batch
+from foveal.data.dataset import Dataset, build_dataset
+from foveal.data.encode import TurnProcessor, encode
+from foveal.data.example import Example, ImageFolder, read_examples
+from foveal.data.rows import Group, Row
+from foveal.errors import DataError, RunError
+from foveal.evaluate.predict import predict
+from foveal.evaluate.prediction import Prediction, Scores, score_predictions
+from foveal.models.family import LoadedModel
+
+COMPARED = 8
+"""Examples whose logits and answers are compared."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Real examples to compare models on."""
+
+    file: Path
+    examples: tuple[Example, ...]
+    dataset: Dataset
+    scored: bool
+    """Whether they are what the run's scores were made from."""
+
+    @property
+    def compared(self) -> list[int]:
+        """Places of the few whose logits are compared, spread over the file."""
+        count = min(COMPARED, len(self.examples))
+        return [place * len(self.examples) // count for place in range(count)]
+
+
+def find_examples(recipe: Recipe, processor: TurnProcessor) -> Examples:
+    """Read a run's validation examples, or a few that it learnt from.
+
+    Raises:
+        RunError: their file is not there.
+        DataError: it or a picture cannot be read.
+    """
+    data, limit = recipe.data.validation, recipe.evaluate.max_examples
+    scored = data is not None
+    if data is None:
+        data, limit = recipe.data.train, COMPARED
+    if data is None or not data.is_file():
+        raise RunError(
+            f"{data}: the run's examples are not there, and without them nothing can be proven; "
+            "bring the file back, or export with --no-proof"
+        )
+    examples = tuple(islice(read_examples(data), limit))
+    if not examples:
+        raise DataError(f"{data}: no examples; write one conversation a line")
+    folder = ImageFolder(data, recipe.data.images)
+    encoded = [encode(example, processor, folder) for example in examples]
+    return Examples(data, examples, build_dataset(encoded, processor), scored)
+
+
+@torch.no_grad()
+def answer_logits(loaded: LoadedModel, examples: Examples) -> list[Tensor]:
+    """Work out what a model expects at each token of the given answers.
+
+    Returns:
+        (answer tokens, vocab) for each compared example, float32, on the CPU.
+    """
+    model, family = loaded.model.eval(), loaded.family
+    logits = []
+    for place in examples.compared:
+        row = Row((Group((place,), int(examples.dataset.sizes.tokens[place])),))
+        batch = build_batch(row, examples.dataset, loaded.processor).to(model.device)
+        hidden = family.row_hidden_states(model, batch.model_inputs())
+        logits.append(family.head(model)(hidden[batch.predictors]).float().cpu())
+    return logits
+
+
+def greedy_answers(
+    loaded: LoadedModel, examples: Examples, settings: EvaluateSettings
+) -> list[str]:
+    """Answer the compared examples."""
+    made = _predict(loaded, examples, settings, examples.compared)
+    return [one.prediction for one in made]
+
+
+def measure_scores(loaded: LoadedModel, examples: Examples, settings: EvaluateSettings) -> Scores:
+    """Answer and score all examples, as the run's own evaluation does."""
+    made = _predict(loaded, examples, settings, None)
+    scored = [one.scored(settings.metrics) for one in made]
+    return score_predictions(scored, settings.metrics)
+
+
+def _predict(
+    loaded: LoadedModel,
+    examples: Examples,
+    settings: EvaluateSettings,
+    only: Sequence[int] | None,
+) -> list[Prediction]:
+    return predict(
+        loaded,
+        examples.examples,
+        examples.dataset,
+        settings.max_new_tokens,
+        settings.tokens_per_batch,
+        only=only,
+    )

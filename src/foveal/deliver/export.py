@@ -1,0 +1,217 @@
+"""A run -> a folder in the published layout: streamed, proven, renamed into place at the end."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from foveal.config import LoraSettings
+from foveal.deliver.adapter_folder import write_adapter
+from foveal.deliver.card import write_card
+from foveal.deliver.evidence import find_examples
+from foveal.deliver.four_bit import through_four_bits
+from foveal.deliver.merge import Adapter, AdapterScale, relative_norms
+from foveal.deliver.proof import Proof, prove
+from foveal.deliver.settings import write_model_settings, write_processor_files
+from foveal.deliver.source import RunSource, find_source
+from foveal.deliver.tensors import StoredTensor, write_shards
+from foveal.errors import ModelError, RunError
+from foveal.models.family import find_family
+from foveal.train.engine import DTYPES, Precision
+
+MAX_SHARD_BYTES = 2_000_000_000
+UNPROVEN = ".unverified"
+"""Ends the name of a folder whose proof failed, or was not asked for."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where a run was written to, and what was seen of it."""
+
+    folder: Path
+    proof: Proof | None
+    four_bit_norms: dict[str, float]
+    """Kind of layer -> relative norm of what 4 bits took from the base; empty: it was whole."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether a proof was made, and something did not hold."""
+        return self.proof is not None and bool(self.proof.problems())
+
+    def lines(self) -> list[str]:
+        """Tell what was seen."""
+        lines = [
+            f"the 4-bit base that it learnt on, {kind}: {norm:.2%} from this one"
+            for kind, norm in self.four_bit_norms.items()
+        ]
+        if self.proof is None:
+            return [*lines, "not proven, as asked: the folder is marked"]
+        failed = [f"FAILED: {problem}" for problem in self.proof.problems()]
+        return [*lines, *self.proof.lines(), *failed]
+
+
+def export_run(
+    run: Path,
+    out: Path,
+    *,
+    merge: bool = False,
+    dtype: Precision | None = None,
+    checkpoint: str = "last",
+    proof: bool = True,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """Write what a run learnt as a folder for others.
+
+    A run with adapters gives a folder that peft loads onto the base; with `merge`, or where whole
+    weights were learnt, a whole model in the published layout.
+
+    Args:
+        run: its folder.
+        out: new folder.
+        merge: fold adapters into the full-precision base.
+        dtype: number format; none: bf16 for a model, float32 for adapters.
+        checkpoint: `last`, `best`, or a step.
+        proof: load the folder again and compare it; without, it is marked as unverified.
+        max_shard_bytes: most bytes of a file, and of what memory holds of the model while writing.
+        tell: called with what is being done.
+
+    Raises:
+        RunError, ModelError, DataError: something is missing or does not fit; nothing is left.
+    """
+    source = find_source(run, checkpoint)
+    for note in source.notes:
+        tell(note)
+    as_model = merge or not source.adapters
+    check_fits(source, as_model)
+    chosen: Precision = dtype or ("bf16" if as_model else "float32")
+    for taken in (out, out.with_name(out.name + UNPROVEN)):
+        if taken.exists():
+            raise RunError(f"{taken} is there already; choose a new folder, or remove it")
+    processor = find_family(str(source.base)).load_processor(
+        source.base, source.recipe.data.num_crops
+    )
+    if proof:
+        find_examples(source.recipe, processor)  # before an hour of writing, not after
+    beside = out.with_name(f".{out.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+        tell("Writing")
+        if as_model:
+            write_model(source, beside, chosen, processor.end_ids, max_shard_bytes)
+        else:
+            write_adapter(source, beside, DTYPES[chosen])
+            write_processor_files(
+                source.base, source.base_name, beside, num_crops=source.recipe.data.num_crops
+            )
+        four_bit = learnt_on_four_bits(source)
+        norms = four_bit_norms(source) if four_bit and as_model else {}
+        proven = None
+        if proof:
+            proven = prove(
+                source, beside, chosen, merged=as_model, four_bit=four_bit and as_model, tell=tell
+            )
+            proven.write(beside)
+        write_card(source, beside, out.name, chosen, as_model=as_model, proof=proven)
+        passed = proven is not None and not proven.problems()
+        folder = out if passed else out.with_name(out.name + UNPROVEN)
+        beside.rename(folder)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise RunError(f"cannot write {out}: {error.strerror}; free space, run again") from error
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return Exported(folder, proven, norms)
+
+
+def check_fits(source: RunSource, as_model: bool) -> None:
+    """Check, from names and shapes alone, that a run's weights belong to its base.
+
+    Raises:
+        ModelError: they do not.
+    """
+    base = source.base_tensors
+    for layer, pieces in source.adapters.items():
+        stored = base.get(f"{layer}.weight")
+        shape = (pieces["up"].shape[0], pieces["down"].shape[1])
+        if stored is None or stored.shape != shape:
+            raise ModelError(_does_not_fit(source, layer, stored, shape))
+    for name in source.whole_weights:
+        stored = base.get(name)
+        if stored is None or stored.shape != source.learnt[name].shape:
+            raise ModelError(_does_not_fit(source, name, stored, source.learnt[name].shape))
+    if not as_model and source.whole_weights:
+        raise ModelError(
+            f"{source.run}: besides adapters it learnt {len(source.whole_weights)} whole weights, "
+            f"such as {source.whole_weights[0]}, which an adapter folder cannot hold; give --merge"
+        )
+
+
+def _does_not_fit(
+    source: RunSource, name: str, stored: StoredTensor | None, shape: tuple[int, ...]
+) -> str:
+    found = "nothing" if stored is None else f"shape {stored.shape}"
+    return (
+        f"{source.base} is not the model that this run started from: the run has {name} of shape "
+        f"{shape}, the base has {found}; bring the right folder back"
+    )
+
+
+def write_model(
+    source: RunSource,
+    folder: Path,
+    dtype: Precision,
+    end_ids: tuple[int, ...],
+    max_shard_bytes: int,
+) -> None:
+    """Write a whole model: the base's weights with what the run learnt, tensor by tensor."""
+    shapes = {name: stored.shape for name, stored in source.base_tensors.items()}
+    write_shards(folder, shapes, tuned_tensor(source), DTYPES[dtype], max_shard_bytes)
+    write_model_settings(
+        source.base,
+        source.base_name,
+        folder,
+        dtype=str(DTYPES[dtype]).removeprefix("torch."),
+        end_ids=end_ids,
+        num_crops=source.recipe.data.num_crops,
+    )
+
+
+def tuned_tensor(source: RunSource) -> Callable[[str], Tensor]:
+    """Make the function that gives a weight of the tuned model by its name."""
+    scale = adapter_scale(source.recipe.lora)
+
+    def read(name: str) -> Tensor:
+        if name in source.learnt:
+            return source.learnt[name].read()
+        weight = source.base_tensors[name].read()
+        pieces = source.adapters.get(name.removesuffix(".weight"))
+        if pieces is None or not name.endswith(".weight"):
+            return weight
+        adapter = Adapter(**{piece: stored.read() for piece, stored in pieces.items()})
+        return adapter.merged_with(weight, scale)
+
+    return read
+
+
+def adapter_scale(lora: LoraSettings) -> AdapterScale:
+    """Take what decides an adapter's scale from a recipe."""
+    return AdapterScale(lora.alpha)
+
+
+def learnt_on_four_bits(source: RunSource) -> bool:
+    """Tell whether the run's base stood in 4 bits while it learnt."""
+    return source.recipe.strategy == "qlora"
+
+
+def four_bit_norms(source: RunSource) -> dict[str, float]:
+    """Measure, layer by layer, what 4 bits took from the weights that stood in them."""
+    return relative_norms(
+        (layer, weight, through_four_bits(weight))
+        for layer in source.adapters
+        for weight in (source.base_tensors[f"{layer}.weight"].read(),)
+    )

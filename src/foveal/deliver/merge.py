@@ -1,0 +1,112 @@
+"""A weight + its low-rank adapter -> the one weight that does what both did, in float32."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from foveal.errors import ModelError
+
+Value = TypeVar("Value")
+
+ADAPTER_NAME = re.compile(
+    r"^(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<piece>A|B|magnitude_vector)"
+    r"(?:\.default)?(?:\.weight)?$"
+)
+"""As a checkpoint of ours names an adapter's tensors, and as peft's own files do."""
+
+PIECES = {"A": "down", "B": "up", "magnitude_vector": "magnitude"}
+
+
+@dataclass(frozen=True)
+class AdapterScale:
+    """What an adapter's product is multiplied by."""
+
+    alpha: float
+    rank_stabilized: bool = False
+    """Divide by the root of the rank (Kalajdzievski 2023, arXiv:2312.03732), not by the rank."""
+
+    def of(self, rank: int) -> float:
+        """Work the scale out."""
+        return float(self.alpha / (rank**0.5 if self.rank_stabilized else rank))
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The learnt tensors beside one linear layer."""
+
+    down: Tensor
+    """(rank, inputs)"""
+
+    up: Tensor
+    """(outputs, rank)"""
+
+    magnitude: Tensor | None = None
+    """(outputs,), of DoRA."""
+
+    def merged_with(self, weight: Tensor, scale: AdapterScale) -> Tensor:
+        """Fold the adapter into its layer's weight.
+
+        Args:
+            weight: (outputs, inputs), of any number format.
+            scale: of the run.
+
+        Returns:
+            (outputs, inputs), float32.
+        """
+        update = self.up.float() @ self.down.float() * scale.of(self.down.shape[0])
+        merged = weight.float() + update
+        if self.magnitude is None:
+            return merged
+        # Liu et al. 2024, arXiv:2402.09353, equation 5: a length of its own for each output.
+        lengths = torch.linalg.norm(merged, dim=1)
+        return merged * (self.magnitude.float().flatten() / lengths)[:, None]
+
+
+def sort_adapters(tensors: Mapping[str, Value]) -> tuple[dict[str, dict[str, Value]], list[str]]:
+    """Tell adapters' tensors from whole weights, by name alone.
+
+    Returns:
+        Layer -> piece (`down`, `up`, `magnitude`) -> value; and the names of all other tensors.
+
+    Raises:
+        ModelError: half of an adapter is missing.
+    """
+    adapters: dict[str, dict[str, Value]] = defaultdict(dict)
+    others = []
+    for name, value in tensors.items():
+        match = ADAPTER_NAME.match(name)
+        if match:
+            adapters[match["layer"]][PIECES[match["piece"]]] = value
+        else:
+            others.append(name)
+    for layer, pieces in adapters.items():
+        if not {"down", "up"} <= pieces.keys():
+            raise ModelError(f"the adapter of {layer} holds {', '.join(pieces)} alone")
+    return dict(adapters), others
+
+
+def layer_kind(layer: str) -> str:
+    """Name a layer without its number: `layers.*.mlp.down_proj`."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", layer)
+
+
+def relative_norms(pairs: Iterable[tuple[str, Tensor, Tensor]]) -> dict[str, float]:
+    """Measure how far weights are from others, per kind of layer.
+
+    Args:
+        pairs: (layer, weight, what stands for it).
+
+    Returns:
+        Kind -> norm of all differences over the norm of all weights.
+    """
+    squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for layer, weight, other in pairs:
+        sums = squares[layer_kind(layer)]
+        sums[0] += float((other.float() - weight.float()).square().sum())
+        sums[1] += float(weight.float().square().sum())
+    return {kind: (apart / whole) ** 0.5 for kind, (apart, whole) in squares.items() if whole}

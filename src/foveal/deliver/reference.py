@@ -1,0 +1,51 @@
+"""A run -> its tuned model in memory, by another way than the export's: peft's own layers."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from foveal.adapt.adapters import add_adapters, merge_adapters
+from foveal.deliver.source import RunSource
+from foveal.errors import ModelError
+from foveal.models.family import LoadedModel, load
+from foveal.train.checkpoint import WEIGHTS
+
+
+def load_tuned(source: RunSource) -> LoadedModel:
+    """Load a run's base and put what the run learnt in place, adapters beside their layers.
+
+    Raises:
+        ModelError: they do not belong together.
+    """
+    loaded = load(str(source.base), source.recipe.data.num_crops)
+    if source.adapters:
+        add_adapters(loaded.model, sorted(source.adapters), source.recipe.lora)
+    put_weights(loaded.model, source.checkpoint / WEIGHTS)
+    loaded.model.requires_grad_(False).eval()
+    return loaded
+
+
+def put_weights(model: nn.Module, file: Path) -> None:
+    """Put the weights of a checkpoint in place.
+
+    Raises:
+        ModelError: the model has no weight of a name, or one of another shape.
+    """
+    result = model.load_state_dict(load_file(file), strict=False)
+    if result.unexpected_keys:
+        raise ModelError(f"{file}: the base model has no weight {result.unexpected_keys[0]}")
+
+
+def merge_with_peft(loaded: LoadedModel) -> None:
+    """Fold the adapters in, each by peft's own arithmetic."""
+    merge_adapters(loaded.model)
+
+
+@torch.no_grad()
+def round_weights(model: nn.Module, dtype: torch.dtype, only_adapters: bool = False) -> None:
+    """Round weights as a file in `dtype` would; they stay float32 to compute with."""
+    for name, weight in model.named_parameters():
+        if not only_adapters or ".lora_" in name:
+            weight.copy_(weight.to(dtype).to(weight.dtype))

@@ -1,0 +1,108 @@
+"""A base model's small files -> those of a tuned one: as published, plus what is needed."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from foveal.errors import ModelError
+
+COPIED = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "chat_template*",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "*.py",
+    "LICENSE*",
+    "NOTICE*",
+)
+"""Handed on as they are, byte for byte: a tokenizer written anew may give other ids."""
+
+CROPS = "num_crops"
+
+
+def write_model_settings(
+    base: Path, base_name: str, out: Path, *, dtype: str, end_ids: Sequence[int], num_crops: int
+) -> None:
+    """Write config.json, the generation config, tokenizer and processor files.
+
+    Args:
+        base: folder of the model that was tuned.
+        base_name: how the recipe names it; a hub name is where its own code is looked for.
+        out: folder to write into.
+        dtype: torch's name of the number format of the weights.
+        end_ids: tokens at which an answer ends.
+        num_crops: most crops a picture, as in training.
+    """
+    config = read_tree(base / "config.json")
+    name_own_code(config, base, base_name)
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    write_tree(out / "config.json", config)
+    generation = base / "generation_config.json"
+    tree = read_tree(generation) if generation.is_file() else _tokens_of(config)
+    tree.pop("_from_model_config", None)  # else transformers takes the end token of config.json
+    write_tree(out / generation.name, tree | {"eos_token_id": sorted(end_ids)})
+    write_processor_files(base, base_name, out, num_crops=num_crops)
+
+
+def write_processor_files(base: Path, base_name: str, out: Path, *, num_crops: int) -> None:
+    """Hand the tokenizer and the processor on; pictures are cut as in training."""
+    for pattern in COPIED:
+        for path in base.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, out / path.name)
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (out / name).is_file():
+            tree = read_tree(out / name)
+            name_own_code(tree, base, base_name)
+            for branch in (tree, tree.get("image_processor")):
+                if isinstance(branch, dict) and CROPS in branch:
+                    branch[CROPS] = num_crops
+            write_tree(out / name, tree)
+
+
+def name_own_code(tree: dict[str, Any], base: Path, base_name: str) -> None:
+    """Say where the code that a settings file names lies, if it does not come along.
+
+    Servers that open this family with `--trust-remote-code` fetch it from there.
+    """
+    if base_name == str(base) or "auto_map" not in tree:
+        return
+    tree["auto_map"] = {
+        task: place if "--" in place or _comes_along(base, place) else f"{base_name}--{place}"
+        for task, place in tree["auto_map"].items()
+    }
+
+
+def _comes_along(base: Path, place: str) -> bool:
+    return (base / f"{place.partition('.')[0]}.py").is_file()
+
+
+def _tokens_of(config: dict[str, Any]) -> dict[str, Any]:
+    names = ("bos_token_id", "pad_token_id")
+    return {name: config[name] for name in names if config.get(name) is not None}
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ModelError: it is none.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: {error}; fetch the model again") from error
+    if not isinstance(tree, dict):
+        raise ModelError(f"{path}: not a mapping of settings; fetch the model again")
+    return tree
+
+
+def write_tree(path: Path, tree: dict[str, Any]) -> None:
+    """Write a JSON object as transformers does."""
+    path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,173 @@
+"""A run folder -> what an export is made from: base, checkpoint, recipe, recorded scores."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from foveal.config import Recipe, load_recipe
+from foveal.deliver.merge import sort_adapters
+from foveal.deliver.tensors import StoredTensor, find_tensors, tensors_of
+from foveal.errors import ModelError, RunError
+from foveal.evaluate.prediction import Scores, read_scores
+from foveal.models.family import find_family
+from foveal.train.checkpoint import WEIGHTS, Progress, checkpoints, read_progress
+
+BASE_FILES = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*.py", "*.md", "LICENSE*")
+"""Files of a base model on the hub that an export reads or hands on; never a pickle."""
+
+
+@dataclass(frozen=True)
+class RunSource:
+    """One moment of a run, and the model that it started from."""
+
+    run: Path
+    recipe: Recipe
+    base: Path
+    """Folder of the full-precision model that the run started from."""
+
+    base_name: str
+    """As the recipe names it."""
+
+    checkpoint: Path
+    progress: Progress
+    scores: Scores | None
+    """Recorded at this step; none: it was not evaluated."""
+
+    before: Scores | None
+    notes: tuple[str, ...] = ()
+    """What a person should hear of the choice."""
+
+    @cached_property
+    def base_tensors(self) -> dict[str, StoredTensor]:
+        """Weights of the base."""
+        return find_tensors(self.base, find_family(str(self.base)).renamed)
+
+    @cached_property
+    def learnt(self) -> dict[str, StoredTensor]:
+        """All that the run learnt, as the checkpoint holds it."""
+        return {one.name: one for one in tensors_of(self.checkpoint / WEIGHTS)}
+
+    @cached_property
+    def adapters(self) -> dict[str, dict[str, StoredTensor]]:
+        """Adapters of the checkpoint, by layer and piece."""
+        return sort_adapters(self.learnt)[0]
+
+    @cached_property
+    def whole_weights(self) -> list[str]:
+        """Names of the weights that were learnt whole."""
+        return sort_adapters(self.learnt)[1]
+
+
+def find_source(run: Path, checkpoint: str = "last") -> RunSource:
+    """Find the pieces of a run.
+
+    Args:
+        run: its folder.
+        checkpoint: `last`, `best` (highest recorded score), or a step.
+
+    Raises:
+        RunError: it is no run, or has no such checkpoint.
+        ModelError: the model that it started from is not there.
+    """
+    if not (run / "recipe.yaml").is_file():
+        raise RunError(f"{run}: no run, it has no recipe.yaml; give the folder of a run")
+    recipe = load_recipe(run / "recipe.yaml")
+    found = {int(one.name.removeprefix("step-")): one for one in checkpoints(run / "checkpoints")}
+    if not found:
+        raise RunError(f"{run}: no checkpoint in {run / 'checkpoints'}; train first")
+    scores = recorded_scores(run, max(found))
+    step, notes = choose_step(checkpoint, recipe, sorted(found), scores)
+    base = find_base(run, recipe)
+    return RunSource(
+        run=run,
+        recipe=recipe,
+        base=base,
+        base_name=recipe.model,
+        checkpoint=found[step],
+        progress=read_progress(found[step]),
+        scores=scores.get(step),
+        before=scores.get(0),
+        notes=notes,
+    )
+
+
+def recorded_scores(run: Path, last: int) -> dict[int, Scores]:
+    """Read the scores of every evaluated step; `before` is step 0, `after` the last."""
+    found = {}
+    for file in (run / "evaluation").glob("*/scores.json"):
+        name = file.parent.name
+        named = {"before": 0, "after": last}
+        number = name.removeprefix("step-")
+        if name in named:
+            found[named[name]] = read_scores(file)
+        elif name.startswith("step-") and number.isdigit():
+            found.setdefault(int(number), read_scores(file))
+    return found
+
+
+def choose_step(
+    wanted: str, recipe: Recipe, kept: list[int], scores: Mapping[int, Scores]
+) -> tuple[int, tuple[str, ...]]:
+    """Choose a checkpoint among those that are kept.
+
+    Raises:
+        RunError: there is none of that name.
+    """
+    listed = ", ".join(map(str, kept))
+    if wanted == "last":
+        return kept[-1], ()
+    if wanted != "best":
+        if wanted.isdigit() and int(wanted) in kept:
+            return int(wanted), ()
+        raise RunError(f"--checkpoint {wanted}: give last, best, or a step that is kept: {listed}")
+    metric = recipe.evaluate.metrics[0]
+    values = {
+        step: one[metric].value
+        for step, one in scores.items()
+        if step and metric in one and not math.isnan(one[metric].value)
+    }
+    candidates = [step for step in kept if step in values]
+    if not candidates:
+        raise RunError(
+            f"--checkpoint best: none of the kept steps ({listed}) has a recorded {metric}; "
+            "set data.validation and train.evaluate_every_steps, or take last"
+        )
+    best = max(candidates, key=lambda step: (values[step], step))
+    note = f"best of the kept steps by {metric}: step {best} ({values[best]:.3f})"
+    higher = [step for step in values if values[step] > values[best]]
+    if not higher:
+        return best, (note,)
+    lost = max(higher, key=values.__getitem__)
+    return best, (
+        note,
+        (
+            f"step {lost} scored {values[lost]:.3f} but its checkpoint is not kept; "
+            "train.keep_checkpoints keeps more"
+        ),
+    )
+
+
+def find_base(run: Path, recipe: Recipe) -> Path:
+    """Find the folder of the model that a run started from.
+
+    Raises:
+        ModelError: it is neither a folder nor a hub name that can be fetched.
+    """
+    made_for_it = run / "model"  # `phi3-vision-tiny` is made in the run's folder
+    for folder in (Path(recipe.model), made_for_it):
+        if (folder / "config.json").is_file():
+            return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        fetched = snapshot_download(recipe.model, allow_patterns=list(BASE_FILES))
+    except (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{run}: its base model, {recipe.model!r} in recipe.yaml, is not there ({reason}); "
+            "bring the folder back, or correct `model` in the run's recipe.yaml"
+        ) from error
+    return Path(fetched)

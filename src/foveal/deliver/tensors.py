@@ -1,0 +1,138 @@
+"""Folders of safetensors <-> tensors by name, one at a time in, one shard at a time out."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from foveal.errors import ModelError
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies; nothing of it is read yet."""
+
+    file: Path
+    name: str
+    """In the file."""
+
+    shape: tuple[int, ...]
+
+    def read(self) -> Tensor:
+        """Read it.
+
+        Raises:
+            ModelError: its file is broken.
+        """
+        try:
+            with safe_open(self.file, "pt") as tensors:
+                tensor: Tensor = tensors.get_tensor(self.name)
+                return tensor
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{self.file}: {error}; fetch or write it again") from error
+
+
+def find_tensors(folder: Path, renamed: Mapping[str, str] | None = None) -> dict[str, StoredTensor]:
+    """List the weights of a model folder.
+
+    Args:
+        folder: with model.safetensors, or with shards and their index.
+        renamed: pattern of a name in the files -> the model's own name.
+
+    Raises:
+        ModelError: there are no weights in safetensors, or a file of them is broken or missing.
+    """
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            files = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{index}: no index of weights ({error}); fetch it again") from error
+    elif (folder / SINGLE).is_file():
+        files = [SINGLE]
+    else:
+        pickled = sorted(path.name for kind in PICKLED for path in folder.glob(kind))
+        why = f"{pickled[0]} may run code and is never opened" if pickled else "there is none"
+        raise ModelError(
+            f"{folder}: no weights in safetensors ({why}); give a folder with {SINGLE}"
+        )
+    found: dict[str, StoredTensor] = {}
+    for file in files:
+        for stored in tensors_of(folder / file):
+            name = stored.name
+            for pattern, own in (renamed or {}).items():
+                name = re.sub(pattern, own, name)
+            found[name] = stored
+    return found
+
+
+def tensors_of(file: Path) -> list[StoredTensor]:
+    """List the tensors of one file.
+
+    Raises:
+        ModelError: it is missing or broken.
+    """
+    try:
+        with safe_open(file, "pt") as tensors:
+            return [
+                StoredTensor(file, name, tuple(tensors.get_slice(name).get_shape()))
+                for name in tensors.keys()  # noqa: SIM118 - a file, not a mapping
+            ]
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: {error}; fetch or write it again") from error
+
+
+def write_shards(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], Tensor],
+    dtype: torch.dtype,
+    max_shard_bytes: int,
+) -> list[Path]:
+    """Write tensors in one number format, in shards with their index.
+
+    Args:
+        folder: to write into.
+        shapes: name -> shape of every tensor, in order.
+        read: makes the tensor of a name; each is asked for once, and let go with its shard.
+        dtype: of the files.
+        max_shard_bytes: most bytes of a file, and of what memory holds at a time.
+
+    Raises:
+        ModelError: a number of a tensor is not finite in `dtype`.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    planned = {
+        name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()
+    }
+    split = split_torch_state_dict_into_shards(planned, max_shard_size=max_shard_bytes)
+    for file, names in split.filename_to_tensors.items():
+        shard = {name: _in_format(read(name), dtype, name) for name in names}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        del shard  # before the next one is read
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return [folder / file for file in split.filename_to_tensors]
+
+
+def _in_format(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    cast = tensor.to(dtype).contiguous()
+    if not bool(torch.isfinite(cast).all()):
+        where = (
+            "in the run too" if not bool(torch.isfinite(tensor).all()) else "--dtype bf16 holds it"
+        )
+        raise ModelError(f"weight {name} is not finite in {dtype}; {where}")
+    return cast
