@@ -13,6 +13,9 @@ class Limits:
     running: int = 16
     """Answers that are written at a time; the others wait."""
 
+    kept_pictures: int = 8
+    """Prompts' beginnings with pictures that stay read, for the next question about them."""
+
     body_bytes: int = 32 * 2**20
     """Of a request, pictures and all."""
 

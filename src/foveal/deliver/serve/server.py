@@ -4,8 +4,9 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -14,12 +15,74 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from foveal.deliver.serve.app import Settings, make_app
+from foveal.deliver.serve.guard import is_loopback
 from foveal.deliver.serve.limits import Limits
+from foveal.deliver.serve.opening import FreeMemory, decoding_limits, open_models
+from foveal.deliver.serve.scheduler import Scheduler
+from foveal.deliver.serve.served import Served
 from foveal.errors import UserError
+from foveal.models.generation.generator import Generator
 
 
 class ServeError(UserError):
     """A server cannot start."""
+
+
+def serve(
+    place: str,
+    host: str,
+    port: int,
+    settings: Settings,
+    *,
+    name: str | None,
+    with_before: bool,
+    free_memory: FreeMemory,
+    tell: Callable[[str], None],
+) -> bool:
+    """Open a model and serve it until somebody says stop.
+
+    Args:
+        place: run folder, model folder or hub name.
+        host: to listen on.
+        port: to listen on; 0: any that is free.
+        settings: of the endpoint.
+        name: that clients ask for; none: from the place.
+        with_before: also serve the model that a run started from, if it is on this machine.
+        free_memory: measures a device.
+        tell: shows a line to whoever started it.
+
+    Returns:
+        Whether it was stopped by Ctrl-C.
+
+    Raises:
+        ServeError: the port is taken, or others could reach it and there is no token.
+        ModelError: the model cannot be read.
+    """
+    if settings.token is None and not is_loopback(host):
+        raise ServeError(
+            f"--host {host} lets other machines in; give --token, or FOVEAL_TOKEN in the "
+            "environment, for them to bear"
+        )
+    with listen(host, port) as listener:
+        served, remark = open_models(place, name, with_before, free_memory)
+        if remark:
+            tell(remark)
+        server = make_server(build_app(served, settings, free_memory), settings.limits)
+        tell(f"{', '.join(one.name for one in served)}: {address_of(listener)}  (Ctrl-C stops)")
+        return run_until_stopped(server, listener)
+
+
+def build_app(
+    served: Sequence[Served], settings: Settings, free_memory: FreeMemory
+) -> FastAPI:
+    """Put models behind the endpoint; they share what memory is free now."""
+    makers = {}
+    for one in served:
+        left = free_memory(one.loaded.model.device) / len(served)
+        limits = decoding_limits(one, settings.limits, left)
+        makers[one.name] = partial(Generator, one.loaded, limits)
+    return make_app(served, Scheduler(makers), settings)
 
 
 class PromptProtocol(H11Protocol):
