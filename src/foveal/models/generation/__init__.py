@@ -1,0 +1,1 @@
+"""Prompts -> answers: many sequences decoded together, behind prefixes that are kept once."""

@@ -1,0 +1,103 @@
+"""Prompts and continuations -> how likely each is, all behind prefixes that are read once."""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from foveal.models.family import LoadedModel
+from foveal.models.generation.generator import check_fits
+from foveal.models.generation.passes import Growing, logits_behind, run_pass
+from foveal.models.generation.prompt import Prompt, Stretch
+from foveal.models.generation.tree import Node, Tree
+
+LOGITS_AT_ONCE = 1024
+"""Places that the head is applied to at once: bounds the memory, changes no result."""
+
+
+@dataclass
+class _Reading:
+    """All that is read in one pass."""
+
+    loaded: LoadedModel
+    parts: list[Growing] = field(default_factory=list)
+    trees: dict[Hashable, Tree] = field(default_factory=dict)
+    ends: dict[Hashable, int] = field(default_factory=dict)
+    """Prompt -> its last part."""
+
+    def read(self, tree: Tree, parent: Node | None, stretch: Stretch) -> int:
+        """Plan to read a stretch; returns its place among the parts."""
+        self.parts.append(Growing(tree, tree.add_node(parent), stretch))
+        return len(self.parts) - 1
+
+    def end_of(self, number: int, prompt: Prompt, is_long: bool) -> int:
+        """Plan to read a prompt, once; returns its last part."""
+        if (number, is_long) not in self.ends:
+            image_token_id = self.loaded.processor.image_token_id
+            start = prompt.prefix_entries
+            key = (prompt.prefix_key if start else number, is_long)
+            tree = self.trees.get(key)
+            if tree is None:
+                tree = self.trees[key] = Tree(key, is_long)
+                if start:
+                    self.read(tree, None, prompt.stretch(0, start, image_token_id))
+            root = tree.nodes[0] if start else None
+            rest = prompt.stretch(start, None, image_token_id)
+            self.ends[number, is_long] = self.read(tree, root, rest)
+        return self.ends[number, is_long]
+
+
+def score(
+    loaded: LoadedModel, questions: Sequence[tuple[Prompt, Sequence[Sequence[int]]]]
+) -> list[list[float]]:
+    """Say how likely each continuation of each prompt is, in one forward pass.
+
+    Args:
+        loaded: model, in evaluation mode, and processor.
+        questions: (prompt, token ids of its continuations).
+
+    Returns:
+        For each question, the sum of the log-probabilities of each continuation's tokens, nats.
+
+    Raises:
+        ValueError: an empty prompt or continuation, or more than the model can see.
+    """
+    border = loaded.family.long_context_tokens(loaded.model)
+    reading = _Reading(loaded)
+    wanted: list[tuple[int, int | None, Sequence[int]]] = []
+    for number, (prompt, continuations) in enumerate(questions):
+        for ids in continuations:
+            check_fits(loaded, prompt, len(ids))
+            is_long = border is not None and prompt.tokens + len(ids) > border
+            end = reading.end_of(number, prompt, is_long)
+            own = None
+            if len(ids) > 1:  # the last token is predicted, never read
+                ending = reading.parts[end]
+                own = reading.read(ending.tree, ending.node, Stretch(tuple(ids[:-1])))
+            wanted.append((end, own, ids))
+    if not wanted:
+        return [[] for _ in questions]
+    hidden = run_pass(loaded, reading.parts)
+    rows = torch.cat(
+        [
+            torch.cat([hidden[end][-1:], *([] if own is None else [hidden[own]])])
+            for end, own, _ in wanted
+        ]
+    )
+    sums = iter(_sums(loaded, rows, [ids for _, _, ids in wanted]))
+    return [[next(sums) for _ in continuations] for _, continuations in questions]
+
+
+def _sums(loaded: LoadedModel, rows: Tensor, targets: Sequence[Sequence[int]]) -> Iterator[float]:
+    flat = torch.tensor([one for ids in targets for one in ids], device=rows.device)
+    numbers = torch.cat(
+        [
+            logits_behind(loaded, some).log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+            for some, chosen in zip(
+                rows.split(LOGITS_AT_ONCE), flat.split(LOGITS_AT_ONCE), strict=True
+            )
+        ]
+    )
+    for one in numbers.double().split([len(ids) for ids in targets]):
+        yield float(one.sum())
