@@ -26,7 +26,7 @@ from foveal.deliver.serve.messages import (
     TokenLogprob,
     Usage,
 )
-from foveal.deliver.serve.problems import Problem
+from foveal.deliver.serve.problems import RequestError
 
 CLIENT_LEFT = 499
 """Status, in our own measures alone, of a request whose client did not wait."""
@@ -111,7 +111,7 @@ async def events(exchange: Exchange) -> AsyncIterator[str]:
         async for piece in exchange.pieces():
             if piece.text or piece.logprobs or piece.finish:
                 yield event([_grown(piece)])
-    except Problem as problem:
+    except RequestError as problem:
         exchange.close(problem.status)
         yield f"data: {json.dumps(problem.body())}\n\n"
         return

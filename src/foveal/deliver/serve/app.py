@@ -3,8 +3,8 @@
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from functools import partial
 
 import anyio
 from fastapi import Depends, FastAPI, Request
@@ -23,14 +23,14 @@ from foveal.deliver.serve.answering import (
 from foveal.deliver.serve.conversation import read_conversation
 from foveal.deliver.serve.exchange import Exchange
 from foveal.deliver.serve.fetch import fetch
-from foveal.deliver.serve.gate import Gate, Place
+from foveal.deliver.serve.gate import Gate
 from foveal.deliver.serve.guard import Guard
 from foveal.deliver.serve.headers import SafeHeaders, read_page
 from foveal.deliver.serve.limits import Limits
 from foveal.deliver.serve.measures import Measures
 from foveal.deliver.serve.messages import ChatRequest, ModelCard, ModelList, parse_request
 from foveal.deliver.serve.pictures import read_address
-from foveal.deliver.serve.problems import Problem
+from foveal.deliver.serve.problems import RequestError
 from foveal.deliver.serve.reading import Body, discard, read_body
 from foveal.deliver.serve.scheduler import Job, Scheduler
 from foveal.deliver.serve.served import Served
@@ -50,7 +50,7 @@ class Settings:
     allow_urls: bool = False
     """Whether pictures are fetched from web addresses."""
 
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
 
 class Endpoint:
@@ -73,30 +73,41 @@ class Endpoint:
         """Answer one request.
 
         Raises:
-            Problem: it cannot be answered.
+            RequestError: it cannot be answered.
         """
+        try:
+            exchange = await self._admit(request)
+        except RequestError as refusal:
+            self.measures.refused.labels(refusal.status).inc()
+            raise
+        if exchange.asked.stream:
+            return EventStream(exchange, self.limits.answer_seconds)
+        return await self._whole(request, exchange)
+
+    async def _admit(self, request: Request) -> Exchange:
+        """Find a request a place, before its body is read, and read it."""
         arrived = time.monotonic()
         try:
             place = self.gate.enter()
-        except Problem:
+        except RequestError:
             await discard(request, self.limits)
             raise
-        handed_on = False
         try:
             body = await read_body(request, self.limits)
-            exchange = await while_waited_for(request, self._prepare(body, place, arrived))
-            if exchange.asked.stream:
-                handed_on = True
-                return EventStream(exchange, self.limits.answer_seconds)
-            return await self._whole(request, exchange)
-        finally:
-            if not handed_on:
-                place.give_back()
+            reading = anyio.to_thread.run_sync(self._read, body, limiter=self.readers)
+            asked, served, requests = await while_waited_for(request, reading)
+        except BaseException:
+            place.give_back()
+            raise
+        job = Job(served.name, requests)
+        return Exchange(
+            job, served, asked, self.scheduler, place, self.limits, self.measures, arrived
+        )
 
     async def _whole(self, request: Request, exchange: Exchange) -> Response:
         try:
             completion = await while_waited_for(request, complete(exchange))
-        except Problem as problem:
+        except RequestError as problem:
             exchange.close(problem.status)
             raise
         else:
@@ -105,45 +116,27 @@ class Endpoint:
         finally:
             exchange.close(CLIENT_LEFT)
 
-    async def _prepare(self, body: Body, place: Place, arrived: float) -> Exchange:
-        asked, served, requests = await anyio.to_thread.run_sync(
-            self._read, body, limiter=self.readers
-        )
-        job = Job(served.name, requests)
-        return Exchange(
-            job, served, asked, self.scheduler, place, self.limits, self.measures, arrived
-        )
-
     def _read(self, body: Body) -> tuple[ChatRequest, Served, list[Asked]]:
         """Turn a body into what the model takes; on a thread of its own, since it may be slow."""
         asked = parse_request(body.request)
         served = self.find(asked.model)
+        fetcher = partial(fetch, limits=self.limits) if self.settings.allow_urls else None
         conversation = read_conversation(
             asked.messages,
-            lambda address, name: read_address(address.url, name, self.limits, self._fetch),
+            lambda address, name: read_address(address.url, name, self.limits, fetcher),
             body.uploads,
         )
         return asked, served, served.requests(asked, conversation, self.limits)
-
-    def _fetch(self, url: str) -> bytes:
-        if not self.settings.allow_urls:
-            raise Problem(
-                400,
-                "this server fetches no web addresses; send the picture itself, as "
-                "data:image/png;base64,... or as an upload",
-                "web_address_refused",
-            )
-        return fetch(url, self.limits)
 
     def find(self, name: str) -> Served:
         """Find a model; the first one where none is named.
 
         Raises:
-            Problem: there is none of that name.
+            RequestError: there is none of that name.
         """
         if name and name not in self.served:
             known = ", ".join(self.served)
-            raise Problem(
+            raise RequestError(
                 404, f"no model {name[:80]!r} here; there is {known}", "model_not_found", "model"
             )
         return self.served[name or next(iter(self.served))]
@@ -186,7 +179,7 @@ def _add_routes(app: FastAPI, endpoint: Endpoint, guard: Guard) -> None:
     @app.get("/health")
     async def health() -> dict[str, str]:
         if not endpoint.scheduler.is_alive:
-            raise Problem(503, "the models' thread has ended; start the server anew")
+            raise RequestError(503, "the models' thread has ended; start the server anew")
         return {"status": "ok"}
 
     @app.get("/metrics", dependencies=guarded)
@@ -213,16 +206,16 @@ def _card(served: Served) -> ModelCard:
 def _add_handlers(app: FastAPI, endpoint: Endpoint) -> None:
     """Give every error OpenAI's shape."""
 
-    def answer(problem: Problem) -> JSONResponse:
+    def answer(problem: RequestError) -> JSONResponse:
         return JSONResponse(problem.body(), problem.status, problem.headers())
 
-    @app.exception_handler(Problem)
-    async def known(request: Request, problem: Problem) -> Response:
+    @app.exception_handler(RequestError)
+    async def known(request: Request, problem: RequestError) -> Response:
         return answer(problem)
 
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> Response:
-        return answer(Problem(error.status_code, f"{request.url.path}: {error.detail}"))
+        return answer(RequestError(error.status_code, f"{request.url.path}: {error.detail}"))
 
     @app.exception_handler(ClientDisconnect)
     @app.exception_handler(ClientLeftError)
@@ -231,4 +224,4 @@ def _add_handlers(app: FastAPI, endpoint: Endpoint) -> None:
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> Response:
-        return answer(Problem(500, "the server failed on this request; its log says how"))
+        return answer(RequestError(500, "the server failed on this request; its log says how"))

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from foveal.deliver.serve.messages import ImageAddress, ImagePart, Message, TextPart
 from foveal.deliver.serve.pictures import PictureFile
-from foveal.deliver.serve.problems import Problem
+from foveal.deliver.serve.problems import RequestError
 
 Open = Callable[[ImageAddress, str], PictureFile]
 """(address, what to call it) -> picture."""
@@ -44,16 +45,16 @@ def read_conversation(
         uploads: pictures that came beside the messages; they stand before the last question.
 
     Raises:
-        Problem: the messages are out of order, or a picture cannot be had.
+        RequestError: the messages are out of order, or a picture cannot be had.
     """
     opening = [one for one in messages if one.role in ("system", "developer")]
     rest = [one for one in messages if one not in opening]
     if not rest or rest[-1].role != "user":
-        raise Problem(400, "the last message must be a user's: that is the one answered")
+        raise RequestError(400, "the last message must be a user's: that is the one answered")
     if rest[0].role != "user":
-        raise Problem(400, "the first message, system messages aside, must be a user's")
+        raise RequestError(400, "the first message, system messages aside, must be a user's")
     if tuple(messages[: len(opening)]) != tuple(opening):
-        raise Problem(400, "system messages stand before all others")
+        raise RequestError(400, "system messages stand before all others")
     turns: list[Said] = []
     asked: list[Message] = []
     opened = 0
@@ -62,7 +63,7 @@ def read_conversation(
             asked.append(message)
             continue
         if not asked:
-            raise Problem(400, "two messages of the assistant follow each other; join them")
+            raise RequestError(400, "two messages of the assistant follow each other; join them")
         turns.append(_turn(asked, open_address, (), _text_of(message), opened))
         opened += len(turns[-1].pictures)
         asked = []
@@ -73,7 +74,9 @@ def read_conversation(
 def _text_of(message: Message) -> str:
     texts = [part.text for part in message.parts if isinstance(part, TextPart)]
     if len(texts) < len(message.parts):
-        raise Problem(400, f"a message of the {message.role} has pictures; users alone show them")
+        raise RequestError(
+            400, f"a message of the {message.role} has pictures; users alone show them"
+        )
     return "\n".join(texts)
 
 
@@ -94,9 +97,7 @@ def _turn(
     lines: list[str] = ["".join(f"<|image_{number + 1}|>" for number in range(len(uploads)))]
     for part in parts:
         if isinstance(part, ImagePart):
-            pictures.append(
-                open_address(part.image_url, f"picture {opened + len(pictures) + 1}")
-            )
+            pictures.append(open_address(part.image_url, f"picture {opened + len(pictures) + 1}"))
             lines.append(f"<|image_{len(pictures)}|>")
         else:
             lines.append(part.text)
@@ -109,5 +110,5 @@ def _turn(
 
 def _is_mixed(parts: Sequence[TextPart | ImagePart]) -> bool:
     kinds = [isinstance(part, ImagePart) for part in parts]
-    changes = sum(one != other for one, other in zip(kinds, kinds[1:], strict=False))
+    changes = sum(one != other for one, other in pairwise(kinds))
     return changes > 1

@@ -10,7 +10,7 @@ from foveal.deliver.serve.limits import Limits
 from foveal.deliver.serve.logprobs import name_logprobs
 from foveal.deliver.serve.measures import Measures
 from foveal.deliver.serve.messages import ChatRequest, FinishReason, TokenLogprob
-from foveal.deliver.serve.problems import Problem
+from foveal.deliver.serve.problems import RequestError
 from foveal.deliver.serve.scheduler import Failed, Grown, Job, Scheduler
 from foveal.deliver.serve.served import Served
 from foveal.deliver.serve.text import AnswerText
@@ -77,7 +77,7 @@ class Exchange:
         """Run the job and yield what its answers grow by.
 
         Raises:
-            Problem: the model failed, or took too long.
+            RequestError: the model failed, or took too long.
         """
         texts = [AnswerText(self.served.tokenizer, self.asked.stop) for _ in self.job.requests]
         unfinished = set(range(len(texts)))
@@ -101,7 +101,9 @@ class Exchange:
                     event = await self.job.events.get()
         except TimeoutError:
             seconds = self._limits.answer_seconds
-            raise Problem(503, f"no whole answer within {seconds:g} seconds", "too_slow") from None
+            raise RequestError(
+                503, f"no whole answer within {seconds:g} seconds", "too_slow"
+            ) from None
 
     def _piece(self, event: Grown, text: AnswerText) -> Piece:
         token, choice = event.token, event.choice

@@ -13,10 +13,11 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from foveal.deliver.serve.limits import Limits
-from foveal.deliver.serve.problems import Problem
+from foveal.deliver.serve.problems import RequestError
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 """Addresses that carry an IPv4 address in their last 32 bits."""
@@ -72,7 +73,7 @@ def fetch(url: str, limits: Limits, allowed: Allowed = is_public) -> bytes:
         allowed: decides over numeric addresses.
 
     Raises:
-        Problem: it is not there, not public, too slow or too large.
+        RequestError: it is not there, not public, too slow or too large.
     """
     deadline = _Deadline(limits.fetch_seconds)
     try:
@@ -103,6 +104,8 @@ class _Deadline:
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
+        for connection in self._connections:
+            connection.close()
 
     def watch(self, connection: socket.socket) -> None:
         self._connections.append(connection)
@@ -112,15 +115,11 @@ class _Deadline:
     def _shut(self) -> None:
         self.passed = True
         for connection in self._connections:
-            try:
+            with suppress(OSError):  # it may have closed by itself
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # closed by itself
 
 
-def _opener(
-    limits: Limits, allowed: Allowed, deadline: _Deadline
-) -> urllib.request.OpenerDirector:
+def _opener(limits: Limits, allowed: Allowed, deadline: _Deadline) -> urllib.request.OpenerDirector:
     """Build an opener of http and https alone: no proxies, no files, no ftp."""
 
     class Plain(http.client.HTTPConnection):
@@ -162,19 +161,27 @@ def _opener(
     return opener
 
 
-def _problem_of(url: str, error: Exception, deadline: _Deadline, limits: Limits) -> Problem:
+def _problem_of(url: str, error: Exception, deadline: _Deadline, limits: Limits) -> RequestError:
     reason = getattr(error, "reason", error)
     if isinstance(error, urllib.error.HTTPError):
-        return Problem(400, f"{url}: answered with status {error.code}", "web_address_failed")
+        error.close()  # it is the answer, too
+        if 300 <= error.code < 400:
+            most = limits.redirects
+            return RequestError(
+                400,
+                f"{url}: redirected more than {most} times, or to another kind of address",
+                "web_address_failed",
+            )
+        return RequestError(400, f"{url}: answered with status {error.code}", "web_address_failed")
     if deadline.passed or isinstance(reason, TimeoutError):
         return _too_slow(url, limits)
     if isinstance(reason, _NotPublicError):
-        return Problem(400, f"{url}: {reason}; we fetch public addresses alone", "bad_url")
+        return RequestError(400, f"{url}: {reason}; we fetch public addresses alone", "bad_url")
     words = " ".join(str(getattr(reason, "strerror", None) or reason).split())
-    return Problem(400, f"{url}: cannot be fetched ({words[:200]})", "web_address_failed")
+    return RequestError(400, f"{url}: cannot be fetched ({words[:200]})", "web_address_failed")
 
 
-def _too_slow(url: str, limits: Limits) -> Problem:
-    return Problem(
+def _too_slow(url: str, limits: Limits) -> RequestError:
+    return RequestError(
         400, f"{url}: took longer than {limits.fetch_seconds:g} seconds", "web_address_failed"
     )

@@ -4,7 +4,7 @@ import math
 import time
 from collections import deque
 
-from foveal.deliver.serve.problems import Problem
+from foveal.deliver.serve.problems import RequestError
 
 REMEMBERED = 32
 """Latest requests that tell how long one takes."""
@@ -36,10 +36,10 @@ class Gate:
         """Take a place.
 
         Raises:
-            Problem: there is none.
+            RequestError: there is none.
         """
         if self.taken >= self._places:
-            raise Problem(
+            raise RequestError(
                 429,
                 f"{self._places} requests wait or run already; come back in a moment",
                 "queue_full",

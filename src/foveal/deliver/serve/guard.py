@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from fastapi import Request
 
-from foveal.deliver.serve.problems import Problem
+from foveal.deliver.serve.problems import RequestError
 
 
 def is_loopback(host: str) -> bool:
@@ -35,7 +35,7 @@ class Guard:
         """Check one request.
 
         Raises:
-            Problem: it may not ask.
+            RequestError: it may not ask.
         """
         self.check_origin(request)
         if self._token is None:
@@ -44,7 +44,7 @@ class Guard:
         kind, _, given = request.headers.get("authorization", "").partition(" ")
         is_right = hmac.compare_digest(given.strip().encode(), self._token.encode())
         if kind.lower() != "bearer" or not is_right:
-            raise Problem(
+            raise RequestError(
                 401, "give the server's token: Authorization: Bearer TOKEN", "invalid_api_key"
             )
 
@@ -53,13 +53,13 @@ class Guard:
         """Refuse what a page of another site sends."""
         origin = request.headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-            raise Problem(403, "pages of other sites may not ask here", "foreign_origin")
+            raise RequestError(403, "pages of other sites may not ask here", "foreign_origin")
 
     @staticmethod
     def check_name(request: Request) -> None:
         """Refuse a name that is not this machine's, though it leads here."""
         name = urlsplit("//" + request.headers.get("host", "")).hostname
         if name is None or not is_loopback(name):
-            raise Problem(
+            raise RequestError(
                 403, "without a token this server answers to localhost alone", "foreign_name"
             )

@@ -18,6 +18,12 @@ class Measures:
             ["model", "status"],
             registry=self.registry,
         )
+        self.refused = Counter(
+            "foveal_refused_requests",
+            "Requests that no model was asked, by status.",
+            ["status"],
+            registry=self.registry,
+        )
         self.prompt_tokens = Counter(
             "foveal_prompt_tokens",
             "Tokens of prompts, pictures included.",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from foveal.deliver.serve.problems import Problem
+from foveal.deliver.serve.problems import RequestError
 
 MOST_STOPS = 4
 MOST_TOP_LOGPROBS = 20
@@ -150,7 +150,7 @@ def parse_request(body: bytes | str) -> ChatRequest:
     """Read a request.
 
     Raises:
-        Problem: it is no JSON, or holds what we do not know or do not honour.
+        RequestError: it is no JSON, or holds what we do not know or do not honour.
     """
     try:
         return ChatRequest.model_validate_json(body)
@@ -158,25 +158,31 @@ def parse_request(body: bytes | str) -> ChatRequest:
         raise _first_problem(error) from None
 
 
-def _first_problem(error: ValidationError) -> Problem:
-    first = error.errors(include_url=False, include_input=False)[0]
-    kinds = {"str", "tuple", "text", "image_url"}  # names of a union's members, not of fields
-    names = [str(part) for part in first["loc"] if not _is_member(part, kinds)]
+def _first_problem(error: ValidationError) -> RequestError:
+    # Of a union's members, the one that got furthest is the one that was meant.
+    first = max(error.errors(include_url=False, include_input=False), key=lambda e: len(e["loc"]))
+    places = first["loc"]
+    pairs = zip((None, *places), places, strict=False)
+    names = [str(place) for before, place in pairs if _is_field(before, place)]
     where, reason = ".".join(names), first["msg"].removeprefix("Value error, ")
     if first["type"] == "json_invalid":
-        return Problem(400, f"the body is not JSON ({reason.removeprefix('Invalid JSON: ')})")
+        return RequestError(400, f"the body is not JSON ({reason.removeprefix('Invalid JSON: ')})")
     if first["type"] == "extra_forbidden":
-        return Problem(400, f"{where} is not a field that we know", "unknown_parameter", where)
+        return RequestError(400, f"{where} is not a field that we know", "unknown_parameter", where)
     if first["type"] == "missing":
-        return Problem(400, f"{where} is missing", "missing_required_parameter", where)
+        return RequestError(400, f"{where} is missing", "missing_required_parameter", where)
     reason = reason[0].lower() + reason[1:]
     if not where:
-        return Problem(400, reason, "invalid_value")
-    return Problem(400, f"{where}: {reason}", "invalid_value", where)
+        return RequestError(400, reason, "invalid_value")
+    return RequestError(400, f"{where}: {reason}", "invalid_value", where)
 
 
-def _is_member(part: int | str, members: set[str]) -> bool:
-    return isinstance(part, str) and (part in members or "[" in part)
+def _is_field(before: int | str | None, part: int | str) -> bool:
+    """Tell fields and places from the names that pydantic gives the members of a union."""
+    if isinstance(part, int):
+        return True
+    is_tag = isinstance(before, int) and part in ("text", "image_url")
+    return not is_tag and part != "str" and "[" not in part
 
 
 # -- answers -------------------------------------------------------------------------------------

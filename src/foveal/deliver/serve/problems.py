@@ -12,7 +12,7 @@ KINDS = {
 """Status -> OpenAI's name for it; every other is an `invalid_request_error`."""
 
 
-class Problem(Exception):
+class RequestError(Exception):
     """A request that is answered with an error: what is wrong, and what to do.
 
     Args:

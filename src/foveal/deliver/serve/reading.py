@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from foveal.deliver.serve.limits import Limits
 from foveal.deliver.serve.pictures import PictureFile
-from foveal.deliver.serve.problems import Problem
+from foveal.deliver.serve.problems import RequestError
 
 DISCARDED = 4
 """Times the limit of a body that is read and thrown away, so that a client hears why."""
@@ -34,12 +34,12 @@ async def read_body(request: Request, limits: Limits) -> Body:
     """Read a request as JSON, or as a form of one JSON field and pictures.
 
     Raises:
-        Problem: too large, too slow, or neither of the two.
+        RequestError: too large, too slow, or neither of the two.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("application/json", "multipart/form-data"):
         await discard(request, limits)
-        raise Problem(
+        raise RequestError(
             415, "send application/json, or multipart/form-data with pictures", "bad_content_type"
         )
     try:
@@ -48,7 +48,7 @@ async def read_body(request: Request, limits: Limits) -> Body:
                 return await _read_form(request, limits)
             return Body(b"".join([piece async for piece in _pieces(request, limits)]))
     except TimeoutError:
-        raise Problem(
+        raise RequestError(
             408, f"the body took longer than {limits.body_seconds:g} seconds", "too_slow"
         ) from None
 
@@ -75,7 +75,7 @@ def _stated_length(request: Request) -> int:
 
 async def _pieces(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
     """Pass a body on as it comes, counted."""
-    too_large = Problem(
+    too_large = RequestError(
         413, f"the body has more than {limits.body_bytes} bytes; send less", "body_too_large"
     )
     if _stated_length(request) > limits.body_bytes:
@@ -104,7 +104,7 @@ async def _read_form(request: Request, limits: Limits) -> Body:
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise Problem(400, f"the form is broken: {error.message}", "bad_form") from error
+        raise RequestError(400, f"the form is broken: {error.message}", "bad_form") from error
     asked: str | None = None
     uploads = []
     try:
@@ -115,7 +115,7 @@ async def _read_form(request: Request, limits: Limits) -> Body:
             elif isinstance(value, str) and field == REQUEST_FIELD:
                 asked = value
             else:
-                raise Problem(
+                raise RequestError(
                     400,
                     f"the form has a field {field[:40]!r}; {REQUEST_FIELD!r} holds the JSON and "
                     f"each {UPLOAD_FIELD!r} a file with a picture",
@@ -124,5 +124,7 @@ async def _read_form(request: Request, limits: Limits) -> Body:
     finally:
         await form.close()
     if asked is None:
-        raise Problem(400, f"the form has no field {REQUEST_FIELD!r} with the JSON", "bad_form")
+        raise RequestError(
+            400, f"the form has no field {REQUEST_FIELD!r} with the JSON", "bad_form"
+        )
     return Body(asked, tuple(uploads))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from foveal.deliver.serve.problems import Problem
+from foveal.deliver.serve.problems import RequestError
 from foveal.models.generation.generator import Request, Token
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Grown:
 class Failed:
     """There will be no answer."""
 
-    problem: Problem
+    problem: RequestError
 
 
 Event = Grown | Failed
@@ -215,5 +215,5 @@ def _put(news: Sequence[tuple[Job, Event]]) -> None:
 def _failed(error: Exception) -> Failed:
     logger.error("an answer failed", exc_info=error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return Failed(Problem(503, "no memory left for this request; send less, or come back"))
-    return Failed(Problem(500, "the model failed on this request; the server's log says how"))
+        return Failed(RequestError(503, "no memory left for this request; send less, or come back"))
+    return Failed(RequestError(500, "the model failed on this request; the server's log says how"))

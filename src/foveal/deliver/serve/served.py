@@ -13,7 +13,7 @@ from foveal.deliver.serve.conversation import Conversation
 from foveal.deliver.serve.limits import Limits
 from foveal.deliver.serve.messages import ChatRequest
 from foveal.deliver.serve.pictures import PictureFile, measure
-from foveal.deliver.serve.problems import Problem
+from foveal.deliver.serve.problems import RequestError
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Request, check_fits
 from foveal.models.generation.prompt import Prompt, PromptImage, prompt_of_turns
@@ -35,7 +35,7 @@ class CutPictures:
         """Decode and cut a picture, unless that was done lately.
 
         Raises:
-            Problem: it is broken.
+            RequestError: it is broken.
         """
         with self._lock:
             if picture.identity in self._known:
@@ -76,18 +76,18 @@ class Served:
         Sizes and lengths are checked before the first picture is decoded.
 
         Raises:
-            Problem: the pictures are broken or too large, the prompt is too long, or the text's
-                image tags do not match the pictures.
+            RequestError: the pictures are broken or too large, the prompt is too long, or image
+                tags in the text do not match the pictures.
         """
         choices = asked.n or 1
         if choices > limits.choices:
-            raise Problem(400, f"n: at most {limits.choices} answers", "invalid_value", "n")
+            raise RequestError(400, f"n: at most {limits.choices} answers", "invalid_value", "n")
         sizes = measure(conversation.pictures, limits)
         prompt = self._prompt(conversation, sizes)
         most_tokens = self._answer_tokens(asked, prompt, limits)
         prompt = replace(prompt, images=self._cut(prompt.images, conversation.pictures))
         sampling = Sampling(asked.temperature or 0.0, asked.top_p or 1.0)
-        seeds = [None if asked.seed is None else asked.seed + choice for choice in range(choices)]
+        seeds = [None if asked.seed is None else asked.seed + one for one in range(choices)]
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         return [
             Request(prompt, most_tokens, replace(sampling, seed=seed), logprobs=logprobs)
@@ -113,7 +113,7 @@ class Served:
         try:
             prompt = prompt_of_turns(turns, processor)
         except ValueError as error:
-            raise Problem(400, str(error), "bad_image_tags", "messages") from error
+            raise RequestError(400, str(error), "bad_image_tags", "messages") from error
         if not conversation.system:
             return prompt
         opening = processor.encode_system(conversation.system)
@@ -128,7 +128,7 @@ class Served:
         try:
             check_fits(self.loaded, prompt, wanted)
         except ValueError as error:
-            raise Problem(400, str(error), "context_length_exceeded", "messages") from error
+            raise RequestError(400, str(error), "context_length_exceeded", "messages") from error
         return wanted
 
     def _cut(

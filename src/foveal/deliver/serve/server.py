@@ -73,9 +73,7 @@ def serve(
         return run_until_stopped(server, listener)
 
 
-def build_app(
-    served: Sequence[Served], settings: Settings, free_memory: FreeMemory
-) -> FastAPI:
+def build_app(served: Sequence[Served], settings: Settings, free_memory: FreeMemory) -> FastAPI:
     """Put models behind the endpoint; they share what memory is free now."""
     makers = {}
     for one in served:
@@ -150,9 +148,7 @@ def address_of(listener: socket.socket) -> str:
 
 def make_server(app: FastAPI, limits: Limits) -> uvicorn.Server:
     """Set uvicorn up: quiet, within limits, deaf to what proxies say of their clients."""
-    protocol = type(
-        "Protocol", (PromptProtocol,), {"header_seconds": limits.header_seconds}
-    )
+    protocol = type("Protocol", (PromptProtocol,), {"header_seconds": limits.header_seconds})
     return uvicorn.Server(
         uvicorn.Config(
             app,

@@ -72,7 +72,9 @@ class AnswerText:
     def _half_a_stop(self) -> int:
         """Count the characters at the end that may be the beginning of a stop."""
         for length in range(max(map(len, self._stops), default=1) - 1, 0, -1):
-            if any(self._text.endswith(stop[:length]) for stop in self._stops if length < len(stop)):
+            if any(
+                self._text.endswith(stop[:length]) for stop in self._stops if length < len(stop)
+            ):
                 return length
         return 0
 
