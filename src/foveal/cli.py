@@ -371,6 +371,57 @@ def ask(
 
 
 @app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Run folder, model folder or hub name.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
+    token: Annotated[
+        str | None, typer.Option(help="For clients to bear.", envvar="FOVEAL_TOKEN")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="That clients ask for.")] = None,
+    before: Annotated[bool, typer.Option(help="Also the model before tuning, if here.")] = True,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Fetch pictures from public web addresses.")
+    ] = False,
+    places: Annotated[int, typer.Option(help="Requests at a time; more get 429.", min=1)] = 64,
+    answers: Annotated[int, typer.Option(help="Answers written at a time.", min=1)] = 16,
+    body_megabytes: Annotated[int, typer.Option(help="Largest request; more get 413.")] = 32,
+    megapixels: Annotated[int, typer.Option(help="Pictures of a request; more get 413.")] = 100,
+) -> None:
+    """Answer over HTTP, in OpenAI's protocol, and show a page to try it.
+
+    Exit status: 0 stopped by SIGTERM, 2 something to mend, 130 stopped by Ctrl-C.
+    """
+    try:
+        from foveal.deliver.serve.app import Settings
+        from foveal.deliver.serve.limits import Limits
+        from foveal.deliver.serve.server import serve as serve_model
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is missing: pip install 'foveal[serve]'") from error
+    from foveal.run import free_memory, quiet_libraries
+
+    quiet_libraries()
+    limits = Limits(
+        places=places,
+        running=answers,
+        body_bytes=body_megabytes * 2**20,
+        picture_bytes=body_megabytes * 2**20,
+        pixels=megapixels * 10**6,
+    )
+    interrupted = serve_model(
+        model,
+        host,
+        port,
+        Settings(token or None, allow_urls, limits),
+        name=name,
+        with_before=before,
+        free_memory=free_memory,
+        tell=lambda line: typer.echo(line, err=True),
+    )
+    raise typer.Exit(INTERRUPTED if interrupted else 0)
+
+
+@app.command()
 def bench(
     size: Annotated[str, typer.Option(help="tiny, standard or narrow.")] = "standard",
     rounds: Annotated[int, typer.Option(help="Turns of each way.", min=1)] = 3,

@@ -37,6 +37,10 @@ _TURNS = {  # EXIF orientation -> what makes the picture upright
 _CLIP_OPTIONS = {"format_whitelist": "avi,mov,matroska,webm,mpeg,mpegvideo,mpegts,flv,asf,ogg,gif"}
 
 
+class TooManyPixelsError(DataError):
+    """A picture, or the frames of a clip, would take too much memory to decode."""
+
+
 def open_image(path: Path) -> Image.Image:
     """Open a picture as RGB, upright, the first frame of an animated one.
 
@@ -84,7 +88,12 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: there is no such file, or it is no picture or too large.
     """
-    with _header(path, path) as image:
+    return measure_image(path, path)
+
+
+def measure_image(source: Path | BinaryIO, name: object) -> tuple[int, int]:
+    """Read (width, height) from a file or from bytes in memory; an error calls it `name`."""
+    with _header(source, name) as image:
         if _orientation(image) in (5, 6, 7, 8) and image.format != "TIFF":
             return image.height, image.width
         return image.width, image.height
@@ -254,7 +263,9 @@ def _header(source: Path | BinaryIO, name: object) -> Iterator[Image.Image]:
         except UnidentifiedImageError as error:
             raise DataError(f"{name}: {_why_no_picture(source)}") from error
         except Image.DecompressionBombError as error:
-            raise DataError(f"{name}: more than {MAX_PIXELS} pixels; make it smaller") from error
+            raise TooManyPixelsError(
+                f"{name}: more than {MAX_PIXELS} pixels; make it smaller"
+            ) from error
         except OSError as error:
             raise DataError(f"{name}: {_reason(error)}") from error
         except Exception as error:  # decoders of broken bytes raise whatever they like
@@ -266,7 +277,7 @@ def _header(source: Path | BinaryIO, name: object) -> Iterator[Image.Image]:
 
 def _check_pixels(name: object, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise DataError(
+        raise TooManyPixelsError(
             f"{name}: {width}x{height} is more than {MAX_PIXELS} pixels; make it smaller"
         )
 

@@ -299,6 +299,15 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
             ids += self.encode_plain(chunk) if chunk else []
         return [*ids, turn_end, *self.encode_plain("\n"), self._control("<|assistant|>")]
 
+    def encode_system(self, text: str) -> list[int]:
+        r"""Encode what stands before the first turn, in place of its `<s>`.
+
+        `<|system|>\n{text}<|end|>\n`, as the published chat template writes it.
+        """
+        start, turn_end = self._control("<s>"), self._control("<|end|>")
+        system = int(self.tokenizer.convert_tokens_to_ids("<|system|>"))
+        return [start, system, *self.encode_plain("\n" + text), turn_end, *self.encode_plain("\n")]
+
     def encode_answer(self, assistant: str) -> list[int]:
         r"""Encode one turn's answer: `{assistant}<|end|>\n<|endoftext|>`."""
         text = self.encode_plain(assistant) if assistant else []

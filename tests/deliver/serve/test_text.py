@@ -1,0 +1,77 @@
+"""What turning tokens into text promises: the same text as all at once, and never past a stop."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+import foveal
+from foveal.deliver.serve.text import AnswerText
+
+FOLDER = Path(foveal.__file__).parent / "models" / "phi3_vision" / "tokenizer"
+PUBLISHED = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+END = 32007
+BYTES = st.integers(3, 258)
+PIECES = st.one_of(BYTES, st.integers(259, 31999), st.sampled_from([END, 29871, 1]))
+
+
+def said(ids, stops=()):
+    text = AnswerText(PUBLISHED, stops)
+    return [*(text.add(one) for one in ids), text.finish()]
+
+
+def ids_of(text):
+    return PUBLISHED.encode(text, add_special_tokens=False).ids
+
+
+@settings(max_examples=400)
+@given(st.lists(PIECES, max_size=12))
+def test_pieces_joined_are_the_whole_answer(ids):
+    assert "".join(said(ids)) == PUBLISHED.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_text_comes_as_it_grows():
+    pieces = said(ids_of("The total is twelve."))
+    assert pieces[0] == "The"
+    assert sum(map(bool, pieces)) > 3
+
+
+def test_a_character_of_several_bytes_is_never_cut():
+    ids = ids_of("a 🦊 b")
+    assert len(ids) > 5, "the fox is spelt in bytes"
+    assert not any("\ufffd" in piece for piece in said(ids))
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "left"),
+    [
+        ("one two three", ("two",), "one"),
+        ("one two three", ("three", "two"), "one"),
+        ("one\n\ntwo", ("\n",), "one"),
+        ("aaab", ("aab",), "a"),
+        ("abcabd", ("abd",), "abc"),
+        ("never met", ("zzz",), "never met"),
+        ("half a sto", ("stop",), "half a sto"),
+        ("stop", ("stop",), ""),
+    ],
+)
+def test_an_answer_ends_before_its_stop(text, stops, left):
+    growing = AnswerText(PUBLISHED, stops)
+    pieces = []
+    for one in ids_of(text):
+        pieces.append(growing.add(one))
+        if growing.stopped:
+            break
+    pieces.append(growing.finish())
+    assert "".join(pieces) == left
+    assert growing.stopped == (left != text)
+
+
+@settings(max_examples=200)
+@given(st.text("ab", max_size=14), st.lists(st.text("ab", min_size=1, max_size=3), max_size=2))
+def test_no_piece_ever_shows_part_of_a_stop(text, stops):
+    whole = "".join(said(ids_of(text), stops))
+    ends = [place for stop in stops if (place := text.find(stop)) >= 0]
+    assert whole == text[: min(ends, default=len(text))]
