@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 from rich.console import Console
 
-from foveal.bench.arithmetic import proportions
+from foveal.plan.arithmetic import proportions
 from foveal.bench.memory import resident_bytes
 from foveal.bench.page import find_size, make_model
 from foveal.bench.result import Machine, Result, print_results, to_json

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from foveal.adapt.strategy import assign, rules_of
-from foveal.bench.arithmetic import strategy_of, useful_work
+from foveal.plan.arithmetic import strategy_of, useful_work
 from foveal.bench.page import LetterProcessor, find_size, make_model, make_page
 from foveal.bench.recipe_way import RecipeInputs, RecipeWay, recipe_inputs
 from foveal.config import LoraSettings, TrainSettings

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from foveal.adapt.strategy import assign, rules_of
-from foveal.bench.arithmetic import proportions, seen_pairs, strategy_of, useful_work
+from foveal.plan.arithmetic import proportions, seen_pairs, strategy_of, useful_work
 from foveal.bench.page import SIZES, LetterProcessor, make_model, make_page
 from foveal.config import LoraSettings
 from foveal.data.batch import build_batch
