@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -280,6 +281,12 @@ def load_for_run(recipe: Recipe, run: Path, engine: Engine) -> LoadedModel:
         engine.wait()
         name = str(folder)
     return load(name, recipe.data.num_crops, recipe.attention)
+
+
+def load_in_passing(recipe: Recipe) -> LoadedModel:
+    """Load a recipe's model as a run would, and leave nothing behind."""
+    with TemporaryDirectory() as folder:
+        return load_for_run(recipe, Path(folder), Engine(recipe.precision))
 
 
 def _texts(turn: Turn) -> tuple[str, ...]:

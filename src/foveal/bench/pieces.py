@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from foveal.bench.memory import resident_bytes
+from foveal.plan.resident import resident_bytes
 from foveal.bench.page import NUM_CROPS, SIZES
 from foveal.bench.recipe_way import recipe_pixels
 from foveal.data.rows import Plan, Ragged, Sizes

@@ -104,7 +104,11 @@ def kept_for_backward(
         decoder_layer=parts.decoder_layer(config, strategy.language, row),
         decoder_layers=config.num_hidden_layers,
         decoder_rest_bytes=parts.decoder_rest(config, strategy.language, row),
-        rotation_bytes=row.tokens * 2 * config.hidden_size // config.num_attention_heads * FULL_BYTES
+        rotation_bytes=row.tokens
+        * 2
+        * config.hidden_size
+        // config.num_attention_heads
+        * FULL_BYTES
         if strategy.language.learns
         else 0,
         logits_bytes=parts.logits(config, strategy.language, row),

@@ -96,7 +96,7 @@ def add_up(rows: Iterable[RowCounts]) -> RowCounts:
 NOTHING = RowCounts(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
-def plan_epoch(plan: Plan, targets: Sequence[int], most_steps: int | None = None) -> Epoch:
+def plan_epoch(plan: Plan, targets: NDArray[np.int64], most_steps: int | None = None) -> Epoch:
     """Run the planner over an epoch.
 
     Args:
@@ -107,9 +107,8 @@ def plan_epoch(plan: Plan, targets: Sequence[int], most_steps: int | None = None
     number = plan.steps_per_epoch
     count = min(most_steps or number, number)
     chosen = sorted({index * number // count for index in range(count)})
-    learnt = np.asarray(targets, np.int64)
     steps = tuple(
-        tuple(RankStep(tuple(_rows(rank, plan.sizes, learnt))) for rank in plan.step(index).ranks)
+        tuple(RankStep(tuple(_rows(rank, plan.sizes, targets))) for rank in plan.step(index).ranks)
         for index in chosen
     )
     kept = sum(row.tokens for step in steps for rank in step for row in rank.rows)

@@ -1,12 +1,13 @@
 """A setup, an epoch and a machine -> what a run needs, takes and costs, in one answer (pure)."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from foveal.plan.activations import kept_for_backward
 from foveal.plan.epoch import Epoch, RowCounts
 from foveal.plan.hardware import Hardware
 from foveal.plan.memory import Memory, estimate_memory
-from foveal.plan.seconds import Efficiency, Seconds, step_seconds
+from foveal.plan.seconds import Efficiency, Seconds, rank_seconds, step_seconds
 from foveal.plan.setup import Setup
 
 SLACK = 0.05
@@ -83,13 +84,28 @@ def estimate(
 
 def find_worst(setup: Setup, epoch: Epoch) -> RowCounts:
     """Find the row whose forward pass keeps most."""
+    return epoch.worst_row(lambda row: weigh(setup, row))
 
-    def kept_bytes(row: RowCounts) -> int:
-        kept = kept_for_backward(
-            setup.config, setup.learning, row, setup.number_bytes, setup.attention
-        )
-        if setup.recompute == "none":
-            return kept.total_bytes
-        return kept.recomputed_bytes + kept.largest_layer_bytes
 
-    return epoch.worst_row(kept_bytes)
+def weigh(setup: Setup, row: RowCounts) -> int:
+    """Bytes that hang on what is in a row."""
+    kept = kept_for_backward(setup.config, setup.learning, row, setup.number_bytes, setup.attention)
+    if setup.recompute == "none":
+        return kept.total_bytes
+    return kept.recomputed_bytes + kept.largest_layer_bytes
+
+
+def estimate_rows(
+    setup: Setup,
+    rows: Sequence[RowCounts],
+    rows_behind_step: int,
+    hardware: Hardware,
+    efficiency: Efficiency,
+) -> tuple[Memory, tuple[Seconds, ...]]:
+    """Estimate memory at the first row, and the time of a step over each row alone.
+
+    Pictures are taken to be open already.
+    """
+    memory = estimate_memory(setup, rows[0], rows_behind_step, 0, hardware.base_bytes)
+    opened = replace(efficiency, crop_seconds=0.0)
+    return memory, tuple(rank_seconds(setup, [row], hardware, opened, 1) for row in rows)

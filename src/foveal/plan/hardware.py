@@ -97,12 +97,22 @@ _ROWS = (
     _row(
         "rtx5090", 32, 1792, 104.8, 209.5, 209.5, (_P5, ETHERNET), "NVIDIA RTX Blackwell whitepaper"
     ),
-    _row("rtx8000", 48, 672, 16.3, None, 130.5, (_P3, ETHERNET), "NVIDIA Quadro RTX 8000 datasheet"),
+    _row(
+        "rtx8000", 48, 672, 16.3, None, 130.5, (_P3, ETHERNET), "NVIDIA Quadro RTX 8000 datasheet"
+    ),
     _row("m1-max", 64, 400, 10.4, None, 10.4, (_P3, ETHERNET), "Apple newsroom 2021-10-18", 10**9),
     _row("m1-ultra", 128, 800, 21, None, 21, (_P3, ETHERNET), "Apple newsroom 2022-03-08", 10**9),
     # Cores x base clock x 32 (AVX2: two fused products of eight) or 64 (AVX-512) or 2,048 (AMX).
     _row(
-        "cpu-epyc-7763", 512, 204.8, 5.0, None, 5.0, (_P4, ETHERNET), "AMD EPYC 7763 page", 5 * 10**8
+        "cpu-epyc-7763",
+        512,
+        204.8,
+        5.0,
+        None,
+        5.0,
+        (_P4, ETHERNET),
+        "AMD EPYC 7763 page",
+        5 * 10**8,
     ),
     _row(
         "cpu-xeon-8480",

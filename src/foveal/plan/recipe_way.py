@@ -153,7 +153,9 @@ def step_seconds(
     passes = EXAMPLES_PER_STEP / row.gpus
     parts = 1 if "lora" in row.strategy else row.gpus
     optimizer = holdings.learnt / parts * 40 / bandwidth
-    return passes * example + optimizer + exposed_seconds(row, holdings, constants, hardware, example)
+    return (
+        passes * example + optimizer + exposed_seconds(row, holdings, constants, hardware, example)
+    )
 
 
 def learning_as_printed(row: PublishedRow, decoder_learns: bool) -> Strategy:

@@ -14,6 +14,10 @@ OPTIMIZER_BYTES_A_NUMBER = 40
 """AdamW reads weight, gradient and moments and writes three of them; clipping reads and writes
 gradients once more: 7 + 3 numbers of 4 bytes."""
 
+RESTORED_BYTES_A_NUMBER = 43.0
+"""What bringing a weight back from 4 bits costs, in bytes of bandwidth: from the published QLoRA
+rows (docs/plan.md), 4.7e10 numbers a second where 2.04e12 bytes move."""
+
 
 @dataclass(frozen=True)
 class Efficiency:
@@ -186,6 +190,6 @@ def copying(setup: Setup, passes: int, hardware: Hardware, efficiency: Efficienc
     width = FULL_BYTES + setup.number_bytes
     copied = setup.holdings.learnt_linear * width
     copied += setup.holdings.frozen_linear * width * uses
-    restored = setup.holdings.four_bit * (0.5 + setup.number_bytes) * uses
-    moved = passes * (copied + restored)
-    return moved / (hardware.bandwidth_bytes_per_second * efficiency.bandwidth)
+    restored = setup.holdings.four_bit * RESTORED_BYTES_A_NUMBER * uses
+    seconds = copied / efficiency.bandwidth + restored
+    return passes * seconds / hardware.bandwidth_bytes_per_second
