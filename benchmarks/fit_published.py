@@ -78,15 +78,15 @@ def table(config: Any, constants: Constants) -> str:
             f"| {row.name} | {use} | {row.images_per_second:g} | {made.images_per_second:.2f} | "
             f"{speed:+.0%} | {printed}{made.memory_gb:.1f} | {error} |"
         )
-    lines += ["", *_summary(speeds, memories), "", *_as_they_should_be(config, constants)]
+    lines += ["", _summary(speeds, memories), "", *_as_they_should_be(config, constants)]
     return "\n".join(lines)
 
 
-def _summary(speeds: list[float], memories: list[float]) -> list[str]:
-    return [
+def _summary(speeds: list[float], memories: list[float]) -> str:
+    return (
         f"Rows not fitted: speed, median error {median(speeds):.0%}, worst {max(speeds):.0%}; "
         f"memory, median error {median(memories):.0%}, worst {max(memories):.0%}."
-    ]
+    )
 
 
 def _as_they_should_be(config: Any, constants: Constants) -> list[str]:

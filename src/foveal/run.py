@@ -32,6 +32,8 @@ from foveal.evaluate.prediction import (
 )
 from foveal.evaluate.report import write_report
 from foveal.models.family import LoadedModel, load
+from foveal.plan.room import training_bytes
+from foveal.plan.setup import engine_name
 from foveal.train.audit import GradientAudit, audit_sharing, audit_targets
 from foveal.train.checkpoint import (
     Progress,
@@ -45,6 +47,7 @@ from foveal.train.log import RunLog
 from foveal.train.loop import LoopHooks, Stopped, train
 from foveal.train.loss import RowLoss
 from foveal.train.optim import build_optimizer
+from foveal.train.recompute import recompute_blocks
 
 TINY = "phi3-vision-tiny"
 """A recipe's `model` that is made from nothing: small, with random weights."""
@@ -159,13 +162,17 @@ class TrainingRun:
     def _choose_recompute(self) -> None:
         wanted, model = self.recipe.train.recompute, self.loaded.model
         if wanted == "auto":
-            tokens = self.recipe.train.tokens_per_pass
-            number_bytes = 4 if self.recipe.precision == "float32" else 2
-            crops = tokens // max(1, self.loaded.processor.num_image_tokens(336, 336)) * 2
-            needed = self.loaded.family.activation_bytes(model, tokens, crops, number_bytes)
-            wanted = "blocks" if needed > 0.5 * free_memory(self.engine.device) else "none"
+            needed = training_bytes(
+                self.recipe,
+                model.config,
+                self._plan(),
+                self.dataset,
+                engine_name(self.recipe.engine, self.engine.world_size),
+                model.config._attn_implementation,
+            )
+            wanted = "blocks" if needed > free_memory(self.engine.device) else "none"
         if wanted == "blocks":
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            recompute_blocks(model, self.loaded.family)
 
     def _progress(self, step: int) -> Progress:
         return Progress(

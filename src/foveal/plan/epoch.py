@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from foveal.data.encode import Encoded
 from foveal.data.rows import Plan, Row, Sizes
 
 
@@ -155,6 +156,11 @@ def count_row(row: Row, sizes: Sizes, targets: NDArray[np.int64]) -> RowCounts:
         crops=int(sizes.image_crops[images].sum()),
         targets=int(targets[list(row.examples)].sum()),
     )
+
+
+def targets_of(examples: Sequence[Encoded]) -> NDArray[np.int64]:
+    """Count the learnt tokens of each example."""
+    return np.asarray([int(example.learnt.sum()) for example in examples], np.int64)
 
 
 def histogram(values: NDArray[np.generic], most_bins: int = 8) -> list[tuple[int, int, int]]:

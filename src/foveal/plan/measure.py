@@ -15,7 +15,7 @@ from foveal.config import Recipe
 from foveal.data.batch import build_batch
 from foveal.data.rows import Row
 from foveal.models.family import LoadedModel
-from foveal.plan.epoch import RowCounts, count_row
+from foveal.plan.epoch import RowCounts
 from foveal.plan.estimate import estimate_rows, weigh
 from foveal.plan.hardware import Hardware
 from foveal.plan.memory import Memory
@@ -27,6 +27,7 @@ from foveal.plan.this_machine import measure_crop_seconds
 from foveal.train.engine import Engine
 from foveal.train.loss import RowLoss
 from foveal.train.optim import build_optimizer
+from foveal.train.recompute import recompute_blocks
 from foveal.train.step import backward_rows, train_step
 
 ModelLoader = Callable[[Recipe], LoadedModel]
@@ -144,7 +145,7 @@ def run_rows(job: Job, dataset: Any, processor: Any) -> Measured:
     assignments = assign(loaded.model, loaded.family, rules, *rates, job.recipe.lora)
     loss = engine.prepare(RowLoss(loaded.model, loaded.family)).train()
     if job.setup.recompute == "blocks":
-        loaded.model.activation_checkpointing_enable({"use_reentrant": False})
+        recompute_blocks(loaded.model, loaded.family)
     optimizer = build_optimizer(loaded.model, assignments, train)
     batches = [build_batch(row, dataset, processor) for row in job.rows]
 

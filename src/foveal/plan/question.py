@@ -15,9 +15,9 @@ from foveal.data.rows import Plan, Row
 from foveal.errors import ConfigError, ModelError
 from foveal.models.family import LoadedModel, find_family
 from foveal.plan.activations import Attention
-from foveal.plan.epoch import Epoch, RowCounts, count_row, plan_epoch
+from foveal.plan.epoch import Epoch, RowCounts, count_row, plan_epoch, targets_of
 from foveal.plan.hardware import Hardware
-from foveal.plan.setup import Engine, Precision, Recompute, Setup, learning_of
+from foveal.plan.setup import Precision, Recompute, Setup, engine_name, learning_of
 
 PUBLISHED = ("microsoft/Phi-3.5-vision-instruct", "microsoft/Phi-3-vision-128k-instruct")
 """Whose sizes and tokenizer come with this package: a plan for them downloads nothing."""
@@ -62,8 +62,7 @@ class Question:
 
     @cached_property
     def _targets(self) -> NDArray[np.int64]:
-        counts = [int(example.learnt.sum()) for example in self.dataset.examples]
-        return np.asarray(counts, np.int64)
+        return targets_of(self.dataset.examples)
 
     @property
     def steps(self) -> int:
@@ -83,9 +82,7 @@ class Question:
                 f"precision={precision}: {hardware.name} does not compute in it; "
                 f"choose from {', '.join(hardware.matrix_flops)}"
             )
-        engine: Engine = "single" if gpus * nodes == 1 else "ddp"
-        if recipe.engine not in ("auto", "single"):
-            engine = recipe.engine
+        engine = engine_name(recipe.engine, gpus * nodes)
         attention: Attention = "blocks" if is_cpu(hardware) else "flex"
         if recipe.attention != "auto":
             attention = recipe.attention

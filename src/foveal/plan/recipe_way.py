@@ -31,8 +31,8 @@ EAGER_FORWARD_BYTES, EAGER_BACKWARD_BYTES = 24, 36
 float32 6, rounded 6, used 2; backward: the same steps the other way, and both products."""
 
 EAGER_TRANSIENT_BYTES = 30
-"""Of each pair and head of one layer, at one time, in its backward pass: scores, mask, probabilities
-in float32 and rounded (12), the gradients of each (12), and softmax's own (6)."""
+"""Of each pair and head of one layer, at one time, in its backward pass: scores, mask,
+probabilities in float32 and rounded (12), the gradients of each (12), and softmax's own (6)."""
 
 SHARDED_BYTES = 22
 """Of a learnt number, cut over all ranks: a float32 weight 4, moments 8, gradients 2, the same in

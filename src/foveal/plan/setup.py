@@ -1,4 +1,4 @@
-"""A recipe's settings + a machine -> everything that an estimate hangs on besides the data (pure)."""
+"""A recipe's settings + a machine -> all that an estimate hangs on besides the data (pure)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +45,13 @@ class Setup:
     def number_bytes(self) -> int:
         """Of a number that the model computes with."""
         return 4 if self.precision == "float32" else 2
+
+
+def engine_name(name: str, world_size: int) -> Engine:
+    """Decide "auto" as a run does."""
+    if name in ("auto", "single"):
+        return "single" if world_size == 1 else "ddp"
+    return name  # type: ignore[return-value]  # the recipe's own names
 
 
 def learning_of(

@@ -1,4 +1,4 @@
-"""A model's sizes + rules -> every weight, what becomes of it, and the bytes that this takes (pure).
+"""A model's sizes + rules -> every weight, what becomes of it, and how much that is (pure).
 
 The names are those that rules speak of, `part.name`; a test holds them against the model itself.
 """
