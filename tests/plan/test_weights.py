@@ -48,9 +48,7 @@ def test_weights_gradients_and_moments_take_the_bytes_that_torch_allocates(strat
     for one in learnt:
         one.grad = torch.zeros_like(one)
     optimizer.step()
-    moments = [
-        tensor for state in optimizer.state.values() for tensor in state.values()
-    ]
+    moments = [tensor for state in optimizer.state.values() for tensor in state.values()]
     _, _, holdings = learning_of(model.config, strategy, RANK)
     shares = shares_of(holdings, "single", 1)
     assert shares.weights_bytes + shares.adapters_bytes == _bytes(model.parameters())

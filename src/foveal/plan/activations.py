@@ -167,11 +167,11 @@ class _Widths:
         return FULL_BYTES + (self.number_bytes if self.mixed else 0)
 
     def tower_rest(self, config: Any, learning: Learning, row: RowCounts) -> int:
-        """Pixels, for the first layer's weights, and the norm before the layers."""
-        if not learning.learns:
+        """Pixels and the norm before the layers, where weights so far down learn."""
+        if not learning.weights:
             return 0
         patches = (config.image_size // config.patch_size) ** 2 + 1
-        pixels = 3 * config.image_size**2 * self.number_bytes if learning.weights else 0
+        pixels = 3 * config.image_size**2 * self.number_bytes
         norm = patches * (config.hidden_size + 2) * FULL_BYTES
         return int(row.crops * (pixels + norm))
 
