@@ -2,9 +2,9 @@
 
     python benchmarks/plan_on_this_machine.py [--sizes small,middle,large] [--strategies full,lora]
 
-The shares of the machine's speed are measured at the first size of each strategy, and tested at the
 The shares of the machine's speed are measured at the first size of each strategy and tested at the
-others: those lines say "test". Memory uses nothing measured but the bare process. Run it on a machine
+others: those lines say "test". So is the allocator's slack. Run it on a machine with nothing else
+to do.
 """
 
 import argparse

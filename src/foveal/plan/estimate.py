@@ -64,7 +64,9 @@ def estimate(
         price_per_hour: of one accelerator.
     """
     worst = find_worst(setup, epoch)
-    memory = estimate_memory(setup, worst, epoch.most_rows, workers, hardware.base_bytes)
+    memory = estimate_memory(
+        setup, worst, epoch.most_rows, workers, hardware.base_bytes, efficiency.memory_slack
+    )
     seconds = step_seconds(setup, epoch, hardware, efficiency, workers)
     hours = seconds.total * steps / 3600
     planned = len(epoch.steps) * seconds.total
@@ -106,6 +108,8 @@ def estimate_rows(
 
     Pictures are taken to be open already.
     """
-    memory = estimate_memory(setup, rows[0], rows_behind_step, 0, hardware.base_bytes)
+    memory = estimate_memory(
+        setup, rows[0], rows_behind_step, 0, hardware.base_bytes, efficiency.memory_slack
+    )
     opened = replace(efficiency, crop_seconds=0.0)
     return memory, tuple(rank_seconds(setup, [row], hardware, opened, 1) for row in rows)

@@ -23,7 +23,7 @@ from foveal.plan.question import Question
 from foveal.plan.resident import reset_most_resident, resident_bytes
 from foveal.plan.seconds import Efficiency, Seconds
 from foveal.plan.setup import Setup
-from foveal.plan.this_machine import measure_crop_seconds
+from foveal.plan.this_machine import bring_in_libraries, measure_crop_seconds
 from foveal.train.engine import Engine
 from foveal.train.loss import RowLoss
 from foveal.train.optim import build_optimizer
@@ -119,6 +119,9 @@ def measure(
         efficiency,
     )
     found = explain(setup, counts, measured, hardware, efficiency)
+    without = memory.total_bytes - memory.slack_bytes
+    slack = max(0.0, (measured.peak_bytes - without) / max(memory.passing_bytes, 1))
+    found = replace(found, memory_slack=slack)
     return Comparison(counts, memory, seconds, measured, found)
 
 
@@ -137,6 +140,7 @@ def run_rows(job: Job, dataset: Any, processor: Any) -> Measured:
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.recipe.train.seed)
     engine = Engine(job.setup.precision)
+    bring_in_libraries()
     base = _held(engine.device)
     loaded = job.load_model(job.recipe)
     train = job.recipe.train

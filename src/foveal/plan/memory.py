@@ -41,6 +41,9 @@ class Memory:
     base_bytes: int
     """Of the process before there is a model: CUDA's context, or Python and its libraries."""
 
+    slack_bytes: int
+    """Holes between blocks that come and go, which the allocator keeps."""
+
     moment: str
     """When that is."""
 
@@ -54,10 +57,10 @@ class Memory:
         return sum(value for value in kinds.values() if isinstance(value, int))
 
     @property
-    def at_rest_bytes(self) -> int:
-        """What stays from step to step."""
-        held = self.weights_bytes + self.adapters_bytes + self.optimizer_bytes
-        return held + self.base_bytes
+    def passing_bytes(self) -> int:
+        """What comes and goes with a pass."""
+        kept = self.tower_bytes + self.decoder_bytes + self.logits_bytes
+        return kept + self.weight_copies_bytes + self.workspace_bytes
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def estimate_memory(
     rows_behind_step: int,
     workers: int,
     base_bytes: int,
+    slack: float = 0.0,
 ) -> Memory:
     """Find the moment at which one process holds most, and what it holds then.
 
@@ -115,6 +119,7 @@ def estimate_memory(
         rows_behind_step: most of one process; of more than one, gradients are there all the time.
         workers: that open pictures, of one process.
         base_bytes: of the process before there is a model.
+        slack: holes of the allocator, as a share of what comes and goes.
     """
     shares = shares_of(setup.holdings, setup.engine, setup.world_size)
     kept = kept_for_backward(
@@ -138,6 +143,7 @@ def estimate_memory(
             buckets_bytes=shares.buckets_bytes,
             workspace_bytes=workspace,
             base_bytes=base_bytes,
+            slack_bytes=int(slack * (tower + decoder + logits + copies + workspace)),
             moment=moment,
             workers_bytes=_workers_bytes(setup, row, workers),
         )

@@ -44,6 +44,9 @@ class Efficiency:
     source: str
     """Where these come from."""
 
+    memory_slack: float = 0.0
+    """Holes that the allocator keeps, as a share of what comes and goes with a pass."""
+
 
 @dataclass(frozen=True)
 class Seconds:
