@@ -32,6 +32,7 @@ from foveal.evaluate.prediction import (
 )
 from foveal.evaluate.report import write_report
 from foveal.models.family import LoadedModel, load
+from foveal.plan.memory import CPU_SLACK
 from foveal.plan.room import training_bytes
 from foveal.plan.setup import engine_name
 from foveal.train.audit import GradientAudit, audit_sharing, audit_targets
@@ -169,6 +170,7 @@ class TrainingRun:
                 self.dataset,
                 engine_name(self.recipe.engine, self.engine.world_size),
                 model.config._attn_implementation,
+                CPU_SLACK if self.engine.device.type == "cpu" else 0.0,
             )
             wanted = "blocks" if needed > free_memory(self.engine.device) else "none"
         if wanted == "blocks":

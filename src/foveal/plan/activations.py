@@ -180,7 +180,7 @@ class _Widths:
         if not learning.learns:
             return 0
         merged, width = 4 * config.vision_config.hidden_size, config.hidden_size
-        kept = row.image_tokens * (merged + 2 * width) * self.number_bytes
+        kept = int(row.image_tokens * (merged + 2 * width) * self.number_bytes)
         return kept + self.adapters(learning, merged + width, 2, row.image_tokens)
 
     def decoder_layer(self, config: Any, learning: Learning, row: RowCounts) -> Layer:
@@ -234,5 +234,5 @@ class _Widths:
         chunks = -(-row.targets // POSITIONS_PER_CHUNK)
         if chunks > 1:
             return int(inputs * FULL_BYTES)
-        kept = inputs * self.number_bytes + row.targets * config.vocab_size * FULL_BYTES
+        kept = int(inputs * self.number_bytes + row.targets * config.vocab_size * FULL_BYTES)
         return kept + self.adapters(learning, config.hidden_size, 1, row.targets)

@@ -13,6 +13,10 @@ MOMENT_BYTES, STEP_BYTES = 2 * FULL_BYTES, 4
 ZERO_BUCKET_NUMBERS = 500_000_000
 """Numbers that DeepSpeed gathers before it shares them, by default; twice, to go on meanwhile."""
 
+CPU_SLACK = 0.6
+"""Holes in glibc's heap with freed blocks kept (`train.engine.keep_freed_memory`), as a share of
+what comes and goes: 0.3 to 1.1 as seen on small models; `--measure` knows better."""
+
 PREFETCHED_ROWS = 4
 WORKER_BYTES = 150_000_000
 """Of a worker beside what it shares with its parent, measured on Linux."""

@@ -246,7 +246,7 @@ def memory_gb(
         held += transient
         eager_slack = transient * constants.eager_slack if all_learn else 0.0
     slack = max(zero_slack, eager_slack)
-    return min(held / GB + constants.context_gb + slack / GB, hardware.memory_bytes / GB)
+    return float(min((held + slack) / GB + constants.context_gb, hardware.memory_bytes / GB))
 
 
 def log_error(predicted: float, published: float) -> float:

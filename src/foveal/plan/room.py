@@ -1,10 +1,11 @@
 """A run's planner and settings -> bytes that training adds to what already stands on the device."""
 
-from typing import Any
+from typing import Any, get_args
 
 from foveal.config import Recipe
 from foveal.data.dataset import Dataset
 from foveal.data.rows import Plan
+from foveal.plan.activations import Attention
 from foveal.plan.epoch import count_row, targets_of
 from foveal.plan.estimate import SLACK, weigh
 from foveal.plan.memory import estimate_memory
@@ -15,7 +16,13 @@ STEPS_LOOKED_AT = 20
 
 
 def training_bytes(
-    recipe: Recipe, config: Any, plan: Plan, dataset: Dataset, engine: Engine, attention: str
+    recipe: Recipe,
+    config: Any,
+    plan: Plan,
+    dataset: Dataset,
+    engine: Engine,
+    attention: str,
+    slack: float,
 ) -> int:
     """Estimate what a rank will need beside its weights if no layer is run again.
 
@@ -26,9 +33,9 @@ def training_bytes(
         dataset: that the plan is of.
         engine: of the run.
         attention: as the model has it.
+        slack: holes that the allocator keeps, as a share of what comes and goes.
     """
     name, learning, holdings = learning_of(config, recipe.strategy, recipe.lora.rank)
-    known = ("blocks", "sdpa", "eager", "flex", "flash_attention_2")
     setup = Setup(
         config,
         name,
@@ -37,7 +44,7 @@ def training_bytes(
         recipe.precision,
         "none",
         engine,
-        next((kind for kind in known if kind in attention), "blocks"),  # type: ignore[arg-type]
+        next((kind for kind in get_args(Attention) if kind in attention), "blocks"),
         plan.world_size,
         1,
         recipe.lora.dropout > 0,
@@ -53,6 +60,6 @@ def training_bytes(
     ]
     worst = max(rows, key=lambda row: weigh(setup, row))
     passes = max(len(rank) for step in steps for rank in step.ranks)
-    memory = estimate_memory(setup, worst, passes, 0, 0)
+    memory = estimate_memory(setup, worst, passes, 0, 0, slack)
     added = memory.total_bytes - memory.weights_bytes - memory.adapters_bytes
     return int(added / (1 - SLACK))

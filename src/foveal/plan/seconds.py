@@ -70,9 +70,8 @@ class Seconds:
     @property
     def total(self) -> float:
         """Of a step, from one to the next."""
-        return sum(
-            getattr(self, one.name) for one in fields(self) if not one.name.endswith("_hidden")
-        )
+        shown = [one.name for one in fields(self) if not one.name.endswith("_hidden")]
+        return float(sum(getattr(self, name) for name in shown))
 
 
 def step_seconds(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from foveal.models.phi3_vision.image import cut_crops
 from foveal.plan.hardware import ETHERNET, GB, PCIE4, Hardware
+from foveal.plan.memory import CPU_SLACK
 from foveal.plan.resident import resident_bytes
 from foveal.plan.seconds import Efficiency
 from foveal.train.engine import DTYPES, pick_device
@@ -42,7 +43,7 @@ ASSUMED_HERE = Efficiency(
     pass_seconds=0.0,
     crop_seconds=0.005,
     source="assumed, as shares of this machine's measured speed; --measure knows better",
-    memory_slack=0.35,  # glibc's heap with blocks kept (train.engine.keep_freed_memory), seen once
+    memory_slack=CPU_SLACK,
 )
 
 
