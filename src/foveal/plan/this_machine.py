@@ -47,9 +47,9 @@ ASSUMED_HERE = Efficiency(
 )
 
 
-def matrix_speed(dtype: torch.dtype = torch.float32, side: int = MATRIX_SIDE) -> float:
+def matrix_speed(dtype: torch.dtype = torch.float32, side: int | None = None) -> float:
     """Operations a second of a large matrix product, the best of several."""
-    device = pick_device()
+    device, side = pick_device(), side or MATRIX_SIDE
     one, other = torch.randn(2, side, side, device=device).to(dtype)
     best = 0.0
     for _ in range(MATRIX_REPEATS):
