@@ -478,6 +478,46 @@ def reproduce(
         typer.echo(line)
 
 
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value ...")] = None,
+    gpu: Annotated[str, typer.Option(help="Its name, such as a100-80gb; this: measure it.")] = (
+        "this"
+    ),
+    gpus: Annotated[int, typer.Option(help="Of each node.", min=1)] = 1,
+    nodes: Annotated[int, typer.Option(help="Machines.", min=1, max=1024)] = 1,
+    compare: Annotated[bool, typer.Option("--compare", help="Every sensible setup.")] = False,
+    price: Annotated[float | None, typer.Option(help="Of one GPU an hour.", min=0)] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Run some rows for real.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Work out memory, time and cost of a run before it is paid for.
+
+    Exit status: 0 it fits, 1 it does not, 2 something to mend.
+    """
+    from rich.console import Console
+
+    from foveal.config import load_recipe
+    from foveal.plan.command import run_plan
+    from foveal.run import load_in_passing
+
+    loaded = load_recipe(recipe, tuple(overrides or ()))
+    estimate = run_plan(
+        loaded,
+        Console(),
+        load_in_passing,
+        gpu=gpu,
+        gpus=gpus,
+        nodes=nodes,
+        compare_all=compare,
+        price_per_hour=price,
+        measure=measure,
+        as_json=as_json,
+    )
+    raise typer.Exit(0 if estimate.fits else 1)
+
+
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
     """Show a bar that is told how much is done, and of how much."""

@@ -37,6 +37,9 @@ from foveal.evaluate.evaluation import evaluate_into
 from foveal.evaluate.prediction import Scores
 from foveal.evaluate.report import write_report
 from foveal.models.family import Family, LoadedModel, find_family, load
+from foveal.plan.memory import CPU_SLACK
+from foveal.plan.room import training_bytes
+from foveal.plan.setup import engine_name
 from foveal.train.audit import GradientAudit, audit_sharing, audit_targets
 from foveal.train.best import best_checkpoint
 from foveal.train.checkpoint import (
@@ -54,6 +57,7 @@ from foveal.train.log import RunLog
 from foveal.train.loop import LoopHooks, Stopped, train
 from foveal.train.loss import RowLoss
 from foveal.train.optim import build_optimizer
+from foveal.train.recompute import recompute_blocks
 
 TINY = "phi3-vision-tiny"
 """A recipe's `model` that is made from nothing: small, with random weights."""
@@ -216,13 +220,18 @@ class TrainingRun:
     def _choose_recompute(self) -> None:
         wanted, model = self.recipe.train.recompute, self.loaded.model
         if wanted == "auto":
-            tokens = self.recipe.train.tokens_per_pass
-            number_bytes = 4 if self.recipe.precision == "float32" else 2
-            crops = tokens // max(1, self.loaded.processor.num_image_tokens(336, 336)) * 2
-            needed = self.loaded.family.activation_bytes(model, tokens, crops, number_bytes)
-            wanted = "blocks" if needed > 0.5 * free_memory(self.engine.device) else "none"
+            needed = training_bytes(
+                self.recipe,
+                model.config,
+                self._plan(),
+                self.dataset,
+                engine_name(self.recipe.engine, self.engine.world_size),
+                model.config._attn_implementation,
+                CPU_SLACK if self.engine.device.type == "cpu" else 0.0,
+            )
+            wanted = "blocks" if needed > free_memory(self.engine.device) else "none"
         if wanted == "blocks":
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            recompute_blocks(model, self.loaded.family)
 
     def _progress(self, step: int) -> Progress:
         return Progress(
@@ -437,6 +446,12 @@ def make_plan(
         order=recipe.data.order,
         long_context_tokens=long_context_tokens,
     )
+
+
+def load_in_passing(recipe: Recipe) -> LoadedModel:
+    """Load a recipe's model as a run would, and leave nothing behind."""
+    with TemporaryDirectory() as folder:
+        return load_for_run(recipe, Path(folder), Engine(recipe.precision))
 
 
 def _texts(turn: Turn) -> tuple[str, ...]:

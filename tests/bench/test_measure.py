@@ -11,10 +11,11 @@ from foveal.bench import measure
 from foveal.bench.measure import Timed, make_results, run_bench, time_in_turn
 from foveal.bench.side import Case, Side
 from foveal.errors import ConfigError
+from foveal.plan import this_machine
 
 
 def run(strategies, as_json, monkeypatch):
-    monkeypatch.setattr(measure, "MATRIX_SIDE", 64)
+    monkeypatch.setattr(this_machine, "MATRIX_SIDE", 64)
     monkeypatch.setattr(measure, "peak_of", lambda case: 10 if case.way == "recipe" else 4)
     page = io.StringIO()
     results = run_bench("tiny", 1, strategies, 1, as_json, Console(file=page, width=200))

@@ -2,7 +2,6 @@
 
 import gc
 import multiprocessing
-import platform
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,21 +13,19 @@ from tempfile import TemporaryDirectory
 import torch
 from rich.console import Console
 
-from foveal.bench.arithmetic import proportions
-from foveal.bench.memory import resident_bytes
 from foveal.bench.page import find_size, make_model
 from foveal.bench.result import Machine, Result, print_results, to_json
 from foveal.bench.side import Case, Side, Way
 from foveal.errors import ConfigError
-from foveal.train.engine import pick_device
+from foveal.plan.arithmetic import proportions
+from foveal.plan.resident import resident_bytes
+from foveal.plan.this_machine import machine_name, matrix_speed
 
 STRATEGIES = ("full", "frozen_vision", "lora")
 QUESTIONS = (1, 4)
 """A page's questions: no sharing possible, and about what a page of DocVQA has."""
 
 WAYS: tuple[Way, ...] = ("recipe", "separate", "shared", "recompute")
-MATRIX_SIDE = 3072
-MATRIX_REPEATS = 3
 
 
 def run_bench(
@@ -71,7 +68,7 @@ def run_bench(
                 timed = time_in_turn(cases, rounds)
             measured += zip(cases, timed, peaks, strict=True)
             speeds.append(matrix_speed())
-    machine = Machine(_processor_name(), torch.get_num_threads(), max(speeds))
+    machine = Machine(machine_name(), torch.get_num_threads(), max(speeds))
     results = make_results(measured, machine.matrix_speed)
     if as_json:
         console.out(to_json(size, machine, shape, results), highlight=False)
@@ -140,18 +137,6 @@ def make_results(measured: Sequence[tuple[Case, Timed, int]], matrix_speed: floa
     return results
 
 
-def matrix_speed() -> float:
-    """Operations a second of a large float32 matrix product, the best of several."""
-    device = pick_device()
-    one, other = torch.randn(2, MATRIX_SIDE, MATRIX_SIDE, device=device)
-    best = 0.0
-    for _ in range(MATRIX_REPEATS):
-        start = time.perf_counter()
-        float((one @ other)[0, 0])  # waits for an accelerator
-        best = max(best, 2.0 * MATRIX_SIDE**3 / (time.perf_counter() - start))
-    return best
-
-
 def peak_of(case: Case) -> int:
     """Take a step of a case in a fresh process; returns bytes above what stood before it."""
     spawn = multiprocessing.get_context("spawn")
@@ -171,15 +156,3 @@ def _step_peak(case: Case, threads: int) -> int:
     before = resident_bytes("VmRSS")
     side.step()
     return resident_bytes("VmHWM") - before
-
-
-def _processor_name() -> str:
-    """Name the accelerator or processor."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from foveal.bench.memory import resident_bytes
 from foveal.bench.page import NUM_CROPS, SIZES
 from foveal.bench.recipe_way import recipe_pixels
 from foveal.data.rows import Plan, Ragged, Sizes
 from foveal.models.phi3_vision.image import cut_crops
+from foveal.plan.resident import resident_bytes
 
 QUESTIONS_A_PAGE = 4
 EXAMPLES_A_STEP = 64

@@ -8,7 +8,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Table
 
-from foveal.bench.arithmetic import Work
+from foveal.plan.arithmetic import Work
 
 WAYS = {
     "recipe": "the recipe's way",

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from foveal.adapt.strategy import assign, rules_of
-from foveal.bench.arithmetic import strategy_of, useful_work
 from foveal.bench.page import LetterProcessor, find_size, make_model, make_page
 from foveal.bench.recipe_way import RecipeInputs, RecipeWay, recipe_inputs
 from foveal.config import LoraSettings, TrainSettings
 from foveal.data.batch import Batch, build_batch
 from foveal.data.rows import Plan
 from foveal.models.phi3_vision.family import FAMILY
+from foveal.plan.arithmetic import strategy_of, useful_work
 from foveal.train.engine import Engine
 from foveal.train.loss import RowLoss
 from foveal.train.optim import build_optimizer

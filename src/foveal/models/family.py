@@ -48,9 +48,6 @@ class Family:
     blocks: Callable[[nn.Module], list[nn.Module]]
     """Model -> its repeated layers, none within another: what engines cut it into."""
 
-    activation_bytes: Callable[[nn.Module, int, int, int], int]
-    """(model, tokens, crops, bytes of a number) -> bytes that a forward pass keeps for backward."""
-
     long_context_tokens: Callable[[nn.Module], int | None]
     """Model -> length above which an example is treated as long; none: no difference."""
 

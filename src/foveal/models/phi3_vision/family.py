@@ -69,21 +69,6 @@ def blocks(model: Any) -> list[nn.Module]:
     return [*tower.encoder.layers, *model.model.layers]
 
 
-def activation_bytes(model: Any, tokens: int, crops: int, number_bytes: int) -> int:
-    """Estimate what a forward pass keeps for the backward pass, without recomputing.
-
-    A decoder layer keeps about 12 vectors of the hidden width and 5 of the MLP's a token, a tower
-    layer 9 and 3; the head is counted by its callers.
-    """
-    text = model.config
-    tower = text.vision_config
-    decoder = text.num_hidden_layers * (12 * text.hidden_size + 5 * text.intermediate_size)
-    patches = (tower.image_size // tower.patch_size) ** 2 + 1
-    layer = 9 * tower.hidden_size + 3 * tower.intermediate_size
-    vision = (tower.num_hidden_layers - UNUSED_LAYERS) * layer * patches
-    return int(tokens * decoder + crops * vision) * number_bytes
-
-
 def long_context_tokens(model: Any) -> int | None:
     """Length above which the long rotary factors hold."""
     return int(model.config.original_max_position_embeddings)
@@ -102,7 +87,6 @@ FAMILY = Family(
     head=head,
     blank_features=blank_features,
     blocks=blocks,
-    activation_bytes=activation_bytes,
     long_context_tokens=long_context_tokens,
     renamed=SHARED_EMBEDDING,
 )

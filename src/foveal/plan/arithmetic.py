@@ -23,6 +23,9 @@ class Work:
     decoder: float
     head: float
 
+    decoder_attention: float
+    """Part of the decoder's: scores and what is made of them."""
+
     @property
     def total(self) -> float:
         """Operations of all parts."""
@@ -108,11 +111,28 @@ def useful_work(
         targets: labels.
     """
     tokens = sum(group.end - group.start for group in groups)
+    return work_of_counts(
+        config, strategy, tokens, seen_pairs(groups), image_tokens, crops, targets
+    )
+
+
+def work_of_counts(
+    config: Any,
+    strategy: Strategy,
+    tokens: float,
+    pairs: float,
+    image_tokens: float,
+    crops: float,
+    targets: float,
+) -> Work:
+    """Count the work of a row, or of many, from what is in it; see `useful_work`."""
+    attention = config.num_hidden_layers * _attention(pairs, config.hidden_size, strategy.language)
     return Work(
         _tower(config.vision_config, strategy.tower, crops),
         _projector(config, strategy.projector, image_tokens),
-        _decoder(config, strategy.language, tokens, seen_pairs(groups)),
+        _decoder(config, strategy.language, tokens) + attention,
         strategy.language.linear(targets, config.hidden_size, config.vocab_size),
+        attention,
     )
 
 
@@ -126,7 +146,7 @@ def proportions(config: Any, text_tokens: int = 45) -> Work:
     return useful_work(config, strategy_of("forward", 0), (group,), image, 17, group.end)
 
 
-def _tower(config: Any, learning: Learning, crops: int) -> float:
+def _tower(config: Any, learning: Learning, crops: float) -> float:
     width, mlp = config.hidden_size, config.intermediate_size
     patches = (config.image_size // config.patch_size) ** 2
     rows = crops * (patches + 1)
@@ -142,12 +162,12 @@ def _tower(config: Any, learning: Learning, crops: int) -> float:
     return total
 
 
-def _projector(config: Any, learning: Learning, tokens: int) -> float:
+def _projector(config: Any, learning: Learning, tokens: float) -> float:
     merged, width = 4 * config.vision_config.hidden_size, config.hidden_size
     return learning.linear(tokens, merged, width) + learning.linear(tokens, width, width)
 
 
-def _decoder(config: Any, learning: Learning, tokens: int, pairs: int) -> float:
+def _decoder(config: Any, learning: Learning, tokens: float) -> float:
     width, mlp = config.hidden_size, config.intermediate_size
     linear = (
         learning.linear(tokens, width, 3 * width)
@@ -155,10 +175,9 @@ def _decoder(config: Any, learning: Learning, tokens: int, pairs: int) -> float:
         + learning.linear(tokens, width, 2 * mlp)
         + learning.linear(tokens, mlp, width)
     )
-    layers = float(config.num_hidden_layers)
-    return layers * (linear + _attention(pairs, width, learning))
+    return float(config.num_hidden_layers) * linear
 
 
-def _attention(pairs: int, width: int, learning: Learning) -> float:
+def _attention(pairs: float, width: int, learning: Learning) -> float:
     """Scores and their use, and two products for the gradient of each."""
     return 4.0 * pairs * width * (3 if learning.learns else 1)

@@ -5,7 +5,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from foveal.adapt.strategy import assign, rules_of
-from foveal.bench.arithmetic import proportions, seen_pairs, strategy_of, useful_work
 from foveal.bench.page import SIZES, LetterProcessor, make_model, make_page
 from foveal.config import LoraSettings
 from foveal.data.batch import build_batch
@@ -14,6 +13,7 @@ from foveal.data.rows import Plan
 from foveal.models.attention import token_places, visible
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.family import FAMILY
+from foveal.plan.arithmetic import proportions, seen_pairs, strategy_of, useful_work
 from foveal.train.loss import RowLoss
 
 SIZE = SIZES["tiny"]

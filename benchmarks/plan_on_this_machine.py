@@ -1,0 +1,112 @@
+"""Set estimates beside measurements on this machine, for three sizes and every strategy.
+
+    python benchmarks/plan_on_this_machine.py [--sizes small,middle,large] [--strategies full,lora]
+
+The shares of the machine's speed are measured at the first size of each strategy and tested at the
+others: those lines say "test". So is the allocator's slack. Run it on a machine with nothing else
+to do.
+"""
+
+import argparse
+import platform
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image
+
+from foveal.config import DataSettings, Recipe, TrainSettings
+from foveal.data.example import Example, Turn, write_examples
+from foveal.models.family import LoadedModel, load
+from foveal.models.phi3_vision.tiny import TinySizes, write_tiny
+from foveal.plan.compare import Machines, decide
+from foveal.plan.measure import measure
+from foveal.plan.question import ask
+from foveal.plan.this_machine import ASSUMED_HERE, measure_hardware
+
+WIDE = TinySizes(crop_size=168, patch_size=14, tower_width=256, tower_layers=5, tower_heads=4)
+SIZES = {
+    "small": replace(WIDE, width=512, layers=4, heads=8, mlp=1365),
+    "middle": replace(WIDE, width=768, layers=6, heads=8, mlp=2048),
+    "large": replace(WIDE, width=1152, layers=8, heads=12, mlp=3072, tower_width=320),
+}
+STRATEGIES = ("full", "frozen_vision", "lora")
+PAGES, QUESTIONS = 12, 4
+
+
+def load_model(recipe: Recipe, folder: Path) -> LoadedModel:
+    """Load the model that was made for a size."""
+    return load(str(folder), recipe.data.num_crops, recipe.attention)
+
+
+def write_pages(folder: Path) -> Path:
+    """Write pages of noise in several shapes, and questions about each."""
+    (folder / "images").mkdir(parents=True)
+    examples = []
+    random = np.random.default_rng(0)
+    for page in range(PAGES):
+        size = ((850, 1100), (640, 480), (1100, 850))[page % 3]
+        noise = random.integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(noise).resize(size).save(folder / "images" / f"{page}.png")
+        for number in range(QUESTIONS):
+            question = f"What is written in line {number} of page {page}, and by whom?"
+            turn = Turn(images=(f"{page}.png",), user=question, assistant=f"line {number}")
+            examples.append(Example(id=f"{page}-{number}", conversations=(turn,)))
+    write_examples(folder / "data.jsonl", examples)
+    return folder / "data.jsonl"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", default=",".join(SIZES))
+    parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    arguments = parser.parse_args()
+    hardware = measure_hardware()
+    speed = hardware.matrix_flops["float32"] / 1e9
+    print(f"{platform.platform()}, {hardware.name}, {speed:.0f} GFLOP/s in float32")
+    print("| strategy | size | | GB | estimated | error | s of rows | estimated | error |")
+    print("| --- " * 9 + "|")
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        data = write_pages(folder / "data")
+        for strategy in arguments.strategies.split(","):
+            efficiency = ASSUMED_HERE
+            for place, size in enumerate(arguments.sizes.split(",")):
+                model = folder / size
+                if not model.exists():
+                    write_tiny(model, 0, SIZES[size])
+                recipe = Recipe(
+                    model=str(model),
+                    run=folder / "run",
+                    strategy=strategy,
+                    precision="float32",
+                    data=DataSettings(train=data, num_crops=16),
+                    train=TrainSettings(examples_per_step=24, tokens_per_pass=2048),
+                )
+                loader = partial(load_model, folder=model)
+                question = ask(recipe, loader)
+                setup = decide(question, Machines(hardware, efficiency, 1, 1)).setup
+                found = measure(question, setup, hardware, efficiency, loader)
+                taken = found.measured.step_seconds
+                errors = [
+                    one.total / seconds - 1
+                    for one, seconds in zip(found.seconds, taken, strict=True)
+                ]
+                peak, total = found.measured.peak_bytes, found.memory.total_bytes
+                print(
+                    f"| {strategy} | {size} | {'test' if place else 'first'} | {peak / 1e9:.2f} | "
+                    f"{total / 1e9:.2f} | {total / peak - 1:+.0%} | "
+                    f"{', '.join(f'{one:.2f}' for one in taken)} | "
+                    f"{', '.join(f'{one.total:.2f}' for one in found.seconds)} | "
+                    f"{median(errors):+.0%} |",
+                    flush=True,
+                )
+                efficiency = efficiency if place else found.efficiency
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Print the tables of docs/scale.md: letter pages with four questions each, on 1 to 1,024 nodes.
+
+    python benchmarks/scale_on_paper.py
+
+All ranks are taken to have the same rows; the planner's own balance (`foveal plan`) comes on top.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from foveal.bench.pieces import make_sizes
+from foveal.data.rows import Plan
+from foveal.models.phi3_vision.config import Phi3VisionConfig
+from foveal.plan.epoch import RowCounts, plan_epoch
+from foveal.plan.estimate import weigh
+from foveal.plan.hardware import find_hardware
+from foveal.plan.memory import estimate_memory
+from foveal.plan.seconds import Seconds, rank_seconds
+from foveal.plan.setup import Setup, learning_of
+from foveal.plan.this_machine import ASSUMED
+
+NODES = (1, 2, 8, 32, 128, 1024)
+GPUS = 8
+SMALLEST_STEP, EXAMPLES_A_RANK = 64, 16
+SETTINGS = (
+    ("full", "fsdp2", "blocks"),
+    ("full", "zero2", "blocks"),
+    ("frozen_vision", "fsdp2", "blocks"),
+    ("lora", "ddp", "blocks"),
+    ("qlora", "ddp", "blocks"),
+)
+EXAMPLES = (10**4, 10**6, 10**8)
+
+
+def rows_of_rank(examples: int) -> tuple[RowCounts, ...]:
+    """Plan one rank's share of a step."""
+    sizes = make_sizes(examples * 8)
+    targets = np.full(examples * 8, 10, np.int64)
+    plan = Plan(sizes, examples_per_step=examples, tokens_per_pass=8192)
+    return plan_epoch(plan, targets, most_steps=1).steps[0][0].rows
+
+
+def step(setup: Setup, rows: Sequence[RowCounts]) -> Seconds:
+    """Time a step on H100 nodes."""
+    return rank_seconds(setup, rows, find_hardware("h100"), ASSUMED, workers=4)
+
+
+def main() -> None:
+    """Print the tables."""
+    config = Phi3VisionConfig()
+    print("| strategy, engine | nodes | examples a step | GB a GPU | step s | exposed s | ", end="")
+    print(" | ".join(f"{count:,} examples" for count in EXAMPLES), "|")
+    print("| --- " * (6 + len(EXAMPLES)) + "|")
+    for strategy, engine, recompute in SETTINGS:
+        name, learning, holdings = learning_of(config, strategy, 64)
+        for nodes in NODES:
+            world = nodes * GPUS
+            at_once = max(SMALLEST_STEP, EXAMPLES_A_RANK * world)
+            rows = rows_of_rank(at_once // world)
+            setup = Setup(
+                config,
+                name,
+                learning,
+                holdings,
+                "bf16",
+                recompute,
+                engine,
+                "flex",
+                GPUS,
+                nodes,
+            )
+            seconds = step(setup, rows)
+            worst = max(rows, key=lambda row: weigh(setup, row))
+            memory = estimate_memory(setup, worst, len(rows), 4, 10**9).total_bytes
+            hours = [-(-count // at_once) * seconds.total / 3600 for count in EXAMPLES]
+            print(
+                f"| {strategy}, {engine} | {nodes:,} | {at_once:,} | {memory / 1e9:.0f} | "
+                f"{seconds.total:.2f} | {seconds.communication_exposed:.2f} | "
+                + " | ".join(f"{one:,.2f} h" for one in hours),
+                "|",
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""A setup, an epoch and a machine -> what a run needs, takes and costs, in one answer (pure)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from foveal.plan.activations import kept_for_backward
+from foveal.plan.epoch import Epoch, RowCounts
+from foveal.plan.hardware import Hardware
+from foveal.plan.memory import Memory, estimate_memory
+from foveal.plan.seconds import Efficiency, Seconds, rank_seconds, step_seconds
+from foveal.plan.setup import Setup
+
+SLACK = 0.05
+"""Share of the device's memory that an allocator cannot use, for pieces that fit nowhere: an
+assumption for steps of near-equal size; lengths that change much need more (docs/plan.md)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run needs, takes and costs."""
+
+    setup: Setup
+    hardware: Hardware
+    worst_row: RowCounts
+    memory: Memory
+    seconds: Seconds
+    examples_per_second: float
+    images_per_second: float
+    steps: int
+    hours: float
+    price: float | None
+    """Of the whole run, in the currency of the price of an hour."""
+
+    @property
+    def room_bytes(self) -> float:
+        """Memory that may be used."""
+        return self.hardware.memory_bytes * (1 - SLACK)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the worst row does."""
+        return self.memory.total_bytes <= self.room_bytes
+
+
+def estimate(
+    setup: Setup,
+    epoch: Epoch,
+    hardware: Hardware,
+    efficiency: Efficiency,
+    *,
+    workers: int,
+    steps: int,
+    price_per_hour: float | None = None,
+) -> Estimate:
+    """Estimate a run.
+
+    Args:
+        setup: how it is set up.
+        epoch: planned for the setup's world size.
+        hardware: of each process.
+        efficiency: what share of the hardware's figures is reached.
+        workers: that open pictures, of one process.
+        steps: of the whole run.
+        price_per_hour: of one accelerator.
+    """
+    worst = find_worst(setup, epoch)
+    memory = estimate_memory(
+        setup, worst, epoch.most_rows, workers, hardware.base_bytes, efficiency.memory_slack
+    )
+    seconds = step_seconds(setup, epoch, hardware, efficiency, workers)
+    hours = seconds.total * steps / 3600
+    planned = len(epoch.steps) * seconds.total
+    return Estimate(
+        setup,
+        hardware,
+        worst,
+        memory,
+        seconds,
+        epoch.total.examples / planned,
+        epoch.total.images / planned,
+        steps,
+        hours,
+        None if price_per_hour is None else hours * setup.world_size * price_per_hour,
+    )
+
+
+def find_worst(setup: Setup, epoch: Epoch) -> RowCounts:
+    """Find the row whose forward pass keeps most."""
+    return epoch.worst_row(lambda row: weigh(setup, row))
+
+
+def weigh(setup: Setup, row: RowCounts) -> int:
+    """Bytes that hang on what is in a row."""
+    kept = kept_for_backward(setup.config, setup.learning, row, setup.number_bytes, setup.attention)
+    if setup.recompute == "none":
+        return kept.total_bytes
+    return kept.recomputed_bytes + kept.largest_layer_bytes
+
+
+def estimate_rows(
+    setup: Setup,
+    rows: Sequence[RowCounts],
+    rows_behind_step: int,
+    hardware: Hardware,
+    efficiency: Efficiency,
+) -> tuple[Memory, tuple[Seconds, ...]]:
+    """Estimate memory at the first row, and the time of a step over each row alone.
+
+    Pictures are taken to be open already.
+    """
+    memory = estimate_memory(
+        setup, rows[0], rows_behind_step, 0, hardware.base_bytes, efficiency.memory_slack
+    )
+    opened = replace(efficiency, crop_seconds=0.0)
+    return memory, tuple(rank_seconds(setup, [row], hardware, opened, 1) for row in rows)

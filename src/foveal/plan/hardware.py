@@ -1,0 +1,141 @@
+"""What each accelerator and link can do, by its maker's document; no measured number stands here.
+
+Matrix speeds are dense ones: the doubled figures for sparse matrices are of no use in training.
+float32 is without TensorFloat-32, as PyTorch multiplies unless told otherwise.
+"""
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from foveal.errors import ConfigError
+
+GB = 1e9
+TERA = 1e12
+PCIE3, PCIE4, PCIE5 = 15.75 * GB, 31.5 * GB, 63.0 * GB
+"""Bytes a second of sixteen lanes, one way (PCI-SIG, base specifications 3.0 to 5.0)."""
+
+CONTEXT_BYTES = 1_000_000_000
+"""CUDA's context, kernels and NCCL's buffers: an assumption, 0.5 to 1.5 GB as seen in practice."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One accelerator, in a node of its usual kind."""
+
+    name: str
+    memory_bytes: float
+    bandwidth_bytes_per_second: float
+    matrix_flops: MappingProxyType[str, float]
+    """Number format -> operations a second; a format that is not there is not computed with."""
+
+    link_bytes_per_second: float
+    """From one accelerator to the others of its node, one way."""
+
+    node_link_bytes_per_second: float
+    """From a node to the others, one way, all of its adapters together."""
+
+    source: str
+    """The maker's document."""
+
+    base_bytes: int = CONTEXT_BYTES
+    node_latency_seconds: float = 20e-6
+    measured: bool = False
+    cores: int = field(default=16, compare=False)
+    """Of the host, for each accelerator: an assumption unless measured."""
+
+
+def _row(
+    name: str,
+    memory_gb: float,
+    bandwidth_gb: float,
+    float32: float,
+    bf16: float | None,
+    fp16: float,
+    links_gb: tuple[float, float],
+    source: str,
+    base_bytes: int = CONTEXT_BYTES,
+) -> Hardware:
+    formats = {"float32": float32, "bf16": bf16, "fp16": fp16}
+    speeds = {format_: speed * TERA for format_, speed in formats.items() if speed}
+    inside, between = links_gb
+    return Hardware(
+        name,
+        memory_gb * GB,
+        bandwidth_gb * GB,
+        MappingProxyType(speeds),
+        inside * GB,
+        between * GB,
+        source,
+        base_bytes,
+    )
+
+
+_P3, _P4, _P5 = PCIE3 / GB, PCIE4 / GB, PCIE5 / GB
+ETHERNET = 12.5
+"""GB/s of one 100 Gb/s adapter a node: an assumption for cards that no maker's node is built of."""
+
+# name, GB, GB/s, dense TFLOP/s in float32 / bf16 / fp16, links in GB/s one way: inside, between
+_ROWS = (
+    _row("a100-40gb", 40, 1555, 19.5, 312, 312, (300, 200), "NVIDIA A100 datasheet 2021; DGX A100"),
+    _row("a100-80gb", 80, 2039, 19.5, 312, 312, (300, 200), "NVIDIA A100 datasheet 2021; DGX A100"),
+    _row(
+        "a100-40gb-pcie", 40, 1555, 19.5, 312, 312, (_P4, ETHERNET), "NVIDIA A100 datasheet, PCIe"
+    ),
+    _row(
+        "a100-80gb-pcie", 80, 1935, 19.5, 312, 312, (_P4, ETHERNET), "NVIDIA A100 datasheet, PCIe"
+    ),
+    _row("h100", 80, 3350, 67, 989, 989, (450, 400), "NVIDIA H100 datasheet, SXM; DGX H100"),
+    _row("h200", 141, 4800, 67, 989, 989, (450, 400), "NVIDIA H200 datasheet, SXM; DGX H200"),
+    _row("b200", 180, 7700, 75, 2250, 2250, (900, 400), "NVIDIA HGX B200 datasheet; DGX B200"),
+    _row("l4", 24, 300, 30.3, 121, 121, (_P4, ETHERNET), "NVIDIA L4 datasheet, half of sparse"),
+    _row("l40s", 48, 864, 91.6, 362, 362, (_P4, ETHERNET), "NVIDIA L40S datasheet"),
+    _row("a10g", 24, 600, 31.5, 70, 70, (_P4, ETHERNET), "NVIDIA A10G brief; AWS EC2 G5"),
+    _row("t4", 16, 320, 8.1, None, 65, (_P3, ETHERNET), "NVIDIA T4 datasheet 2019"),
+    _row("v100-32gb", 32, 900, 15.7, None, 125, (150, 50), "NVIDIA V100 datasheet, SXM2; DGX-1"),
+    _row("rtx3090", 24, 936, 35.6, 71, 71, (_P4, ETHERNET), "NVIDIA GA102 whitepaper, table 9"),
+    _row("rtx4090", 24, 1008, 82.6, 165.2, 165.2, (_P4, ETHERNET), "NVIDIA Ada GPU whitepaper"),
+    _row(
+        "rtx5090", 32, 1792, 104.8, 209.5, 209.5, (_P5, ETHERNET), "NVIDIA RTX Blackwell whitepaper"
+    ),
+    _row(
+        "rtx8000", 48, 672, 16.3, None, 130.5, (_P3, ETHERNET), "NVIDIA Quadro RTX 8000 datasheet"
+    ),
+    _row("m1-max", 64, 400, 10.4, None, 10.4, (_P3, ETHERNET), "Apple newsroom 2021-10-18", 10**9),
+    _row("m1-ultra", 128, 800, 21, None, 21, (_P3, ETHERNET), "Apple newsroom 2022-03-08", 10**9),
+    # Cores x base clock x 32 (AVX2: two fused products of eight) or 64 (AVX-512) or 2,048 (AMX).
+    _row(
+        "cpu-epyc-7763",
+        512,
+        204.8,
+        5.0,
+        None,
+        5.0,
+        (_P4, ETHERNET),
+        "AMD EPYC 7763 page",
+        5 * 10**8,
+    ),
+    _row(
+        "cpu-xeon-8480",
+        512,
+        307.2,
+        7.2,
+        229,
+        7.2,
+        (_P5, ETHERNET),
+        "Intel Xeon 8480+ page; AMX in the optimization manual",
+        5 * 10**8,
+    ),
+)
+HARDWARE = {row.name: row for row in _ROWS}
+
+
+def find_hardware(name: str) -> Hardware:
+    """Look an accelerator up.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in HARDWARE:
+        known = ", ".join(HARDWARE)
+        raise ConfigError(f"--gpu {name}: not known; choose `this` (this machine) or from {known}")
+    return HARDWARE[name]

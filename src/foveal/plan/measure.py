@@ -1,0 +1,235 @@
+"""A question -> its worst row and some typical ones, run for real in a process of their own."""
+
+import gc
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from foveal.adapt.strategy import assign, rules_of
+from foveal.config import Recipe
+from foveal.data.batch import build_batch
+from foveal.data.rows import Row
+from foveal.models.family import LoadedModel
+from foveal.plan.epoch import RowCounts
+from foveal.plan.estimate import estimate_rows, weigh
+from foveal.plan.hardware import Hardware
+from foveal.plan.memory import Memory
+from foveal.plan.question import Question
+from foveal.plan.resident import reset_most_resident, resident_bytes
+from foveal.plan.seconds import Efficiency, Seconds
+from foveal.plan.setup import Setup
+from foveal.plan.this_machine import bring_in_libraries, measure_crop_seconds
+from foveal.train.engine import Engine
+from foveal.train.loss import RowLoss
+from foveal.train.optim import build_optimizer
+from foveal.train.recompute import recompute_blocks
+from foveal.train.step import backward_rows, train_step
+
+ModelLoader = Callable[[Recipe], LoadedModel]
+REPEATS = 3
+TYPICAL = (0.5, 0.25)
+"""Places of typical rows among all, by their tokens."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What some rows took."""
+
+    base_bytes: int
+    """Of the process with its libraries, before there was a model."""
+
+    peak_bytes: int
+    """At most, over optimizer steps of the worst row; `base_bytes` included."""
+
+    step_seconds: tuple[float, ...]
+    """Of each row: an optimizer step over it alone, the fastest of some."""
+
+    pass_seconds: tuple[float, ...]
+    """Of each row: forward and backward alone."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Estimated beside measured."""
+
+    rows: tuple[RowCounts, ...]
+    """The worst first."""
+
+    memory: Memory
+    seconds: tuple[Seconds, ...]
+    measured: Measured
+    efficiency: Efficiency
+    """That explains the measured times."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the process is told; everything else it reads itself."""
+
+    recipe: Recipe
+    setup: Setup
+    rows: tuple[Row, ...]
+    accumulate: bool
+    """Whether a step has several rows, so that gradients are there when a row begins."""
+
+    load_model: ModelLoader
+    threads: int
+
+
+def measure(
+    question: Question,
+    setup: Setup,
+    hardware: Hardware,
+    efficiency: Efficiency,
+    load_model: ModelLoader,
+) -> Comparison:
+    """Run rows for real and set them beside their estimates.
+
+    Args:
+        question: whose data and model.
+        setup: of one process.
+        hardware: this machine, measured.
+        efficiency: that estimates use.
+        load_model: recipe -> model with weights; can be pickled.
+    """
+    rows = choose_rows(question, setup)
+    epoch = question.epoch(1)
+    job = Job(
+        question.recipe,
+        setup,
+        rows,
+        epoch.most_rows > 1,
+        load_model,
+        torch.get_num_threads(),
+    )
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as process:
+        measured = process.submit(run_rows, job, question.dataset, question.processor).result()
+    counts = tuple(question.count(row) for row in rows)
+    memory, seconds = estimate_rows(
+        setup,
+        counts,
+        epoch.most_rows,
+        replace(hardware, base_bytes=measured.base_bytes),
+        efficiency,
+    )
+    found = explain(setup, counts, measured, hardware, efficiency)
+    without = memory.total_bytes - memory.slack_bytes
+    slack = max(0.0, (measured.peak_bytes - without) / max(memory.passing_bytes, 1))
+    found = replace(found, memory_slack=slack)
+    return Comparison(counts, memory, seconds, measured, found)
+
+
+def choose_rows(question: Question, setup: Setup) -> tuple[Row, ...]:
+    """Take an epoch's worst row for memory, and typical ones by length."""
+    plan = question.plan(1)
+    steps = (plan.step(index) for index in range(plan.steps_per_epoch))
+    rows = [row for step in steps for rank in step.ranks for row in rank if row.groups]
+    worst = max(rows, key=lambda row: weigh(setup, question.count(row)))
+    ordered = sorted(rows, key=lambda row: row.tokens(plan.sizes))
+    return (worst, *(ordered[int(place * (len(ordered) - 1))] for place in TYPICAL))
+
+
+def run_rows(job: Job, dataset: Any, processor: Any) -> Measured:
+    """Take optimizer steps over each row; for a fresh process."""
+    torch.set_num_threads(job.threads)
+    torch.manual_seed(job.recipe.train.seed)
+    engine = Engine(job.setup.precision)
+    bring_in_libraries()
+    base = _held(engine.device)
+    loaded = job.load_model(job.recipe)
+    train = job.recipe.train
+    rates = train.learning_rate, train.weight_decay
+    rules = rules_of(job.recipe.strategy)
+    assignments = assign(loaded.model, loaded.family, rules, *rates, job.recipe.lora)
+    loss = engine.prepare(RowLoss(loaded.model, loaded.family)).train()
+    if job.setup.recompute == "blocks":
+        recompute_blocks(loaded.model, loaded.family)
+    optimizer = build_optimizer(loaded.model, assignments, train)
+    batches = [build_batch(row, dataset, processor) for row in job.rows]
+
+    def step(place: int, times: int = 1) -> float:
+        gc.collect()
+        start = time.perf_counter()
+        train_step(engine, loss, optimizer, [batches[place]] * times, train.gradient_clip)
+        _wait(engine.device)
+        return time.perf_counter() - start
+
+    def passes(place: int) -> float:
+        gc.collect()
+        start = time.perf_counter()
+        backward_rows(engine, loss, [batches[place]])
+        _wait(engine.device)
+        taken = time.perf_counter() - start
+        optimizer.zero_grad(set_to_none=True)
+        return taken
+
+    step(0)  # the optimizer makes its moments
+    _forget_peak(engine.device)
+    for _ in range(2):
+        step(0, times=2 if job.accumulate else 1)
+    peak = _most_held(engine.device, base)
+    places = range(len(batches))
+    return Measured(
+        base,
+        peak,
+        tuple(min(step(place) for _ in range(REPEATS)) for place in places),
+        tuple(min(passes(place) for _ in range(REPEATS)) for place in places),
+    )
+
+
+def explain(
+    setup: Setup,
+    rows: Sequence[RowCounts],
+    measured: Measured,
+    hardware: Hardware,
+    efficiency: Efficiency,
+) -> Efficiency:
+    """Find the shares of the machine's speed that explain what rows took."""
+    _, estimated = estimate_rows(setup, rows, 1, hardware, efficiency)
+    busy = sum(one.total - one.optimizer for one in estimated)
+    faster = busy / sum(measured.pass_seconds)
+    rest = [
+        step - alone
+        for step, alone in zip(measured.step_seconds, measured.pass_seconds, strict=True)
+    ]
+    optimizer = sum(one.optimizer for one in estimated) / max(sum(rest), 1e-9)
+    return Efficiency(
+        matrix=efficiency.matrix * faster,
+        attention=efficiency.attention * faster,
+        bandwidth=efficiency.bandwidth * optimizer if sum(rest) > 0 else efficiency.bandwidth,
+        link=efficiency.link,
+        pass_seconds=0.0,
+        crop_seconds=measure_crop_seconds(),
+        source=f"measured here by --measure, {setup.strategy}",
+    )
+
+
+def _held(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(total - free)
+    return resident_bytes("VmRSS")
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        reset_most_resident()
+
+
+def _most_held(device: torch.device, base: int) -> int:
+    if device.type == "cuda":
+        return base + torch.cuda.max_memory_reserved(device)
+    return resident_bytes("VmHWM")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()

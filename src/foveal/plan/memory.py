@@ -1,0 +1,227 @@
+"""A setup + the worst row -> bytes that one process holds at its worst moment, by kind (pure)."""
+
+from dataclasses import asdict, dataclass
+
+from foveal.plan.activations import FULL_BYTES, Kept, kept_for_backward
+from foveal.plan.epoch import RowCounts
+from foveal.plan.setup import Setup
+from foveal.plan.weights import FOUR_BIT_BYTES, Holdings
+
+MOMENT_BYTES, STEP_BYTES = 2 * FULL_BYTES, 4
+"""AdamW's two moments of a number, and its count of steps of a tensor."""
+
+ZERO_BUCKET_NUMBERS = 500_000_000
+"""Numbers that DeepSpeed gathers before it shares them, by default; twice, to go on meanwhile."""
+
+CPU_SLACK = 0.6
+"""Holes in glibc's heap with freed blocks kept (`train.engine.keep_freed_memory`), as a share of
+what comes and goes: 0.3 to 1.1 as seen on small models; `--measure` knows better."""
+
+PREFETCHED_ROWS = 4
+WORKER_BYTES = 150_000_000
+"""Of a worker beside what it shares with its parent, measured on Linux."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process on its device at the moment when it holds most."""
+
+    weights_bytes: int
+    adapters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    tower_bytes: int
+    decoder_bytes: int
+    logits_bytes: int
+    weight_copies_bytes: int
+    """In 16 bits, that autocast made."""
+
+    buckets_bytes: int
+    """Of the engine: what is shared, or brought together."""
+
+    workspace_bytes: int
+    """Gradients on their way, and a layer that is run again."""
+
+    base_bytes: int
+    """Of the process before there is a model: CUDA's context, or Python and its libraries."""
+
+    slack_bytes: int
+    """Holes between blocks that come and go, which the allocator keeps."""
+
+    moment: str
+    """When that is."""
+
+    workers_bytes: int
+    """Host memory of the processes that open pictures; not part of the total."""
+
+    @property
+    def total_bytes(self) -> int:
+        """All of the device."""
+        kinds = {key: value for key, value in asdict(self).items() if key != "workers_bytes"}
+        return sum(value for value in kinds.values() if isinstance(value, int))
+
+    @property
+    def passing_bytes(self) -> int:
+        """What comes and goes with a pass."""
+        kept = self.tower_bytes + self.decoder_bytes + self.logits_bytes
+        return kept + self.weight_copies_bytes + self.workspace_bytes
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What an engine leaves to one process."""
+
+    weights_bytes: int
+    adapters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    buckets_bytes: int
+
+
+def shares_of(holdings: Holdings, engine: str, world_size: int) -> Shares:
+    """Cut weights, gradients and moments as an engine does; weights are float32."""
+    parts = world_size if engine in ("zero2", "fsdp2") else 1
+    learnt = holdings.learnt * FULL_BYTES
+    moments = holdings.learnt * MOMENT_BYTES // parts + holdings.learnt_tensors * STEP_BYTES
+    weights = holdings.whole * FULL_BYTES + int(holdings.four_bit * FOUR_BIT_BYTES)
+    adapters = holdings.adapters * FULL_BYTES
+    if engine == "ddp":
+        # PyTorch's buckets are a copy of all gradients.
+        return Shares(weights, adapters, learnt, moments, learnt)
+    if engine == "zero2":
+        # DeepSpeed keeps a copy of its share of the weights; the optimizer moves that one.
+        buckets = 2 * min(ZERO_BUCKET_NUMBERS, holdings.learnt) * FULL_BYTES
+        return Shares(weights, adapters, learnt // parts, moments + learnt // parts, buckets)
+    if engine == "fsdp2":
+        # A block while it runs and the next one, whole; what stands in no block, all the time;
+        # and the gradients of both before they are cut.
+        blocks = 2 * holdings.largest_block + holdings.outside_blocks
+        both = blocks + holdings.largest_block + holdings.outside_blocks
+        return Shares(
+            weights // parts,
+            adapters // parts,
+            learnt // parts,
+            moments,
+            both * FULL_BYTES,
+        )
+    return Shares(weights, adapters, learnt, moments, 0)
+
+
+def estimate_memory(
+    setup: Setup,
+    row: RowCounts,
+    rows_behind_step: int,
+    workers: int,
+    base_bytes: int,
+    slack: float = 0.0,
+) -> Memory:
+    """Find the moment at which one process holds most, and what it holds then.
+
+    Args:
+        setup: of the run.
+        row: the worst.
+        rows_behind_step: most of one process; of more than one, gradients are there all the time.
+        workers: that open pictures, of one process.
+        base_bytes: of the process before there is a model.
+        slack: holes of the allocator, as a share of what comes and goes.
+    """
+    shares = shares_of(setup.holdings, setup.engine, setup.world_size)
+    kept = kept_for_backward(
+        setup.config,
+        setup.learning,
+        row,
+        setup.number_bytes,
+        setup.attention,
+        setup.adapter_dropout,
+    )
+    moments = {
+        moment: Memory(
+            weights_bytes=shares.weights_bytes,
+            adapters_bytes=shares.adapters_bytes,
+            gradients_bytes=gradients,
+            optimizer_bytes=shares.optimizer_bytes,
+            tower_bytes=tower,
+            decoder_bytes=decoder,
+            logits_bytes=logits,
+            weight_copies_bytes=copies,
+            buckets_bytes=shares.buckets_bytes,
+            workspace_bytes=workspace,
+            base_bytes=base_bytes,
+            slack_bytes=int(slack * (tower + decoder + logits + copies + workspace)),
+            moment=moment,
+            workers_bytes=_workers_bytes(setup, row, workers),
+        )
+        for moment, gradients, tower, decoder, logits, copies, workspace in _moments(
+            setup, row, kept, shares.gradients_bytes, rows_behind_step > 1
+        )
+    }
+    return max(moments.values(), key=lambda memory: memory.total_bytes)
+
+
+def _moments(
+    setup: Setup, row: RowCounts, kept: Kept, gradients: int, accumulated: bool
+) -> list[tuple[str, int, int, int, int, int, int]]:
+    """Moments, each with gradients, tower, decoder, logits, weight copies and workspace."""
+    again = setup.recompute == "blocks"
+    tower, decoder = kept.tower_bytes, kept.decoder_bytes
+    if again:
+        tower = kept.tower_layer.input_bytes * kept.tower_layers + kept.tower_rest_bytes
+        decoder = kept.decoder_layer.input_bytes * kept.decoder_layers + kept.decoder_rest_bytes
+    tower += kept.projector_bytes
+    decoder += kept.rotation_bytes
+    tower_work, decoder_work = layer_work(setup, row)
+    tower_back = tower_work + (kept.tower_layer.kept_bytes if again else 0)
+    decoder_back = decoder_work + (kept.decoder_layer.kept_bytes if again else 0)
+    before = gradients if accumulated else 0
+    copies = copied_weights(setup, again)
+    left = 0 if again else copies
+    outside = 4 * setup.config.hidden_size * setup.config.vocab_size if before == 0 else 0
+    head = before + min(outside, gradients)
+    vision = 0 if not setup.learning.tower.learns else tower
+    return [
+        ("tower, forward", before, vision, 0, 0, 0, tower_work + pixel_bytes(setup, row)),
+        ("decoder, forward", before, tower, decoder, 0, copies, decoder_work),
+        (
+            "loss, backward",
+            before,
+            tower,
+            decoder,
+            kept.logits_bytes,
+            left,
+            kept.logits_work_bytes,
+        ),
+        ("decoder, backward", head, tower, decoder, 0, left, decoder_back),
+        ("tower, backward", gradients, vision, 0, 0, left // 8, tower_back if vision else 0),
+        ("optimizer", gradients, 0, 0, 0, 0, 0),
+    ]
+
+
+def copied_weights(setup: Setup, again: bool) -> int:
+    """Bytes of the 16-bit copies of linear layers at the end of a forward pass.
+
+    Autocast keeps those of weights that learn until the pass ends; those of fixed weights are kept
+    for the backward pass alone, unless layers are run again.
+    """
+    if setup.number_bytes == FULL_BYTES:
+        return 0
+    copied = setup.holdings.learnt_linear + (0 if again else setup.holdings.frozen_linear)
+    return copied * setup.number_bytes
+
+
+def layer_work(setup: Setup, row: RowCounts) -> tuple[int, int]:
+    """Bytes that pass through one layer beside what is kept: of the tower, and of the decoder."""
+    config, tower = setup.config, setup.config.vision_config
+    patches = (tower.image_size // tower.patch_size) ** 2 + 1
+    in_tower = row.crops * patches * (3 * tower.hidden_size + 2 * tower.intermediate_size)
+    in_decoder = row.tokens * (3 * config.hidden_size + 4 * config.intermediate_size)
+    return in_tower * setup.number_bytes, in_decoder * setup.number_bytes
+
+
+def pixel_bytes(setup: Setup, row: RowCounts) -> int:
+    """Crops as float32 numbers, before and behind the joining of global views."""
+    return 2 * row.crops * 3 * int(setup.config.crop_size) ** 2 * FULL_BYTES
+
+
+def _workers_bytes(setup: Setup, row: RowCounts, workers: int) -> int:
+    waiting = PREFETCHED_ROWS * row.crops * 3 * int(setup.config.crop_size) ** 2
+    return workers * (WORKER_BYTES + waiting)

@@ -1,0 +1,169 @@
+"""A recipe -> what a plan is made of: the model's sizes, the data's, and epochs of rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveal.config import Recipe
+from foveal.data.dataset import Dataset, read_dataset
+from foveal.data.rows import Plan, Row
+from foveal.errors import ConfigError, ModelError
+from foveal.models.family import LoadedModel, find_family
+from foveal.plan.activations import Attention
+from foveal.plan.epoch import Epoch, RowCounts, count_row, plan_epoch, targets_of
+from foveal.plan.hardware import Hardware
+from foveal.plan.setup import Precision, Recompute, Setup, engine_name, learning_of
+
+PUBLISHED = ("microsoft/Phi-3.5-vision-instruct", "microsoft/Phi-3-vision-128k-instruct")
+"""Whose sizes and tokenizer come with this package: a plan for them downloads nothing."""
+
+ModelLoader = Callable[[Recipe], LoadedModel]
+
+
+@dataclass
+class Question:
+    """A recipe and its data; epochs are planned once for each world size and budget."""
+
+    recipe: Recipe
+    config: Any
+    processor: Any
+    dataset: Dataset
+    _epochs: dict[tuple[int, int], Epoch] = field(default_factory=dict)
+
+    def plan(self, world_size: int, tokens_per_pass: int | None = None) -> Plan:
+        """Make the planner of a run."""
+        train, data = self.recipe.train, self.recipe.data
+        return Plan(
+            self.dataset.sizes,
+            examples_per_step=train.examples_per_step,
+            tokens_per_pass=tokens_per_pass or train.tokens_per_pass,
+            world_size=world_size,
+            seed=train.seed,
+            share_images=data.share_images,
+            order=data.order,
+            long_context_tokens=int(self.config.original_max_position_embeddings),
+        )
+
+    def epoch(self, world_size: int, tokens_per_pass: int | None = None) -> Epoch:
+        """Run the planner over an epoch."""
+        key = (world_size, tokens_per_pass or self.recipe.train.tokens_per_pass)
+        if key not in self._epochs:
+            self._epochs[key] = plan_epoch(self.plan(*key), self._targets)
+        return self._epochs[key]
+
+    def count(self, row: Row) -> RowCounts:
+        """Count what is in a row."""
+        return count_row(row, self.dataset.sizes, self._targets)
+
+    @cached_property
+    def _targets(self) -> NDArray[np.int64]:
+        return targets_of(self.dataset.examples)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        train = self.recipe.train
+        per_epoch = -(-len(self.dataset.examples) // train.examples_per_step)
+        steps = max(1, round(per_epoch * train.epochs))
+        return min(steps, train.max_steps or steps)
+
+    def setup(self, hardware: Hardware, gpus: int, nodes: int) -> Setup:
+        """Say how the recipe would run there; `auto` settings are decided as a run decides them."""
+        recipe = self.recipe
+        name, learning, holdings = learning_of(self.config, recipe.strategy, recipe.lora.rank)
+        precision: Precision = recipe.precision
+        if precision not in hardware.matrix_flops:
+            raise ConfigError(
+                f"precision={precision}: {hardware.name} does not compute in it; "
+                f"choose from {', '.join(hardware.matrix_flops)}"
+            )
+        engine = engine_name(recipe.engine, gpus * nodes)
+        attention: Attention = "blocks" if is_cpu(hardware) else "flex"
+        if recipe.attention != "auto":
+            attention = recipe.attention
+        recompute: Recompute = "blocks"
+        if recipe.train.recompute != "auto":
+            recompute = recipe.train.recompute
+        return Setup(
+            self.config,
+            name,
+            learning,
+            holdings,
+            precision,
+            recompute,
+            engine,
+            attention,
+            gpus,
+            nodes,
+            recipe.lora.dropout > 0,
+        )
+
+    def with_strategy(self, setup: Setup, strategy: str) -> Setup:
+        """Let another part of the model learn."""
+        name, learning, holdings = learning_of(self.config, strategy, self.recipe.lora.rank)
+        return replace(setup, strategy=name, learning=learning, holdings=holdings)
+
+
+def is_cpu(hardware: Hardware) -> bool:
+    """Tell whether a machine runs on its processor alone."""
+    if hardware.measured:
+        from foveal.train.engine import pick_device
+
+        return pick_device().type == "cpu"
+    return hardware.name.startswith("cpu-")
+
+
+def ask(recipe: Recipe, load_model: ModelLoader) -> Question:
+    """Read a recipe's model sizes and data; no weights are loaded and no picture is opened.
+
+    Args:
+        recipe: to plan.
+        load_model: makes the model that stands in no folder, `phi3-vision-tiny`.
+
+    Raises:
+        ConfigError: the recipe names no data.
+        ModelError: the model's sizes cannot be read.
+    """
+    data = recipe.data
+    if data.train is None:
+        raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
+    config, processor = read_model(recipe, load_model)
+    _, dataset = read_dataset(data.train, processor, data.images, workers=data.workers)
+    return Question(recipe, config, processor, dataset)
+
+
+def read_model(recipe: Recipe, load_model: ModelLoader) -> tuple[Any, Any]:
+    """Read a model's configuration and processor.
+
+    Raises:
+        ModelError: they cannot be read.
+    """
+    name = recipe.model
+    if name in PUBLISHED and not Path(name).exists():
+        return _published(recipe.data.num_crops)
+    if name == "phi3-vision-tiny" and not Path(name).exists():
+        made = load_model(recipe)
+        return made.model.config, made.processor
+    family = find_family(name)
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name), family.load_processor(name, recipe.data.num_crops)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {name}: {' '.join(str(error).split())}") from error
+
+
+def _published(num_crops: int) -> tuple[Any, Any]:
+    from transformers import PreTrainedTokenizerFast
+
+    from foveal.models.phi3_vision.config import Phi3VisionConfig
+    from foveal.models.phi3_vision.processor import Phi3VisionImageProcessor, Phi3VisionProcessor
+    from foveal.models.phi3_vision.tiny import TOKENIZER
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
+    return Phi3VisionConfig(), Phi3VisionProcessor(Phi3VisionImageProcessor(num_crops), tokenizer)

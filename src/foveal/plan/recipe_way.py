@@ -1,0 +1,254 @@
+"""A line of the published table -> the memory and speed that arithmetic gives for it (pure).
+
+The recipe's way, as its scripts are set up: one example a pass, crops padded to 17, all 24 tower
+layers, every layer recomputed, logits at every position in float32. Full and frozen training run
+under DeepSpeed ZeRO-2 (buckets of 5e8 numbers, twice) with weights in 16 bits; adapters under DDP,
+with weights in float32 and autocast where attention is eager, in bf16 where it is flash.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from foveal.plan.arithmetic import Learning, Strategy, Work, strategy_of, work_of_counts
+from foveal.plan.hardware import GB, Hardware, find_hardware
+from foveal.plan.published import (
+    A100,
+    EXAMPLES_PER_STEP,
+    NUM_CROPS,
+    RANK,
+    ROWS,
+    TOKENS,
+    PublishedRow,
+)
+from foveal.plan.setup import learning_of
+from foveal.plan.weights import FOUR_BIT_BYTES, Holdings
+
+CROPS = NUM_CROPS + 1
+TEXT_TOKENS = 60
+EAGER_FORWARD_BYTES, EAGER_BACKWARD_BYTES = 24, 36
+"""Read and written for each pair and head. Forward: scores 2, divided 4, masked 4, softmax in
+float32 6, rounded 6, used 2; backward: the same steps the other way, and both products."""
+
+EAGER_TRANSIENT_BYTES = 30
+"""Of each pair and head of one layer, at one time, in its backward pass: scores, mask,
+probabilities in float32 and rounded (12), the gradients of each (12), and softmax's own (6)."""
+
+SHARDED_BYTES = 22
+"""Of a learnt number, cut over all ranks: a float32 weight 4, moments 8, gradients 2, the same in
+float32 4, and AdamW's square root 4."""
+
+PASSES = 4.0
+"""Forward, forward again, and two products backward, in units of a forward pass."""
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What shapes cannot say, fitted on every other row of the table."""
+
+    matrix_a100: float
+    """Share of the matrix speed, with all that goes on around products."""
+
+    matrix_v100: float
+    eager_bandwidth: float
+    """Share of the bandwidth that element-wise passes of eager attention reach."""
+
+    restored_per_second: float
+    """4-bit weights brought back to 16 bits, numbers a second on an A100."""
+
+    link_a100: float
+    """Share of the maker's speed of links between nodes; each cluster has a network of its own, and
+    the source names neither."""
+
+    link_v100: float
+
+    context_gb: float
+    """Of CUDA and NCCL."""
+
+    zero_slack_gb: float
+    """Beyond its buckets, where every gradient passes through ZeRO-2."""
+
+    eager_slack: float
+    """Memory that the allocator holds beside each byte of eager attention's transients, whose
+    sizes change with every example; as long as the card has room. ZeRO-2's slack serves it too."""
+
+
+CONSTANTS = Constants(
+    matrix_a100=0.3482,
+    matrix_v100=0.4872,
+    eager_bandwidth=0.5577,
+    restored_per_second=47200000000.0,
+    link_a100=1.0,
+    link_v100=0.04745,
+    context_gb=2.0,
+    zero_slack_gb=8.09,
+    eager_slack=2.542,
+)
+"""What `benchmarks/fit_published.py` finds, rounded; a test runs it again."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What arithmetic gives for a row."""
+
+    images_per_second: float
+    memory_gb: float
+
+
+def holdings_of(config: Any) -> dict[str, Holdings]:
+    """Count what each strategy of the table holds."""
+    names = {row.strategy for row in ROWS}
+    return {name: learning_of(config, name, RANK)[2] for name in names}
+
+
+def predict(
+    config: Any,
+    holdings: Holdings,
+    row: PublishedRow,
+    constants: Constants,
+    decoder_learns: bool = True,
+) -> Prediction:
+    """Predict a row.
+
+    Args:
+        config: of the published model.
+        holdings: of the row's strategy.
+        row: how it was run.
+        constants: see there.
+        decoder_learns: false: as frozen rows were printed, with a decoder that gets no gradient.
+    """
+    hardware = find_hardware(row.gpu)
+    seconds = step_seconds(config, holdings, row, constants, hardware, decoder_learns)
+    memory = memory_gb(config, holdings, row, constants, hardware, decoder_learns)
+    return Prediction(EXAMPLES_PER_STEP / seconds, memory)
+
+
+def step_seconds(
+    config: Any,
+    holdings: Holdings,
+    row: PublishedRow,
+    constants: Constants,
+    hardware: Hardware,
+    decoder_learns: bool,
+) -> float:
+    """Time an optimizer step of 64 examples."""
+    share = constants.matrix_a100 if row.gpu == A100 else constants.matrix_v100
+    speed = hardware.matrix_flops["fp16"] * share
+    bandwidth = hardware.bandwidth_bytes_per_second * constants.eager_bandwidth
+    learning = learning_as_printed(row, decoder_learns)
+    useful, again = work_of_pass(config, row, learning)
+    example = (useful.total + again) / speed
+    tower, decoder = attention_pairs(config)
+    if not row.flash:
+        for pairs, part in ((tower, learning.tower), (decoder, learning.language)):
+            moved = EAGER_FORWARD_BYTES
+            if part.learns:
+                moved += EAGER_FORWARD_BYTES + EAGER_BACKWARD_BYTES
+            example += pairs * moved / bandwidth
+    uses = 3 if learning.language.learns else 1
+    if row.strategy == "qlora":
+        example += uses * holdings.four_bit / constants.restored_per_second
+    elif row.strategy == "lora" and not row.flash:
+        example += uses * holdings.frozen_linear * (4 + 2) / bandwidth
+    passes = EXAMPLES_PER_STEP / row.gpus
+    parts = 1 if "lora" in row.strategy else row.gpus
+    optimizer = holdings.learnt / parts * 40 / bandwidth
+    return (
+        passes * example + optimizer + exposed_seconds(row, holdings, constants, hardware, example)
+    )
+
+
+def learning_as_printed(row: PublishedRow, decoder_learns: bool) -> Strategy:
+    """Say what gets a gradient."""
+    name = "lora" if row.strategy == "qlora" else row.strategy
+    strategy = strategy_of(name, RANK)
+    if row.strategy == "frozen_vision" and not decoder_learns:
+        nothing = Learning(weights=False, passes_back=False)
+        return Strategy(strategy.tower, nothing, nothing)
+    return strategy
+
+
+def work_of_pass(config: Any, row: PublishedRow, learning: Strategy) -> tuple[Work, float]:
+    """Count useful operations of one example, and those that are done again."""
+    pairs = TOKENS * (TOKENS + 1) / 2 if row.flash else float(TOKENS**2)
+    counts = (TOKENS, pairs, TOKENS - TEXT_TOKENS, CROPS, TOKENS)
+    # The tower's last layer is run though nobody reads it: 24 of 23.
+    forward = work_of_counts(config, strategy_of("forward", 0), *counts)
+    unread = forward.tower / (config.vision_config.num_hidden_layers - 1)
+    again = unread
+    if learning.tower.learns:
+        again += forward.tower
+    if learning.language.learns:
+        again += forward.decoder
+    return work_of_counts(config, learning, *counts), again
+
+
+def attention_pairs(config: Any) -> tuple[float, float]:
+    """Count pairs of all layers and heads of an example: the tower's, the decoder's."""
+    tower = config.vision_config
+    patches = (tower.image_size // tower.patch_size) ** 2 + 1
+    return (
+        float(tower.num_hidden_layers * tower.num_attention_heads * CROPS * patches**2),
+        float(config.num_hidden_layers * config.num_attention_heads * TOKENS**2),
+    )
+
+
+def exposed_seconds(
+    row: PublishedRow,
+    holdings: Holdings,
+    constants: Constants,
+    hardware: Hardware,
+    example_seconds: float,
+) -> float:
+    """Time what ZeRO-2 shares between nodes beyond what backward passes hide."""
+    if row.nodes == 1:
+        inside = 2.0 * holdings.learnt / hardware.link_bytes_per_second
+        return inside if "lora" not in row.strategy else 0.0
+    reached = constants.link_a100 if row.gpu == A100 else constants.link_v100
+    between = hardware.node_link_bytes_per_second * reached
+    share = 2.0 * holdings.learnt * (row.gpus - 1) / row.gpus / between
+    passes = EXAMPLES_PER_STEP / row.gpus
+    reduced = max(0.0, share - 0.75 * example_seconds) * passes
+    return reduced + share  # and the new weights are gathered behind the step
+
+
+def memory_gb(
+    config: Any,
+    holdings: Holdings,
+    row: PublishedRow,
+    constants: Constants,
+    hardware: Hardware,
+    decoder_learns: bool,
+) -> float:
+    """Add up one GPU's memory, GB, at most the card's."""
+    all_learn = learning_as_printed(row, decoder_learns).language.learns
+    number = 2 if row.flash or "lora" not in row.strategy else 4
+    held = float(holdings.whole * (2 if row.strategy == "qlora" else number))
+    held += holdings.four_bit * FOUR_BIT_BYTES
+    zero_slack = eager_slack = 0.0
+    if "lora" in row.strategy:
+        held += holdings.adapters * (4 + 4 + 8 + 4)  # weights, gradients, moments, DDP's buckets
+    else:
+        held += holdings.learnt * SHARDED_BYTES / row.gpus + 2 * 5e8 * 2
+        zero_slack = constants.zero_slack_gb * GB if all_learn else 0.0
+    # Logits in float32, shifted, their logarithms, and both gradients.
+    held += TOKENS * config.vocab_size * (4 + 4 + 4 + 4 + 2)
+    width, mlp = config.hidden_size, config.intermediate_size
+    tower = config.vision_config
+    patches = (tower.image_size // tower.patch_size) ** 2 + 1
+    inputs = config.num_hidden_layers * TOKENS * width
+    inputs += tower.num_hidden_layers * CROPS * patches * tower.hidden_size
+    layer = TOKENS * (13 * width + 4 * mlp + 3 * width + 4 * mlp)
+    held += number * (inputs + layer)
+    if not row.flash:
+        transient = TOKENS**2 * config.num_attention_heads * EAGER_TRANSIENT_BYTES
+        transient = transient if all_learn else transient * 12 // EAGER_TRANSIENT_BYTES
+        held += transient
+        eager_slack = transient * constants.eager_slack if all_learn else 0.0
+    slack = max(zero_slack, eager_slack)
+    return float(min((held + slack) / GB + constants.context_gb, hardware.memory_bytes / GB))
+
+
+def log_error(predicted: float, published: float) -> float:
+    """Compare as a ratio: twice too much and half too little are equally wrong."""
+    return math.log(predicted / published)

@@ -1,0 +1,65 @@
+"""A run's planner and settings -> bytes that training adds to what already stands on the device."""
+
+from typing import Any, get_args
+
+from foveal.config import Recipe
+from foveal.data.dataset import Dataset
+from foveal.data.rows import Plan
+from foveal.plan.activations import Attention
+from foveal.plan.epoch import count_row, targets_of
+from foveal.plan.estimate import SLACK, weigh
+from foveal.plan.memory import estimate_memory
+from foveal.plan.setup import Engine, Setup, learning_of
+
+STEPS_LOOKED_AT = 20
+"""First steps of a run: their longest row is nearly the longest of all, since rows are filled."""
+
+
+def training_bytes(
+    recipe: Recipe,
+    config: Any,
+    plan: Plan,
+    dataset: Dataset,
+    engine: Engine,
+    attention: str,
+    slack: float,
+) -> int:
+    """Estimate what a rank will need beside its weights if no layer is run again.
+
+    Args:
+        recipe: of the run.
+        config: of the model.
+        plan: of the run.
+        dataset: that the plan is of.
+        engine: of the run.
+        attention: as the model has it.
+        slack: holes that the allocator keeps, as a share of what comes and goes.
+    """
+    name, learning, holdings = learning_of(config, recipe.strategy, recipe.lora.rank)
+    setup = Setup(
+        config,
+        name,
+        learning,
+        holdings,
+        recipe.precision,
+        "none",
+        engine,
+        next((kind for kind in get_args(Attention) if kind in attention), "blocks"),
+        plan.world_size,
+        1,
+        recipe.lora.dropout > 0,
+    )
+    targets = targets_of(dataset.examples)
+    steps = [plan.step(index) for index in range(min(STEPS_LOOKED_AT, plan.steps_per_epoch))]
+    rows = [
+        count_row(row, plan.sizes, targets)
+        for step in steps
+        for rank in step.ranks
+        for row in rank
+        if row.groups
+    ]
+    worst = max(rows, key=lambda row: weigh(setup, row))
+    passes = max(len(rank) for step in steps for rank in step.ranks)
+    memory = estimate_memory(setup, worst, passes, 0, 0, slack)
+    added = memory.total_bytes - memory.weights_bytes - memory.adapters_bytes
+    return int(added / (1 - SLACK))

@@ -1,0 +1,197 @@
+"""A setup + the rows of an epoch + a machine -> seconds of a step, by kind (pure)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from foveal.plan.activations import FULL_BYTES
+from foveal.plan.arithmetic import Work, strategy_of, work_of_counts
+from foveal.plan.communication import exchange
+from foveal.plan.epoch import Epoch, RowCounts, add_up
+from foveal.plan.hardware import Hardware
+from foveal.plan.setup import Setup
+
+OPTIMIZER_BYTES_A_NUMBER = 40
+"""AdamW reads weight, gradient and moments and writes three of them; clipping reads and writes
+gradients once more: 7 + 3 numbers of 4 bytes."""
+
+RESTORED_BYTES_A_NUMBER = 43.0
+"""What bringing a weight back from 4 bits costs, in bytes of bandwidth: from the published QLoRA
+rows (docs/plan.md), 4.7e10 numbers a second where 2.04e12 bytes move."""
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """What share of its maker's figures a machine reaches; the one thing that shapes cannot say."""
+
+    matrix: float
+    """Of the matrix speed, in linear layers, with all that goes on around them."""
+
+    attention: float
+    """Of the matrix speed, in fused attention."""
+
+    bandwidth: float
+    """Of the memory's bandwidth, in passes over numbers one by one."""
+
+    link: float
+    """Of links."""
+
+    pass_seconds: float
+    """That a pass takes whatever is in it."""
+
+    crop_seconds: float
+    """To open and cut one crop of a picture, on one core."""
+
+    source: str
+    """Where these come from."""
+
+    memory_slack: float = 0.0
+    """Holes that the allocator keeps, as a share of what comes and goes with a pass."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Seconds of an optimizer step, by kind; those of the slowest rank."""
+
+    tower: float
+    decoder: float
+    attention: float
+    head: float
+    recompute: float
+    optimizer: float
+    overhead: float
+    communication_exposed: float
+    loading_exposed: float
+    communication_hidden: float
+    """At the same time as the rest; not part of the total."""
+
+    loading_hidden: float
+    """Of the workers, behind the rest; not part of the total."""
+
+    @property
+    def total(self) -> float:
+        """Of a step, from one to the next."""
+        shown = [one.name for one in fields(self) if not one.name.endswith("_hidden")]
+        return float(sum(getattr(self, name) for name in shown))
+
+
+def step_seconds(
+    setup: Setup,
+    epoch: Epoch,
+    hardware: Hardware,
+    efficiency: Efficiency,
+    workers: int,
+) -> Seconds:
+    """Average a step over an epoch, each as slow as its slowest rank.
+
+    Args:
+        setup: of the run.
+        epoch: planned for the world size of the setup.
+        hardware: what it runs on.
+        efficiency: what share of it is reached.
+        workers: that open pictures, of one process.
+    """
+    steps = [
+        max(
+            (rank_seconds(setup, rank.rows, hardware, efficiency, workers) for rank in step),
+            key=lambda seconds: seconds.total,
+        )
+        for step in epoch.steps
+    ]
+    names = [one.name for one in fields(Seconds)]
+    return Seconds(*(sum(getattr(step, name) for step in steps) / len(steps) for name in names))
+
+
+def rank_seconds(
+    setup: Setup,
+    rows: Sequence[RowCounts],
+    hardware: Hardware,
+    efficiency: Efficiency,
+    workers: int,
+) -> Seconds:
+    """Time the rows of one rank behind one optimizer step."""
+    total = add_up(rows)
+    speed = hardware.matrix_flops[setup.precision]
+    pairs = executed_pairs(setup, rows)
+    work = work_of(setup, total, pairs)
+    again = recomputed(setup, total, pairs)
+    linear, fused = speed * efficiency.matrix, speed * efficiency.attention
+    tower, head = (work.tower + work.projector) / linear, work.head / linear
+    decoder = (work.decoder - work.decoder_attention) / linear
+    attention = work.decoder_attention / fused
+    recompute = (again.total - again.decoder_attention) / linear
+    recompute += again.decoder_attention / fused
+    parts = setup.world_size if setup.engine in ("zero2", "fsdp2") else 1
+    moved = setup.holdings.learnt / parts * OPTIMIZER_BYTES_A_NUMBER
+    optimizer = moved / (hardware.bandwidth_bytes_per_second * efficiency.bandwidth)
+    overhead = efficiency.pass_seconds * len(rows) + copying(setup, len(rows), hardware, efficiency)
+    busy = tower + decoder + attention + head + recompute + overhead
+    passes = max(1, len(rows))
+    forward_share = 1 / 3 if setup.recompute == "none" else 1 / 4
+    shared = exchange(
+        setup,
+        passes,
+        busy / passes * forward_share,
+        busy / passes * (1 - forward_share),
+        hardware,
+        efficiency.link,
+    )
+    loading = total.crops * efficiency.crop_seconds / max(1, min(workers, hardware.cores))
+    behind = busy + optimizer if workers else 0.0
+    return Seconds(
+        tower=tower,
+        decoder=decoder,
+        attention=attention,
+        head=head,
+        recompute=recompute,
+        optimizer=optimizer,
+        overhead=overhead,
+        communication_exposed=shared.exposed_seconds,
+        loading_exposed=max(0.0, loading - behind),
+        communication_hidden=shared.hidden_seconds,
+        loading_hidden=min(loading, behind),
+    )
+
+
+def work_of(setup: Setup, row: RowCounts, pairs: float) -> Work:
+    """Count the operations of forward and backward passes."""
+    return work_of_counts(
+        setup.config,
+        setup.learning,
+        row.tokens,
+        pairs,
+        row.image_tokens,
+        row.crops,
+        row.targets,
+    )
+
+
+def recomputed(setup: Setup, row: RowCounts, pairs: float) -> Work:
+    """Count what is run a second time in the backward pass: repeated layers that learn."""
+    if setup.recompute == "none":
+        return Work(0.0, 0.0, 0.0, 0.0, 0.0)
+    crops = row.crops if setup.learning.tower.learns else 0
+    forward = strategy_of("forward", 0)
+    return work_of_counts(setup.config, forward, row.tokens, pairs, 0, crops, 0)
+
+
+def executed_pairs(setup: Setup, rows: Sequence[RowCounts]) -> float:
+    """Count the pairs that attention looks at, seen or not; a flash kernel skips the unseen."""
+    if setup.attention in ("sdpa", "eager"):
+        return float(sum(row.tokens**2 for row in rows))
+    if setup.attention == "blocks":
+        # Behind a prefix, the whole rectangle is worked out and masked.
+        return float(sum(row.pairs + row.branch_cells / 2 for row in rows))
+    return float(sum(row.pairs for row in rows))
+
+
+def copying(setup: Setup, passes: int, hardware: Hardware, efficiency: Efficiency) -> float:
+    """Seconds in which weights are copied to 16 bits, or brought back from 4, once a use."""
+    if setup.number_bytes == FULL_BYTES and not setup.holdings.four_bit:
+        return 0.0
+    uses = 2 if setup.recompute == "none" else 3
+    width = FULL_BYTES + setup.number_bytes
+    copied = setup.holdings.learnt_linear * width
+    copied += setup.holdings.frozen_linear * width * uses
+    restored = setup.holdings.four_bit * RESTORED_BYTES_A_NUMBER * uses
+    seconds = copied / efficiency.bandwidth + restored
+    return passes * seconds / hardware.bandwidth_bytes_per_second

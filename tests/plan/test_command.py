@@ -1,0 +1,112 @@
+"""What `foveal plan` promises."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import tiny
+from rich.console import Console
+from typer.testing import CliRunner
+
+from foveal.cli import app
+from foveal.config import load_recipe
+from foveal.plan import command
+from foveal.plan.compare import Machines, advise, compare, decide
+from foveal.plan.hardware import find_hardware
+from foveal.plan.question import ask
+from foveal.plan.this_machine import ASSUMED, find_efficiency, store_efficiency
+
+RECIPE = "model: microsoft/Phi-3.5-vision-instruct\nrun: none\ndata: {train: PATH}\n"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.replace("PATH", str(tiny.pages(folder, 5, 3))))
+    return path
+
+
+@pytest.fixture(scope="module")
+def question(recipe):
+    return ask(load_recipe(recipe), _no_model)
+
+
+def _no_model(_recipe):
+    raise AssertionError("no weights are loaded for a plan")
+
+
+def test_the_published_model_is_planned_without_a_download(recipe):
+    shown = CliRunner().invoke(
+        app, ["plan", str(recipe), "--gpu", "h200", "--price", "4", "--json"]
+    )
+    assert shown.exit_code == 0, shown.output
+    plan = json.loads(shown.stdout)["plan"]
+    assert plan["fits"]
+    assert plan["price"] == pytest.approx(plan["hours"] * 4)
+    assert plan["memory"]["weights_bytes"] == 4 * 4146621440
+
+
+def test_what_does_not_fit_is_told_with_what_to_change(recipe):
+    shown = CliRunner().invoke(app, ["plan", str(recipe), "--gpu", "rtx4090"])
+    assert shown.exit_code == 1
+    assert "does NOT fit" in shown.output
+    assert "strategy=qlora" in shown.output
+
+
+def test_all_advice_is_true(question):
+    small = Machines(replace(find_hardware("a100-80gb"), memory_bytes=75e9), ASSUMED, 1, 1)
+    now = decide(question, small)
+    advice = advise(question, small, now)
+    assert not now.fits
+    assert any(change.startswith("strategy=lora") for change in advice)
+    assert any("GPUs with engine=fsdp2" in change for change in advice)
+
+
+def test_a_comparison_begins_with_the_fastest_that_fits(question):
+    machines = Machines(find_hardware("a100-80gb"), ASSUMED, 8, 1)
+    found = compare(question, machines)
+    fits = [one.fits for one in found]
+    assert fits == sorted(fits, reverse=True)
+    speeds = [one.examples_per_second for one in found if one.fits]
+    assert speeds == sorted(speeds, reverse=True)
+    assert {one.setup.strategy for one in found} == {"full", "frozen_vision", "lora", "qlora"}
+
+
+def test_a_format_that_a_card_lacks_is_refused_in_a_line(recipe):
+    shown = CliRunner().invoke(app, ["plan", str(recipe), "--gpu", "t4"], catch_exceptions=True)
+    assert "t4 does not compute in it" in str(shown.exception)
+
+
+def test_what_was_measured_on_a_machine_is_used_from_then_on(tmp_path):
+    hardware = find_hardware("l4")
+    assert find_efficiency(hardware, tmp_path) == ASSUMED
+    known = replace(ASSUMED, matrix=0.5, source="measured")
+    store_efficiency(hardware.name, known, tmp_path)
+    assert find_efficiency(hardware, tmp_path) == known
+
+
+def test_rows_are_run_for_real_beside_their_estimates(tmp_path, monkeypatch):
+    from foveal.run import load_in_passing
+
+    kept = {}
+    monkeypatch.setattr(command, "store_efficiency", kept.__setitem__)
+    here = replace(find_hardware("cpu-epyc-7763"), measured=True)  # measuring takes seconds
+    monkeypatch.setattr(command, "measure_hardware", lambda: here)
+    model = tmp_path / "model"
+    tiny.make_model(model)
+    overrides = (
+        f"model={model}",
+        f"data.train={tiny.pages(tmp_path, 3, 2)}",
+        "precision=float32",
+        "data.num_crops=4",
+        "train.tokens_per_pass=300",
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text("run: none\n")
+    console = Console(quiet=True)
+    command.run_plan(load_recipe(path, overrides), console, load_in_passing, measure=True)
+    ((machine, efficiency),) = kept.items()
+    assert machine
+    assert efficiency.matrix > 0
+    assert "measured here" in efficiency.source

@@ -1,0 +1,99 @@
+"""What an estimate promises: terms worked by hand, and more of what there is more of."""
+
+from dataclasses import replace
+
+import pytest
+
+from foveal.errors import ConfigError
+from foveal.models.phi3_vision.config import Phi3VisionConfig
+from foveal.plan.communication import exchange, ring_seconds
+from foveal.plan.epoch import RowCounts
+from foveal.plan.hardware import HARDWARE, find_hardware
+from foveal.plan.memory import estimate_memory
+from foveal.plan.seconds import Efficiency, rank_seconds
+from foveal.plan.setup import Setup, engine_name, learning_of
+
+PERFECT = Efficiency(1, 1, 1, 1, 0, 0, "all of it")
+PAGE = RowCounts(1, 2554, 2554 * 2555 // 2, 0, 0, 0, 1, 2509, 17, 10)
+A100 = find_hardware("a100-80gb")
+
+
+def setup(strategy="full", **changes):
+    config = Phi3VisionConfig()
+    name, learning, holdings = learning_of(config, strategy, 64)
+    made = Setup(
+        config, name, learning, holdings, "bf16", "none", "single", "flash_attention_2", 1, 1
+    )
+    return replace(made, **changes)
+
+
+def test_a_page_through_a_perfect_a100_takes_what_its_operations_take():
+    # Worked by hand: 32 layers of 113.2 million weights, 6 operations each and token.
+    seconds = rank_seconds(setup(), [PAGE], A100, PERFECT, 1)
+    layer = 4 * 3072**2 + 3 * 3072 * 8192
+    assert seconds.decoder == pytest.approx(6 * 32 * layer * 2554 / 312e12)
+    assert seconds.attention == pytest.approx(3 * 32 * 4 * 3072 * PAGE.pairs / 312e12)
+    assert seconds.recompute == 0
+
+
+def test_recomputing_costs_a_forward_pass_and_saves_memory():
+    kept, again = setup(), setup(recompute="blocks")
+    once = rank_seconds(kept, [PAGE], A100, PERFECT, 1)
+    twice = rank_seconds(again, [PAGE], A100, PERFECT, 1)
+    assert twice.recompute == pytest.approx(
+        (once.decoder + once.attention + once.tower) / 3, rel=0.05
+    )
+    assert (
+        estimate_memory(again, PAGE, 2, 0, 0).total_bytes
+        < estimate_memory(kept, PAGE, 2, 0, 0).total_bytes
+    )
+
+
+def test_one_copy_of_all_weights_gradients_and_moments_is_16_bytes_a_number():
+    memory = estimate_memory(setup(precision="float32"), PAGE, 2, 0, 0)
+    learnt = 4146621440 - 12598272  # but for the layer that is not read
+    held = memory.weights_bytes + memory.gradients_bytes + memory.optimizer_bytes
+    assert held == pytest.approx(4 * 4146621440 + 12 * learnt, rel=1e-6)
+
+
+def test_a_frozen_tower_keeps_nothing_and_adapters_have_little_to_move():
+    frozen = estimate_memory(setup("frozen_vision"), PAGE, 2, 0, 0)
+    assert frozen.tower_bytes < estimate_memory(setup(), PAGE, 2, 0, 0).tower_bytes / 10
+    lora = estimate_memory(setup("lora"), PAGE, 2, 0, 0)
+    assert lora.optimizer_bytes == pytest.approx(8 * 130895872, rel=1e-4)
+    assert estimate_memory(setup("qlora"), PAGE, 2, 0, 0).weights_bytes < lora.weights_bytes / 4
+
+
+def test_a_ring_of_eight_moves_seven_eighths_through_each_link():
+    eight = setup(engine="ddp", gpus=8)
+    assert ring_seconds(8e9, eight, A100, 1.0) == pytest.approx(7e9 / 300e9)
+    assert ring_seconds(8e9, setup(), A100, 1.0) == 0
+
+
+def test_what_travels_longer_than_the_work_is_seen():
+    eight = setup(engine="ddp", gpus=8)
+    hidden = exchange(eight, 1, 10.0, 20.0, A100, 1.0)
+    assert hidden.exposed_seconds == 0
+    bare = exchange(eight, 1, 0.0, 0.0, A100, 1.0)
+    assert bare.exposed_seconds == pytest.approx(hidden.hidden_seconds)
+
+
+def test_more_nodes_never_take_less_time_to_share():
+    seconds = [
+        ring_seconds(16e9, setup(engine="ddp", gpus=8, nodes=nodes), A100, 0.7)
+        for nodes in (1, 2, 4, 16, 128, 1024)
+    ]
+    assert seconds == sorted(seconds)
+
+
+def test_cards_without_bf16_say_so_and_unknown_ones_are_refused():
+    assert "bf16" not in HARDWARE["t4"].matrix_flops
+    assert "bf16" not in HARDWARE["v100-32gb"].matrix_flops
+    assert all(one.source for one in HARDWARE.values())
+    with pytest.raises(ConfigError, match="--gpu a1000: not known"):
+        find_hardware("a1000")
+
+
+def test_auto_engines_are_decided_as_a_run_decides():
+    assert [engine_name("auto", count) for count in (1, 8)] == ["single", "ddp"]
+    assert engine_name("fsdp2", 8) == "fsdp2"

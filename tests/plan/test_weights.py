@@ -1,0 +1,88 @@
+"""What the list of weights promises."""
+
+import pytest
+import torch
+
+from foveal.adapt.strategy import STRATEGIES, assign, rules_of
+from foveal.bench.page import SIZES, make_model
+from foveal.config import LoraSettings, Rule, TrainSettings
+from foveal.models.phi3_vision.config import Phi3VisionConfig
+from foveal.models.phi3_vision.family import FAMILY
+from foveal.plan.memory import shares_of
+from foveal.plan.setup import learning_of
+from foveal.plan.weights import FOUR_BIT_BYTES, count_holdings, fates_of, list_weights
+from foveal.train.optim import build_optimizer
+
+SIZE, RANK = SIZES["tiny"], 4
+SOME_RULES = (
+    Rule(match="vision.*", learn=False),
+    Rule(match="language.layers.1.*", adapter=True),
+    Rule(match="*.embed_tokens.*", learn=False),
+    Rule(match="*"),
+)
+
+
+def test_the_names_and_shapes_are_the_models_own():
+    model = make_model(SIZE)
+    own = {FAMILY.part_name(name): tuple(one.shape) for name, one in model.named_parameters()}
+    assert {one.name: one.shape for one in list_weights(model.config)} == own
+
+
+def test_the_published_model_has_as_many_parameters_as_its_files():
+    # tests/golden/phi3v-facts counts them in the published checkpoint.
+    parts = {"vision": 303507456, "projector": 22034432, "language": 3821079552}
+    found = dict.fromkeys(parts, 0)
+    for weight in list_weights(Phi3VisionConfig()):
+        found[weight.name.partition(".")[0]] += weight.elements
+    assert found == parts
+
+
+@pytest.mark.parametrize("strategy", ["full", "frozen_vision", "lora", SOME_RULES])
+def test_weights_gradients_and_moments_take_the_bytes_that_torch_allocates(strategy):
+    model = make_model(SIZE)
+    settings = TrainSettings()
+    lora = LoraSettings(rank=RANK)
+    assignments = assign(model, FAMILY, rules_of(strategy), 1e-4, 0.01, lora)
+    optimizer = build_optimizer(model, assignments, settings)
+    learnt = [one for one in model.parameters() if one.requires_grad]
+    for one in learnt:
+        one.grad = torch.zeros_like(one)
+    optimizer.step()
+    moments = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    _, _, holdings = learning_of(model.config, strategy, RANK)
+    shares = shares_of(holdings, "single", 1)
+    assert shares.weights_bytes + shares.adapters_bytes == _bytes(model.parameters())
+    assert shares.gradients_bytes == _bytes(one.grad for one in learnt)
+    assert shares.optimizer_bytes == _bytes(moments)
+
+
+def test_weights_in_four_bits_take_half_a_byte_and_their_scales():
+    # Worked by hand: a byte for each 64 weights, and 4 for each 256 of those.
+    assert FOUR_BIT_BYTES == 0.5 + 1 / 64 + 4 / (64 * 256)
+    config = Phi3VisionConfig()
+    holdings = count_holdings(fates_of(config, STRATEGIES["lora"], 64, four_bits=True))
+    head = config.vocab_size * config.hidden_size
+    tower = sum(
+        one.elements
+        for one in list_weights(config)
+        if one.is_linear and one.is_used and one.name.startswith("vision.")
+    )
+    projector = 4 * 1024 * 3072 + 3072**2
+    decoder = 32 * (4 * 3072**2 + 3 * 3072 * 8192)
+    assert holdings.four_bit == decoder + tower + projector
+    assert holdings.frozen_linear == head
+
+
+def test_sharded_engines_hold_their_share_and_gather_blocks():
+    _, _, holdings = learning_of(Phi3VisionConfig(), "full", 64)
+    one, eight = shares_of(holdings, "fsdp2", 1), shares_of(holdings, "fsdp2", 8)
+    assert eight.weights_bytes == one.weights_bytes // 8
+    assert eight.gradients_bytes == one.gradients_bytes // 8
+    assert holdings.largest_block == 4 * 3072**2 + 3 * 3072 * 8192 + 2 * 3072
+    whole = shares_of(holdings, "zero2", 8)
+    assert whole.weights_bytes == 4 * holdings.whole
+    assert whole.gradients_bytes == 4 * holdings.learnt // 8
+
+
+def _bytes(tensors):
+    return sum(one.numel() * one.element_size() for one in tensors)
