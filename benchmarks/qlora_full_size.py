@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from foveal.bench.memory import resident_bytes
 from huggingface_hub import split_torch_state_dict_into_shards
 from PIL import Image, ImageDraw
 from rich.console import Console
@@ -25,7 +26,6 @@ import foveal
 from foveal.adapt.files import save_adapter
 from foveal.adapt.quantize import plan_quantization, skeleton
 from foveal.adapt.strategy import assign, rules_of, strategy_table
-from foveal.bench.memory import resident_bytes
 from foveal.config import LoraSettings, QuantizationSettings, TrainSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import Dataset, build_dataset

@@ -104,14 +104,17 @@ def public_settings(recipe: Recipe) -> dict[str, object]:
 
 def describe_examples(recipe: Recipe) -> str:
     """Name the training data, and count it where it still stands."""
-    data = recipe.data.train
-    if data is None:
+    files = [file.path for file in recipe.data.train_files]
+    if not files:
         return "Data unknown"
-    if not data.is_file():
-        return f"Trained on {data.name}"
-    with data.open("rb") as lines:
-        count = sum(1 for line in lines if line.strip())
-    return f"Trained on the {count:,} examples of {data.name}"
+    names = ", ".join(file.name for file in files)
+    if not all(file.is_file() and file.suffix == ".jsonl" for file in files):
+        return f"Trained on {names}"
+    count = 0
+    for file in files:
+        with file.open("rb") as lines:
+            count += sum(1 for line in lines if line.strip())
+    return f"Trained on the {count:,} examples of {names}"
 
 
 def show_score(score: Score) -> str:

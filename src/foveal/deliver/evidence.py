@@ -10,13 +10,16 @@ from torch import Tensor
 
 from foveal.config import EvaluateSettings, Recipe
 from foveal.data.batch import build_batch
+from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, build_dataset
 from foveal.data.encode import TurnProcessor, encode
 from foveal.data.example import Example, ImageFolder, read_examples
 from foveal.data.rows import Group, Row
 from foveal.errors import DataError, RunError
-from foveal.evaluate.predict import predict
+from foveal.evaluate.opening import Opener
+from foveal.evaluate.predict import AnswerRule, predict
 from foveal.evaluate.prediction import Prediction, Scores, score_predictions
+from foveal.evaluate.questions import families, questions_of
 from foveal.models.family import LoadedModel
 
 COMPARED = 8
@@ -49,8 +52,9 @@ def find_examples(recipe: Recipe, processor: TurnProcessor) -> Examples:
     """
     data, limit = recipe.data.validation, recipe.evaluate.max_examples
     scored = data is not None
-    if data is None:
-        data, limit = recipe.data.train, COMPARED
+    if data is None and recipe.data.train_files:
+        data, limit = recipe.data.train_files[0].path, COMPARED
+    data = data and unpacked(data, recipe.run / ".cache")
     if data is None or not data.is_file():
         raise RunError(
             f"{data}: the run's examples are not there, and without them nothing can be proven; "
@@ -91,7 +95,7 @@ def greedy_answers(
 
 def measure_scores(loaded: LoadedModel, examples: Examples, settings: EvaluateSettings) -> Scores:
     """Answer and score all examples, as the run's own evaluation does."""
-    made = _predict(loaded, examples, settings, None)
+    made = _predict(loaded, examples, settings, range(len(examples.examples)))
     scored = [one.scored(settings.metrics) for one in made]
     return score_predictions(scored, settings.metrics)
 
@@ -100,13 +104,23 @@ def _predict(
     loaded: LoadedModel,
     examples: Examples,
     settings: EvaluateSettings,
-    only: Sequence[int] | None,
+    only: Sequence[int],
 ) -> list[Prediction]:
-    return predict(
-        loaded,
-        examples.examples,
-        examples.dataset,
-        settings.max_new_tokens,
-        settings.tokens_per_batch,
-        only=only,
-    )
+    rule = AnswerRule(settings.answer, settings.max_new_tokens, settings.tokens_per_batch)
+    with Opener(examples.dataset, loaded.processor) as opener:
+        questions = [
+            question
+            for place in only
+            for question in questions_of(
+                place, examples.examples[place], examples.dataset, opener, settings.choices
+            )
+        ]
+        order = {
+            (examples.examples[one.example].id, one.turn): number
+            for number, one in enumerate(questions)
+        }
+        shared = [
+            one for family in families(questions, examples.dataset) for one in family.questions
+        ]
+        made = [one for some in predict(loaded, examples.examples, shared, rule) for one in some]
+    return sorted(made, key=lambda one: order[one.id, one.turn])

@@ -112,7 +112,7 @@ def by_key(predictions: Iterable[Prediction]) -> dict[Key, Prediction]:
 def evaluate_into(
     folder: Path,
     loaded: LoadedModel,
-    examples: list[Example],
+    examples: Sequence[Example],
     dataset: Dataset,
     settings: EvaluateSettings,
     workers: Workers,

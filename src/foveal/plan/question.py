@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveal.config import Recipe
+from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.rows import Plan, Row
 from foveal.errors import ConfigError, ModelError
@@ -130,10 +131,12 @@ def ask(recipe: Recipe, load_model: ModelLoader) -> Question:
         ModelError: the model's sizes cannot be read.
     """
     data = recipe.data
-    if data.train is None:
+    if not data.train_files:
         raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
     config, processor = read_model(recipe, load_model)
-    _, dataset = read_dataset(data.train, processor, data.images, workers=data.workers)
+    files = [unpacked(file.path, recipe.run / ".cache") for file in data.train_files]
+    weights = [file.weight for file in data.train_files]
+    _, dataset = read_dataset(files, processor, data.images, None, data.workers, weights)
     return Question(recipe, config, processor, dataset)
 
 

@@ -4,6 +4,7 @@ The one decoding loop of the house, for evaluation and for serving. Each step is
 over the new tokens of every sequence: whole prompts of those that join, one token of the others.
 """
 
+import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -153,6 +154,7 @@ class Generator:
         hidden = run_pass(self.loaded, parts)
         last = {id(part.node): rows[-1] for part, rows in zip(parts, hidden, strict=True)}
         logits = logits_behind(self.loaded, torch.stack([last[id(one.node)] for one in asked]))
+        logits[:, self.loaded.processor.image_token_id] = -math.inf  # stands for a picture, only
         chosen = choose_tokens(logits, [one.drawer for one in asked])
         return [
             self._take(sequence, token, row)
