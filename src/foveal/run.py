@@ -180,7 +180,6 @@ class TrainingRun:
             audit=GradientAudit(engine, loaded.model, assignments, bool(self.dataset.images)),
             best=self._best,
         )
-        audit_targets(self.dataset)
         incidents = Incidents(
             self.run,
             first_step,
@@ -451,7 +450,8 @@ def make_plan(
 def load_in_passing(recipe: Recipe) -> LoadedModel:
     """Load a recipe's model as a run would, and leave nothing behind."""
     with TemporaryDirectory() as folder:
-        return load_for_run(recipe, Path(folder), Engine(recipe.precision))
+        files = [unpacked(file.path, Path(folder)) for file in recipe.data.train_files]
+        return load_for_run(recipe, Path(folder), Engine(recipe.precision), files)
 
 
 def _texts(turn: Turn) -> tuple[str, ...]:
