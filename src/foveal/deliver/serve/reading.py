@@ -106,7 +106,7 @@ async def _read_form(request: Request, limits: Limits) -> Body:
     except MultiPartException as error:
         raise RequestError(400, f"the form is broken: {error.message}", "bad_form") from error
     asked: str | None = None
-    uploads = []
+    uploads: list[PictureFile] = []
     try:
         for field, value in form.multi_items():
             if isinstance(value, UploadFile) and field == UPLOAD_FIELD:
