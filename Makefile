@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test check docs bench clean
+.PHONY: setup demo test slow check docs bench clean
 
 setup: .venv/ready
 
@@ -18,7 +18,10 @@ demo: setup
 	$(BIN)/foveal demo --out runs/demo
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --quiet
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quiet -m "not slow"
+
+slow: setup
+	$(BIN)/python -m pytest --quiet -m slow
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from foveal.bench.memory import resident_bytes
 from huggingface_hub import split_torch_state_dict_into_shards
 from PIL import Image, ImageDraw
 from rich.console import Console
@@ -26,6 +25,7 @@ import foveal
 from foveal.adapt.files import save_adapter
 from foveal.adapt.quantize import plan_quantization, skeleton
 from foveal.adapt.strategy import assign, rules_of, strategy_table
+from foveal.assemble import quiet_libraries
 from foveal.config import LoraSettings, QuantizationSettings, TrainSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import Dataset, build_dataset
@@ -35,7 +35,7 @@ from foveal.data.rows import Group, Row
 from foveal.models.family import load
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.processor import Phi3VisionImageProcessor, Phi3VisionProcessor
-from foveal.run import quiet_libraries
+from foveal.plan.resident import resident_bytes
 from foveal.train.engine import make_engine
 from foveal.train.loss import RowLoss
 from foveal.train.optim import build_optimizer

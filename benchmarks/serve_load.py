@@ -28,12 +28,13 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
+from foveal.assemble import quiet_libraries
 from foveal.deliver.serve.app import Settings
 from foveal.deliver.serve.limits import Limits
 from foveal.deliver.serve.opening import open_models
 from foveal.deliver.serve.server import address_of, build_app, listen, make_server
+from foveal.machine import free_memory
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.run import free_memory, quiet_libraries
 
 GROWTH_BYTES = 32 * 2**20
 """That the second half of a load may add, over what the first half needed."""

@@ -94,8 +94,8 @@ def check(
 
     count_tokens, max_tokens = None, None
     if recipe:
+        from foveal.assemble import token_counter
         from foveal.config import load_recipe
-        from foveal.run import token_counter
 
         count_tokens, max_tokens = token_counter(load_recipe(recipe), data)
     problems = check_file(
@@ -135,7 +135,7 @@ def inspect(
     from foveal.config import load_recipe
 
     loaded = load_recipe(recipe, (*(overrides or ()), f"data.train={data}"))
-    from foveal.run import inspect_data
+    from foveal.assemble import inspect_data
 
     typer.echo(f"inspection: {inspect_data(loaded, out, number)}")
 
@@ -228,9 +228,9 @@ def evaluate(
         (data,) = named(places, "DATA")
         folder, scores = score_made_elsewhere(predictions, Path(data), out, settings, console)
     else:
+        from foveal.assemble import quiet_libraries
         from foveal.deliver.opening import open_model
         from foveal.evaluate.evaluation import evaluate_model
-        from foveal.run import quiet_libraries
         from foveal.train.engine import make_engine
 
         model, data = named(places, "RUN_OR_MODEL", "DATA")
@@ -303,8 +303,8 @@ def export(
         raise ConfigError(f"--dtype {dtype}: give bf16, fp16 or float32")
     from rich.console import Console
 
+    from foveal.assemble import quiet_libraries
     from foveal.deliver.export import export_run
-    from foveal.run import quiet_libraries
 
     quiet_libraries()
     console = Console(stderr=True)
@@ -357,8 +357,8 @@ def ask(
     """Answer one question about one or several pictures, in the terminal."""
     import json
 
+    from foveal.assemble import quiet_libraries
     from foveal.deliver.answerer import load_answerer
-    from foveal.run import quiet_libraries
 
     *images, question = words
     quiet_libraries()
@@ -398,7 +398,8 @@ def serve(
         from foveal.deliver.serve.server import serve as serve_model
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing: pip install 'foveal[serve]'") from error
-    from foveal.run import free_memory, quiet_libraries
+    from foveal.assemble import quiet_libraries
+    from foveal.machine import free_memory
 
     quiet_libraries()
     limits = Limits(
@@ -498,9 +499,9 @@ def plan(
     """
     from rich.console import Console
 
+    from foveal.assemble import load_in_passing
     from foveal.config import load_recipe
     from foveal.plan.command import run_plan
-    from foveal.run import load_in_passing
 
     loaded = load_recipe(recipe, tuple(overrides or ()))
     estimate = run_plan(

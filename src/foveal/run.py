@@ -2,31 +2,22 @@
 
 import errno
 import json
-import os
-import platform
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from rich.console import Console
 from safetensors import SafetensorError
-from transformers import PretrainedConfig
 
 from foveal.adapt.files import save_adapter
-from foveal.adapt.quantize import keep_layout, plan_quantization
+from foveal.adapt.fixed import hold_fixed_weights
 from foveal.adapt.strategy import Assignment, assign, rules_of, strategy_table
+from foveal.assemble import load_for_run, make_plan, quiet_libraries
 from foveal.config import Recipe, save_recipe
-from foveal.data.check import CountTokens, count_tokens
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
-from foveal.data.example import ImageFolder, Turn
 from foveal.data.lines import Examples
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.remarks import check_lengths
@@ -36,7 +27,8 @@ from foveal.errors import ConfigError, RunError, UserError
 from foveal.evaluate.evaluation import evaluate_into
 from foveal.evaluate.prediction import Scores
 from foveal.evaluate.report import write_report
-from foveal.models.family import Family, LoadedModel, find_family, load
+from foveal.machine import describe_machine, free_memory
+from foveal.models.family import LoadedModel
 from foveal.plan.memory import CPU_SLACK
 from foveal.plan.room import training_bytes
 from foveal.plan.setup import engine_name
@@ -51,16 +43,13 @@ from foveal.train.checkpoint import (
     prune,
     read_progress,
 )
-from foveal.train.engine import Engine, make_engine
+from foveal.train.engine import DTYPES, make_engine
 from foveal.train.incidents import Incidents
 from foveal.train.log import RunLog
 from foveal.train.loop import LoopHooks, Stopped, train
 from foveal.train.loss import RowLoss
 from foveal.train.optim import build_optimizer
 from foveal.train.recompute import recompute_blocks
-
-TINY = "phi3-vision-tiny"
-"""A recipe's `model` that is made from nothing: small, with random weights."""
 
 FAILED_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES}
 """What the system says of a disk that is full or takes no more."""
@@ -156,6 +145,8 @@ class TrainingRun:
             recipe.train.weight_decay,
             recipe.lora,
         )
+        if engine.mixes_formats and not recipe.lora.dora:  # DoRA needs the exact length of a weight
+            hold_fixed_weights(loaded.model, DTYPES[recipe.precision])
         loss = RowLoss(loaded.model, loaded.family, use_every_weight=engine.world_size > 1)
         engine.prepare(loss, loaded.family.blocks(loaded.model))
         self._choose_recompute()
@@ -355,110 +346,6 @@ def set_aside(run: Path) -> None:
     run.rename(kept)
 
 
-def load_for_run(
-    recipe: Recipe, run: Path, engine: Engine, files: Sequence[Path] = ()
-) -> LoadedModel:
-    """Load a recipe's model; the tiny one is first made in the run folder, to suit the files."""
-    name = recipe.model
-    if name == TINY and not Path(name).exists():
-        if engine.is_main:
-            make_tiny(recipe, files, run / "model")
-        engine.wait()
-        name = str(run / "model")
-    rules, precision = rules_of(recipe.strategy), recipe.precision
-    quantization = plan_quantization(name, rules, recipe.quantization, precision)
-    loaded = load(name, recipe.data.num_crops, recipe.attention, quantization=quantization)
-    keep_layout(loaded.model)
-    return loaded
-
-
-def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path) -> None:
-    """Make the tiny model, unless it is there."""
-    from foveal.models.phi3_vision.tiny import write_tiny
-
-    if (folder / "config.json").exists():
-        return
-    images = ImageFolder(files[0], recipe.data.images)
-    first = Examples(files[:1])[:200]
-    shown = [path for example in first for path in example.images][:32]
-    write_tiny(
-        folder,
-        recipe.train.seed,
-        texts={text for one in Examples(files) for turn in one.turns for text in _texts(turn)},
-        pictures=[images.find(path) for path in shown],
-        num_crops=recipe.data.num_crops,
-    )
-
-
-@contextmanager
-def processor_for(
-    recipe: Recipe, files: Sequence[Path]
-) -> Iterator[tuple[Family, PretrainedConfig, Any]]:
-    """Load all of a recipe's model but its weights: family, sizes and processor."""
-    from transformers import AutoConfig
-
-    quiet_libraries()
-    with TemporaryDirectory() as scratch:
-        name = recipe.model
-        if name == TINY and not Path(name).exists():
-            made = recipe.run / "model"
-            name = str(made if made.exists() else Path(scratch) / "model")
-            make_tiny(recipe, files, Path(name))
-        family = find_family(name)
-        processor = family.load_processor(name, recipe.data.num_crops)
-        yield family, AutoConfig.from_pretrained(name), processor
-
-
-def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
-    """Write a page about the training examples of a recipe, as its model will see them."""
-    from foveal.inspect.page import write_inspection
-
-    data = recipe.data
-    files = [unpacked(file.path, recipe.run / ".cache") for file in data.train_files]
-    weights = [file.weight for file in data.train_files]
-    with processor_for(recipe, files) as (family, config, processor):
-        examples, dataset = read_dataset(files, processor, data.images, None, data.workers, weights)
-        long = family.long_context_tokens(SimpleNamespace(config=config))  # type: ignore[arg-type]
-    settings = {"model": recipe.model, "num_crops": str(data.num_crops), "order": data.order}
-    plan = make_plan(recipe, dataset, 1, long)
-    return write_inspection(out, examples, dataset, processor, plan, number, settings)
-
-
-def token_counter(recipe: Recipe, data: Path) -> tuple[CountTokens, int | None]:
-    """Make what `foveal check` counts tokens with, and say how many a model was made for."""
-    with processor_for(recipe, [data]) as (_, config, processor):
-        longest = getattr(config, "max_position_embeddings", None)
-        return partial(count_tokens, processor), longest
-
-
-def make_plan(
-    recipe: Recipe, dataset: Dataset, world_size: int, long_context_tokens: int | None
-) -> Plan:
-    """Plan the steps of a recipe."""
-    return Plan(
-        dataset.sizes,
-        examples_per_step=recipe.train.examples_per_step,
-        tokens_per_pass=recipe.train.tokens_per_pass,
-        world_size=world_size,
-        seed=recipe.train.seed,
-        share_images=recipe.data.share_images,
-        order=recipe.data.order,
-        long_context_tokens=long_context_tokens,
-    )
-
-
-def load_in_passing(recipe: Recipe) -> LoadedModel:
-    """Load a recipe's model as a run would, and leave nothing behind."""
-    with TemporaryDirectory() as folder:
-        files = [unpacked(file.path, Path(folder)) for file in recipe.data.train_files]
-        return load_for_run(recipe, Path(folder), Engine(recipe.precision), files)
-
-
-def _texts(turn: Turn) -> tuple[str, ...]:
-    # As they stand in a prompt: behind a line break, or by themselves.
-    return f"\n{turn.user}", turn.user, turn.assistant
-
-
 def count_steps(plan: Plan, recipe: Recipe) -> int:
     """Steps of a whole run."""
     steps = max(1, round(plan.steps_per_epoch * recipe.train.epochs))
@@ -498,45 +385,6 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that a device still has."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 8 * 2**30
-
-
-def describe_machine() -> dict[str, str | int]:
-    """What a reader of the numbers wants to know of the machine."""
-    import transformers
-
-    import foveal
-
-    on_gpu = torch.cuda.is_available()
-    name = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
-    return {
-        "platform": platform.platform(),
-        "python": sys.version.split()[0],
-        "foveal": foveal.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "device": str(torch.accelerator.current_accelerator() or "cpu"),
-        "device_name": name,
-        "devices": int(os.environ.get("WORLD_SIZE", "1")),
-        "threads": str(torch.get_num_threads()),
-    }
-
-
-def quiet_libraries() -> None:
-    """Leave the terminal to our own bar and tables."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 def save_final(loaded: LoadedModel, run: Path) -> str | None:

@@ -11,10 +11,10 @@ from tiny import SIZES, make_model
 from foveal.adapt.files import save_adapter
 from foveal.adapt.quantize import plan_quantization
 from foveal.adapt.strategy import assign, rules_of
+from foveal.assemble import quiet_libraries
 from foveal.config import LoraSettings, QuantizationSettings, Rule
 from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.run import quiet_libraries
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing`:FutureWarning"

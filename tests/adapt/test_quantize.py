@@ -8,11 +8,11 @@ from tiny import SIZES, make_model
 
 from foveal.adapt.quantize import is_quantized, keep_layout, plan_quantization
 from foveal.adapt.strategy import assign, rules_of, summarize
+from foveal.assemble import quiet_libraries
 from foveal.config import LoraSettings, QuantizationSettings, Rule
 from foveal.errors import ConfigError
 from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.run import quiet_libraries
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import foveal
 SOURCE = Path(foveal.__file__).parent
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {("torch", "load"), ("torch", "save"), ("yaml", "load"), ("yaml", "unsafe_load")}
-PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz"}
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npz"}
 
 
 def unsafe_places(tree: ast.AST) -> list[str]:

@@ -48,7 +48,7 @@ def test_memory_holds_one_shard_at_a_time(tmp_path):
     # 20 tensors of 4 MB in shards of 8 MB: 80 MB pass through, twice; two tensors are held.
     probe = f"""
 import pathlib, torch
-from foveal.bench.memory import resident_bytes
+from foveal.plan.resident import resident_bytes
 from foveal.deliver.tensors import find_tensors, write_shards
 folder = pathlib.Path({str(tmp_path)!r})
 shapes = {{f"weight.{{n}}": (1024, 1024) for n in range(20)}}

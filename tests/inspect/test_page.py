@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from tiny import make_model, make_picture, pages, turn, write_data
 
+from foveal.assemble import inspect_data
 from foveal.config import DataSettings, Recipe
 from foveal.data.dataset import read_dataset
 from foveal.data.rows import Plan
 from foveal.inspect.bars import draw_steps
 from foveal.inspect.page import write_inspection
 from foveal.inspect.seen import see_example, see_picture
-from foveal.run import inspect_data
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7 * 7 }}"
 

@@ -87,7 +87,7 @@ def test_what_was_measured_on_a_machine_is_used_from_then_on(tmp_path):
 
 
 def test_rows_are_run_for_real_beside_their_estimates(tmp_path, monkeypatch):
-    from foveal.run import load_in_passing
+    from foveal.assemble import load_in_passing
 
     kept = {}
     monkeypatch.setattr(command, "store_efficiency", kept.__setitem__)

@@ -61,7 +61,8 @@ def test_a_frozen_tower_keeps_nothing_and_adapters_have_little_to_move():
     assert frozen.tower_bytes < estimate_memory(setup(), PAGE, 2, 0, 0).tower_bytes / 10
     lora = estimate_memory(setup("lora"), PAGE, 2, 0, 0)
     assert lora.optimizer_bytes == pytest.approx(8 * 130895872, rel=1e-4)
-    assert estimate_memory(setup("qlora"), PAGE, 2, 0, 0).weights_bytes < lora.weights_bytes / 4
+    # A fixed number is held in 2 bytes, or in 4 bits; embedding and head are not packed.
+    assert estimate_memory(setup("qlora"), PAGE, 2, 0, 0).weights_bytes < lora.weights_bytes / 2.5
 
 
 def test_a_ring_of_eight_moves_seven_eighths_through_each_link():

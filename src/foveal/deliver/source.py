@@ -154,7 +154,7 @@ def choose_step(
         if wanted.isdigit() and int(wanted) in kept:
             return int(wanted), ()
         raise RunError(f"--checkpoint {wanted}: give last, best, or a step that is kept: {listed}")
-    metric = recipe.evaluate.metrics[0]
+    metric = recipe.train.best_metric or recipe.evaluate.metrics[0]
     values = {
         step: one[metric].value
         for step, one in scores.items()
@@ -166,7 +166,7 @@ def choose_step(
             f"--checkpoint best: none of the kept steps ({listed}) has a recorded {metric}; "
             "set data.validation and train.evaluate_every_steps, or take last"
         )
-    best = max(candidates, key=lambda step: (values[step], step))
+    best = max(candidates, key=lambda step: (values[step], -step))  # the earliest of equals
     note = f"best of the kept steps by {metric}: step {best} ({values[best]:.3f})"
     higher = [step for step in values if values[step] > values[best]]
     if not higher:

@@ -78,12 +78,15 @@ class Shares:
     buckets_bytes: int
 
 
-def shares_of(holdings: Holdings, engine: str, world_size: int) -> Shares:
-    """Cut weights, gradients and moments as an engine does; weights are float32."""
+def shares_of(
+    holdings: Holdings, engine: str, world_size: int, fixed_bytes: int = FULL_BYTES
+) -> Shares:
+    """Cut weights, gradients and moments as an engine does; weights that learn are float32."""
     parts = world_size if engine in ("zero2", "fsdp2") else 1
     learnt = holdings.learnt * FULL_BYTES
     moments = holdings.learnt * MOMENT_BYTES // parts + holdings.learnt_tensors * STEP_BYTES
     weights = holdings.whole * FULL_BYTES + int(holdings.four_bit * FOUR_BIT_BYTES)
+    weights -= holdings.frozen_linear * (FULL_BYTES - fixed_bytes)
     adapters = holdings.adapters * FULL_BYTES
     if engine == "ddp":
         # PyTorch's buckets are a copy of all gradients.
@@ -125,7 +128,7 @@ def estimate_memory(
         base_bytes: of the process before there is a model.
         slack: holes of the allocator, as a share of what comes and goes.
     """
-    shares = shares_of(setup.holdings, setup.engine, setup.world_size)
+    shares = shares_of(setup.holdings, setup.engine, setup.world_size, setup.fixed_bytes)
     kept = kept_for_backward(
         setup.config,
         setup.learning,
@@ -199,12 +202,14 @@ def _moments(
 def copied_weights(setup: Setup, again: bool) -> int:
     """Bytes of the 16-bit copies of linear layers at the end of a forward pass.
 
-    Autocast keeps those of weights that learn until the pass ends; those of fixed weights are kept
-    for the backward pass alone, unless layers are run again.
+    Autocast keeps those of weights that learn until the pass ends; those of fixed weights that are
+    not held in 16 bits are kept for the backward pass alone, unless layers are run again.
     """
     if setup.number_bytes == FULL_BYTES:
         return 0
-    copied = setup.holdings.learnt_linear + (0 if again else setup.holdings.frozen_linear)
+    copied = setup.holdings.learnt_linear
+    if setup.fixed_bytes == FULL_BYTES and not again:
+        copied += setup.holdings.frozen_linear
     return copied * setup.number_bytes
 
 

@@ -191,7 +191,8 @@ def copying(setup: Setup, passes: int, hardware: Hardware, efficiency: Efficienc
     uses = 2 if setup.recompute == "none" else 3
     width = FULL_BYTES + setup.number_bytes
     copied = setup.holdings.learnt_linear * width
-    copied += setup.holdings.frozen_linear * width * uses
+    if setup.fixed_bytes == FULL_BYTES:
+        copied += setup.holdings.frozen_linear * width * uses
     restored = setup.holdings.four_bit * RESTORED_BYTES_A_NUMBER * uses
     seconds = copied / efficiency.bandwidth + restored
     return passes * seconds / hardware.bandwidth_bytes_per_second

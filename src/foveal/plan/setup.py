@@ -46,6 +46,11 @@ class Setup:
         """Of a number that the model computes with."""
         return 4 if self.precision == "float32" else 2
 
+    @property
+    def fixed_bytes(self) -> int:
+        """Of a number of a linear layer's weight that does not learn, see `adapt.fixed`."""
+        return self.number_bytes if self.engine in ("single", "ddp") else 4
+
 
 def engine_name(name: str, world_size: int) -> Engine:
     """Decide "auto" as a run does."""

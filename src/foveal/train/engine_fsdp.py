@@ -40,6 +40,8 @@ class ShardedEngine(GroupEngine):
     module: Any
     """The root."""
 
+    mixes_formats = False
+
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._is_whole = False

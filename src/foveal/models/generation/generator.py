@@ -154,8 +154,10 @@ class Generator:
         hidden = run_pass(self.loaded, parts)
         last = {id(part.node): rows[-1] for part, rows in zip(parts, hidden, strict=True)}
         logits = logits_behind(self.loaded, torch.stack([last[id(one.node)] for one in asked]))
-        logits[:, self.loaded.processor.image_token_id] = -math.inf  # stands for a picture, only
-        chosen = choose_tokens(logits, [one.drawer for one in asked])
+        words = logits.clone()
+        stands_for_picture = self.loaded.processor.image_token_id
+        words[:, stands_for_picture : stands_for_picture + 1] = -math.inf  # is no answer
+        chosen = choose_tokens(words, [one.drawer for one in asked])
         return [
             self._take(sequence, token, row)
             for sequence, token, row in zip(asked, chosen, logits, strict=True)

@@ -1,0 +1,138 @@
+"""A recipe -> its parts: the model, the processor alone, the plan of its steps."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from foveal.adapt.quantize import keep_layout, plan_quantization
+from foveal.adapt.strategy import rules_of
+from foveal.config import Recipe
+from foveal.data.check import CountTokens, count_tokens
+from foveal.data.convert.unpack import unpacked
+from foveal.data.dataset import Dataset, read_dataset
+from foveal.data.example import ImageFolder, Turn
+from foveal.data.lines import Examples
+from foveal.data.rows import Plan
+from foveal.models.family import Family, LoadedModel, find_family, load
+from foveal.train.engine import Engine
+
+TINY = "phi3-vision-tiny"
+"""A recipe's `model` that is made from nothing: small, with random weights."""
+
+
+def load_for_run(
+    recipe: Recipe, run: Path, engine: Engine, files: Sequence[Path] = ()
+) -> LoadedModel:
+    """Load a recipe's model; the tiny one is first made in the run folder, to suit the files."""
+    name = recipe.model
+    if name == TINY and not Path(name).exists():
+        if engine.is_main:
+            make_tiny(recipe, files, run / "model")
+        engine.wait()
+        name = str(run / "model")
+    rules, precision = rules_of(recipe.strategy), recipe.precision
+    quantization = plan_quantization(name, rules, recipe.quantization, precision)
+    loaded = load(name, recipe.data.num_crops, recipe.attention, quantization=quantization)
+    keep_layout(loaded.model)
+    return loaded
+
+
+def load_in_passing(recipe: Recipe) -> LoadedModel:
+    """Load a recipe's model as a run would, and leave nothing behind."""
+    with TemporaryDirectory() as folder:
+        files = [unpacked(file.path, Path(folder)) for file in recipe.data.train_files]
+        return load_for_run(recipe, Path(folder), Engine(recipe.precision), files)
+
+
+def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path) -> None:
+    """Make the tiny model, unless it is there."""
+    from foveal.models.phi3_vision.tiny import write_tiny
+
+    if (folder / "config.json").exists():
+        return
+    images = ImageFolder(files[0], recipe.data.images)
+    first = Examples(files[:1])[:200]
+    shown = [path for example in first for path in example.images][:32]
+    write_tiny(
+        folder,
+        recipe.train.seed,
+        texts={text for one in Examples(files) for turn in one.turns for text in _texts(turn)},
+        pictures=[images.find(path) for path in shown],
+        num_crops=recipe.data.num_crops,
+    )
+
+
+def _texts(turn: Turn) -> tuple[str, ...]:
+    # As they stand in a prompt: behind a line break, or by themselves.
+    return f"\n{turn.user}", turn.user, turn.assistant
+
+
+@contextmanager
+def processor_for(
+    recipe: Recipe, files: Sequence[Path]
+) -> Iterator[tuple[Family, PretrainedConfig, Any]]:
+    """Load all of a recipe's model but its weights: family, sizes and processor."""
+    from transformers import AutoConfig
+
+    quiet_libraries()
+    with TemporaryDirectory() as scratch:
+        name = recipe.model
+        if name == TINY and not Path(name).exists():
+            made = recipe.run / "model"
+            name = str(made if made.exists() else Path(scratch) / "model")
+            make_tiny(recipe, files, Path(name))
+        family = find_family(name)
+        processor = family.load_processor(name, recipe.data.num_crops)
+        yield family, AutoConfig.from_pretrained(name), processor
+
+
+def token_counter(recipe: Recipe, data: Path) -> tuple[CountTokens, int | None]:
+    """Make what `foveal check` counts tokens with, and say how many a model was made for."""
+    with processor_for(recipe, [data]) as (_, config, processor):
+        longest = getattr(config, "max_position_embeddings", None)
+        return partial(count_tokens, processor), longest
+
+
+def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
+    """Write a page about the training examples of a recipe, as its model will see them."""
+    from foveal.inspect.page import write_inspection
+
+    data = recipe.data
+    files = [unpacked(file.path, recipe.run / ".cache") for file in data.train_files]
+    weights = [file.weight for file in data.train_files]
+    with processor_for(recipe, files) as (family, config, processor):
+        examples, dataset = read_dataset(files, processor, data.images, None, data.workers, weights)
+        long = family.long_context_tokens(SimpleNamespace(config=config))  # type: ignore[arg-type]
+    settings = {"model": recipe.model, "num_crops": str(data.num_crops), "order": data.order}
+    plan = make_plan(recipe, dataset, 1, long)
+    return write_inspection(out, examples, dataset, processor, plan, number, settings)
+
+
+def make_plan(
+    recipe: Recipe, dataset: Dataset, world_size: int, long_context_tokens: int | None
+) -> Plan:
+    """Plan the steps of a recipe."""
+    return Plan(
+        dataset.sizes,
+        examples_per_step=recipe.train.examples_per_step,
+        tokens_per_pass=recipe.train.tokens_per_pass,
+        world_size=world_size,
+        seed=recipe.train.seed,
+        share_images=recipe.data.share_images,
+        order=recipe.data.order,
+        long_context_tokens=long_context_tokens,
+    )
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to our own bar and tables."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
