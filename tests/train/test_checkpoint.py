@@ -233,7 +233,7 @@ def test_a_best_that_could_not_be_known_is_refused_before_the_run(place, changes
 
 def test_a_loss_scale_goes_on_where_it_stood(place, monkeypatch):
     def quickly(*arguments, **named):  # so that a short run sees it change
-        return original(*arguments, **named, growth_interval=2, init_scale=2.0**20)
+        return original(*arguments, **named | {"growth_interval": 2, "init_scale": 2.0**20})
 
     original = torch.amp.GradScaler
     monkeypatch.setattr(torch.amp, "GradScaler", quickly)

@@ -99,7 +99,7 @@ class Place:
         folder = self.folder / "broken"
         if not folder.exists():
             ragged_data(folder)
-            picture = folder / "images" / "3.png"
+            picture = folder / "images" / "1.png"  # which one of the three steps shows
             picture.write_bytes(picture.read_bytes()[:-1500])
         data = {"data__train": str(folder / "train.jsonl"), "data__max_bad_fraction": 1}
         return {**data, "train__max_steps": 3}

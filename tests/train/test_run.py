@@ -210,9 +210,9 @@ def test_a_half_written_checkpoint_is_never_taken_for_a_whole_one(place):
 
 
 def test_an_interrupt_saves_and_exits_130_and_the_run_goes_on(place):
-    whole = recipe(place, "whole", train__epochs=20)
-    run(whole)
-    text = yaml.safe_dump(recipe(place, "stopped", train__epochs=20).model_dump(mode="json"))
+    long = {"train__epochs": 20, "train__save_every_steps": 1000}
+    run(recipe(place, "whole", **long))
+    text = yaml.safe_dump(recipe(place, "stopped", **long).model_dump(mode="json"))
     (place / "recipe.yaml").write_text(text)
     command = [sys.executable, "-m", "foveal.cli", "train", str(place / "recipe.yaml")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

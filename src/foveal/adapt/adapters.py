@@ -27,6 +27,9 @@ def add_adapters(
 ) -> None:
     """Put an adapter beside each named linear layer; the model keeps its class.
 
+    Adapters learn, so they are float32 beside a layer of any format: in bf16 a step of 1e-4 would
+    vanish in a weight of 0.1, and fp16's loss scaling refuses weights of its own format.
+
     Args:
         model: changed in place.
         sizes: full module name -> its adapter's size.
@@ -36,9 +39,11 @@ def add_adapters(
         ConfigError: the first values that were asked for do not suit a layer.
     """
     from peft import inject_adapter_in_model
+    from peft.functional import cast_adapter_dtype
 
     _check_initialization(model, sizes, settings)
     inject_adapter_in_model(lora_config(sizes, settings), model, ADAPTER)
+    cast_adapter_dtype(model, ADAPTER)
 
 
 def lora_config(sizes: Mapping[str, AdapterSize], settings: LoraSettings) -> Any:

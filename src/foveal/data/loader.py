@@ -82,8 +82,9 @@ class StepLoader:
 
     @property
     def examples_in_a_pass(self) -> int:
-        """Count the examples of one pass over the data."""
-        return len(self.plan.sizes.tokens)
+        """Count the examples that one pass shows, as often as the files' weights say."""
+        sizes = self.plan.sizes
+        return sum(file.an_epoch for file in sizes.shown) or len(sizes.tokens)
 
     def _rows(self, step: int) -> tuple[Row, ...]:
         return self.plan.step(step).ranks[self.rank]

@@ -152,7 +152,7 @@ class _Widths:
         # In 16 bits each projection makes a copy of its input of its own.
         inputs = (3 if self.mixed else 1) * width
         attended = (3 + 1) * width
-        inner = width + 3 * mlp
+        inner = width + 2 * mlp  # behind the norm; before the activation, and behind it
         kept = rows * (residuals + (inputs + attended + inner) * self.number_bytes)
         if self.attention == "eager":
             kept += row.crops * heads * patches**2 * self.eager_bytes
