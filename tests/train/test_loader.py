@@ -18,10 +18,19 @@ class CountingPlan(Plan):
         return super().step(index)
 
 
+@pytest.fixture(params=[1.0, 0.5, 2.5], ids="weight {}".format)
+def weighted(tmp_path, request):
+    return a_loader(tmp_path, [request.param])
+
+
 @pytest.fixture
 def loader(tmp_path):
+    return a_loader(tmp_path)
+
+
+def a_loader(tmp_path, weights=()):
     loaded = make_model(tmp_path / "model")
-    _, dataset = read_dataset(pages(tmp_path, 3, 4), loaded.processor)
+    _, dataset = read_dataset(pages(tmp_path, 3, 4), loaded.processor, weights=weights)
     plan = CountingPlan(dataset.sizes, examples_per_step=5, tokens_per_pass=400)
     plan.asked = []
     return StepLoader(plan, RowBatches(dataset, loaded.processor, "token"))
@@ -46,6 +55,6 @@ def test_steps_from_the_middle_on_are_those_of_the_whole(loader):
 
 
 @pytest.mark.parametrize("step", range(7))
-def test_the_examples_of_all_steps_so_far_are_counted_by_arithmetic(loader, step):
-    given = [len(loader.plan.examples(one)) for one in range(step)]
-    assert loader.examples_until(step) == sum(given)
+def test_the_examples_of_all_steps_so_far_are_counted_by_arithmetic(weighted, step):
+    given = [len(weighted.plan.examples(one)) for one in range(step)]
+    assert weighted.examples_until(step) == sum(given)

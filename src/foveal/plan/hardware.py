@@ -1,5 +1,7 @@
 """What each accelerator and link can do, by its maker's document; no measured number stands here.
 
+The figures and the documents' names were written from memory, with no document at hand.
+
 Matrix speeds are dense ones: the doubled figures for sparse matrices are of no use in training.
 float32 is without TensorFloat-32, as PyTorch multiplies unless told otherwise.
 """
