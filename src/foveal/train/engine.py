@@ -15,7 +15,8 @@ from foveal.errors import ConfigError
 from foveal.train.companions import Companions
 
 Precision = Literal["float32", "bf16", "fp16"]
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+LARGEST_KEPT_BYTES = 32 * 2**20  # glibc takes no larger threshold
 Item = TypeVar("Item")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -267,13 +268,15 @@ def norm_of(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large blocks for the next step instead of handing them back to the kernel.
+    """Let glibc keep blocks for the next step instead of handing them back to the kernel.
 
-    Mapped anew for every tensor, they cost a page fault each 4 KB: a fifth of a step on a CPU.
+    Mapped anew for every tensor, they cost a page fault each 4 KB: a fifth of a step on a CPU. The
+    very large ones are mapped all the same: between them the heap would be left full of holes, up
+    to several times of what is in use.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
-        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
         library.mallopt(M_TRIM_THRESHOLD, -1)
 
 
