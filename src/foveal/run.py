@@ -145,7 +145,9 @@ class TrainingRun:
             recipe.train.weight_decay,
             recipe.lora,
         )
-        if engine.mixes_formats and not recipe.lora.dora:  # DoRA needs the exact length of a weight
+        if not (
+            engine.cuts_state or recipe.lora.dora
+        ):  # a cut has one format; DoRA measures weights
             hold_fixed_weights(loaded.model, DTYPES[recipe.precision])
         loss = RowLoss(loaded.model, loaded.family, use_every_weight=engine.world_size > 1)
         engine.prepare(loss, loaded.family.blocks(loaded.model))
@@ -153,7 +155,9 @@ class TrainingRun:
         plan = self._plan()
         total_steps = count_steps(plan, recipe)
         self._check_sharing(plan)
-        optimizer = engine.adopt(build_optimizer(loaded.model, assignments, recipe.train))
+        optimizer = engine.adopt(
+            build_optimizer(loaded.model, assignments, recipe.train, engine.cuts_state)
+        )
         first_step = self._resume(optimizer)
         if engine.is_main:
             self.run.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,8 @@ from foveal.train.checkpoint import (
     save_checkpoint,
 )
 from foveal.train.engine import Engine
+from foveal.train.engine_deepspeed import ZeroEngine
+from foveal.train.engine_fsdp import ShardedEngine
 from foveal.train.optim import build_optimizer, rate_scale, set_rate
 
 
@@ -46,12 +48,12 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def begin(folder, optimizer, strategy="full"):
+def begin(folder, optimizer, strategy="full", cuts_state=False):
     loaded = make_model(folder)
     lora = LoraSettings(rank=4)
     chosen = assign(loaded.model, loaded.family, rules_of(strategy), 1e-2, 0.01, lora)
     settings = TrainSettings(optimizer=optimizer)
-    return loaded.model, build_optimizer(loaded.model, chosen, settings)
+    return loaded.model, build_optimizer(loaded.model, chosen, settings, cuts_state)
 
 
 def take_steps(model, optimizer, steps):
@@ -119,11 +121,11 @@ def test_adamw_is_fused(folder):
     assert begin(folder, "adamw")[1].defaults["fused"] is True
 
 
-@pytest.mark.parametrize("optimizer", ["adamw_8bit", "adafactor"])
-def test_weights_that_are_cut_over_processes_need_adamw(folder, optimizer, monkeypatch):
-    monkeypatch.setattr("foveal.train.optim.DTensor", torch.nn.Parameter)
+@pytest.mark.parametrize("engine", [ShardedEngine, ZeroEngine])
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "adafactor", "muon"])
+def test_engines_that_cut_weights_or_moments_need_adamw(folder, optimizer, engine):
     with pytest.raises(ConfigError, match=f"train.optimizer={optimizer} needs whole weights"):
-        begin(folder, optimizer)
+        begin(folder, optimizer, cuts_state=engine.cuts_state)
 
 
 def test_muon_moves_a_hidden_matrix_the_same_way_in_every_direction(folder):

@@ -26,8 +26,8 @@ class Engine:
 
     rank = 0
     world_size = 1
-    mixes_formats = True
-    """Whether weights of several number formats can stand side by side."""
+    cuts_state = False
+    """Whether weights, or what an optimizer keeps of them, are cut over the processes."""
 
     def __init__(
         self, precision: Precision = "float32", device: torch.device | None = None

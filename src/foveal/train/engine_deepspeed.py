@@ -38,7 +38,7 @@ class ZeroEngine(GroupEngine):
     may go on from one to the other. ZeRO-3, which cuts the weights too, is what fsdp2 is for.
     """
 
-    mixes_formats = False
+    cuts_state = True
 
     def __init__(self, precision: Precision = "float32") -> None:
         if precision == "fp16":

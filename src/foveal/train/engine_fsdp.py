@@ -40,7 +40,7 @@ class ShardedEngine(GroupEngine):
     module: Any
     """The root."""
 
-    mixes_formats = False
+    cuts_state = True
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from foveal.adapt.strategy import Assignment
 from foveal.config import TrainSettings
@@ -14,7 +13,10 @@ from foveal.errors import ConfigError
 
 
 def build_optimizer(
-    model: nn.Module, assignments: Sequence[Assignment], settings: TrainSettings
+    model: nn.Module,
+    assignments: Sequence[Assignment],
+    settings: TrainSettings,
+    cuts_state: bool = False,
 ) -> torch.optim.Optimizer:
     """Group the learning weights by rate and decay.
 
@@ -35,11 +37,10 @@ def build_optimizer(
         {"params": members, "lr": rate, "peak": rate, "weight_decay": decay, "hidden": is_hidden}
         for (rate, decay, is_hidden), members in grouped.items()
     ]
-    cut = any(isinstance(one, DTensor) for one in parameters.values())
-    if cut and settings.optimizer != "adamw":
+    if cuts_state and settings.optimizer != "adamw":  # each number by itself: cuts change nothing
         raise ConfigError(
-            f"train.optimizer={settings.optimizer} needs whole weights, engine=fsdp2 cuts them; "
-            "use train.optimizer=adamw or engine=ddp"
+            f"train.optimizer={settings.optimizer} needs whole weights, and engine=fsdp2 or zero2 "
+            "hands it cut ones; use train.optimizer=adamw or engine=ddp"
         )
     return OPTIMIZERS[settings.optimizer](groups, settings)
 
