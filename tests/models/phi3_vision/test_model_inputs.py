@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from golden_data import synthetic_image
 from published import make_config, make_processor
+from tiny import make_model
 
 from foveal.models.phi3_vision import Phi3VisionForConditionalGeneration
 
@@ -314,3 +315,15 @@ def test_the_layers_below_a_frozen_tower_learn_with_recomputing_too(model, two_p
         for parameter in frozen:
             parameter.requires_grad_(True)
     assert learnt.keys() == {n for n, _ in model.named_parameters() if "img_processor" not in n}
+
+
+def test_a_picture_token_that_the_model_writes_itself_is_a_word_like_any_other(tmp_path):
+    model = make_model(tmp_path / "model").model.eval()
+    token = model.config.image_token_id
+    head = torch.nn.Linear(model.lm_head.in_features, model.lm_head.out_features)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias).data[token] = 1.0
+    model.lm_head = head
+    ids = torch.arange(5, 12)[None]
+    made = model.generate(input_ids=ids, max_new_tokens=3, do_sample=False)
+    assert made[0, 7:].tolist() == [token] * 3

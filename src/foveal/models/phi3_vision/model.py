@@ -174,7 +174,10 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
-            inputs_embeds = self.embed(input_ids, pixel_values, image_sizes, image_indices)
+            if pixel_values is None and input_ids.shape[1] == 1 and past_key_values is not None:
+                inputs_embeds = self.embed_tokens(input_ids)  # generated: whatever it is, a word
+            else:
+                inputs_embeds = self.embed(input_ids, pixel_values, image_sizes, image_indices)
         if use_cache is None:
             use_cache = bool(self.config.use_cache) and not self.training and groups is None
         if use_cache and past_key_values is None:
