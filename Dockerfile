@@ -11,11 +11,11 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 FROM python:3.11-slim-bookworm AS common
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
-    HF_HOME=/work/.cache/huggingface
+    HF_HOME=/data/.cache/huggingface
 RUN useradd --create-home --uid 10001 foveal \
-    && mkdir /work \
-    && chown foveal /work
-WORKDIR /work
+    && mkdir /data \
+    && chown foveal /data
+WORKDIR /data
 COPY deploy/healthcheck.py /usr/local/lib/foveal/healthcheck.py
 # Only a container that serves can be unhealthy; one that trains is passed over.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=5m --retries=3 \
