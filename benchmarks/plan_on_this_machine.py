@@ -10,7 +10,6 @@ to do.
 import argparse
 import platform
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -18,9 +17,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
+from foveal.assemble import load_in_passing
 from foveal.config import DataSettings, Recipe, TrainSettings
 from foveal.data.example import Example, Turn, write_examples
-from foveal.models.family import LoadedModel, load
 from foveal.models.phi3_vision.tiny import TinySizes, write_tiny
 from foveal.plan.compare import Machines, decide
 from foveal.plan.measure import measure
@@ -33,13 +32,8 @@ SIZES = {
     "middle": replace(WIDE, width=768, layers=6, heads=8, mlp=2048),
     "large": replace(WIDE, width=1152, layers=8, heads=12, mlp=3072, tower_width=320),
 }
-STRATEGIES = ("full", "frozen_vision", "lora")
+STRATEGIES = ("full", "frozen_vision", "lora", "qlora")
 PAGES, QUESTIONS = 12, 4
-
-
-def load_model(recipe: Recipe, folder: Path) -> LoadedModel:
-    """Load the model that was made for a size."""
-    return load(str(folder), recipe.data.num_crops, recipe.attention)
 
 
 def write_pages(folder: Path) -> Path:
@@ -87,10 +81,9 @@ def main() -> None:
                     data=DataSettings(train=data, num_crops=16),
                     train=TrainSettings(examples_per_step=24, tokens_per_pass=2048),
                 )
-                loader = partial(load_model, folder=model)
-                question = ask(recipe, loader)
+                question = ask(recipe, load_in_passing)
                 setup = decide(question, Machines(hardware, efficiency, 1, 1)).setup
-                found = measure(question, setup, hardware, efficiency, loader)
+                found = measure(question, setup, hardware, efficiency, load_in_passing)
                 taken = found.measured.step_seconds
                 errors = [
                     one.total / seconds - 1

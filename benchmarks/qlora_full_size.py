@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 import foveal
 from foveal.adapt.files import save_adapter
 from foveal.adapt.quantize import plan_quantization, skeleton
-from foveal.adapt.strategy import assign, rules_of, strategy_table
+from foveal.adapt.strategy import rules_of, strategy_table
 from foveal.assemble import quiet_libraries
 from foveal.config import LoraSettings, QuantizationSettings, TrainSettings
 from foveal.data.batch import build_batch
@@ -37,8 +37,7 @@ from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.processor import Phi3VisionImageProcessor, Phi3VisionProcessor
 from foveal.plan.resident import resident_bytes
 from foveal.train.engine import make_engine
-from foveal.train.loss import RowLoss
-from foveal.train.optim import build_optimizer
+from foveal.train.learner import make_learner
 from foveal.train.step import train_step
 
 ROOT = Path(__file__).parents[1]
@@ -119,21 +118,18 @@ def main() -> None:
     if not (model_folder / "config.json").exists():
         with phase("write the model in bf16"):
             write_model(model_folder, given.layers)
-    rules = rules_of("qlora")
     with phase("load it in 4 bits"):
         settings = QuantizationSettings()
+        rules = rules_of("qlora")
         quantization = plan_quantization(str(model_folder), rules, settings, "float32")
         loaded = load(str(model_folder), 16, quantization=quantization)
     train = TrainSettings(learning_rate=2e-4, warmup_steps=0, optimizer=given.optimizer)
     with phase("add adapters"):
         torch.manual_seed(train.seed)
         lora = LoraSettings(rank=given.rank, alpha=2 * given.rank)
-        rates = (train.learning_rate, train.weight_decay)
-        assignments = assign(loaded.model, loaded.family, rules, *rates, lora)
-        loss = engine.prepare(RowLoss(loaded.model, loaded.family)).train()
-        loaded.model.activation_checkpointing_enable({"use_reentrant": False})
-        optimizer = build_optimizer(loaded.model, assignments, train)
-    Console().print(strategy_table(assignments))
+        learner = make_learner(engine, loaded, "qlora", train, lora, recompute=True)
+        loss, optimizer = learner.loss.train(), learner.optimizer
+    Console().print(strategy_table(learner.assignments))
     dataset = make_page(given.folder, loaded.processor)
     row = Row((Group((0,), 0),))
     with phase("read the page"):

@@ -12,8 +12,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from foveal.adapt.files import save_adapter
-from foveal.adapt.fixed import hold_fixed_weights
-from foveal.adapt.strategy import Assignment, assign, rules_of, strategy_table
+from foveal.adapt.strategy import Assignment, strategy_table
 from foveal.assemble import load_for_run, make_plan, quiet_libraries
 from foveal.config import Recipe, save_recipe
 from foveal.data.convert.unpack import unpacked
@@ -43,13 +42,11 @@ from foveal.train.checkpoint import (
     prune,
     read_progress,
 )
-from foveal.train.engine import DTYPES, make_engine
+from foveal.train.engine import make_engine
 from foveal.train.incidents import Incidents
+from foveal.train.learner import make_learner
 from foveal.train.log import RunLog
 from foveal.train.loop import LoopHooks, Stopped, train
-from foveal.train.loss import RowLoss
-from foveal.train.optim import build_optimizer
-from foveal.train.recompute import recompute_blocks
 
 FAILED_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES}
 """What the system says of a disk that is full or takes no more."""
@@ -137,27 +134,13 @@ class TrainingRun:
 
     def _go(self) -> Outcome:
         recipe, engine, loaded = self.recipe, self.engine, self.loaded
-        assignments = assign(
-            loaded.model,
-            loaded.family,
-            rules_of(recipe.strategy),
-            recipe.train.learning_rate,
-            recipe.train.weight_decay,
-            recipe.lora,
-        )
-        if not (
-            engine.cuts_state or recipe.lora.dora
-        ):  # a cut has one format; DoRA measures weights
-            hold_fixed_weights(loaded.model, DTYPES[recipe.precision])
-        loss = RowLoss(loaded.model, loaded.family, use_every_weight=engine.world_size > 1)
-        engine.prepare(loss, loaded.family.blocks(loaded.model))
-        self._choose_recompute()
         plan = self._plan()
+        learner = make_learner(
+            engine, loaded, recipe.strategy, recipe.train, recipe.lora, self._recomputes(plan)
+        )
+        assignments, optimizer = learner.assignments, learner.optimizer
         total_steps = count_steps(plan, recipe)
         self._check_sharing(plan)
-        optimizer = engine.adopt(
-            build_optimizer(loaded.model, assignments, recipe.train, engine.cuts_state)
-        )
         first_step = self._resume(optimizer)
         if engine.is_main:
             self.run.mkdir(parents=True, exist_ok=True)
@@ -211,21 +194,21 @@ class TrainingRun:
         long = self.loaded.family.long_context_tokens(self.loaded.model)
         return make_plan(self.recipe, self.dataset, self.engine.world_size, long)
 
-    def _choose_recompute(self) -> None:
-        wanted, model = self.recipe.train.recompute, self.loaded.model
-        if wanted == "auto":
-            needed = training_bytes(
-                self.recipe,
-                model.config,
-                self._plan(),
-                self.dataset,
-                engine_name(self.recipe.engine, self.engine.world_size),
-                model.config._attn_implementation,
-                CPU_SLACK if self.engine.device.type == "cpu" else 0.0,
-            )
-            wanted = "blocks" if needed > free_memory(self.engine.device) else "none"
-        if wanted == "blocks":
-            recompute_blocks(model, self.loaded.family)
+    def _recomputes(self, plan: Plan) -> bool:
+        """Decide whether blocks are run again in the backward pass instead of kept."""
+        if self.recipe.train.recompute != "auto":
+            return self.recipe.train.recompute == "blocks"
+        config, device = self.loaded.model.config, self.engine.device
+        needed = training_bytes(
+            self.recipe,
+            config,
+            plan,
+            self.dataset,
+            engine_name(self.recipe.engine, self.engine.world_size),
+            config._attn_implementation,
+            CPU_SLACK if device.type == "cpu" else 0.0,
+        )
+        return needed > free_memory(device)
 
     def _progress(self, step: int) -> Progress:
         return Progress(

@@ -8,17 +8,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from foveal.adapt.strategy import assign, rules_of
 from foveal.bench.page import LetterProcessor, find_size, make_model, make_page
 from foveal.bench.recipe_way import RecipeInputs, RecipeWay, recipe_inputs
 from foveal.config import LoraSettings, TrainSettings
 from foveal.data.batch import Batch, build_batch
 from foveal.data.rows import Plan
+from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision.family import FAMILY
 from foveal.plan.arithmetic import strategy_of, useful_work
 from foveal.train.engine import Engine
-from foveal.train.loss import RowLoss
-from foveal.train.optim import build_optimizer
+from foveal.train.learner import make_learner
 from foveal.train.step import train_step
 
 Way = Literal["recipe", "separate", "shared", "recompute"]
@@ -56,16 +55,19 @@ class Side:
         )
         rows = [build_batch(row, dataset, processor) for row in plan.step(0).ranks[0]]
         model = make_model(size)
-        rates = SETTINGS.learning_rate, SETTINGS.weight_decay
+        self.engine = Engine("float32")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # adapters begin at random
-            assignments = assign(model, FAMILY, rules_of(case.strategy), *rates, LORA)
-        if case.way == "recompute":
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        way = RecipeWay(model) if case.way == "recipe" else RowLoss(model, FAMILY)
-        self.engine = Engine("float32")
-        self.way = self.engine.prepare(way).train()
-        self.optimizer = build_optimizer(model, assignments, SETTINGS)
+            learner = make_learner(
+                self.engine,
+                LoadedModel(model, processor, FAMILY),
+                case.strategy,
+                SETTINGS,
+                LORA,
+                case.way == "recompute",
+                RecipeWay if case.way == "recipe" else None,
+            )
+        self.way, self.optimizer = learner.loss.train(), learner.optimizer
         _make_state(self.optimizer)
         self.tokens = sum(row.tokens for row in rows)
         """Of the examples, shared ones counted once for each."""

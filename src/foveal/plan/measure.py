@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from foveal.adapt.strategy import assign, rules_of
 from foveal.config import Recipe
 from foveal.data.batch import build_batch
 from foveal.data.rows import Row
@@ -25,9 +24,7 @@ from foveal.plan.seconds import Efficiency, Seconds
 from foveal.plan.setup import Setup
 from foveal.plan.this_machine import bring_in_libraries, measure_crop_seconds
 from foveal.train.engine import Engine
-from foveal.train.loss import RowLoss
-from foveal.train.optim import build_optimizer
-from foveal.train.recompute import recompute_blocks
+from foveal.train.learner import make_learner
 from foveal.train.step import backward_rows, train_step
 
 ModelLoader = Callable[[Recipe], LoadedModel]
@@ -143,14 +140,9 @@ def run_rows(job: Job, dataset: Any, processor: Any) -> Measured:
     bring_in_libraries()
     base = _held(engine.device)
     loaded = job.load_model(job.recipe)
-    train = job.recipe.train
-    rates = train.learning_rate, train.weight_decay
-    rules = rules_of(job.recipe.strategy)
-    assignments = assign(loaded.model, loaded.family, rules, *rates, job.recipe.lora)
-    loss = engine.prepare(RowLoss(loaded.model, loaded.family)).train()
-    if job.setup.recompute == "blocks":
-        recompute_blocks(loaded.model, loaded.family)
-    optimizer = build_optimizer(loaded.model, assignments, train)
+    train, again = job.recipe.train, job.setup.recompute == "blocks"
+    learner = make_learner(engine, loaded, job.recipe.strategy, train, job.recipe.lora, again)
+    loss, optimizer = learner.loss.train(), learner.optimizer
     batches = [build_batch(row, dataset, processor) for row in job.rows]
 
     def step(place: int, times: int = 1) -> float:

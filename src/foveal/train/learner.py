@@ -1,0 +1,64 @@
+"""A model, a strategy and an engine -> what learns: its weights, its loss and its optimizer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from foveal.adapt.fixed import hold_fixed_weights
+from foveal.adapt.strategy import Assignment, assign, rules_of
+from foveal.config import LoraSettings, Rule, TrainSettings
+from foveal.models.family import LoadedModel
+from foveal.train.engine import DTYPES, Engine
+from foveal.train.loss import RowLoss
+from foveal.train.optim import build_optimizer
+from foveal.train.recompute import recompute_blocks
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A model that is ready to learn."""
+
+    assignments: Sequence[Assignment]
+    """What becomes of each weight."""
+
+    loss: nn.Module
+    """A row -> its loss, as the engine wrapped it."""
+
+    optimizer: torch.optim.Optimizer
+
+
+def make_learner(
+    engine: Engine,
+    loaded: LoadedModel,
+    strategy: str | Sequence[Rule],
+    train: TrainSettings,
+    lora: LoraSettings,
+    recompute: bool,
+    wrap: Callable[[Any], nn.Module] | None = None,
+) -> Learner:
+    """Let a strategy's weights learn; changes the model in place.
+
+    Args:
+        engine: that runs it.
+        loaded: bare.
+        strategy: name or rules.
+        train: rates and optimizer.
+        lora: adapters, where rules ask for them.
+        recompute: run blocks again in the backward pass instead of keeping what they made.
+        wrap: model -> module that returns a loss; none: `RowLoss`.
+    """
+    model, family = loaded.model, loaded.family
+    rates = train.learning_rate, train.weight_decay
+    assignments = assign(model, family, rules_of(strategy), *rates, lora)
+    # A cut has one number format, and DoRA measures the weights that it leaves alone.
+    if not (engine.cuts_state or lora.dora):
+        hold_fixed_weights(model, DTYPES[engine.precision])
+    if recompute:
+        recompute_blocks(model, family)
+    loss = wrap(model) if wrap else RowLoss(model, family, engine.world_size > 1)
+    engine.prepare(loss, family.blocks(model))
+    optimizer = engine.adopt(build_optimizer(model, assignments, train, engine.cuts_state))
+    return Learner(assignments, engine.module, optimizer)
