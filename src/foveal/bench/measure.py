@@ -18,8 +18,9 @@ from foveal.bench.result import Machine, Result, print_results, to_json
 from foveal.bench.side import Case, Side, Way
 from foveal.errors import ConfigError
 from foveal.plan.arithmetic import proportions
-from foveal.plan.resident import resident_bytes
+from foveal.plan.resident import reset_most_resident, resident_bytes
 from foveal.plan.this_machine import machine_name, matrix_speed
+from foveal.train.engine import hand_back_free_memory
 
 STRATEGIES = ("full", "frozen_vision", "lora")
 QUESTIONS = (1, 4)
@@ -138,7 +139,7 @@ def make_results(measured: Sequence[tuple[Case, Timed, int]], matrix_speed: floa
 
 
 def peak_of(case: Case) -> int:
-    """Take a step of a case in a fresh process; returns bytes above what stood before it."""
+    """Take steps of a case in a fresh process; returns bytes above what stands between steps."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as process:
         return process.submit(_step_peak, case, torch.get_num_threads()).result()
@@ -148,11 +149,15 @@ def _step_peak(case: Case, threads: int) -> int:
     torch.set_num_threads(threads)
     with TemporaryDirectory() as folder:
         side = Side(case, Path(folder))
+    side.step()  # the first one also brings in what libraries load when they are first used
     gc.collect()
     if side.engine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         side.step()
         return torch.cuda.max_memory_allocated() - before
+    hand_back_free_memory()
     before = resident_bytes("VmRSS")
+    reset_most_resident()
     side.step()
     return resident_bytes("VmHWM") - before

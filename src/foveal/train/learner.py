@@ -57,6 +57,7 @@ def make_learner(
     if not (engine.cuts_state or lora.dora):
         hold_fixed_weights(model, DTYPES[engine.precision])
     if recompute:
+        engine.spare_memory()
         recompute_blocks(model, family)
     loss = wrap(model) if wrap else RowLoss(model, family, engine.world_size > 1)
     engine.prepare(loss, family.blocks(model))
