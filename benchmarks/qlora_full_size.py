@@ -35,7 +35,7 @@ from foveal.data.rows import Group, Row
 from foveal.models.family import load
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.processor import Phi3VisionImageProcessor, Phi3VisionProcessor
-from foveal.plan.resident import resident_bytes
+from foveal.plan.resident import reset_most_resident, resident_bytes
 from foveal.train.engine import make_engine
 from foveal.train.learner import make_learner
 from foveal.train.step import train_step
@@ -49,7 +49,12 @@ QUESTION, ANSWER = "What is printed on line 7 of this page?", "Line 7: 0343 of t
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Print how long something took, and what this process holds and held at most."""
+    """Print how long something took, what this process holds, and what it held at most.
+
+    Reading counts the pages of files that are mapped, too, which the kernel drops when others need
+    the room: a limit on the process (a cgroup) shows what it takes to load.
+    """
+    reset_most_resident()
     started = time.perf_counter()
     yield
     seconds = time.perf_counter() - started

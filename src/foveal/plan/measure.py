@@ -116,9 +116,10 @@ def measure(
         efficiency,
     )
     found = explain(setup, counts, measured, hardware, efficiency)
-    without = memory.total_bytes - memory.slack_bytes
-    slack = max(0.0, (measured.peak_bytes - without) / max(memory.passing_bytes, 1))
-    found = replace(found, memory_slack=slack)
+    if setup.recompute == "none":
+        without = memory.total_bytes - memory.slack_bytes
+        slack = max(0.0, (measured.peak_bytes - without) / max(memory.passing_bytes, 1))
+        found = replace(found, memory_slack=slack)
     return Comparison(counts, memory, seconds, measured, found)
 
 
@@ -199,6 +200,7 @@ def explain(
         pass_seconds=0.0,
         crop_seconds=measure_crop_seconds(),
         source=f"measured here by --measure, {setup.strategy}",
+        memory_slack=efficiency.memory_slack,
     )
 
 

@@ -126,8 +126,11 @@ def estimate_memory(
         rows_behind_step: most of one process; of more than one, gradients are there all the time.
         workers: that open pictures, of one process.
         base_bytes: of the process before there is a model.
-        slack: holes of the allocator, as a share of what comes and goes.
+        slack: holes of the allocator, as a share of what comes and goes, where freed blocks are
+            kept; a model that recomputes hands them back (`Engine.spare_memory`).
     """
+    if setup.recompute == "blocks":
+        slack = 0.0
     shares = shares_of(setup.holdings, setup.engine, setup.world_size, setup.fixed_bytes)
     kept = kept_for_backward(
         setup.config,
