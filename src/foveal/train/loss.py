@@ -1,5 +1,7 @@
 """Hidden states and targets -> the summed loss and what it was summed over."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,6 +49,16 @@ def _chunk_loss(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tenso
     return (losses * weights).sum()
 
 
+def _differentiate(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    """Let the decoder's first layer have a gradient to hand back, whatever its row holds.
+
+    Under adapters words alone ask for none and pictures do, and a layer that hands none back shares
+    its own gradients later than one that does: processes would wait for each other for ever.
+    """
+    if torch.is_grad_enabled() and not output.requires_grad:
+        output.requires_grad_()
+
+
 class RowLoss(nn.Module):
     """A model with the training loss on top: what engines wrap, and what a step calls."""
 
@@ -60,9 +72,11 @@ class RowLoss(nn.Module):
                 that share gradients wait for each other's, weight by weight.
         """
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.family = family
         self.use_every_weight = use_every_weight
+        if use_every_weight:
+            self.model.get_input_embeddings().register_forward_hook(_differentiate)
 
     def forward(self, batch: Batch) -> Tensor:
         """Sum the loss of one row, (), float32; divide by the weights of the whole step."""
