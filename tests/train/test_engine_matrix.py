@@ -25,6 +25,7 @@ RELAY = (("ddp", 4), ("fsdp2", 6), ("zero2", 8))
 """Engines that have a run after one process, and the step at which each gives it on."""
 
 FP16 = {"precision": "fp16", "train__max_steps": 8, "train__max_bad_steps": 100}
+BF16 = {"precision": "bf16", "train__max_steps": 3, **STRATEGIES["qlora"]}
 PACKED = {"train__max_steps": 4, "train__save_every_steps": 2}
 """Of runs whose optimizer does not keep plain moments."""
 
@@ -33,17 +34,21 @@ PACKED = {"train__max_steps": 4, "train__save_every_steps": 2}
 def place(tmp_path_factory) -> Place:
     """Runs on one process, on two, and on one after the other."""
     made = make_place(tmp_path_factory.mktemp("matrix"))
+
+    def on_each_engine(name: str, settings: dict[str, object]) -> list[Job]:
+        runs = [made.recipe(f"{one}-{name}", engine=one, **settings) for one in ENGINES]
+        return [Job(str(run)) for run in runs]
+
     together, relays = [], []
     for name, settings in STRATEGIES.items():
         made.run_alone(made.recipe(f"one-{name}", **settings))
         relay = made.recipe(f"relay-{name}", **settings)
         made.run_alone(relay, stop_at=2)
-        for engine in ENGINES:
-            together.append(Job(str(made.recipe(f"{engine}-{name}", engine=engine, **settings))))
+        together += on_each_engine(name, settings)
         relays += [Job(str(relay), (f"engine={engine}",), stop_at=step) for engine, step in RELAY]
-    made.run_alone(made.recipe("one-fp16", **FP16))
-    for engine in ENGINES:
-        together.append(Job(str(made.recipe(f"{engine}-fp16", engine=engine, **FP16))))
+    for name, settings in (("fp16", FP16), ("bf16", BF16)):
+        made.run_alone(made.recipe(f"one-{name}", **settings))
+        together += on_each_engine(name, settings)
     for optimizer in ("adamw_8bit", "adafactor"):
         settings = {"engine": "ddp", "train__optimizer": optimizer, **PACKED}
         together.append(Job(str(made.recipe(f"whole-{optimizer}", **settings))))
@@ -118,14 +123,21 @@ def test_a_loss_scale_that_is_too_high_falls_and_grows_again_as_on_one_process(p
     assert bad[0] == bad[1]
     assert 1 in bad[0]
     assert len(bad[0]) <= 5
-    scales = [
-        read_progress(saved(place, f"{run}-fp16")[-1]).loss_scale for run in ("one", engine)
-    ]
+    scales = [read_progress(saved(place, f"{run}-fp16")[-1]).loss_scale for run in ("one", engine)]
     assert scales[0] == scales[1]
     for ours, theirs in zip(one, two, strict=True):
         assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-2)
         if ours["step"] not in bad[0]:
             assert theirs["gradient_norm"] == pytest.approx(ours["gradient_norm"], rel=5e-2)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_four_bits_and_bf16_go_together_on_each_engine(place, engine):
+    one, two = place.metrics("one-bf16"), place.metrics(f"{engine}-bf16")
+    assert len(one) == 3
+    for key in ("loss", "gradient_norm"):
+        expected = [line[key] for line in one]
+        assert [line[key] for line in two] == pytest.approx(expected, rel=2e-2)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "adafactor"])

@@ -247,7 +247,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone_and_is_recorded(plac
 
 def test_flash_attention_goes_with_fp16_and_without_shared_rows(place):
     chosen = {"attention": "flash_attention_2", "precision": "fp16"}
-    with pytest.raises(ConfigError, match="use attention=flex, or give data.share_images=false"):
+    with pytest.raises(ConfigError, match=r"use attention=flex, or give data\.share_images=false"):
         run(recipe(place, **chosen))
     check_attention(recipe(place, data__share_images=False, **chosen))
     assert not (place / "run").exists()
