@@ -62,21 +62,21 @@ def _differentiate(module: nn.Module, inputs: Any, output: Tensor) -> None:
 class RowLoss(nn.Module):
     """A model with the training loss on top: what engines wrap, and what a step calls."""
 
-    def __init__(self, model: nn.Module, family: Family, use_every_weight: bool = False) -> None:
+    def __init__(self, model: Any, family: Family, use_every_weight: bool = False) -> None:
         """Wrap a model.
 
         Args:
-            model: bare.
+            model: of transformers, bare.
             family: of the model.
             use_every_weight: let a row without pictures use the tower too, for nothing: processes
                 that share gradients wait for each other's, weight by weight.
         """
         super().__init__()
-        self.model: Any = model
+        self.model = model
         self.family = family
         self.use_every_weight = use_every_weight
         if use_every_weight:
-            self.model.get_input_embeddings().register_forward_hook(_differentiate)
+            model.get_input_embeddings().register_forward_hook(_differentiate)
 
     def forward(self, batch: Batch) -> Tensor:
         """Sum the loss of one row, (), float32; divide by the weights of the whole step."""
