@@ -71,6 +71,7 @@ class TrainingRun:
             raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
         quiet_libraries()
         check_best(recipe)
+        check_attention(recipe)
         self.recipe = recipe
         self.engine = make_engine(recipe.engine, recipe.precision)
         self.console = console if self.engine.is_main else Console(quiet=True)
@@ -321,6 +322,19 @@ def check_best(recipe: Recipe) -> None:
     if best not in (*recipe.evaluate.metrics, "auroc"):
         known = ", ".join(recipe.evaluate.metrics)
         raise ConfigError(f"train.best_metric={best} is not among evaluate.metrics: {known}")
+
+
+def check_attention(recipe: Recipe) -> None:
+    """See that a recipe's attention can read the rows that it asks for.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if recipe.attention == "flash_attention_2" and recipe.data.share_images:
+        raise ConfigError(
+            "attention=flash_attention_2 cannot read rows that share pictures; "
+            "use attention=flex, or give data.share_images=false"
+        )
 
 
 def set_aside(run: Path) -> None:

@@ -91,6 +91,18 @@ def test_a_run_in_four_bits_that_was_stopped_ends_with_the_same_bits(place, whol
     assert all(torch.equal(weight, other[name]) for name, weight in one.items())
 
 
+def test_a_second_round_of_adapters_goes_on_from_the_merged_model(place):
+    first, _ = run(place, "first", strategy="lora")
+    second, _ = run(place, "second", strategy="lora", model=str(first / "final"))
+    assert losses(second)[0] < losses(first)[-1] < losses(first)[0]
+    base = load(str(first / "final"), 4).model
+    opened = PeftModel.from_pretrained(base, second / "adapter").merge_and_unload()
+    ids = torch.arange(3, 30)[None]
+    with torch.no_grad():
+        both = [one.eval()(ids).logits for one in (opened, load(str(second / "final"), 4).model)]
+    torch.testing.assert_close(*both, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("strategy", ["full", "qlora"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_loses_little_on_the_way(place, whole, strategy, precision):

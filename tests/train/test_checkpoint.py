@@ -275,14 +275,21 @@ def test_a_measure_that_cannot_be_written_is_a_clear_error_too(place, monkeypatc
         run(recipe(place))
 
 
+STEP_1 = Path("run") / "checkpoints" / "step-1"
+
+
 def limit_files() -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
 
 def test_a_disk_that_takes_no_more_is_one_line_and_exit_status_two(place):
+    chosen = recipe(place, max_steps=2, save_every_steps=1)
+    run(chosen)
+    drop(place / "run" / "checkpoints" / "step-2")
+    kept = {path.name: path.read_bytes() for path in (place / STEP_1).iterdir()}
     path = place / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe(place, max_steps=2).model_dump(mode="json")))
+    path.write_text(yaml.safe_dump(chosen.model_dump(mode="json")))
     command = [sys.executable, "-m", "foveal.cli", "train", str(path)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=False, preexec_fn=limit_files
@@ -293,4 +300,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_exit_status_two(place):
     assert "File too large" in said
     assert "free space and run the same command again" in said
     assert "Traceback" not in done.stderr
-    assert not list((place / "run" / "checkpoints").glob("step-*"))
+    assert [one.name for one in (place / "run" / "checkpoints").iterdir()] == ["step-1"]
+    assert {path.name: path.read_bytes() for path in (place / STEP_1).iterdir()} == kept
+    run(chosen)  # there is space again
+    assert (place / "run" / "final").exists()

@@ -4,11 +4,17 @@ import math
 
 import pytest
 import torch
+from tiny import make_model, make_picture, turn, write_data
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from foveal.adapt.strategy import assign, rules_of
+from foveal.config import LoraSettings
+from foveal.data.batch import build_batch
+from foveal.data.dataset import read_dataset
+from foveal.data.rows import Group, Row
 from foveal.train import loss as loss_module
-from foveal.train.loss import answer_loss
+from foveal.train.loss import RowLoss, answer_loss
 
 
 def test_an_unsure_model_pays_log_vocab_for_each_target():
@@ -53,3 +59,23 @@ def test_no_target_is_no_loss_but_still_a_graph():
 def test_lengths_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match="3 states, 2 targets, 2 weights"):
         answer_loss(torch.zeros(3, 4), nn.Linear(4, 8), torch.zeros(2).long(), torch.ones(2))
+
+
+def test_words_alone_ask_the_same_layers_for_gradients_as_pictures_do(tmp_path):
+    # Where layers are cut over processes, one that is asked on one of them alone waits for ever.
+    make_picture(tmp_path / "images" / "0.png", 0)
+    data = write_data(tmp_path / "d.jsonl", [[turn("What?", "It.", ["0.png"])], [turn("a", "b")]])
+    loaded = make_model(tmp_path / "model")
+    assign(loaded.model, loaded.family, rules_of("lora"), 1e-3, 0.0, LoraSettings(rank=4))
+    _, dataset = read_dataset(data, loaded.processor)
+    loss, asked = RowLoss(loaded.model, loaded.family, use_every_weight=True), []
+    loaded.model.model.layers[0].register_forward_pre_hook(
+        lambda _, inputs: asked.append(inputs[0].requires_grad)
+    )
+    for example in range(2):
+        row = Row((Group((example,), int(dataset.sizes.tokens[example])),))
+        loss(build_batch(row, dataset, loaded.processor)).backward()
+    assert asked == [True, True]
+    with torch.no_grad():
+        loss(build_batch(row, dataset, loaded.processor))
+    assert asked[2] is False

@@ -48,8 +48,6 @@ def _setups(question: Question, setup: Setup) -> Iterator[Setup]:
         learnt = question.with_strategy(setup, strategy)
         for recompute in RECOMPUTE:
             for engine in engines:
-                if strategy == "qlora" and engine == "fsdp2":
-                    continue  # packed weights cannot be cut
                 yield replace(learnt, recompute=recompute, engine=engine)
 
 

@@ -41,14 +41,12 @@ class ZeroEngine(GroupEngine):
     cuts_state = True
 
     def __init__(self, precision: Precision = "float32") -> None:
-        if precision == "fp16":
-            raise ConfigError(
-                "engine=zero2 computes in float32 or bf16 here; for fp16 use engine=ddp or fsdp2"
-            )
         deepspeed = import_deepspeed()
         super().__init__(precision)
         deepspeed.init_distributed(dist_init_required=False)
         self._optimizer: Any = None
+        self._norm = nn.Parameter(torch.zeros((), device=self.device))
+        self._seen_by_scaler = torch.optim.SGD([self._norm])
 
     def _wrap(self, module: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
         return InFormat(module.to(self.device), self)
@@ -76,25 +74,36 @@ class ZeroEngine(GroupEngine):
         yield
 
     def backward(self, loss: Tensor) -> None:
-        """Add gradients; DeepSpeed takes their mean over the processes, a step wants their sum."""
+        """Add gradients; DeepSpeed takes their mean over the processes, a step wants their sum.
+
+        It multiplies by the loss scale itself, and divides in its step; its own scaler would do so
+        for weights of 16 bits alone.
+        """
+        scale = self.scaler.scale(torch.ones((), device=self.device))
+        self._optimizer.override_loss_scale(float(scale))
         self.module.backward(loss * self.world_size)
 
     def gradient_norm(self) -> Tensor:
         """Norm of all gradients together, over all processes, (), float32."""
         if self._optimizer is None:
             return super().gradient_norm()
-        norm = float(self._optimizer.scaled_global_norm())
+        norm = float(self._optimizer.scaled_global_norm()) / self._optimizer.loss_scale
         # DeepSpeed says -1 where some gradient is not finite.
         return torch.tensor(norm if norm >= 0 else math.nan, device=self.device)
 
     def clip(self, optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
         """Have the gradients shortened in the step; returns their norm before it."""
         self._optimizer.clip_grad = largest
-        return self.gradient_norm()
+        norm = self.gradient_norm()
+        # The scaler looks for gradients that are not finite, and would find none: these are cut.
+        self._norm.grad = norm.clone()
+        self.scaler.unscale_(self._seen_by_scaler)
+        return norm
 
     def advance(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the optimizer's step and forget the gradients."""
         self.module.step()
+        self.scaler.update()
 
     def forget(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients of a step: DeepSpeed does when one of them is not finite."""
@@ -102,6 +111,7 @@ class ZeroEngine(GroupEngine):
             for one in gradients or ():
                 one.fill_(math.nan)
         self.module.step()
+        self.scaler.update()
 
     def has_gradient(self, parameter: nn.Parameter) -> bool:
         """Tell whether a weight's gradient is anywhere other than zero, in any process."""

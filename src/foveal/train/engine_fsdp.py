@@ -11,7 +11,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from foveal.errors import ConfigError
 from foveal.train.engine import GroupEngine, norm_of
 
 
@@ -35,6 +34,9 @@ class ShardedEngine(GroupEngine):
     (Gathered in 16 bits they would need half the traffic, but then norms and what layers add up
     would be 16 bits wide too.) Gradients are cut after each pass, not only after a step's last:
     no process ever holds all of them.
+
+    Weights in 4 bits are cut as they are packed. Their scales, a few percent of their size, stay
+    whole: bitsandbytes' layers hold them outside of the weights.
     """
 
     module: Any
@@ -47,12 +49,6 @@ class ShardedEngine(GroupEngine):
         self._is_whole = False
 
     def _wrap(self, module: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
-        packed = [name for name, one in module.named_parameters() if not one.is_floating_point()]
-        if packed:
-            raise ConfigError(
-                f"engine=fsdp2 cannot cut packed weights such as {packed[0]}; they are small "
-                "enough for a copy in each process: use engine=ddp"
-            )
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         # A block moves to the device when it is cut: no device ever holds all of the model.
         for block in blocks:

@@ -26,7 +26,7 @@ class Incidents:
         Args:
             run: its folder.
             first_step: steps already taken.
-            max_bad_steps: steps in a row that may fail to be finite.
+            max_bad_steps: steps in a row that are not finite before the run stops.
             max_bad_fraction: share of the examples that may be left out; see `check_left_out`.
             write: whether this is the main process.
         """
@@ -81,7 +81,7 @@ class Incidents:
         Raises:
             RunError: too many steps in a row were not finite, or too many examples left out.
         """
-        if self.bad_in_a_row > self.max_bad_steps:
+        if self.bad_in_a_row >= self.max_bad_steps:
             raise RunError(
                 f"step {step}: loss or gradient was not finite {self.bad_in_a_row} times in a row; "
                 f"lower train.learning_rate or use precision=float32 (see {self.path})"

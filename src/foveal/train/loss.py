@@ -1,5 +1,7 @@
 """Hidden states and targets -> the summed loss and what it was summed over."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,14 +49,24 @@ def _chunk_loss(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tenso
     return (losses * weights).sum()
 
 
+def _differentiate(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    """Let the decoder's first layer have a gradient to hand back, whatever its row holds.
+
+    Under adapters words alone ask for none and pictures do, and a layer that hands none back shares
+    its own gradients later than one that does: processes would wait for each other for ever.
+    """
+    if torch.is_grad_enabled() and not output.requires_grad:
+        output.requires_grad_()
+
+
 class RowLoss(nn.Module):
     """A model with the training loss on top: what engines wrap, and what a step calls."""
 
-    def __init__(self, model: nn.Module, family: Family, use_every_weight: bool = False) -> None:
+    def __init__(self, model: Any, family: Family, use_every_weight: bool = False) -> None:
         """Wrap a model.
 
         Args:
-            model: bare.
+            model: of transformers, bare.
             family: of the model.
             use_every_weight: let a row without pictures use the tower too, for nothing: processes
                 that share gradients wait for each other's, weight by weight.
@@ -63,6 +75,8 @@ class RowLoss(nn.Module):
         self.model = model
         self.family = family
         self.use_every_weight = use_every_weight
+        if use_every_weight:
+            model.get_input_embeddings().register_forward_hook(_differentiate)
 
     def forward(self, batch: Batch) -> Tensor:
         """Sum the loss of one row, (), float32; divide by the weights of the whole step."""

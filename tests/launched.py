@@ -1,0 +1,202 @@
+"""Builds runs of several processes, and of one beside them to compare with."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+import yaml
+from rich.console import Console
+from safetensors.torch import load_file
+from tiny import SIZES, make_picture, turn, write_data
+
+from foveal.config import load_recipe
+from foveal.models.phi3_vision.tiny import write_tiny
+from foveal.run import TrainingRun
+from foveal.train.log import RunLog
+
+JOBS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from rich.console import Console
+from launched import Job
+for job in json.loads(sys.argv[2]):
+    Job(**job).run(Console(stderr=True))
+"""
+
+TORCHRUN = ("torch.distributed.run", "--nproc-per-node", "2", "--master-port")
+ACCELERATE = (
+    "accelerate.commands.launch",
+    *("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+    *("--num_processes", "2", "--main_process_port"),
+)
+
+
+def ragged_data(folder: Path) -> Path:
+    """Pages with one to four questions, and examples without a picture among them."""
+    conversations = []
+    for page in range(6):
+        make_picture(folder / "images" / f"{page}.png", page, (50 + 30 * (page % 2), 40))
+        conversations += [
+            [
+                turn(
+                    f"What is {number}?",
+                    f"It is {page} {number}." * (1 + page % 3),
+                    [f"{page}.png"],
+                )
+            ]
+            for number in range(1 + page % 4)
+        ]
+        conversations.append([turn(f"Say {page}.", "word " * (1 + page))])
+    return write_data(folder / "train.jsonl", conversations)
+
+
+def stop_in_the_middle(run: Path, copy: Path) -> None:
+    """Leave a copy of a run as it stood after its first five steps."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "final")
+    shutil.rmtree(copy / "checkpoints" / "step-10")
+
+
+@contextmanager
+def asked_to_stop(step: int) -> Iterator[None]:
+    """Send SIGTERM to this process behind a step, where that is the main one."""
+    write = RunLog.write
+
+    def told(log: RunLog, taken: int, *rest: object) -> None:
+        write(log, taken, *rest)
+        if taken == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    with patch.object(RunLog, "write", told):
+        yield
+
+
+@contextmanager
+def a_high_loss_scale() -> Iterator[None]:
+    """Begin with a scale at which gradients overflow, and let it grow again within a few steps."""
+    original = torch.amp.GradScaler
+
+    def quick(*arguments: object, **named: object) -> torch.amp.GradScaler:
+        return original(*arguments, **named | {"growth_interval": 2, "init_scale": 2.0**16})
+
+    with patch.object(torch.amp, "GradScaler", quick):
+        yield
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, or a piece of one; of all processes of a launch."""
+
+    recipe: str
+    overrides: Sequence[str] = ()
+    begun_by: str = ""
+    """Folder of a whole run, of which this one takes over the first half."""
+
+    stop_at: int = 0
+    """Step behind which it is asked to stop."""
+
+    def run(self, console: Console) -> None:
+        recipe = load_recipe(Path(self.recipe), tuple(self.overrides))
+        if self.begun_by and os.environ.get("RANK", "0") == "0":  # the others wait for it
+            stop_in_the_middle(Path(self.begun_by), recipe.run)
+        with asked_to_stop(self.stop_at), a_high_loss_scale():
+            TrainingRun(recipe, console).go()
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder of runs on the same model and data."""
+
+    folder: Path
+    said: dict[str, str] = field(default_factory=dict)
+    """What a run alone printed."""
+
+    @property
+    def broken(self) -> dict[str, object]:
+        """Settings of a run over data with a picture that is found broken on the way."""
+        folder = self.folder / "broken"
+        if not folder.exists():
+            ragged_data(folder)
+            picture = folder / "images" / "1.png"  # which one of the three steps shows
+            picture.write_bytes(picture.read_bytes()[:-1500])
+        data = {"data__train": str(folder / "train.jsonl"), "data__max_bad_fraction": 1}
+        return {**data, "train__max_steps": 3}
+
+    def recipe(self, run: str, **changes: object) -> Path:
+        tree: dict[str, object] = {
+            "model": str(self.folder / "model"),
+            "run": str(self.folder / run),
+            "precision": "float32",
+            "data": {"train": str(self.folder / "train.jsonl"), "workers": 0, "num_crops": 4},
+            "train": {
+                "epochs": 2,
+                "examples_per_step": 4,
+                "tokens_per_pass": 300,
+                "learning_rate": 1e-3,
+                "warmup_steps": 1,
+                "save_every_steps": 5,
+            },
+        }
+        for name, value in changes.items():
+            branch, _, leaf = name.rpartition("__")
+            (tree.setdefault(branch, {}) if branch else tree)[leaf] = value
+        path = self.folder / f"{run}.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    def run_alone(self, recipe: Path, **how: object) -> None:
+        said = io.StringIO()
+        Job(str(recipe), **how).run(Console(file=said, width=1000))
+        self.said[recipe.stem] = said.getvalue()
+
+    def run_together(self, jobs: Sequence[Job], launcher: tuple[str, ...] = TORCHRUN) -> None:
+        """Run one after the other, all in the same two processes."""
+        told = json.dumps([asdict(job) for job in jobs])
+        done = launch(self.folder, JOBS, str(Path(__file__).parent), told, launcher=launcher)
+        assert done.returncode == 0, done.stderr
+
+    def metrics(self, run: str) -> list[dict]:
+        lines = (self.folder / run / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def incidents(self, run: str) -> list[dict]:
+        lines = (self.folder / run / "incidents.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def weights(self, run: str) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / run / "final" / "model.safetensors")
+
+
+def make_place(folder: Path) -> Place:
+    """Make a model and data to run on."""
+    write_tiny(folder / "model", 0, SIZES)
+    ragged_data(folder)
+    return Place(folder)
+
+
+def free_port() -> int:
+    """Find a port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def launch(
+    folder: Path, script: str, *arguments: str, launcher: tuple[str, ...] = TORCHRUN
+) -> subprocess.CompletedProcess[str]:
+    """Run a script in two processes."""
+    path = folder / "script.py"
+    path.write_text(script)
+    command = [sys.executable, "-m", *launcher, str(free_port()), str(path), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)

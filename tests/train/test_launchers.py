@@ -1,0 +1,102 @@
+"""Whatever starts the processes, on however many nodes, and whichever of them is killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from launched import ACCELERATE, Place, free_port, make_place
+
+pytestmark = pytest.mark.slow
+FOVEAL = ("-m", "foveal.cli", "train")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    made = make_place(tmp_path_factory.mktemp("launchers"))
+    made.run_alone(made.recipe("one"))
+    return made
+
+
+def node(number: int, port: int, recipe: Path) -> list[str]:
+    """Say how one of two nodes is started, with one process of its own."""
+    nodes = ["--nnodes", "2", "--node_rank", str(number), "--nproc_per_node", "1"]
+    address = ["--master_addr", "127.0.0.1", "--master_port", str(port)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *nodes, *address]
+    return [*launcher, *FOVEAL, str(recipe)]
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2"])
+def test_two_nodes_log_the_losses_of_one_process(place, engine):
+    recipe, port = place.recipe(f"nodes-{engine}", engine=engine), free_port()
+    nodes = [
+        subprocess.Popen(node(number, port, recipe), stderr=subprocess.PIPE, text=True)
+        for number in range(2)
+    ]
+    for one in nodes:
+        _, said = one.communicate(timeout=300)
+        assert one.returncode == 0, said
+    losses = [[line["loss"] for line in place.metrics(run)] for run in ("one", recipe.stem)]
+    assert len(losses[0]) == 10
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_accelerate_starts_the_same_command(place):
+    recipe = place.recipe("accelerate")
+    command = [sys.executable, "-m", *ACCELERATE, str(free_port()), *FOVEAL, str(recipe)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    losses = [[line["loss"] for line in place.metrics(run)] for run in ("one", "accelerate")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2"])
+def test_several_processes_of_which_one_is_killed_again_and_again_end_with_the_same_bits(
+    place, engine
+):
+    often = {"train__epochs": 6, "train__save_every_steps": 3, "engine": engine}
+    choose = random.Random(engine)
+    for name, kills in ((f"whole-{engine}", 0), (f"killed-{engine}", 4)):
+        recipe = place.recipe(name, **often)
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        command += ["--master-port", str(free_port()), *FOVEAL, str(recipe)]
+        for _ in range(kills):
+            kill_one(command, place.folder / name, choose)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+    ours, theirs = place.weights(f"whole-{engine}"), place.weights(f"killed-{engine}")
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+    lines = [
+        [{**line, "seconds": 0} for line in place.metrics(f"{kind}-{engine}")]
+        for kind in ("whole", "killed")
+    ]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == 30
+
+
+def kill_one(command: list[str], run: Path, choose: random.Random) -> None:
+    """Start a run and kill one of its processes at a random instant behind its first new step."""
+    before = steps_of(run)
+    launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while launcher.poll() is None and steps_of(run) == before:
+        time.sleep(0.005)
+    time.sleep(choose.uniform(0, 0.3))
+    if launcher.poll() is None:
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text()
+        os.kill(int(choose.choice(children.split())), signal.SIGKILL)
+    launcher.communicate(timeout=120)
+
+
+def steps_of(run: Path) -> list[int]:
+    """Read which steps a run has logged by now."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    return [json.loads(line)["step"] for line in whole]
