@@ -133,7 +133,8 @@ def main() -> None:
         torch.manual_seed(train.seed)
         lora = LoraSettings(rank=given.rank, alpha=2 * given.rank)
         learner = make_learner(engine, loaded, "qlora", train, lora, recompute=True)
-        loss, optimizer = learner.loss.train(), learner.optimizer
+        optimizer = learner.make_optimizer()
+        loss = learner.loss.train()
     Console().print(strategy_table(learner.assignments))
     dataset = make_page(given.folder, loaded.processor)
     row = Row((Group((0,), 0),))

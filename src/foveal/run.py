@@ -139,9 +139,9 @@ class TrainingRun:
         learner = make_learner(
             engine, loaded, recipe.strategy, recipe.train, recipe.lora, self._recomputes(plan)
         )
-        assignments, optimizer = learner.assignments, learner.optimizer
-        total_steps = count_steps(plan, recipe)
+        assignments, total_steps = learner.assignments, count_steps(plan, recipe)
         self._check_sharing(plan)
+        optimizer = learner.make_optimizer()
         first_step = self._resume(optimizer)
         if engine.is_main:
             self.run.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,8 @@ class Side:
                 case.way == "recompute",
                 RecipeWay if case.way == "recipe" else None,
             )
-        self.way, self.optimizer = learner.loss.train(), learner.optimizer
+        self.optimizer = learner.make_optimizer()
+        self.way = learner.loss.train()
         _make_state(self.optimizer)
         self.tokens = sum(row.tokens for row in rows)
         """Of the examples, shared ones counted once for each."""

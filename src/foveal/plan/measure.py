@@ -143,7 +143,8 @@ def run_rows(job: Job, dataset: Any, processor: Any) -> Measured:
     loaded = job.load_model(job.recipe)
     train, again = job.recipe.train, job.setup.recompute == "blocks"
     learner = make_learner(engine, loaded, job.recipe.strategy, train, job.recipe.lora, again)
-    loss, optimizer = learner.loss.train(), learner.optimizer
+    optimizer = learner.make_optimizer()
+    loss = learner.loss.train()
     batches = [build_batch(row, dataset, processor) for row in job.rows]
 
     def step(place: int, times: int = 1) -> float:

@@ -21,13 +21,23 @@ from foveal.train.recompute import recompute_blocks
 class Learner:
     """A model that is ready to learn."""
 
+    engine: Engine
+    model: Any
     assignments: Sequence[Assignment]
     """What becomes of each weight."""
 
-    loss: nn.Module
-    """A row -> its loss, as the engine wrapped it."""
+    settings: TrainSettings
 
-    optimizer: torch.optim.Optimizer
+    @property
+    def loss(self) -> nn.Module:
+        """Row -> its loss, as the engine runs it."""
+        module: nn.Module = self.engine.module
+        return module
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Make it, once: some engines run the model in another way from then on."""
+        cut = self.engine.cuts_state
+        return self.engine.adopt(build_optimizer(self.model, self.assignments, self.settings, cut))
 
 
 def make_learner(
@@ -61,5 +71,4 @@ def make_learner(
         recompute_blocks(model, family)
     loss = wrap(model) if wrap else RowLoss(model, family, engine.world_size > 1)
     engine.prepare(loss, family.blocks(model))
-    optimizer = engine.adopt(build_optimizer(model, assignments, train, engine.cuts_state))
-    return Learner(assignments, engine.module, optimizer)
+    return Learner(engine, model, assignments, train)
