@@ -13,7 +13,7 @@ from rich.console import Console
 from foveal.bench import pieces
 from foveal.bench.pieces import make_sizes, plan_all, run_pieces
 from foveal.bench.recipe_way import recipe_pixels
-from foveal.data.rows import families
+from foveal.data.sizes import families
 from foveal.models.phi3_vision.image import CLIP_MEAN, CLIP_STD, cut_crops, global_view, normalize
 
 

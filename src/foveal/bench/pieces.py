@@ -13,7 +13,8 @@ from rich.console import Console
 
 from foveal.bench.page import NUM_CROPS, SIZES
 from foveal.bench.recipe_way import recipe_pixels
-from foveal.data.rows import Plan, Ragged, Sizes
+from foveal.data.rows import Plan
+from foveal.data.sizes import Ragged, Sizes
 from foveal.models.phi3_vision.image import cut_crops
 from foveal.plan.resident import resident_bytes
 

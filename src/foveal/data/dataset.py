@@ -22,7 +22,7 @@ from foveal.data.packed import (
     TextsBuilder,
 )
 from foveal.data.remarks import Remarks
-from foveal.data.rows import Sizes
+from foveal.data.sizes import Sizes
 from foveal.errors import DataError
 
 __all__ = ["Dataset", "ImageFact", "build_dataset", "read_dataset"]
