@@ -304,6 +304,13 @@ def test_each_official_split_has_its_own_sides_and_no_group_is_on_two(ucf101, nu
     assert sides["train"] == set(groups) - sides["val"] - {tested}
 
 
+def test_a_clip_that_is_there_twice_is_taken_once_and_counted(ucf101, tmp_path):
+    put_clip(ucf101 / "copy" / "v_Archery_g01_c01.avi", num_frames=4)
+    converted = convert("ucf101", ucf101, tmp_path / "out")
+    assert converted.counts["ucf101_test"]["Archery"] == 1
+    assert converted.left_out["another file has its name"] == 1
+
+
 def test_ucf101_lines_are_those_of_the_published_recipe(tmp_path):
     source = tmp_path / "subset"
     for class_name in FIRST_TEN:
@@ -889,8 +896,11 @@ def test_a_link_out_of_the_folder_is_left_out(tmp_path):
     secret = put_picture(tmp_path / "secret.png")
     put_picture(tmp_path / "source" / "cat" / "1.png")
     (tmp_path / "source" / "cat" / "2.png").symlink_to(secret)
+    put_picture(tmp_path / "elsewhere" / "dog" / "3.png")
+    (tmp_path / "source" / "dog").symlink_to(tmp_path / "elsewhere" / "dog")
     converted = convert("imagefolder", tmp_path / "source", tmp_path / "out")
-    assert converted.left_out == {"a link out of the folder": 1}
+    assert converted.left_out == {"a link out of the source, or to a folder": 2}
+    assert set(left_out(tmp_path / "out")) == {"2.png", "dog"}
     assert len(list((tmp_path / "out").rglob("*.png"))) == 1
 
 
