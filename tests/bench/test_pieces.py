@@ -66,5 +66,6 @@ def test_the_pieces_are_printed_side_by_side():
     assert torch.get_num_threads() == threads
     assert measured.planned_examples == 640
     assert all(cut.seconds > 0 and cut.recipe_seconds > 0 for cut in measured.cuts)
+    assert all(cut.bound == cut.recipe_seconds / cut.resize_seconds for cut in measured.cuts)
     assert "1700 x 2200 grey into crops" in page.getvalue()
     assert "planning 640 examples" in page.getvalue()
