@@ -118,6 +118,10 @@ def check(
         typer.echo(f"{found.tokens:,} tokens")
     for label, count in found.labels.most_common(20):
         typer.echo(f"  {label}: {count}")
+    if len(found.labels) > 20:
+        typer.echo(f"  and {len(found.labels) - 20} more labels")
+    if fix:
+        typer.echo(f"{fix}: {found.lines - found.bad_lines} good lines")
     raise typer.Exit(1 if found.problems else 0)
 
 

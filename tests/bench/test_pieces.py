@@ -13,7 +13,7 @@ from rich.console import Console
 from foveal.bench import pieces
 from foveal.bench.pieces import make_sizes, plan_all, run_pieces
 from foveal.bench.recipe_way import recipe_pixels
-from foveal.data.rows import families
+from foveal.data.sizes import families
 from foveal.models.phi3_vision.image import CLIP_MEAN, CLIP_STD, cut_crops, global_view, normalize
 
 
@@ -66,5 +66,6 @@ def test_the_pieces_are_printed_side_by_side():
     assert torch.get_num_threads() == threads
     assert measured.planned_examples == 640
     assert all(cut.seconds > 0 and cut.recipe_seconds > 0 for cut in measured.cuts)
+    assert all(cut.bound == cut.recipe_seconds / cut.resize_seconds for cut in measured.cuts)
     assert "1700 x 2200 grey into crops" in page.getvalue()
     assert "planning 640 examples" in page.getvalue()

@@ -17,12 +17,13 @@ import pytest
 from PIL import Image
 
 from foveal.data.check import check_file
-from foveal.data.convert import KINDS, Converted, Options, convert
+from foveal.data.convert import KINDS, Converted, Options, convert, write
 from foveal.data.convert.draft import Draft, Picture
-from foveal.data.convert.folders import choose_classes, choose_groups
+from foveal.data.convert.folders import choose_classes, choose_groups, convert_ucf101
 from foveal.data.convert.source import Source
 from foveal.data.convert.write import write_drafts
 from foveal.data.example import Turn
+from foveal.data.media import decode_frames
 from foveal.errors import DataError, UserError
 
 FIRST_TEN = [
@@ -278,6 +279,36 @@ def test_ucf101_follows_its_lists_and_takes_validation_by_whole_groups(ucf101, t
     }
     assert left_out(out)["v_Archery_g25_c07.avi"] == "in no list of this split"
     assert_sound(converted)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_each_official_split_has_its_own_sides_and_no_group_is_on_two(ucf101, number):
+    lists = ucf101 / "ucfTrainTestlist"
+    groups = ("g01", "g08", "g09", "g10", "g25")
+    tested = groups[number - 1]
+    names = [f"Archery/v_Archery_{group}_c0{clip}.avi" for group in groups for clip in (1, 2)]
+    (lists / f"trainlist0{number}.txt").write_text(
+        "".join(f"{name} 1\n" for name in names if tested not in name)
+    )
+    (lists / f"testlist0{number}.txt").write_text(
+        "".join(f"{name}\n" for name in names if tested in name)
+    )
+    for name in names:
+        (ucf101 / "UCF-101" / name).touch()  # a draft opens no clip
+    sides: dict[str, set[str]] = {}
+    drafts = convert_ucf101(Source(ucf101), Options(official_split=number))
+    for draft in (one for one in drafts if isinstance(one, Draft)):
+        sides.setdefault(draft.split, set()).add(draft.turns[0].images[0].split("_")[2])
+    assert sides["test"] == {tested}
+    assert len(sides["val"]) == 1
+    assert sides["train"] == set(groups) - sides["val"] - {tested}
+
+
+def test_a_clip_that_is_there_twice_is_taken_once_and_counted(ucf101, tmp_path):
+    put_clip(ucf101 / "copy" / "v_Archery_g01_c01.avi", num_frames=4)
+    converted = convert("ucf101", ucf101, tmp_path / "out")
+    assert converted.counts["ucf101_test"]["Archery"] == 1
+    assert converted.left_out["another file has its name"] == 1
 
 
 def test_ucf101_lines_are_those_of_the_published_recipe(tmp_path):
@@ -779,6 +810,23 @@ def test_a_killed_conversion_goes_on_and_keeps_finished_pictures(tmp_path):
         assert file.read_bytes() == (tmp_path / "straight" / file.name).read_bytes()
 
 
+def test_frames_that_are_there_are_not_decoded_again(ucf101, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    first = convert("ucf101", ucf101, out)
+    lines = [file.read_bytes() for file in first.files]
+    lost = next((out / "images").rglob("*g08_c02.3.jpg"))
+    lost.unlink()
+    decoded = []
+    monkeypatch.setattr(
+        write, "decode_frames", lambda *given: decoded.append(given[1]) or decode_frames(*given)
+    )
+    again = convert("ucf101", ucf101, out)
+    assert [Path(name).name for name in decoded] == ["v_Archery_g08_c02.avi"]
+    assert lost.exists()
+    assert (again.counts, again.left_out) == (first.counts, first.left_out)
+    assert [file.read_bytes() for file in again.files] == lines
+
+
 def test_another_conversion_cannot_go_on_in_the_same_folder(tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
     put_picture(source / "cat" / "1.png")
@@ -848,8 +896,11 @@ def test_a_link_out_of_the_folder_is_left_out(tmp_path):
     secret = put_picture(tmp_path / "secret.png")
     put_picture(tmp_path / "source" / "cat" / "1.png")
     (tmp_path / "source" / "cat" / "2.png").symlink_to(secret)
+    put_picture(tmp_path / "elsewhere" / "dog" / "3.png")
+    (tmp_path / "source" / "dog").symlink_to(tmp_path / "elsewhere" / "dog")
     converted = convert("imagefolder", tmp_path / "source", tmp_path / "out")
-    assert converted.left_out == {"a link out of the folder": 1}
+    assert converted.left_out == {"a link out of the source, or to a folder": 2}
+    assert set(left_out(tmp_path / "out")) == {"2.png", "dog"}
     assert len(list((tmp_path / "out").rglob("*.png"))) == 1
 
 

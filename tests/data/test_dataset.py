@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 from published import make_processor
 from tiny import make_picture, pages, turn, write_data
+from words import WordProcessor
 
+from foveal.data import dataset
 from foveal.data.check import count_tokens
 from foveal.data.dataset import build_dataset, read_dataset
 from foveal.data.encode import encode
@@ -126,6 +128,24 @@ def test_what_nobody_wants_is_noticed_while_reading_and_what_cannot_be_is_refuse
         file.write(json.dumps({"id": "w", "conversations": [turn("q", "a", ["no.png"])]}) + "\n")
     with pytest.raises(DataError, match=r"data\.jsonl:8 \(w\): image no\.png is not in .*check"):
         read_dataset(data, make_processor(4))
+
+
+def test_processes_encode_alike_and_name_the_same_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "LINES_A_PROCESS", 2)
+    data, processor = mixed(tmp_path), WordProcessor()
+    with data.open("a") as file:
+        file.write(json.dumps({"id": "x", "conversations": [turn("</s>", "a")]}) + "\n\n")
+    alone, together = (read_dataset(data, processor, workers=n)[1] for n in (1, 2))
+    assert together.fingerprint == alone.fingerprint
+    assert [list(one.entries) for one in together.examples] == [
+        list(one.entries) for one in alone.examples
+    ]
+    assert together.remarks == alone.remarks
+    assert together.remarks.count == 1
+    with data.open("a") as file:
+        file.write(json.dumps({"id": "y", "conversations": [turn("q", "a", ["no.png"])]}))
+    with pytest.raises(DataError, match=r"mixed\.jsonl:7 \(y\): image no\.png is not in"):
+        read_dataset(data, processor, workers=2)
 
 
 def test_a_question_about_a_known_picture_costs_a_few_hundred_bytes(tmp_path):

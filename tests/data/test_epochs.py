@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveal.data.epochs import Shown, shown_in_epoch
-from foveal.data.rows import Plan, Ragged, Sizes
+from foveal.data.rows import Plan
+from foveal.data.sizes import Ragged, Sizes
 
 
 def epoch(weights, counts, number, seed=0, families=None):

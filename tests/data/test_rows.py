@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveal.data.rows import Costs, Group, Plan, Ragged, Row, Sizes, families, summarize
+from foveal.data.rows import Costs, Group, Plan, Row, summarize
+from foveal.data.sizes import Ragged, Sizes, families
 
 USER, NEWLINE, END = 7, 8, 9
 TOKENS_ALONE = Costs(pair=0.0, crop=0.0)

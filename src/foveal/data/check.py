@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foveal.data.example import Example, ImageFolder, Turn, parse_example
+from foveal.data.example import Example, ImageFolder, Turn, numbered_lines, parse_example
 from foveal.data.media import image_identity, image_size, open_image
 from foveal.data.parallel import parallel
 from foveal.errors import DataError
@@ -174,7 +174,7 @@ class FileCheck(Iterator[Problem]):
         elsewhere = _Elsewhere(self._other_splits, self._rules.folder)
         good = _GoodLines(self._fix)
         work = partial(_check_line, self._rules)
-        numbered = _lines(self._data)
+        numbered = numbered_lines(self._data)
         for number, line, finding in _side_by_side(work, numbered, self._workers):
             messages = list(finding.messages)
             summary.lines += 1
@@ -213,16 +213,6 @@ class FileCheck(Iterator[Problem]):
         # One more than are shown is enough to know that there are too many.
         elif finding.answer in self._open_answers or len(self._open_answers) <= MOST_LABELS:
             self._open_answers[finding.answer] += 1
-
-
-def _lines(data: Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        with data.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        raise DataError(f"{data}: {error.strerror}; give a JSONL file of examples") from error
 
 
 def _side_by_side(
@@ -340,7 +330,7 @@ class _Elsewhere:
         seen: set[Path] = set()
         for file in files:
             # Files that stand side by side share the images folder that was given for one.
-            for _, line in _lines(file):
+            for _, line in numbered_lines(file):
                 for path in _images_of(line, folder, ImageFolder(file)):
                     if path not in seen:
                         seen.add(path)

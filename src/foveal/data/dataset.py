@@ -4,13 +4,15 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from foveal.data.encode import Encoded, TurnProcessor, encode
 from foveal.data.epochs import Shown
-from foveal.data.example import ImageFolder
+from foveal.data.example import ImageFolder, numbered_lines, parse_line
 from foveal.data.lines import Examples
 from foveal.data.media import image_sizes
 from foveal.data.packed import (
@@ -21,11 +23,15 @@ from foveal.data.packed import (
     Texts,
     TextsBuilder,
 )
-from foveal.data.remarks import Remarks
-from foveal.data.rows import Sizes
+from foveal.data.parallel import parallel
+from foveal.data.remarks import Remarks, look_at
+from foveal.data.sizes import Sizes
 from foveal.errors import DataError
 
 __all__ = ["Dataset", "ImageFact", "build_dataset", "read_dataset"]
+
+LINES_A_PROCESS = 8192
+"""Lines that are handed to a process at once; fewer are encoded before one has started."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def read_dataset(
         images: folder that image paths start from; none: beside each file.
         cache: folder that remembers, from one run to the next, where lines start and how large
             pictures are.
-        workers: processes that read headers of pictures.
+        workers: processes that encode and read headers of pictures, where there are many.
         weights: how often an epoch shows each file; empty: once.
 
     Raises:
@@ -86,7 +92,7 @@ def read_dataset(
     examples = Examples(paths, cache)
     sizes_cache = cache / f"{paths[0].stem}-sizes.json" if cache else None
     remarks = Remarks()
-    encoded = _encode_all(examples, processor, images, remarks)
+    encoded = _encode_all(examples, processor, images, remarks, workers)
     counts = [len(file) for file in examples.files]
     shown = tuple(map(Shown, counts, weights or [1.0] * len(counts)))
     for path, one in zip(paths, shown, strict=True):
@@ -100,23 +106,44 @@ def read_dataset(
 
 
 def _encode_all(
-    examples: Examples, processor: TurnProcessor, images: Path | None, remarks: Remarks
+    examples: Examples,
+    processor: TurnProcessor,
+    images: Path | None,
+    remarks: Remarks,
+    workers: int,
 ) -> Iterator[Encoded]:
-    for file in examples.files:
-        folder, identities = ImageFolder(file.path, images), array("q")
-        for number, example in file.numbered():
-            identities.append(hash(example.id))
-            remarks.look_at(example, file.path, number)
-            try:
-                yield encode(example, processor, folder)
-            except (DataError, ValueError) as error:
-                raise DataError(
-                    f"{file.path}:{number} ({example.id}): {error}; "
-                    f"`foveal check {file.path}` names every such line"
-                ) from error
+    for path in (file.path for file in examples.files):
+        work = partial(_encode_line, path, ImageFolder(path, images), processor)
+        identities = array("q")
+        for read in parallel(work, numbered_lines(path), workers, LINES_A_PROCESS):
+            identities.append(hash(read.encoded.id))
+            for message in read.remarks:
+                remarks.add(path, read.number, message)
+            yield read.encoded
         again = len(identities) - len(np.unique(np.frombuffer(identities, np.int64)))
         if again:
-            remarks.add(file.path, 0, f"examples with the id of another: {again:,}")
+            remarks.add(path, 0, f"examples with the id of another: {again:,}")
+
+
+class _Read(NamedTuple):
+    """What came out of one line."""
+
+    number: int
+    encoded: Encoded
+    remarks: tuple[str, ...]
+
+
+def _encode_line(
+    path: Path, folder: ImageFolder, processor: TurnProcessor, numbered: tuple[int, bytes]
+) -> _Read:
+    number, line = numbered
+    example = parse_line(path, number, line)
+    try:
+        return _Read(number, encode(example, processor, folder), tuple(look_at(example)))
+    except (DataError, ValueError) as error:
+        raise DataError(
+            f"{path}:{number} ({example.id}): {error}; `foveal check {path}` names every such line"
+        ) from error
 
 
 def build_dataset(

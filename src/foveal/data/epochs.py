@@ -1,10 +1,13 @@
-"""Weights of files -> which examples an epoch shows, and which of them again (pure)."""
+"""Weights of files -> which examples an epoch shows, which again, and in what order (pure)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+PATIENCE = 16
+"""Families that wait for a step with room for them before the oldest is cut at a border."""
 
 
 @dataclass(frozen=True)
@@ -69,3 +72,33 @@ def _mixed(families: NDArray[np.int64], bits: np.random.Philox) -> NDArray[np.in
     _, numbers = np.unique(families, return_inverse=True)
     places = bits.random_raw(int(numbers.max()) + 1)
     return np.lexsort((bits.random_raw(len(numbers)), places[numbers]))
+
+
+def shuffled(
+    families: NDArray[np.int64], examples_per_step: int, bits: np.random.Philox
+) -> NDArray[np.int64]:
+    """Draw families at random, and the examples within each."""
+    counts = np.bincount(families)
+    drawn = np.argsort(bits.random_raw(len(counts)), kind="stable")
+    places = np.empty(len(counts), np.int64)
+    places[_whole_in_steps(drawn, counts, examples_per_step)] = np.arange(len(counts))
+    return np.lexsort((bits.random_raw(len(families)), places[families]))
+
+
+def _whole_in_steps(
+    drawn: NDArray[np.int64], counts: NDArray[np.int64], examples_per_step: int
+) -> list[int]:
+    """Let a family that a step's border would cut wait a little for a step that has room."""
+    order: list[int] = []
+    waiting: list[tuple[int, int]] = []
+    room = examples_per_step
+    for comer in zip(drawn.tolist(), counts[drawn].tolist(), strict=True):
+        waiting.append(comer)
+        while waiting:
+            fits = next((at for at, (_, count) in enumerate(waiting) if count <= room), None)
+            if fits is None and len(waiting) <= PATIENCE:
+                break
+            family, count = waiting.pop(fits or 0)
+            order.append(family)
+            room = (room - count) % examples_per_step or examples_per_step
+    return order + [family for family, _ in waiting]

@@ -77,22 +77,40 @@ def _first_problem(error: ValidationError) -> str:
     return f'"{where}": {reason[0].lower()}{reason[1:]}' if where else reason
 
 
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Read the lines of a file that hold anything, each with its number, from 1.
+
+    Raises:
+        DataError: the file cannot be opened.
+    """
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; give a JSONL file of examples") from error
+
+
+def parse_line(path: Path, number: int, line: bytes) -> Example:
+    """Read one line of a file.
+
+    Raises:
+        DataError: it is no example; the line is named by its number.
+    """
+    try:
+        return parse_example(line)
+    except ValueError as error:
+        raise DataError(f"{path}:{number}: {error}") from None
+
+
 def read_examples(path: Path) -> Iterator[Example]:
     """Read a JSONL file, one example a line; empty lines are passed over.
 
     Raises:
         DataError: the file cannot be opened, or a line is no example (named by its number).
     """
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    try:
-                        yield parse_example(line)
-                    except ValueError as error:
-                        raise DataError(f"{path}:{number}: {error}") from None
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; give a JSONL file of examples") from error
+    return (parse_line(path, number, line) for number, line in numbered_lines(path))
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> int:

@@ -13,7 +13,7 @@ from weakref import finalize
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.example import Example, parse_example
+from foveal.data.example import Example, parse_example, read_examples
 from foveal.errors import DataError
 
 BLOCK_BYTES = 2**24
@@ -64,20 +64,6 @@ class Lines(Sequence[bytes]):
             begin, end = spans[0][0], spans[-1][1]
             block = _read(self._file, begin, end - begin)
             yield from (block[start - begin : stop - begin] for start, stop in spans)
-
-    def numbered(self) -> Iterator[tuple[int, Example]]:
-        """Read every example, with the number of its line in the file.
-
-        Raises:
-            DataError: a line is no example.
-        """
-        with self.path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    try:
-                        yield number, parse_example(line)
-                    except ValueError as error:
-                        raise DataError(f"{self.path}:{number}: {error}") from None
 
     def number(self, index: int) -> int:
         """Count from 1 which line of the file it is, empty ones too."""
@@ -185,7 +171,7 @@ class Examples(Sequence[Example]):
 
     def __iter__(self) -> Iterator[Example]:
         for file in self.files:
-            yield from (example for _, example in file.numbered())
+            yield from read_examples(file.path)
 
 
 def _index_name(path: Path) -> str:
@@ -196,5 +182,5 @@ def _index_name(path: Path) -> str:
 def _parse(file: Lines, index: int) -> Example:
     try:
         return parse_example(file[index])
-    except ValueError as error:
+    except ValueError as error:  # only now does the number matter, which costs a reading
         raise DataError(f"{file.path}:{file.number(index)}: {error}") from None

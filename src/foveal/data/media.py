@@ -56,6 +56,7 @@ def decode_image(source: Path | BinaryIO, name: object) -> Image.Image:
         # Pillow turns TIFF upright by itself.
         turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
         try:
+            # Not in JPEG's draft mode: it halves in blocks, where the reference resizes pixels.
             image.load()
             rgb = to_rgb(image)
         except Exception as error:  # decoders of broken bytes raise whatever they like

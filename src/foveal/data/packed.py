@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveal.data.encode import Encoded
-from foveal.data.rows import Ragged
+from foveal.data.sizes import Ragged
 
 
 @dataclass(frozen=True)

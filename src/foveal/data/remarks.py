@@ -33,12 +33,6 @@ class Remarks:
         if file not in self.files:
             self.files.append(file)
 
-    def look_at(self, example: Example, file: Path, number: int) -> None:
-        """Note what is odd about an example's texts."""
-        for place, turn in enumerate(example.turns, start=1):
-            for message in turn_problems(turn):
-                self.add(file, number, f"turn {place}: {message}")
-
     def lines(self) -> Iterator[str]:
         """Say them in a few lines."""
         yield from self.first
@@ -50,6 +44,13 @@ class Remarks:
             )
             names = " and ".join(f"`foveal check {file}`" for file in self.files)
             yield f"{more} of what was noticed while reading; {names} opens the pictures too"
+
+
+def look_at(example: Example) -> Iterator[str]:
+    """Say what is odd about an example's texts."""
+    for place, turn in enumerate(example.turns, start=1):
+        for message in turn_problems(turn):
+            yield f"turn {place}: {message}"
 
 
 def check_lengths(

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from foveal.data.rows import Plan, Row, Sizes
+from foveal.data.rows import Plan, Row
+from foveal.data.sizes import Sizes
 
 ROWS = 24
 """Rows of a step that are drawn; the others are counted."""

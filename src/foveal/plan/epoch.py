@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveal.data.encode import Encoded
-from foveal.data.rows import Plan, Row, Sizes
+from foveal.data.rows import Plan, Row
+from foveal.data.sizes import Sizes
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from foveal.models.phi3_vision.image import (
     CLIP_STD,
     crop_grid,
     cut_crops,
-    fit_picture,
     global_view,
     normalize,
     num_image_tokens,
@@ -42,6 +41,12 @@ def picture(facts):
     return to_rgb(made.convert(facts.get("convert", "RGB")))
 
 
+def joined(crops, grid):
+    """Lay crops side by side again: (height, width, 3), uint8."""
+    cut = crops.numpy().reshape(grid.rows, grid.columns, 3, grid.crop_size, grid.crop_size)
+    return cut.transpose(0, 3, 1, 4, 2).reshape(grid.height, grid.width, 3)
+
+
 def test_every_size_of_the_table_costs_the_references_tokens():
     assert len(FACTS["size_table"]) == 360
     for width, height, num_crops, hd_height, hd_width, tokens in FACTS["size_table"]:
@@ -59,8 +64,8 @@ def test_the_fitted_picture_is_the_references_to_the_bit(name):
     facts = IMAGES[name]
     image = picture(facts)
     grid = crop_grid(image.width, image.height, facts["num_crops"])
-    fitted = fit_picture(image, grid)
-    assert [fitted.height, fitted.width] == facts["image_size_hw"]
+    fitted = joined(cut_crops(image, facts["num_crops"]), grid)
+    assert list(fitted.shape[:2]) == facts["image_size_hw"]
     assert num_image_tokens(grid.rows, grid.columns) == facts["num_img_tokens"]
     assert sha256(fitted.tobytes()).hexdigest() == facts["hd_rgb_sha256"]
 
@@ -162,9 +167,9 @@ def test_crops_lie_row_by_row():
 def test_what_the_picture_does_not_fill_is_white_on_both_sides():
     grid = crop_grid(100, 60, num_crops=1, crop_size=50)
     assert grid.resized == (50, 30)
-    fitted = fit_picture(Image.new("RGB", (100, 60), (7, 8, 9)), grid)
-    rows = [fitted.getpixel((25, y)) for y in range(50)]
-    assert rows == [(255, 255, 255)] * 10 + [(7, 8, 9)] * 30 + [(255, 255, 255)] * 10
+    (crop,) = cut_crops(Image.new("RGB", (100, 60), (7, 8, 9)), num_crops=1, crop_size=50)
+    rows = crop[:, :, 25].T.tolist()
+    assert rows == [[255] * 3] * 10 + [[7, 8, 9]] * 30 + [[255] * 3] * 10
 
 
 @given(SIDES, SIDES, st.integers(1, 20))

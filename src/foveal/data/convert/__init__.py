@@ -77,5 +77,5 @@ def convert(
     else:
         raise DataError(f"{kind}: unknown kind of data set; give one of {', '.join(KINDS)}")
     claim(out, kind=kind, options=repr(options), source=fingerprint)
-    left_out = [LeftOut(name, "a link out of the folder") for name in links_out]
+    left_out = [LeftOut(name, "a link out of the source, or to a folder") for name in links_out]
     return write_drafts(drafts, out, kind, left_out=left_out, workers=workers, progress=progress)

@@ -6,6 +6,9 @@ from typing import Literal
 from foveal.data.convert.source import Entry
 from foveal.data.example import Turn
 
+TWIN = "another file has its name"
+"""Why something is left out that would be written over, or could be meant as well."""
+
 
 @dataclass(frozen=True)
 class Options:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from random import Random
 
-from foveal.data.convert.draft import Clip, Draft, LeftOut, Options, Picture
+from foveal.data.convert.draft import TWIN, Clip, Draft, LeftOut, Options, Picture
 from foveal.data.convert.source import Entry, Source
 from foveal.data.example import Turn
 from foveal.errors import DataError
@@ -45,7 +45,11 @@ def convert_ucf101(source: Source, options: Options) -> list[Draft | LeftOut]:
     test = source.match(f"testlist0{options.official_split}.txt")
     if not train or not test:
         return convert_video_folder(source, options)
-    clips = {entry.last_name: entry for entry in source.entries if entry.suffix in CLIPS}
+    there = [entry for entry in source.entries if entry.suffix in CLIPS]
+    clips = {entry.last_name: entry for entry in reversed(there)}
+    drafts: list[Draft | LeftOut] = [
+        LeftOut(str(entry), TWIN) for entry in there if clips[entry.last_name] != entry
+    ]
     listed = _read_list(train[0], "train") | _read_list(test[0], "test")
     index = source.match("classInd.txt")
     names = (
@@ -59,7 +63,6 @@ def convert_ucf101(source: Source, options: Options) -> list[Draft | LeftOut]:
 
     groups = {group_of(name) for name, split in listed.items() if split == "train"}
     held_out = choose_groups(groups, options.validation_fraction, options.seed)
-    drafts: list[Draft | LeftOut] = []
     for name, split in listed.items():
         class_name, file = name.partition("/")[0], _last(name)
         entry = clips.pop(file, None)

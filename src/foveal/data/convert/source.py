@@ -100,7 +100,7 @@ class Source:
             DataError: there is no such folder or zip, or nothing in it.
         """
         self.links_out: list[str] = []
-        """Links that lead out of the folder, which are not followed."""
+        """Links that lead out of the folder, or to a folder, which are not followed."""
         if path.is_dir():
             entries = list(_walk(path, self.links_out))
         elif zipfile.is_zipfile(path):
@@ -163,6 +163,7 @@ def _walk(folder: Path, links_out: list[str]) -> Iterator[Entry]:
     root = folder.resolve()
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        links_out += [str(link) for name in folders if (link := Path(parent, name)).is_symlink()]
         for name in files:
             file = Path(parent, name)
             if name.startswith("."):

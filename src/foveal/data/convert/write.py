@@ -9,7 +9,7 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 
-from foveal.data.convert.draft import Clip, Draft, LeftOut, Picture
+from foveal.data.convert.draft import TWIN, Clip, Draft, LeftOut, Picture
 from foveal.data.convert.source import Entry
 from foveal.data.example import Example, write_examples
 from foveal.data.media import decode_frames, decode_image
@@ -101,7 +101,7 @@ def _without_clashes(drafts: Iterable[Draft | LeftOut]) -> Iterator[Draft | Left
         clash = next(
             (entry for name, entry in named if owners.setdefault(name, entry) != entry), None
         )
-        yield draft if clash is None else LeftOut(str(clash), "another file has its name")
+        yield draft if clash is None else LeftOut(str(clash), TWIN)
 
 
 def _reading_order(key: tuple[str, str]) -> tuple[str, int, str]:

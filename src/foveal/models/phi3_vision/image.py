@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from foveal.errors import DataError
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+WHITE = 255
+"""What a picture is padded with."""
+
 PROBE = (32, 32)
 """Pixels of a picture that are looked at for colour before all are."""
 
@@ -99,26 +102,21 @@ def cut_crops(image: Image.Image, num_crops: int, crop_size: int = 336) -> "Tens
 
     size = crop_size
     grid = crop_grid(image.width, image.height, num_crops, size)
-    fitted = fit_picture(_without_colour(image), grid)
+    resized = resize_lying(without_colour(image), grid.resized)
+    left, top = (grid.width - resized.width) // 2, (grid.height - resized.height) // 2
+    page = np.full((grid.height, grid.width), WHITE, np.uint8)  # of one colour; the margins stay
+    inside = page[top : top + resized.height, left : left + resized.width]
+    lines = page.reshape(grid.rows, size, grid.columns, size).swapaxes(1, 2)
     crops = np.empty((grid.rows, grid.columns, 3, size, size), np.uint8)
-    # Band by band: runs of a crop's width are copied instead of single bytes.
-    for channel, band in enumerate(fitted.split() if fitted.mode == "RGB" else [fitted] * 3):
-        lines = np.asarray(band).reshape(grid.rows, size, grid.columns, size)
-        crops[:, :, channel] = lines.swapaxes(1, 2)
+    # Colour by colour: runs of a crop's width are copied instead of single bytes.
+    for channel, band in enumerate("RGB" if resized.mode == "RGB" else "LLL"):
+        inside[:] = np.frombuffer(resized.tobytes("raw", band), np.uint8).reshape(inside.shape)
+        crops[:, :, channel] = lines
     return torch.from_numpy(crops).flatten(0, 1)
 
 
-def fit_picture(image: Image.Image, grid: CropGrid) -> Image.Image:
-    """Resize an RGB or grey picture to its grid and centre it on white."""
-    resized = _resize_lying(image, grid.resized)
-    left = (grid.width - resized.width) // 2
-    top = (grid.height - resized.height) // 2
-    right = grid.width - resized.width - left
-    bottom = grid.height - resized.height - top
-    return ImageOps.expand(resized, (left, top, right, bottom), fill="white")
-
-
-def _resize_lying(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def resize_lying(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize as the published code does, a tall picture as if it lay on its side."""
     # Pillow resizes rows before columns and rounds to bytes between. The published code turns a
     # tall picture on its side first: there, columns come before rows.
     if image.width < image.height:
@@ -126,7 +124,7 @@ def _resize_lying(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize(size, Image.Resampling.BILINEAR)
 
 
-def _without_colour(image: Image.Image) -> Image.Image:
+def without_colour(image: Image.Image) -> Image.Image:
     """Keep one band of an RGB picture whose three are equal, as a scanned page's are."""
     # A few pixels tell most photographs apart before all are compared.
     for seen in (image.resize(PROBE, Image.Resampling.NEAREST), image):
