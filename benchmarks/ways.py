@@ -303,39 +303,23 @@ def _callback(watch: Watch) -> Any:
     return Telling()
 
 
-@dataclass(frozen=True)
-class OwnCollator:
-    """What TRL's own collator makes of an example, beside what all ways learn from."""
-
-    tokens: int
-    learnt: int
-    our_tokens: int
-    our_learnt: int
-
-    def __str__(self) -> str:
-        """Say it in one line."""
-        same = (self.tokens, self.learnt) == (self.our_tokens, self.our_learnt)
-        return (
-            f"TRL's own collator: {self.tokens} tokens, {self.learnt} of them learnt; "
-            f"all ways here: {self.our_tokens} and {self.our_learnt}"
-            + ("" if same else ", so TRL gets ours to take the same steps")
-        )
-
-
-def own_collator(work: Work) -> OwnCollator:
-    """Run TRL's own collator on the first example."""
+def own_collator(work: Work) -> str:
+    """Say what TRL's own collator makes of the first example, beside what all ways learn from."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+    processor = work.loaded.processor
+    collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
     row = trl_table(work)[0]
-    ours = PaddingCollator(work.dataset, work.loaded.processor)([row])
-    collate = DataCollatorForVisionLanguageModeling(
-        work.loaded.processor, completion_only_loss=True
-    )
+    ours = PaddingCollator(work.dataset, processor)([row])
     theirs = collate([row])
-    counts = [
-        int(number)
-        for batch in (theirs, ours)
-        for number in (batch["attention_mask"].sum(), (batch["labels"] != IGNORED).sum())
-    ]
-    return OwnCollator(*counts)
+    learnt = [batch["labels"][batch["labels"] != IGNORED] for batch in (theirs, ours)]
+    prompts = [batch["input_ids"][batch["labels"] == IGNORED] for batch in (theirs, ours)]
+    if learnt[0].equal(learnt[1]) and prompts[0].equal(prompts[1]):
+        return "TRL's own collator: the same tokens, the same of them learnt"
+    said = [repr(processor.tokenizer.decode(tokens)) for tokens in learnt]
+    prompt = "the same prompt" if prompts[0].equal(prompts[1]) else "another prompt"
+    return (
+        f"TRL's own collator: {prompt}, and it learns {said[0]} where all ways here learn "
+        f"{said[1]}; so TRL is given ours, to take the same steps"
+    )
