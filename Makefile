@@ -35,6 +35,9 @@ docs: setup
 
 bench: setup
 	$(BIN)/foveal bench
+	$(BIN)/python -m pip install --quiet trl
+	$(BIN)/python benchmarks/against_peers.py
+	$(BIN)/python benchmarks/time_to_accuracy.py
 
 clean:
 	rm -rf .venv runs site

@@ -165,6 +165,12 @@ class LetterProcessor:
 
     size: BenchSize
     image_token_id: int = IMAGE_ID
+    num_crops: int = NUM_CROPS
+
+    @property
+    def crop_size(self) -> int:
+        """Side of a crop, pixels."""
+        return self.size.crop_size
 
     def encode_prompt(self, user: str, num_images: int) -> list[int]:
         """Put the images before the letters."""

@@ -8,6 +8,7 @@ attention, logits in float32 at every position, every block recomputed in the ba
 
 import copy
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from transformers.models.phi3.modeling_phi3 import Phi3Model
 
-from foveal.bench.page import NUM_CROPS, LetterProcessor
+from foveal.bench.page import NUM_CROPS
 from foveal.data.dataset import Dataset
 from foveal.data.encode import IGNORED
 from foveal.data.media import open_image
@@ -25,6 +26,25 @@ from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration, 
 
 FEATURE_LAYER = -2
 """Hidden states of the tower that are read; the layer behind them is run for nothing."""
+
+
+class CroppingProcessor(Protocol):
+    """What is asked of a processor: how it cuts, and what stands for an image."""
+
+    @property
+    def image_token_id(self) -> int:
+        """Id that stands where an image is."""
+        ...
+
+    @property
+    def num_crops(self) -> int:
+        """Most crops a picture."""
+        ...
+
+    @property
+    def crop_size(self) -> int:
+        """Side of a crop, pixels."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,39 +58,38 @@ class RecipeInputs:
     """(1, length), int64; IGNORED but on the answer."""
 
     pixel_values: Tensor
-    """(1, num_crops + 1, 3, size, size), float32, normalised; the global view first."""
+    """(images, num_crops + 1, 3, size, size), float32, normalised; global views first."""
 
     image_sizes: Tensor
-    """(1, 2), int64; height and width after the HD transform, pixels."""
+    """(images, 2), int64; height and width after the HD transform, pixels."""
 
     def to(self, device: torch.device) -> "RecipeInputs":
         """Copy to a device."""
         return RecipeInputs(*(tensor.to(device) for tensor in vars(self).values()))
 
 
-def recipe_inputs(dataset: Dataset, example: int, processor: LetterProcessor) -> RecipeInputs:
-    """Prepare one example of one picture."""
-    (number,) = dataset.image_numbers(example)
-    fact = dataset.images[number]
-    expanded = dataset.examples[example].expand([fact.tokens], processor.image_token_id)
-    size = processor.size.crop_size
-    pixels = recipe_pixels(open_image(fact.path), size)[None]
+def recipe_inputs(dataset: Dataset, example: int, processor: CroppingProcessor) -> RecipeInputs:
+    """Prepare one example; a picture is opened and cut for each example that shows it."""
+    facts = [dataset.images[number] for number in dataset.image_numbers(example)]
+    tokens = [fact.tokens for fact in facts]
+    expanded = dataset.examples[example].expand(tokens, processor.image_token_id)
+    size, most = processor.crop_size, processor.num_crops
     ids, learnt = torch.from_numpy(expanded.ids), torch.from_numpy(expanded.learnt)
     return RecipeInputs(
         ids[None],
         ids.masked_fill(~learnt, IGNORED)[None],
-        pixels,
-        torch.tensor([[fact.rows * size, fact.columns * size]]),
+        torch.stack([recipe_pixels(open_image(fact.path), size, most) for fact in facts]),
+        torch.tensor([[fact.rows * size, fact.columns * size] for fact in facts]),
     )
 
 
-def recipe_pixels(image: Image.Image, crop_size: int) -> Tensor:
+def recipe_pixels(image: Image.Image, crop_size: int, num_crops: int = NUM_CROPS) -> Tensor:
     """Cut a picture as the published processor does: in floats, padded to the most crops.
 
     Returns:
         (num_crops + 1, 3, size, size), float32, normalised; the global view first, zeros last.
     """
-    grid = crop_grid(image.width, image.height, NUM_CROPS, crop_size)
+    grid = crop_grid(image.width, image.height, num_crops, crop_size)
     fitted = np.array(_fit_lying(image, grid))
     picture = torch.from_numpy(fitted).permute(2, 0, 1).contiguous()
     mean, deviation = (torch.tensor(of)[:, None, None] for of in (CLIP_MEAN, CLIP_STD))
@@ -79,7 +98,7 @@ def recipe_pixels(image: Image.Image, crop_size: int) -> Tensor:
     crops = picture.reshape(3, grid.rows, crop_size, grid.columns, crop_size)
     crops = crops.permute(1, 3, 0, 2, 4).reshape(-1, 3, crop_size, crop_size)
     whole = torch.cat([overview, crops])
-    return torch.cat([whole, torch.zeros(NUM_CROPS + 1 - len(whole), 3, crop_size, crop_size)])
+    return torch.cat([whole, torch.zeros(num_crops + 1 - len(whole), 3, crop_size, crop_size)])
 
 
 def _fit_lying(image: Image.Image, grid: CropGrid) -> Image.Image:

@@ -1,6 +1,6 @@
 """Case -> a model and the optimizer step that is measured, our way or the recipe's."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -90,7 +90,14 @@ class Side:
     def step(self) -> float:
         """Take an optimizer step; returns the mean loss before it."""
         if self.rows is None:
-            loss = recipe_step(self.engine, self.way, self.optimizer, self.inputs)
+            loss = recipe_step(
+                self.engine,
+                self.way,
+                self.optimizer,
+                self.inputs,
+                len(self.inputs),
+                SETTINGS.gradient_clip,
+            )
         else:
             loss = train_step(
                 self.engine, self.way, self.optimizer, self.rows, SETTINGS.gradient_clip
@@ -104,15 +111,21 @@ def recipe_step(
     engine: Engine,
     way: nn.Module,
     optimizer: torch.optim.Optimizer,
-    examples: Sequence[RecipeInputs],
+    examples: Iterable[RecipeInputs],
+    num_examples: int,
+    gradient_clip: float,
 ) -> float:
-    """Take one optimizer step as the recipe does: a pass for each example, gradients added up."""
+    """Take one optimizer step as the recipe does: a pass for each example, gradients added up.
+
+    Returns:
+        The mean loss of the examples, before the step.
+    """
     total = 0.0
     for example in examples:
-        loss = way(example) / len(examples)
+        loss = way(example) / num_examples
         engine.backward(loss)
         total += float(loss.detach())
-    engine.clip(optimizer, SETTINGS.gradient_clip)
+    engine.clip(optimizer, gradient_clip)
     engine.advance(optimizer)
     return total
 

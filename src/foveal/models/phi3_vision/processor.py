@@ -145,6 +145,11 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         """Most crops a picture."""
         return int(self.image_processor.num_crops)
 
+    @property
+    def crop_size(self) -> int:
+        """Side of a crop, pixels."""
+        return int(self.image_processor.crop_size)
+
     # -- prompts, as transformers' users write them ----------------------------------------------
 
     def __call__(

@@ -1,0 +1,325 @@
+"""The same optimizer steps, five ways: the recipe's, Trainer's, TRL's, ours without sharing, ours.
+
+Each way gets the same weights, examples, order, optimizer and rates, opens its pictures itself
+(in its own process: no workers) and tells a `Watch` of every step. What differs is what the tool
+does by itself: batches, padding, attention, recomputing, where the head is applied.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from foveal.adapt.strategy import assign, rules_of
+from foveal.assemble import quiet_libraries
+from foveal.bench.recipe_way import RecipeWay, recipe_inputs
+from foveal.bench.side import recipe_step
+from foveal.config import LoraSettings, Rule, TrainSettings
+from foveal.data.dataset import Dataset
+from foveal.data.encode import IGNORED, Expanded
+from foveal.data.example import Example
+from foveal.data.loader import RowBatches, StepLoader
+from foveal.data.media import open_image
+from foveal.data.rows import Plan
+from foveal.models.attention import choose_attention
+from foveal.models.family import LoadedModel
+from foveal.train.engine import Engine, pick_device
+from foveal.train.loss import RowLoss
+from foveal.train.optim import build_optimizer, rate_scale, set_rate
+from foveal.train.step import train_step
+
+WAYS = {
+    "recipe": "the recipe's way",
+    "trainer": "transformers' Trainer",
+    "trl": "TRL's SFTTrainer",
+    "separate": "ours, not shared",
+    "shared": "ours",
+}
+
+STRATEGIES: dict[str, str | tuple[Rule, ...]] = {
+    "full": "full",
+    "frozen_vision": "frozen_vision",
+    # TRL refuses adapters on the head, so in this comparison nobody has one there.
+    "lora": (
+        Rule(match="language.lm_head.*", learn=False),
+        Rule(match="*", learn=False, adapter=True),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done, whichever way."""
+
+    loaded: LoadedModel
+    """With the weights to begin from."""
+
+    examples: Sequence[Example]
+    dataset: Dataset
+    """The same examples, encoded."""
+
+    strategy: str
+    """Of `STRATEGIES`."""
+
+    settings: TrainSettings
+    steps: int
+
+    def __post_init__(self) -> None:
+        if len(self.dataset.examples) % self.settings.examples_per_step:
+            raise ValueError("every step must have as many examples: Trainer averages as if it had")
+
+    def plan(self, share_images: bool = True) -> Plan:
+        """Plan the steps; which examples are in a step does not hang on sharing."""
+        return Plan(
+            self.dataset.sizes,
+            examples_per_step=self.settings.examples_per_step,
+            tokens_per_pass=self.settings.tokens_per_pass,
+            seed=self.settings.seed,
+            share_images=share_images,
+        )
+
+    def order(self) -> list[int]:
+        """List the examples of all steps, one behind the other."""
+        plan = self.plan()
+        return [example for step in range(self.steps) for example in plan.examples(step).tolist()]
+
+    def examples_per_pass(self) -> int:
+        """Count the padded examples that fit the token budget of a pass and divide a step."""
+        room = self.settings.tokens_per_pass // int(self.dataset.sizes.tokens.max())
+        counts = range(1, max(1, room) + 1)
+        return max(count for count in counts if not self.settings.examples_per_step % count)
+
+
+class Watch(Protocol):
+    """What wants to know of the steps."""
+
+    def begin(self) -> None:
+        """All is built; the pictures of the first step come next."""
+        ...
+
+    def step(self, taken: int, loss: float) -> None:
+        """So many steps are taken; `loss` is the mean loss before the last of them."""
+        ...
+
+
+def train(way: str, work: Work, watch: Watch) -> None:
+    """Take all steps, one of the `WAYS`."""
+    quiet_libraries()
+    settings, model = work.settings, work.loaded.model
+    rules = rules_of(STRATEGIES[work.strategy])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)  # adapters begin at random
+        rates = settings.learning_rate, settings.weight_decay
+        assignments = assign(model, work.loaded.family, rules, *rates, LoraSettings())
+    model.to(pick_device())
+    optimizer = build_optimizer(model, assignments, settings)
+    if way in ("trainer", "trl"):
+        _train_with_trainer(way, work, optimizer, watch)
+    elif way == "recipe":
+        _train_as_the_recipe(work, optimizer, watch)
+    else:
+        _train_our_way(work, optimizer, watch, share_images=way == "shared")
+
+
+def _train_our_way(
+    work: Work, optimizer: torch.optim.Optimizer, watch: Watch, share_images: bool
+) -> None:
+    settings = work.settings
+    engine = Engine("float32")
+    module = engine.prepare(RowLoss(work.loaded.model, work.loaded.family)).train()
+    batches = RowBatches(work.dataset, work.loaded.processor, "token")
+    watch.begin()
+    for one in StepLoader(work.plan(share_images), batches).steps(0, work.steps):
+        set_rate(optimizer, rate_scale(one.step, work.steps, settings))
+        seen = train_step(engine, module, optimizer, one.batches, settings.gradient_clip)
+        watch.step(one.step + 1, seen.loss)
+
+
+def _train_as_the_recipe(work: Work, optimizer: torch.optim.Optimizer, watch: Watch) -> None:
+    settings, processor = work.settings, work.loaded.processor
+    engine = Engine("float32")
+    way = engine.prepare(RecipeWay(work.loaded.model)).train()
+    plan = work.plan()
+    watch.begin()
+    for step in range(work.steps):
+        set_rate(optimizer, rate_scale(step, work.steps, settings))
+        examples = plan.examples(step).tolist()
+        inputs = (
+            recipe_inputs(work.dataset, example, processor).to(engine.device)
+            for example in examples
+        )
+        loss = recipe_step(engine, way, optimizer, inputs, len(examples), settings.gradient_clip)
+        watch.step(step + 1, loss)
+
+
+class ExampleList(torch.utils.data.Dataset[dict[str, Any]]):
+    """A map-style set for Trainer: each place opens the pictures of one example."""
+
+    def __init__(self, work: Work) -> None:
+        self.dataset = work.dataset
+        self.order = work.order()
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        example = self.order[place]
+        pictures = [self.dataset.images[image] for image in self.dataset.image_numbers(example)]
+        return {"example": example, "images": [open_image(fact.path) for fact in pictures]}
+
+
+@dataclass(frozen=True)
+class PaddingCollator:
+    """Examples with open pictures -> a padded batch, as people write it for such models."""
+
+    dataset: Dataset
+    processor: Any
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Cut the pictures of each example, pad the tokens on the right."""
+        expanded = [self._expand(one["example"]) for one in examples]
+        shape = len(expanded), max(len(one.ids) for one in expanded)
+        ids = torch.full(shape, int(self.processor.tokenizer.pad_token_id))
+        labels = torch.full(shape, IGNORED)
+        mask = torch.zeros(shape, dtype=torch.long)
+        for row, one in enumerate(expanded):
+            length, tokens = len(one.ids), torch.from_numpy(one.ids)
+            ids[row, :length], mask[row, :length] = tokens, 1
+            labels[row, :length] = tokens.masked_fill(~torch.from_numpy(one.learnt), IGNORED)
+        images = [image for one in examples for image in one["images"]]
+        pixels = self.processor.image_processor(images)
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "pixel_values": pixels["pixel_values"],
+            "image_sizes": pixels["image_sizes"],
+        }
+
+    def _expand(self, example: int) -> Expanded:
+        pictures = [self.dataset.images[image] for image in self.dataset.image_numbers(example)]
+        tokens = [fact.tokens for fact in pictures]
+        return self.dataset.examples[example].expand(tokens, self.processor.image_token_id)
+
+
+def _train_with_trainer(
+    way: str, work: Work, optimizer: torch.optim.Optimizer, watch: Watch
+) -> None:
+    from torch.optim.lr_scheduler import LambdaLR
+    from transformers import PrinterCallback
+
+    settings = work.settings
+    # What transformers takes by itself.
+    work.loaded.model.set_attn_implementation(choose_attention("sdpa"))
+    examples = work.examples_per_pass()
+    schedule = LambdaLR(optimizer, lambda step: rate_scale(step, work.steps, settings))
+    with TemporaryDirectory() as folder:
+        options = {
+            "output_dir": folder,
+            "max_steps": work.steps,
+            "per_device_train_batch_size": examples,
+            "gradient_accumulation_steps": settings.examples_per_step // examples,
+            "max_grad_norm": settings.gradient_clip,
+            "train_sampling_strategy": "sequential",
+            "seed": settings.seed,
+            "logging_steps": 1,  # for the losses
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "remove_unused_columns": False,
+            "use_cpu": pick_device().type == "cpu",
+        }
+        shared = {
+            "model": work.loaded.model,
+            "data_collator": PaddingCollator(work.dataset, work.loaded.processor),
+            "optimizers": (optimizer, schedule),
+            "callbacks": [_callback(watch)],
+        }
+        make = _trl_trainer if way == "trl" else _plain_trainer
+        trainer = make(work, options, shared)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
+def _plain_trainer(work: Work, options: dict[str, Any], shared: dict[str, Any]) -> Any:
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(**options)
+    return Trainer(args=arguments, train_dataset=ExampleList(work), **shared)
+
+
+def _trl_trainer(work: Work, options: dict[str, Any], shared: dict[str, Any]) -> Any:
+    """Make TRL's trainer, all at its defaults but the number format and the cut at 1,024 tokens.
+
+    The collator is ours: `own_collator` shows what TRL's own makes of the same examples.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from trl import SFTConfig, SFTTrainer
+
+    return SFTTrainer(
+        args=SFTConfig(**options, bf16=False, max_length=None),
+        train_dataset=trl_table(work),
+        processing_class=work.loaded.processor,
+        **shared,
+    )
+
+
+def trl_table(work: Work) -> Any:
+    """Lay examples out in TRL's prompt-completion form, pictures opened when they are asked for."""
+    from datasets import Dataset as Table
+    from datasets import Image, List
+
+    rows = []
+    for number in work.order():
+        (turn,) = work.examples[number].turns
+        pictures = [work.dataset.images[image] for image in work.dataset.image_numbers(number)]
+        rows.append(
+            {
+                "example": number,
+                "images": [str(fact.path) for fact in pictures],
+                "prompt": [{"role": "user", "content": turn.user}],
+                "completion": [{"role": "assistant", "content": turn.assistant}],
+            }
+        )
+    return Table.from_list(rows).cast_column("images", List(Image()))
+
+
+def _callback(watch: Watch) -> Any:
+    """Let a trainer tell of its steps."""
+    from transformers import TrainerCallback
+
+    class Telling(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            watch.begin()
+
+        def on_log(self, _: Any, state: Any, __: Any, logs: dict[str, float], **___: Any) -> None:
+            if "loss" in logs:  # not the summary behind the last step
+                watch.step(state.global_step, logs["loss"])
+
+    return Telling()
+
+
+def own_collator(work: Work) -> str:
+    """Say what TRL's own collator makes of the first example, beside what all ways learn from."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+    processor = work.loaded.processor
+    collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
+    row = trl_table(work)[0]
+    ours = PaddingCollator(work.dataset, processor)([row])
+    theirs = collate([row])
+    learnt = [batch["labels"][batch["labels"] != IGNORED] for batch in (theirs, ours)]
+    prompts = [batch["input_ids"][batch["labels"] == IGNORED] for batch in (theirs, ours)]
+    if learnt[0].equal(learnt[1]) and prompts[0].equal(prompts[1]):
+        return "TRL's own collator: the same tokens, the same of them learnt"
+    said = [repr(processor.tokenizer.decode(tokens)) for tokens in learnt]
+    prompt = "the same prompt" if prompts[0].equal(prompts[1]) else "another prompt"
+    return (
+        f"TRL's own collator: {prompt}, and it learns {said[0]} where all ways here learn "
+        f"{said[1]}; so TRL is given ours, to take the same steps"
+    )

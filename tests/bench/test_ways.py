@@ -1,0 +1,134 @@
+"""What the comparison with other tools promises: everybody takes the same optimizer steps."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from foveal.config import TrainSettings
+from foveal.data.dataset import read_dataset
+from foveal.data.example import read_examples, write_examples
+from tiny import make_model
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Import a script of `benchmarks` as it imports its neighbours."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+class Losses(list):
+    def begin(self):
+        assert not self
+
+    def step(self, taken, loss):
+        self.append(loss)
+        assert taken == len(self)
+
+
+def make_work(script, folder, strategy, steps=3):
+    data = folder / "pages.jsonl"
+    if not data.exists():
+        script("draw_pages").draw_pages(folder, pages=6, questions=(2, 4))
+        write_examples(data, list(read_examples(data))[:12])
+    loaded = make_model(folder / "model")
+    examples, dataset = read_dataset(data, loaded.processor)
+    settings = TrainSettings(
+        examples_per_step=4, learning_rate=1e-3, warmup_steps=1, tokens_per_pass=400
+    )
+    return script("ways").Work(loaded, examples, dataset, strategy, settings, steps)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("strategy", ["full", "frozen_vision", "lora"])
+def test_every_way_takes_the_same_steps(script, strategy, tmp_path):
+    ways = ["recipe", "trainer", "separate", "shared"]
+    if importlib.util.find_spec("trl"):  # not everybody has it
+        ways.append("trl")
+    losses = {}
+    for way in ways:
+        losses[way] = Losses()
+        script("ways").train(way, make_work(script, tmp_path, strategy), losses[way])
+    assert losses["shared"][2] < losses["shared"][1]
+    for way in ways:
+        assert losses[way] == pytest.approx(losses["shared"], rel=1e-4), way
+
+
+def test_padded_passes_fill_the_token_budget_and_divide_the_step(script, tmp_path):
+    work = make_work(script, tmp_path, "full")
+    longest = int(work.dataset.sizes.tokens.max())
+    assert 400 // longest >= 3
+    assert work.examples_per_pass() == 2 if 400 // longest == 3 else 4
+
+
+def test_a_step_that_is_not_whole_is_refused(script, tmp_path):
+    work = make_work(script, tmp_path, "full")
+    with pytest.raises(ValueError, match="as many examples"):
+        script("ways").Work(
+            work.loaded,
+            work.examples,
+            work.dataset,
+            "full",
+            TrainSettings(examples_per_step=5),
+            1,
+        )
+
+
+def test_ways_whose_losses_differ_are_not_timed(script):
+    peers = script("against_peers")
+    same = peers.Taken(1.0, (1.0,), (1.0,), 1, (2.0, 1.0))
+    other = peers.Taken(1.0, (1.0,), (1.0,), 1, (2.0, 1.001))
+    assert peers.check_losses({"shared": same, "trainer": same}) == 0
+    with pytest.raises(SystemExit, match="do not take the same steps"):
+        peers.check_losses({"shared": same, "trainer": other})
+
+
+def test_the_table_tells_the_median_and_the_range_of_each_way(script):
+    peers = script("against_peers")
+    case = peers.Case("tiny", "full", 4, 2, 1)
+    turns = {
+        "trainer": [peers.Taken(9.0, (s,), (s,), 3 * 10**9, (1.0,)) for s in (4.0, 2.0, 8.0)],
+        "shared": [peers.Taken(5.0, (s,), (s,), 10**9, (1.0,)) for s in (1.0, 1.0, 2.0)],
+    }
+    page = peers.table(case, turns, processor_time=False)
+    assert (
+        "| transformers' Trainer | 1.000 | 0.500 to 2.000 | 4.00x | 3.00 | 3.00 to 3.00 "
+        "| 9.0 | 9.0 to 9.0 |"
+    ) in page
+    assert "| ours | 4.000 | 2.000 to 4.000 |  | 1.00 |" in page
+
+
+def runs(script):
+    scores = script("time_to_accuracy")
+    made = []
+    for way, speed in (("shared", 1.0), ("trainer", 4.0)):
+        points = [
+            scores.Point(20 * n, 10 * n * speed, 10 * n * speed, 0.5 + 0.25 * n) for n in range(3)
+        ]
+        made += [scores.Run("pages", way, seed, 200, 1, tuple(points)) for seed in (0, 1)]
+    return made
+
+
+def test_the_time_to_accuracy_is_that_of_the_first_score_that_reaches_it(script):
+    page = script("time_to_accuracy").table(runs(script))
+    assert "| transformers' Trainer | 100.0 % (100.0 to 100.0, 2 seeds) | 80.0 | 80.0 |" in page
+    assert "4.0x as fast" in page
+
+
+def test_numbers_table_and_plot_stand_in_the_folder(script, tmp_path):
+    script("time_to_accuracy").write_all(tmp_path, runs(script))
+    assert (tmp_path / "time-to-accuracy.svg").read_text().count("<path") > 10
+    assert script("time_to_accuracy").read_runs(tmp_path / "results.jsonl") == []
+    assert '"trl"' in (tmp_path / "results.json").read_text()
+
+
+def test_a_finished_run_is_read_back_as_it_was(script, tmp_path):
+    import dataclasses
+    import json
+
+    (made, *_) = runs(script)
+    (tmp_path / "results.jsonl").write_text(json.dumps(dataclasses.asdict(made)) + "\n")
+    assert script("time_to_accuracy").read_runs(tmp_path / "results.jsonl") == [made]
