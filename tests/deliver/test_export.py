@@ -1,6 +1,7 @@
 """A run becomes a folder that others read, and that proves itself or says that it does not."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from bitsandbytes.functional import dequantize_4bit
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny import SIZES
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from typer.testing import CliRunner
 
@@ -24,6 +26,7 @@ from foveal.deliver.reference import load_tuned, merge_with_peft
 from foveal.deliver.source import find_source
 from foveal.errors import ModelError, RunError
 from foveal.models.family import load
+from foveal.models.phi3_vision.tiny import write_tiny
 
 BEFORE_MERGING = "ignore:.*is_gradient_checkpointing:FutureWarning"
 
@@ -315,6 +318,17 @@ def test_another_base_than_the_runs_is_refused(run, tmp_path):
         export_run(run, tmp_path / "out", merge=True)
 
 
+def test_a_base_of_the_same_shape_with_other_weights_is_refused(run, qlora_run, tmp_path):
+    """As Phi-3-vision has the names and shapes of Phi-3.5-vision."""
+    for number, original in enumerate((run, qlora_run)):
+        base = tmp_path / f"base-{number}"
+        write_tiny(base, 1, SIZES)
+        copy = shutil.copytree(original, tmp_path / f"run-{number}")
+        change_recipe(copy, model=str(base))
+        with pytest.raises(ModelError, match="names and shapes are the same, the weights are oth"):
+            export_run(copy, tmp_path / "out", merge=True)
+
+
 def test_missing_examples_are_told_before_anything_is_written(run, tmp_path):
     data = load_recipe(run / "recipe.yaml").data
     change_recipe(run, data=data.model_copy(update={"validation": tmp_path / "gone.jsonl"}))
@@ -337,6 +351,37 @@ def test_a_torn_write_leaves_nothing(full_run, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="No space left on device; free space, run again"):
         export_run(full_run, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing(full_run, tmp_path):
+    """A limit on a file's size is the nearest to a full disk that needs no root."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(RunError, match="File too large"):
+            export_run(full_run, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_while_writing_leaves_nothing(full_run, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "write_model_settings", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export_run(full_run, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_left_is_not_taken_for_an_export(full_run, tmp_path):
+    torn = tmp_path / ".out.unverified.part"
+    torn.mkdir()
+    (torn / "model-00001-of-00009.safetensors").write_bytes(b"half")
+    done = export_run(full_run, tmp_path / "out", proof=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.unverified"]
+    assert not list(done.folder.glob("model-*"))
 
 
 def test_adapters_beside_whole_weights_need_a_merge(run, tmp_path):
