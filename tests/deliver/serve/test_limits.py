@@ -99,6 +99,17 @@ def test_a_form_is_counted_while_it_is_read(stage):
     assert answer.status_code == 413
 
 
+def test_an_upload_is_measured_like_any_other_picture(stage):
+    form = {"request": ASKED.decode()}
+    answer = httpx.post(
+        stage(settings(picture_bytes=50)).url + CHAT,
+        data=form,
+        files=[("image", ("a.png", picture_bytes()))],
+    )
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "picture_too_large"
+
+
 @pytest.mark.parametrize(
     ("limits", "pictures", "code"),
     [
