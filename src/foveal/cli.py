@@ -385,8 +385,8 @@ def serve(
     ] = False,
     places: Annotated[int, typer.Option(help="Requests at a time; more get 429.", min=1)] = 64,
     answers: Annotated[int, typer.Option(help="Answers written at a time.", min=1)] = 16,
-    body_megabytes: Annotated[int, typer.Option(help="Largest request; more get 413.")] = 32,
-    megapixels: Annotated[int, typer.Option(help="Pictures of a request; more get 413.")] = 100,
+    body_megabytes: Annotated[int, typer.Option(help="Largest request; more get 413.", min=1)] = 32,
+    megapixels: Annotated[int, typer.Option(help="Pictures of a request; more get 413.", min=1)] = 100,
 ) -> None:
     """Answer over HTTP, in OpenAI's protocol, and show a page to try it.
 
