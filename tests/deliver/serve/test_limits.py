@@ -92,6 +92,17 @@ def test_a_body_that_only_claims_to_be_huge_is_refused_unread(stage):
     assert b" 413 " in whole_answer(connection).splitlines()[0]
 
 
+def test_a_body_without_end_is_not_read_to_it(stage):
+    connection = stage(settings(body_bytes=20_000)).connect()
+    chunked = head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    connection.sendall(chunked)
+    sent, piece = 0, b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    with pytest.raises(OSError, match="reset|Broken pipe"):
+        while sent < 2**26:
+            connection.sendall(piece)
+            sent += len(piece)
+
+
 def test_a_form_is_counted_while_it_is_read(stage):
     server = stage(settings(body_bytes=20_000))
     files = [("image", ("a.png", b"x" * 50_000))]
