@@ -23,6 +23,7 @@ from foveal.deliver import export
 from foveal.deliver.export import export_run
 from foveal.deliver.four_bit import through_four_bits
 from foveal.deliver.reference import load_tuned, merge_with_peft
+from foveal.deliver.serve.opening import open_models
 from foveal.deliver.source import find_source
 from foveal.errors import ModelError, RunError
 from foveal.models.family import load
@@ -153,6 +154,22 @@ def test_an_adapter_folder_is_loaded_by_peft_alone(lora_run, tmp_path):
     for name, tensor in expected.model.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, msg=name)
     assert AutoProcessor.from_pretrained(done.folder).num_crops == 3
+
+
+def test_an_adapter_folder_is_served_folded_in_and_its_base_beside_it(lora_run, tmp_path):
+    folder = export_run(lora_run, tmp_path / "out", proof=False).folder
+    served, remark = open_models(str(folder), "mine", True, lambda _: 2**30)
+    assert ([one.name for one in served], remark) == (
+        ["mine", "mine-before"],
+        "before and after tuning",
+    )
+    expected = load_tuned(find_source(lora_run))
+    merge_with_peft(expected)
+    base = load_file(lora_run.parent / "model" / "model.safetensors")
+    after, before = (one.loaded.model.state_dict() for one in served)
+    for name, tensor in expected.model.state_dict().items():
+        torch.testing.assert_close(after[name], tensor, msg=name)
+        assert before[name].equal(base[name])
 
 
 def test_the_folder_that_a_run_leaves_at_its_end_is_written_so_too(qlora_run, tmp_path):
