@@ -240,6 +240,7 @@ def test_an_answer_that_met_its_stop_is_not_written_on_beside_others(stage, acto
     assert next(finished).index == 0
     wait_until(lambda: actor.cancelled == [0])
     assert actor.num_active == 1
+    stream.close()
 
 
 def test_logprobs_are_those_of_the_models_own_next_token(serve, tiny):
