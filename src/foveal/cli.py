@@ -376,7 +376,7 @@ def ask(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="Run folder, model folder or hub name.")],
+    model: Annotated[str, typer.Argument(help="Run, model or adapter folder, or hub name.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
     token: Annotated[
@@ -389,8 +389,10 @@ def serve(
     ] = False,
     places: Annotated[int, typer.Option(help="Requests at a time; more get 429.", min=1)] = 64,
     answers: Annotated[int, typer.Option(help="Answers written at a time.", min=1)] = 16,
-    body_megabytes: Annotated[int, typer.Option(help="Largest request; more get 413.")] = 32,
-    megapixels: Annotated[int, typer.Option(help="Pictures of a request; more get 413.")] = 100,
+    body_megabytes: Annotated[int, typer.Option(help="Largest request; more get 413.", min=1)] = 32,
+    megapixels: Annotated[
+        int, typer.Option(help="Pictures of a request; more get 413.", min=1)
+    ] = 100,
 ) -> None:
     """Answer over HTTP, in OpenAI's protocol, and show a page to try it.
 

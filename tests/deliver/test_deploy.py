@@ -5,7 +5,9 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -141,6 +143,32 @@ def test_a_slurm_job_without_a_recipe_says_so(cluster):
     done = submit(cluster, RUN="x")
     assert done.returncode != 0
     assert "give RECIPE=" in done.stderr
+
+
+def lint(name, *words, text=None):
+    """Run a linter that comes with the extra `dev`; returns what it finds."""
+    beside_python = Path(sys.executable).with_name(name)
+    program = str(beside_python) if beside_python.exists() else shutil.which(name)
+    if program is None:
+        pytest.skip(f"no {name} here; pip install 'foveal[dev]' brings it")
+    done = subprocess.run(
+        [program, *words], input=text, capture_output=True, text=True, check=False
+    )
+    assert bool(done.stdout) == bool(done.returncode), done.stderr
+    return done.stdout
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile():
+    assert "DL3006" in lint("hadolint", "--no-color", "-", text="FROM debian\n")
+    assert lint("hadolint", "--no-color", str(ROOT / "Dockerfile")) == ""
+
+
+def test_shellcheck_finds_nothing_in_the_scripts():
+    assert "SC2086" in lint("shellcheck", "--shell=bash", "-", text="echo $1\n")
+    assert lint("shellcheck", str(DEPLOY / "slurm.sbatch")) == ""
+    task = yaml.safe_load((DEPLOY / "skypilot.yaml").read_text())
+    for step in ("setup", "run"):
+        assert lint("shellcheck", "--shell=bash", "-", text=task[step]) == ""
 
 
 def test_both_images_run_without_root_pinned_and_with_a_health_check():

@@ -1,6 +1,7 @@
 """A run becomes a folder that others read, and that proves itself or says that it does not."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from bitsandbytes.functional import dequantize_4bit
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny import SIZES
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from typer.testing import CliRunner
 
@@ -21,9 +23,11 @@ from foveal.deliver import export
 from foveal.deliver.export import export_run
 from foveal.deliver.four_bit import through_four_bits
 from foveal.deliver.reference import load_tuned, merge_with_peft
+from foveal.deliver.serve.opening import open_models
 from foveal.deliver.source import find_source
 from foveal.errors import ModelError, RunError
 from foveal.models.family import load
+from foveal.models.phi3_vision.tiny import write_tiny
 
 BEFORE_MERGING = "ignore:.*is_gradient_checkpointing:FutureWarning"
 
@@ -150,6 +154,22 @@ def test_an_adapter_folder_is_loaded_by_peft_alone(lora_run, tmp_path):
     for name, tensor in expected.model.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, msg=name)
     assert AutoProcessor.from_pretrained(done.folder).num_crops == 3
+
+
+def test_an_adapter_folder_is_served_folded_in_and_its_base_beside_it(lora_run, tmp_path):
+    folder = export_run(lora_run, tmp_path / "out", proof=False).folder
+    served, remark = open_models(str(folder), "mine", True, lambda _: 2**30)
+    assert ([one.name for one in served], remark) == (
+        ["mine", "mine-before"],
+        "before and after tuning",
+    )
+    expected = load_tuned(find_source(lora_run))
+    merge_with_peft(expected)
+    base = load_file(lora_run.parent / "model" / "model.safetensors")
+    after, before = (one.loaded.model.state_dict() for one in served)
+    for name, tensor in expected.model.state_dict().items():
+        torch.testing.assert_close(after[name], tensor, msg=name)
+        assert before[name].equal(base[name])
 
 
 def test_the_folder_that_a_run_leaves_at_its_end_is_written_so_too(qlora_run, tmp_path):
@@ -315,6 +335,17 @@ def test_another_base_than_the_runs_is_refused(run, tmp_path):
         export_run(run, tmp_path / "out", merge=True)
 
 
+def test_a_base_of_the_same_shape_with_other_weights_is_refused(run, qlora_run, tmp_path):
+    """As Phi-3-vision has the names and shapes of Phi-3.5-vision."""
+    for number, original in enumerate((run, qlora_run)):
+        base = tmp_path / f"base-{number}"
+        write_tiny(base, 1, SIZES)
+        copy = shutil.copytree(original, tmp_path / f"run-{number}")
+        change_recipe(copy, model=str(base))
+        with pytest.raises(ModelError, match="names and shapes are the same, the weights are oth"):
+            export_run(copy, tmp_path / "out", merge=True)
+
+
 def test_missing_examples_are_told_before_anything_is_written(run, tmp_path):
     data = load_recipe(run / "recipe.yaml").data
     change_recipe(run, data=data.model_copy(update={"validation": tmp_path / "gone.jsonl"}))
@@ -337,6 +368,37 @@ def test_a_torn_write_leaves_nothing(full_run, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="No space left on device; free space, run again"):
         export_run(full_run, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing(full_run, tmp_path):
+    """A limit on a file's size is the nearest to a full disk that needs no root."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(RunError, match="File too large"):
+            export_run(full_run, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_while_writing_leaves_nothing(full_run, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "write_model_settings", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export_run(full_run, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_left_is_not_taken_for_an_export(full_run, tmp_path):
+    torn = tmp_path / ".out.unverified.part"
+    torn.mkdir()
+    (torn / "model-00001-of-00009.safetensors").write_bytes(b"half")
+    done = export_run(full_run, tmp_path / "out", proof=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.unverified"]
+    assert not list(done.folder.glob("model-*"))
 
 
 def test_adapters_beside_whole_weights_need_a_merge(run, tmp_path):

@@ -24,6 +24,7 @@ def write_adapter(source: RunSource, folder: Path, dtype: torch.dtype) -> None:
             tensors[f"{PREFIX}{layer}.{ending}"] = stored.read().to(dtype).contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = lora_config(source.adapter_sizes, source.recipe.lora)
-    config.base_model_name_or_path = source.base_name
+    on_hub, base = source.base_is_on_hub, source.base.resolve()  # a folder, wherever it is read
+    config.base_model_name_or_path = source.base_name if on_hub else str(base)
     config.inference_mode = True
     config.save_pretrained(str(folder))

@@ -19,11 +19,13 @@ from foveal.deliver.four_bit import through_four_bits
 from foveal.deliver.merge import Adapter, AdapterScale, relative_norms
 from foveal.deliver.proof import Proof
 from foveal.deliver.prove import prove
+from foveal.deliver.same_base import check_same_base
 from foveal.deliver.settings import write_model_settings, write_processor_files
 from foveal.deliver.source import RunSource, find_source
 from foveal.deliver.tensors import StoredTensor, write_shards
 from foveal.errors import ModelError, RunError
 from foveal.train.engine import DTYPES, Precision
+from foveal.train.folders import beside, keep_folder
 
 MAX_SHARD_BYTES = 2_000_000_000
 UNPROVEN = ".unverified"
@@ -90,6 +92,7 @@ def export_run(
         tell(note)
     as_model = merge or not source.adapters
     check_fits(source, as_model)
+    check_same_base(source)
     chosen: Precision = dtype or ("bf16" if as_model else "float32")
     unproven = out.with_name(out.name + UNPROVEN)
     for taken in (out, unproven):
@@ -134,7 +137,6 @@ def write_final(run: Path) -> None:
     with new_folder(final) as folder:
         dtype = format_of_base(source) if source.four_bit_layers else "float32"
         write_model(source, folder, dtype, processor.end_ids, MAX_SHARD_BYTES)
-        shutil.rmtree(final, ignore_errors=True)  # of an earlier end of the same run
 
 
 def format_of_base(source: RunSource) -> Precision:
@@ -149,22 +151,22 @@ def format_of_base(source: RunSource) -> Precision:
 
 @contextmanager
 def new_folder(place: Path) -> Iterator[Path]:
-    """Give a folder to fill, which gets its name when all went well and is gone if not.
+    """Give a folder to fill; it takes its place when all went well, and is gone if not.
 
     Raises:
         RunError: it cannot be written.
     """
-    beside = place.with_name(f".{place.name}.part")
+    part = beside(place)
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        yield beside
-        beside.rename(place)
+        shutil.rmtree(part, ignore_errors=True)  # of one that was killed
+        part.mkdir(parents=True)
+        yield part
+        keep_folder(place)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"cannot write {place}: {reason}; free space, run again") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def check_fits(source: RunSource, as_model: bool) -> None:

@@ -13,12 +13,13 @@ from foveal.models.family import LoadedModel, load
 ADAPTER_CONFIG = "adapter_config.json"
 
 
-def open_model(place: str, num_crops: int | None = None) -> LoadedModel:
+def open_model(place: str, num_crops: int | None = None, dtype: Any = None) -> LoadedModel:
     """Load what people point at; an adapter is folded into the base that it names.
 
     Args:
         place: run folder, model folder, adapter folder or hub name.
         num_crops: most crops a picture; none: as in training.
+        dtype: torch dtype of the weights; none: float32.
 
     Raises:
         ModelError: it cannot be read.
@@ -26,8 +27,8 @@ def open_model(place: str, num_crops: int | None = None) -> LoadedModel:
     found, crops = find_model(place), num_crops or find_num_crops(place)
     folder = Path(found)
     if not (folder / ADAPTER_CONFIG).is_file():
-        return load(found, crops)
-    loaded = load(read_base_name(folder), crops)
+        return load(found, crops, dtype=dtype)
+    loaded = load(read_base_name(folder), crops, dtype=dtype)
     put_adapter(loaded.model, folder)
     merge_adapters(loaded.model)
     processor = loaded.family.load_processor(folder, crops)

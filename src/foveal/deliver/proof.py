@@ -1,7 +1,6 @@
 """What comparing a written folder with its run gave, and whether that is enough."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ class ScoreCheck:
     @property
     def holds(self) -> bool:
         """Whether it lies within."""
-        return math.isnan(self.value) or self.low <= self.value <= self.high
+        return self.low <= self.value <= self.high  # never true of what is no number
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Proof:
     answers_changed_by_rounding: int
     scores: Mapping[str, ScoreCheck]
     scores_note: str | None = None
-    """Why no score was compared."""
+    """Which scores were not compared, and why."""
 
     four_bit_difference: float | None = None
     """Of the run's 4-bit base to the full-precision one that it was merged onto."""

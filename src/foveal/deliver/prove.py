@@ -82,8 +82,8 @@ def prove(
         equal_answers=_equal(seen, run.rounded),
         answers=len(seen.answers),
         answers_changed_by_rounding=len(seen.answers) - _equal(run.rounded, run.exact),
-        scores=_check_scores(found, expected),
-        scores_note=None if expected else "not compared, the recipe names no data.validation",
+        scores=check_scores(found, expected),
+        scores_note=note_scores(found, run.expected),
         four_bit_difference=four_bit_difference,
     )
 
@@ -166,12 +166,36 @@ def _equal(one: _Seen, other: _Seen) -> int:
     return sum(a == b for a, b in zip(one.answers, other.answers, strict=True))
 
 
-def _check_scores(found: Scores, expected: Scores) -> dict[str, ScoreCheck]:
-    return {
-        name: ScoreCheck(found[name].value, wanted.low, wanted.high, found[name].count)
+def check_scores(found: Scores, expected: Scores) -> dict[str, ScoreCheck]:
+    """Put scores of the written folder beside the run's intervals.
+
+    Equal scores of n answers give the bootstrap no width, yet say little of an answer in 3 / n
+    (the rule of three: Hanley and Lippman-Hand 1983, JAMA 249).
+    """
+    checks = {}
+    for name, wanted in expected.items():
+        if name in found and not math.isnan(wanted.value):
+            margin = 3 / wanted.count if wanted.low == wanted.high else 0.0
+            low, high = wanted.low - margin, wanted.high + margin
+            checks[name] = ScoreCheck(found[name].value, low, high, found[name].count)
+    return checks
+
+
+def note_scores(found: Scores, expected: Scores | None) -> str | None:
+    """Say which scores could not be compared as they should be; none: all were."""
+    if expected is None:
+        return "not compared, the recipe names no data.validation"
+    notes = [
+        f"{name} is not compared, the recipe's evaluation does not give it"
+        for name in expected
+        if name not in found
+    ]
+    notes += [
+        f"{name} has {found[name].count} answers, the run's had {wanted.count}"
         for name, wanted in expected.items()
-        if name in found and not math.isnan(wanted.value)
-    }
+        if name in found and found[name].count != wanted.count
+    ]
+    return "; ".join(notes) or None
 
 
 def _let_go() -> None:

@@ -1,16 +1,15 @@
 """A run -> its tuned model in memory, by another way than the export's: peft's own layers."""
 
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from foveal.adapt.adapters import add_adapters, merge_adapters
 from foveal.deliver.source import RunSource
+from foveal.deliver.tensors import StoredTensor
 from foveal.errors import ModelError
 from foveal.models.family import LoadedModel, load
-from foveal.train.checkpoint import WEIGHTS
 
 
 def load_tuned(source: RunSource) -> LoadedModel:
@@ -22,20 +21,23 @@ def load_tuned(source: RunSource) -> LoadedModel:
     loaded = load(str(source.base), source.recipe.data.num_crops)
     if source.adapters:
         add_adapters(loaded.model, source.adapter_sizes, source.recipe.lora)
-    put_weights(loaded.model, source.checkpoint / WEIGHTS)
+    put_weights(loaded.model, source.learnt)
     loaded.model.requires_grad_(False).eval()
     return loaded
 
 
-def put_weights(model: nn.Module, file: Path) -> None:
-    """Put the weights of a checkpoint in place.
+@torch.no_grad()
+def put_weights(model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+    """Put the weights of a checkpoint in place, one at a time.
 
     Raises:
         ModelError: the model has no weight of a name, or one of another shape.
     """
-    result = model.load_state_dict(load_file(file), strict=False)
-    if result.unexpected_keys:
-        raise ModelError(f"{file}: the base model has no weight {result.unexpected_keys[0]}")
+    weights = model.state_dict()
+    for name, one in stored.items():
+        if name not in weights or weights[name].shape != one.shape:
+            raise ModelError(f"{one.file}: the base model has no weight {name} of {one.shape}")
+        weights[name].copy_(one.read())
 
 
 def merge_with_peft(loaded: LoadedModel) -> None:

@@ -8,7 +8,8 @@ import openai
 import pytest
 import torch
 from PIL import Image
-from serving import LINES, data_uri, picture_bytes, question
+from prometheus_client.parser import text_string_to_metric_families
+from serving import LINES, data_uri, picture_bytes, question, wait_until
 
 from foveal.deliver.serve.app import Settings
 
@@ -138,6 +139,69 @@ def test_an_answer_ends_before_its_stop_and_at_its_limit(stage, actor):
     assert actor.is_idle, "what was cut off is not written on"
 
 
+@pytest.mark.parametrize("stop", [" dollars", "s.", "l is 12", "50"])
+def test_a_stream_never_shows_any_of_its_stop_wherever_tokens_part_it(stage, actor, stop):
+    stream = stage().client().chat.completions.create(
+        model="mine", messages=[question()], stop=stop, stream=True
+    )  # fmt: skip
+    pieces = [chunk.choices[0] for chunk in stream]
+    shown = "".join(piece.delta.content or "" for piece in pieces)
+    assert shown == LINES[0].partition(stop)[0].rstrip()
+    assert pieces[-1].finish_reason == "stop"
+    wait_until(lambda: actor.is_idle)
+
+
+def test_a_stream_shows_characters_whole(stage, actor):
+    actor.lines = ("a 🦊 für 5 €, ทั้งหมด",)
+    stream = stage().client().chat.completions.create(
+        model="mine", messages=[question()], stream=True
+    )  # fmt: skip
+    pieces = [chunk.choices[0].delta.content or "" for chunk in stream]
+    assert "".join(pieces) == actor.lines[0]
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_streams_numbers_are_those_of_the_whole_answer(serve):
+    client = serve().client()
+    asked = {
+        "model": "mine",
+        "messages": [question("What?", picture_bytes(1))],
+        "max_tokens": 6,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
+    whole = client.chat.completions.create(**asked).choices[0]
+    pieces = [one.choices[0] for one in client.chat.completions.create(**asked, stream=True)]
+    numbers = [one for piece in pieces if piece.logprobs for one in piece.logprobs.content]
+    assert [one.token for one in numbers] == [one.token for one in whole.logprobs.content]
+    assert [one.logprob for one in numbers] == pytest.approx(
+        [one.logprob for one in whole.logprobs.content], abs=1e-4
+    )
+    assert all(len(one.top_logprobs) == 2 for one in numbers)
+
+
+def test_questions_of_different_people_about_one_picture_read_it_once(serve, tiny, monkeypatch):
+    crops_read = []
+    usual = tiny.model.model.forward
+
+    def counting(**inputs):
+        crops = inputs.get("pixel_values")
+        crops_read.append(0 if crops is None else len(crops))
+        return usual(**inputs)
+
+    monkeypatch.setattr(tiny.model.model, "forward", counting)
+    server = serve()
+    for number in range(3):  # each a client of its own, one after the other
+        server.client().chat.completions.create(
+            model="mine", messages=[question(f"Question {number}?", picture_bytes(3))], max_tokens=2
+        )
+    assert sum(map(bool, crops_read)) == 1
+    server.client().chat.completions.create(
+        model="mine", messages=[question("Question 0?", picture_bytes(4))], max_tokens=2
+    )
+    assert sum(map(bool, crops_read)) == 2
+
+
 def test_each_of_several_answers_is_drawn_by_its_own_seed(serve):
     client = serve().client()
 
@@ -167,6 +231,18 @@ def test_several_answers_are_streamed_side_by_side(stage, actor):
     assert tuple(texts) == LINES
 
 
+def test_an_answer_that_met_its_stop_is_not_written_on_beside_others(stage, actor):
+    actor.lines, actor.step_seconds = ("The total is 12.50 dollars.", "The total" * 100), 0.02
+    stream = stage().client().chat.completions.create(
+        model="mine", messages=[question()], n=2, stop=" is", stream=True, max_tokens=10**4
+    )  # fmt: skip
+    finished = (one for chunk in stream for one in chunk.choices if one.finish_reason)
+    assert next(finished).index == 0
+    wait_until(lambda: actor.cancelled == [0])
+    assert actor.num_active == 1
+    stream.close()
+
+
 def test_logprobs_are_those_of_the_models_own_next_token(serve, tiny):
     completion = serve().client().chat.completions.create(
         model="mine", messages=[question("What is the total?")], max_tokens=3, logprobs=True,
@@ -175,14 +251,12 @@ def test_logprobs_are_those_of_the_models_own_next_token(serve, tiny):
     ids = torch.tensor([tiny.processor.encode_prompt("What is the total?", 0)])
     with torch.no_grad():
         numbers = tiny.model(input_ids=ids).logits[0, -1].log_softmax(-1)
-    first, *others = completion.choices[0].logprobs.content
-    assert len(others) == 2
+    first, *_ = content = completion.choices[0].logprobs.content
+    assert len(content) == 3
     assert first.logprob == pytest.approx(float(numbers.max()), abs=1e-4)
     expected = numbers.topk(4).values.tolist()
     assert [one.logprob for one in first.top_logprobs] == pytest.approx(expected, abs=1e-4)
     assert first.top_logprobs[0].token == first.token
-    said = bytes(byte for one in [first, *others] for byte in one.bytes)
-    assert said.decode(errors="replace").strip() or said
 
 
 def test_uploads_are_shown_like_pictures_in_messages(stage, actor):
@@ -270,16 +344,25 @@ def test_a_model_that_fails_is_a_500_without_its_inner_reasons(stage, actor, cap
 def test_health_and_measures_tell_what_was_done(stage):
     server = stage()
     client = server.client()
-    client.chat.completions.create(model="mine", messages=[question("?", picture_bytes())])
+    completion = client.chat.completions.create(
+        model="mine", messages=[question("?", picture_bytes())]
+    )
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="yours", messages=[question()])
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-    assert 'foveal_requests_total{model="mine",status="200"} 1.0' in lines
-    assert 'foveal_refused_requests_total{status="404"} 1.0' in lines
-    assert 'foveal_first_token_seconds_count{model="mine"} 1.0' in lines
-    assert "foveal_answers_running 0.0" in lines
-    assert "foveal_places_taken 0.0" in lines
+    answer = httpx.get(f"{server.url}/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    families = list(text_string_to_metric_families(answer.text))
+    assert all(one.documentation and one.type != "unknown" for one in families)
+    told = {
+        (one.name, *one.labels.values()): one.value for some in families for one in some.samples
+    }
+    assert told["foveal_requests_total", "mine", "200"] == 1
+    assert told["foveal_refused_requests_total", "404"] == 1
+    assert told["foveal_first_token_seconds_count", "mine"] == 1
+    assert told["foveal_answer_tokens_total", "mine"] == completion.usage.completion_tokens
+    assert told["foveal_prompt_tokens_total", "mine"] == completion.usage.prompt_tokens
+    assert told["foveal_answers_running",] == told["foveal_places_taken",] == 0
 
 
 def test_paths_that_are_not_there_say_so_in_openais_shape(stage):

@@ -31,6 +31,7 @@ def test_public_addresses_are_public(address):
         "255.255.255.255", "::", "::1", "fe80::1", "fe80::1%eth0", "fc00::1", "fec0::1", "ff02::1",
         "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
         "2002:7f00:1::", "2001:db8::1", "2001:0:4136:e378:8000:63bf:80ff:fffe",
+        "::7f00:1", "::ffff:0:7f00:1", "64:ff9b:1::7f00:1", "fd00:ec2::254", "168.63.129.16",
     ],
 )  # fmt: skip
 def test_addresses_of_inner_networks_are_not_even_when_hidden_in_others(address):
@@ -93,6 +94,22 @@ def test_loopback_is_refused_before_a_connection_is_made():
     ):
         fetch(url, LIMITS)
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "localhost", "[::1]",
+        "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "0", "me@127.0.0.1", "169.254.169.254",
+    ],
+)  # fmt: skip
+def test_an_inner_address_is_refused_however_it_is_written(host, monkeypatch):
+    connected = []
+    monkeypatch.setattr(socket.socket, "connect", lambda _, place: connected.append(place))
+    with pytest.raises(RequestError) as caught:
+        fetch(f"http://{host}/a.png", LIMITS)
+    assert caught.value.status == 400
+    assert connected == []
 
 
 def test_a_redirect_to_an_inner_address_is_refused():

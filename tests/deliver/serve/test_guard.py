@@ -41,6 +41,13 @@ def test_with_a_token_nobody_asks_without_it(stage):
     assert completion.choices[0].message.content == LINES[0]
 
 
+def test_a_token_may_hold_any_letters(stage):
+    server = stage(Settings(token="gehört-mir"))
+    for sent, status in (("gehört-mir", 200), ("gehort-mir", 401), ("gehört", 401)):
+        headers = {"Authorization": f"Bearer {sent}".encode()}
+        assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == status
+
+
 def test_the_page_and_the_health_check_need_no_token(stage):
     url = stage(Settings(token="s3cret")).url
     assert httpx.get(url).status_code == httpx.get(f"{url}/health").status_code == 200
@@ -79,3 +86,15 @@ def test_other_sites_may_not_read_or_ask_by_preflight(stage):
     )
     assert answer.status_code == 405
     assert "access-control-allow-origin" not in answer.headers
+
+
+def test_every_answer_bears_the_headers_that_keep_browsers_back(stage):
+    url = stage().url
+    answers = [httpx.get(url + path) for path in ("/", "/health", "/v1/models", "/nothing")]
+    for answer in answers:
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["cache-control"] == "no-store"
+    policy = answers[0].headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "frame-ancestors 'none'" in policy

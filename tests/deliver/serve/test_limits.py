@@ -92,11 +92,31 @@ def test_a_body_that_only_claims_to_be_huge_is_refused_unread(stage):
     assert b" 413 " in whole_answer(connection).splitlines()[0]
 
 
+def test_a_body_without_end_is_not_read_to_it(stage):
+    connection = stage(settings(body_bytes=20_000)).connect()
+    chunked = head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    connection.sendall(chunked)
+    piece = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    with pytest.raises(OSError, match=r"reset|Broken pipe"):
+        connection.sendall(1000 * piece)
+
+
 def test_a_form_is_counted_while_it_is_read(stage):
     server = stage(settings(body_bytes=20_000))
     files = [("image", ("a.png", b"x" * 50_000))]
     answer = httpx.post(server.url + CHAT, data={"request": "{}"}, files=files)
     assert answer.status_code == 413
+
+
+def test_an_upload_is_measured_like_any_other_picture(stage):
+    form = {"request": ASKED.decode()}
+    answer = httpx.post(
+        stage(settings(picture_bytes=50)).url + CHAT,
+        data=form,
+        files=[("image", ("a.png", picture_bytes()))],
+    )
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "picture_too_large"
 
 
 @pytest.mark.parametrize(

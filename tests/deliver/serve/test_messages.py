@@ -63,6 +63,7 @@ def test_fields_that_ask_for_nothing_are_taken(fields):
         ({"top_p": 0}, "top_p: "),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop: "),
         ({"stop": ""}, "stop holds an empty text"),
+        ({"stop": ["a", "b" * 257]}, "stop.1: string should have at most 256 characters"),
         ({"top_logprobs": 3}, "top_logprobs needs logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs: "),
         ({"stream_options": {"include_usage": True}}, "stream_options needs stream"),

@@ -95,7 +95,7 @@ def test_a_hostile_answer_stays_text(stage, actor, page):
     ask(page, "<b>What?</b>")
     page.wait_for_selector(".answer[aria-busy=false]")
     assert page.locator(".answer .text").text_content() == LINES[1]
-    assert page.locator(".asked p").text_content() == "<b>What?</b>"
+    assert page.locator(".asked h2").text_content() == "<b>What?</b>"
     assert page.locator("#turns script, #turns .text img, #turns b").count() == 0
     assert page.title() == "mine"
 
@@ -172,6 +172,28 @@ def test_everything_is_reached_by_keyboard_and_has_a_name(stage, page):
              .map((one) => one.outerHTML)"""
     )
     assert nameless == []
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_axe_finds_no_barrier_before_or_after_an_answer_or_at_the_lock(stage, page, colours):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+
+    def barriers() -> list[str]:
+        found = axe.run(page).response["violations"]
+        return [f"{one['id']}: {node['html']}" for one in found for node in one["nodes"]]
+
+    page.emulate_media(color_scheme=colours)
+    page.goto(stage(names=("mine", "mine-before")).url)
+    drop(page, "a.png", picture_bytes())
+    page.get_by_role("button", name="Remove a.png").wait_for()
+    page.locator("summary").click()
+    assert barriers() == []
+    ask(page, "What?")
+    expect(page.locator(".answer[aria-busy=false]")).to_have_count(2)
+    assert barriers() == []
+    page.goto(stage(Settings(token="s3cret")).url)
+    page.get_by_label("This server asks for its token.").wait_for()
+    assert barriers() == []
 
 
 def test_the_page_loads_nothing_and_runs_its_own_script_alone():

@@ -3,13 +3,16 @@
 import base64
 import io
 import zlib
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+from foveal.deliver.serve import served
 from foveal.deliver.serve.limits import Limits
 from foveal.deliver.serve.pictures import PictureFile, measure, read_address
 from foveal.deliver.serve.problems import RequestError
+from foveal.deliver.serve.served import CutPictures
 
 LIMITS = Limits(picture_bytes=2000, pictures=3, pixels=10_000)
 
@@ -106,3 +109,13 @@ def test_a_picture_cut_short_is_refused_in_a_sentence():
     with pytest.raises(RequestError, match="picture 1: broken picture") as caught:
         short.decode()
     assert caught.value.status == 400
+
+
+def test_the_latest_pictures_stay_cut_and_no_more(monkeypatch):
+    monkeypatch.setattr(served, "REMEMBERED_PICTURES", 2)
+    cut = []
+    pictures = CutPictures(SimpleNamespace(cut=lambda image: cut.append(image.size)))
+    one, two, three = (PictureFile("a", picture(size=(side, 40))) for side in (1, 2, 3))
+    for shown in (one, two, one, three, one, two):
+        pictures.cut(shown)
+    assert [width for width, _ in cut] == [1, 2, 3, 2]

@@ -44,6 +44,17 @@ def test_a_character_of_several_bytes_is_never_cut():
     assert not any("\ufffd" in piece for piece in said(ids))
 
 
+def test_bytes_without_end_are_read_once_and_not_at_each_of_them(monkeypatch):
+    decoded = []
+    growing = AnswerText(PUBLISHED)
+    usual = growing._decode
+    monkeypatch.setattr(growing, "_decode", lambda: (decoded.append(1), usual())[1])
+    spelt = [3 + byte for byte in "🦊".encode()] * 500  # byte b is token b + 3
+    assert "".join(growing.add(one) for one in spelt) == ""
+    assert growing.finish() == "🦊" * 500
+    assert len(decoded) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "stops", "left"),
     [

@@ -22,6 +22,9 @@ from foveal.deliver.serve.problems import RequestError
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 """Addresses that carry an IPv4 address in their last 32 bits."""
 
+INNER = frozenset({ipaddress.ip_address("168.63.129.16")})
+"""Public by their number and yet a machine's own host: Azure's, which also holds its secrets."""
+
 Allowed = Callable[[str], bool]
 """Numeric address -> whether to connect to it."""
 
@@ -35,9 +38,9 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(one) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-        if one.is_site_local:
+        if one.is_site_local or one.is_reserved:  # such as IPv4 addresses in retired disguises
             return False
-    return one.is_global and not one.is_multicast
+    return one.is_global and not one.is_multicast and one not in INNER
 
 
 class _NotPublicError(OSError):

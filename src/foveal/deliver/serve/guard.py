@@ -42,7 +42,8 @@ class Guard:
             self.check_name(request)
             return
         kind, _, given = request.headers.get("authorization", "").partition(" ")
-        is_right = hmac.compare_digest(given.strip().encode(), self._token.encode())
+        # Headers are bytes, which the web framework shows as latin-1.
+        is_right = hmac.compare_digest(given.strip().encode("latin-1"), self._token.encode())
         if kind.lower() != "bearer" or not is_right:
             raise RequestError(
                 401, "give the server's token: Authorization: Bearer TOKEN", "invalid_api_key"

@@ -10,10 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from foveal.deliver.serve.problems import RequestError
 
 MOST_STOPS = 4
+MOST_STOP_CHARACTERS = 256
 MOST_TOP_LOGPROBS = 20
 
 Neutral = Annotated[float, Field(ge=0, le=0)] | None
 """A number that may be sent, as long as it changes nothing."""
+
+Stop = Annotated[str, Field(max_length=MOST_STOP_CHARACTERS)]
+"""Looked for at every token: a long one would hold up everybody."""
 
 
 class _Asked(BaseModel):
@@ -92,7 +96,7 @@ class ChatRequest(_Asked):
     """None: 0, the most likely token each time, as answers are scored."""
 
     top_p: float | None = Field(None, gt=0, le=1)
-    stop: tuple[str, ...] = Field((), max_length=MOST_STOPS)
+    stop: tuple[Stop, ...] = Field((), max_length=MOST_STOPS)
     seed: int | None = None
     n: int | None = Field(None, ge=1)
     logprobs: bool | None = None

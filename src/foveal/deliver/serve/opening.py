@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 
 from foveal.config import load_recipe
-from foveal.deliver.place import find_model, find_num_crops
+from foveal.deliver.opening import ADAPTER_CONFIG, open_model, read_base_name
+from foveal.deliver.place import find_num_crops
 from foveal.deliver.serve.limits import Limits
 from foveal.deliver.serve.served import Served
-from foveal.models.family import LoadedModel, load
+from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Limits as DecodingLimits
 from foveal.train.engine import pick_device
 
@@ -26,11 +27,14 @@ MOST_CACHE_TOKENS = 2**18
 
 
 def find_before(place: str) -> str | None:
-    """Find the model that a run started from, on this machine; nothing is fetched."""
+    """Find the model that a run or an adapter started from, here; nothing is fetched."""
     recipe = Path(place) / "recipe.yaml"
-    if not recipe.is_file():
+    if recipe.is_file():
+        name = load_recipe(recipe).model
+    elif (Path(place) / ADAPTER_CONFIG).is_file():
+        name = read_base_name(Path(place))
+    else:
         return None
-    name = load_recipe(recipe).model
     made_for_it = Path(place) / "model"  # a tiny model is made in the run's folder
     for folder in (Path(name), made_for_it):
         if (folder / "config.json").is_file():
@@ -49,7 +53,7 @@ def name_of(place: str) -> str:
     return folder.resolve().name if folder.exists() else place
 
 
-def open_model(place: str, name: str, num_crops: int | None) -> Served:
+def open_served(place: str, name: str, num_crops: int | None) -> Served:
     """Load a model onto the fastest device: in bfloat16 there, in float32 on a processor.
 
     Raises:
@@ -57,7 +61,7 @@ def open_model(place: str, name: str, num_crops: int | None) -> Served:
     """
     device = pick_device()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    loaded = load(find_model(place), num_crops, dtype=dtype)
+    loaded = open_model(place, num_crops, dtype)
     loaded.model.to(device).eval()
     return Served.of(name, loaded)
 
@@ -68,9 +72,9 @@ def open_models(
     """Load a run's or folder's model, and the one before it.
 
     Args:
-        place: run folder, model folder or hub name.
+        place: run folder, model folder, adapter folder or hub name.
         name: that clients ask for; none: from the place.
-        with_before: also the model that the run started from, if that is on this machine.
+        with_before: also the model that it started from, if that is on this machine.
         free_memory: measures a device.
 
     Returns:
@@ -81,7 +85,7 @@ def open_models(
     """
     name = name or name_of(place)
     num_crops = find_num_crops(place)
-    tuned = open_model(place, name, num_crops)
+    tuned = open_served(place, name, num_crops)
     before = find_before(place)
     if before is None:
         return [tuned], ""
@@ -94,7 +98,7 @@ def open_models(
             f"no room for the model before tuning: it needs {needed / gib:.1f} GiB and "
             f"{free / gib:.1f} GiB are free"
         )
-    return [tuned, open_model(before, name + BEFORE, num_crops)], "before and after tuning"
+    return [tuned, open_served(before, name + BEFORE, num_crops)], "before and after tuning"
 
 
 def weight_bytes(loaded: LoadedModel) -> int:

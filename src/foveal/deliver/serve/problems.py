@@ -49,6 +49,8 @@ class RequestError(Exception):
         headers = {}
         if self.retry_after_seconds is not None:
             headers["Retry-After"] = str(self.retry_after_seconds)
+        if self.status in (408, 413):  # more of the body may come: it is read no further
+            headers["Connection"] = "close"
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return headers

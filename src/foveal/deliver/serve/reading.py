@@ -10,7 +10,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from foveal.deliver.serve.limits import Limits
-from foveal.deliver.serve.pictures import PictureFile
+from foveal.deliver.serve.pictures import PictureFile, checked
 from foveal.deliver.serve.problems import RequestError
 
 DISCARDED = 4
@@ -111,7 +111,7 @@ async def _read_form(request: Request, limits: Limits) -> Body:
         for field, value in form.multi_items():
             if isinstance(value, UploadFile) and field == UPLOAD_FIELD:
                 name = f"picture {len(uploads) + 1} ({(value.filename or 'unnamed')[:80]})"
-                uploads.append(PictureFile(name, await value.read()))
+                uploads.append(checked(PictureFile(name, await value.read()), limits))
             elif isinstance(value, str) and field == REQUEST_FIELD:
                 asked = value
             else:

@@ -41,9 +41,11 @@ class AnswerText:
         if self.stopped or token in self._special:
             return ""
         self._pending.append(token)
-        piece = self._decode()
         # Bytes are read together: whether they are characters shows once they have ended.
-        if BYTE.fullmatch(self._tokenizer.id_to_token(token)) or piece.endswith(HALF_A_CHARACTER):
+        if BYTE.fullmatch(self._tokenizer.id_to_token(token)):
+            return ""
+        piece = self._decode()
+        if piece.endswith(HALF_A_CHARACTER):
             return ""
         self._grow(piece)
         return self._take(len(self._text) - (0 if self.stopped else self._half_a_stop()))
@@ -71,7 +73,8 @@ class AnswerText:
 
     def _half_a_stop(self) -> int:
         """Count the characters at the end that may be the beginning of a stop."""
-        for length in range(max(map(len, self._stops), default=1) - 1, 0, -1):
+        longest = max(map(len, self._stops), default=1) - 1
+        for length in range(min(longest, len(self._text)), 0, -1):
             if any(
                 self._text.endswith(stop[:length]) for stop in self._stops if length < len(stop)
             ):
