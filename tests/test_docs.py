@@ -71,7 +71,7 @@ def test_recipes_that_a_page_names_are_there(page):
 def test_settings_that_a_page_names_are_there(page):
     known = {*setting_names(Recipe), "data", "train", "evaluate", "lora"}
     named = re.findall(r"`((?:data|train|evaluate|lora)\.\w+)(?:[=:][^`]*)?`", page.read_text())
-    assert {name for name in named if not name.endswith(".jsonl")} <= known
+    assert {name for name in named if not name.endswith((".json", ".jsonl"))} <= known
 
 
 def test_files_that_the_layout_names_are_there():
@@ -140,7 +140,7 @@ def to_run() -> list[tuple[str, list[str]]]:
 
 
 def test_the_commands_of_the_pages_run_on_own_data(tmp_path, monkeypatch):
-    """Word for word, but for a tiny model and a single step."""
+    """Word for word, but for a tiny model and a single step; `--fresh` is among them."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     for number, name in enumerate(("train", "validation", "test")):
@@ -162,7 +162,8 @@ def test_the_commands_of_the_pages_run_on_own_data(tmp_path, monkeypatch):
         assert done.exit_code == 0 or (words[0] == "plan" and done.exit_code == 1), said
         ran.add(words[0])
     assert ran == set(COMMAND.commands) - set(RUN_ELSEWHERE)
-    scores = json.loads((tmp_path / "runs/mine/evaluation/test/scores.json").read_text())
+    (kept,) = (tmp_path / "runs").glob("mine.before-*/evaluation/test/scores.json")
+    scores = json.loads(kept.read_text())
     assert scores["accuracy"]["count"] == 6
     assert (tmp_path / "comparison.html").stat().st_size > 10_000
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveal.errors import ConfigError
@@ -334,6 +334,7 @@ def test_a_confusion_matrix_counts_truth_by_row_and_answer_by_column():
     assert found.per_class() == {"yes": Tally(1, 2), "no": Tally(2, 3)}
 
 
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1))
 def test_a_confusion_matrix_is_that_of_scikit_learn(pairs):
     from sklearn.metrics import confusion_matrix, recall_score
