@@ -151,7 +151,8 @@ def contents(run: Path) -> dict[str, object]:
                 kept[str(path.relative_to(run))] = path.read_bytes()
     for name in ("metrics.jsonl", "incidents.jsonl"):
         lines = (run / name).read_text().splitlines() if (run / name).exists() else []
-        kept[name] = [{**json.loads(line), "seconds": None} for line in lines]
+        measured = {"seconds": None, "memory_bytes": None}  # of this machine at that hour
+        kept[name] = [{**json.loads(line), **measured} for line in lines]
     return kept
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveal.config import Recipe, load_recipe
+from foveal.config import Recipe, load_recipe, quoted
 from foveal.errors import ConfigError, UserError
 from foveal.prepare import prepare
-from foveal.reproduce import RECIPES, quoted
+from foveal.reproduce import RECIPES
 
 ALPHA_RATIO_TO_WONDER_AT = 4.0
 """The recipe uses 0.5 and 2; more is most likely an alpha given as a ratio."""
@@ -48,7 +48,10 @@ class Front:
 
 def read_flags(front: Front, arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the recipe's flags, with its defaults."""
-    parser = argparse.ArgumentParser(description=f"Fine-tune on {front.task}; see docs/cookbook.md")
+    parser = argparse.ArgumentParser(
+        description=f"Fine-tune on {front.task}; see docs/cookbook.md",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     add = parser.add_argument
     add("--model_name_or_path", default="microsoft/Phi-3.5-vision-instruct", help="folder or name")
     add(
@@ -57,8 +60,8 @@ def read_flags(front: Front, arguments: list[str] | None = None) -> argparse.Nam
         required=front.data_dir_required,
         help="the data set's files; left out: the hub, or its cache when offline",
     )
-    if front.mini_train:
-        add("--full_train", action="store_true", help="learn from all of DocVQA")
+    full = "learn from all of DocVQA" if front.mini_train else "taken, and done anyway"
+    add("--full_train", action="store_true", help=full)
     add("--use_flash_attention", action="store_true", help="a fused attention kernel")
     add("--bf16", action="store_true", help="compute in bf16; without it in fp16")
     add("--use_lora", action="store_true", help="learn low-rank adapters")

@@ -1,5 +1,6 @@
 """Every command in the README and the docs is one that this version understands."""
 
+import json
 import re
 import shlex
 import tomllib
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from tiny import make_picture, pages
 from typer.testing import CliRunner
 
 from foveal.cli import app
@@ -69,7 +71,7 @@ def test_recipes_that_a_page_names_are_there(page):
 def test_settings_that_a_page_names_are_there(page):
     known = {*setting_names(Recipe), "data", "train", "evaluate", "lora"}
     named = re.findall(r"`((?:data|train|evaluate|lora)\.\w+)(?:[=:][^`]*)?`", page.read_text())
-    assert {name for name in named if not name.endswith(".jsonl")} <= known
+    assert {name for name in named if not name.endswith((".json", ".jsonl"))} <= known
 
 
 def test_files_that_the_layout_names_are_there():
@@ -98,11 +100,72 @@ def test_every_page_is_in_the_menu_and_nothing_is_fetched():
     assert site["plugins"] == ["search"]
 
 
-def test_the_cheap_commands_run(tmp_path, monkeypatch):
+RUN_ELSEWHERE = {
+    "demo": "takes minutes; `make demo`",
+    "bench": "tests/bench",
+    "convert": "tests/data/test_convert.py",
+    "export": "tests/deliver",
+    "push": "tests/deliver",
+    "reproduce": "tests/test_reproduce.py",
+    "serve": "tests/deliver/serve",
+}
+NOT_HERE = ("microsoft/", "docvqa", "out/mine", "OUT", "SOURCE", "recipe.yaml", "--measure")
+"""Of models and data that a test does not have, names that stand for others, what takes long."""
+
+SMALL = (
+    "model=phi3-vision-tiny",
+    "precision=float32",
+    "data.num_crops=4",
+    "data.workers=0",
+    "train.examples_per_step=3",
+    "train.max_steps=1",
+    "evaluate.max_new_tokens=2",
+)
+
+
+def to_run() -> list[tuple[str, list[str]]]:
+    """Take the commands that run on own data, in the order of the pages; each once."""
+    found = {
+        tuple(words_of(line)): page.name
+        for page in PAGES
+        for line in lines_of(page)
+        if line.startswith("foveal ") and not any(one in line for one in NOT_HERE)
+    }
+    return [
+        (page, list(words))
+        for words, page in found.items()
+        if words[0] not in RUN_ELSEWHERE
+        and len(words) > sum(one.required for one in COMMAND.commands[words[0]].params)
+    ]
+
+
+def test_the_commands_of_the_pages_run_on_own_data(tmp_path, monkeypatch):
+    """Word for word, but for a tiny model and a single step; `--fresh` is among them."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    for line in ("foveal recipes", "foveal recipes --explain", "foveal --help"):
-        assert CliRunner().invoke(app, words_of(line)).exit_code == 0, line
+    for number, name in enumerate(("train", "validation", "test")):
+        pages(tmp_path, 3, 2, name)
+        for page in range(3):  # no picture stands in two files
+            make_picture(tmp_path / "images" / f"{name}-{page}.png", 10 * number + page)
+    for name in ("page", "left", "right"):
+        make_picture(tmp_path / f"{name}.png", 3)
+    (tmp_path / "runs").mkdir()
+    for name in ("one", "other"):
+        (tmp_path / "runs" / name).symlink_to("mine")
+    answer = {"id": "example-0", "prediction": "It is 00."}
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(answer) + "\n")
+    ran = set()
+    for page, words in to_run():
+        small = {"train": [*SMALL], "inspect": ["--set", SMALL[0]]}.get(words[0], [])
+        done = CliRunner().invoke(app, [*words, *small])
+        said = f"{page}: foveal {' '.join(words)}: {done.output} {done.exception}"
+        assert done.exit_code == 0 or (words[0] == "plan" and done.exit_code == 1), said
+        ran.add(words[0])
+    assert ran == set(COMMAND.commands) - set(RUN_ELSEWHERE)
+    (kept,) = (tmp_path / "runs").glob("mine.before-*/evaluation/test/scores.json")
+    scores = json.loads(kept.read_text())
+    assert scores["accuracy"]["count"] == 6
+    assert (tmp_path / "comparison.html").stat().st_size > 10_000
 
 
 def test_what_is_needed_to_build_the_docs_is_declared():

@@ -10,7 +10,7 @@ import yaml
 from rich.console import Console
 from tiny import SIZES, pages
 
-from foveal.config import Recipe, load_recipe, setting_names
+from foveal.config import Recipe, load_recipe, save_recipe, setting_names
 from foveal.errors import ConfigError
 from foveal.explain import explain_settings
 from foveal.models.phi3_vision.tiny import write_tiny
@@ -80,6 +80,50 @@ def test_rules_of_a_recipe_replace_those_of_its_base(tmp_path):
         top="base: base.yaml\nstrategy: [{match: 'language.*'}]\n",
     )
     assert [rule.match for rule in load_recipe(top).strategy] == ["language.*"]
+
+
+def test_a_recipe_remembers_what_it_says_otherwise_than_the_nearest_below(tmp_path):
+    write(
+        tmp_path,
+        low="model: m\nrun: r\ntrain: {epochs: 3}\nprecision: fp16\n",
+        middle="base: low.yaml\nstrategy: lora\nlora: {rank: 8}\n",
+        top="base: middle.yaml\nrun: mine\nlora: {rank: 16, alpha: 4}\ntrain: {epochs: 3}\n",
+    )
+    base = load_recipe(tmp_path / "top.yaml", ("precision=bf16", "train.seed=0")).base
+    assert base.file == tmp_path / "middle.yaml"
+    assert base.otherwise == {"run": "r", "lora.rank": 8, "lora.alpha": 128.0, "precision": "fp16"}
+
+
+def test_settings_given_to_a_recipe_are_remembered_beside_its_own(tmp_path):
+    top = write(tmp_path, top="run: r\ntrain: {epochs: 3}\n")
+    made = load_recipe(top, ("model=m", "train.epochs=1", "strategy=[{match: '*'}]"))
+    assert made.base.file == top
+    assert made.base.otherwise == {"train.epochs": 3.0, "strategy": "full"}
+    assert load_recipe(write(tmp_path, top="model: m\nrun: r\n")).base is None
+
+
+def test_a_stored_recipe_keeps_what_it_was_built_on_and_is_no_longer_built_on_it(tmp_path):
+    top = write(tmp_path, top="base: low.yaml\nrun: mine\n", low="model: m\nrun: r\n")
+    made = load_recipe(top)
+    save_recipe(made, tmp_path / "stored.yaml")
+    (tmp_path / "low.yaml").unlink()
+    assert load_recipe(tmp_path / "stored.yaml") == made
+    above = write(tmp_path, top="base: stored.yaml\nprecision: fp16\n")
+    assert load_recipe(above).base.file == tmp_path / "stored.yaml"
+    assert load_recipe(above).base.otherwise == {"precision": "bf16"}
+
+
+def test_a_base_that_is_wrong_by_itself_is_named_and_one_in_an_override_refused(tmp_path):
+    top = write(tmp_path, top="base: low.yaml\n", low="model: m\nrun: r\ntrain: {seed: -1}\n")
+    assert refusal(top, "train.seed=1").startswith(f"{tmp_path / 'low.yaml'}: train.seed=-1")
+    assert "a base is named in the recipe's file" in refusal(top, "base=other.yaml")
+
+
+def test_what_a_recipe_was_built_on_does_not_decide_a_runs_numbers(tmp_path):
+    top = write(tmp_path, top="model: m\nrun: r\n")
+    plain, given = (load_recipe(top, overrides) for overrides in ((), ("train.seed=0",)))
+    assert given.base
+    assert resume_key(plain) == resume_key(given)
 
 
 def test_recipes_that_are_built_on_each_other_are_refused(tmp_path):

@@ -50,7 +50,8 @@ def test_a_row_is_converted_checked_trained_and_compared(source, tmp_path):
     arguments = ["reproduce", "docvqa/lora", *changed, "--source", str(source)]
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    (line,) = [line for line in done.output.splitlines() if line.startswith("anls_cookbook: ours ")]
+    line = done.stdout.splitlines()[-1]
+    assert line.startswith("anls_cookbook: ours ")
     assert " - published 0.8246 (Phi-3.5-vision finetuning recipe, DocVQA" in line
     assert "with precision=float32" in line  # not the row itself
     assert "docvqa_train.jsonl: 6 examples, problems: " in done.output

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from foveal import __version__
 from foveal.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -16,11 +17,27 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 
+UsageError: Any = typer.BadParameter.__base__
+"""What a wrong command line raises; typer names only this child of it."""
+
+NOT_A_PLACE = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""What a file where a folder should be, or the reverse, raises."""
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"foveal {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _about() -> None:
+def _about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
     """Fine-tune vision-language models, Phi-3.5-vision first."""
 
 
@@ -531,7 +548,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True)) as bar:
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -539,12 +556,23 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
 def main() -> None:
     """Run the command line; a mendable error becomes one line and exit status 2."""
     try:
-        app()
+        sys.exit(app(prog_name="foveal", standalone_mode=False))
     except UserError as error:
-        typer.echo(f"foveal: {error}", err=True)
+        _refuse(f"foveal: {error}")
+    except UsageError as error:
+        if said := error.format_message():  # nothing where the whole help was shown
+            place = error.ctx.command_path if error.ctx else "foveal"
+            _refuse(f"{place}: {said.rstrip('.')}; `{place} --help` shows how")
         sys.exit(2)
+    except NOT_A_PLACE as error:
+        _refuse(f"foveal: {error.filename}: {error.strerror}; give another place")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _refuse(line: str) -> NoReturn:
+    typer.echo(line, err=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

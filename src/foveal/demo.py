@@ -5,10 +5,9 @@ import zipfile
 from itertools import chain
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 
-from foveal.config import Recipe
+from foveal.config import load_recipe, quoted
 from foveal.data.convert import convert
 from foveal.data.example import write_examples
 from foveal.demo_statements import (
@@ -45,13 +44,9 @@ def run_demo(out: Path, console: Console) -> Outcome:
     console.print(f"Unpacking the bundled NLVR pictures into {data}", highlight=False)
     convert("nlvr", DATA, data)
     write_lessons(data)
-    tree = yaml.safe_load((DATA / "demo.yaml").read_text(encoding="utf-8"))
-    tree["run"] = str(out)
-    tree["data"] |= {
-        "train": str(data / "lessons.jsonl"),
-        "validation": str(data / "nlvr_pairs_dev.jsonl"),
-    }
-    return TrainingRun(Recipe.model_validate(tree), console).go()
+    files = {"train": data / "lessons.jsonl", "validation": data / "nlvr_pairs_dev.jsonl"}
+    recipe = load_recipe(DATA / "demo.yaml", (*quoted(run=out), *quoted("data.", **files)))
+    return TrainingRun(recipe, console).go()
 
 
 def write_lessons(data: Path, seed: int = 0) -> Path:

@@ -1,6 +1,5 @@
 """A row of the published tables -> its data, its run, and our score beside the published one."""
 
-import json
 import os
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from foveal.config import Recipe, load_recipe
+from foveal.config import Recipe, load_recipe, quoted
 from foveal.data.check import check_file
 from foveal.errors import ConfigError
 from foveal.evaluate.prediction import Scores
@@ -81,7 +80,7 @@ def reproduce(
     if outcome.stopped:
         return [f"stopped at step {outcome.stopped.step}; the same command goes on from there"]
     lines = compare(recipe, outcome.after or {}, overrides)
-    return [*lines, f"report: {outcome.report}"] if rank == 0 else []
+    return [f"report: {outcome.report}", *lines] if rank == 0 else []
 
 
 def compare(recipe: Recipe, ours: Scores, overrides: Sequence[str] = ()) -> list[str]:
@@ -99,11 +98,6 @@ def compare(recipe: Recipe, ours: Scores, overrides: Sequence[str] = ()) -> list
         for name, beside in lines.items()
         if name in ours
     ]
-
-
-def quoted(prefix: str = "", **values: object) -> tuple[str, ...]:
-    """Write overrides whose values are taken as they are, whatever signs stand in them."""
-    return tuple(f"{prefix}{name}={json.dumps(str(value))}" for name, value in values.items())
 
 
 def tell_problems(train: Path, validation: Path, console: Console, show: int = 3) -> None:

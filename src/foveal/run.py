@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from foveal.adapt.files import save_adapter
 from foveal.adapt.strategy import Assignment, strategy_table
 from foveal.assemble import load_for_run, make_plan, quiet_libraries
-from foveal.config import Recipe, save_recipe
+from foveal.config import Recipe, flatten, save_recipe
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.lines import Examples
@@ -24,6 +24,7 @@ from foveal.data.rows import Plan, Row
 from foveal.deliver.export import write_final
 from foveal.errors import ConfigError, RunError, UserError
 from foveal.evaluate.evaluation import evaluate_into
+from foveal.evaluate.metrics import find_metrics
 from foveal.evaluate.prediction import Scores
 from foveal.evaluate.report import write_report
 from foveal.machine import describe_machine, free_memory
@@ -70,7 +71,7 @@ class TrainingRun:
         if not recipe.data.train_files:
             raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
         quiet_libraries()
-        check_best(recipe)
+        check_scores(recipe)
         check_attention(recipe)
         self.recipe = recipe
         self.engine = make_engine(recipe.engine, recipe.precision)
@@ -79,6 +80,7 @@ class TrainingRun:
         if fresh and self.engine.is_main:
             set_aside(self.run)
         self.engine.wait()
+        make_folder(self.run)
         torch.manual_seed(recipe.train.seed)
         data, weights = recipe.data, [file.weight for file in recipe.data.train_files]
         files = [self._unpack(file.path) for file in data.train_files]
@@ -147,6 +149,7 @@ class TrainingRun:
             self.run.mkdir(parents=True, exist_ok=True)
             save_recipe(recipe, self.run / "recipe.yaml")
             (self.run / "machine.json").write_text(json.dumps(describe_machine(), indent=1))
+            (self.run / "data.json").write_text(json.dumps(self._describe_data(), indent=1))
         self._introduce(assignments, plan, total_steps, first_step)
         self.evaluate("before")
         batches = RowBatches(self.dataset, loaded.processor, recipe.train.loss_weighting)
@@ -190,6 +193,20 @@ class TrainingRun:
         if stopped:
             return Outcome(self.run, stopped, None, None, None)
         return self._finish()
+
+    def _describe_data(self) -> dict[str, dict[str, str | int]]:
+        """Say what the examples were when the run began, for who reads of it later."""
+        sets = {"training": self.dataset}
+        if self.validation:
+            sets["validation"] = self.validation[1]
+        return {
+            role: {
+                "fingerprint": one.fingerprint,
+                "examples": len(one.examples),
+                "pictures": len(one.images),
+            }
+            for role, one in sets.items()
+        }
 
     def _plan(self) -> Plan:
         long = self.loaded.family.long_context_tokens(self.loaded.model)
@@ -304,12 +321,13 @@ class TrainingRun:
         return Outcome(self.run, None, before, after, report)
 
 
-def check_best(recipe: Recipe) -> None:
-    """See that a recipe that keeps the best checkpoint can know it.
+def check_scores(recipe: Recipe) -> None:
+    """See that a recipe's scores are known, and that of the best checkpoint among them.
 
     Raises:
         ConfigError: it cannot; the message says what is missing.
     """
+    find_metrics(recipe.evaluate.metrics)
     best = recipe.train.best_metric
     if not best:
         return
@@ -335,6 +353,18 @@ def check_attention(recipe: Recipe) -> None:
             "attention=flash_attention_2 cannot read rows that share pictures; "
             "use attention=flex, or give data.share_images=false"
         )
+
+
+def make_folder(run: Path) -> None:
+    """See that a run has its folder before anything is paid for.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"run={run}: {error.strerror}; give a folder to write to") from error
 
 
 def set_aside(run: Path) -> None:
@@ -373,19 +403,8 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
     return {
         name: value
         for name, value in flat.items()
-        if name not in free and not name.startswith(("evaluate.", "published"))
+        if name not in free and not name.startswith(("evaluate.", "published", "base"))
     }
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Name every leaf of a tree by its dotted path."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def save_final(loaded: LoadedModel, run: Path) -> str | None:

@@ -241,7 +241,7 @@ ELSEWHERE = {"serve"}
 
 
 def test_every_command_of_the_page_is_one_of_ours_with_options_that_it_has():
-    text = (ROOT / "docs" / "deploy.md").read_text().replace("\\\n", " ")
+    text = (ROOT / "docs" / "deliver.md").read_text().replace("\\\n", " ")
     commands = typer.main.get_command(app).commands
     lines = re.findall(r"^    foveal (.+)$", text, re.M)
     assert len(lines) >= 7
@@ -260,7 +260,7 @@ def test_the_lines_of_the_readme_run(full_run, tmp_path, monkeypatch, capsys):
     (tmp_path / "runs" / "mine").symlink_to(full_run)
     make_picture(tmp_path / "page.png", 3)
     monkeypatch.chdir(tmp_path)
-    for page in (ROOT / "README.md", ROOT / "docs" / "deploy.md"):
+    for page in (ROOT / "README.md", ROOT / "docs" / "deliver.md"):
         blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
         ours = [block for block in blocks if "foveal.load(" in block]
         assert len(ours) == 1, page

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveal.errors import ConfigError
@@ -235,6 +235,29 @@ def test_the_p_value_of_graded_scores_is_that_of_all_sign_flips():
     assert found.p_value == pytest.approx(exact, abs=0.004)
 
 
+GRADED = np.random.default_rng(5).beta(2, 1, (2, 60)).round(2)
+"""Scores of 60 answers before and after."""
+
+
+def test_interval_and_p_value_are_those_of_scipy():
+    from scipy.stats import bootstrap, permutation_test
+
+    before, after = GRADED
+    gains, ours = after - before, difference(before, after, draws=50_000)
+    theirs = bootstrap((gains,), np.mean, n_resamples=50_000, method="percentile", rng=0)
+    assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval), abs=3e-3)
+    flips = permutation_test(
+        (after, before),
+        lambda one, other, axis: np.mean(one - other, axis=axis),
+        permutation_type="samples",
+        n_resamples=50_000,
+        vectorized=True,
+        rng=0,
+    )
+    assert ours.value == pytest.approx(flips.statistic)
+    assert ours.p_value == pytest.approx(flips.pvalue, abs=0.01)
+
+
 def test_answers_that_did_not_change_differ_by_nothing_with_p_of_1():
     found = difference([0, 1, 0.3], [0, 1, 0.3])
     assert (found.value, found.low, found.high, found.p_value) == (0, 0, 0, 1)
@@ -309,6 +332,20 @@ def test_a_confusion_matrix_counts_truth_by_row_and_answer_by_column():
     )
     assert found.counts.tolist() == [[1, 1, 0], [0, 2, 1]]
     assert found.per_class() == {"yes": Tally(1, 2), "no": Tally(2, 3)}
+
+
+@settings(max_examples=20)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1))
+def test_a_confusion_matrix_is_that_of_scikit_learn(pairs):
+    from sklearn.metrics import confusion_matrix, recall_score
+
+    truth, given_answers = zip(*pairs, strict=True)
+    found = confusion(truth, given_answers, "abc")
+    theirs = confusion_matrix(truth, given_answers, labels=list("abc"))
+    np.testing.assert_array_equal(found.counts[:, :-1], theirs)
+    recalls = recall_score(truth, given_answers, labels=list("abc"), average=None, zero_division=0)
+    for tally_, recall in zip(found.per_class().values(), recalls, strict=True):
+        assert (tally_.value if tally_.count else 0) == pytest.approx(recall)
 
 
 def test_calibration_error_is_the_mean_gap_between_sureness_and_being_right():

@@ -42,6 +42,7 @@ def test_a_line_has_the_documented_keys(tmp_path):
         "answers": ["yes", "yeah"],
         "scores": {"accuracy": 1.0},
         "choice_scores": {"yes": -0.1, "no": -2.4},
+        "choice_probabilities": pytest.approx({"yes": 0.909, "no": 0.091}, abs=1e-3),
     }
 
 
@@ -106,6 +107,13 @@ def test_choice_probabilities_are_the_softmax_of_log_likelihoods():
     chances = Prediction("a", "yes", choice_scores={"yes": -1000.0, "no": -1001.0})
     assert chances.choice_probabilities["yes"] == pytest.approx(math.e / (math.e + 1))
     assert Prediction("a", "yes").choice_probabilities == {}
+
+
+def test_labels_are_ranked_the_likeliest_first_and_scored_in_the_order_of_the_data():
+    ranked = Prediction("a", "b", choice_scores={"a": -3.0, "b": -1.0, "c": -2.0})
+    assert list(ranked.choice_probabilities) == ["b", "c", "a"]
+    first, second, third = ranked.chances(("a", "b", "c"))
+    assert first < third < second
 
 
 def test_scoring_an_answer_keeps_the_scores_it_has():

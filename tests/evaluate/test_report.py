@@ -157,7 +157,8 @@ def test_nothing_from_data_or_a_model_becomes_markup(tmp_path):
         )
     ]
     write_examples(data, [Example(id=f"{EVIL}{n}", conversations=tuple(turns)) for n in range(3)])
-    run = make_run(tmp_path / EVIL.replace("/", "_"), data, model=EVIL)
+    base = {"file": EVIL, "otherwise": {"model": EVIL, EVIL: EVIL}}
+    run = make_run(tmp_path / EVIL.replace("/", "_"), data, model=EVIL, base=base)
     measure(run, 3)
     answers = [
         Prediction(
@@ -176,6 +177,7 @@ def test_nothing_from_data_or_a_model_becomes_markup(tmp_path):
         scores.write_text(json.dumps({EVIL: tree["accuracy"]} | tree))
     (run / "incidents.jsonl").write_text(json.dumps({"step": 1, EVIL: EVIL}) + "\n")
     (run / "machine.json").write_text(json.dumps({EVIL: EVIL}))
+    (run / "data.json").write_text(json.dumps({EVIL: {EVIL: EVIL}}))
     page = read(write_report(run))
     assert not page.all("img")
     assert not page.all("script")
@@ -231,6 +233,7 @@ def test_the_published_score_stands_beside_ours(whole):
     text = read(write_report(whole, published={"accuracy": 0.3})).text
     assert "Published" in text
     assert "30.0 below our interval" in text
+    assert '<s style="left:30.00%">' in (whole / "report.html").read_text()
     assert "Published" not in read(write_report(whole)).text
 
 
@@ -322,6 +325,26 @@ def test_curves_cost_and_settings_are_told(page):
     assert "train.epochs" not in text.partition("The whole recipe")[0]
 
 
+def test_what_differs_from_the_recipe_below_stands_beside_its_value_there(tmp_path):
+    base = {"file": "recipes/docvqa.yaml", "otherwise": {"precision": "fp16", "train.epochs": 3.0}}
+    rules = [{"match": "vision.*", "learn": False}, {"match": "*"}]
+    run = make_run(tmp_path / "run", None, base=base, strategy=rules, lora={"rank": 8})
+    text = read(write_report(run)).text.partition("The whole recipe")[0]
+    assert "differs from the recipe that it was built on, recipes/docvqa.yaml ." in text
+    assert "docvqa.yaml This run train.epochs 3.0 1.0 precision fp16 bf16 Settings that" in text
+    assert "lora.rank 8" in text
+    assert "strategy [{match: vision.*, learn: false}, {match: '*'}]" in text
+
+
+def test_the_examples_are_told_as_they_were_when_the_run_began(whole):
+    facts = {"fingerprint": "0123abcd", "examples": 3600, "pictures": 1200}
+    (whole / "data.json").write_text(json.dumps({"training": facts}))
+    text = read(write_report(whole)).text
+    assert (
+        "Training, when the run began 3,600 examples, 1,200 pictures, fingerprint 0123abcd" in text
+    )
+
+
 def test_the_fingerprint_of_the_data_is_its_sha256(tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_bytes(b"")  # SHA-256 of nothing: e3b0c44298fc1c149afb...
@@ -344,7 +367,12 @@ def test_the_memory_is_drawn_where_it_was_measured(tmp_path):
     run = make_run(tmp_path / "run", None)
     lines = [{"step": step, "loss": 1.0, "memory_bytes": 16e9 + step} for step in range(1, 4)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert "Memory Between 16 and 16, median 16." in read(write_report(run)).text
+    text = read(write_report(run)).text
+    assert "Memory At most 16 GB; held by the first process behind each step." in text
+    assert "Most memory of a process 16 GB" in text
+    (run / "machine.json").write_text('{"device": "cuda"}')
+    text = read(write_report(run)).text
+    assert "At most 16 GB; that tensors held at once on the first GPU during each step." in text
 
 
 def test_a_run_without_evaluation_says_so(tmp_path):

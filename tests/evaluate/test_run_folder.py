@@ -89,6 +89,7 @@ def test_settings_at_their_default_are_not_listed(tmp_path):
         train=TrainSettings(epochs=3),
         precision="fp16",
         published={"accuracy": 0.9},
+        base={"file": "below.yaml"},
     )
     assert changed_settings(recipe) == {
         "model": "m",

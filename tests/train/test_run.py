@@ -1,6 +1,7 @@
 """Runs from a recipe to a report, stopped and resumed, to the bit."""
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -85,6 +86,7 @@ def test_a_run_leaves_a_whole_folder_and_learns(place):
         "examples",
         "images",
         "seconds",
+        "memory_bytes",
     }
     for name in (
         "recipe.yaml",
@@ -99,6 +101,18 @@ def test_a_run_leaves_a_whole_folder_and_learns(place):
     assert any((folder / "events").iterdir())
     assert outcome.after is not None
     assert outcome.after["accuracy"].count == 4
+
+
+def test_a_run_writes_down_what_it_learnt_from_and_the_memory_it_took(place):
+    folder = run(recipe(place, train__max_steps=2)).run
+    facts = json.loads((folder / "data.json").read_text())
+    assert list(facts) == ["training"]
+    assert (facts["training"]["examples"], facts["training"]["pictures"]) == (12, 4)
+    stored = json.loads((folder / "checkpoints" / "step-2" / "state.json").read_text())
+    assert facts["training"]["fingerprint"] == stored["data_fingerprint"]
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for line in metrics(folder):  # torch alone takes 100 MB
+        assert 1e8 < line["memory_bytes"] <= 1024 * kilobytes
 
 
 def test_a_resolved_recipe_is_a_recipe(place):

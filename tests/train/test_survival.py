@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+MEASURED = ("seconds", "memory_bytes")
+"""Of the machine at that hour, not of the run."""
+
 KILL_STORM = Path(__file__).parents[2] / "benchmarks" / "kill_storm.py"
 
 
 def lines(run: Path, name: str) -> list[dict]:
     read = [json.loads(line) for line in (run / name).read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in read]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in read]
 
 
 @pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.slow)])

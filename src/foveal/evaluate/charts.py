@@ -1,6 +1,6 @@
 """A run -> charts: how it learnt, how its score grew, how sure it is of its answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 
@@ -26,14 +26,14 @@ class Chart:
     svg: str
 
 
-def training_charts(measures: Measures) -> list[Chart]:
+def training_charts(measures: Measures, machine: Mapping[str, object]) -> list[Chart]:
     """Draw loss, learning rate, gradient norm, throughput and memory against the step."""
     charts = [
         _loss_chart(measures),
         _chart(measures, "learning_rate", "Learning rate", "rate", kind="line"),
         _chart(measures, "gradient_norm", "Gradient norm", "norm before clipping"),
         _throughput_chart(measures),
-        _chart(measures, "memory_bytes", "Memory", "GB", divisor=1e9, y_range=(0, None)),
+        _memory_chart(measures, machine.get("device", "cpu") == "cpu"),
     ]
     return [chart for chart in charts if chart]
 
@@ -102,6 +102,19 @@ def _throughput_chart(measures: Measures) -> Chart | None:
     if "tokens" in columns:
         words += f", {measures.total('tokens') / total:,.0f} tokens a second"
     return Chart("Throughput", words + ".", svg)
+
+
+def _memory_chart(measures: Measures, on_cpu: bool) -> Chart | None:
+    chart = _chart(measures, "memory_bytes", "Memory", "GB", divisor=1e9, y_range=(0, None))
+    if chart is None:
+        return None
+    most = np.nanmax(measures.columns["memory_bytes"]) / 1e9
+    held = (
+        "held by the first process behind each step"
+        if on_cpu
+        else "that tensors held at once on the first GPU during each step"
+    )
+    return replace(chart, words=f"At most {most:.3g} GB; {held}.")
 
 
 def progress_charts(run: Run, metric: str) -> list[Chart]:

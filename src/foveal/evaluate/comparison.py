@@ -13,7 +13,8 @@ from foveal.evaluate.drawing import SERIES
 from foveal.evaluate.metrics import Difference, Score
 from foveal.evaluate.page import write_page
 from foveal.evaluate.report import paired_difference
-from foveal.evaluate.run_folder import Run, flat_settings, read_run
+from foveal.evaluate.run_folder import Run, read_run, settings_of
+from foveal.evaluate.setup import as_typed
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Comparison:
 
     columns: Sequence[Column]
     rows: Sequence[Row]
-    settings: Mapping[str, Sequence[object]]
+    settings: Mapping[str, Sequence[str]]
     charts: Sequence[Chart]
     cost_names: Sequence[str]
 
@@ -101,8 +102,11 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
     ]
 
 
-def _differing(runs: Sequence[Run]) -> dict[str, list[object]]:
-    settings = [flat_settings(run.recipe) if run.recipe else {} for run in runs]
+def _differing(runs: Sequence[Run]) -> dict[str, list[str]]:
+    settings = [settings_of(run.recipe) if run.recipe else {} for run in runs]
     names = dict.fromkeys(name for one in settings for name in one if name != "run")
-    values = {name: [one.get(name, "not known") for one in settings] for name in names}
+    values = {
+        name: [as_typed(one[name]) if name in one else "not known" for one in settings]
+        for name in names
+    }
     return {name: row for name, row in values.items() if any(one != row[0] for one in row)}

@@ -40,6 +40,8 @@ def cost(measures: Measures, machine: Mapping[str, object]) -> dict[str, str]:
     }
     if measures.repeated_steps:
         found["Steps done again after a resume"] = f"{measures.repeated_steps:,}"
+    if (most := measures.highest("memory_bytes")) is not None:
+        found["Most memory of a process"] = f"{most / 1e9:,.3g} GB"
     devices = machine.get("devices")
     count = devices if isinstance(devices, int) and devices > 0 else 1
     hours = count * measures.seconds / 3600

@@ -98,7 +98,7 @@ def draw(
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "text.parse_math": False,
-        "font.size": 8.5,
+        "font.size": 9.5,
         "axes.edgecolor": FAINT,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -137,6 +137,10 @@ def draw(
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.set_xlim(x_range)
         axes.set_ylim(*(y_range or (None, None)))
+        if y_range and y_range[1] is None:  # the highest point shall not lie on the edge
+            axes.set_ylim(
+                top=1.08 * max(float(np.nanmax(line.y, initial=0)) for line in lines) or 1
+            )
         if any(line.label for line in lines):
             axes.legend(frameon=False, loc="best")
         text = io.StringIO()

@@ -32,6 +32,12 @@ class Measures:
         """Sum a column over the run; 0 where it was never written."""
         return float(np.nansum(self.columns.get(name, np.zeros(1))))
 
+    def highest(self, name: str) -> float | None:
+        """Find the highest value of a column; none where it was never written."""
+        values = self.columns.get(name, np.empty(0))
+        known = values[np.isfinite(values)]
+        return float(known.max()) if known.size else None
+
 
 def read_measures(path: Path) -> Measures | None:
     """Read metrics.jsonl; none where there is no file or no line. The later line of a step counts.

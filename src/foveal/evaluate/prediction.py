@@ -44,26 +44,36 @@ class Prediction:
     choice_scores: Mapping[str, float] | None = None
     """Label -> log-likelihood, in nats, where the answer is one of a closed set."""
 
+    choice_probabilities: Mapping[str, float] = field(default_factory=dict)
+    """Label -> probability, as if it had to be one of the labels, the likeliest first; empty for
+    open answers."""
+
+    def __post_init__(self) -> None:
+        """Rank the labels by their log-likelihoods."""
+        if self.choice_scores:
+            object.__setattr__(self, "choice_probabilities", _softmax(self.choice_scores))
+
     @property
     def key(self) -> tuple[str, int]:
         """What tells it from all others."""
         return self.id, self.turn
 
-    @property
-    def choice_probabilities(self) -> dict[str, float]:
-        """Label -> probability, as if it had to be one of the labels; empty for open answers."""
-        if not self.choice_scores:
-            return {}
-        highest = max(self.choice_scores.values())
-        shares = {label: math.exp(x - highest) for label, x in self.choice_scores.items()}
-        total = sum(shares.values())
-        return {label: share / total for label, share in shares.items()}
+    def chances(self, labels: Sequence[str]) -> list[float]:
+        """List the probabilities of labels, in their order."""
+        return [self.choice_probabilities[label] for label in labels]
 
     def scored(self, metrics: Sequence[str]) -> "Prediction":
         """Add the scores of the answer to those it has."""
         found = find_metrics(metrics)
         new = {name: found[name](self.prediction, self.answers) for name in found}
         return replace(self, scores={**self.scores, **new})
+
+
+def _softmax(scores: Mapping[str, float]) -> dict[str, float]:
+    ranked = sorted(scores, key=lambda label: -scores[label])
+    shares = {label: math.exp(scores[label] - scores[ranked[0]]) for label in ranked}
+    total = sum(shares.values())
+    return {label: share / total for label, share in shares.items()}
 
 
 _BORDER = TypeAdapter(Prediction)
@@ -179,9 +189,7 @@ def score_predictions(
     chosen = [one for one in predictions if one.choice_scores]
     labels = common_labels(chosen)
     closed = [(right_label(one, labels), one) for one in chosen]
-    chances = [
-        list(one.choice_probabilities.values()) for right, one in closed if right is not None
-    ]
+    chances = [one.chances(labels) for right, one in closed if right is not None]
     if chances:
         truth = [right for right, _ in closed if right is not None]
         scores["auroc"] = macro_auroc(chances, truth, draws, seed)

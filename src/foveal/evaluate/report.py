@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from hashlib import file_digest
 from pathlib import Path
 
 from foveal.data.convert.unpack import unpacked
@@ -27,9 +26,9 @@ from foveal.evaluate.run_folder import (
     Evaluation,
     Run,
     answer_score,
-    changed_settings,
     read_run,
 )
+from foveal.evaluate.setup import Setup, setup_of
 
 MATRIX_LABELS = 12
 """Most labels of a confusion matrix; of more, the commonest confusions are listed."""
@@ -47,18 +46,6 @@ class ScoreRow:
     after: Score
     difference: Difference | None
     published: float | None
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file of examples that a run used."""
-
-    role: str
-    path: Path
-    fingerprint: str
-    """Start of its SHA-256 as it is now; empty where it is not at hand."""
-
-    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -86,8 +73,7 @@ class Page:
     """All that the template shows."""
 
     run: Run
-    settings: Mapping[str, object]
-    sources: Sequence[Source]
+    setup: Setup
     notes: Sequence[str]
     rows: Sequence[ScoreRow]
     source: str
@@ -155,8 +141,7 @@ def make_page(
     pairs = match(latest.predictions, earlier, examples) if latest else []
     return Page(
         run=run,
-        settings=changed_settings(recipe) if recipe else {},
-        sources=_sources(run),
+        setup=setup_of(run),
         notes=notes,
         rows=rows,
         source=str(published.get("source", "")),
@@ -164,7 +149,7 @@ def make_page(
             name: value for name, value in numbers.items() if latest and name not in latest.scores
         },
         chosen=sum(bool(one.choice_scores) for one in latest.predictions) if latest else 0,
-        charts=training_charts(run.measures) if run.measures else [],
+        charts=training_charts(run.measures, run.machine) if run.measures else [],
         score_charts=[*progress_charts(run, main_metric), *calibration_charts(run)],
         confusions=confusions(run, pairs),
         gallery=choose(
@@ -202,22 +187,6 @@ def _examples(data: Path | None, cache: Path) -> tuple[Path | None, list[Example
         return file, list(read_examples(file)), []
     except UserError as error:
         return data, [], [f"Questions and pictures are missing. {error}"]
-
-
-def _sources(run: Run) -> list[Source]:
-    if run.recipe is None:
-        return []
-    paths = [("Training", file.path) for file in run.recipe.data.train_files]
-    if run.recipe.data.validation:
-        paths.append(("Validation", run.recipe.data.validation))
-    return [_source(role, path) for role, path in paths]
-
-
-def _source(role: str, path: Path) -> Source:
-    if not path.is_file():
-        return Source(role, path, "", 0)
-    with path.open("rb") as file:
-        return Source(role, path, file_digest(file, "sha256").hexdigest()[:12], path.stat().st_size)
 
 
 def score_rows(
@@ -262,9 +231,7 @@ def _auroc_difference(pairs: Sequence[tuple[Prediction, Prediction]]) -> Differe
     if not known:
         return None
     truth, firsts, seconds = zip(*known, strict=True)
-    before, after = (
-        [list(one.choice_probabilities.values()) for one in some] for some in (firsts, seconds)
-    )
+    before, after = ([one.chances(labels) for one in some] for some in (firsts, seconds))
     return auroc_difference(before, after, truth)
 
 

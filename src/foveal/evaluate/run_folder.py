@@ -46,6 +46,8 @@ class Run:
     evaluations: Mapping[str, Evaluation]
     incidents: Sequence[Mapping[str, object]]
     machine: Mapping[str, object]
+    data: Mapping[str, Mapping[str, object]]
+    """Role -> fingerprint and counts of the examples, as the run found them."""
 
     @property
     def name(self) -> str:
@@ -97,7 +99,12 @@ def read_run(folder: Path) -> Run:
         measures=read_measures(folder / "metrics.jsonl"),
         evaluations={one.name: one for one in evaluations if one},
         incidents=read_objects(folder / "incidents.jsonl"),
-        machine=_read_machine(folder / "machine.json"),
+        machine=_read_object(folder / "machine.json"),
+        data={
+            role: facts
+            for role, facts in _read_object(folder / "data.json").items()
+            if isinstance(facts, dict)
+        },
     )
 
 
@@ -114,16 +121,16 @@ def _read_evaluation(folder: Path, metrics: Sequence[str]) -> Evaluation | None:
     )
 
 
-def _read_machine(path: Path) -> dict[str, object]:
+def _read_object(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:
-        machine = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes())
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}); mend or remove it") from None
-    if not isinstance(machine, dict):
+    if not isinstance(found, dict):
         raise DataError(f"{path}: not a JSON object; mend or remove it")
-    return machine
+    return found
 
 
 def answer_score(prediction: Prediction, metric: str) -> float | None:
@@ -136,26 +143,25 @@ def answer_score(prediction: Prediction, metric: str) -> float | None:
 
 
 def changed_settings(recipe: Recipe) -> dict[str, object]:
-    """List the settings that are not at their default, dots between the names.
-
-    Published scores are no setting: they stand beside the scores.
-    """
-    plain = Recipe(model=recipe.model, run=recipe.run)
-    defaults = flat_settings(plain)
+    """List the settings that are not at their default, and the model and the run."""
+    defaults = settings_of(Recipe(model=recipe.model, run=recipe.run))
     return {
         name: value
-        for name, value in flat_settings(recipe).items()
-        if name in ("model", "run") or (name != "published" and value != defaults[name])
+        for name, value in settings_of(recipe).items()
+        if name in ("model", "run") or value != defaults[name]
     }
 
 
-def flat_settings(settings: Settings, prefix: str = "") -> dict[str, object]:
-    """List every setting and its value, dots between the names."""
+def settings_of(settings: Settings, prefix: str = "") -> dict[str, object]:
+    """List every setting and its value, dots between the names.
+
+    Not among them: published scores, which stand beside the scores, and what a recipe was built on.
+    """
     found: dict[str, object] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        if isinstance(value, Settings):
-            found |= flat_settings(value, f"{prefix}{name}.")
-        else:
+        if isinstance(value, Settings) and name != "base":
+            found |= settings_of(value, f"{prefix}{name}.")
+        elif name not in ("base", "published"):
             found[prefix + name] = value
     return found

@@ -100,6 +100,8 @@ def read_model_type(name: str) -> str:
 
     try:
         in_folder = Path(name) / "config.json"
+        if not Path(name).is_dir() and "/" not in name:  # no hub name: the hub need not be asked
+            raise FileNotFoundError("no such folder")
         path = in_folder if Path(name).is_dir() else Path(cached_file(name, "config.json"))
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from foveal.train.journal import rewind_journal
+from foveal.train.memory import step_memory_bytes
 from foveal.train.step import StepMeasures
 
 METRICS = "metrics.jsonl"
@@ -61,6 +62,7 @@ class RunLog:
             "examples": seen.examples,
             "images": seen.images,
             "seconds": round(seconds, 4),
+            "memory_bytes": step_memory_bytes(),
         }
         self._lines.write(json.dumps(measured) + "\n")
         self._lines.flush()

@@ -16,6 +16,7 @@ from foveal.train.checkpoint import Progress, prune, save_checkpoint
 from foveal.train.engine import Engine
 from foveal.train.incidents import Incidents
 from foveal.train.log import RunLog
+from foveal.train.memory import forget_peak
 from foveal.train.optim import rate_scale, set_rate
 from foveal.train.step import train_step
 from foveal.train.stop import StopRequest, stop_requests
@@ -88,6 +89,7 @@ def train(
                 hooks.evaluate(work.step)
                 loss.train()
             started = time.perf_counter()
+            forget_peak()
             # Every random choice of a step follows from its number, so none need be saved.
             torch.manual_seed(_mix(settings.seed, work.step, engine.rank))
             rate = set_rate(optimizer, rate_scale(work.step, total_steps, settings))
