@@ -71,7 +71,7 @@ def test_check_exits_1_and_names_file_and_line(tmp_path):
         (["train", "r.yaml", "train.epochs=-1"], "train.epochs=-1: input should be greater than 0"),
         (["train", "r.yaml", "epochs"], "write an override as key=value"),
         (["train", "r.yaml"], "data.train is missing"),
-        (["train", "r.yaml", "data.train=none.jsonl"], "none.jsonl"),
+        (["train", "r.yaml", "data.train=no.jsonl", "model=phi3-vision-tiny"], "no.jsonl: No such"),
         (["train", "r.yaml", "data.train=t.jsonl"], "model nowhere: no such folder; give a folder"),
         (["report", "absent"], "absent: no such folder"),
         (["convert", "nonsense", "a", "b"], "nonsense: unknown kind of data set"),
