@@ -4,11 +4,11 @@ import importlib
 from pathlib import Path
 
 import pytest
+from tiny import make_model
 
 from foveal.config import TrainSettings
 from foveal.data.dataset import read_dataset
 from foveal.data.example import read_examples, write_examples
-from tiny import make_model
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -21,6 +21,8 @@ def script(monkeypatch):
 
 
 class Losses(list):
+    """Watches a way, and keeps its losses."""
+
     def begin(self):
         assert not self
 
