@@ -93,7 +93,8 @@ def test_each_page_is_asked_as_often_as_wanted_and_the_file_checks_well(drawing,
 
 def test_all_questions_and_all_answers_have_as_many_tokens_as_each_other(drawing, tmp_path):
     examples = list(read_examples(drawing.draw_pages(tmp_path, pages=4, questions=(8, 8))))
-    texts = {text for one in examples for turn in one.turns for text in (turn.user, turn.assistant)}
+    turns = [turn for one in examples for turn in one.turns]
+    texts = {text for turn in turns for text in (f"\n{turn.user}", turn.assistant)}
     encode = cut_vocabulary(texts).tokenize
-    assert len({len(encode("\n" + one.turns[0].user)) for one in examples}) == 1
-    assert {len(encode(one.turns[0].assistant)) for one in examples} == {6}
+    assert len({len(encode(f"\n{turn.user}")) for turn in turns}) == 1
+    assert {len(encode(turn.assistant)) for turn in turns} == {6}
