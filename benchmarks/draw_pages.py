@@ -3,8 +3,9 @@
     python benchmarks/draw_pages.py OUT --pages 400 --seed 0
 
 Writes OUT/images/*.png and OUT/pages.jsonl. Each question asks one thing of every line, from the
-top, such as its color; what is printed is nonsense. Questions are of one length, and answers are six
-words, so that all examples weigh the same however a trainer averages. The same arguments draw the same pages.
+top, such as its color; what is printed is nonsense. Questions are of one length, and answers are
+six words, so that all examples weigh the same however a trainer averages. The same arguments draw
+the same pages.
 """
 
 import argparse

@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
-from foveal.models.family import load
-from foveal.models.phi3_vision.tiny import write_tiny
 from tiny import SIZES
 
 from foveal.config import TrainSettings
 from foveal.data.dataset import read_dataset
 from foveal.data.example import read_examples, write_examples
+from foveal.models.family import load
+from foveal.models.phi3_vision.tiny import write_tiny
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
