@@ -17,8 +17,9 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -48,7 +49,7 @@ TOLERANCE = 1e-4
 
 def make_work(size: BenchSize, strategy: str, questions: int, steps: int, folder: Path) -> Work:
     """Draw a page a step, with so many questions, and make the model that reads them."""
-    style = PageStyle(*size.page, fewest_lines=6)
+    style = PageStyle(*size.page)
     if not (folder / "pages.jsonl").exists():
         draw_pages(folder, steps, style=style, questions=(questions, questions))
     texts = {
@@ -154,7 +155,7 @@ class TimingWatch:
 
 
 def _differences(ends: Sequence[float]) -> tuple[float, ...]:
-    return tuple(end - before for before, end in zip(ends, ends[1:], strict=False))
+    return tuple(end - before for before, end in pairwise(ends))
 
 
 @dataclass(frozen=True)
@@ -252,13 +253,17 @@ def compare_collators(case: Case) -> str:
             return f"TRL's own collator cannot take our processor: {type(error).__name__}: {error}"
 
 
-def attempt(action: Callable[[], dict[str, list[Taken]]], way: str) -> str:
-    """Say why a way cannot run at all; empty where it can."""
-    try:
-        action()
-    except Exception as error:
-        return f"{WAYS[way]} cannot run: {type(error).__name__}: {' '.join(str(error).split())}"
-    return ""
+def those_that_run(trial: Case, ways: Sequence[str]) -> list[str]:
+    """Try each way by itself; of one that cannot run, print why."""
+    found = []
+    for way in ways:
+        try:
+            in_turns(trial, [way], 1)
+            found.append(way)
+        except Exception as error:  # whatever it is, it is to be seen beside the table
+            reason = " ".join(str(error).split())
+            print(f"{WAYS[way]} cannot run: {type(error).__name__}: {reason}")
+    return found
 
 
 def main() -> None:
@@ -282,11 +287,7 @@ def main() -> None:
     for strategy in asked.strategies.split(","):
         # The same in seconds, to see that all ways run and agree before the long part.
         trial = Case("tiny", strategy, 4, 3, asked.threads)
-        ways = []
-        for way in asked.ways.split(","):
-            reason = attempt(lambda way=way: in_turns(trial, [way], 1), way)
-            print(reason, end="\n" * bool(reason))
-            ways += [] if reason else [way]
+        ways = those_that_run(trial, asked.ways.split(","))
         worst = check_losses({way: some[0] for way, some in in_turns(trial, ways, 1).items()})
         print(f"\n{strategy}: all ways take the same three steps, losses within {worst:.0e}")
         if "trl" in ways:

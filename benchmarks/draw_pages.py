@@ -1,10 +1,11 @@
-"""Draw pages of printed lines, and ask 1 to 8 questions about each, with exact answers.
+"""Draw pages of six printed lines, and ask 1 to 8 questions about each, with exact answers.
 
     python benchmarks/draw_pages.py OUT --pages 400 --seed 0
 
-Writes OUT/images/*.png and OUT/pages.jsonl. A line is black, blue, red or green and short or long;
-what is printed is nonsense. Every answer is one word, so that all examples weigh the same however
-a trainer averages. The same arguments draw the same pages.
+Writes OUT/images/*.png and OUT/pages.jsonl. Each question asks one thing of every line, from the
+top, such as its color; what is printed is nonsense. Questions are of one length, and answers are
+six words, so that all examples weigh the same however a trainer averages. The same arguments draw
+the same pages.
 """
 
 import argparse
@@ -18,42 +19,54 @@ from PIL import Image, ImageDraw, ImageFont
 from foveal.data.example import Example, Turn, write_examples
 
 INKS = {"black": (20, 20, 20), "blue": (30, 70, 220), "red": (220, 40, 40), "green": (20, 150, 60)}
-LENGTHS = {"short": 0.4, "long": 0.95}
-"""Widest share of the page's width that a line takes; a long one takes 0.7 at least."""
+PAPERS = {"white": (255, 255, 255), "yellow": (255, 235, 120)}
+WIDTHS = {"short": (0.1, 0.35), "long": (0.55, 0.75)}
+"""Share of the page's width that a line's letters take, at least and at most."""
 
-LONG_SHARE = 0.7
-NUMBERS = ("one", "two", "three", "four", "five", "six")
+FEATURES = {
+    "color": tuple(INKS),
+    "length": tuple(WIDTHS),
+    "side": ("left", "right"),
+    "paper": tuple(PAPERS),
+    "under": ("yes", "no"),
+    "mark": ("yes", "no"),
+    "frame": ("yes", "no"),
+    "weight": ("light", "heavy"),
+}
+"""What a line has, and what it may be: underlined or not, behind a dot or not, ..."""
+
+NUM_LINES = 6
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-MOST_QUESTIONS = 8
+GREY = (150, 150, 150)
 
 
 @dataclass(frozen=True)
 class PageStyle:
-    """Size of a page; it has room for six lines."""
+    """Size of a page."""
 
     width: int = 96
     """Pixels."""
 
     height: int = 96
-    fewest_lines: int = 2
 
     @property
     def pitch(self) -> int:
         """From line to line, pixels."""
-        return self.height // len(NUMBERS)
+        return self.height // NUM_LINES
 
     @property
     def font_size(self) -> int:
         """Height of the letters, pixels."""
-        return max(6, self.pitch * 3 // 4)
+        return max(6, self.pitch * 5 // 8)
 
 
 @dataclass(frozen=True)
 class Line:
     """One printed line."""
 
-    ink: str
-    length: str
+    features: dict[str, str]
+    """For each of `FEATURES`, what is true of it."""
+
     text: str
 
 
@@ -64,16 +77,15 @@ def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def invent_line(style: PageStyle, randomness: np.random.Generator) -> Line:
-    """Make up words until the line is as long as it should be."""
-    ink, length = str(randomness.choice(list(INKS))), str(randomness.choice(list(LENGTHS)))
+    """Draw lots for a line's features, and make up words until it is as long as it should be."""
+    features = {name: str(randomness.choice(values)) for name, values in FEATURES.items()}
+    fewest, most = (share * style.width for share in WIDTHS[features["length"]])
     font, text = font_of(style.font_size), ""
-    fewest = LONG_SHARE * style.width if length == "long" else 1
-    most = LENGTHS[length] * style.width - 2
     while font.getlength(text) < fewest:
         word = "".join(randomness.choice(list(LETTERS), int(randomness.integers(1, 4))))
         longer = f"{text} {word}".strip()
         text = longer if font.getlength(longer) <= most else text
-    return Line(ink, length, text)
+    return Line(features, text)
 
 
 def draw_page(lines: list[Line], style: PageStyle) -> Image.Image:
@@ -81,19 +93,30 @@ def draw_page(lines: list[Line], style: PageStyle) -> Image.Image:
     page = Image.new("RGB", (style.width, style.height), "white")
     pen = ImageDraw.Draw(page)
     for place, line in enumerate(lines):
-        middle = (style.width // 48, place * style.pitch + style.pitch // 2)
-        pen.text(middle, line.text, INKS[line.ink], font_of(style.font_size), anchor="lm")
+        draw_line(pen, line, style, place * style.pitch)
     return page
 
 
-def questions_about(lines: list[Line]) -> list[tuple[str, str, tuple[str, ...]]]:
-    """Ask all that can be asked of a page: question, answer, closed set."""
-    asked = [("How many lines are there?", NUMBERS[len(lines) - 1], NUMBERS[1:])]
-    for place, line in enumerate(lines):
-        name = NUMBERS[place]
-        asked.append((f"What color is line {name}?", line.ink, tuple(INKS)))
-        asked.append((f"Is line {name} short or long?", line.length, tuple(LENGTHS)))
-    return asked
+def draw_line(pen: ImageDraw.ImageDraw, line: Line, style: PageStyle, top: int) -> None:
+    """Print one line and what goes with it."""
+    has, stroke = line.features, max(1, style.pitch // 16)
+    ink, font, right = INKS[has["color"]], font_of(style.font_size), style.width - 1
+    bottom, middle = top + style.pitch - 1, top + style.pitch // 2
+    frame = GREY if has["frame"] == "yes" else None
+    pen.rectangle((0, top, right, bottom), PAPERS[has["paper"]], frame, stroke)
+    dot, length = style.pitch // 2, font.getlength(line.text)
+    start = dot * 3 // 2 if has["side"] == "left" else right - 2 * stroke - length
+    heavy = stroke if has["weight"] == "heavy" else 0
+    pen.text((start, middle), line.text, ink, font, anchor="lm", stroke_width=heavy)
+    if has["under"] == "yes":
+        pen.line((start, bottom - 2 * stroke, start + length, bottom - 2 * stroke), ink, stroke)
+    if has["mark"] == "yes":
+        pen.ellipse((2 * stroke, middle - dot // 2, 2 * stroke + dot, middle + dot // 2), GREY)
+
+
+def question(feature: str) -> str:
+    """Ask for a feature of all lines; as many tokens as any other question."""
+    return f"Name the {feature} of each line."
 
 
 def draw_pages(
@@ -101,7 +124,7 @@ def draw_pages(
     pages: int,
     seed: int = 0,
     style: PageStyle | None = None,
-    questions: tuple[int, int] = (1, MOST_QUESTIONS),
+    questions: tuple[int, int] = (1, len(FEATURES)),
     name: str = "pages",
 ) -> Path:
     """Fill a folder; returns the JSONL file.
@@ -111,7 +134,7 @@ def draw_pages(
         pages: how many.
         seed: start of every random choice.
         style: size of a page.
-        questions: fewest and most of a page; a page of few lines may have fewer.
+        questions: fewest and most of a page.
         name: of the file and of the pictures.
     """
     style = style or PageStyle()
@@ -119,16 +142,17 @@ def draw_pages(
     examples = []
     for page in range(pages):
         randomness = np.random.default_rng((seed, page))
-        count = int(randomness.integers(style.fewest_lines, len(NUMBERS) + 1))
-        lines = [invent_line(style, randomness) for _ in range(count)]
+        lines = [invent_line(style, randomness) for _ in range(NUM_LINES)]
         picture = f"{name}-{page:05d}.png"
         draw_page(lines, style).save(out / "images" / picture)
-        asked = questions_about(lines)
-        wanted = min(int(randomness.integers(questions[0], questions[1] + 1)), len(asked))
-        for number, place in enumerate(randomness.permutation(len(asked))[:wanted]):
-            user, assistant, choices = asked[place]
-            turn = Turn(images=(picture,), user=user, assistant=assistant, choices=choices)
-            identity = f"{name}-{page:05d}-{number}"
+        wanted = int(randomness.integers(questions[0], questions[1] + 1))
+        for feature in randomness.permutation(list(FEATURES))[:wanted]:
+            turn = Turn(
+                images=(picture,),
+                user=question(str(feature)),
+                assistant=" ".join(line.features[feature] for line in lines),
+            )
+            identity = f"{name}-{page:05d}-{feature}"
             examples.append(Example(id=identity, source="drawn-pages", conversations=(turn,)))
     path = out / f"{name}.jsonl"
     write_examples(path, examples)
@@ -144,7 +168,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=96, help="pixels")
     parser.add_argument("--height", type=int, default=96, help="pixels")
     parser.add_argument("--fewest", type=int, default=1, help="questions of a page")
-    parser.add_argument("--most", type=int, default=MOST_QUESTIONS, help="questions of a page")
+    parser.add_argument("--most", type=int, default=len(FEATURES), help="questions of a page")
     parser.add_argument("--name", default="pages", help="of the JSONL file")
     asked = parser.parse_args()
     style = PageStyle(asked.width, asked.height)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from foveal.data.check import check_file
 from foveal.data.example import read_examples
+from foveal.models.phi3_vision.tiny import cut_vocabulary
 
 
 @pytest.fixture
@@ -17,37 +18,58 @@ def drawing(monkeypatch):
     return importlib.import_module("draw_pages")
 
 
-def ink_rows(path, drawing):
-    """Read a page back from its pixels: the ink and the width of each line that is there."""
+def lines_of(path, drawing):
+    """Read a page back from its pixels: color, paper and length of each line."""
     pixels = np.asarray(Image.open(path).convert("RGB"), int)
     pitch, found = drawing.PageStyle().pitch, []
     for top in range(0, pitch * 6, pitch):
-        band = pixels[top : top + pitch]
-        dark = band.sum(axis=2) < 600
-        if dark.any():
-            strongest = band[np.unravel_index(band.sum(axis=2).argmin(), dark.shape)]
-            inks = drawing.INKS.items()
-            ink = min(inks, key=lambda one: abs(np.array(one[1]) - strongest).sum())[0]
-            columns = np.flatnonzero(dark.any(axis=0))
-            found.append((ink, (columns[-1] - columns[0]) / pixels.shape[1]))
+        band = pixels[top + 2 : top + pitch - 2, 2:-2]
+        counts = {
+            name: (band == np.array(paper)).all(axis=2).sum()
+            for name, paper in drawing.PAPERS.items()
+        }
+        paper = max(counts, key=counts.get)
+        # Ink is dark in some channel where neither paper, frame nor dot is.
+        distances = [np.abs(band - np.array(ink)).sum(axis=2) for ink in drawing.INKS.values()]
+        color = list(drawing.INKS)[
+            int(np.argmin([np.sort(one, None)[:3].sum() for one in distances]))
+        ]
+        columns = np.flatnonzero((np.min(distances, axis=0) < 150).any(axis=0))
+        length = (columns[-1] - columns[0]) / pixels.shape[1]
+        found.append(
+            {"color": color, "paper": paper, "length": "long" if length > 0.45 else "short"}
+        )
     return found
 
 
 def test_the_answers_are_what_the_pixels_show(drawing, tmp_path):
-    path = drawing.draw_pages(tmp_path, pages=30, seed=3)
+    path = drawing.draw_pages(tmp_path, pages=20, seed=3, questions=(8, 8))
+    read = 0
     for example in read_examples(path):
         (turn,) = example.turns
-        lines = ink_rows(tmp_path / "images" / turn.images[0], drawing)
-        words = turn.user.rstrip("?").split()
-        number = next((drawing.NUMBERS.index(w) for w in words if w in drawing.NUMBERS), None)
-        if number is None:
-            expected = drawing.NUMBERS[len(lines) - 1]
-        elif "color" in words:
-            expected = lines[number][0]
-        else:
-            expected = "long" if lines[number][1] > 0.55 else "short"
-        assert turn.assistant == expected, (example.id, turn.user)
-        assert turn.assistant in turn.choices
+        feature = example.id.rpartition("-")[2]
+        assert turn.user == drawing.question(feature)
+        assert set(turn.assistant.split()) <= set(drawing.FEATURES[feature])
+        if feature in ("color", "paper", "length"):
+            lines = lines_of(tmp_path / "images" / turn.images[0], drawing)
+            assert turn.assistant == " ".join(line[feature] for line in lines), example.id
+            read += 1
+    assert read == 60
+
+
+@pytest.mark.parametrize("feature", ["side", "under", "mark", "frame", "weight"])
+def test_each_other_feature_changes_the_picture_of_its_line_alone(drawing, feature):
+    style = drawing.PageStyle()
+    one, other = drawing.FEATURES[feature]
+    lines = [drawing.invent_line(style, np.random.default_rng(seed)) for seed in range(6)]
+    pages = []
+    for value in (one, other):
+        changed = drawing.Line({**lines[2].features, feature: value}, lines[2].text)
+        page = drawing.draw_page([*lines[:2], changed, *lines[3:]], style)
+        pages.append(np.asarray(page, int))
+    differs = np.flatnonzero((pages[0] != pages[1]).any(axis=(1, 2)))
+    assert len(differs)
+    assert set(differs // style.pitch) == {2}
 
 
 def test_the_same_seed_draws_the_same_pages(drawing, tmp_path):
@@ -67,3 +89,12 @@ def test_each_page_is_asked_as_often_as_wanted_and_the_file_checks_well(drawing,
     assert counts <= {2, 3, 4, 5}
     assert len(counts) > 1
     assert not list(check_file(path, workers=1))
+
+
+def test_all_questions_and_all_answers_have_as_many_tokens_as_each_other(drawing, tmp_path):
+    examples = list(read_examples(drawing.draw_pages(tmp_path, pages=4, questions=(8, 8))))
+    turns = [turn for one in examples for turn in one.turns]
+    texts = {text for turn in turns for text in (f"\n{turn.user}", turn.assistant)}
+    encode = cut_vocabulary(texts).tokenize
+    assert len({len(encode(f"\n{turn.user}")) for turn in turns}) == 1
+    assert {len(encode(turn.assistant)) for turn in turns} == {6}

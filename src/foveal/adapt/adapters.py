@@ -92,6 +92,8 @@ def _check_initialization(
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield every layer that has an adapter, under its own name; a peft LoraLayer."""
+    if not hasattr(model, "peft_config"):
+        return  # and spares the import of peft, which takes seconds
     from peft.tuners.lora import LoraLayer
 
     for name, layer in model.named_modules():

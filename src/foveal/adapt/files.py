@@ -30,10 +30,10 @@ def save_adapter(model: Any, folder: Path) -> str | None:
     Raises:
         OSError: it cannot be written.
     """
-    from peft import get_peft_model_state_dict
-
     if next(adapted_layers(model), None) is None:
         return None
+    from peft import get_peft_model_state_dict
+
     others = [name for name in _learnt(model) if ".lora_" not in name]
     if others:
         return (
