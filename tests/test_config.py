@@ -161,8 +161,8 @@ def test_a_recipe_without_a_model_says_how_to_give_one(recipe):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"model: [1, 2", "not YAML"),
-        (b"model: a\n\tb: c\n", "not YAML"),
+        (b"model: [1, 2", "1: not YAML"),
+        (b"model: a\n\tb: c\n", "2: not YAML"),
         (b"- one\n- two\n", "a recipe is a mapping of settings"),
         (b"", "a recipe is a mapping of settings"),
         (b"just words", "a recipe is a mapping of settings"),
@@ -175,7 +175,7 @@ def test_a_recipe_without_a_model_says_how_to_give_one(recipe):
 def test_a_file_that_is_no_recipe_is_refused_in_one_line(recipe, content, message):
     recipe.write_bytes(content)
     made = refusal(recipe)
-    assert made.startswith(f"{recipe}: ")
+    assert made.startswith(f"{recipe}:")
     assert message in made
 
 

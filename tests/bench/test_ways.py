@@ -39,8 +39,10 @@ class Losses(list):
 def make_work(script, folder, strategy, tokens_per_pass=400):
     data = folder / "pages.jsonl"
     if not data.exists():
-        script("draw_pages").draw_pages(folder, pages=6, questions=(2, 4))
-        examples = list(read_examples(data))[:12]
+        script("draw_pages").draw_pages(folder, pages=6, questions=(7, 8))
+        # Answers of as many tokens: the recipe takes the mean of examples, others that of tokens.
+        closed = [one for one in read_examples(data) if one.turns[0].assistant[:2] in ("ye", "no")]
+        examples = closed[:12]
         write_examples(data, examples)
         turns = [turn for one in examples for turn in one.turns]
         texts = {text for turn in turns for text in (f"\n{turn.user}", turn.assistant)}
