@@ -56,6 +56,7 @@ read = lambda name: torch.full((1024, 1024), float(name.split(".")[1]))
 size = 8 * 2**20
 (folder / "warm").mkdir()
 write_shards(folder / "warm", {{"weight.0": (1024, 1024)}}, read, torch.float32, size)
+find_tensors(folder / "warm")["weight.0"].read() + 1
 before = resident_bytes("VmHWM")
 (folder / "first").mkdir()
 write_shards(folder / "first", shapes, read, torch.float32, size)
