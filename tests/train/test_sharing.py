@@ -13,7 +13,9 @@ from foveal.config import LoraSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.rows import Plan
+from foveal.train.engine import Engine
 from foveal.train.loss import RowLoss
+from foveal.train.step import backward_rows
 
 
 def loss_and_gradients(loaded, dataset, *, share, tokens_per_pass=100_000, weighting="token"):
@@ -83,6 +85,32 @@ def test_the_result_does_not_depend_on_how_a_step_is_cut(tmp_path, loaded, token
     whole = loss_and_gradients(loaded, dataset, share=True)
     cut = loss_and_gradients(loaded, dataset, share=True, tokens_per_pass=tokens_per_pass)
     assert_same(cut, whole)
+
+
+@pytest.mark.parametrize("tokens_per_pass", [70, 130])
+def test_a_step_divides_by_all_of_its_rows_together(tmp_path, loaded, tokens_per_pass):
+    # Answers of one word and of eight: a mean of the means of rows would be another number.
+    for page in range(3):
+        make_picture(tmp_path / "images" / f"{page}.png", page)
+    asked = [turn(f"{page}?", "yes " * 8**page, [f"{page}.png"]) for page in (0, 1, 0, 1, 0)]
+    _, dataset = read_dataset(
+        write_data(tmp_path / "data.jsonl", [[one] for one in asked]), loaded.processor
+    )
+    total, weight, _, gradients = loss_and_gradients(loaded, dataset, share=True)
+    plan = Plan(
+        dataset.sizes,
+        examples_per_step=5,
+        tokens_per_pass=tokens_per_pass,
+        long_context_tokens=loaded.family.long_context_tokens(loaded.model),
+    )
+    rows = [build_batch(row, dataset, loaded.processor) for row in plan.step(0).ranks[0]]
+    loaded.model.zero_grad()
+    engine = Engine("float32", torch.device("cpu"))
+    seen = backward_rows(engine, engine.prepare(RowLoss(loaded.model, loaded.family)), rows)
+    assert seen.loss == pytest.approx(total / weight, rel=1e-6)
+    gradient, whole = loaded.model.lm_head.weight.grad, gradients["lm_head.weight"] / weight
+    assert float((gradient - whole).norm() / whole.norm()) < 1e-5
+    assert len(rows) > 1
 
 
 def test_each_example_weighs_the_same_where_the_recipe_says_so(tmp_path, loaded):
