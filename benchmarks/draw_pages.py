@@ -19,21 +19,24 @@ from PIL import Image, ImageDraw, ImageFont
 from foveal.data.example import Example, Turn, write_examples
 
 INKS = {"black": (20, 20, 20), "blue": (30, 70, 220), "red": (220, 40, 40), "green": (20, 150, 60)}
-PAPERS = {"white": (255, 255, 255), "yellow": (255, 235, 120)}
+PAPERS = {"no": (255, 255, 255), "yes": (255, 235, 120)}
+"""Whether it is yellow."""
+
 WIDTHS = {"short": (0.1, 0.35), "long": (0.55, 0.75)}
 """Share of the page's width that a line's letters take, at least and at most."""
 
 FEATURES = {
     "color": tuple(INKS),
     "length": tuple(WIDTHS),
-    "side": ("left", "right"),
+    "left": ("yes", "no"),
     "paper": tuple(PAPERS),
     "under": ("yes", "no"),
     "mark": ("yes", "no"),
     "frame": ("yes", "no"),
-    "weight": ("light", "heavy"),
+    "bold": ("yes", "no"),
 }
-"""What a line has, and what it may be: underlined or not, behind a dot or not, ..."""
+"""What a line has, and what it may be: at the left or not, on yellow or not, underlined, behind a
+dot, in a frame, bold or not. All are words that a cut tokenizer writes as one token."""
 
 NUM_LINES = 6
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -105,8 +108,8 @@ def draw_line(pen: ImageDraw.ImageDraw, line: Line, style: PageStyle, top: int) 
     frame = GREY if has["frame"] == "yes" else None
     pen.rectangle((0, top, right, bottom), PAPERS[has["paper"]], frame, stroke)
     dot, length = style.pitch // 2, font.getlength(line.text)
-    start = dot * 3 // 2 if has["side"] == "left" else right - 2 * stroke - length
-    heavy = stroke if has["weight"] == "heavy" else 0
+    start = dot * 3 // 2 if has["left"] == "yes" else right - 2 * stroke - length
+    heavy = stroke if has["bold"] == "yes" else 0
     pen.text((start, middle), line.text, ink, font, anchor="lm", stroke_width=heavy)
     if has["under"] == "yes":
         pen.line((start, bottom - 2 * stroke, start + length, bottom - 2 * stroke), ink, stroke)

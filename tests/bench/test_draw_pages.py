@@ -57,7 +57,7 @@ def test_the_answers_are_what_the_pixels_show(drawing, tmp_path):
     assert read == 60
 
 
-@pytest.mark.parametrize("feature", ["side", "under", "mark", "frame", "weight"])
+@pytest.mark.parametrize("feature", ["left", "under", "mark", "frame", "bold"])
 def test_each_other_feature_changes_the_picture_of_its_line_alone(drawing, feature):
     style = drawing.PageStyle()
     one, other = drawing.FEATURES[feature]

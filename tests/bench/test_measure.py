@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_every_way_of_every_strategy_stands_in_the_table(monkeypatch):
     ways = [(1, way) for way in single] + [(4, way) for way in ["recipe", "separate", *single[1:]]]
     assert measured == [(strategy, *way) for strategy in ("full", "lora") for way in ways]
     assert page.count("recipe's way") == 4
-    assert page.count("40%") == 10
+    assert len(re.findall(r"40% *$", page, re.MULTILINE)) == 10
     assert "1 threads" in page
 
 

@@ -31,6 +31,7 @@ def test_the_first_signal_is_remembered_and_later_ones_do_not_change_it():
 
 
 def test_signals_have_their_usual_effect_again_afterwards():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
     with stop_requests():
         pass
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

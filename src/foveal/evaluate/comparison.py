@@ -1,6 +1,5 @@
 """Several run folders -> one page: their scores, what was set differently, how they learnt."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -84,8 +83,12 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
 def _names(runs: Sequence[Run]) -> list[str]:
     """Name runs by their folders, with as much of the path as tells them apart."""
     paths = [run.folder.resolve() for run in runs]
-    count = Counter(path.name for path in paths)
-    return [path.name if count[path.name] == 1 else str(path) for path in paths]
+    deepest = max(len(path.parts) for path in paths)
+    for depth in range(1, deepest + 1):
+        names = [str(Path(*path.parts[-depth:])) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            break
+    return names
 
 
 def _rows(runs: Sequence[Run]) -> list[Row]:

@@ -142,7 +142,8 @@ def draw(
                 top=1.08 * max(float(np.nanmax(line.y, initial=0)) for line in lines) or 1
             )
         if any(line.label for line in lines):
-            axes.legend(frameon=False, loc="best")
+            # A long name runs over the edge instead of leaving the curve no room.
+            axes.legend(frameon=False, loc="best").set_in_layout(False)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return _for_the_page(text.getvalue(), name)
