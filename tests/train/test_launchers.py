@@ -73,7 +73,7 @@ def test_several_processes_of_which_one_is_killed_again_and_again_end_with_the_s
     ours, theirs = place.weights(f"whole-{engine}"), place.weights(f"killed-{engine}")
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
     lines = [
-        [{**line, "seconds": 0} for line in place.metrics(f"{kind}-{engine}")]
+        [{**line, "seconds": 0, "memory_bytes": 0} for line in place.metrics(f"{kind}-{engine}")]
         for kind in ("whole", "killed")
     ]
     assert lines[0] == lines[1]
