@@ -146,7 +146,6 @@ class TrainingRun:
         optimizer = learner.make_optimizer()
         first_step = self._resume(optimizer)
         if engine.is_main:
-            self.run.mkdir(parents=True, exist_ok=True)
             save_recipe(recipe, self.run / "recipe.yaml")
             (self.run / "machine.json").write_text(json.dumps(describe_machine(), indent=1))
             (self.run / "data.json").write_text(json.dumps(self._describe_data(), indent=1))
