@@ -28,12 +28,12 @@ import torch
 from draw_pages import PageStyle, draw_pages
 from ways import STRATEGIES, WAYS, Work, own_collator, train
 
-from foveal.bench.measure import in_new_process
 from foveal.bench.page import NUM_CROPS, PATCH_SIZE, BenchSize, find_size
 from foveal.bench.versions import versions
 from foveal.config import TrainSettings
 from foveal.data.dataset import read_dataset
 from foveal.data.example import read_examples
+from foveal.data.parallel import in_new_process
 from foveal.models.attention import choose_attention
 from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision.family import FAMILY

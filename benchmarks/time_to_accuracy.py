@@ -31,12 +31,12 @@ from rich.console import Console
 from ways import WAYS, Work, train
 
 from foveal.assemble import make_tiny
-from foveal.bench.measure import in_new_process
 from foveal.bench.versions import versions
 from foveal.config import EvaluateSettings, Recipe, TrainSettings
 from foveal.data.convert import convert
 from foveal.data.dataset import read_dataset
 from foveal.data.example import read_examples, write_examples
+from foveal.data.parallel import in_new_process
 from foveal.demo import DATA, LESSONS, read_scenes
 from foveal.demo_statements import (
     Lesson,

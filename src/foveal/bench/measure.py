@@ -1,15 +1,12 @@
 """A size and strategies -> what both ways do a second, in one process, and what they hold."""
 
 import gc
-import multiprocessing
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -17,13 +14,12 @@ from rich.console import Console
 from foveal.bench.page import find_size, make_model
 from foveal.bench.result import Machine, Result, print_results, to_json
 from foveal.bench.side import Case, Side, Way
+from foveal.data.parallel import in_new_process
 from foveal.errors import ConfigError
 from foveal.plan.arithmetic import proportions
 from foveal.plan.resident import reset_most_resident, resident_bytes
 from foveal.plan.this_machine import machine_name, matrix_speed
 from foveal.train.engine import hand_back_free_memory
-
-Made = TypeVar("Made")
 
 STRATEGIES = ("full", "frozen_vision", "lora")
 QUESTIONS = (1, 4)
@@ -144,13 +140,6 @@ def make_results(measured: Sequence[tuple[Case, Timed, int]], matrix_speed: floa
 def peak_of(case: Case) -> int:
     """Take steps of a case in a fresh process; returns bytes above what stands between steps."""
     return in_new_process(_step_peak, case, torch.get_num_threads())
-
-
-def in_new_process(function: Callable[..., Made], *arguments: object) -> Made:
-    """Call a function in a fresh process, which has imported and allocated nothing before."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as process:
-        return process.submit(function, *arguments).result()
 
 
 def _step_peak(case: Case, threads: int) -> int:

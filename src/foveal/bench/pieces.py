@@ -1,9 +1,7 @@
 """What stands around the training step, measured alone: cutting pictures and planning rows."""
 
-import multiprocessing
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +11,7 @@ from rich.console import Console
 
 from foveal.bench.page import NUM_CROPS, SIZES
 from foveal.bench.recipe_way import recipe_pixels
+from foveal.data.parallel import in_new_process
 from foveal.data.rows import Plan
 from foveal.data.sizes import Ragged, Sizes
 from foveal.models.phi3_vision.image import crop_grid, cut_crops, resize_lying, without_colour
@@ -93,9 +92,7 @@ def run_pieces(examples: int, console: Console, cut_repeats: int = 15) -> Pieces
         console: to print on.
         cut_repeats: turns of each way of cutting a picture.
     """
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as process:
-        plan_seconds, plan_bytes = process.submit(plan_all, examples).result()
+    plan_seconds, plan_bytes = in_new_process(plan_all, examples)
     cuts = tuple(cut_both(*picture, repeats=cut_repeats) for picture in PICTURES)
     pieces = Pieces(cuts, examples, plan_seconds, plan_bytes)
     for cut in cuts:

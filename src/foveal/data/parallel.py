@@ -1,4 +1,4 @@
-"""A function and many items -> its results in order, worked out in several processes."""
+"""A function and its items -> its results, worked out in processes that were started afresh."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -28,13 +28,23 @@ def parallel(
         yield from map(work, first)
         yield from map(work, items)
         return
-    # Started afresh: a process forked beside threads (a progress bar, torch) may hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with _pool(workers) as pool:
         under_way = deque([pool.submit(_apply, work, first)])
         while under_way:
             while len(under_way) < 4 * workers and (block := list(islice(items, chunk))):
                 under_way.append(pool.submit(_apply, work, block))
             yield from under_way.popleft().result()
+
+
+def in_new_process(function: Callable[..., _Result], *arguments: object) -> _Result:
+    """Call a function in a process of its own, which has imported and allocated nothing before."""
+    with _pool(1) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # Started afresh: a process forked beside threads (a progress bar, torch) may hang.
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
 
 
 def _apply(work: Callable[[_Item], _Result], items: list[_Item]) -> list[_Result]:

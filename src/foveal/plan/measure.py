@@ -1,10 +1,8 @@
 """A question -> its worst row and some typical ones, run for real in a process of their own."""
 
 import gc
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 
 from foveal.config import Recipe
 from foveal.data.batch import build_batch
+from foveal.data.parallel import in_new_process
 from foveal.data.rows import Row
 from foveal.models.family import LoadedModel
 from foveal.plan.epoch import RowCounts
@@ -104,9 +103,7 @@ def measure(
         load_model,
         torch.get_num_threads(),
     )
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as process:
-        measured = process.submit(run_rows, job, question.dataset, question.processor).result()
+    measured = in_new_process(run_rows, job, question.dataset, question.processor)
     counts = tuple(question.count(row) for row in rows)
     memory, seconds = estimate_rows(
         setup,
