@@ -35,7 +35,7 @@ docs: setup
 
 bench: setup
 	$(BIN)/foveal bench
-	$(BIN)/python -m pip install --quiet trl
+	$(BIN)/python -m pip install --quiet "trl>=1.16"
 	$(BIN)/python benchmarks/against_peers.py
 	$(BIN)/python benchmarks/time_to_accuracy.py
 

@@ -2,7 +2,8 @@
 
 Each way gets the same weights, examples, order, optimizer and rates, opens its pictures itself
 (in its own process: no workers) and tells a `Watch` of every step. What differs is what the tool
-does by itself: batches, padding, attention, recomputing, where the head is applied.
+does by itself: batches, padding, attention, recomputing, where the head is applied. On a CPU all
+ways have the allocator's setting of our engine, which their users have not.
 """
 
 import os
@@ -12,9 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from foveal.adapt.strategy import assign, rules_of
 from foveal.assemble import quiet_libraries
 from foveal.bench.recipe_way import RecipeWay, recipe_inputs
 from foveal.bench.side import recipe_step
@@ -28,8 +28,8 @@ from foveal.data.rows import Plan
 from foveal.models.attention import choose_attention
 from foveal.models.family import LoadedModel
 from foveal.train.engine import Engine, pick_device
-from foveal.train.loss import RowLoss
-from foveal.train.optim import build_optimizer, rate_scale, set_rate
+from foveal.train.learner import make_learner
+from foveal.train.optim import rate_scale, set_rate
 from foveal.train.step import train_step
 
 WAYS = {
@@ -109,28 +109,37 @@ class Watch(Protocol):
 def train(way: str, work: Work, watch: Watch) -> None:
     """Take all steps, one of the `WAYS`."""
     quiet_libraries()
-    settings, model = work.settings, work.loaded.model
-    rules = rules_of(STRATEGIES[work.strategy])
+    engine = Engine("float32")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)  # adapters begin at random
-        rates = settings.learning_rate, settings.weight_decay
-        assignments = assign(model, work.loaded.family, rules, *rates, LoraSettings())
-    model.to(pick_device())
-    optimizer = build_optimizer(model, assignments, settings)
+        torch.manual_seed(work.settings.seed)  # adapters begin at random
+        learner = make_learner(
+            engine,
+            work.loaded,
+            STRATEGIES[work.strategy],
+            work.settings,
+            LoraSettings(),
+            recompute=False,
+            wrap=RecipeWay if way == "recipe" else None,
+        )
+    optimizer = learner.make_optimizer()
     if way in ("trainer", "trl"):
         _train_with_trainer(way, work, optimizer, watch)
     elif way == "recipe":
-        _train_as_the_recipe(work, optimizer, watch)
+        _train_as_the_recipe(work, engine, learner.loss.train(), optimizer, watch)
     else:
-        _train_our_way(work, optimizer, watch, share_images=way == "shared")
+        share_images = way == "shared"
+        _train_our_way(work, engine, learner.loss.train(), optimizer, watch, share_images)
 
 
 def _train_our_way(
-    work: Work, optimizer: torch.optim.Optimizer, watch: Watch, share_images: bool
+    work: Work,
+    engine: Engine,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    watch: Watch,
+    share_images: bool,
 ) -> None:
     settings = work.settings
-    engine = Engine("float32")
-    module = engine.prepare(RowLoss(work.loaded.model, work.loaded.family)).train()
     batches = RowBatches(work.dataset, work.loaded.processor, "token")
     watch.begin()
     for one in StepLoader(work.plan(share_images), batches).steps(0, work.steps):
@@ -139,10 +148,14 @@ def _train_our_way(
         watch.step(one.step + 1, seen.loss)
 
 
-def _train_as_the_recipe(work: Work, optimizer: torch.optim.Optimizer, watch: Watch) -> None:
+def _train_as_the_recipe(
+    work: Work,
+    engine: Engine,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    watch: Watch,
+) -> None:
     settings, processor = work.settings, work.loaded.processor
-    engine = Engine("float32")
-    way = engine.prepare(RecipeWay(work.loaded.model)).train()
     plan = work.plan()
     watch.begin()
     for step in range(work.steps):
@@ -152,7 +165,7 @@ def _train_as_the_recipe(work: Work, optimizer: torch.optim.Optimizer, watch: Wa
             recipe_inputs(work.dataset, example, processor).to(engine.device)
             for example in examples
         )
-        loss = recipe_step(engine, way, optimizer, inputs, len(examples), settings.gradient_clip)
+        loss = recipe_step(engine, module, optimizer, inputs, len(examples), settings.gradient_clip)
         watch.step(step + 1, loss)
 
 
