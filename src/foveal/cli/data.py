@@ -1,0 +1,131 @@
+"""Commands on data: into examples, checked, looked at."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foveal.cli.front import app
+
+PANEL = "Data"
+
+
+@app.command(rich_help_panel=PANEL)
+def convert(
+    kind: Annotated[str, typer.Argument(help="Layout of the source, such as nlvr or docvqa.")],
+    source: Annotated[Path, typer.Argument(help="Folder, zip, or hub name.")],
+    out: Annotated[Path, typer.Argument(help="Folder to fill: images/ and JSONL files.")],
+    frames: Annotated[int, typer.Option(help="Pictures a clip.")] = 8,
+    classes: Annotated[str, typer.Option(help="first10, all, or names with commas.")] = "all",
+    split: Annotated[int, typer.Option(help="Official split of UCF-101.", min=1, max=3)] = 1,
+    question: Annotated[str | None, typer.Option(help="What to ask of each picture.")] = None,
+    seed: Annotated[int, typer.Option(help="Start of random choices.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that decode.")] = 2,
+) -> None:
+    """Turn a data set in its published layout into pictures and JSONL files."""
+    from foveal.data.convert import Options
+    from foveal.data.convert import convert as convert_data
+
+    options = Options(
+        num_frames=frames,
+        classes=classes,
+        official_split=split,  # type: ignore[arg-type]  # the option's range
+        question=question,
+        seed=seed,
+    )
+    with progress_bar(kind) as advance:
+        done = convert_data(kind, source, out, options=options, workers=workers, progress=advance)
+    for name, labels in done.counts.items():
+        counted = ", ".join(f"{label} {count}" for label, count in labels.most_common() if label)
+        typer.echo(
+            f"{out / name}.jsonl: {labels.total()} examples{f' ({counted})' * bool(counted)}"
+        )
+    for reason, count in done.left_out.most_common():
+        typer.echo(f"left out, {reason}: {count}")
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show a bar that is told how much is done, and of how much."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@app.command(rich_help_panel=PANEL)
+def check(
+    data: Annotated[Path, typer.Argument(help="JSONL file of examples.")],
+    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from.")] = None,
+    other: Annotated[
+        list[Path] | None, typer.Option(help="Split to share no picture with.")
+    ] = None,
+    headers_only: Annotated[bool, typer.Option(help="Do not decode pictures: faster.")] = False,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML recipe; its model counts the tokens.")
+    ] = None,
+    fix: Annotated[Path | None, typer.Option(help="File for the good lines.")] = None,
+    show: Annotated[int, typer.Option(help="Problems to print; the rest are counted.")] = 20,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+) -> None:
+    """Check every example before a run: broken pictures, empty answers, wrong tags.
+
+    Exit status: 0 all well, 1 problems found, 2 the file cannot be read.
+    """
+    from foveal.data.check import check_file
+
+    count_tokens, max_tokens = None, None
+    if recipe:
+        from foveal.assemble import token_counter
+        from foveal.config import load_recipe
+
+        count_tokens, max_tokens = token_counter(load_recipe(recipe), data)
+    problems = check_file(
+        data,
+        images,
+        decode=not headers_only,
+        workers=workers,
+        other_splits=tuple(other or ()),
+        count_tokens=count_tokens,
+        max_tokens=max_tokens,
+        fix=fix,
+    )
+    for problem in islice(problems, show):
+        typer.echo(f"{data}:{problem.line}: {problem.message}")
+    for _ in problems:
+        pass
+    found = problems.summary
+    typer.echo(f"{found.examples} examples, {found.images} pictures, problems: {found.problems}")
+    if recipe:
+        typer.echo(f"{found.tokens:,} tokens")
+    for label, count in found.labels.most_common(20):
+        typer.echo(f"  {label}: {count}")
+    if len(found.labels) > 20:
+        typer.echo(f"  and {len(found.labels) - 20} more labels")
+    if fix:
+        typer.echo(f"{fix}: {found.lines - found.bad_lines} good lines")
+    raise typer.Exit(1 if found.problems else 0)
+
+
+@app.command(rich_help_panel=PANEL)
+def inspect(
+    data: Annotated[Path, typer.Argument(help="Examples: JSONL, Parquet or hf://...")],
+    recipe: Annotated[Path, typer.Option(help="YAML recipe they shall be trained by.")],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("inspection.html"),
+    number: Annotated[int, typer.Option(help="Examples to show.", min=1)] = 20,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of the recipe.")
+    ] = None,
+) -> None:
+    """Show examples as the model will see them: crops, tokens, what is learnt, rows of a step."""
+    from foveal.config import load_recipe
+
+    loaded = load_recipe(recipe, (*(overrides or ()), f"data.train={data}"))
+    from foveal.assemble import inspect_data
+
+    typer.echo(f"inspection: {inspect_data(loaded, out, number)}")

@@ -1,0 +1,208 @@
+"""Commands of learning: the demo, what a run will cost, the run, its scores and its page."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from foveal.cli.front import INTERRUPTED, app
+from foveal.errors import ConfigError
+
+if TYPE_CHECKING:
+    from foveal.run import Outcome
+
+PANEL = "Learning"
+
+
+@app.command(rich_help_panel=PANEL)
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for data, run and report.")] = Path("runs/demo"),
+) -> None:
+    """Train a tiny model on real bundled pictures, in minutes, and write a report."""
+    from rich.console import Console
+
+    from foveal.demo import GPU_COMMAND, run_demo
+
+    announce(run_demo(out, Console(stderr=True)))
+    typer.echo(f"On GPUs, with your own data:\n  {GPU_COMMAND}")
+
+
+@app.command(rich_help_panel=PANEL)
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value ...")] = None,
+    gpu: Annotated[str, typer.Option(help="Its name, such as a100-80gb; this: measure it.")] = (
+        "this"
+    ),
+    gpus: Annotated[int, typer.Option(help="Of each node.", min=1)] = 1,
+    nodes: Annotated[int, typer.Option(help="Machines.", min=1, max=1024)] = 1,
+    compare: Annotated[bool, typer.Option("--compare", help="Every sensible setup.")] = False,
+    price: Annotated[float | None, typer.Option(help="Of one GPU an hour.", min=0)] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Run some rows for real.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Work out memory, time and cost of a run before it is paid for.
+
+    Exit status: 0 it fits, 1 it does not, 2 something to mend.
+    """
+    from rich.console import Console
+
+    from foveal.assemble import load_in_passing
+    from foveal.config import load_recipe
+    from foveal.plan.command import run_plan
+
+    loaded = load_recipe(recipe, tuple(overrides or ()))
+    estimate = run_plan(
+        loaded,
+        Console(),
+        load_in_passing,
+        gpu=gpu,
+        gpus=gpus,
+        nodes=nodes,
+        compare_all=compare,
+        price_per_hour=price,
+        measure=measure,
+        as_json=as_json,
+    )
+    raise typer.Exit(0 if estimate.fits else 1)
+
+
+@app.command(rich_help_panel=PANEL)
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value ...")] = None,
+    fresh: Annotated[bool, typer.Option(help="Start anew; the old run is kept aside.")] = False,
+) -> None:
+    """Train a recipe; goes on by itself where a checkpoint stands in the run folder.
+
+    Exit status: 0 done (or stopped by SIGTERM with a checkpoint), 2 something to mend,
+    130 interrupted, with a checkpoint.
+    """
+    from foveal.config import load_recipe
+
+    loaded = load_recipe(recipe, tuple(overrides or ()))
+    from rich.console import Console
+
+    from foveal.run import TrainingRun
+
+    announce(TrainingRun(loaded, Console(stderr=True), fresh).go())
+
+
+def announce(outcome: "Outcome") -> None:
+    """Say how a run ended; an interrupted one ends with its own exit status."""
+    import signal
+
+    if outcome.stopped:
+        typer.echo(
+            f"Stopped at step {outcome.stopped.step}; the same command goes on from there.",
+            err=True,
+        )
+        raise typer.Exit(INTERRUPTED if outcome.stopped.signal == signal.SIGINT else 0)
+    for name, score in (outcome.after or {}).items():
+        before = (outcome.before or {}).get(name)
+        was = f"  (before {before.value:.3f})" if before else ""
+        typer.echo(f"{name}: {score.value:.3f}  [{score.low:.3f}, {score.high:.3f}]{was}")
+    typer.echo(f"model:  {outcome.run / 'final'}")
+    typer.echo(f"report: {outcome.report}")
+
+
+@app.command(rich_help_panel=PANEL)
+def evaluate(
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN_OR_MODEL] DATA",
+            help="Run folder, model folder or hub name; then a JSONL file of examples.",
+        ),
+    ],
+    predictions: Annotated[
+        Path | None, typer.Option(help="Score these answers; give DATA alone.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the scores.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from.")] = None,
+    num_crops: Annotated[int | None, typer.Option(help="Most crops a picture.")] = None,
+    answer: Annotated[
+        Literal["auto", "generate", "choices"],
+        typer.Option(help="Write answers, or choose the likeliest label of a closed set."),
+    ] = "auto",
+    choices: Annotated[str, typer.Option(help="Labels with commas, if the data has none.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 64,
+    tokens_per_batch: Annotated[int, typer.Option(help="Tokens held at once.", min=1)] = 16384,
+    metrics: Annotated[str, typer.Option(help="Names with commas.")] = "accuracy,anls",
+    precision: Annotated[
+        Literal["float32", "bf16", "fp16"], typer.Option(help="Number format of the passes.")
+    ] = "float32",
+) -> None:
+    """Answer and score examples; writes predictions.jsonl and scores.json.
+
+    Killed, the same command goes on where it was; works under torchrun.
+    """
+    from rich.console import Console
+
+    from foveal.config import EvaluateSettings
+
+    settings = EvaluateSettings(
+        answer=answer,
+        choices=tuple(choices.split(",") if choices else ()),
+        max_new_tokens=max_new_tokens,
+        tokens_per_batch=tokens_per_batch,
+        metrics=tuple(metrics.split(",")),
+    )
+    console = Console(stderr=True)
+    if predictions:
+        from foveal.evaluate.evaluation import score_made_elsewhere
+
+        (data,) = named(places, "DATA")
+        folder, scores = score_made_elsewhere(predictions, Path(data), out, settings, console)
+    else:
+        from foveal.assemble import quiet_libraries
+        from foveal.deliver.opening import open_model
+        from foveal.evaluate.evaluation import evaluate_model
+        from foveal.train.engine import make_engine
+
+        model, data = named(places, "RUN_OR_MODEL", "DATA")
+        quiet_libraries()
+        engine = make_engine("auto", precision)
+        loaded = open_model(model, num_crops)
+        loaded.model.to(engine.device)
+        folder, scores = evaluate_model(
+            loaded,
+            model,
+            Path(data),
+            out,
+            images=images,
+            settings=settings,
+            workers=engine,
+            console=console if engine.is_main else Console(quiet=True),
+        )
+        if not engine.is_main:
+            return
+    for name, score in scores.items():
+        typer.echo(
+            f"{name}: {score.value:.3f}  [{score.low:.3f}, {score.high:.3f}]  n={score.count}"
+        )
+    typer.echo(f"written: {folder}")
+
+
+def named(places: list[str], *names: str) -> list[str]:
+    """Take as many arguments as there are names for them."""
+    if len(places) != len(names):
+        raise ConfigError(f"evaluate: {len(places)} arguments; give {' and '.join(names)}")
+    return places
+
+
+@app.command(rich_help_panel=PANEL)
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="A run folder; several are compared.")],
+    out: Annotated[Path | None, typer.Option(help="The page.")] = None,
+) -> None:
+    """Write one self-contained page about a run, or comparing runs."""
+    if len(runs) == 1:
+        from foveal.evaluate.report import write_report
+
+        page = write_report(runs[0], out=out)
+    else:
+        from foveal.evaluate.comparison import write_comparison
+
+        page = write_comparison(runs, out or Path("comparison.html"))
+    typer.echo(f"report: {page}")

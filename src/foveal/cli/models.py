@@ -1,0 +1,154 @@
+"""Commands on tuned models: ask one, hand it on, serve it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foveal.cli.front import INTERRUPTED, app
+from foveal.errors import UserError
+
+PANEL = "Tuned models"
+
+
+@app.command(rich_help_panel=PANEL)
+def ask(
+    model: Annotated[str, typer.Argument(help="Run folder, model folder or hub name.")],
+    words: Annotated[list[str], typer.Argument(help="Picture files, then the question.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+) -> None:
+    """Answer one question about one or several pictures, in the terminal."""
+    import json
+
+    from foveal.assemble import quiet_libraries
+    from foveal.deliver.answerer import load_answerer
+
+    *images, question = words
+    quiet_libraries()
+    answer = load_answerer(model).answer(images, question, max_new_tokens=max_new_tokens)
+    if as_json:
+        asked = {"model": model, "images": images, "question": question, "answer": answer}
+        typer.echo(json.dumps(asked, ensure_ascii=False))
+    else:
+        typer.echo(answer)
+
+
+@app.command(rich_help_panel=PANEL)
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    merge: Annotated[bool, typer.Option(help="Fold adapters into the base.")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="bf16, fp16, float32; none: bf16, adapters float32.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="best, last, or a step.")] = "last",
+    proof: Annotated[bool, typer.Option(help="Load the folder again and compare it.")] = True,
+) -> None:
+    """Write a run's model as a folder for others, and prove that it is the model trained.
+
+    Exit status: 0 written and proven (or not asked to), 1 the proof failed and the folder is
+    marked .unverified, 2 something to mend.
+    """
+    from foveal.errors import ConfigError
+
+    if dtype not in (None, "bf16", "fp16", "float32"):
+        raise ConfigError(f"--dtype {dtype}: give bf16, fp16 or float32")
+    from rich.console import Console
+
+    from foveal.assemble import quiet_libraries
+    from foveal.deliver.export import export_run
+
+    quiet_libraries()
+    console = Console(stderr=True)
+    done = export_run(
+        run,
+        out,
+        merge=merge,
+        dtype=dtype,  # type: ignore[arg-type]  # checked above
+        checkpoint=checkpoint,
+        proof=proof,
+        tell=lambda doing: console.print(doing, highlight=False),
+    )
+    for line in done.lines():
+        typer.echo(line)
+    typer.echo(f"written: {done.folder}")
+    raise typer.Exit(1 if done.failed else 0)
+
+
+@app.command(rich_help_panel=PANEL)
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder that export wrote.")],
+    repository: Annotated[str, typer.Argument(help="USER/NAME on the Hugging Face hub.")],
+    dry_run: Annotated[bool, typer.Option(help="List the files and send nothing.")] = False,
+    public: Annotated[bool, typer.Option(help="Let everybody see a new repository.")] = False,
+    unproven: Annotated[bool, typer.Option(help="Send it without a proof.")] = False,
+) -> None:
+    """Send an exported folder to the Hugging Face hub."""
+    from foveal.deliver.push import plan_push
+    from foveal.deliver.push import push as push_folder
+
+    files = plan_push(folder, unproven)
+    for file in files:
+        typer.echo(f"{file.size_bytes:>15,}  {file.name}")
+    total = sum(file.size_bytes for file in files)
+    typer.echo(f"{total:>15,}  bytes in {len(files)} files")
+    if dry_run:
+        typer.echo(f"dry run, nothing sent to {repository}")
+        return
+    address = push_folder(folder, repository, private=not public, unproven=unproven)
+    typer.echo(f"sent: {address}")
+
+
+@app.command(rich_help_panel=PANEL)
+def serve(
+    model: Annotated[str, typer.Argument(help="Run, model or adapter folder, or hub name.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
+    token: Annotated[
+        str | None, typer.Option(help="For clients to bear.", envvar="FOVEAL_TOKEN")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="That clients ask for.")] = None,
+    before: Annotated[bool, typer.Option(help="Also the model before tuning, if here.")] = True,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Fetch pictures from public web addresses.")
+    ] = False,
+    places: Annotated[int, typer.Option(help="Requests at a time; more get 429.", min=1)] = 64,
+    answers: Annotated[int, typer.Option(help="Answers written at a time.", min=1)] = 16,
+    body_megabytes: Annotated[int, typer.Option(help="Largest request; more get 413.", min=1)] = 32,
+    megapixels: Annotated[
+        int, typer.Option(help="Pictures of a request; more get 413.", min=1)
+    ] = 100,
+) -> None:
+    """Answer over HTTP, in OpenAI's protocol, and show a page to try it.
+
+    Exit status: 0 stopped by SIGTERM, 2 something to mend, 130 stopped by Ctrl-C.
+    """
+    try:
+        from foveal.deliver.serve.app import Settings
+        from foveal.deliver.serve.limits import Limits
+        from foveal.deliver.serve.server import serve as serve_model
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is missing: pip install 'foveal[serve]'") from error
+    from foveal.assemble import quiet_libraries
+    from foveal.machine import free_memory
+
+    quiet_libraries()
+    limits = Limits(
+        places=places,
+        running=answers,
+        body_bytes=body_megabytes * 2**20,
+        picture_bytes=body_megabytes * 2**20,
+        pixels=megapixels * 10**6,
+    )
+    interrupted = serve_model(
+        model,
+        host,
+        port,
+        Settings(token or None, allow_urls, limits),
+        name=name,
+        with_before=before,
+        free_memory=free_memory,
+        tell=lambda line: typer.echo(line, err=True),
+    )
+    raise typer.Exit(INTERRUPTED if interrupted else 0)

@@ -1,0 +1,34 @@
+"""Every setting of a run in one tree, read from a YAML recipe."""
+
+from foveal.config.recipe_file import flatten, load_recipe, quoted, save_recipe
+from foveal.config.settings import (
+    Base,
+    DataFile,
+    DataSettings,
+    EvaluateSettings,
+    LoraSettings,
+    QuantizationSettings,
+    Recipe,
+    Rule,
+    Settings,
+    TrainSettings,
+    setting_names,
+)
+
+__all__ = [
+    "Base",
+    "DataFile",
+    "DataSettings",
+    "EvaluateSettings",
+    "LoraSettings",
+    "QuantizationSettings",
+    "Recipe",
+    "Rule",
+    "Settings",
+    "TrainSettings",
+    "flatten",
+    "load_recipe",
+    "quoted",
+    "save_recipe",
+    "setting_names",
+]

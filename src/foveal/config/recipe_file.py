@@ -1,0 +1,173 @@
+"""A YAML recipe, the recipes below it and `key=value` overrides -> every setting; and back."""
+
+import json
+from copy import deepcopy
+from os.path import normpath
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from foveal.config.mistakes import explain
+from foveal.config.settings import Base, Recipe
+from foveal.errors import ConfigError
+
+Layer = tuple[Path, dict[str, Any]]
+"""A recipe's file, and what that file itself says."""
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe and apply `key=value` overrides, dots between the names.
+
+    A recipe that says `base: other.yaml`, a path from its own folder, is the other recipe with its
+    own settings laid over it; what was set otherwise is kept in `base`.
+
+    Raises:
+        ConfigError: the file is no YAML mapping, or holds a name or a value we do not know.
+    """
+    layers = _read_layers(path)
+    tree = _lay_together(layers)
+    for override in overrides:
+        _apply(tree, override)
+    recipe = _validate(tree, layers, overrides)
+    below = layers[1:] or (layers if overrides else [])
+    return recipe.model_copy(update={"base": _compare(recipe, below)}) if below else recipe
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe with every setting spelled out."""
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def quoted(prefix: str = "", **values: object) -> tuple[str, ...]:
+    """Write overrides whose values are taken as they are, whatever signs stand in them."""
+    return tuple(f"{prefix}{name}={json.dumps(str(value))}" for name, value in values.items())
+
+
+def _validate(tree: dict[str, Any], layers: list[Layer], overrides: tuple[str, ...] = ()) -> Recipe:
+    # A heading with nothing below it, as `data:`, leaves everything at its default.
+    filled = {name: value for name, value in tree.items() if value is not None}
+    try:
+        return Recipe.model_validate(filled)
+    except ValidationError as error:
+        names, message = explain(error)
+        given = [one.partition("=")[0].split(".") for one in overrides]
+        overridden = any(names[: len(one)] == one for one in given)
+        files = [file for file, own in layers if _holds(own, names) and not overridden]
+        raise ConfigError(f"{files[0] if files else layers[0][0]}: {message}") from None
+
+
+def _holds(tree: Any, names: list[str]) -> bool:
+    """Whether a file itself has the setting that is wrong, or the beginning of its name."""
+    for name in names:
+        if not isinstance(tree, dict):
+            break
+        keys = {str(key): value for key, value in tree.items()}
+        if name not in keys:
+            return False
+        tree = keys[name]
+    return True
+
+
+def _compare(recipe: Recipe, below: list[Layer]) -> Base:
+    """Find what a recipe says otherwise than the files below it."""
+    needed = {"model": recipe.model, "run": str(recipe.run)}  # which a base may leave open
+    base = _validate(needed | _lay_together(below), below)
+    here, there = (flatten(one.model_dump(mode="json", exclude={"base"})) for one in (recipe, base))
+    names = [name for name in here | there if here.get(name) != there.get(name)]
+    otherwise = {name: there.get(name) for name in names}
+    return Base(file=Path(normpath(below[0][0])), otherwise=otherwise)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Name every leaf of a tree by its dotted path."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _read_layers(path: Path) -> list[Layer]:
+    """Read a recipe and its bases, the nearest first."""
+    layers: list[Layer] = []
+    file: Path | None = path
+    while file is not None:
+        seen = [one.resolve() for one, _ in layers]
+        if file.resolve() in seen:
+            raise ConfigError(f"{layers[-1][0]}: base: {file} is built on this very recipe")
+        tree = _read_tree(file, layers[-1][0] if layers else None)
+        base = tree.pop("base", None)
+        if isinstance(base, dict):  # the recipe of a run, which is whole
+            tree |= {} if layers else {"base": base}
+            base = None
+        if base is not None and not (isinstance(base, str) and base):
+            raise ConfigError(f"{file}: base={base}: give the path of another recipe")
+        layers.append((file, tree))
+        file = file.parent / base if base else None
+    return layers
+
+
+def _read_tree(path: Path, named_by: Path | None) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        what = f"{named_by}: base: {path}" if named_by else f"{path}"
+        raise ConfigError(f"{what}: {error.strerror}; give a YAML recipe") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}{_what_is_no_yaml(error)}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of settings, such as `model: ...`")
+    return tree
+
+
+def _what_is_no_yaml(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f":{error.problem_mark.line + 1}: not YAML: {error.problem}; give a YAML recipe"
+    return f": not YAML: {' '.join(str(error).split())}; give a YAML recipe"
+
+
+def _lay_together(layers: list[Layer]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for _, own in reversed(layers):
+        _lay_over(tree, deepcopy(own))  # what is laid upon it shall not reach the layer itself
+    return tree
+
+
+def _lay_over(tree: dict[str, Any], own: dict[str, Any]) -> None:
+    for name, value in own.items():
+        below = tree.get(name)
+        if isinstance(below, dict) and (value is None or isinstance(value, dict)):
+            _lay_over(below, value or {})
+        else:
+            tree[name] = value
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    *parents, last = name.split(".")
+    if not equals or not all([*parents, last]):
+        raise ConfigError(f"{override}: write an override as key=value, such as train.epochs=2")
+    if name == "base":
+        raise ConfigError(f"{override}: a base is named in the recipe's file, as `base: FILE`")
+    branch = tree
+    for parent in parents:
+        if branch.get(parent) is None:
+            branch[parent] = {}
+        branch = branch[parent]
+        if not isinstance(branch, dict):
+            raise ConfigError(f"{override}: {parent} is a value and has no settings below it")
+    branch[last] = _read_value(text)
+
+
+def _read_value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    # What a number, a truth or a date is, the setting knows better: a folder may be called 1e3.
+    return value if value is None or isinstance(value, str | list | dict) else text
