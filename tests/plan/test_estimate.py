@@ -6,6 +6,7 @@ import pytest
 
 from foveal.errors import ConfigError
 from foveal.models.phi3_vision.config import Phi3VisionConfig
+from foveal.plan.activations import kept_for_backward
 from foveal.plan.communication import exchange, ring_seconds
 from foveal.plan.epoch import RowCounts
 from foveal.plan.hardware import HARDWARE, find_hardware
@@ -34,6 +35,32 @@ def test_a_page_through_a_perfect_a100_takes_what_its_operations_take():
     assert seconds.decoder == pytest.approx(6 * 32 * layer * 2554 / 312e12)
     assert seconds.attention == pytest.approx(3 * 32 * 4 * 3072 * PAGE.pairs / 312e12)
     assert seconds.recompute == 0
+
+
+def test_what_multiplies_no_matrices_takes_as_long_as_its_bytes_take_to_move():
+    plain = setup(precision="float32")
+    kept = kept_for_backward(
+        plain.config, plain.learning, PAGE, plain.number_bytes, plain.attention
+    ).total_bytes
+    moving = replace(PERFECT, bandwidth=0.5, moved=3.0)
+    once = rank_seconds(plain, [PAGE], A100, moving, 1)
+    again = rank_seconds(replace(plain, recompute="blocks"), [PAGE], A100, moving, 1)
+    assert once.elementwise == pytest.approx(3 * kept / (0.5 * 2039e9))
+    assert again.elementwise == pytest.approx(once.elementwise * 4 / 3)
+    assert once.total == pytest.approx(
+        once.elementwise + rank_seconds(plain, [PAGE], A100, replace(moving, moved=0.0), 1).total
+    )
+
+
+def test_adapters_and_4_bits_leave_more_holes_and_recomputing_none():
+    def holes(strategy, recompute="none"):
+        made = setup(strategy, recompute=recompute)
+        memory = estimate_memory(made, PAGE, 2, 0, 0, slack=0.5)
+        return memory.slack_bytes / memory.passing_bytes
+
+    assert holes("full") == pytest.approx(0.5)
+    assert holes("full") < holes("lora") < holes("qlora")
+    assert holes("qlora", "blocks") == 0
 
 
 def test_recomputing_costs_a_forward_pass_and_saves_memory():

@@ -16,7 +16,7 @@ from foveal.models.family import LoadedModel
 from foveal.plan.epoch import RowCounts
 from foveal.plan.estimate import estimate_rows, weigh
 from foveal.plan.hardware import Hardware
-from foveal.plan.memory import Memory
+from foveal.plan.memory import Memory, slack_factor
 from foveal.plan.question import Question
 from foveal.plan.resident import reset_most_resident, resident_bytes
 from foveal.plan.seconds import Efficiency, Seconds
@@ -28,6 +28,9 @@ from foveal.train.step import backward_rows, train_step
 
 ModelLoader = Callable[[Recipe], LoadedModel]
 REPEATS = 3
+TOLD_APART = 0.02
+"""Share of a pass below which the optimizer's time cannot be told from a clock's noise."""
+
 TYPICAL = (0.5, 0.25)
 """Places of typical rows among all, by their tokens."""
 
@@ -113,10 +116,10 @@ def measure(
         efficiency,
     )
     found = explain(setup, counts, measured, hardware, efficiency)
-    if setup.recompute == "none":
+    if factor := slack_factor(setup):
         without = memory.total_bytes - memory.slack_bytes
-        slack = max(0.0, (measured.peak_bytes - without) / max(memory.passing_bytes, 1))
-        found = replace(found, memory_slack=slack)
+        holes = (measured.peak_bytes - without) / max(memory.passing_bytes, 1)
+        found = replace(found, memory_slack=max(0.0, holes) / factor)
     return Comparison(counts, memory, seconds, measured, found)
 
 
@@ -165,13 +168,11 @@ def run_rows(job: Job, dataset: Any, processor: Any) -> Measured:
     for _ in range(2):
         step(0, times=2 if job.accumulate else 1)
     peak = _most_held(engine.device, base)
+    # The rows take turns: what disturbs the machine for a while disturbs all of them alike.
     places = range(len(batches))
-    return Measured(
-        base,
-        peak,
-        tuple(min(step(place) for _ in range(REPEATS)) for place in places),
-        tuple(min(passes(place) for _ in range(REPEATS)) for place in places),
-    )
+    steps = [[step(place) for place in places] for _ in range(REPEATS)]
+    alone = [[passes(place) for place in places] for _ in range(REPEATS)]
+    return Measured(base, peak, _fastest(steps), _fastest(alone))
 
 
 def explain(
@@ -189,17 +190,24 @@ def explain(
         step - alone
         for step, alone in zip(measured.step_seconds, measured.pass_seconds, strict=True)
     ]
-    optimizer = sum(one.optimizer for one in estimated) / max(sum(rest), 1e-9)
+    optimizer = sum(one.optimizer for one in estimated)
+    told = sum(rest) > 0 and optimizer > TOLD_APART * busy
+    quicker = optimizer / sum(rest) if told else 1.0
     return Efficiency(
         matrix=efficiency.matrix * faster,
         attention=efficiency.attention * faster,
-        bandwidth=efficiency.bandwidth * optimizer if sum(rest) > 0 else efficiency.bandwidth,
+        bandwidth=efficiency.bandwidth * quicker,
         link=efficiency.link,
         pass_seconds=0.0,
         crop_seconds=measure_crop_seconds(),
         source=f"measured here by --measure, {setup.strategy}",
         memory_slack=efficiency.memory_slack,
+        moved=efficiency.moved * quicker / faster,
     )
+
+
+def _fastest(turns: list[list[float]]) -> tuple[float, ...]:
+    return tuple(min(taken) for taken in zip(*turns, strict=True))
 
 
 def _held(device: torch.device) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from foveal.plan.activations import FULL_BYTES
+from foveal.plan.activations import FULL_BYTES, kept_for_backward
 from foveal.plan.arithmetic import Work, strategy_of, work_of_counts
 from foveal.plan.communication import exchange
 from foveal.plan.epoch import Epoch, RowCounts, add_up
@@ -24,7 +24,7 @@ class Efficiency:
     """What share of its maker's figures a machine reaches; the one thing that shapes cannot say."""
 
     matrix: float
-    """Of the matrix speed, in linear layers, with all that goes on around them."""
+    """Of the matrix speed, in linear layers; with all that goes on around them, unless `moved`."""
 
     attention: float
     """Of the matrix speed, in fused attention."""
@@ -45,7 +45,12 @@ class Efficiency:
     """Where these come from."""
 
     memory_slack: float = 0.0
-    """Holes that the allocator keeps, as a share of what comes and goes with a pass."""
+    """Holes that the allocator keeps, as a share of what comes and goes with a pass; without
+    adapters, which make more of them (`memory.slack_factor`)."""
+
+    moved: float = 0.0
+    """Bytes that norms, activations and sums move for each byte that is kept for the backward
+    pass; zero: `matrix` knows of them."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ class Seconds:
     decoder: float
     attention: float
     head: float
+    elementwise: float
+    """Norms, activations and sums: what moves numbers and multiplies no matrices."""
+
     recompute: float
     optimizer: float
     overhead: float
@@ -120,11 +128,13 @@ def rank_seconds(
     attention = work.decoder_attention / fused
     recompute = (again.total - again.decoder_attention) / linear
     recompute += again.decoder_attention / fused
+    elementwise = moved_bytes(setup, total) * efficiency.moved
+    elementwise /= hardware.bandwidth_bytes_per_second * efficiency.bandwidth
     parts = setup.world_size if setup.engine in ("zero2", "fsdp2") else 1
     moved = setup.holdings.learnt / parts * OPTIMIZER_BYTES_A_NUMBER
     optimizer = moved / (hardware.bandwidth_bytes_per_second * efficiency.bandwidth)
     overhead = efficiency.pass_seconds * len(rows) + copying(setup, len(rows), hardware, efficiency)
-    busy = tower + decoder + attention + head + recompute + overhead
+    busy = tower + decoder + attention + head + elementwise + recompute + overhead
     passes = max(1, len(rows))
     forward_share = 1 / 3 if setup.recompute == "none" else 1 / 4
     shared = exchange(
@@ -142,6 +152,7 @@ def rank_seconds(
         decoder=decoder,
         attention=attention,
         head=head,
+        elementwise=elementwise,
         recompute=recompute,
         optimizer=optimizer,
         overhead=overhead,
@@ -172,6 +183,13 @@ def recomputed(setup: Setup, row: RowCounts, pairs: float) -> Work:
     crops = row.crops if setup.learning.tower.learns else 0
     forward = strategy_of("forward", 0)
     return work_of_counts(setup.config, forward, row.tokens, pairs, 0, crops, 0)
+
+
+def moved_bytes(setup: Setup, row: RowCounts) -> float:
+    """Count what passes keep for their backward pass; made once more where blocks are run again."""
+    kept = kept_for_backward(setup.config, setup.learning, row, setup.number_bytes, setup.attention)
+    again = 1 / 3 if setup.recompute == "blocks" else 0.0
+    return kept.total_bytes * (1 + again)
 
 
 def executed_pairs(setup: Setup, rows: Sequence[RowCounts]) -> float:

@@ -36,7 +36,7 @@ ASSUMED = Efficiency(
 """Of an accelerator that nobody has measured; `foveal plan --measure` on it knows better."""
 
 ASSUMED_HERE = Efficiency(
-    matrix=0.8,
+    matrix=1.0,
     attention=0.5,
     bandwidth=0.8,
     link=0.7,
@@ -44,6 +44,7 @@ ASSUMED_HERE = Efficiency(
     crop_seconds=0.005,
     source="assumed, as shares of this machine's measured speed; --measure knows better",
     memory_slack=CPU_SLACK,
+    moved=11.0,
 )
 
 
