@@ -2,10 +2,10 @@
 
     python benchmarks/draw_pages.py OUT --pages 400 --seed 0
 
-Writes OUT/images/*.png and OUT/pages.jsonl. Each question asks one thing of every line, from the
-top, such as its color; what is printed is nonsense. Questions are of one length, and answers are
-six words, so that all examples weigh the same however a trainer averages. The same arguments draw
-the same pages.
+Writes OUT/images/*.png and OUT/pages.jsonl. Each question asks one thing of the first or of the
+last three lines, such as their color; what is printed is nonsense. Answers are three words,
+so that all examples weigh the same however a trainer averages. The same arguments draw the same
+pages.
 """
 
 import argparse
@@ -30,17 +30,14 @@ FEATURES = {
     "length": tuple(WIDTHS),
     "left": ("yes", "no"),
     "paper": tuple(PAPERS),
-    "under": ("yes", "no"),
-    "mark": ("yes", "no"),
-    "frame": ("yes", "no"),
-    "bold": ("yes", "no"),
 }
-"""What a line has, and what it may be: at the left or not, on yellow or not, underlined, behind a
-dot, in a frame, bold or not. All are words that a cut tokenizer writes as one token."""
+"""What a line has, and what it may be: at the left or not, on yellow or not. All are words that a
+cut tokenizer writes as one token."""
 
 NUM_LINES = 6
+HALVES = {"first": slice(0, NUM_LINES // 2), "last": slice(NUM_LINES // 2, NUM_LINES)}
+QUESTIONS = tuple((feature, half) for feature in FEATURES for half in HALVES)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-GREY = (150, 150, 150)
 
 
 @dataclass(frozen=True)
@@ -101,25 +98,18 @@ def draw_page(lines: list[Line], style: PageStyle) -> Image.Image:
 
 
 def draw_line(pen: ImageDraw.ImageDraw, line: Line, style: PageStyle, top: int) -> None:
-    """Print one line and what goes with it."""
-    has, stroke = line.features, max(1, style.pitch // 16)
+    """Print one line on its paper."""
+    has, margin = line.features, style.pitch // 4
     ink, font, right = INKS[has["color"]], font_of(style.font_size), style.width - 1
-    bottom, middle = top + style.pitch - 1, top + style.pitch // 2
-    frame = GREY if has["frame"] == "yes" else None
-    pen.rectangle((0, top, right, bottom), PAPERS[has["paper"]], frame, stroke)
-    dot, length = style.pitch // 2, font.getlength(line.text)
-    start = dot * 3 // 2 if has["left"] == "yes" else right - 2 * stroke - length
-    heavy = stroke if has["bold"] == "yes" else 0
-    pen.text((start, middle), line.text, ink, font, anchor="lm", stroke_width=heavy)
-    if has["under"] == "yes":
-        pen.line((start, bottom - 2 * stroke, start + length, bottom - 2 * stroke), ink, stroke)
-    if has["mark"] == "yes":
-        pen.ellipse((2 * stroke, middle - dot // 2, 2 * stroke + dot, middle + dot // 2), GREY)
+    pen.rectangle((0, top, right, top + style.pitch - 1), PAPERS[has["paper"]])
+    at_left = has["left"] == "yes"
+    start = margin if at_left else right - margin - font.getlength(line.text)
+    pen.text((start, top + style.pitch // 2), line.text, ink, font, anchor="lm")
 
 
-def question(feature: str) -> str:
-    """Ask for a feature of all lines; as many tokens as any other question."""
-    return f"Name the {feature} of each line."
+def question(feature: str, half: str) -> str:
+    """Ask for a feature of half of the lines."""
+    return f"Name the {feature} of the {half} lines."
 
 
 def draw_pages(
@@ -127,7 +117,7 @@ def draw_pages(
     pages: int,
     seed: int = 0,
     style: PageStyle | None = None,
-    questions: tuple[int, int] = (1, len(FEATURES)),
+    questions: tuple[int, int] = (1, len(QUESTIONS)),
     name: str = "pages",
 ) -> Path:
     """Fill a folder; returns the JSONL file.
@@ -149,13 +139,14 @@ def draw_pages(
         picture = f"{name}-{page:05d}.png"
         draw_page(lines, style).save(out / "images" / picture)
         wanted = int(randomness.integers(questions[0], questions[1] + 1))
-        for feature in randomness.permutation(list(FEATURES))[:wanted]:
+        for number in randomness.permutation(len(QUESTIONS))[:wanted]:
+            feature, half = QUESTIONS[number]
             turn = Turn(
                 images=(picture,),
-                user=question(str(feature)),
-                assistant=" ".join(line.features[feature] for line in lines),
+                user=question(feature, half),
+                assistant=" ".join(line.features[feature] for line in lines[HALVES[half]]),
             )
-            identity = f"{name}-{page:05d}-{feature}"
+            identity = f"{name}-{page:05d}-{feature}-{half}"
             examples.append(Example(id=identity, source="drawn-pages", conversations=(turn,)))
     path = out / f"{name}.jsonl"
     write_examples(path, examples)
@@ -171,7 +162,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=96, help="pixels")
     parser.add_argument("--height", type=int, default=96, help="pixels")
     parser.add_argument("--fewest", type=int, default=1, help="questions of a page")
-    parser.add_argument("--most", type=int, default=len(FEATURES), help="questions of a page")
+    parser.add_argument("--most", type=int, default=len(QUESTIONS), help="questions of a page")
     parser.add_argument("--name", default="pages", help="of the JSONL file")
     asked = parser.parse_args()
     style = PageStyle(asked.width, asked.height)

@@ -3,7 +3,7 @@
     taskset -c 0 python benchmarks/time_to_accuracy.py --folder runs/time-to-accuracy
 
 Two tasks, a tiny model each, several seeds. `pages` begins from random weights and learns to tell
-eight things of each printed line (`draw_pages.py`). `pairs` begins from a model that knows
+eight things of each printed page (`draw_pages.py`). `pairs` begins from a model that knows
 single NLVR pictures (trained once, before the clock runs) and learns statements about two; it is
 scored on the bundled pairs. Every way (see `ways.py`) takes the same steps on the same examples,
 so its curve is the others' but for rounding, on its own clock. Evaluation is not timed; opening
@@ -98,7 +98,7 @@ def make_pairs(folder: Path, seed: int) -> None:
     data = base / "data"
     if not (base / "run" / "final" / "config.json").exists():
         teach_single_pictures(base)
-    lesson = Lesson(f"pairs-{seed}", 2, steps * LEARNING["examples_per_step"] // 8, 7)
+    lesson = Lesson(f"pairs-{seed}", 2, steps * LEARNING["examples_per_step"] // 7 + 1, 7)
     pairs = examples_of(lesson, read_scenes(data), statements_about_two(), seed)
     judged = [one for one in pairs if one.turns[0].choices]  # not those that count
     write_examples(folder / "train.jsonl", judged)
@@ -145,8 +145,8 @@ def keep_whole_steps(path: Path, count: int) -> None:
 
 
 TASKS = {
-    "pages": Task(160, 20, 0.5, "printed pages, 1 to 8 questions each", make_pages),
-    "pairs": Task(120, 20, 0.65, "NLVR pairs, 7 statements each", make_pairs),
+    "pages": Task(320, 20, 0.5, "printed pages, 1 to 8 questions each", make_pages),
+    "pairs": Task(160, 20, 0.67, "NLVR pairs, 7 statements each", make_pairs),
 }
 
 

@@ -53,7 +53,7 @@ def reproduce(
 
 @app.command(rich_help_panel=PANEL)
 def bench(
-    size: Annotated[str, typer.Option(help="tiny, standard or narrow.")] = "standard",
+    size: Annotated[str, typer.Option(help="tiny, half, standard or narrow.")] = "standard",
     rounds: Annotated[int, typer.Option(help="Turns of each way.", min=1)] = 3,
     strategies: Annotated[str, typer.Option(help="Names with commas.")] = "full,frozen_vision,lora",
     threads: Annotated[int | None, typer.Option(help="Processor threads; none: all.")] = None,
