@@ -2,8 +2,8 @@
 
     python benchmarks/draw_pages.py OUT --pages 400 --seed 0
 
-Writes OUT/images/*.png and OUT/pages.jsonl. Each question asks one thing of the first or of the
-last three lines, such as their color; what is printed is nonsense. Answers are three words,
+Writes OUT/images/*.png and OUT/pages.jsonl. Each question asks one thing of every line, from the
+top, such as its color, in one of two wordings; what is printed is nonsense. Answers are six words,
 so that all examples weigh the same however a trainer averages. The same arguments draw the same
 pages.
 """
@@ -35,8 +35,8 @@ FEATURES = {
 cut tokenizer writes as one token."""
 
 NUM_LINES = 6
-HALVES = {"first": slice(0, NUM_LINES // 2), "last": slice(NUM_LINES // 2, NUM_LINES)}
-QUESTIONS = tuple((feature, half) for feature in FEATURES for half in HALVES)
+VERBS = ("Name", "List")
+QUESTIONS = tuple((verb, feature) for verb in VERBS for feature in FEATURES)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -107,9 +107,9 @@ def draw_line(pen: ImageDraw.ImageDraw, line: Line, style: PageStyle, top: int) 
     pen.text((start, top + style.pitch // 2), line.text, ink, font, anchor="lm")
 
 
-def question(feature: str, half: str) -> str:
-    """Ask for a feature of half of the lines."""
-    return f"Name the {feature} of the {half} lines."
+def question(verb: str, feature: str) -> str:
+    """Ask for a feature of all lines."""
+    return f"{verb} the {feature} of each line."
 
 
 def draw_pages(
@@ -140,13 +140,13 @@ def draw_pages(
         draw_page(lines, style).save(out / "images" / picture)
         wanted = int(randomness.integers(questions[0], questions[1] + 1))
         for number in randomness.permutation(len(QUESTIONS))[:wanted]:
-            feature, half = QUESTIONS[number]
+            verb, feature = QUESTIONS[number]
             turn = Turn(
                 images=(picture,),
-                user=question(feature, half),
-                assistant=" ".join(line.features[feature] for line in lines[HALVES[half]]),
+                user=question(verb, feature),
+                assistant=" ".join(line.features[feature] for line in lines),
             )
-            identity = f"{name}-{page:05d}-{feature}-{half}"
+            identity = f"{name}-{page:05d}-{verb}-{feature}"
             examples.append(Example(id=identity, source="drawn-pages", conversations=(turn,)))
     path = out / f"{name}.jsonl"
     write_examples(path, examples)
