@@ -1,10 +1,12 @@
 """A function and its items -> its results, worked out in processes that were started afresh."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
@@ -44,7 +46,19 @@ def in_new_process(function: Callable[..., _Result], *arguments: object) -> _Res
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Started afresh: a process forked beside threads (a progress bar, torch) may hang.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    context = get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Let a worker not work on when the process that started it was killed."""
+
+    def watch() -> None:
+        if parent := parent_process():
+            parent.join()
+            os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _apply(work: Callable[[_Item], _Result], items: list[_Item]) -> list[_Result]:

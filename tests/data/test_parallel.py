@@ -1,0 +1,51 @@
+"""What working in several processes promises: the same results in the same order, no orphans."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from operator import neg
+from pathlib import Path
+
+import pytest
+
+from foveal.data.parallel import in_new_process, parallel
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_results_come_in_the_order_of_the_items(workers):
+    assert list(parallel(neg, range(25), workers, chunk=4)) == [-item for item in range(25)]
+
+
+def test_a_new_process_is_another_one():
+    assert in_new_process(os.getpid) != os.getpid()
+
+
+def test_a_worker_ends_when_its_parent_is_killed():
+    script = (
+        "import time\n"
+        "from foveal.data.parallel import in_new_process\n"
+        "if __name__ == '__main__':\n"
+        "    in_new_process(time.sleep, 600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    workers = _children(parent.pid)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{worker}/cwd").exists() for worker in workers):
+        assert time.monotonic() < deadline, f"{workers} work on"
+        time.sleep(0.1)
+
+
+def _children(parent: int) -> list[int]:
+    """Wait for the worker that sleeps, beside multiprocessing's own helper."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        listed = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        if len(listed) == 2:
+            time.sleep(2)  # until it is in the function
+            return [int(one) for one in listed]
+        time.sleep(0.1)
+    raise AssertionError("no worker was started")
