@@ -148,7 +148,7 @@ TASKS = {
     "pages": Task(
         320,
         20,
-        0.75,
+        0.25,
         "printed pages, 1 to 8 questions each",
         make_pages,
         # The rate stays up: how long it takes until places are found differs from seed to seed.
@@ -306,6 +306,7 @@ def plot(runs: Sequence[Run], path: Path) -> None:
     """Draw accuracy against seconds, a thin line a seed and a thick one for their mean."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     settings = {
         "svg.hashsalt": "time-to-accuracy",
@@ -324,11 +325,15 @@ def plot(runs: Sequence[Run], path: Path) -> None:
                 some = [run for run in runs if (run.task, run.way) == (name, way)]
                 _draw_way(axes, some, title, COLORS.get(way, OURS))
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel("seconds of training")
             axes.set_ylabel("accuracy, %")
             axes.set_title(TASKS[name].title, fontsize=10)
             axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
-        axes.legend(frameon=False, loc="lower right")
+        lines, names = axes.get_legend_handles_labels()
+        figure.legend(lines, names, frameon=False, loc="outside lower center", ncols=len(names))
         figure.savefig(path, metadata={"Date": None})
 
 
