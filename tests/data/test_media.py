@@ -140,7 +140,7 @@ def test_a_missing_file_an_empty_file_and_a_text_file_are_told_apart(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.jpg").write_text("not a picture")
     for read in (open_image, image_size):
-        with pytest.raises(DataError, match=r"missing\.png: No such file"):
+        with pytest.raises(DataError, match=r"missing\.png: No such file or directory; give"):
             read(tmp_path / "missing.png")
         with pytest.raises(DataError, match=r"empty\.png: an empty file"):
             read(tmp_path / "empty.png")

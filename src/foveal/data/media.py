@@ -268,7 +268,7 @@ def _header(source: Path | BinaryIO, name: object) -> Iterator[Image.Image]:
                 f"{name}: more than {MAX_PIXELS} pixels; make it smaller"
             ) from error
         except OSError as error:
-            raise DataError(f"{name}: {_reason(error)}") from error
+            raise DataError(f"{name}: {_reason(error)}; give a picture's path") from error
         except Exception as error:  # decoders of broken bytes raise whatever they like
             raise DataError(f"{name}: broken picture ({_reason(error)}); replace it") from error
         with image:
