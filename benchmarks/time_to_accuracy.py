@@ -3,7 +3,7 @@
     taskset -c 0 python benchmarks/time_to_accuracy.py --folder runs/time-to-accuracy
 
 Two tasks, a tiny model each, several seeds. `pages` begins from random weights and learns to tell
-eight things of each printed page (`draw_pages.py`). `pairs` begins from a model that knows
+four things of each printed line (`draw_pages.py`). `pairs` begins from a model that knows
 single NLVR pictures (trained once, before the clock runs) and learns statements about two; it is
 scored on the bundled pairs. Every way (see `ways.py`) takes the same steps on the same examples,
 so its curve is the others' but for rounding, on its own clock. Evaluation is not timed; opening
