@@ -169,7 +169,7 @@ def run(front: Front, arguments: list[str] | None = None) -> None:
     """Do what the recipe's script does: prepare the data, evaluate, learn, evaluate."""
     from rich.console import Console
 
-    from foveal.cli import announce
+    from foveal.cli.learning import announce
     from foveal.run import TrainingRun
 
     flags = read_flags(front, arguments)
