@@ -128,11 +128,12 @@ def rank_seconds(
     attention = work.decoder_attention / fused
     recompute = (again.total - again.decoder_attention) / linear
     recompute += again.decoder_attention / fused
-    elementwise = moved_bytes(setup, total) * efficiency.moved
-    elementwise /= hardware.bandwidth_bytes_per_second * efficiency.bandwidth
+    # Of an epoch's every step: not worked out where the matrices' share knows of it.
+    moved = moved_bytes(setup, total) * efficiency.moved if efficiency.moved else 0.0
+    elementwise = moved / (hardware.bandwidth_bytes_per_second * efficiency.bandwidth)
     parts = setup.world_size if setup.engine in ("zero2", "fsdp2") else 1
-    moved = setup.holdings.learnt / parts * OPTIMIZER_BYTES_A_NUMBER
-    optimizer = moved / (hardware.bandwidth_bytes_per_second * efficiency.bandwidth)
+    updated = setup.holdings.learnt / parts * OPTIMIZER_BYTES_A_NUMBER
+    optimizer = updated / (hardware.bandwidth_bytes_per_second * efficiency.bandwidth)
     overhead = efficiency.pass_seconds * len(rows) + copying(setup, len(rows), hardware, efficiency)
     busy = tower + decoder + attention + head + elementwise + recompute + overhead
     passes = max(1, len(rows))
