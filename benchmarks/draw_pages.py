@@ -104,7 +104,9 @@ def draw_line(pen: ImageDraw.ImageDraw, line: Line, style: PageStyle, top: int) 
     pen.rectangle((0, top, right, top + style.pitch - 1), PAPERS[has["paper"]])
     at_left = has["left"] == "yes"
     start = margin if at_left else right - margin - font.getlength(line.text)
-    pen.text((start, top + style.pitch // 2), line.text, ink, font, anchor="lm")
+    bold = style.font_size / 20  # thin letters show little of their color
+    middle = top + style.pitch // 2
+    pen.text((start, middle), line.text, ink, font, anchor="lm", stroke_width=bold)
 
 
 def question(verb: str, feature: str) -> str:

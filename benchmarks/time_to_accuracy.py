@@ -18,7 +18,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from statistics import mean, median
@@ -78,8 +78,6 @@ class Task:
     title: str
     make: Callable[[Path, int], None]
     """(folder, seed) -> train.jsonl, test.jsonl with images, and the first weights in model/."""
-
-    learning: dict[str, Any] = field(default_factory=dict)
 
 
 def make_pages(folder: Path, seed: int) -> None:
@@ -145,15 +143,7 @@ def keep_whole_steps(path: Path, count: int) -> None:
 
 
 TASKS = {
-    "pages": Task(
-        320,
-        20,
-        0.25,
-        "printed pages, 1 to 8 questions each",
-        make_pages,
-        # The rate stays up: how long it takes until places are found differs from seed to seed.
-        {"schedule": "constant"},
-    ),
+    "pages": Task(480, 20, 0.9, "printed pages, 1 to 8 questions each", make_pages),
     "pairs": Task(160, 20, 0.67, "NLVR pairs, 7 statements each", make_pairs),
 }
 
@@ -221,7 +211,7 @@ def run_one(name: str, way: str, seed: int, folder: Path, threads: int) -> list[
     task = TASKS[name]
     loaded = load(str(folder / "model"), NUM_CROPS)
     examples, dataset = read_dataset(folder / "train.jsonl", loaded.processor)
-    settings = TrainSettings(**{**LEARNING, **task.learning}, seed=seed)
+    settings = TrainSettings(**LEARNING, seed=seed)
     work = Work(loaded, examples, dataset, "full", settings, task.steps)
     watch = ScoringWatch(task, folder, work)
     train(way, work, watch)
