@@ -27,8 +27,9 @@ def seconds_to_first_step(model: Path, train_file: Path, run: Path, workers: int
     Raises:
         SystemExit: it failed.
     """
-    settings = (f"model={model}", f"run={run}", f"data.train={train_file}", "train.max_steps=2")
-    command = ("-m", "foveal.cli", "train", "recipes/demo.yaml", *settings, f"data.workers={workers}")
+    data = f"data.train={train_file}", f"data.workers={workers}"
+    settings = f"model={model}", f"run={run}", *data, "train.max_steps=2"
+    command = "-m", "foveal.cli", "train", "recipes/demo.yaml", *settings
     started, lines = time.perf_counter(), run / "metrics.jsonl"
     with subprocess.Popen(
         (sys.executable, *command), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
