@@ -63,6 +63,24 @@ class BenchSize:
 LETTER_PAGE = (1700, 2200)
 """Pixels at 200 dots an inch."""
 
+STANDARD = BenchSize(
+    crop_size=336,
+    tower_width=320,
+    tower_layers=5,
+    tower_heads=5,
+    width=1152,
+    mlp=3072,
+    layers=4,
+    heads=12,
+    vocabulary=1664,
+    page=LETTER_PAGE,
+    question_tokens=(20, 40),
+    answer_tokens=10,
+    tokens_per_pass=4096,
+)
+"""Of the published model's proportions; wide and shallow: attention's share of the work grows with
+length / width, so a narrow model would measure attention and little else."""
+
 SIZES = {
     "tiny": BenchSize(
         crop_size=56,
@@ -79,23 +97,7 @@ SIZES = {
         answer_tokens=3,
         tokens_per_pass=160,
     ),
-    # Wide and shallow: attention's share of the work grows with length / width, so a narrow
-    # model would measure attention and little else.
-    "standard": BenchSize(
-        crop_size=336,
-        tower_width=320,
-        tower_layers=5,
-        tower_heads=5,
-        width=1152,
-        mlp=3072,
-        layers=4,
-        heads=12,
-        vocabulary=1664,
-        page=LETTER_PAGE,
-        question_tokens=(20, 40),
-        answer_tokens=10,
-        tokens_per_pass=4096,
-    ),
+    "standard": STANDARD,
     "narrow": BenchSize(
         crop_size=336,
         tower_width=256,
@@ -111,11 +113,11 @@ SIZES = {
         answer_tokens=10,
         tokens_per_pass=4096,
     ),
+    "half": replace(STANDARD, crop_size=168, tokens_per_pass=1024),
 }
-"""`tiny` takes seconds and measures nothing; `standard` has the published model's proportions;
-`narrow` has its vocabulary but a sixth of its width, so that attention and head weigh more; `half`
-is `standard` with crops of half the side, a quarter of the tokens."""
-SIZES["half"] = replace(SIZES["standard"], crop_size=168, tokens_per_pass=1024)
+"""`tiny` takes seconds and measures nothing; `narrow` has the published model's vocabulary but a
+sixth of its width, so that attention and head weigh more; `half` has crops of half the side, a
+quarter of the tokens."""
 
 
 def find_size(name: str) -> BenchSize:
