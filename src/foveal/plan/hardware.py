@@ -1,6 +1,8 @@
 """What each accelerator and link can do, by its maker's document; no measured number stands here.
 
-The figures and the documents' names were written from memory, with no document at hand.
+The figures were written from memory and then held against public pages that repeat the documents;
+not found there: the float32 speed of the A10G (31.5 or 35), the matrix speeds of the RTX 3090 and
+the RTX 8000, the CPUs, and the links between nodes.
 
 Matrix speeds are dense ones: the doubled figures for sparse matrices are of no use in training.
 float32 is without TensorFloat-32, as PyTorch multiplies unless told otherwise.
@@ -88,7 +90,9 @@ _ROWS = (
     ),
     _row("h100", 80, 3350, 67, 989, 989, (450, 400), "NVIDIA H100 datasheet, SXM; DGX H100"),
     _row("h200", 141, 4800, 67, 989, 989, (450, 400), "NVIDIA H200 datasheet, SXM; DGX H200"),
-    _row("b200", 180, 7700, 75, 2250, 2250, (900, 400), "NVIDIA HGX B200 datasheet; DGX B200"),
+    _row(
+        "b200", 180, 8000, 80, 2250, 2250, (900, 400), "NVIDIA Blackwell brief, HGX B200; DGX B200"
+    ),
     _row("l4", 24, 300, 30.3, 121, 121, (_P4, ETHERNET), "NVIDIA L4 datasheet, half of sparse"),
     _row("l40s", 48, 864, 91.6, 362, 362, (_P4, ETHERNET), "NVIDIA L40S datasheet"),
     _row("a10g", 24, 600, 31.5, 70, 70, (_P4, ETHERNET), "NVIDIA A10G brief; AWS EC2 G5"),

@@ -148,7 +148,7 @@ def read_model(recipe: Recipe, load_model: ModelLoader) -> tuple[Any, Any]:
     """
     name = recipe.model
     if name in PUBLISHED and not Path(name).exists():
-        return _published(recipe.data.num_crops)
+        return published_model(recipe.data.num_crops)
     if name == "phi3-vision-tiny" and not Path(name).exists():
         made = load_model(recipe)
         return made.model.config, made.processor
@@ -161,7 +161,12 @@ def read_model(recipe: Recipe, load_model: ModelLoader) -> tuple[Any, Any]:
         raise ModelError(f"model {name}: {' '.join(str(error).split())}") from error
 
 
-def _published(num_crops: int) -> tuple[Any, Any]:
+def published_model(num_crops: int) -> tuple[Any, Any]:
+    """Make the published models' configuration and processor, of files that come with this package.
+
+    Args:
+        num_crops: of the processor.
+    """
     from transformers import PreTrainedTokenizerFast
 
     from foveal.models.phi3_vision.config import Phi3VisionConfig
