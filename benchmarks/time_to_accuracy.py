@@ -143,7 +143,7 @@ def keep_whole_steps(path: Path, count: int) -> None:
 
 
 TASKS = {
-    "pages": Task(480, 20, 0.9, "printed pages, 1 to 8 questions each", make_pages),
+    "pages": Task(480, 20, 0.7, "printed pages, 1 to 8 questions each", make_pages),
     "pairs": Task(160, 20, 0.67, "NLVR pairs, 7 statements each", make_pairs),
 }
 
