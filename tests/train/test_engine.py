@@ -270,3 +270,9 @@ def test_the_norm_of_a_matrix_is_that_of_its_rows_wherever_they_are():
     whole = float(norm_of([matrix]))
     assert whole == pytest.approx(float(matrix.double().square().sum().sqrt()), rel=1e-7)
     assert float(norm_of(matrix.split(700))) == pytest.approx(whole, rel=1e-14)
+
+
+def test_the_norm_of_16_bit_numbers_is_not_rounded_to_16_bits():
+    matrix = torch.randn(300, 1_000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = float(matrix.double().square().sum().sqrt())
+    assert float(norm_of([matrix])) == pytest.approx(expected, rel=1e-6)

@@ -274,10 +274,18 @@ def norm_of(tensors: Sequence[Tensor]) -> Tensor:
     rest in float64: off by 1e-8 on numbers that differ. All of it in float64 takes a CPU a
     twentieth of a step.
     """
-    rows = [torch.linalg.vector_norm(one, dim=-1) if one.dim() > 1 else one for one in tensors]
-    norms = [torch.linalg.vector_norm(one, dtype=torch.float64) for one in rows]
+    norms = [torch.linalg.vector_norm(_row_norms(one), dtype=torch.float64) for one in tensors]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return norm
+
+
+def _row_norms(tensor: Tensor) -> Tensor:
+    """Norms along the last dimension, in float32 at least; a vector as it is."""
+    if tensor.dim() < 2:
+        return tensor
+    at_least = torch.promote_types(tensor.dtype, torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=-1, dtype=at_least)
+    return norms
 
 
 def keep_freed_memory(largest_bytes: int = LARGEST_KEPT_BYTES) -> None:
