@@ -19,7 +19,8 @@ from foveal.inspect.bars import draw_steps
 from foveal.inspect.page import write_inspection
 from foveal.inspect.seen import see_example, see_picture
 
-EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7 * 7 }}"
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7919 * 104729 }}"
+PRODUCT = str(7919 * 104729)
 
 
 class Page(HTMLParser):
@@ -109,6 +110,7 @@ def test_nothing_in_the_data_reaches_the_page_as_markup(tmp_path, loaded):
     assert addresses
     assert all(value.startswith("data:image/webp;base64,") for value in addresses)
     assert "alert(1)" in "".join(text for _, text in page.texts)
+    assert PRODUCT not in (tmp_path / "page.html").read_text()
     assert not re.search(r"https?://(?!www\.w3\.org)", (tmp_path / "page.html").read_text())
 
 
