@@ -6,7 +6,16 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from foveal.config import DataSettings, Recipe, Rule, load_recipe, save_recipe, setting_names
+from foveal.config import (
+    DataFile,
+    DataSettings,
+    Recipe,
+    Rule,
+    as_typed,
+    load_recipe,
+    save_recipe,
+    setting_names,
+)
 from foveal.errors import ConfigError
 
 RECIPE = """
@@ -234,3 +243,10 @@ def test_training_files_are_one_or_several_with_weights():
     assert DataSettings().train_files == ()
     with pytest.raises(ValidationError):
         DataSettings.model_validate({"train": [{"path": "a.jsonl", "weight": 0}]})
+
+
+def test_a_setting_is_shown_as_a_person_would_type_it():
+    assert as_typed(Path("données/né.jsonl")) == "données/né.jsonl"
+    assert as_typed(None) == "null"
+    assert as_typed((0.5, "yes: no")) == "[0.5, 'yes: no']"
+    assert as_typed(DataFile(path=Path("a.jsonl"), weight=2.0)) == "{path: a.jsonl, weight: 2.0}"

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from textwrap import wrap
 from typing import Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from foveal.config import Recipe
+from foveal.config import Recipe, as_typed
 
 HEAD = """\
 # Every setting of a run, at its default, with what it is for. Copy it, keep the lines that you
@@ -47,7 +46,7 @@ def _lines(settings: type[BaseModel], prefix: str) -> Iterator[str]:
         if choices := _choices(below):
             yield from _comment(f"One of {', '.join(choices)}.", indent)
         value = EXAMPLES.get(prefix + name, None if field.is_required() else _default(field))
-        yield f"{indent}{name}: {_plain(value)}"
+        yield f"{indent}{name}: {as_typed(value)}"
 
 
 def _comment(text: str, indent: str) -> Iterator[str]:
@@ -65,8 +64,3 @@ def _choices(kind: Any) -> list[str]:
 def _default(field: FieldInfo) -> Any:
     value = field.get_default(call_default_factory=True)
     return list(value) if isinstance(value, tuple) else value
-
-
-def _plain(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=1000)
-    return text.removesuffix("...\n").strip()

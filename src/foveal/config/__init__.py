@@ -1,6 +1,6 @@
 """Every setting of a run in one tree, read from a YAML recipe."""
 
-from foveal.config.recipe_file import flatten, load_recipe, quoted, save_recipe
+from foveal.config.recipe_file import as_typed, flatten, load_recipe, quoted, save_recipe
 from foveal.config.settings import (
     Base,
     DataFile,
@@ -26,6 +26,7 @@ __all__ = [
     "Rule",
     "Settings",
     "TrainSettings",
+    "as_typed",
     "flatten",
     "load_recipe",
     "quoted",

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from foveal.config.mistakes import explain
-from foveal.config.settings import Base, Recipe
+from foveal.config.settings import Base, Recipe, Settings
 from foveal.errors import ConfigError
 
 Layer = tuple[Path, dict[str, Any]]
@@ -44,6 +44,22 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 def quoted(prefix: str = "", **values: object) -> tuple[str, ...]:
     """Write overrides whose values are taken as they are, whatever signs stand in them."""
     return tuple(f"{prefix}{name}={json.dumps(str(value))}" for name, value in values.items())
+
+
+def as_typed(value: object) -> str:
+    """Write the value of a setting as a person would give it, on one line."""
+    text = yaml.safe_dump(
+        _plain(value), default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True
+    )
+    return text.removesuffix("\n").removesuffix("...").strip()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Settings):
+        return value.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _validate(tree: dict[str, Any], layers: list[Layer], overrides: tuple[str, ...] = ()) -> Recipe:

@@ -38,7 +38,9 @@ def write_card(
     on_hub = source.base_is_on_hub
     base = source.base_name if on_hub else Path(source.base_name).name
     text = template.render(
-        front_matter=yaml.safe_dump(front_matter(source, base, licence, as_model), sort_keys=False),
+        front_matter=yaml.safe_dump(
+            front_matter(source, base, licence, as_model), sort_keys=False, allow_unicode=True
+        ),
         title=name,
         as_model=as_model,
         base=f"[{base}](https://huggingface.co/{base})" if on_hub else base,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
+from foveal.config import as_typed
 from foveal.errors import RunError
 from foveal.evaluate.charts import COMPARED, Chart, loss_comparison, progress_comparison
 from foveal.evaluate.cost import cost
@@ -13,7 +14,6 @@ from foveal.evaluate.metrics import Difference, Score
 from foveal.evaluate.page import write_page
 from foveal.evaluate.report import paired_difference
 from foveal.evaluate.run_folder import Run, read_run, settings_of
-from foveal.evaluate.setup import as_typed
 
 
 @dataclass(frozen=True)

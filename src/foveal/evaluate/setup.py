@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
 
-import yaml
-
-from foveal.config import Recipe, Settings
+from foveal.config import Recipe, as_typed
 from foveal.evaluate.run_folder import Run, changed_settings, settings_of
 
 
@@ -76,20 +74,6 @@ def _in_words(facts: Mapping[str, object]) -> str:
     counts = [f"{value:,} {name}" for name, value in facts.items() if isinstance(value, int)]
     others = [f"{name} {value}" for name, value in facts.items() if not isinstance(value, int)]
     return ", ".join([*counts, *others])
-
-
-def as_typed(value: object) -> str:
-    """Write the value of a setting as a person would give it."""
-    text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10_000, sort_keys=False)
-    return text.removesuffix("\n").removesuffix("...").strip()
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Settings):
-        return value.model_dump(mode="json", exclude_defaults=True)
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def _sources(recipe: Recipe) -> list[Source]:
