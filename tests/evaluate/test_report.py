@@ -2,72 +2,17 @@
 
 import json
 import math
-from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from html_page import read_page
 from PIL import Image
-from run_folders import evaluate, make_examples, make_run, make_whole_run, measure, predict
+from run_folders import evaluate, make_examples, make_run, measure, predict
 
 from foveal.data.example import Example, Turn, write_examples
-from foveal.evaluate.page import chance, cut, duration, metric_title, percent, points
 from foveal.evaluate.prediction import Prediction
 from foveal.evaluate.report import write_report
-
-VOID = {"meta", "br", "img", "link", "input", "hr"}
-
-
-class Reader(HTMLParser):
-    """Reads a page as a browser would, and remembers what it met."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.source = text
-        self.open, self.elements, self.words = [], [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if not {"style", "svg", "defs"} & set(self.open):
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def count_texts(self, word):
-        return sum(word in words for words in self.words)
-
-
-def read(path):
-    return Reader(path.read_text(encoding="utf-8"))
-
-
-@pytest.fixture
-def whole(tmp_path):
-    return make_whole_run(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """The page of a whole run, for those who only read it."""
-    return read(write_report(make_whole_run(tmp_path_factory.mktemp("whole"))))
 
 
 def test_a_page_tells_scores_before_and_after_with_their_difference(page):
@@ -96,98 +41,6 @@ def test_the_page_stands_in_the_run_folder_and_leaves_nothing_beside(whole, tmp_
 def test_the_same_run_writes_the_same_page(whole, tmp_path):
     first = write_report(whole, out=tmp_path / "a.html").read_bytes()
     assert write_report(whole, out=tmp_path / "b.html").read_bytes() == first
-
-
-def test_the_page_loads_nothing_and_runs_nothing(page):
-    assert not page.all("script")
-    assert not page.all("link")
-    for _, attributes in page.elements:
-        assert not [name for name in attributes if name.startswith("on")]
-        for name in ("src", "href", "xlink:href"):
-            assert attributes.get(name, "#").startswith(("#", "data:image/webp;base64,"))
-    text = page.source
-    assert "@import" not in text
-    assert "url(http" not in text
-
-
-def test_ids_are_unique_and_every_link_finds_its_place(page):
-    ids = Counter(attributes["id"] for _, attributes in page.elements if "id" in attributes)
-    assert max(ids.values()) == 1
-    links = [
-        attributes[name][1:]
-        for _, attributes in page.elements
-        for name in ("href", "xlink:href")
-        if attributes.get(name, "").startswith("#")
-    ]
-    assert set(links) <= set(ids)
-    labels = [one["aria-labelledby"] for one in page.all("section")]
-    assert set(labels) <= set(ids)
-
-
-def test_the_page_can_be_read_aloud(page):
-    assert page.all("html")[0]["lang"] == "en"
-    assert all(one.get("scope") in ("col", "row") for one in page.all("th"))
-    for picture in page.all("svg"):
-        assert picture.get("aria-hidden") == "true" or picture.get("aria-label")
-    heads = [tag for tag, _ in page.elements if tag in ("h1", "h2", "h3")]
-    assert heads.count("h1") == 1
-    assert heads.index("h1") < heads.index("h2") < heads.index("h3")
-
-
-def test_the_page_follows_light_dark_and_paper(page):
-    text = page.source
-    assert "prefers-color-scheme: dark" in text
-    assert "@media print" in text
-    assert 'name="viewport" content="width=device-width' in text
-
-
-# The product stands nowhere else: not in a score, nor in the name of a temporary folder.
-EVIL = "<img src=x onerror=alert(1)>\"'</style></script>{{ 7919 * 104729 }}"
-PRODUCT = str(7919 * 104729)
-
-
-def test_nothing_from_data_or_a_model_becomes_markup(tmp_path):
-    data = tmp_path / "data" / EVIL.replace("/", "_")
-    data.parent.mkdir()
-    turns = [
-        Turn(
-            images=(f"{EVIL}.png".replace("/", "|"),),
-            user=f"question {EVIL}",
-            assistant=EVIL,
-            answers=(EVIL,),
-            choices=(EVIL, "other"),
-        )
-    ]
-    write_examples(data, [Example(id=f"{EVIL}{n}", conversations=tuple(turns)) for n in range(3)])
-    base = {"file": EVIL, "otherwise": {"model": EVIL, EVIL: EVIL}}
-    run = make_run(tmp_path / EVIL.replace("/", "_"), data, model=EVIL, base=base)
-    measure(run, 3)
-    answers = [
-        Prediction(
-            f"{EVIL}{n}",
-            f"answer {EVIL}",
-            answers=(EVIL,),
-            scores={"accuracy": 0.0, EVIL: 0.5},
-            choice_scores={EVIL: -1.0, "other": -0.5},
-        )
-        for n in range(3)
-    ]
-    for name in ("before", "step-1", "after"):
-        evaluate(run, name, answers)
-        scores = run / "evaluation" / name / "scores.json"
-        tree = json.loads(scores.read_text())
-        scores.write_text(json.dumps({EVIL: tree["accuracy"]} | tree))
-    (run / "incidents.jsonl").write_text(json.dumps({"step": 1, EVIL: EVIL}) + "\n")
-    (run / "machine.json").write_text(json.dumps({EVIL: EVIL}))
-    (run / "data.json").write_text(json.dumps({EVIL: {EVIL: EVIL}}))
-    page = read(write_report(run))
-    assert not page.all("img")
-    assert not page.all("script")
-    assert len(page.all("style")) == 1
-    assert not any(name.startswith("on") for _, found in page.elements for name in found)
-    for text in (f"question {EVIL}", f"answer {EVIL}", EVIL):
-        assert page.count_texts(text), text
-    assert PRODUCT not in page.source
 
 
 def test_each_picture_is_embedded_once(page):
@@ -232,18 +85,18 @@ def test_improved_and_broken_answers_are_shown_with_both_predictions(page):
 
 
 def test_the_published_score_stands_beside_ours(whole):
-    text = read(write_report(whole, published={"accuracy": 0.3})).text
+    text = read_page(write_report(whole, published={"accuracy": 0.3})).text
     assert "Published" in text
     assert "30.0 below our interval" in text
     assert '<s style="left:30.00%">' in (whole / "report.html").read_text()
-    assert "Published" not in read(write_report(whole)).text
+    assert "Published" not in read_page(write_report(whole)).text
 
 
 def test_the_published_scores_of_the_recipe_stand_beside_ours_with_their_source(tmp_path):
     published = {"accuracy": 0.864, "auroc": 0.9, "source": "Some table <b>3</b>"}
     run = make_run(tmp_path / "run", make_examples(tmp_path / "data"), published=published)
     evaluate(run, "after", predict(wrong=[1]))
-    text = read(write_report(run)).text
+    text = read_page(write_report(run)).text
     assert "86.4 inside our interval" in text
     assert "Published: Some table <b>3</b>." in text
     assert "Published, but not measured here: AUROC 90.0 %" in text
@@ -254,7 +107,7 @@ def test_answers_that_were_chosen_are_told_from_written_ones(tmp_path):
     chosen = [replace(one, choice_scores={"yes": -1.0, "no": -2.0}) for one in predict()]
     evaluate(run, "after", [*chosen[:3], *predict()[3:]])
     evaluate(run, "before", chosen)
-    page = read(write_report(run))
+    page = read_page(write_report(run))
     assert "AUROC 50.0" in page.text
     assert "p = 1.000" in page.text.partition("AUROC")[2][:100]
     assert "3 of 12 answers were chosen as the likeliest of a closed set" in page.text
@@ -281,7 +134,7 @@ def test_many_labels_are_listed_by_their_commonest_confusions(tmp_path):
         "after",
         [Prediction(str(n), a, answers=turns[n].accepted) for n, a in enumerate(answers)],
     )
-    text = read(write_report(run)).text
+    text = read_page(write_report(run)).text
     assert "the commonest mistakes among 30 labels" in text
     assert "label 0 label 7 2" in text
 
@@ -289,7 +142,7 @@ def test_many_labels_are_listed_by_their_commonest_confusions(tmp_path):
 def test_open_answers_have_no_matrix(tmp_path):
     run = make_run(tmp_path / "run", None)
     evaluate(run, "after", [Prediction(str(n), "x", answers=(str(n),)) for n in range(50)])
-    assert "rows are the truth" not in read(write_report(run)).text
+    assert "rows are the truth" not in read_page(write_report(run)).text
 
 
 def test_sure_answers_get_a_calibration_curve(tmp_path):
@@ -304,16 +157,16 @@ def test_sure_answers_get_a_calibration_curve(tmp_path):
         for n in range(10)
     ]
     evaluate(run, "after", answers)
-    text = read(write_report(run)).text
+    text = read_page(write_report(run)).text
     # Sure to 90 %, right half the time.
     assert "After: off by 40.0 points on average." in text
     assert "90.0 % sure" in text
 
 
 def test_scores_on_the_way_are_drawn(whole):
-    assert "on the way" not in read(write_report(whole)).text
+    assert "on the way" not in read_page(write_report(whole)).text
     evaluate(whole, "step-10", predict())
-    assert "Best 100.0 % at step 10." in read(write_report(whole)).text
+    assert "Best 100.0 % at step 10." in read_page(write_report(whole)).text
 
 
 def test_curves_cost_and_settings_are_told(page):
@@ -331,7 +184,7 @@ def test_what_differs_from_the_recipe_below_stands_beside_its_value_there(tmp_pa
     base = {"file": "recipes/docvqa.yaml", "otherwise": {"precision": "fp16", "train.epochs": 3.0}}
     rules = [{"match": "vision.*", "learn": False}, {"match": "*"}]
     run = make_run(tmp_path / "run", None, base=base, strategy=rules, lora={"rank": 8})
-    text = read(write_report(run)).text.partition("The whole recipe")[0]
+    text = read_page(write_report(run)).text.partition("The whole recipe")[0]
     assert "differs from the recipe that it was built on, recipes/docvqa.yaml ." in text
     assert "docvqa.yaml This run train.epochs 3.0 1.0 precision fp16 bf16 Settings that" in text
     assert "lora.rank 8" in text
@@ -341,7 +194,7 @@ def test_what_differs_from_the_recipe_below_stands_beside_its_value_there(tmp_pa
 def test_the_examples_are_told_as_they_were_when_the_run_began(whole):
     facts = {"fingerprint": "0123abcd", "examples": 3600, "pictures": 1200}
     (whole / "data.json").write_text(json.dumps({"training": facts}))
-    text = read(write_report(whole)).text
+    text = read_page(write_report(whole)).text
     assert (
         "Training, when the run began 3,600 examples, 1,200 pictures, fingerprint 0123abcd" in text
     )
@@ -352,14 +205,14 @@ def test_the_fingerprint_of_the_data_is_its_sha256(tmp_path):
     data.write_bytes(b"")  # SHA-256 of nothing: e3b0c44298fc1c149afb...
     run = make_run(tmp_path / "run", data)
     measure(run, 2)
-    assert "e3b0c44298fc" in read(write_report(run)).text
+    assert "e3b0c44298fc" in read_page(write_report(run)).text
 
 
 def test_incidents_are_listed_and_many_are_counted(whole):
-    assert "None were recorded." in read(write_report(whole)).text
+    assert "None were recorded." in read_page(write_report(whole)).text
     lines = [json.dumps({"step": n, "kind": "skipped", "why": f"reason {n}"}) for n in range(70)]
     (whole / "incidents.jsonl").write_text("\n".join(lines) + "\n")
-    text = read(write_report(whole)).text
+    text = read_page(write_report(whole)).text
     assert "70 in all; the first 50 are listed." in text
     assert "49 skipped reason 49" in text
     assert "reason 50" not in text
@@ -369,18 +222,18 @@ def test_the_memory_is_drawn_where_it_was_measured(tmp_path):
     run = make_run(tmp_path / "run", None)
     lines = [{"step": step, "loss": 1.0, "memory_bytes": 16e9 + step} for step in range(1, 4)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = read(write_report(run)).text
+    text = read_page(write_report(run)).text
     assert "Memory At most 16 GB; held by the first process behind each step." in text
     assert "Most memory of a process 16 GB" in text
     (run / "machine.json").write_text('{"device": "cuda"}')
-    text = read(write_report(run)).text
+    text = read_page(write_report(run)).text
     assert "At most 16 GB; that tensors held at once on the first GPU during each step." in text
 
 
 def test_a_run_without_evaluation_says_so(tmp_path):
     run = make_run(tmp_path / "run", make_examples(tmp_path / "data"))
     measure(run)
-    text = read(write_report(run)).text
+    text = read_page(write_report(run)).text
     assert "No evaluation in this run yet" in text
     assert "Answers appear here once the run has been evaluated." in text
 
@@ -391,14 +244,14 @@ def test_a_run_without_steps_says_so(tmp_path, text):
     evaluate(run, "before", predict())
     if text is not None:
         (run / "metrics.jsonl").write_text(text)
-    words = read(write_report(run)).text
+    words = read_page(write_report(run)).text
     assert "No measures: metrics.jsonl is missing or empty" in words
     assert "There is one evaluation alone (before), so nothing can be compared." in words
 
 
 def test_a_run_without_a_recipe_says_so(whole):
     (whole / "recipe.yaml").unlink()
-    text = read(write_report(whole)).text
+    text = read_page(write_report(whole)).text
     assert "No recipe.yaml in the run folder" in text
     assert "questions and pictures are missing" in text
     assert "91.7" in text
@@ -407,17 +260,17 @@ def test_a_run_without_a_recipe_says_so(whole):
 def test_data_that_is_not_at_hand_is_named_and_can_be_given(whole, tmp_path):
     data = tmp_path / "data" / "data.jsonl"
     moved = data.rename(tmp_path / "moved.jsonl")
-    page = read(write_report(whole))
+    page = read_page(write_report(whole))
     assert f"Questions and pictures are missing. {data}: No such file" in page.text
     assert not page.all("image")
-    page = read(write_report(whole, data=moved, images=tmp_path / "data" / "images"))
+    page = read_page(write_report(whole, data=moved, images=tmp_path / "data" / "images"))
     assert "Question 1?" in page.text
     assert len(page.all("image")) == 11
 
 
 def test_pictures_that_are_not_at_hand_are_named(whole, tmp_path):
     (tmp_path / "data" / "images").rename(tmp_path / "gone")
-    text = read(write_report(whole)).text
+    text = read_page(write_report(whole)).text
     assert "No picture: image 3.png is not in" in text
     assert "Question 3?" in text
 
@@ -427,14 +280,14 @@ def test_the_images_folder_of_the_recipe_is_used(tmp_path):
     images = (tmp_path / "data" / "images").rename(tmp_path / "pictures")
     run = make_run(tmp_path / "run", data, images)
     evaluate(run, "after", predict())
-    assert read(write_report(run)).all("image")
+    assert read_page(write_report(run)).all("image")
 
 
 def test_an_evaluation_without_answers_still_gives_a_page(tmp_path):
     run = make_run(tmp_path / "run", make_examples(tmp_path / "data"))
     evaluate(run, "before", [])
     evaluate(run, "after", [])
-    text = read(write_report(run)).text
+    text = read_page(write_report(run)).text
     assert "over 0 answers" in text
     assert "nan" not in text.replace(str(tmp_path), "").lower()
 
@@ -442,7 +295,7 @@ def test_an_evaluation_without_answers_still_gives_a_page(tmp_path):
 def test_a_long_answer_is_cut_and_an_empty_one_named(tmp_path):
     run = make_run(tmp_path / "run", None)
     evaluate(run, "after", [Prediction("a", "word " * 5000), Prediction("b", " ")])
-    text = read(write_report(run)).text
+    text = read_page(write_report(run)).text
     assert len(text) < 8000
     assert "word…" in text
     assert "empty" in text
@@ -454,23 +307,6 @@ def test_steps_with_a_broken_loss_are_counted(tmp_path):
         {"step": n, "loss": math.nan if n == 2 else 1.0, "gradient_norm": None} for n in (1, 2, 3)
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = read(write_report(run)).text
+    text = read_page(write_report(run)).text
     assert "1 of 3 steps have no finite value." in text
     assert "Gradient norm" not in text
-
-
-def test_numbers_are_written_as_people_write_them():
-    assert [percent(0.81249), percent(None), percent(math.nan)] == [
-        "81.2",
-        "\N{EN DASH}",
-        "\N{EN DASH}",
-    ]
-    assert [points(0.031), points(-0.2), points(-0.0001)] == ["+3.1", "\N{MINUS SIGN}20.0", "0.0"]
-    assert [chance(0.0001), chance(0.0421)] == ["p < 0.001", "p = 0.042"]
-    assert [duration(3.21), duration(65 * 60), duration(600)] == ["3.2 s", "1 h 05 min", "10 min"]
-    assert [metric_title(name) for name in ("anls_cookbook", "token_f1", "accuracy")] == [
-        "ANLS cookbook",
-        "Token F1",
-        "Accuracy",
-    ]
-    assert [cut("abc", 3), cut("abcd", 3)] == ["abc", "ab…"]

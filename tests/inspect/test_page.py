@@ -4,10 +4,10 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from html_page import EVIL, read_page
 from PIL import Image
 from tiny import make_model, make_picture, pages, turn, write_data
 
@@ -18,36 +18,6 @@ from foveal.data.rows import Plan
 from foveal.inspect.bars import draw_steps
 from foveal.inspect.page import write_inspection
 from foveal.inspect.seen import see_example, see_picture
-
-EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7919 * 104729 }}"
-PRODUCT = str(7919 * 104729)
-
-
-class Page(HTMLParser):
-    """Collects a page's elements, and texts by class."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[tuple[str, str]] = []
-        self._open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
-        self.elements.append((tag, found))
-        if tag not in ("img", "meta", "br", "link", "hr"):
-            self._open.append(found.get("class") or tag)
-
-    def handle_endtag(self, tag):
-        if self._open:
-            self._open.pop()
-
-    def handle_data(self, data):
-        self.texts.append((self._open[-1] if self._open else "", data))
-
-    def of(self, kind: str) -> list[str]:
-        return [text for where, text in self.texts if where == kind]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +30,7 @@ def inspect(data, loaded, out, number=20, **plan):
     settings = {"examples_per_step": 6, "tokens_per_pass": 300} | plan
     made = Plan(dataset.sizes, **settings)
     write_inspection(out, examples, dataset, loaded.processor, made, number, {"model": "tiny"})
-    return Page(out.read_text()), dataset
+    return read_page(out), dataset
 
 
 def test_an_examples_tokens_stand_in_order_and_only_the_answer_is_marked_as_learnt(
@@ -101,17 +71,14 @@ def test_nothing_in_the_data_reaches_the_page_as_markup(tmp_path, loaded):
     data = tmp_path / "<script>data.jsonl"
     data.write_text(json.dumps(line) + "\n")
     page, _ = inspect(data, loaded, tmp_path / "page.html")
-    tags = {tag for tag, _ in page.elements}
-    assert "script" not in tags
-    assert not [name for _, found in page.elements for name in found if name.startswith("on")]
+    page.assert_inert()
     addresses = [
         value for _, found in page.elements for name, value in found.items() if name == "src"
     ]
     assert addresses
     assert all(value.startswith("data:image/webp;base64,") for value in addresses)
-    assert "alert(1)" in "".join(text for _, text in page.texts)
-    assert PRODUCT not in (tmp_path / "page.html").read_text()
-    assert not re.search(r"https?://(?!www\.w3\.org)", (tmp_path / "page.html").read_text())
+    assert page.count_texts("alert(1)")
+    assert not re.search(r"https?://(?!www\.w3\.org)", page.source)
 
 
 def test_bars_add_up_to_the_whole_width_and_name_prefix_branches_and_waste(tmp_path, loaded):
@@ -142,8 +109,7 @@ def test_a_row_longer_than_the_budget_sets_the_scale(tmp_path, loaded):
 
 def test_the_examples_shown_are_spread_over_the_file_and_named_by_line(tmp_path, loaded):
     page, _ = inspect(pages(tmp_path, 4, 2), loaded, tmp_path / "page.html", number=2)
-    text = " ".join(text for _, text in page.texts)
-    assert re.findall(r"data\.jsonl:(\d+)", text) == ["1", "5"]
+    assert re.findall(r"data\.jsonl:(\d+)", page.text) == ["1", "5"]
 
 
 def test_a_picture_that_went_bad_since_is_named_not_fatal(tmp_path, loaded):
@@ -162,6 +128,6 @@ def test_a_recipes_examples_are_inspected_without_training(tmp_path):
         data=DataSettings(train=data, num_crops=4, workers=0),
     )
     inspect_data(recipe, tmp_path / "page.html", 3)
-    page = Page((tmp_path / "page.html").read_text())
+    page = read_page(tmp_path / "page.html")
     assert "data.jsonl" in page.of("h1")
     assert not (tmp_path / "run" / "checkpoints").exists()
