@@ -6,7 +6,6 @@ from textwrap import wrap
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from foveal.config import Recipe, as_typed
 
@@ -45,7 +44,8 @@ def _lines(settings: type[BaseModel], prefix: str) -> Iterator[str]:
         yield from _comment(field.description or "", indent)
         if choices := _choices(below):
             yield from _comment(f"One of {', '.join(choices)}.", indent)
-        value = EXAMPLES.get(prefix + name, None if field.is_required() else _default(field))
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        value = EXAMPLES.get(prefix + name, default)
         yield f"{indent}{name}: {as_typed(value)}"
 
 
@@ -59,8 +59,3 @@ def _choices(kind: Any) -> list[str]:
     if get_origin(kind) in (Union, types.UnionType):
         return [name for one in get_args(kind) for name in _choices(one)]
     return [str(name) for name in get_args(kind)] if get_origin(kind) is Literal else []
-
-
-def _default(field: FieldInfo) -> Any:
-    value = field.get_default(call_default_factory=True)
-    return list(value) if isinstance(value, tuple) else value
