@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from foveal.config import Recipe
+from foveal.config import Recipe, Settings, as_typed
 from foveal.deliver.proof import Proof
 from foveal.deliver.source import RunSource
 from foveal.evaluate.metrics import Score
@@ -38,9 +38,7 @@ def write_card(
     on_hub = source.base_is_on_hub
     base = source.base_name if on_hub else Path(source.base_name).name
     text = template.render(
-        front_matter=yaml.safe_dump(
-            front_matter(source, base, licence, as_model), sort_keys=False, allow_unicode=True
-        ),
+        front_matter=yaml.safe_dump(front_matter(source, base, licence, as_model), sort_keys=False),
         title=name,
         as_model=as_model,
         base=f"[{base}](https://huggingface.co/{base})" if on_hub else base,
@@ -94,14 +92,24 @@ def base_licence(base: Path) -> str | None:
     return str(tree["license"]) if isinstance(tree, Mapping) and "license" in tree else None
 
 
-def public_settings(recipe: Recipe) -> dict[str, object]:
+def public_settings(recipe: Recipe) -> dict[str, str]:
     """List the settings that are not at their default; of paths, the last name alone."""
-    shown = {}
-    for name, value in changed_settings(recipe).items():
-        if name != "run":
-            path = isinstance(value, Path) or (name == "model" and Path(str(value)).is_absolute())
-            shown[name] = Path(str(value)).name if path else value
-    return shown
+    changed = changed_settings(recipe)
+    del changed["run"]
+    if Path(recipe.model).is_absolute():
+        changed["model"] = Path(recipe.model)
+    return {name: as_typed(_without_folders(value)) for name, value in changed.items()}
+
+
+def _without_folders(value: object) -> object:
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, list | tuple):
+        return [_without_folders(one) for one in value]
+    if isinstance(value, Settings):
+        told = value.model_dump(exclude_defaults=True)
+        return {name: _without_folders(one) for name, one in told.items()}
+    return value
 
 
 def describe_examples(recipe: Recipe) -> str:
