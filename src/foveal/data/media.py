@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import file_digest
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -37,8 +38,51 @@ _TURNS = {  # EXIF orientation -> what makes the picture upright
 _CLIP_OPTIONS = {"format_whitelist": "avi,mov,matroska,webm,mpeg,mpegvideo,mpegts,flv,asf,ogg,gif"}
 
 
+Picture: TypeAlias = str | Path | bytes | Image.Image
+"""A file, what a file holds, or a Pillow image."""
+
+
 class TooManyPixelsError(DataError):
     """A picture, or the frames of a clip, would take too much memory to decode."""
+
+
+def open_picture(picture: Picture, name: object) -> Image.Image:
+    """Open a picture, however it is given, as RGB and upright: the same pixels by every way.
+
+    Args:
+        picture: to open; a Pillow image stays as it is.
+        name: what an error calls it; a file is called by its path.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if isinstance(picture, str | Path):
+        return open_image(Path(picture))
+    if isinstance(picture, bytes):
+        return decode_image(BytesIO(picture), name)
+    if not isinstance(picture, Image.Image):
+        kind = type(picture).__name__
+        raise DataError(f"{name}: give a path, a Pillow image or bytes, not {kind}")
+    _check_pixels(name, *picture.size)
+    with _quiet:
+        return _upright_rgb(picture, name)
+
+
+def names_picture(word: str) -> bool:
+    """Tell whether a word is the name of a file, or ends as those of pictures do."""
+    name = Path(word).name.lower()
+    return os.path.isfile(word) or (
+        len(word.split()) == 1 and Path(name).suffix in Image.registered_extensions()
+    )
+
+
+@contextmanager
+def naming(name: object) -> Iterator[None]:
+    """Put the name of a picture before what is wrong with it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
 
 
 def open_image(path: Path) -> Image.Image:
@@ -53,15 +97,22 @@ def open_image(path: Path) -> Image.Image:
 def decode_image(source: Path | BinaryIO, name: object) -> Image.Image:
     """Open a picture from a file or from bytes in memory; an error calls it `name`."""
     with _header(source, name) as image:
-        # Pillow turns TIFF upright by itself.
-        turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
-        try:
-            # Not in JPEG's draft mode: it halves in blocks, where the reference resizes pixels.
-            image.load()
-            rgb = to_rgb(image)
-        except Exception as error:  # decoders of broken bytes raise whatever they like
-            raise DataError(f"{name}: broken picture ({_reason(error)}); replace it") from error
-    return rgb if turn is None else rgb.transpose(turn)
+        return _upright_rgb(image, name)
+
+
+def _upright_rgb(image: Image.Image, name: object) -> Image.Image:
+    try:
+        if image.format == "TIFF":
+            image.load()  # Pillow turns it upright by itself, and then says no more of it
+        turn = _TURNS.get(_orientation(image))
+        # Not in JPEG's draft mode: it halves in blocks, where the reference resizes pixels.
+        image.load()
+        rgb = to_rgb(image)
+    except Exception as error:  # decoders of broken bytes raise whatever they like
+        raise DataError(f"{name}: broken picture ({_reason(error)}); replace it") from error
+    rgb = rgb if turn is None else rgb.transpose(turn)
+    rgb.info.clear()  # what it says of up and down has been done: once is enough
+    return rgb
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -277,6 +328,8 @@ def _header(source: Path | BinaryIO, name: object) -> Iterator[Image.Image]:
 
 
 def _check_pixels(name: object, width: int, height: int) -> None:
+    if not width or not height:
+        raise DataError(f"{name}: {width}x{height} has no pixels; replace it")
     if width * height > MAX_PIXELS:
         raise TooManyPixelsError(
             f"{name}: {width}x{height} is more than {MAX_PIXELS} pixels; make it smaller"
