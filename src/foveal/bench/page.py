@@ -180,6 +180,10 @@ class LetterProcessor:
         """Put the images before the letters."""
         return [-(image + 1) for image in range(num_images)] + self.encode_answer(user)
 
+    def encode_system(self, text: str) -> list[int]:
+        """Put the letters before the prompt's first token, which is none of its own."""
+        return self.encode_answer(text)
+
     def encode_answer(self, assistant: str) -> list[int]:
         """Take each letter's own number."""
         return list(assistant.encode("ascii"))

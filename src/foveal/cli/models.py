@@ -15,6 +15,7 @@ PANEL = "Tuned models"
 def ask(
     model: Annotated[str, typer.Argument(help="Run folder, model folder or hub name.")],
     words: Annotated[list[str], typer.Argument(help="Picture files, then the question.")],
+    system: Annotated[str, typer.Option(help="What the model is told before.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
 ) -> None:
@@ -22,11 +23,15 @@ def ask(
     import json
 
     from foveal.assemble import quiet_libraries
+    from foveal.data.media import names_picture
     from foveal.deliver.answerer import load_answerer
 
     *images, question = words
+    if not question.strip() or names_picture(question):
+        raise UserError(f"no question: {question!r} stands last, where it belongs; write one there")
     quiet_libraries()
-    answer = load_answerer(model).answer(images, question, max_new_tokens=max_new_tokens)
+    answerer = load_answerer(model)
+    answer = answerer.answer(images, question, system=system, max_new_tokens=max_new_tokens)
     if as_json:
         asked = {"model": model, "images": images, "question": question, "answer": answer}
         typer.echo(json.dumps(asked, ensure_ascii=False))

@@ -30,6 +30,10 @@ class TurnProcessor(Protocol):
         """Encode a turn's prompt; its image k stands as the one number -(k + 1)."""
         ...
 
+    def encode_system(self, text: str) -> list[int]:
+        """Encode a system message, which stands in place of the first prompt's first token."""
+        ...
+
     def encode_answer(self, assistant: str) -> list[int]:
         """Encode a turn's answer with the tokens that end it."""
         ...

@@ -2,24 +2,19 @@
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import TypeAlias
 
-from PIL import Image
 from torch import Tensor
 
 from foveal.data.encode import TurnProcessor
-from foveal.data.media import decode_image, image_size, open_image, to_rgb
+from foveal.data.media import Picture, image_size, naming, open_image, open_picture
 from foveal.deliver.opening import open_model
 from foveal.errors import DataError
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Generator, Limits, Request, check_fits, generate
 from foveal.models.generation.prompt import Prompt, PromptImage, prompt_image, prompt_of_turns
 from foveal.train.engine import pick_device
-
-Picture: TypeAlias = str | Path | bytes | Image.Image
-"""A file, what a file holds, or a Pillow image."""
 
 Pictures: TypeAlias = Picture | Sequence[Picture]
 
@@ -48,13 +43,16 @@ class Answerer:
         self._loaded = loaded
         self._limits = limits
 
-    def answer(self, images: Pictures, question: str, *, max_new_tokens: int = 64) -> str:
+    def answer(
+        self, images: Pictures, question: str, *, system: str = "", max_new_tokens: int = 64
+    ) -> str:
         """Answer one question.
 
         Args:
             images: one picture or several: a path, a Pillow image, or the bytes of a file; an
                 empty list for a question about none.
             question: as in the training data; `<|image_1|>` ... may say where pictures stand.
+            system: what the model is told before, as in the training data.
             max_new_tokens: longest answer; a token is about three quarters of a word.
 
         Returns:
@@ -63,10 +61,15 @@ class Answerer:
         Raises:
             DataError: a picture cannot be opened, or they are too much for the model.
         """
-        return self.answer_many([(images, question)], max_new_tokens=max_new_tokens)[0]
+        asked = [(images, question)]
+        return self.answer_many(asked, system=system, max_new_tokens=max_new_tokens)[0]
 
     def answer_many(
-        self, questions: Iterable[tuple[Pictures, str]], *, max_new_tokens: int = 64
+        self,
+        questions: Iterable[tuple[Pictures, str]],
+        *,
+        system: str = "",
+        max_new_tokens: int = 64,
     ) -> list[str]:
         """Answer many questions together, which is much faster than one by one.
 
@@ -74,6 +77,7 @@ class Answerer:
 
         Args:
             questions: pairs, as `answer` takes them.
+            system: what the model is told before each of them.
             max_new_tokens: longest answer.
 
         Returns:
@@ -83,13 +87,15 @@ class Answerer:
             DataError: a picture cannot be opened, or a question is too long for the model.
         """
         requests = [
-            Request(self._prompt(number, images, question, max_new_tokens), max_new_tokens)
+            Request(self._prompt(number, images, question, system, max_new_tokens), max_new_tokens)
             for number, (images, question) in enumerate(questions, start=1)
         ]
         made = generate(Generator(self._loaded, self._limits), requests)
         return [self._loaded.processor.decode_answer(ids) for ids in made]
 
-    def _prompt(self, number: int, images: Pictures, question: str, max_new_tokens: int) -> Prompt:
+    def _prompt(
+        self, number: int, images: Pictures, question: str, system: str, max_new_tokens: int
+    ) -> Prompt:
         processor = self._loaded.processor
         pictures = [images] if isinstance(images, Picture) else list(images)
         shown = [
@@ -97,7 +103,7 @@ class Answerer:
             for place, picture in enumerate(pictures, start=1)
         ]
         try:
-            prompt = prompt_of_turns([(question, shown, None)], processor)
+            prompt = prompt_of_turns([(question, shown, None)], processor, system)
             check_fits(self._loaded, prompt, max_new_tokens)
         except ValueError as error:  # tags that do not match the pictures, or too many tokens
             raise DataError(f"question {number}: {error}") from None
@@ -113,21 +119,12 @@ def describe_picture(picture: Picture, processor: TurnProcessor, name: str) -> P
     if isinstance(picture, str | Path):
         path = Path(picture).resolve()
         size = image_size(path)
-        return PromptImage(
-            path,
-            processor.num_image_tokens(*size),
-            processor.grid(*size),
-            partial(cut_file, path, processor),
-        )
-    if isinstance(picture, bytes):
-        return prompt_image(decode_image(BytesIO(picture), name), processor)
-    if not isinstance(picture, Image.Image):
-        kind = type(picture).__name__
-        raise DataError(f"{name}: give a path, a Pillow image or bytes, not {kind}")
-    try:
-        return prompt_image(to_rgb(picture), processor)
-    except OSError as error:  # Pillow decodes at the first use
-        raise DataError(f"{name}: broken picture ({error}); replace it") from error
+        with naming(path):
+            tokens, grid = processor.num_image_tokens(*size), processor.grid(*size)
+        return PromptImage(path, tokens, grid, partial(cut_file, path, processor))
+    image = open_picture(picture, name)
+    with naming(name):
+        return prompt_image(image, processor)
 
 
 def cut_file(path: Path, processor: TurnProcessor) -> Tensor:

@@ -1,5 +1,7 @@
 """Prompts and pictures become the reference's numbers, and what does not fit is refused."""
 
+import json
+import shutil
 import struct
 import zlib
 
@@ -9,8 +11,9 @@ import torch
 from golden_data import expand, read_json, synthetic_image
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
-from published import make_processor
+from PIL import ExifTags, Image, ImageOps
+from published import TOKENIZER, make_processor
+from transformers import AutoTokenizer
 
 from foveal.errors import DataError
 from foveal.models.phi3_vision import Phi3VisionImageProcessor, Phi3VisionProcessor
@@ -255,7 +258,7 @@ def test_pictures_count_on_over_the_turns_of_a_conversation(small, tmp_path):
     ]
     assert small.apply_chat_template(messages) == (
         "<|system|>\nBe brief.<|end|>\n<|user|>\n<|image_1|>\nAnd?<|end|>\n"
-        "<|assistant|>\nA cat.<|end|>\n<|user|>\nSame as<|image_2|><|end|>\n"
+        "<|assistant|>\nA cat.<|end|>\n<|user|>\n<|image_2|>\nSame as<|end|>\n"
     )
     inputs = small.apply_chat_template([messages, messages[:1]], tokenize=True)
     assert inputs["input_ids"].shape[0] == 2
@@ -269,6 +272,104 @@ def test_an_image_part_may_leave_its_picture_to_be_given_later(small):
     assert len(small(text, [picture(28, 28)])["pixel_values"]) == 2
     with pytest.raises(ValueError, match="do not match 0 images"):
         small.apply_chat_template(messages, tokenize=True)
+
+
+def test_a_null_of_a_round_trip_through_arrow_is_an_absent_value(small):
+    """Arrow gives every part the keys of all of them."""
+    image = picture(28, 28)
+    full = [
+        {"type": "image", "image": image, "path": None, "url": None, "text": None},
+        {"type": "text", "text": "What?", "image": None, "path": None, "url": None},
+    ]
+    spare = [user({"type": "image", "image": image}, text_part("What?"))]
+    nulls = [user(*full) | {"tool_calls": None, "name": None}]
+    encoded = [small.apply_chat_template(one, tokenize=True) for one in (spare, nulls)]
+    for name in encoded[0]:
+        assert torch.equal(encoded[0][name], encoded[1][name]), name
+    texts = [user({"type": "text", "text": "a"}, {"type": "text", "text": None})]
+    assert small.apply_chat_template(texts) == "<|user|>\na<|end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "has 'tool_calls'"),
+        ([{"role": "user", "content": None}], "a message of the user has no content"),
+        ([{"role": "tool", "content": "4"}], "not of 'tool'"),
+        ([user(text_part("?")), {"role": "system", "content": "x"}], "system messages stand"),
+        ([user(text_part("?"))] + [{"role": "assistant", "content": "!"}] * 2, "follow each other"),
+        ([{"role": "system", "content": [{"type": "image"}]}], "users alone show them"),
+    ],
+)
+def test_messages_that_no_turn_can_say_are_refused_in_a_sentence(small, messages, said):
+    with pytest.raises(ValueError, match=said):
+        small.apply_chat_template(messages)
+
+
+def test_a_mask_shows_the_answers_and_what_ends_them(small):
+    image = {"type": "image", "image": picture(28, 28)}
+    conversation = [
+        {"role": "system", "content": "Be brief."},
+        user(image, text_part("What is it?")),
+        {"role": "assistant", "content": "A cat 🦊."},
+        user(text_part("Sure?")),
+        {"role": "assistant", "content": "Yes."},
+    ]
+    inputs = small.apply_chat_template(
+        [conversation, conversation[:3]], tokenize=True, return_assistant_tokens_mask=True
+    )
+    ids, mask = inputs["input_ids"], inputs["assistant_masks"].bool()
+    assert mask.shape == ids.shape
+    endings = [small.encode_answer(one)[:-1] for one in ("A cat 🦊.", "Yes.")]
+    assert ids[0][mask[0]].tolist() == [*endings[0], *endings[1]]
+    assert ids[1][mask[1]].tolist() == endings[0]
+    plain = small.apply_chat_template([conversation, conversation[:3]], tokenize=True)
+    assert torch.equal(plain["input_ids"], ids)
+    assert "assistant_masks" not in plain
+    with pytest.raises(ValueError, match="needs tokenize"):
+        small.apply_chat_template(conversation, return_assistant_tokens_mask=True)
+
+
+# -- options ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"truncation": True, "max_length": 5},
+        {"return_assistant_tokens_mask": True},
+        {"videos": ["clip.mp4"]},
+        {"images_kwargs": {"num_crops": 2}},
+    ],
+)
+def test_an_option_that_would_be_passed_over_is_refused_by_name(small, options):
+    with pytest.raises(TypeError, match=next(iter(options))):
+        small("text", **options)
+    with pytest.raises(TypeError, match=next(iter(options))):
+        small.image_processor(picture(28, 28), **options)
+    messages = [user(text_part("Hi"))]
+    for tokenize in (True, False):
+        if "return_assistant_tokens_mask" not in options:
+            with pytest.raises(TypeError, match=next(iter(options))):
+                small.apply_chat_template(messages, tokenize=tokenize, **options)
+
+
+def test_options_that_ask_for_nothing_are_taken(small):
+    nothing = {"truncation": False, "max_length": None, "videos": None}
+    usual = small("text")["input_ids"]
+    assert torch.equal(small(text="text", padding=True, **nothing)["input_ids"], usual)
+    assert isinstance(small("text", return_tensors="np")["input_ids"], np.ndarray)
+    assert small("text", add_special_tokens=False)["input_ids"].tolist() == usual[:, 1:].tolist()
+
+
+def test_padding_is_to_the_longest_or_none(small):
+    with pytest.raises(ValueError, match="padding='max_length'"):
+        small("text", padding="max_length")
+    with pytest.raises(ValueError, match="prompts of several lengths"):
+        small(["one", "one and two"], padding=False)
+    assert small(["one", "two"], padding=False)["attention_mask"].all()
+    with pytest.raises(ValueError, match="give pt or np"):
+        small("text", return_tensors="tf")
 
 
 def test_a_part_of_an_unknown_kind_is_refused(small):
@@ -291,6 +392,28 @@ def test_a_saved_processor_reads_back_the_same(tmp_path, small):
     messages = [user(text_part("Hi"))]
     assert again.apply_chat_template(messages) == small.apply_chat_template(messages)
     assert Phi3VisionProcessor.from_pretrained(tmp_path, num_crops=9).num_crops == 9
+
+
+def test_the_automatic_tokenizer_of_a_saved_folder_gives_the_same_ids(tmp_path, small):
+    small.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    text = "<|user|>\n x  y\n<|end|>\n<|assistant|>\n"
+    assert again(text)["input_ids"] == small(text)["input_ids"][0].tolist()
+
+
+def test_the_automatic_tokenizer_of_the_published_folder_gives_the_same_ids(tmp_path, small):
+    """It needs the config.json for that, where tokenizer_config.json names a Llama tokenizer."""
+    shutil.copytree(TOKENIZER, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config.json").write_text(json.dumps(read_json("phi3v-facts/config.phi35.json")))
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    text = "<|user|>\n x  y\n<|end|>\n<|assistant|>\n"
+    assert again(text)["input_ids"] == small(text)["input_ids"][0].tolist()
+
+
+def test_an_option_of_loading_that_would_be_passed_over_is_refused_by_name(tmp_path, small):
+    small.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="padding_side"):
+        Phi3VisionProcessor.from_pretrained(tmp_path, padding_side="right")
 
 
 # -- pictures --------------------------------------------------------------------------------------
@@ -366,7 +489,27 @@ def test_an_opened_picture_that_turns_out_broken_is_refused_in_one_line(small, t
         small("<|image_1|>", image)
 
 
-def test_a_picture_that_is_too_elongated_is_refused(small):
+def test_a_picture_on_its_side_is_turned_also_where_it_is_a_pillow_image(small, tmp_path):
+    path = tmp_path / "lying.jpg"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    synthetic_image(50, 40, 1).save(path, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(path))
+    expected = small("<|image_1|>", upright)["pixel_values"]
+    for one in (path, path.read_bytes(), Image.open(path)):
+        assert torch.equal(small("<|image_1|>", one)["pixel_values"], expected)
+        cut = small.image_processor(one)["pixel_values"]
+        assert torch.equal(cut, expected)
+
+
+def test_a_picture_that_is_too_elongated_is_refused(small, tmp_path):
+    path = tmp_path / "ribbon.png"
+    picture(29, 1).save(path)
+    for make in (lambda one: small("<|image_1|>", one), small.image_processor):
+        with pytest.raises(DataError, match=r"ribbon\.png: .* too elongated"):
+            make(path)
+        with pytest.raises(DataError, match=r"picture 1: .* too elongated"):
+            make(picture(29, 1))
     with pytest.raises(DataError, match="29 x 1 pixels is too elongated"):
         small("<|image_1|>", picture(29, 1))
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
+from foveal.data.message import SYSTEM_ROLES, join_system, write_turn
 from foveal.deliver.serve.messages import ImageAddress, ImagePart, Message, TextPart
 from foveal.deliver.serve.pictures import PictureFile
 from foveal.deliver.serve.problems import RequestError
@@ -47,7 +47,7 @@ def read_conversation(
     Raises:
         RequestError: the messages are out of order, or a picture cannot be had.
     """
-    opening = [one for one in messages if one.role in ("system", "developer")]
+    opening = [one for one in messages if one.role in SYSTEM_ROLES]
     rest = [one for one in messages if one not in opening]
     if not rest or rest[-1].role != "user":
         raise RequestError(400, "the last message must be a user's: that is the one answered")
@@ -68,7 +68,7 @@ def read_conversation(
         opened += len(turns[-1].pictures)
         asked = []
     turns.append(_turn(asked, open_address, uploads, None, opened))
-    return Conversation(tuple(turns), "\n\n".join(map(_text_of, opening)))
+    return Conversation(tuple(turns), join_system(map(_text_of, opening)))
 
 
 def _text_of(message: Message) -> str:
@@ -77,7 +77,7 @@ def _text_of(message: Message) -> str:
         raise RequestError(
             400, f"a message of the {message.role} has pictures; users alone show them"
         )
-    return "\n".join(texts)
+    return write_turn(texts)
 
 
 def _turn(
@@ -87,28 +87,13 @@ def _turn(
     answer: str | None,
     opened: int,
 ) -> Said:
-    """Join what a user said in a row.
-
-    The pictures stand before the text, as the model has learnt it, unless texts stand between
-    pictures: then tags keep every picture in its place.
-    """
-    parts = [part for message in messages for part in message.parts]
+    """Join what a user said in a row; uploads stand before it."""
     pictures = list(uploads)
-    lines: list[str] = ["".join(f"<|image_{number + 1}|>" for number in range(len(uploads)))]
-    for part in parts:
+    parts: list[str | None] = [None] * len(uploads)
+    for part in (part for message in messages for part in message.parts):
         if isinstance(part, ImagePart):
             pictures.append(open_address(part.image_url, f"picture {opened + len(pictures) + 1}"))
-            lines.append(f"<|image_{len(pictures)}|>")
+            parts.append(None)
         else:
-            lines.append(part.text)
-    texts = [part.text for part in parts if isinstance(part, TextPart)]
-    tagged_by_user = any("<|image_" in text for text in texts)
-    if tagged_by_user or not _is_mixed(parts):
-        return Said("\n".join(texts), tuple(pictures), answer)
-    return Said("\n".join(line for line in lines if line), tuple(pictures), answer)
-
-
-def _is_mixed(parts: Sequence[TextPart | ImagePart]) -> bool:
-    kinds = [isinstance(part, ImagePart) for part in parts]
-    changes = sum(one != other for one, other in pairwise(kinds))
-    return changes > 1
+            parts.append(part.text)
+    return Said(write_turn(parts), tuple(pictures), answer)

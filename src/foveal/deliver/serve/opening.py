@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from foveal.config import load_recipe
-from foveal.deliver.opening import ADAPTER_CONFIG, open_model, read_base_name
-from foveal.deliver.place import find_num_crops
+from foveal.deliver.opening import open_model, read_base_name
+from foveal.deliver.place import ADAPTER_CONFIG, find_num_crops
 from foveal.deliver.serve.limits import Limits
 from foveal.deliver.serve.served import Served
 from foveal.models.family import LoadedModel

@@ -14,6 +14,7 @@ from foveal.deliver.serve.limits import Limits
 from foveal.deliver.serve.messages import ChatRequest
 from foveal.deliver.serve.pictures import PictureFile, measure
 from foveal.deliver.serve.problems import RequestError
+from foveal.errors import DataError
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Request, check_fits
 from foveal.models.generation.prompt import Prompt, PromptImage, prompt_of_turns
@@ -98,12 +99,7 @@ class Served:
         """Encode a conversation; its pictures are known by their sizes alone so far."""
         processor = self.loaded.processor
         images = iter(
-            PromptImage(
-                picture.identity,
-                processor.num_image_tokens(*size),
-                processor.grid(*size),
-                _not_cut_yet,
-            )
+            _described(picture, size, processor)
             for picture, size in zip(conversation.pictures, sizes, strict=True)
         )
         turns = [
@@ -111,13 +107,9 @@ class Served:
             for turn in conversation.turns
         ]
         try:
-            prompt = prompt_of_turns(turns, processor)
+            return prompt_of_turns(turns, processor, conversation.system)
         except ValueError as error:
             raise RequestError(400, str(error), "bad_image_tags", "messages") from error
-        if not conversation.system:
-            return prompt
-        opening = processor.encode_system(conversation.system)
-        return replace(prompt, entries=(*opening, *prompt.entries[1:]))
 
     def _answer_tokens(self, asked: ChatRequest, prompt: Prompt, limits: Limits) -> int:
         """Find the longest answer: what was asked for, or what is usual and still fits."""
@@ -139,6 +131,14 @@ class Served:
             replace(image, cut=_Cut(self.pictures.cut(picture)))
             for image, picture in zip(images, pictures, strict=True)
         )
+
+
+def _described(picture: PictureFile, size: tuple[int, int], processor: Any) -> PromptImage:
+    try:
+        tokens, grid = processor.num_image_tokens(*size), processor.grid(*size)
+    except DataError as error:
+        raise RequestError(400, f"{picture.name}: {error}", "bad_picture_shape") from error
+    return PromptImage(picture.identity, tokens, grid, _not_cut_yet)
 
 
 @dataclass(frozen=True)

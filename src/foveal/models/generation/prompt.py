@@ -98,13 +98,16 @@ class Prompt:
 
 
 def prompt_of_turns(
-    turns: Sequence[tuple[str, Sequence[PromptImage], str | None]], processor: TurnProcessor
+    turns: Sequence[tuple[str, Sequence[PromptImage], str | None]],
+    processor: TurnProcessor,
+    system: str = "",
 ) -> Prompt:
     """Encode a conversation as training does: each turn's prompt, and the answers between them.
 
     Args:
         turns: (user, pictures, answer); the last answer is none: it is asked for.
         processor: of the model.
+        system: what the model is told before the first turn.
     """
     entries: list[int] = []
     images: list[PromptImage] = []
@@ -113,4 +116,6 @@ def prompt_of_turns(
         entries += [one - len(images) if one < 0 else one for one in prompt]
         entries += processor.encode_answer(answer) if answer is not None else []
         images += shown
+    if system:
+        entries[:1] = processor.encode_system(system)
     return Prompt(tuple(entries), tuple(images))

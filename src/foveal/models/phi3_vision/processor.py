@@ -4,9 +4,8 @@ The classes carry the published names, since transformers finds a processor by t
 model folder states; `Phi3VisionProcessor` and `Phi3VisionImageProcessor` are the same classes.
 """
 
-import re
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,11 +13,19 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
-from foveal.data.media import open_image, to_rgb
-from foveal.errors import DataError
+from foveal.data.media import Picture, naming, open_picture
+from foveal.data.message import IMAGE_TAG, write_tags
+from foveal.models.phi3_vision.chat import (
+    Message,
+    answer_spans,
+    deal_images,
+    plain_messages,
+    tag_order,
+)
 from foveal.models.phi3_vision.image import (
     CLIP_MEAN,
     CLIP_STD,
@@ -29,14 +36,21 @@ from foveal.models.phi3_vision.image import (
     num_image_tokens,
 )
 
-TAG = re.compile(r"<\|image_(\d+)\|>")
 MOST_REMEMBERED_TEXTS = 20_000
 """Texts that are encoded once: labels, openings, and the questions asked of every picture."""
 
 PUBLISHED_CROP_SIZE = 336
 PUBLISHED_TOKENS_SIDE = 12
 
-Picture = Image.Image | str | Path
+WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+"""Options that say where a processor's files are."""
+
+OF_AUTO_CLASSES = ("_from_auto", "code_revision", "trust_remote_code", "use_fast")
+"""What transformers' automatic classes hand on: there is one processor, without remote code."""
+
+
+CALL_OPTIONS = ("padding", "padding_side", "num_crops", "add_special_tokens", "return_tensors")
+"""Options of `Phi3VProcessor.__call__`, without effect on a prompt that is not encoded."""
 
 
 class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
@@ -65,13 +79,19 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         return self.preprocess(images, *args, **kwargs)
 
     def preprocess(
-        self, images: Picture | Sequence[Picture], num_crops: int | None = None, **_: Any
+        self,
+        images: Picture | Sequence[Picture],
+        num_crops: int | None = None,
+        return_tensors: str | None = "pt",
+        **neutral: Any,
     ) -> BatchFeature:
         """Turn pictures into the model's inputs.
 
         Args:
-            images: Pillow pictures or paths.
+            images: Pillow pictures, paths, or the bytes of files.
             num_crops: most crops a picture; none: as configured.
+            return_tensors: "pt", or "np".
+            neutral: options of other processors, as long as they ask for nothing.
 
         Returns:
             pixel_values: (crops, 3, size, size), float32, normalised.
@@ -80,12 +100,15 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
 
         Raises:
             DataError: a picture cannot be read, or is too elongated.
+            TypeError: an option that we do not honour.
         """
+        refuse_others(neutral)
         pictures = [images] if isinstance(images, Picture) else images
         views, sizes, tokens = [], [], []
-        for picture in pictures:
-            image = as_rgb(picture)
-            grid = crop_grid(image.width, image.height, num_crops or self.num_crops, self.crop_size)
+        for number, picture in enumerate(pictures, start=1):
+            image = as_rgb(picture, number)
+            with naming(name_of(picture, number)):
+                grid = crop_grid(*image.size, num_crops or self.num_crops, self.crop_size)
             own = normalize(
                 cut_crops(image, num_crops or self.num_crops, self.crop_size),
                 tuple(self.image_mean),
@@ -94,13 +117,12 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
             views += [global_view(own, grid.rows, grid.columns), own]
             sizes.append((grid.height, grid.width))
             tokens.append(self.num_tokens(image.width, image.height, num_crops))
-        return BatchFeature(
-            {
-                "pixel_values": torch.cat(views),
-                "image_sizes": torch.tensor(sizes),
-                "num_img_tokens": tokens,
-            }
-        )
+        made = {
+            "pixel_values": torch.cat(views),
+            "image_sizes": torch.tensor(sizes),
+            "num_img_tokens": tokens,
+        }
+        return as_tensors(made, return_tensors)
 
     def num_tokens(self, width: int, height: int, num_crops: int | None = None) -> int:
         """Count the tokens of a picture from its size alone."""
@@ -116,23 +138,33 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         image_processor: Phi3VImageProcessor,
         tokenizer: PreTrainedTokenizerFast,
         chat_template: str | None = None,
-        **_: Any,
+        **neutral: Any,
     ) -> None:
+        refuse_others(neutral)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls, name: str | Path, num_crops: int | None = None, **options: Any
+    ) -> Self:
         """Load from a model folder or hub name.
 
-        The tokenizer is read as tokenizer.json says: `AutoTokenizer` of transformers 5 rebuilds it
-        and gives other ids.
+        The tokenizer is read as tokenizer.json says. `AutoTokenizer` does the same where a
+        config.json of `phi3_v` stands beside it; without one, it rebuilds a Llama tokenizer from
+        what tokenizer_config.json names, and that gives other ids.
+
+        Args:
+            name: folder or hub name.
+            num_crops: most crops a picture; none: as the files say.
+            options: where to look, as `cached_file` of transformers takes it.
+
+        Raises:
+            TypeError: an option that we do not honour.
         """
-        for ours in ("trust_remote_code", "_from_auto"):
-            kwargs.pop(ours, None)
-        known = ("cache_dir", "revision", "token", "local_files_only", "subfolder")
-        where = {key: kwargs[key] for key in known if key in kwargs}
+        where = {key: options.pop(key) for key in WHERE if key in options}
+        refuse_others(options, OF_AUTO_CLASSES)
         images = Phi3VImageProcessor.from_pretrained(name, **where)
-        images.num_crops = kwargs.get("num_crops") or images.num_crops
+        images.num_crops = num_crops or images.num_crops
         return cls(images, PreTrainedTokenizerFast.from_pretrained(name, **where))
 
     @cached_property
@@ -158,7 +190,11 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         images: Picture | Sequence[Picture] | Sequence[Sequence[Picture]] | None = None,
         padding_side: str = "left",
         num_crops: int | None = None,
-        **_: Any,
+        padding: bool | str = True,
+        add_special_tokens: bool = True,
+        return_tensors: str | None = "pt",
+        answer_spans: Sequence[Sequence[tuple[int, int]]] | None = None,
+        **neutral: Any,
     ) -> BatchFeature:
         """Encode one or many prompts with their pictures.
 
@@ -167,59 +203,88 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
             images: of one prompt; of many, a list for each, or one list dealt out in order.
             padding_side: "left" suits generation.
             num_crops: most crops a picture; none: as configured.
+            padding: to the longest prompt; without it, prompts must be equally long.
+            add_special_tokens: begin each stretch between pictures with `<s>`, as published.
+            return_tensors: "pt", or "np".
+            answer_spans: from which character to which answers stand in each prompt.
+            neutral: options of other processors, as long as they ask for nothing.
 
         Returns:
-            input_ids and attention_mask, (batch, length); with pictures also pixel_values and
-            image_sizes, in the order in which the prompts show them.
+            input_ids and attention_mask, (batch, length); with answer_spans assistant_masks,
+            (batch, length); with pictures pixel_values and image_sizes, in the order in which the
+            prompts show them.
 
         Raises:
-            ValueError: tags and pictures do not match.
+            ValueError: tags and pictures do not match, or prompts of several lengths are not to be
+                padded.
+            TypeError: an option that we do not honour.
             DataError: a picture cannot be read.
         """
+        refuse_others(neutral)
+        if padding not in (True, False, "longest", "do_not_pad"):
+            raise ValueError(f"padding={padding!r}: prompts are padded to the longest, or not")
         prompts = [text] if isinstance(text, str) else list(text)
         if not prompts:
             raise ValueError("give at least one prompt")
-        dealt = deal_images(prompts, images)
-        rows, shown = [], []
-        for prompt, pictures in zip(prompts, dealt, strict=True):
-            opened = [as_rgb(pictures[number]) for number in tag_order(prompt, len(pictures))]
-            rows.append(self._prompt_ids(prompt, opened, num_crops))
-            shown += opened
-        inputs = self._pad(rows, padding_side)
+        rows, places, shown = [], [], []
+        for prompt, pictures in zip(prompts, deal_images(prompts, images), strict=True):
+            counts = []
+            for at in tag_order(prompt, len(pictures)):
+                shown.append(as_rgb(pictures[at], at + 1))
+                with naming(name_of(pictures[at], at + 1)):
+                    counts.append(self.image_processor.num_tokens(*shown[-1].size, num_crops))
+            row, begins = self._prompt_ids(prompt, counts, add_special_tokens)
+            rows.append(row)
+            places.append(begins)
+        if padding in (False, "do_not_pad") and len({len(row) for row in rows}) > 1:
+            raise ValueError("prompts of several lengths: let padding be True")
+        inputs = {
+            "input_ids": pad(rows, padding_side, int(self.tokenizer.pad_token_id)),
+            "attention_mask": pad([[1] * len(row) for row in rows], padding_side, 0),
+        }
+        if answer_spans is not None:
+            learnt = [
+                [int(any(first <= place < end for first, end in spans)) for place in begins]
+                for begins, spans in zip(places, answer_spans, strict=True)
+            ]
+            inputs["assistant_masks"] = pad(learnt, padding_side, 0)
         if shown:
             processed = self.image_processor(shown, num_crops=num_crops)
             inputs["pixel_values"] = processed["pixel_values"]
             inputs["image_sizes"] = processed["image_sizes"]
-        return BatchFeature(inputs)
+        return as_tensors(inputs, return_tensors)
 
     def _prompt_ids(
-        self, prompt: str, pictures: list[Image.Image], num_crops: int | None
-    ) -> list[int]:
-        counts = [self.image_processor.num_tokens(*one.size, num_crops) for one in pictures]
+        self, prompt: str, counts: Sequence[int], special: bool
+    ) -> tuple[list[int], list[int]]:
+        """Encode a prompt, and say which character each id begins at; -1: it is no text."""
         ids: list[int] = []
-        chunks = TAG.split(prompt)[::2]
-        for chunk, count in zip(chunks, [*counts, 0], strict=True):
-            ids += self.tokenizer(chunk)["input_ids"] + [self.image_token_id] * count
-        return ids
-
-    def _pad(self, rows: list[list[int]], side: str) -> dict[str, Tensor]:
-        longest = max(len(row) for row in rows)
-        ids = torch.full((len(rows), longest), int(self.tokenizer.pad_token_id))
-        mask = torch.zeros(len(rows), longest, dtype=torch.long)
-        for index, row in enumerate(rows):
-            place = slice(longest - len(row), None) if side == "left" else slice(len(row))
-            ids[index, place] = torch.tensor(row)
-            mask[index, place] = 1
-        return {"input_ids": ids, "attention_mask": mask}
+        begins: list[int] = []
+        start = 0
+        for tag, count in zip([*IMAGE_TAG.finditer(prompt), None], [*counts, 0], strict=True):
+            end = tag.start() if tag else len(prompt)
+            chunk = self.tokenizer(
+                prompt[start:end], add_special_tokens=special, return_offsets_mapping=True
+            )
+            ids += chunk["input_ids"] + [self.image_token_id] * count
+            begins += [
+                -1 if last == 0 else start + first for first, last in chunk["offset_mapping"]
+            ]
+            begins += [-1] * count
+            start = tag.end() if tag else end
+        return ids, begins
 
     def apply_chat_template(
         self,
-        conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        conversation: Sequence[Message] | Sequence[Sequence[Message]],
         chat_template: str | None = None,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
         tokenize: bool = False,
         return_dict: bool = True,
-        **kwargs: Any,
+        return_assistant_tokens_mask: bool = False,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Any:
         """Write messages with image and text parts as a prompt; `tokenize` encodes it too.
 
@@ -227,27 +292,45 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
             conversation: messages of one conversation, or of many.
             chat_template: instead of the tokenizer's own.
             add_generation_prompt: end with the tag that the answer follows.
+            continue_final_message: end within the last message, for the model to go on with it.
             tokenize: return the model's inputs instead of text.
             return_dict: with `tokenize`, all inputs instead of the ids alone.
-            kwargs: handed on to `__call__`.
+            return_assistant_tokens_mask: with `tokenize`, also `assistant_masks`, (batch, length),
+                1 on the answers' tokens and on those that end them.
+            processor_kwargs: handed on to `__call__`, like other options.
+            options: of `__call__`.
+
+        Raises:
+            ValueError: messages that no turn of ours can say.
+            TypeError: an option that we do not honour.
         """
-        several = bool(conversation) and isinstance(conversation[0], list)
-        texts, images = [], []
-        conversations: list[Any] = conversation if several else [conversation]
-        for messages in conversations:
-            plain, pictures = write_tags(messages)
-            texts.append(
-                self.tokenizer.apply_chat_template(
-                    plain,
-                    chat_template=chat_template or self.chat_template,
-                    add_generation_prompt=add_generation_prompt,
-                    tokenize=False,
-                )
+        options = {**options, **(processor_kwargs or {})}
+        if not tokenize:
+            refuse_others(options, CALL_OPTIONS)
+        if return_assistant_tokens_mask and (continue_final_message or not tokenize):
+            raise ValueError("return_assistant_tokens_mask needs tokenize and whole messages")
+        several = bool(conversation) and not isinstance(conversation[0], Mapping)
+        conversations: Any = conversation if several else [conversation]
+        read = [plain_messages(messages) for messages in conversations]
+        render = partial(
+            self.tokenizer.apply_chat_template,
+            chat_template=chat_template or self.chat_template,
+            tokenize=False,
+        )
+        texts = [
+            render(
+                plain,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
             )
-            images.append(pictures)
+            for plain, _ in read
+        ]
         if not tokenize:
             return texts if several else texts[0]
-        inputs = self(texts, images, **kwargs)
+        spans = None
+        if return_assistant_tokens_mask:
+            spans = [answer_spans(plain, render) for plain, _ in read]
+        inputs = self(texts, [shown for _, shown in read], answer_spans=spans, **options)
         return inputs if return_dict else inputs["input_ids"]
 
     # -- turns, as training and evaluation take them ---------------------------------------------
@@ -292,12 +375,10 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         Raises:
             ValueError: the user's tags do not match the images.
         """
-        if not TAG.search(user):
-            tags = "".join(f"<|image_{number + 1}|>" for number in range(num_images))
-            user = f"{tags}\n{user}" if num_images else user
+        user = write_tags(user, num_images)
         order = tag_order(user, num_images)
         start, turn_end = self._control("<s>"), self._control("<|end|>")
-        first, *others = TAG.split(user)[::2]
+        first, *others = IMAGE_TAG.split(user)[::2]
         ids = [start, self._control("<|user|>"), *self.encode_plain("\n" + first)]
         for number, chunk in zip(order, others, strict=True):
             ids += [-(number + 1), start]
@@ -350,88 +431,55 @@ Phi3VisionImageProcessor = Phi3VImageProcessor
 Phi3VisionProcessor = Phi3VProcessor
 
 
-def as_rgb(picture: Picture) -> Image.Image:
-    """Open a path, or take a Pillow picture, as RGB.
+def as_rgb(picture: Picture, number: int) -> Image.Image:
+    """Open a picture, however it is given, as RGB and upright; an error names it or its number.
 
     Raises:
         DataError: the picture cannot be read.
-        ValueError: it is neither.
+        ValueError: it is none.
     """
-    if isinstance(picture, str | Path):
-        return open_image(Path(picture))
-    if not isinstance(picture, Image.Image):
+    if not isinstance(picture, Picture):
         kind = type(picture).__name__
         raise ValueError(f"a picture is a Pillow image or a path, not {kind}")
-    try:
-        return to_rgb(picture)
-    except OSError as error:  # Pillow decodes at the first use
-        raise DataError(f"{picture}: broken picture ({error}); replace it") from error
+    return open_picture(picture, name_of(picture, number))
 
 
-def tag_order(text: str, num_images: int) -> list[int]:
-    """Read in which order a text shows its images, counted from 0.
-
-    Raises:
-        ValueError: the tags are not 1 to `num_images`, each once.
-    """
-    tags = [int(tag) for tag in TAG.findall(text)]
-    if sorted(tags) != list(range(1, num_images + 1)):
-        named = ", ".join(f"<|image_{tag}|>" for tag in tags) or "none"
-        raise ValueError(
-            f"image tags in the text ({named}) do not match {num_images} images; "
-            "write each of <|image_1|> to <|image_n|> once"
-        )
-    return [tag - 1 for tag in tags]
+def name_of(picture: Picture, number: int) -> str:
+    """Name a picture in an error."""
+    return str(picture) if isinstance(picture, str | Path) else f"picture {number}"
 
 
-def deal_images(prompts: Sequence[str], images: Any) -> list[list[Picture]]:
-    """Give each prompt its pictures.
+def pad(rows: Sequence[Sequence[int]], side: str, filler: int) -> Tensor:
+    """Put rows of several lengths beside each other: (batch, length)."""
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=filler, padding_side=side)
+
+
+def as_tensors(made: Mapping[str, Any], kind: str | None) -> BatchFeature:
+    """Give what was made as PyTorch's tensors, or NumPy's.
 
     Raises:
-        ValueError: a flat list of pictures is longer or shorter than the prompts' tags.
+        ValueError: as others.
     """
-    if images is None:
-        images = []
-    if isinstance(images, Picture):
-        images = [images]
-    if any(isinstance(entry, list | tuple) for entry in images):
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} lists of images for {len(prompts)} prompts")
-        return [[entry] if isinstance(entry, Picture) else list(entry or ()) for entry in images]
-    if len(prompts) == 1:
-        return [list(images)]
-    counts = [len(TAG.findall(prompt)) for prompt in prompts]
-    if sum(counts) != len(images):
-        raise ValueError(
-            f"{sum(counts)} image tags in {len(prompts)} prompts, {len(images)} images"
-        )
-    rest = iter(images)
-    return [[next(rest) for _ in range(count)] for count in counts]
+    if kind not in (None, "pt", "np"):
+        raise ValueError(f"return_tensors={kind!r}: give pt or np")
+    as_numpy = kind == "np"
+    return BatchFeature(
+        {
+            name: one.numpy() if as_numpy and isinstance(one, Tensor) else one
+            for name, one in made.items()
+        }
+    )
 
 
-def write_tags(messages: list[dict[str, Any]]) -> tuple[list[dict[str, str]], list[Picture]]:
-    """Turn messages with parts into messages of text with tags, and the pictures beside them.
-
-    An image part may leave its picture out, to be given to the processor with the written prompt.
+def refuse_others(options: Mapping[str, Any], honoured: Collection[str] = ()) -> None:
+    """Refuse options that we do not know, unless they ask for nothing.
 
     Raises:
-        ValueError: a part is neither an image nor text.
+        TypeError: one asks for what we would not do.
     """
-    plain, pictures = [], []
-    num_images = 0
-    for message in messages:
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        text, after_image = "", False
-        for part in parts:
-            if part["type"] == "image":
-                num_images += 1
-                text += f"<|image_{num_images}|>"
-                pictures += [part[key] for key in ("image", "path", "url") if key in part][:1]
-            elif part["type"] == "text":
-                text += "\n" * after_image + part["text"]
-            else:
-                raise ValueError(f"a message part is image or text, not {part['type']!r}")
-            after_image = part["type"] == "image"
-        plain.append({"role": message["role"], "content": text})
-    return plain, pictures
+    for name, value in options.items():
+        if name not in honoured and value is not None and value is not False:
+            raise TypeError(
+                f"{name}={value!r} is not an option here, and passing it over is unsafe"
+            )
