@@ -1,5 +1,7 @@
 """Plain Python asks a model: paths, Pillow images or bytes in, text out."""
 
+import json
+import shutil
 import subprocess
 import sys
 from io import BytesIO
@@ -15,7 +17,7 @@ from foveal.cli import app
 from foveal.data.example import read_examples
 from foveal.deliver.answerer import Answerer
 from foveal.deliver.export import export_run
-from foveal.errors import DataError, ModelError
+from foveal.errors import DataError, ModelError, RunError, UserError
 from foveal.evaluate.prediction import read_predictions
 
 
@@ -113,9 +115,76 @@ def test_an_adapter_without_a_base_is_a_clear_error(tmp_path):
         foveal.load(tmp_path)
 
 
-def test_ask_prints_the_answer_alone_or_as_json(model, full_run, picture):
-    import json
+def test_an_adapter_within_its_run_answers_as_the_run_does(lora_run, picture):
+    question = "What is the number?"
+    answer = foveal.load(lora_run / "adapter").answer(picture, question)
+    assert answer == foveal.load(lora_run).answer(picture, question)
+    assert answer != foveal.load(lora_run.parent / "model").answer(picture, question)
 
+
+def copy_adapter(run, folder, **changes):
+    shutil.copytree(run / "adapter", folder)
+    tree = json.loads((folder / "adapter_config.json").read_text()) | changes
+    (folder / "adapter_config.json").write_text(json.dumps(tree))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"base_model_name_or_path": None}, "names no base model"),
+        ({"base_model_name_or_path": "gone"}, "base that it names cannot be read: model gone"),
+        ({"peft_type": "PROMPT_TUNING"}, "an adapter of the kind PROMPT_TUNING"),
+        ({"target_modules": ["no_such_layer"]}, "does not fit its base"),
+        ({"target_modules": ["o_proj"]}, "do not meet, such as"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_and_never_passed_over(
+    lora_run, tmp_path, changes, said
+):
+    folder = copy_adapter(lora_run, tmp_path / "adapter", **changes)
+    with pytest.raises(ModelError, match=f"^[^\n]*{said}[^\n]*$"):
+        foveal.load(folder)
+
+
+def test_an_adapter_without_its_weights_is_refused(lora_run, tmp_path):
+    folder = copy_adapter(lora_run, tmp_path / "adapter")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"adapter_model.safetensors, are missing"):
+        foveal.load(folder)
+
+
+def test_a_place_within_a_run_or_a_model_names_the_folder_to_give(lora_run, place):
+    for part in ("checkpoints", "checkpoints/step-4", "evaluation", "recipe.yaml"):
+        with pytest.raises(ModelError, match=f"give the folder {lora_run}$"):
+            foveal.load(lora_run / part)
+    with pytest.raises(ModelError, match=f"a file; give the folder {place / 'model'}$"):
+        foveal.load(place / "model" / "config.json")
+    with pytest.raises(ModelError, match="no model in it"):
+        foveal.load(place / "images")
+    with pytest.raises(RunError, match=f"give the folder {lora_run}$"):
+        export_run(lora_run / "adapter", place / "never")
+
+
+@pytest.mark.parametrize("question", ["", "  ", "page.PNG", __file__])
+def test_ask_without_a_question_is_an_error_and_asks_no_file_name(full_run, picture, question):
+    asked = CliRunner().invoke(app, ["ask", str(full_run), str(picture), question])
+    assert isinstance(asked.exception, UserError)
+    assert "no question" in str(asked.exception)
+
+
+def test_a_picture_that_is_too_elongated_is_named(model, tmp_path):
+    path = tmp_path / "ribbon.png"
+    image = Image.new("RGB", (2000, 1))
+    image.save(path)
+    with pytest.raises(DataError, match=r"ribbon\.png: .*2000 x 1 pixels is too elongated"):
+        model.answer(path, "What?")
+    for given in (image, path.read_bytes()):
+        with pytest.raises(DataError, match=r"picture 2 of question 1: .* too elongated"):
+            model.answer([Image.new("RGB", (60, 40)), given], "What?")
+
+
+def test_ask_prints_the_answer_alone_or_as_json(model, full_run, picture):
     expected = model.answer(picture, "What is it?", max_new_tokens=5)
     common = [str(full_run), str(picture), "What is it?", "--max-new-tokens", "5"]
     plain = CliRunner().invoke(app, ["ask", *common])

@@ -5,12 +5,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from foveal.adapt.adapters import merge_adapters
-from foveal.deliver.place import find_model, find_num_crops
+from foveal.adapt.adapters import ADAPTER, merge_adapters
+from foveal.deliver.place import ADAPTER_CONFIG, find_model, find_num_crops
 from foveal.errors import ModelError
 from foveal.models.family import LoadedModel, load
 
-ADAPTER_CONFIG = "adapter_config.json"
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def open_model(place: str, num_crops: int | None = None, dtype: Any = None) -> LoadedModel:
@@ -28,9 +28,15 @@ def open_model(place: str, num_crops: int | None = None, dtype: Any = None) -> L
     folder = Path(found)
     if not (folder / ADAPTER_CONFIG).is_file():
         return load(found, crops, dtype=dtype)
-    loaded = load(read_base_name(folder), crops, dtype=dtype)
+    base = read_base_name(folder)
+    try:
+        loaded = load(base, crops, dtype=dtype)
+    except ModelError as error:
+        raise ModelError(f"{folder}: the base that it names cannot be read: {error}") from error
     put_adapter(loaded.model, folder)
     merge_adapters(loaded.model)
+    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        return loaded  # as a run keeps it, or peft by itself: the base's processor holds
     processor = loaded.family.load_processor(folder, crops)
     return LoadedModel(loaded.model, processor, loaded.family)
 
@@ -43,19 +49,44 @@ def read_base_name(folder: Path) -> str:
     """
     try:
         tree = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        return str(tree["base_model_name_or_path"])
+        name, kind = tree["base_model_name_or_path"], tree.get("peft_type", "LORA")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{folder / ADAPTER_CONFIG}: it names no base model ({error}); export it again"
         ) from error
+    if not name or not isinstance(name, str):
+        raise ModelError(f"{folder / ADAPTER_CONFIG}: it names no base model; write it there")
+    if kind != "LORA":
+        raise ModelError(f"{folder}: an adapter of the kind {kind}; those of LoRA are opened")
+    return name
 
 
 def put_adapter(model: Any, folder: Path) -> None:
-    """Put the adapter of a folder beside the layers of its base, through peft alone."""
-    from peft import PeftModel
+    """Put the adapter of a folder beside the layers of its base, through peft alone.
 
+    Raises:
+        ModelError: it cannot be read, or does not fit the base to the last tensor.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    if not any(folder.glob("adapter_model.*")):
+        raise ModelError(f"{folder}: its weights, adapter_model.safetensors, are missing")
     with warnings.catch_warnings():
         # peft asks transformers for a name that it is about to lose.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        PeftModel.from_pretrained(model, str(folder))  # its layers go into the model itself
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+        try:
+            stored = load_peft_weights(str(folder), device="cpu")
+            # Its layers go into the model itself.
+            adapted = PeftModel.from_pretrained(model, str(folder))
+        except Exception as error:  # peft checks nothing before it loads: it raises what it meets
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"{folder}: the adapter does not fit its base: {reason}") from error
+    put = get_peft_model_state_dict(adapted, adapter_name=ADAPTER, save_embedding_layers=False)
+    if differing := stored.keys() ^ put.keys():
+        raise ModelError(
+            f"{folder}: {len(differing)} tensors of the adapter and its base do not meet, such as "
+            f"{min(differing)}; give the base that it was trained on"
+        )
     model.requires_grad_(False).eval()

@@ -11,6 +11,7 @@ from foveal.adapt.quantize import quantized_layers, skeleton
 from foveal.adapt.strategy import first_match, rules_of
 from foveal.config import Recipe, load_recipe
 from foveal.deliver.merge import sort_adapters
+from foveal.deliver.place import find_run
 from foveal.deliver.tensors import StoredTensor, find_tensors, tensors_of
 from foveal.errors import ModelError, RunError
 from foveal.evaluate.prediction import Scores, read_scores
@@ -104,7 +105,11 @@ def find_source(run: Path, checkpoint: str = "last") -> RunSource:
         ModelError: the model that it started from is not there.
     """
     if not (run / "recipe.yaml").is_file():
-        raise RunError(f"{run}: no run, it has no recipe.yaml; give the folder of a run")
+        around = find_run(run)
+        raise RunError(
+            f"{run}: no run, it has no recipe.yaml; give the folder "
+            + (str(around) if around else "of a run")
+        )
     recipe = load_recipe(run / "recipe.yaml")
     found = {int(one.name.removeprefix("step-")): one for one in checkpoints(run / "checkpoints")}
     if not found:
