@@ -73,7 +73,8 @@ class Actor:
             token = ids.pop(0)
             ends = token in self._processor.end_ids
             finish = "stop" if ends else None if ids else "length"
-            said.append(Token(handle, token, finish))
+            logprob = None if self.asked[handle].logprobs is None else -0.5
+            said.append(Token(handle, token, finish, logprob))
             if finish:
                 del self._left[handle]
         return said

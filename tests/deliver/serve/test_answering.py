@@ -180,6 +180,25 @@ def test_a_streams_numbers_are_those_of_the_whole_answer(serve):
     assert all(len(one.top_logprobs) == 2 for one in numbers)
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"stop": " "}, {"stop": " dollars"}, {"stop": "50"}, {"max_tokens": 4}]
+)
+@pytest.mark.parametrize("line", ["The total is 12.50 dollars.", "a 🦊 für 5 €, ทั้งหมด", "🦊🦊"])
+def test_the_bytes_of_logprobs_joined_are_the_text(stage, actor, line, more):
+    actor.lines = (line,)
+    asked = {"model": "mine", "messages": [question()], "logprobs": True} | more
+    client = stage().client()
+    whole = client.chat.completions.create(**asked).choices[0]
+    pieces = [one.choices[0] for one in client.chat.completions.create(**asked, stream=True)]
+    streamed = "".join(piece.delta.content or "" for piece in pieces)
+    numbers = [one for piece in pieces if piece.logprobs for one in piece.logprobs.content]
+    assert streamed == whole.message.content
+    assert "\ufffd" not in streamed
+    for some in (whole.logprobs.content, numbers):
+        assert bytes(byte for one in some for byte in one.bytes).decode() == streamed
+    assert line.startswith(streamed)
+
+
 def test_questions_of_different_people_about_one_picture_read_it_once(serve, tiny, monkeypatch):
     crops_read = []
     usual = tiny.model.model.forward

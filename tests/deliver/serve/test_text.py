@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 import foveal
 from foveal.deliver.serve.text import AnswerText
+from foveal.models.generation.characters import whole_characters
 
 FOLDER = Path(foveal.__file__).parent / "models" / "phi3_vision" / "tokenizer"
 PUBLISHED = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
@@ -29,7 +30,44 @@ def ids_of(text):
 @settings(max_examples=400)
 @given(st.lists(PIECES, max_size=12))
 def test_pieces_joined_are_the_whole_answer(ids):
-    assert "".join(said(ids)) == PUBLISHED.decode(ids, skip_special_tokens=True).strip()
+    _, whole = whole_characters([one for one in ids if one != END], PUBLISHED.decode)
+    assert "".join(said(ids)) == whole.strip()
+
+
+@settings(max_examples=300)
+@given(st.text(max_size=8), st.sampled_from([(), (" ",), ("a",), ("\n", "é")]), st.integers(0, 9))
+def test_the_bytes_of_all_tokens_are_the_text_wherever_it_ends(text, stops, cut):
+    ids = ids_of(text)
+    growing = AnswerText(PUBLISHED, stops)
+    pieces, shares = [], []
+    for one in ids[: len(ids) - cut]:
+        pieces.append(growing.add(one))
+        shares += growing.settled()
+        shown = b"".join(share.bytes for share in shares)
+        assert "".join(pieces).encode().startswith(shown), "no byte before its text"
+        if growing.stopped:
+            break
+    added = len(pieces)
+    pieces.append(growing.finish())
+    shares += growing.settled()
+    assert len(shares) == added
+    assert b"".join(share.bytes for share in shares).decode() == "".join(pieces)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens_cut", "left"),
+    [("a 🦊🦊", 1, "a 🦊"), ("a 🦊🦊", 3, "a 🦊"), ("🦊", 1, ""), ("a 🦊🦊", 0, "a 🦊🦊")],
+)
+def test_an_answer_that_is_cut_within_a_character_ends_before_it(text, tokens_cut, left):
+    ids = ids_of(text)
+    assert "".join(said(ids[: len(ids) - tokens_cut])) == left
+
+
+def test_a_stop_of_one_space_does_not_meet_the_space_before_the_first_word():
+    pieces = said(ids_of("The total is"), (" ",))
+    assert "".join(pieces) == "The"
+    assert "".join(said(ids_of("The total is"), (" T",))) == "The total is"
+    assert "".join(said(ids_of("\nThe"), ("\n",))) == "", "what the model wrote itself counts"
 
 
 def test_text_comes_as_it_grows():

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from foveal.deliver.serve.problems import RequestError
 from foveal.deliver.serve.scheduler import Failed, Grown, Job, Scheduler
 from foveal.deliver.serve.served import Served
 from foveal.deliver.serve.text import AnswerText
+from foveal.models.generation.generator import Token
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Exchange:
         self._measures = measures
         self._arrived = arrived
         self._closed = False
+        self._unnamed: list[deque[Token]] = [deque() for _ in job.requests]
 
     @property
     def prompt_tokens(self) -> int:
@@ -108,8 +111,10 @@ class Exchange:
     def _piece(self, event: Grown, text: AnswerText) -> Piece:
         token, choice = event.token, event.choice
         self.answer_tokens += 1
-        grown = "" if token.finish == "stop" else text.add(token.id)
-        logprobs = () if token.finish == "stop" else name_logprobs(token, self.served.tokenizer)
+        grown = ""
+        if token.finish != "stop":
+            grown = text.add(token.id)
+            self._unnamed[choice].append(token)
         finish: FinishReason | None = token.finish
         if text.stopped and finish is None:
             finish = "stop"
@@ -117,7 +122,15 @@ class Exchange:
         if finish:
             grown += text.finish()
             finish = "stop" if text.stopped else finish
-        return Piece(choice, grown, logprobs, finish)
+        # Numbers come with the text of their tokens, never before it is certain.
+        logprobs = [
+            one
+            for share in text.settled()
+            for one in name_logprobs(
+                self._unnamed[choice].popleft(), self.served.tokenizer, share
+            )
+        ]
+        return Piece(choice, grown, tuple(logprobs), finish)
 
     def close(self, status: int) -> None:
         """End it: what still runs is given up. The first call counts, others are passed over."""

@@ -1,29 +1,39 @@
 """A token with its log-probability -> how OpenAI names it."""
 
-import re
 from typing import Any
 
 from foveal.deliver.serve.messages import TokenLogprob, TopLogprob
+from foveal.deliver.serve.text import BYTE, WORD_START, Share, token_bytes
 from foveal.models.generation.generator import Token
 
 LEAST = -9999.0
 """Stands for minus infinity, which JSON does not know."""
 
-BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
 
+def name_logprobs(
+    token: Token, tokenizer: Any, share: Share | None = None
+) -> tuple[TokenLogprob, ...]:
+    """Name a token and the likeliest ones in its place; nothing if no numbers were asked for.
 
-def name_logprobs(token: Token, tokenizer: Any) -> tuple[TokenLogprob, ...]:
-    """Name a token and the likeliest ones in its place; nothing if no numbers were asked for."""
+    Args:
+        token: with its numbers.
+        tokenizer: of the `tokenizers` library.
+        share: what it brought to the text, whose bytes are then its own; none: all that it says.
+    """
     if token.logprob is None:
         return ()
-    likeliest = [_named(tokenizer, one, number) for one, number in token.likeliest]
-    own = _named(tokenizer, token.id, token.logprob)
+    begins = share is not None and share.begins
+    likeliest = [_named(tokenizer, one, number, begins) for one, number in token.likeliest]
+    own = _named(tokenizer, token.id, token.logprob, begins)
+    if share is not None:
+        own = own.model_copy(update={"bytes": list(share.bytes)})
     return (TokenLogprob(**own.model_dump(), top_logprobs=likeliest),)
 
 
-def _named(tokenizer: Any, token: int, logprob: float) -> TopLogprob:
+def _named(tokenizer: Any, token: int, logprob: float, begins: bool) -> TopLogprob:
+    """Name a token; where the text begins, the space before its first word is not said."""
     name = str(tokenizer.id_to_token(token)).replace(WORD_START, " ")
-    byte = BYTE.fullmatch(name)
-    written = [int(byte[1], 16)] if byte else list(name.encode())
-    return TopLogprob(token=name, logprob=max(logprob, LEAST), bytes=written)
+    written = token_bytes(tokenizer, token)
+    if begins and not BYTE.fullmatch(name):
+        name, written = name.lstrip(), written.lstrip()
+    return TopLogprob(token=name, logprob=max(logprob, LEAST), bytes=list(written))

@@ -1,17 +1,39 @@
 """Tokens one at a time -> text that can be sent: never half a character, never past a stop."""
 
 import re
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+from foveal.models.generation.characters import HALF_A_CHARACTER, whole_characters
 
 ANCHOR = "a"
 """Text before a piece when it is decoded: decoders drop the space in front of a first token."""
 
-BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 """A token that stands for one byte."""
 
-HALF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
+"""How a token writes a space."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one token has brought to the text that is sent."""
+
+    bytes: bytes
+
+    begins: bool
+    """Whether nothing of the text stands before it."""
+
+
+@dataclass
+class _Part:
+    raw: bytes
+    width: int | None = None
+    """Bytes of the text that it fills; none: not yet known."""
 
 
 class AnswerText:
@@ -32,15 +54,28 @@ class AnswerText:
         self._special = special_ids(tokenizer)
         self._pending: list[int] = []
         self._text = ""
+        self._dropped = 0
+        """Spaces in front that belong to the first token, not to the text."""
+
         self._sent = 0
+        self._shown = 0, 0
+        """From which byte to which the text was sent."""
+
+        self._unsettled: deque[_Part] = deque()
+        self._settled = 0
+        """Bytes of the text before the first unsettled token."""
+
+        self._ended = False
         self.stopped = False
         """Whether a stop has been met."""
 
     def add(self, token: int) -> str:
         """Take a token; returns the text that is certain by now and was not returned before."""
         if self.stopped or token in self._special:
+            self._unsettled.append(_Part(b"", 0))
             return ""
         self._pending.append(token)
+        self._unsettled.append(_Part(token_bytes(self._tokenizer, token)))
         # Bytes are read together: whether they are characters shows once they have ended.
         if BYTE.fullmatch(self._tokenizer.id_to_token(token)):
             return ""
@@ -53,28 +88,69 @@ class AnswerText:
     def finish(self) -> str:
         """Return what is left once the answer has ended."""
         if not self.stopped:
-            self._grow(self._decode())
+            piece = self._decode()
+            if piece.endswith(HALF_A_CHARACTER):
+                self._pending, piece = whole_characters(self._pending, self._decode_behind)
+            self._grow(piece)
+        self._ended = True
         return self._take(len(self._text))
 
+    def settled(self) -> list[Share]:
+        """Say of the next tokens what each has brought, as soon as its text is sent."""
+        shares = []
+        start, end = self._shown
+        while self._unsettled:
+            part = self._unsettled[0]
+            width = part.width or 0
+            is_sent = part.width is not None and self._settled + width <= end
+            if not is_sent and not self._ended:
+                break
+            self._unsettled.popleft()
+            first, last = (max(0, min(width, edge - self._settled)) for edge in (start, end))
+            # Bytes that are no characters fill another width: they are sent whole or not at all.
+            whole = width != len(part.raw) and last > first
+            shares.append(
+                Share(part.raw if whole else part.raw[first:last], self._settled <= start)
+            )
+            self._settled += width
+        return shares
+
     def _decode(self) -> str:
-        text: str = self._tokenizer.decode([*self._anchor, *self._pending])
+        return self._decode_behind(self._pending)
+
+    def _decode_behind(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode([*self._anchor, *ids])
         return text.removeprefix(ANCHOR)
 
     def _grow(self, piece: str) -> None:
         """Add a piece, and cut the text at the first stop that ends within it."""
-        self._pending.clear()
+        if not self._text:
+            self._dropped = len(piece) - len(self._tokenizer.decode(self._pending))
+        self._measure(piece)
+        self._pending = []
         longest = max(map(len, self._stops), default=0)
-        start = max(0, len(self._text) - longest + 1)
+        start = max(self._dropped, len(self._text) - longest + 1)
         self._text += piece
         found = [place for stop in self._stops if (place := self._text.find(stop, start)) >= 0]
         if found:
             self._text = self._text[: min(found)]
             self.stopped = True
 
+    def _measure(self, piece: str) -> None:
+        """Find which part of a piece each of its tokens fills."""
+        parts = [part for part in self._unsettled if part.width is None][: len(self._pending)]
+        for part in parts:
+            part.width = len(part.raw)
+        length = len(piece.encode())
+        if parts and sum(len(part.raw) for part in parts) != length:  # bytes without a meaning
+            for part in parts:
+                part.width = len(HALF_A_CHARACTER.encode()) if len(part.raw) == 1 else len(part.raw)
+            parts[-1].width = length - sum(part.width or 0 for part in parts[:-1])
+
     def _half_a_stop(self) -> int:
         """Count the characters at the end that may be the beginning of a stop."""
         longest = max(map(len, self._stops), default=1) - 1
-        for length in range(min(longest, len(self._text)), 0, -1):
+        for length in range(min(longest, len(self._text) - self._dropped), 0, -1):
             if any(
                 self._text.endswith(stop[:length]) for stop in self._stops if length < len(stop)
             ):
@@ -87,8 +163,18 @@ class AnswerText:
         start = self._sent or len(self._text) - len(self._text.lstrip())
         if end <= start:
             return ""
+        piece = self._text[start:end]
+        first, last = self._shown if self._sent else (len(self._text[:start].encode()),) * 2
+        self._shown = first, last + len(piece.encode())
         self._sent = end
-        return self._text[start:end]
+        return piece
+
+
+def token_bytes(tokenizer: Any, token: int) -> bytes:
+    """Say which bytes a token stands for."""
+    name = str(tokenizer.id_to_token(token))
+    byte = BYTE.fullmatch(name)
+    return bytes([int(byte[1], 16)]) if byte else name.replace(WORD_START, " ").encode()
 
 
 @lru_cache(maxsize=8)

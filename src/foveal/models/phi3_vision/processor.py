@@ -19,6 +19,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from foveal.data.media import Picture, naming, open_picture
 from foveal.data.message import IMAGE_TAG, write_tags
+from foveal.models.generation.characters import whole_characters
 from foveal.models.phi3_vision.chat import (
     Message,
     answer_spans,
@@ -406,11 +407,11 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         return self._control("<|end|>"), self._control("<|endoftext|>")
 
     def decode_answer(self, ids: Sequence[int]) -> str:
-        """Read the text of an answer up to its end."""
+        """Read the text of an answer up to its end, in whole characters."""
         ids = list(ids)
         end = next((place for place, one in enumerate(ids) if one in self.end_ids), len(ids))
-        text: str = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
-        return text.strip()
+        decode = partial(self.tokenizer.decode, skip_special_tokens=True)
+        return whole_characters(ids[:end], decode)[1].strip()
 
     def num_image_tokens(self, width: int, height: int) -> int:
         """Count the tokens of a picture from its size alone."""
