@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 MODEL_TYPE = "phi3_v"
+MODEL_CLASS = "Phi3VisionForConditionalGeneration"
 Entry = Callable[[ModuleType], None]
 
 
@@ -60,6 +61,7 @@ def register_with_transformers() -> None:
     entries: dict[str, Entry] = {
         "transformers.models.auto.configuration_auto": _stand_in_for_config,
         "transformers.models.auto.processing_auto": _stand_in_for_processor,
+        "transformers.models.auto.modeling_auto": _name_causal_model,
     }
     for registry in [name for name in entries if name in sys.modules]:
         entries.pop(registry)(sys.modules[registry])
@@ -73,6 +75,15 @@ def _stand_in_for_config(registry: ModuleType) -> None:
 
 def _stand_in_for_processor(registry: ModuleType) -> None:
     registry.PROCESSOR_MAPPING.register(CONFIG, PROCESSOR, exist_ok=True)
+
+
+def _name_causal_model(registry: ModuleType) -> None:
+    """Name our class where transformers' Trainer looks for those whose labels it must shift.
+
+    It computes the loss itself where labels are smoothed, and takes a class that it does not know
+    for one whose logits stand under their own labels.
+    """
+    registry.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[MODEL_TYPE] = MODEL_CLASS
 
 
 class RegistryFinder:

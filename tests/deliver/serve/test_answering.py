@@ -237,6 +237,20 @@ def test_each_of_several_answers_is_drawn_by_its_own_seed(serve):
     assert answers(1, seed=6) == three[1:2]
 
 
+def test_seeds_at_their_ends_and_a_temperature_near_none_are_drawn_with(serve):
+    client = serve().client()
+
+    def answer(**more):
+        made = client.chat.completions.create(
+            model="mine", messages=[question()], max_tokens=4, n=2, **more
+        )
+        return [one.message.content for one in made.choices]
+
+    assert answer(temperature=1e-300) == answer(temperature=0)
+    for seed in (-(2**63), 2**63 - 1):
+        assert answer(temperature=1.5, seed=seed) == answer(temperature=1.5, seed=seed)
+
+
 def test_several_answers_are_streamed_side_by_side(stage, actor):
     actor.lines = LINES
     texts = ["", ""]
@@ -326,6 +340,11 @@ def test_a_broken_form_is_refused_in_a_sentence(stage, form, files, said):
             "picture 1: broken picture",
         ),
         (openai.BadRequestError, {"messages": [question("?", b"no")]}, "picture 1: not a picture"),
+        (
+            openai.BadRequestError,
+            {"messages": [question("?", picture_bytes(), picture_bytes(size=(2000, 1)))]},
+            "picture 2: a picture of 2000 x 1 pixels is too elongated",
+        ),
     ],
 )
 def test_errors_have_openais_shape_and_a_sentence(stage, error, change, said):

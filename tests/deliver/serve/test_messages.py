@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from openai.types.chat import ChatCompletionMessage
 
 from foveal.deliver.serve.messages import parse_request
 from foveal.deliver.serve.problems import RequestError
@@ -50,6 +51,27 @@ def test_fields_that_ask_for_nothing_are_taken(fields):
     assert read(**fields).messages[0].content == "Hello"
 
 
+def test_null_is_an_absent_value_everywhere():
+    image = {"url": "data:image/png;base64,", "detail": None}
+    parts = [
+        {"type": "image_url", "image_url": image, "text": None},
+        {"type": "text", "text": "Hello", "image_url": None, "input_audio": None},
+    ]
+    said = {"role": "user", "content": parts, "name": None, "tool_calls": None, "audio": None}
+    asked = read(messages=[said], model=None, reasoning_effort=None, stream_options=None, stop=None)
+    sparse = [
+        {"type": "image_url", "image_url": {"url": image["url"]}},
+        {"type": "text", "text": "Hello"},
+    ]
+    assert asked == read(messages=[{"role": "user", "content": sparse}], model="")
+
+
+def test_an_answer_may_be_sent_back_as_openais_client_writes_it():
+    answer = ChatCompletionMessage(role="assistant", content="Hi.", annotations=[])
+    asked = read(messages=[*HELLO, answer.model_dump(), *HELLO])
+    assert [one.content for one in asked.messages] == ["Hello", "Hi.", "Hello"]
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -67,7 +89,14 @@ def test_fields_that_ask_for_nothing_are_taken(fields):
         ({"top_logprobs": 3}, "top_logprobs needs logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs: "),
         ({"stream_options": {"include_usage": True}}, "stream_options needs stream"),
+        ({"seed": 2**63}, "seed: "),
         ({"messages": []}, "messages: "),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]}]},
+            "messages.0.tool_calls: ",
+        ),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content is missing"),
+        ({"messages": [{"role": "user", "content": "?", "audio": {}}]}, "messages.0.audio is not"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role: "),
         ({"messages": [{"role": "user"}]}, "messages.0.content is missing"),
         (

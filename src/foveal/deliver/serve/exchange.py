@@ -126,9 +126,7 @@ class Exchange:
         logprobs = [
             one
             for share in text.settled()
-            for one in name_logprobs(
-                self._unnamed[choice].popleft(), self.served.tokenizer, share
-            )
+            for one in name_logprobs(self._unnamed[choice].popleft(), self.served.tokenizer, share)
         ]
         return Piece(choice, grown, tuple(logprobs), finish)
 

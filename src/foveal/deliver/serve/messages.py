@@ -16,14 +16,27 @@ MOST_TOP_LOGPROBS = 20
 Neutral = Annotated[float, Field(ge=0, le=0)] | None
 """A number that may be sent, as long as it changes nothing."""
 
+Nothing = Annotated[tuple[Any, ...], Field(max_length=0)] | None
+"""A list that may be sent, as long as it is empty."""
+
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""What OpenAI's clients may send, and a generator takes."""
+
 Stop = Annotated[str, Field(max_length=MOST_STOP_CHARACTERS)]
 """Looked for at every token: a long one would hold up everybody."""
 
 
 class _Asked(BaseModel):
-    """Base of what clients send: an unknown field is an error."""
+    """Base of what clients send: an unknown field is an error, and null is an absent value."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, sent: object) -> object:
+        if isinstance(sent, dict):
+            return {name: value for name, value in sent.items() if value is not None}
+        return sent
 
 
 class TextPart(_Asked):
@@ -59,7 +72,11 @@ class Message(_Asked):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | tuple[Part, ...]
     name: str | None = None
+
+    # As an answer of ours comes back; only where they say nothing.
+    annotations: Nothing = None
     refusal: None = None
+    tool_calls: Nothing = None
 
     @property
     def parts(self) -> tuple[TextPart | ImagePart, ...]:
@@ -97,7 +114,7 @@ class ChatRequest(_Asked):
 
     top_p: float | None = Field(None, gt=0, le=1)
     stop: tuple[Stop, ...] = Field((), max_length=MOST_STOPS)
-    seed: int | None = None
+    seed: Seed | None = None
     n: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_TOP_LOGPROBS)
@@ -122,16 +139,14 @@ class ChatRequest(_Asked):
     logit_bias: dict[str, Neutral] | None = Field(None, max_length=0)
     response_format: TextFormat | None = None
     modalities: tuple[Literal["text"], ...] | None = None
-    tools: tuple[Any, ...] | None = Field(None, max_length=0)
-    functions: tuple[Any, ...] | None = Field(None, max_length=0)
+    tools: Nothing = None
+    functions: Nothing = None
     tool_choice: Literal["none", "auto"] | None = None
     function_call: Literal["none", "auto"] | None = None
 
     @field_validator("stop", mode="before")
     @classmethod
     def _one_stop_is_a_list(cls, stop: object) -> object:
-        if stop is None:
-            return ()
         return (stop,) if isinstance(stop, str) else stop
 
     @model_validator(mode="after")
@@ -163,8 +178,12 @@ def parse_request(body: bytes | str) -> ChatRequest:
 
 
 def _first_problem(error: ValidationError) -> RequestError:
-    # Of a union's members, the one that got furthest is the one that was meant.
-    first = max(error.errors(include_url=False, include_input=False), key=lambda e: len(e["loc"]))
+    # Of a union's members, the one that got furthest is the one that was meant; and what is said
+    # too much, such as a call of tools, explains what is missing.
+    first = max(
+        error.errors(include_url=False, include_input=False),
+        key=lambda e: (len(e["loc"]), e["type"] != "missing"),
+    )
     places = first["loc"]
     pairs = zip((None, *places), places, strict=False)
     names = [str(place) for before, place in pairs if _is_field(before, place)]

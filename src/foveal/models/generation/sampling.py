@@ -13,6 +13,10 @@ from transformers import (
 )
 
 
+COLDEST = 1e-5
+"""Temperature below which the likeliest token is taken: logits divided by less are not finite."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is drawn."""
@@ -42,7 +46,7 @@ class Drawer:
     def __post_init__(self) -> None:
         how = self.sampling
         self.warpers = LogitsProcessorList()
-        if how.temperature == 0:
+        if how.temperature < COLDEST:
             return
         if how.temperature != 1:
             self.warpers.append(TemperatureLogitsWarper(float(how.temperature)))
