@@ -37,6 +37,20 @@ def write_turn(parts: Sequence[str | None]) -> str:
     return "\n".join(lines)
 
 
+def write_places(parts: Sequence[str | None], place: str) -> str:
+    """Write a turn with the word of others, such as `<image>`, wherever an image stands.
+
+    Texts that have that word themselves are joined as they are.
+    """
+    texts = [part for part in parts if part]
+    if any(place in text for text in texts):
+        return "".join(place if part is None else part for part in parts)
+    text = write_turn(parts)
+    if IMAGE_TAG.search(text) and not any(IMAGE_TAG.search(one) for one in texts):
+        return IMAGE_TAG.sub(place, text)
+    return place * parts.count(None) + ("\n" + text if None in parts else text)
+
+
 def write_tags(user: str, num_images: int, images_before: int = 0) -> str:
     """Write the tags of a turn's images into its text: in front, if it has none of its own.
 

@@ -2,6 +2,7 @@
 
 import base64
 
+import pytest
 from layouts import (
     assert_sound,
     lines_of,
@@ -123,3 +124,33 @@ def test_messages_with_image_parts_become_turns(tmp_path):
     assert [turn["images"] for turn in second] == [["val/a.png"]] * 2
     assert converted.left_out == {"a picture on the web; fetch it and name its file": 1}
     assert_sound(converted)
+
+
+@pytest.mark.parametrize(
+    ("parts", "user"),
+    [
+        (["a.png", "What?"], "What?"),
+        (["What?", "a.png"], "What?"),
+        (["First.", "Second.", "a.png"], "First.\nSecond."),
+        (["Is", "a.png", "a cat?"], "Is\n<|image_1|>\na cat?"),
+        (["a.png", "like", "a.png"], "<|image_1|>\nlike\n<|image_2|>"),
+        (["a.png", "Is <|image_2|> <|image_1|>?", "a.png"], "Is <|image_2|> <|image_1|>?"),
+        (["Is <image> like", "a.png", "?"], "Is <|image_1|> like<|image_2|>?"),
+    ],
+)
+def test_parts_in_any_order_become_the_turn_that_is_asked_for_in_serving(tmp_path, parts, user):
+    put_picture(tmp_path / "source" / "a.png")
+    content = [
+        {"type": "image", "image": part, "text": None}
+        if part.endswith(".png")
+        else {"type": "text", "text": part, "image": None}
+        for part in parts
+    ]
+    said = [{"role": "user", "content": content}, {"role": "assistant", "content": "Yes."}]
+    beside = ["a.png"] * sum("<image>" in part for part in parts)
+    put_lines(tmp_path / "source" / "chat_train.jsonl", {"messages": said, "images": beside})
+    convert("sharegpt", tmp_path / "source", tmp_path / "out")
+    (line,) = lines_of(tmp_path / "out" / "sharegpt_train.jsonl")
+    (turn,) = line["conversations"]
+    assert turn["user"] == user
+    assert len(turn["images"]) == sum(part.endswith(".png") for part in parts) + len(beside)

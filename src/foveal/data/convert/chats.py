@@ -10,6 +10,7 @@ from foveal.data.convert.folders import SPLITS
 from foveal.data.convert.reading import read_json, read_lines
 from foveal.data.convert.source import Entry, Source
 from foveal.data.example import Turn
+from foveal.data.message import write_places
 from foveal.errors import DataError
 
 ROLES = {
@@ -108,17 +109,18 @@ def _message(message: Any) -> tuple[str, str, list[Any]]:
     content = message["value"] if "value" in message else message["content"]
     if isinstance(content, str):
         return role, content, []
-    text, images = "", []
+    parts: list[str | None] = []
+    images = []
     for part in content:
         if part["type"] == "text":
-            text += part["text"]
+            parts.append(part.get("text") or "")
         else:
             image = (
                 part.get("image") or part.get("image_url") or part.get("path") or part.get("url")
             )
             images.append(image["url"] if isinstance(image, dict) else image)
-            text += _PLACE
-    return role, text, images
+            parts.append(None)
+    return role, write_places(parts, _PLACE), images
 
 
 def _number_places(text: str) -> str:
