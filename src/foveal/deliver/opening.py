@@ -35,9 +35,9 @@ def open_model(place: str, num_crops: int | None = None, dtype: Any = None) -> L
         raise ModelError(f"{folder}: the base that it names cannot be read: {error}") from error
     put_adapter(loaded.model, folder)
     merge_adapters(loaded.model)
-    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
-        return loaded  # as a run keeps it, or peft by itself: the base's processor holds
-    processor = loaded.family.load_processor(folder, crops)
+    processor = loaded.processor  # a run keeps none beside its adapter, nor does peft by itself
+    if any((folder / name).is_file() for name in PROCESSOR_FILES):
+        processor = loaded.family.load_processor(folder, crops)
     return LoadedModel(loaded.model, processor, loaded.family)
 
 
