@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 from published import make_processor
-from serving import data_uri
 from tiny import turn, write_data
 
 from foveal.data.check import count_tokens

@@ -12,7 +12,6 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-
 COLDEST = 1e-5
 """Temperature below which the likeliest token is taken: logits divided by less are not finite."""
 

@@ -28,7 +28,7 @@ def plain_messages(messages: Sequence[Message]) -> tuple[list[dict[str, str]], l
     said: list[tuple[str, list[str | None]]] = []
     pictures: list[Picture] = []
     for message in messages:
-        role = message["role"]
+        role = message.get("role")
         parts, shown = read_parts(message)
         pictures += shown
         if role != "user" and None in parts:
@@ -66,20 +66,21 @@ def read_parts(message: Message) -> tuple[list[str | None], list[Picture]]:
         raise ValueError(f"a message has {lost!r}, which this model's template does not write")
     content = message.get("content")
     if content is None:
-        raise ValueError(f"a message of the {message['role']} has no content")
+        raise ValueError(f"a message of the {message.get('role')} has no content")
     if isinstance(content, str):
         return [content], []
     parts: list[str | None] = []
     pictures: list[Picture] = []
     for part in content:
-        if part["type"] == "image":
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if kind == "image":
             parts.append(None)
-            given = (part[key] for key in PICTURE_KEYS if part.get(key) is not None)
-            pictures += [one for one, _ in zip(given, range(1), strict=False)]
-        elif part["type"] == "text":
+            given = [part[key] for key in PICTURE_KEYS if part.get(key) is not None]
+            pictures += given[:1]
+        elif kind == "text":
             parts.append(part.get("text") or "")
         else:
-            raise ValueError(f"a message part is image or text, not {part['type']!r}")
+            raise ValueError(f"a message part is image or text, not {kind!r}")
     return parts, pictures
 
 
