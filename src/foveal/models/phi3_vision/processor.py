@@ -4,7 +4,7 @@ The classes carry the published names, since transformers finds a processor by t
 model folder states; `Phi3VisionProcessor` and `Phi3VisionImageProcessor` are the same classes.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
@@ -15,9 +15,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
-from transformers.image_processing_utils import BaseImageProcessor
 
-from foveal.data.media import Picture, naming, open_picture
+from foveal.data.media import Picture, naming
 from foveal.data.message import IMAGE_TAG, write_tags
 from foveal.models.generation.characters import whole_characters
 from foveal.models.phi3_vision.chat import (
@@ -27,21 +26,17 @@ from foveal.models.phi3_vision.chat import (
     plain_messages,
     tag_order,
 )
-from foveal.models.phi3_vision.image import (
-    CLIP_MEAN,
-    CLIP_STD,
-    crop_grid,
-    cut_crops,
-    global_view,
-    normalize,
-    num_image_tokens,
+from foveal.models.phi3_vision.image import crop_grid, cut_crops
+from foveal.models.phi3_vision.image_processor import (
+    Phi3VImageProcessor,
+    as_rgb,
+    as_tensors,
+    name_of,
+    refuse_others,
 )
 
 MOST_REMEMBERED_TEXTS = 20_000
 """Texts that are encoded once: labels, openings, and the questions asked of every picture."""
-
-PUBLISHED_CROP_SIZE = 336
-PUBLISHED_TOKENS_SIDE = 12
 
 WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 """Options that say where a processor's files are."""
@@ -52,83 +47,6 @@ OF_AUTO_CLASSES = ("_from_auto", "code_revision", "trust_remote_code", "use_fast
 
 CALL_OPTIONS = ("padding", "padding_side", "num_crops", "add_special_tokens", "return_tensors")
 """Options of `Phi3VProcessor.__call__`, without effect on a prompt that is not encoded."""
-
-
-class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
-    """Cuts pictures into crops, each picture's global view first; no padding crops."""
-
-    model_input_names = ["pixel_values", "image_sizes"]  # noqa: RUF012
-
-    def __init__(
-        self,
-        num_crops: int = 16,
-        crop_size: int = PUBLISHED_CROP_SIZE,
-        num_img_tokens: int = PUBLISHED_TOKENS_SIDE**2,
-        image_mean: Sequence[float] = CLIP_MEAN,
-        image_std: Sequence[float] = CLIP_STD,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.num_crops = num_crops
-        self.crop_size = crop_size
-        self.num_img_tokens = num_img_tokens
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
-
-    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
-        """See `preprocess`."""
-        return self.preprocess(images, *args, **kwargs)
-
-    def preprocess(
-        self,
-        images: Picture | Sequence[Picture],
-        num_crops: int | None = None,
-        return_tensors: str | None = "pt",
-        **neutral: Any,
-    ) -> BatchFeature:
-        """Turn pictures into the model's inputs.
-
-        Args:
-            images: Pillow pictures, paths, or the bytes of files.
-            num_crops: most crops a picture; none: as configured.
-            return_tensors: "pt", or "np".
-            neutral: options of other processors, as long as they ask for nothing.
-
-        Returns:
-            pixel_values: (crops, 3, size, size), float32, normalised.
-            image_sizes: (images, 2), height and width after the HD transform, pixels.
-            num_img_tokens: tokens of each picture.
-
-        Raises:
-            DataError: a picture cannot be read, or is too elongated.
-            TypeError: an option that we do not honour.
-        """
-        refuse_others(neutral)
-        pictures = [images] if isinstance(images, Picture) else images
-        views, sizes, tokens = [], [], []
-        for number, picture in enumerate(pictures, start=1):
-            image = as_rgb(picture, number)
-            with naming(name_of(picture, number)):
-                grid = crop_grid(*image.size, num_crops or self.num_crops, self.crop_size)
-            own = normalize(
-                cut_crops(image, num_crops or self.num_crops, self.crop_size),
-                tuple(self.image_mean),
-                tuple(self.image_std),
-            )
-            views += [global_view(own, grid.rows, grid.columns), own]
-            sizes.append((grid.height, grid.width))
-            tokens.append(self.num_tokens(image.width, image.height, num_crops))
-        made = {
-            "pixel_values": torch.cat(views),
-            "image_sizes": torch.tensor(sizes),
-            "num_img_tokens": tokens,
-        }
-        return as_tensors(made, return_tensors)
-
-    def num_tokens(self, width: int, height: int, num_crops: int | None = None) -> int:
-        """Count the tokens of a picture from its size alone."""
-        grid = crop_grid(width, height, num_crops or self.num_crops, self.crop_size)
-        return num_image_tokens(grid.rows, grid.columns, int(self.num_img_tokens**0.5))
 
 
 class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
@@ -432,55 +350,7 @@ Phi3VisionImageProcessor = Phi3VImageProcessor
 Phi3VisionProcessor = Phi3VProcessor
 
 
-def as_rgb(picture: Picture, number: int) -> Image.Image:
-    """Open a picture, however it is given, as RGB and upright; an error names it or its number.
-
-    Raises:
-        DataError: the picture cannot be read.
-        ValueError: it is none.
-    """
-    if not isinstance(picture, Picture):
-        kind = type(picture).__name__
-        raise ValueError(f"a picture is a Pillow image or a path, not {kind}")
-    return open_picture(picture, name_of(picture, number))
-
-
-def name_of(picture: Picture, number: int) -> str:
-    """Name a picture in an error."""
-    return str(picture) if isinstance(picture, str | Path) else f"picture {number}"
-
-
 def pad(rows: Sequence[Sequence[int]], side: str, filler: int) -> Tensor:
     """Put rows of several lengths beside each other: (batch, length)."""
     tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
     return pad_sequence(tensors, batch_first=True, padding_value=filler, padding_side=side)
-
-
-def as_tensors(made: Mapping[str, Any], kind: str | None) -> BatchFeature:
-    """Give what was made as PyTorch's tensors, or NumPy's.
-
-    Raises:
-        ValueError: as others.
-    """
-    if kind not in (None, "pt", "np"):
-        raise ValueError(f"return_tensors={kind!r}: give pt or np")
-    as_numpy = kind == "np"
-    return BatchFeature(
-        {
-            name: one.numpy() if as_numpy and isinstance(one, Tensor) else one
-            for name, one in made.items()
-        }
-    )
-
-
-def refuse_others(options: Mapping[str, Any], honoured: Collection[str] = ()) -> None:
-    """Refuse options that we do not know, unless they ask for nothing.
-
-    Raises:
-        TypeError: one asks for what we would not do.
-    """
-    for name, value in options.items():
-        if name not in honoured and value is not None and value is not False:
-            raise TypeError(
-                f"{name}={value!r} is not an option here, and passing it over is unsafe"
-            )
