@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveal.data.dataset import Dataset, build_dataset
-from foveal.data.encode import encode
+from foveal.data.encode import TurnsSetting, encode
 from foveal.data.example import Example, ImageFolder, Turn
 from foveal.errors import ConfigError
 from foveal.models.attention import choose_attention
@@ -170,6 +170,7 @@ class LetterProcessor:
     size: BenchSize
     image_token_id: int = IMAGE_ID
     num_crops: int = NUM_CROPS
+    turns: TurnsSetting = "recipe"
 
     @property
     def crop_size(self) -> int:
@@ -179,6 +180,10 @@ class LetterProcessor:
     def encode_prompt(self, user: str, num_images: int) -> list[int]:
         """Put the images before the letters."""
         return [-(image + 1) for image in range(num_images)] + self.encode_answer(user)
+
+    def encode_system(self, text: str) -> list[int]:
+        """Put the letters before the prompt's first token, which is none of its own."""
+        return self.encode_answer(text)
 
     def encode_answer(self, assistant: str) -> list[int]:
         """Take each letter's own number."""

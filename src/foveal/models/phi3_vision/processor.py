@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
+from foveal.data.encode import TurnsSetting
 from foveal.data.media import open_image, to_rgb
 from foveal.errors import DataError
 from foveal.models.phi3_vision.image import (
@@ -251,6 +252,9 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         return inputs if return_dict else inputs["input_ids"]
 
     # -- turns, as training and evaluation take them ---------------------------------------------
+
+    turns: TurnsSetting = "recipe"
+    """How the turns of a conversation follow each other; see the recipe's `data.turns`."""
 
     @cached_property
     def _known_texts(self) -> dict[str, tuple[int, ...]]:
