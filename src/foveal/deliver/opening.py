@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from foveal.adapt.adapters import merge_adapters
-from foveal.deliver.place import find_model, find_num_crops
+from foveal.deliver.place import find_model, find_num_crops, find_turns
 from foveal.errors import ModelError
 from foveal.models.family import LoadedModel, load
 
@@ -27,11 +27,14 @@ def open_model(place: str, num_crops: int | None = None, dtype: Any = None) -> L
     found, crops = find_model(place), num_crops or find_num_crops(place)
     folder = Path(found)
     if not (folder / ADAPTER_CONFIG).is_file():
-        return load(found, crops, dtype=dtype)
+        loaded = load(found, crops, dtype=dtype)
+        loaded.processor.turns = find_turns(place)
+        return loaded
     loaded = load(read_base_name(folder), crops, dtype=dtype)
     put_adapter(loaded.model, folder)
     merge_adapters(loaded.model)
-    processor = loaded.family.load_processor(folder, crops)
+    processor: Any = loaded.family.load_processor(folder, crops)
+    processor.turns = find_turns(place)
     return LoadedModel(loaded.model, processor, loaded.family)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from foveal.config import load_recipe
+from foveal.data.encode import TurnsSetting
 from foveal.errors import ModelError
 
 
@@ -24,3 +25,9 @@ def find_num_crops(place: str) -> int | None:
     """Find the most crops a picture that a run was trained with; none: as the model's files say."""
     recipe = Path(place) / "recipe.yaml"
     return load_recipe(recipe).data.num_crops if recipe.is_file() else None
+
+
+def find_turns(place: str) -> TurnsSetting:
+    """Find how a run was trained to let turns follow each other; unknown: as the recipe does."""
+    recipe = Path(place) / "recipe.yaml"
+    return load_recipe(recipe).data.turns if recipe.is_file() else "recipe"

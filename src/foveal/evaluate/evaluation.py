@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from foveal.config import EvaluateSettings
+from foveal.config import Columns, EvaluateSettings, load_recipe
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, read_examples
@@ -272,10 +272,11 @@ def evaluate_model(
     """
     is_run = (Path(place) / "recipe.yaml").exists()
     folder = out or (Path(place) / "evaluation" if is_run else Path("evaluation")) / data.stem
+    columns = load_recipe(Path(place) / "recipe.yaml").data.columns if is_run else Columns()
     if workers.is_main:
-        unpacked(data, folder / ".cache")
+        unpacked(data, folder / ".cache", columns)
     workers.wait()
-    file = unpacked(data, folder / ".cache")
+    file = unpacked(data, folder / ".cache", columns)
     examples, dataset = read_dataset(file, loaded.processor, images)
     if workers.is_main and (folder / SCORES).is_file():
         for name in (SCORES, WHAT):
