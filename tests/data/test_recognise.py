@@ -20,6 +20,8 @@ LLAVA = {"image": "a.png", "conversations": [{"from": "human", "value": "<image>
 CHAT = {"messages": [{"role": "user", "content": "?"}], "images": ["a.png"]}
 COCO = {"info": {}, "images": [{"id": 1}], "annotations": [{"caption": "a dog"}]}
 
+LABELS = {"id": 1, "annotations": [{"result": []}], "data": {"image": "/data/upload/1/a.png"}}
+
 
 def text(value, **how) -> bytes:
     return json.dumps(value, **how).encode() + b"\n"
@@ -40,6 +42,7 @@ def text(value, **how) -> bytes:
         ("d.jsonl", text(LLAVA), "another layout; foveal convert llava"),
         ("d.jsonl", text(OURS, indent=1), "one JSON object over several lines"),
         ("d.json", text(COCO), "COCO's annotations"),
+        ("d.json", text([LABELS]), "Label Studio's whole export"),
         ("d.jsonl.gz", gzip.compress(text(OURS)), "packed by gzip; unpack it: gunzip --keep d"),
         ("d.jsonl.bz2", bz2.compress(text(OURS)), "packed by bzip2; unpack it: bunzip2"),
         ("d.jsonl.xz", lzma.compress(text(OURS)), "packed by xz; unpack it: unxz"),

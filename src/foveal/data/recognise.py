@@ -8,6 +8,8 @@ from typing import Any
 
 from foveal.errors import DataError
 
+_BY_HAND = "write rows of image, question and answer, which foveal convert table reads"
+
 LOOKED_AT = 2**20
 """Bytes at the beginning that are looked at."""
 
@@ -55,6 +57,8 @@ def _kind_of(begin: bytes, path: Path) -> str | None:
     text = begin.removeprefix(BOM_UTF8).lstrip()
     if text.startswith(b"["):
         row, _ = _first_row(text[1:])
+        if {"annotations", "data"} <= (row or {}).keys():
+            return f"Label Studio's whole export, which no command reads; {_BY_HAND}"
         return f"a JSON array; {_converted(row, path)}"
     if text.startswith(b"{"):
         return _kind_of_rows(text, path)
@@ -70,6 +74,8 @@ def _kind_of_rows(text: bytes, path: Path) -> str | None:
     row, written = _first_row(text)
     if row is None:
         return None
+    if {"images", "annotations"} <= row.keys():
+        return f"COCO's annotations, which no command reads; {_BY_HAND}"
     if "\n" in written:
         return f"one JSON object over several lines; {_converted(row, path)}"
     if _says(row, "messages") or _is_foreign(row.get("conversations")):
@@ -79,7 +85,7 @@ def _kind_of_rows(text: bytes, path: Path) -> str | None:
     return None
 
 
-_PICTURES = ("image", "images", "img", "image_path", "file_name")
+_PICTURES = ("image", "images", "file_name", "image_path")
 
 
 def _says(row: dict[str, Any], key: str) -> bool:
@@ -105,8 +111,6 @@ def _first_row(text: bytes) -> tuple[dict[str, Any] | None, str]:
 def _converted(row: dict[str, Any] | None, path: Path) -> str:
     """Name the command that reads such rows."""
     row = row or {}
-    if {"images", "annotations"} <= row.keys():
-        return "COCO's annotations, which no command reads; write a row for each picture"
     talks = _says(row, "messages") or _is_foreign(row.get("conversations"))
     kind = "sharegpt" if talks else "table"
     if _is_foreign(row.get("conversations")) and "image" in row:

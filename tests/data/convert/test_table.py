@@ -201,6 +201,43 @@ def test_alpacas_rows_join_instruction_and_input_and_keep_the_system_text(tmp_pa
     assert done.left_out == {"`history` changes what it means, and is not obeyed": 1}
 
 
+def test_places_in_a_question_are_where_its_pictures_stand(tmp_path):
+    shown = [image(1), image(2)]
+    asked = ["<image><image>Which?", "Is <image> like <image>?", "Which?"]
+    rows = [{"images": shown, "question": one, "answer": "x"} for one in asked]
+    turns = convert_rows(tmp_path, rows)
+    assert [turn["user"] for turn in turns] == [
+        "Which?",
+        "Is <|image_1|> like <|image_2|>?",
+        "Which?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"question": "<image><image>?"}, "more <image> than pictures"),
+        ({"images": [image(1), image(2)], "question": "<image>?"}, "fewer <image> than pictures"),
+        ({"answer": "<image>"}, "an answer with a picture"),
+        ({"question": "<video>?"}, "another tool's tag in a text"),
+    ],
+)
+def test_places_that_do_not_fit_the_pictures_are_told(tmp_path, change, reason):
+    row = {"images": [image(1)], "question": "?", "answer": "x"} | change
+    put_rows(tmp_path / "source" / "train.parquet", [row])
+    with pytest.raises(DataError, match=reason):
+        convert("table", tmp_path / "source", tmp_path / "out")
+
+
+def test_captions_get_the_question_that_is_given(tmp_path):
+    put_picture(tmp_path / "source" / "a.png")
+    (tmp_path / "source" / "metadata.csv").write_text("file_name,text\na.png,A cat.\n")
+    options = Options(columns=Columns(answer="text"), question="What is it?")
+    convert("table", tmp_path / "source", tmp_path / "out", options=options)
+    (turn,) = turns_of(tmp_path / "out" / "table_train.jsonl")
+    assert (turn["user"], turn["assistant"]) == ("What is it?", "A cat.")
+
+
 def test_files_are_sorted_into_splits_by_their_names_and_folders(tmp_path):
     put_picture(tmp_path / "source" / "a.png")
     row = {"image": "a.png", "question": "?", "answer": "x"}

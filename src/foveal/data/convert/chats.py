@@ -33,7 +33,9 @@ TOOLS = ("tool", "function", "function_call", "tool_call", "observation", "ipyth
 SYSTEM_KEYS = ("system", "system_prompt")
 """Where a row says beside its messages what the system says."""
 
-_PLACE = "<image>"
+PLACE = "<image>"
+"""What stands in a text of others where a picture is."""
+
 _OTHERS = re.compile(r"</?(?:img|video|audio)>")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -122,7 +124,7 @@ def _turns(
     waiting = dict(enumerate(beside))
     if waiting and not any(message.places for message in spoken):
         # No place is said: before the first question.
-        spoken[0] = _Said("user", _PLACE * len(waiting) + spoken[0].text, (None,) * len(waiting))
+        spoken[0] = _Said("user", PLACE * len(waiting) + spoken[0].text, (None,) * len(waiting))
     media: list[Picture] = []
     turns: list[Turn] = []
     for asked, answered in zip(spoken[::2], spoken[1::2], strict=True):
@@ -142,7 +144,7 @@ def _turns(
         turns.append(
             Turn(
                 images=tuple(picture.target for picture in here),
-                user=_number_places(asked.text),
+                user=number_places(asked.text),
                 assistant=answered.text.strip(),
             )
         )
@@ -166,8 +168,7 @@ def _message(message: Mapping[str, Any]) -> _Said:
     text, places = _content(content)
     if places and role != "user":
         raise UnfitError(f"a message of the {role} with a picture")
-    if found := _OTHERS.search(text):
-        raise UnfitError(f"another tool's tag in a text ({found[0]})")
+    refuse_foreign_tags(text)
     return _Said(role, text, places)
 
 
@@ -182,20 +183,30 @@ def _content(content: Any) -> tuple[str, tuple[Any, ...]]:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind in _TEXT_PARTS:
             texts.append(text_of(part.get("text"), "a message") or "")
-            places += [None] * texts[-1].count(_PLACE)
+            places += [None] * texts[-1].count(PLACE)
         elif kind in _IMAGE_PARTS:
             named = {key: part[key] for key in WRAPPERS if key in part}
-            texts.append(_PLACE)
+            texts.append(PLACE)
             places.append(named or part.get("index"))
         else:
             raise UnfitError(f"a part of a message that is neither text nor image ({kind})")
     return "".join(texts), tuple(places)
 
 
-def _number_places(text: str) -> str:
+def refuse_foreign_tags(text: str) -> None:
+    """Refuse a text in which another tool's tag stands for what is not there.
+
+    Raises:
+        UnfitError: it is named.
+    """
+    if found := _OTHERS.search(text):
+        raise UnfitError(f"another tool's tag in a text ({found[0]})")
+
+
+def number_places(text: str) -> str:
     """Drop places in front, where our pictures stand anyway; number them where words come first."""
-    body = re.sub(rf"^(\s*{_PLACE})+\s*", "", text)
-    if _PLACE not in body:
+    body = re.sub(rf"^(\s*{PLACE})+\s*", "", text)
+    if PLACE not in body:
         return body.strip()
-    numbers = iter(range(1, text.count(_PLACE) + 1))
-    return re.sub(_PLACE, lambda _: f"<|image_{next(numbers)}|>", text).strip()
+    numbers = iter(range(1, text.count(PLACE) + 1))
+    return re.sub(PLACE, lambda _: f"<|image_{next(numbers)}|>", text).strip()

@@ -6,7 +6,13 @@ from random import Random
 from typing import Any
 
 from foveal.config import Columns
-from foveal.data.convert.chats import SYSTEM_KEYS, conversation_of
+from foveal.data.convert.chats import (
+    PLACE,
+    SYSTEM_KEYS,
+    conversation_of,
+    number_places,
+    refuse_foreign_tags,
+)
 from foveal.data.convert.draft import Draft, LeftOut, Options
 from foveal.data.convert.pictures import Find, pictures_of
 from foveal.data.convert.rows import Hub, open_splits
@@ -21,7 +27,7 @@ ANSWER_BRIEFLY = "\nAnswer briefly."
 """What the published recipe puts behind every question about a page."""
 
 USUAL_NAMES = {
-    "images": (("images", "image"),),
+    "images": (("images", "image"), ("file_name", "image_path")),
     "messages": (("messages", "conversations"),),
     "question": (("question", "query"), ("prompt", "text", "instruction")),
     "answer": (("answer",), ("label", "caption", "response", "output")),
@@ -174,8 +180,20 @@ def _turn(row: Mapping[str, Any], images: tuple[str, ...], name: str, reading: R
         answers = (answer, *answers)
     if choices and answer not in choices:
         raise UnfitError("an answer that is none of its choices")
-    user = f"{question}{reading.suffix}"
+    user = _placed(question, answer, len(images)) + reading.suffix
     return Turn(images=images, user=user, assistant=answer, answers=answers, choices=choices)
+
+
+def _placed(question: str, answer: str, num_images: int) -> str:
+    """Write a question whose `<image>`s say where its pictures stand, if it has any."""
+    for text in (question, answer):
+        refuse_foreign_tags(text)
+    if PLACE in answer:
+        raise UnfitError("an answer with a picture")
+    places = question.count(PLACE)
+    if places and places != num_images:
+        raise UnfitError(f"{'more' if places > num_images else 'fewer'} <image> than pictures")
+    return number_places(question) if places else question
 
 
 def _answer(value: Any, choices: tuple[str, ...], is_label: bool) -> str | None:
