@@ -28,13 +28,13 @@ def open_model(place: str, num_crops: int | None = None, dtype: Any = None) -> L
     folder = Path(found)
     if not (folder / ADAPTER_CONFIG).is_file():
         loaded = load(found, crops, dtype=dtype)
-        loaded.processor.turns = find_turns(place)
+        loaded.processor.turns = find_turns(place) or loaded.processor.turns
         return loaded
     loaded = load(read_base_name(folder), crops, dtype=dtype)
     put_adapter(loaded.model, folder)
     merge_adapters(loaded.model)
     processor: Any = loaded.family.load_processor(folder, crops)
-    processor.turns = find_turns(place)
+    processor.turns = find_turns(place) or processor.turns
     return LoadedModel(loaded.model, processor, loaded.family)
 
 

@@ -27,7 +27,7 @@ def find_num_crops(place: str) -> int | None:
     return load_recipe(recipe).data.num_crops if recipe.is_file() else None
 
 
-def find_turns(place: str) -> TurnsSetting:
-    """Find how a run was trained to let turns follow each other; unknown: as the recipe does."""
+def find_turns(place: str) -> TurnsSetting | None:
+    """Find how turns followed each other in a run's training; none: as the model's files say."""
     recipe = Path(place) / "recipe.yaml"
-    return load_recipe(recipe).data.turns if recipe.is_file() else "recipe"
+    return load_recipe(recipe).data.turns if recipe.is_file() else None

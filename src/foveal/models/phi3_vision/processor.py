@@ -134,7 +134,9 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         where = {key: kwargs[key] for key in known if key in kwargs}
         images = Phi3VImageProcessor.from_pretrained(name, **where)
         images.num_crops = kwargs.get("num_crops") or images.num_crops
-        return cls(images, PreTrainedTokenizerFast.from_pretrained(name, **where))
+        processor = cls(images, PreTrainedTokenizerFast.from_pretrained(name, **where))
+        processor.turns = getattr(images, "turns", "recipe")  # as an export writes it beside crops
+        return processor
 
     @cached_property
     def image_token_id(self) -> int:
