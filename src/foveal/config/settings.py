@@ -38,7 +38,8 @@ class DataFile(Settings):
 
 
 class Columns(Settings):
-    """Names of a table's columns; those left out are found by their usual names."""
+    """Which columns of a table hold what, as in `{question: ask, answer: reply}`: those left out are
+    found by their usual names; where these two are named, only the pictures are read besides."""
 
     images: str | None = None
     """Column of the picture or pictures: bytes, or paths from the table's folder."""
@@ -76,8 +77,7 @@ class DataSettings(Settings):
     """Folder that image paths start from; none: `images` beside the JSONL file, or its folder."""
 
     columns: Columns = Columns()
-    """Which columns of Parquet rows hold what, as in `{question: ask, answer: reply}`; where these
-    two are named, nothing else is read but the pictures."""
+    """Which columns of Parquet rows hold what."""
 
     turns: Literal["recipe", "template"] = "recipe"
     """What stands between two turns of a conversation: `<|end|>`, `<|endoftext|>` and a new `<s>`,

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foveal.config import Columns, EvaluateSettings, load_recipe
-from foveal.data.convert.unpack import unpacked
+from foveal.data.convert.unpack import find_rows, unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, read_examples
 from foveal.errors import ConfigError, DataError
@@ -272,7 +272,9 @@ def evaluate_model(
     """
     is_run = (Path(place) / "recipe.yaml").exists()
     folder = out or (Path(place) / "evaluation" if is_run else Path("evaluation")) / data.stem
-    columns = load_recipe(Path(place) / "recipe.yaml").data.columns if is_run else Columns()
+    columns = Columns()
+    if is_run and find_rows(data) is not None:
+        columns = load_recipe(Path(place) / "recipe.yaml").data.columns
     if workers.is_main:
         unpacked(data, folder / ".cache", columns)
     workers.wait()

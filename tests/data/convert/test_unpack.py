@@ -138,6 +138,13 @@ def test_columns_may_be_named_and_other_names_are_another_set(tmp_path):
         unpacked(path, tmp_path / "cache")
 
 
+def test_an_id_that_a_table_turned_into_a_fraction_is_whole_again(tmp_path):
+    rows = [row | {"id": 12.0 + place} for place, row in enumerate(own_rows())]
+    path = write(tmp_path / "x.parquet", datasets.Dataset.from_list(rows))
+    found = Examples([unpacked(path, tmp_path / "cache")])
+    assert [one.id for one in found] == ["12", "13", "14", "15"]
+
+
 def test_an_answer_that_is_a_text_is_learnt_whole(tmp_path):
     rows = {"image": [{"bytes": png(1), "path": None}], "question": ["?"], "answers": ["red"]}
     path = write(tmp_path / "x.parquet", datasets.Dataset.from_dict(rows))

@@ -157,7 +157,10 @@ def _rows_of_folder(folder: Path, split: str | None) -> ParquetRows:
         named = split_of(inside.stem, inside.parts[:-1])
         splits.setdefault(named or "train", []).append(file)
     if not splits:
-        raise DataError(f"{folder}: a folder without Parquet files; give a JSONL file")
+        raise DataError(
+            f"{folder}: a folder without Parquet files; give a JSONL file, or turn the folder into "
+            "one: foveal convert --help"
+        )
     if split is None and len(splits) > 1:
         ways = " or ".join(f"{folder}:{name}" for name in sorted(splits))
         raise DataError(f"{folder}: holds several splits; give one of them: {ways}")
