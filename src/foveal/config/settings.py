@@ -38,8 +38,7 @@ class DataFile(Settings):
 
 
 class Columns(Settings):
-    """Which columns of a table hold what, as in `{question: ask, answer: reply}`: those left out are
-    found by their usual names; where these two are named, only the pictures are read besides."""
+    """Names of a table's columns, as in `{question: ask}`; others are found by usual names."""
 
     images: str | None = None
     """Column of the picture or pictures: bytes, or paths from the table's folder."""
