@@ -32,10 +32,10 @@ def put_rows(path: Path, **columns: Any) -> Path:
 
 
 def test_parquet_is_checked_as_a_run_would_read_it(tmp_path):
-    path = put_rows(tmp_path / "x.parquet", question=["?", "<image>?"], answer=["a", "b"])
+    path = put_rows(tmp_path / "x.parquet", question=["?", "[INST]?"], answer=["a", "b"])
     code, said = run("check", path)
     assert code == 1
-    assert f"{path}:2: turn 1: user holds <image>, which another tool reads" in said[0]
+    assert f"{path}:2: turn 1: user holds [INST], which another tool reads" in said[0]
     assert "2 examples, 2 pictures, problems: 1" in said
 
 
