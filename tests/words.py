@@ -7,9 +7,13 @@ class WordProcessor:
     """Counts a token for ten pixels of width; one end token behind every answer."""
 
     image_token_id = 1
+    turns = "recipe"
 
     def encode_prompt(self, user, num_images):
         return [*range(-1, -1 - num_images, -1), *map(self.number, user.split())]
+
+    def encode_system(self, text):
+        return [*map(self.number, text.split())]
 
     def encode_answer(self, assistant):
         return [*map(self.number, assistant.split()), 2]

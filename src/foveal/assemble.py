@@ -16,7 +16,7 @@ from foveal.config import Recipe
 from foveal.data.check import CountTokens, count_tokens
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
-from foveal.data.example import ImageFolder, Turn
+from foveal.data.example import Example, ImageFolder
 from foveal.data.lines import Examples
 from foveal.data.rows import Plan
 from foveal.models.family import Family, LoadedModel, find_family, load
@@ -40,13 +40,15 @@ def load_for_run(
     quantization = plan_quantization(name, rules, recipe.quantization, precision)
     loaded = load(name, recipe.data.num_crops, recipe.attention, quantization=quantization)
     keep_layout(loaded.model)
+    loaded.processor.turns = recipe.data.turns
     return loaded
 
 
 def load_in_passing(recipe: Recipe) -> LoadedModel:
     """Load a recipe's model as a run would, and leave nothing behind."""
     with TemporaryDirectory() as folder:
-        files = [unpacked(file.path, Path(folder)) for file in recipe.data.train_files]
+        columns = recipe.data.columns
+        files = [unpacked(file.path, Path(folder), columns) for file in recipe.data.train_files]
         return load_for_run(recipe, Path(folder), Engine(recipe.precision), files)
 
 
@@ -62,15 +64,18 @@ def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path) -> None:
     write_tiny(
         folder,
         recipe.train.seed,
-        texts={text for one in Examples(files) for turn in one.turns for text in _texts(turn)},
+        texts={text for one in Examples(files) for text in _texts(one)},
         pictures=[images.find(path) for path in shown],
         num_crops=recipe.data.num_crops,
     )
 
 
-def _texts(turn: Turn) -> tuple[str, ...]:
+def _texts(example: Example) -> Iterator[str]:
     # As they stand in a prompt: behind a line break, or by themselves.
-    return f"\n{turn.user}", turn.user, turn.assistant
+    if example.system:
+        yield f"\n{example.system}"
+    for turn in example.turns:
+        yield from (f"\n{turn.user}", turn.user, turn.assistant)
 
 
 @contextmanager
@@ -88,7 +93,8 @@ def processor_for(
             name = str(made if made.exists() else Path(scratch) / "model")
             make_tiny(recipe, files, Path(name))
         family = find_family(name)
-        processor = family.load_processor(name, recipe.data.num_crops)
+        processor: Any = family.load_processor(name, recipe.data.num_crops)
+        processor.turns = recipe.data.turns
         yield family, AutoConfig.from_pretrained(name), processor
 
 
@@ -104,7 +110,8 @@ def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
     from foveal.inspect.page import write_inspection
 
     data = recipe.data
-    files = [unpacked(file.path, recipe.run / ".cache") for file in data.train_files]
+    cache = recipe.run / ".cache"
+    files = [unpacked(file.path, cache, data.columns) for file in data.train_files]
     weights = [file.weight for file in data.train_files]
     with processor_for(recipe, files) as (family, config, processor):
         examples, dataset = read_dataset(files, processor, data.images, None, data.workers, weights)

@@ -94,9 +94,9 @@ class TrainingRun:
     def _unpack(self, path: Path) -> Path:
         """Find the JSONL file of what the recipe names; the main process unpacks, others wait."""
         if self.engine.is_main:
-            unpacked(path, self.run / ".cache")
+            unpacked(path, self.run / ".cache", self.recipe.data.columns)
         self.engine.wait()
-        return unpacked(path, self.run / ".cache")
+        return unpacked(path, self.run / ".cache", self.recipe.data.columns)
 
     def _check(self) -> None:
         """Say what was noticed while reading, before anything is paid for."""

@@ -231,3 +231,109 @@ def test_checking_loads_no_heavy_package():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert not {"torch", "transformers", "av", "datasets", "numpy"} & set(loaded.stdout.split())
+
+
+def warnings_of(folder: Path, *lines: str, **options) -> list[str]:
+    check = check_file(write(folder, *lines), **options)
+    assert list(check) == []
+    return [warning.message for warning in check.summary.first_warnings]
+
+
+def shades(path: Path, size: tuple[int, int] = (60, 40)) -> None:
+    Image.linear_gradient("L").resize(size).convert("RGB").save(path)
+
+
+@pytest.mark.parametrize("dot", [(0, 0), (29, 11), (59, 39)])
+def test_a_picture_of_one_colour_is_warned_of_and_one_with_a_dot_is_not(folder, dot):
+    text = line("1", turn(images=["c.png"]))
+    picture = Image.new("RGB", (60, 40), "red")
+    picture.save(folder / "images" / "c.png")
+    assert warnings_of(folder, text) == [
+        "image c.png shows one colour (an alpha channel is dropped)"
+    ]
+    assert warnings_of(folder, text, decode=False) == []
+    picture.putpixel(dot, (255, 0, 1))
+    picture.save(folder / "images" / "dot.png")
+    assert warnings_of(folder, line("1", turn(images=["dot.png"]))) == []
+
+
+def test_letters_in_the_alpha_channel_alone_are_warned_of(folder):
+    picture = Image.new("RGBA", (60, 40), (0, 0, 0, 0))
+    picture.putalpha(Image.linear_gradient("L").resize((60, 40)))
+    picture.save(folder / "images" / "c.png")
+    (warning,) = warnings_of(folder, line("1", turn(images=["c.png"])))
+    assert "one colour" in warning
+
+
+def test_a_warning_leaves_the_line_good(folder):
+    data = write(folder, line("1"))
+    check = check_file(data, fix=folder / "fixed.jsonl")
+    assert list(check) == []
+    assert (check.summary.warnings, check.summary.bad_lines) == (1, 0)
+    assert (folder / "fixed.jsonl").read_bytes() == data.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["<image>", "<video>", "<img>", "<image 1>", "<image_token>", "<start_of_turn>", "[INST]"],
+)
+def test_another_tools_tag_is_named(folder, tag):
+    for who in ("user", "assistant"):
+        (problem,) = problems_of(folder, line("1", turn(**{who: f"so {tag} here"})))
+        assert f"{who} holds {tag}" in problem.message
+    (problem,) = problems_of(folder, line("1", system=f"so {tag} here"))
+    assert f"system holds {tag}" in problem.message
+
+
+@pytest.mark.parametrize("text", ["<imagine>", "[instance]", "a < image > b", "images", "<b>"])
+def test_words_that_look_like_tags_are_well(folder, text):
+    assert problems_of(folder, line("1", turn(user=text))) == []
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        (["That.", " no"], 'the choice " no" begins or ends with a space'),
+        (["That.", ""], "a choice is empty"),
+        (["That.", "no", "no"], 'the choice "no" is there twice'),
+    ],
+)
+def test_choices_that_are_no_labels_are_named(folder, choices, message):
+    assert problems_of(folder, line("1", turn(choices=choices))) == [
+        Problem(1, f"turn 1: {message}")
+    ]
+
+
+def test_an_empty_accepted_answer_is_named(folder):
+    (problem,) = problems_of(folder, line("1", turn(answers=["That.", " "])))
+    assert problem.message == "turn 1: an answer is empty"
+
+
+@pytest.mark.parametrize("system", [" ", "of <|image_1|>", "ends <|end|>"])
+def test_a_system_text_is_looked_at_too(folder, system):
+    (problem,) = problems_of(folder, line("1", system=system))
+    assert problem.message.startswith("system ")
+
+
+@pytest.mark.parametrize("who", ["user", "assistant"])
+def test_a_value_that_was_nothing_in_a_table_is_warned_of(folder, who):
+    shades(folder / "images" / "c.png")
+    (warning,) = warnings_of(folder, line("1", turn(images=["c.png"], **{who: "nan"})))
+    assert warning == f'turn 1: {who} is "nan", which tables write for nothing'
+    assert warnings_of(folder, line("1", turn(images=["c.png"], assistant="None"))) == []
+
+
+def test_examples_of_several_turns_are_counted(folder):
+    check = check_file(write(folder, line("1"), line("2", turn(), turn(images=[]))))
+    assert list(check) == []
+    assert check.summary.several_turns == 1
+
+
+def test_a_check_that_is_broken_off_leaves_no_half_of_the_good_lines(folder):
+    def stop(done):
+        raise KeyboardInterrupt
+
+    data = write(folder, line("1"), line("2"))
+    with pytest.raises(KeyboardInterrupt):
+        list(check_file(data, fix=folder / "fixed.jsonl", progress=stop))
+    assert sorted(file.name for file in folder.iterdir()) == ["data.jsonl", "images"]

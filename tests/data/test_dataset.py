@@ -1,7 +1,9 @@
 """Examples as arrays are the examples that were read, and cost few bytes each."""
 
 import json
+import os
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,12 +13,15 @@ from tiny import make_picture, pages, turn, write_data
 from words import WordProcessor
 
 from foveal.data import dataset
-from foveal.data.check import count_tokens
+from foveal.data.batch import build_batch, cut_as_planned
+from foveal.data.check import check_file, count_tokens
 from foveal.data.dataset import build_dataset, read_dataset
 from foveal.data.encode import encode
 from foveal.data.example import ImageFolder, read_examples
 from foveal.data.media import image_size
+from foveal.data.rows import Group, Row
 from foveal.errors import DataError
+from foveal.evaluate.opening import Opener
 
 
 def mixed(folder):
@@ -166,3 +171,70 @@ def test_a_question_about_a_known_picture_costs_a_few_hundred_bytes(tmp_path):
     ]
     each = (sum(array.nbytes for array in arrays) + len(dataset.examples.ids.content)) / count
     assert each < 300
+
+
+def put_bmp(path, size) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.linear_gradient("L").resize(size).convert("RGB").save(path)
+
+
+@pytest.mark.parametrize(
+    ("size", "num_crops", "tokens"),
+    [
+        ((1344, 1008), 16, 1921),  # 3 x 4 crops
+        ((1008, 1344), 16, 1933),  # 4 x 3: a row of the picture ends in a token of its own
+        ((500, 500), 4, 757),  # 2 x 2
+        ((400, 100), 16, 2485),  # 2 x 8
+        ((100, 400), 16, 2557),  # 8 x 2
+    ],
+)
+def test_a_picture_costs_what_the_published_processor_says(tmp_path, size, num_crops, tokens):
+    put_bmp(tmp_path / "images" / "a.bmp", size)
+    data = write_data(tmp_path / "data.jsonl", [[turn("?", "!", ["a.bmp"])]])
+    processor = make_processor(num_crops, crop_size=336, patch_size=14)
+    _, dataset = read_dataset(data, processor)
+    assert dataset.images[0].tokens == tokens
+    (example,) = read_examples(data)
+    text = len(dataset.examples[0].entries) - 1
+    assert sum(count_tokens(processor, example, [size]).turns) == text + tokens
+
+
+def test_a_picture_of_another_shape_in_its_place_gives_other_tokens_in_the_next_run(tmp_path):
+    path = tmp_path / "images" / "a.bmp"
+    data = write_data(tmp_path / "data.jsonl", [[turn("?", "!", ["a.bmp"])]])
+    processor = make_processor(16, crop_size=336, patch_size=14)
+    found = []
+    for size in ((400, 100), (100, 400)):
+        put_bmp(path, size)
+        os.utime(path, (1, 1))
+        found.append(read_dataset(data, processor, cache=tmp_path / "cache")[1])
+    assert [dataset.images[0].tokens for dataset in found] == [2485, 2557]
+    assert found[0].fingerprint != found[1].fingerprint
+
+
+def test_a_picture_of_another_shape_in_the_midst_of_a_run_is_left_out_by_name(tmp_path):
+    path = tmp_path / "images" / "a.bmp"
+    data = write_data(tmp_path / "data.jsonl", [[turn("?", "!", ["a.bmp"])]])
+    processor = make_processor(16)
+    put_bmp(path, (400, 100))
+    _, dataset = read_dataset(data, processor)
+    put_bmp(path, (100, 400))  # as many crops, but 8 x 2 where 2 x 8 were planned
+    fact = dataset.images[0]
+    with pytest.raises(DataError, match=r"a\.bmp: it was another picture when the run began"):
+        cut_as_planned(fact, processor)
+    with Opener(dataset, processor) as opener, pytest.raises(DataError, match=r"a\.bmp: it was"):
+        opener.cut(0)
+    batch = build_batch(Row((Group((0,), 0),)), dataset, processor)
+    assert [one.example_id for one in batch.left_out] == ["example-0"]
+    put_bmp(path, (40, 10))
+    assert len(cut_as_planned(fact, processor)) == fact.rows * fact.columns
+
+
+def test_a_picture_that_is_too_elongated_is_named(tmp_path):
+    put_bmp(tmp_path / "images" / "thin.bmp", (4000, 1))
+    data = write_data(tmp_path / "data.jsonl", [[turn("?", "!", ["thin.bmp"])]])
+    processor = make_processor(4)
+    with pytest.raises(DataError, match=r"thin\.bmp: a picture of 4000 x 1 pixels is too elong"):
+        read_dataset(data, processor)
+    (problem,) = check_file(data, count_tokens=partial(count_tokens, processor))
+    assert problem.message.startswith("image thin.bmp: a picture of 4000 x 1 pixels is too elong")

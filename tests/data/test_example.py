@@ -175,3 +175,24 @@ def test_reading_is_lazy_so_a_large_file_opens_at_once(tmp_path):
     path: Path = tmp_path / "data.jsonl"
     path.write_text(f"{RECIPE_LINE}\nbroken\n")
     assert next(read_examples(path)).source == "ucf101"
+
+
+def test_a_null_is_a_key_that_was_left_out():
+    turn = {"images": None, "user": "?", "assistant": "!", "answers": None, "path": None}
+    line = json.dumps({"id": "1", "system": None, "videos": None, "conversations": [turn]})
+    assert parse_example(line).to_json() == (
+        '{"id":"1","conversations":[{"user":"?","assistant":"!"}]}'
+    )
+    for bad, message in (
+        (line.replace('"?"', "null"), 'missing key "conversations.0.user"'),
+        (line.replace('"path": null', '"path": "a"'), 'unknown key "conversations.0.path"'),
+        (line.replace('"images": null', '"images": [null]'), r'"conversations.0.images.0": .*str'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse_example(bad)
+
+
+def test_a_system_text_is_a_key_of_the_line():
+    line = '{"id":"1","system":"Be brief.","conversations":[{"user":"?","assistant":"!"}]}'
+    assert parse_example(line).system == "Be brief."
+    assert parse_example(line).to_json() == line

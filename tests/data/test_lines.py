@@ -1,6 +1,7 @@
 """Any line of a JSONL file is found at once."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -100,3 +101,14 @@ def test_an_index_of_many_lines_is_a_few_bytes_a_line(tmp_path):
     assert isinstance(found._spans, np.memmap)  # the system may drop it again
     assert cache.stat().st_size < 17 * 20_000
     assert found[19_999] == line("a").encode()
+
+
+def test_an_index_is_made_anew_for_other_lines_of_equal_length_and_time(tmp_path):
+    path, cache = tmp_path / "data.jsonl", tmp_path / "index.npy"
+    path.write_bytes(b"0123456789012345678\n0123456789012345678\n")
+    before = path.stat()
+    assert len(Lines(path, cache)) == 2
+    path.write_bytes(b"0123456789\n0123456789\n01234567890123456\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert [bytes(line) for line in Lines(path, cache)] == path.read_bytes().splitlines()

@@ -244,6 +244,18 @@ def test_a_file_of_equal_length_but_another_time_is_read_again(tmp_path):
     assert image_sizes([path], cache) == [(8, 4)]
 
 
+def test_a_picture_put_in_anothers_place_is_read_again_though_length_and_time_are_kept(tmp_path):
+    path, cache = tmp_path / "picture.bmp", tmp_path / "sizes.json"
+    Image.new("RGB", (400, 100)).save(path)
+    before = path.stat()
+    assert image_sizes([path], cache) == [(400, 100)]
+    Image.new("RGB", (100, 400)).save(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert image_sizes([path], cache) == [(100, 400)]
+
+
 @pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"a": [1]}', b'{"a": 3}', b"\xff\xfe"])
 def test_a_broken_memory_of_sizes_is_rebuilt(tmp_path, broken):
     path, cache = tmp_path / "picture.png", tmp_path / "sizes.json"

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveal.data.dataset import Dataset, build_dataset
-from foveal.data.encode import encode
+from foveal.data.encode import TurnsSetting, encode
 from foveal.data.example import Example, ImageFolder, Turn
 from foveal.errors import ConfigError
 from foveal.models.attention import choose_attention
@@ -170,6 +170,7 @@ class LetterProcessor:
     size: BenchSize
     image_token_id: int = IMAGE_ID
     num_crops: int = NUM_CROPS
+    turns: TurnsSetting = "recipe"
 
     @property
     def crop_size(self) -> int:

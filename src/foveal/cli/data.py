@@ -4,13 +4,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foveal.cli.front import app
 
+if TYPE_CHECKING:
+    from foveal.config import Columns as NamedColumns
+
 PANEL = "Data"
+
+BETWEEN_TURNS = (
+    "between two, training writes <|end|>, <|endoftext|> and a new <s>, as the published recipe "
+    "does; data.turns=template writes <|end|> alone, as the published chat template does"
+)
+
+Columns = Annotated[
+    str, typer.Option(help="Columns of a table, if not usual: question=ask,answer=reply.")
+]
 
 
 @app.command(rich_help_panel=PANEL)
@@ -22,6 +34,7 @@ def convert(
     classes: Annotated[str, typer.Option(help="first10, all, or names with commas.")] = "all",
     split: Annotated[int, typer.Option(help="Official split of UCF-101.", min=1, max=3)] = 1,
     question: Annotated[str | None, typer.Option(help="What to ask of each picture.")] = None,
+    columns: Columns = "",
     seed: Annotated[int, typer.Option(help="Start of random choices.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes that decode.")] = 2,
 ) -> None:
@@ -35,6 +48,7 @@ def convert(
         official_split=split,  # type: ignore[arg-type]  # the option's range
         question=question,
         seed=seed,
+        columns=read_columns(columns),
     )
     with progress_bar(kind) as advance:
         done = convert_data(kind, source, out, options=options, workers=workers, progress=advance)
@@ -60,7 +74,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
 
 @app.command(rich_help_panel=PANEL)
 def check(
-    data: Annotated[Path, typer.Argument(help="JSONL file of examples.")],
+    data: Annotated[Path, typer.Argument(help="Examples: JSONL, Parquet or hf://...")],
     images: Annotated[Path | None, typer.Option(help="Folder that image paths start from.")] = None,
     other: Annotated[
         list[Path] | None, typer.Option(help="Split to share no picture with.")
@@ -72,34 +86,55 @@ def check(
     fix: Annotated[Path | None, typer.Option(help="File for the good lines.")] = None,
     show: Annotated[int, typer.Option(help="Problems to print; the rest are counted.")] = 20,
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    columns: Columns = "",
 ) -> None:
     """Check every example before a run: broken pictures, empty answers, wrong tags.
 
     Exit status: 0 all well, 1 problems found, 2 the file cannot be read.
     """
+    from tempfile import TemporaryDirectory
+
+    from foveal.config import load_recipe
     from foveal.data.check import check_file
+    from foveal.data.convert.unpack import find_rows, unpacked
+    from foveal.errors import ConfigError
 
-    count_tokens, max_tokens = None, None
-    if recipe:
-        from foveal.assemble import token_counter
-        from foveal.config import load_recipe
+    loaded = load_recipe(recipe) if recipe else None
+    named = loaded.data.columns if loaded and not columns else read_columns(columns)
+    with TemporaryDirectory() as scratch:
+        # A file of one example a line is checked as it lies, whatever is wrong with it.
+        file = data if data.is_file() and find_rows(data) is None else None
+        if file is None and fix:
+            raise ConfigError(
+                f"{data}: --fix writes lines of a JSONL file; make one first: foveal convert table"
+            )
+        file = file or unpacked(data, Path(scratch), named)
+        count_tokens, max_tokens = None, None
+        if loaded:
+            from foveal.assemble import token_counter
 
-        count_tokens, max_tokens = token_counter(load_recipe(recipe), data)
-    problems = check_file(
-        data,
-        images,
-        decode=not headers_only,
-        workers=workers,
-        other_splits=tuple(other or ()),
-        count_tokens=count_tokens,
-        max_tokens=max_tokens,
-        fix=fix,
-    )
-    for problem in islice(problems, show):
-        typer.echo(f"{data}:{problem.line}: {problem.message}")
-    for _ in problems:
-        pass
+            count_tokens, max_tokens = token_counter(loaded, file)
+        problems = check_file(
+            file,
+            images,
+            decode=not headers_only,
+            workers=workers,
+            other_splits=tuple(other or ()),
+            count_tokens=count_tokens,
+            max_tokens=max_tokens,
+            fix=fix,
+        )
+        for problem in islice(problems, show):
+            typer.echo(f"{data}:{problem.line}: {problem.message}")
+        for _ in problems:
+            pass
     found = problems.summary
+    for warning in found.first_warnings[:show]:
+        typer.echo(f"{data}:{warning.line}: warning: {warning.message}")
+    if found.warnings > show:
+        typer.echo(f"and {found.warnings - show} more warnings")
+    if found.several_turns and not (loaded and loaded.data.turns == "template"):
+        typer.echo(f"examples of several turns: {found.several_turns}; {BETWEEN_TURNS}")
     typer.echo(f"{found.examples} examples, {found.images} pictures, problems: {found.problems}")
     if recipe:
         typer.echo(f"{found.tokens:,} tokens")
@@ -110,6 +145,26 @@ def check(
     if fix:
         typer.echo(f"{fix}: {found.lines - found.bad_lines} good lines")
     raise typer.Exit(1 if found.problems else 0)
+
+
+def read_columns(written: str) -> "NamedColumns":
+    """Read `question=ask,answer=reply`.
+
+    Raises:
+        ConfigError: it is written otherwise, or holds what no column can.
+    """
+    from foveal.config import Columns as NamedColumns
+    from foveal.errors import ConfigError
+
+    pairs = [pair.partition("=") for pair in written.split(",") if pair.strip()]
+    known = tuple(NamedColumns.model_fields)
+    for what, equals, name in pairs:
+        if what.strip() not in known or not equals or not name.strip():
+            raise ConfigError(
+                f"--columns {written}: write {known[0]}=NAME, with commas between; "
+                f"a column holds {', '.join(known)}"
+            )
+    return NamedColumns(**{what.strip(): name.strip() for what, _, name in pairs})
 
 
 @app.command(rich_help_panel=PANEL)

@@ -141,14 +141,17 @@ def evaluate(
 
     from foveal.config import EvaluateSettings
 
+    labels = tuple(choices.split(",") if choices else ())
     settings = EvaluateSettings(
         answer=answer,
-        choices=tuple(choices.split(",") if choices else ()),
+        choices=labels,
         max_new_tokens=max_new_tokens,
         tokens_per_batch=tokens_per_batch,
         metrics=tuple(metrics.split(",")),
     )
     console = Console(stderr=True)
+    if settings.choices != labels:
+        typer.echo(f"choices, without what stands around them: {settings.choices}", err=True)
     if predictions:
         from foveal.evaluate.evaluation import score_made_elsewhere
 

@@ -3,6 +3,7 @@
 from foveal.config.recipe_file import as_typed, flatten, load_recipe, quoted, save_recipe
 from foveal.config.settings import (
     Base,
+    Columns,
     DataFile,
     DataSettings,
     EvaluateSettings,
@@ -17,6 +18,7 @@ from foveal.config.settings import (
 
 __all__ = [
     "Base",
+    "Columns",
     "DataFile",
     "DataSettings",
     "EvaluateSettings",

@@ -11,6 +11,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -36,6 +37,31 @@ class DataFile(Settings):
     """How often an epoch shows each example; 0.5: half of them, the next epoch the other half."""
 
 
+class Columns(Settings):
+    """Names of a table's columns, as in `{question: ask}`; others are found by usual names."""
+
+    images: str | None = None
+    """Column of the picture or pictures: bytes, or paths from the table's folder."""
+
+    question: str | None = None
+    """Column of what is asked."""
+
+    answer: str | None = None
+    """Column of the answer that is learnt."""
+
+    answers: str | None = None
+    """Column of all accepted answers; without an `answer`, one of them is learnt."""
+
+    choices: str | None = None
+    """Column of the closed set that the answer is one of."""
+
+    system: str | None = None
+    """Column of what the model is told before the question."""
+
+    messages: str | None = None
+    """Column of whole conversations, in place of question and answer."""
+
+
 class DataSettings(Settings):
     """Which examples, and how they become rows."""
 
@@ -48,6 +74,13 @@ class DataSettings(Settings):
 
     images: Path | None = None
     """Folder that image paths start from; none: `images` beside the JSONL file, or its folder."""
+
+    columns: Columns = Columns()
+    """Which columns of Parquet rows hold what."""
+
+    turns: Literal["recipe", "template"] = "recipe"
+    """What stands between two turns of a conversation: `<|end|>`, `<|endoftext|>` and a new `<s>`,
+    as in the published recipe; or `<|end|>` alone, as in the published chat template."""
 
     share_images: bool = True
     """Put the questions of one image behind it in one row; exact, and several times faster."""
@@ -218,7 +251,8 @@ class EvaluateSettings(Settings):
     the data or evaluate.choices names a closed set, else generate."""
 
     choices: tuple[str, ...] = ()
-    """Labels that every answer is one of, where the data does not name any."""
+    """Labels that every answer is one of, where the data does not name any; spaces around them,
+    empty ones and repetitions are dropped."""
 
     max_new_tokens: PositiveInt = 64
     """Longest answer, in tokens."""
@@ -232,6 +266,11 @@ class EvaluateSettings(Settings):
 
     metrics: tuple[str, ...] = ("accuracy", "anls")
     """Scores to compute."""
+
+    @field_validator("choices")
+    @classmethod
+    def _trimmed(cls, choices: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(label for choice in choices if (label := choice.strip())))
 
 
 class Base(Settings):

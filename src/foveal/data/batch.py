@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveal.data.dataset import Dataset
+from foveal.data.dataset import Dataset, ImageFact
 from foveal.data.encode import Expanded, TurnProcessor
 from foveal.data.layout import GroupSpan
 from foveal.data.media import open_image
@@ -155,7 +155,9 @@ def open_pictures(shown: Sequence[int], dataset: Dataset, processor: TurnProcess
     Raises:
         DataError: a picture cannot be used.
     """
-    crops = {image: _cut(image, dataset, processor) for image in dict.fromkeys(shown)}
+    crops = {
+        image: cut_as_planned(dataset.images[image], processor) for image in dict.fromkeys(shown)
+    }
     return _arrange(shown, crops, dataset)
 
 
@@ -170,13 +172,23 @@ def _arrange(shown: Sequence[int], crops: Mapping[int, Tensor], dataset: Dataset
     return Pictures(torch.cat([crops[image] for image in distinct]), torch.tensor(sizes), indices)
 
 
-def _cut(image: int, dataset: Dataset, processor: TurnProcessor) -> Tensor:
-    """Open a picture and cut it into crops, as many as its header promised."""
-    fact = dataset.images[image]
-    crops = processor.cut(open_image(fact.path))
-    if len(crops) != fact.rows * fact.columns:
+def cut_as_planned(fact: ImageFact, processor: TurnProcessor) -> Tensor:
+    """Open a picture and cut it into the grid of crops that its header promised.
+
+    Raises:
+        DataError: it cannot be used, or has become one of another shape.
+    """
+    image = open_image(fact.path)
+    if _grid(image.size, processor) != (fact.rows, fact.columns):
         raise DataError(f"{fact.path}: it was another picture when the run began; put that back")
-    return crops
+    return processor.cut(image)
+
+
+def _grid(size: tuple[int, int], processor: TurnProcessor) -> tuple[int, int] | None:
+    try:
+        return processor.grid(*size)
+    except DataError:  # too elongated, which no planned picture is
+        return None
 
 
 def _cut_all(
@@ -187,7 +199,7 @@ def _cut_all(
     reasons: dict[int, str] = {}
     for image in sorted(row.images(dataset.sizes)):
         try:
-            crops[image] = _cut(image, dataset, processor)
+            crops[image] = cut_as_planned(dataset.images[image], processor)
         except DataError as error:
             reasons[image] = str(error)
     return crops, reasons

@@ -1,18 +1,20 @@
 """A JSONL file of examples -> every problem that a run would meet in it, and a summary."""
 
-import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from foveal.data.example import Example, ImageFolder, Turn, numbered_lines, parse_example
-from foveal.data.media import image_identity, image_size, open_image
+from foveal.data.example import Example, ImageFolder, numbered_lines, parse_example
+from foveal.data.media import image_identity, image_size, open_image, shows_one_colour
 from foveal.data.parallel import parallel
+from foveal.data.recognise import other_kind, refuse_other_files
+from foveal.data.texts import example_problems, example_warnings
 from foveal.errors import DataError
+from foveal.storage import written_whole
 
 if TYPE_CHECKING:
     from foveal.data.encode import TurnProcessor
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 MOST_LABELS = 100
 """Most different answers that still count as labels where a file names no choices."""
 
-_IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
-_SPECIAL_TOKEN = re.compile(r"<\|(?!image_\d+\|>)\w+\|>|</?s>|<unk>")
+MOST_WARNINGS = 1000
+"""Most warnings that are kept; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,22 @@ def count_tokens(
     processor: "TurnProcessor", example: Example, sizes: Sequence[tuple[int, int]]
 ) -> TokenCounts:
     """Count as a run over the same processor would."""
-    turns, learnt, left = [], 0, iter(sizes)
-    for turn in example.turns:
-        prompt = processor.encode_prompt(turn.user, len(turn.images))
-        answer = processor.encode_answer(turn.assistant)
-        images = sum(processor.num_image_tokens(*next(left)) - 1 for _ in turn.images)
+    from foveal.data.encode import asked_turns, encode_turns
+
+    turns, learnt, left = [], 0, iter(zip(example.images, sizes, strict=True))
+    encoded = encode_turns(asked_turns(example), processor, example.system)
+    for turn, (prompt, answer) in zip(example.turns, encoded, strict=True):
+        images = sum(_image_tokens(processor, *next(left)) - 1 for _ in turn.images)
         turns.append(len(prompt) + images + len(answer))
         learnt += len(answer)
     return TokenCounts(tuple(turns), learnt)
+
+
+def _image_tokens(processor: "TurnProcessor", name: str, size: tuple[int, int]) -> int:
+    try:
+        return processor.num_image_tokens(*size)
+    except DataError as error:
+        raise DataError(f"image {name}: {error}") from error
 
 
 @dataclass
@@ -73,8 +83,15 @@ class Summary:
     images: int = 0
     """Different pictures."""
 
+    several_turns: int = 0
+    """Examples of more than one turn."""
+
     bad_lines: int = 0
     problems: int = 0
+    warnings: int = 0
+    first_warnings: list[Problem] = field(default_factory=list)
+    """What may be meant as it is; lines with no more than that count as good."""
+
     tokens: int = 0
     """Of all examples, where they are counted."""
 
@@ -116,6 +133,8 @@ def check_file(
     for file in (data, *other_splits):
         if not file.is_file():
             raise DataError(f"{file}: no such file; give a JSONL file of examples")
+    for file in other_splits:
+        refuse_other_files(file)
     if fix is not None and fix.resolve() == data.resolve():
         raise DataError(f"{fix}: is the file being checked; write the good lines elsewhere")
     rules = _Rules(ImageFolder(data, images), decode, count_tokens, max_tokens)
@@ -137,6 +156,7 @@ class _Finding:
     """What came out of one line."""
 
     messages: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
     identity: str | None = None
     num_turns: int = 0
     images: tuple[tuple[str, Path], ...] = ()
@@ -170,9 +190,22 @@ class FileCheck(Iterator[Problem]):
         return next(self._problems)
 
     def _walk(self) -> Iterator[Problem]:
+        summary = self.summary
+        if (kind := other_kind(self._data)) is not None:
+            summary.problems += 1
+            yield Problem(1, kind)
+            return
+        with _good_lines(self._fix) as keep:
+            yield from self._walk_lines(keep)
+        if not summary.lines:
+            summary.problems += 1
+            yield Problem(1, "no example in the file")
+        if not summary.labels and len(self._open_answers) <= min(MOST_LABELS, summary.examples / 2):
+            summary.labels.update(self._open_answers)
+
+    def _walk_lines(self, keep: Callable[[bytes], object]) -> Iterator[Problem]:
         summary, lines_of_ids, seen = self.summary, dict[str, int](), set[Path]()
         elsewhere = _Elsewhere(self._other_splits, self._rules.folder)
-        good = _GoodLines(self._fix)
         work = partial(_check_line, self._rules)
         numbered = numbered_lines(self._data)
         for number, line, finding in _side_by_side(work, numbered, self._workers):
@@ -189,24 +222,26 @@ class FileCheck(Iterator[Problem]):
                     summary.images += 1
                 if twin := elsewhere.find(path):
                     messages.append(f"image {name} is also in {twin}")
+            self._warn(number, finding)
             summary.problems += len(messages)
             summary.bad_lines += bool(messages)
             yield from (Problem(number, message) for message in messages)
             if not messages:
-                good.write(line)
+                keep(line)
             if self._progress:
                 self._progress(summary.lines)
-        if not summary.lines:
-            summary.problems += 1
-            yield Problem(1, "no example in the file")
-        if not summary.labels and len(self._open_answers) <= min(MOST_LABELS, summary.examples / 2):
-            summary.labels.update(self._open_answers)
-        good.close()
+
+    def _warn(self, number: int, finding: _Finding) -> None:
+        summary = self.summary
+        summary.warnings += len(finding.warnings)
+        room = MOST_WARNINGS - len(summary.first_warnings)
+        summary.first_warnings += [Problem(number, one) for one in finding.warnings[:room]]
 
     def _count(self, finding: _Finding) -> None:
         summary = self.summary
         summary.examples += 1
         summary.turns += finding.num_turns
+        summary.several_turns += finding.num_turns > 1
         summary.tokens += finding.tokens
         if finding.closed:
             summary.labels[finding.answer] += 1
@@ -238,28 +273,29 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
         example = parse_example(line)
     except ValueError as error:
         return _Finding((str(error),))
-    messages = [
-        f"turn {number}: {message}"
-        for number, turn in enumerate(example.turns, start=1)
-        for message in turn_problems(turn)
-    ]
+    messages, warnings = list(example_problems(example)), list(example_warnings(example))
     found: list[tuple[str, Path]] = []
     sizes: list[tuple[int, int]] = []
     for name in example.images:
         try:
             path = rules.folder.find(name)
-            sizes.append(_probe(path, rules.decode))
-            found.append((name, path))
+            seen = _probe(path, rules.decode)
         except (DataError, OSError, ValueError) as error:  # a name may be too long, or hold a NUL
             messages.append(
                 str(error) if isinstance(error, DataError) else f"image {name!r}: {error}"
             )
+            continue
+        found.append((name, path))
+        sizes.append(seen.size)
+        if seen.one_colour:
+            warnings.append(f"image {name} shows one colour (an alpha channel is dropped)")
     tokens = 0
     if rules.count_tokens and len(sizes) == len(example.images):
         tokens, problems = _length_problems(rules, example, sizes)
         messages += problems
     return _Finding(
         messages=tuple(messages),
+        warnings=tuple(dict.fromkeys(warnings)),
         identity=example.id,
         num_turns=len(example.turns),
         images=tuple(found),
@@ -269,32 +305,25 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
     )
 
 
-def turn_problems(turn: Turn) -> Iterator[str]:
-    """Find what is wrong with the texts of a turn."""
-    for who, text in (("user", turn.user), ("assistant", turn.assistant)):
-        if not text.strip():
-            yield f"{who} is empty"
-        if tokens := sorted(set(_SPECIAL_TOKEN.findall(text))):
-            yield f"{who} holds {', '.join(tokens)}, which the model would read as plain text"
-    if _IMAGE_TAG.search(turn.assistant):
-        yield "assistant holds an image tag"
-    named = [int(number) for number in _IMAGE_TAG.findall(turn.user)]
-    if named and sorted(named) != list(range(1, len(turn.images) + 1)):
-        tags = ", ".join(f"<|image_{number}|>" for number in named)
-        yield f"user names {tags}, but the turn has {len(turn.images)} images"
-    if turn.choices and turn.assistant not in turn.choices:
-        yield f'"{turn.assistant}" is none of the choices'
+class _Seen(NamedTuple):
+    """What a look at a picture shows."""
+
+    size: tuple[int, int]
+    one_colour: bool = False
 
 
 @lru_cache(maxsize=4096)  # questions of one picture stand near each other
-def _probe_or_reason(path: Path, decode: bool) -> tuple[int, int] | str:
+def _probe_or_reason(path: Path, decode: bool) -> _Seen | str:
     try:
-        return open_image(path).size if decode else image_size(path)
+        if not decode:
+            return _Seen(image_size(path))
+        image = open_image(path)
+        return _Seen(image.size, shows_one_colour(image))
     except DataError as error:
         return str(error)
 
 
-def _probe(path: Path, decode: bool) -> tuple[int, int]:
+def _probe(path: Path, decode: bool) -> _Seen:
     result = _probe_or_reason(path, decode)
     if isinstance(result, str):
         raise DataError(result)
@@ -361,19 +390,11 @@ def _images_of(line: bytes, *folders: ImageFolder) -> Iterator[Path]:
                 continue
 
 
-class _GoodLines:
-    """The lines without a problem, written whole or not at all; nowhere: they are let go."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._beside = path.with_name(f"{path.name}.{os.getpid()}.part") if path else None
-        self._file = self._beside.open("wb") if self._beside else None
-
-    def write(self, line: bytes) -> None:
-        if self._file:
-            self._file.write(line if line.endswith(b"\n") else line + b"\n")
-
-    def close(self) -> None:
-        if self._file and self._beside and self._path:
-            self._file.close()
-            self._beside.replace(self._path)
+@contextmanager
+def _good_lines(path: Path | None) -> Iterator[Callable[[bytes], object]]:
+    """Write the lines without a problem, whole or not at all; nowhere: they are let go."""
+    if path is None:
+        yield lambda line: None
+        return
+    with written_whole(path) as beside, beside.open("wb") as file:
+        yield lambda line: file.write(line if line.endswith(b"\n") else line + b"\n")

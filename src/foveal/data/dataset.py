@@ -198,9 +198,18 @@ def _measure(
     paths: Sequence[Path], processor: TurnProcessor, cache: Path | None, workers: int
 ) -> ImageFacts:
     sizes = image_sizes(paths, cache, workers)
-    grids = np.asarray([processor.grid(*size) for size in sizes], np.int32).reshape(-1, 2)
+    grids = np.asarray(
+        [_grid(processor, path, size) for path, size in zip(paths, sizes, strict=True)], np.int32
+    ).reshape(-1, 2)
     tokens = np.asarray([processor.num_image_tokens(*size) for size in sizes], np.int32)
     return ImageFacts(Texts.of(map(str, paths)), tokens, grids)
+
+
+def _grid(processor: TurnProcessor, path: Path, size: tuple[int, int]) -> tuple[int, int]:
+    try:
+        return processor.grid(*size)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def _tower_crops(facts: ImageFacts) -> np.ndarray:

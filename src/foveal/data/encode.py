@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a token that is not to be learnt."""
+
+
+TurnsSetting = Literal["recipe", "template"]
+"""How turns follow each other: see the recipe's `data.turns`."""
+
+
+class AskedTurn(NamedTuple):
+    """One turn of a conversation, its images only counted."""
+
+    user: str
+    num_images: int
+    assistant: str | None
+    """None: it is asked for."""
 
 
 class TurnProcessor(Protocol):
@@ -36,6 +50,11 @@ class TurnProcessor(Protocol):
 
     def encode_answer(self, assistant: str) -> list[int]:
         """Encode a turn's answer with the tokens that end it."""
+        ...
+
+    @property
+    def turns(self) -> TurnsSetting:
+        """See `data.turns`: by the template, no text ends and none begins between two turns."""
         ...
 
     def num_image_tokens(self, width: int, height: int) -> int:
@@ -100,22 +119,46 @@ def encode(example: Example, processor: TurnProcessor, folder: ImageFolder) -> E
         DataError: an image is not there.
         ValueError: image tags written in a text do not match its images.
     """
-    entries: list[int] = []
-    learnt: list[bool] = []
-    images: list[Path] = []
-    prompt_entries = 0
-    for turn in example.turns:
-        prompt = processor.encode_prompt(turn.user, len(turn.images))
-        answer = processor.encode_answer(turn.assistant)
-        first_image = len(images)  # a turn counts its images from 0, an example goes on
-        entries += [entry - first_image if entry < 0 else entry for entry in prompt] + answer
-        learnt += [False] * len(prompt) + [True] * len(answer)
-        images += [folder.find(path) for path in turn.images]
-        prompt_entries = prompt_entries or len(prompt)
+    turns = encode_turns(asked_turns(example), processor, example.system)
+    entries = [entry for prompt, answer in turns for entry in (*prompt, *answer)]
+    learnt = [part for turn in turns for part in (np.zeros(len(turn[0])), np.ones(len(turn[1])))]
     return Encoded(
         example.id,
         np.asarray(entries, np.int32),
-        np.asarray(learnt, np.bool_),
-        prompt_entries,
-        tuple(images),
+        np.concatenate(learnt).astype(np.bool_),
+        len(turns[0][0]),
+        tuple(folder.find(path) for path in example.images),
     )
+
+
+def asked_turns(example: Example) -> list[AskedTurn]:
+    """List an example's turns."""
+    return [AskedTurn(one.user, len(one.images), one.assistant) for one in example.turns]
+
+
+def encode_turns(
+    turns: Sequence[AskedTurn], processor: TurnProcessor, system: str = ""
+) -> list[tuple[list[int], list[int]]]:
+    """Encode each turn's prompt and answer; a system text belongs to the first prompt.
+
+    Returns:
+        (prompt, answer) of each turn, which follow each other without anything between them;
+        image k of the conversation stands as -(k + 1).
+
+    Raises:
+        ValueError: image tags written in a text do not match its images.
+    """
+    encoded: list[tuple[list[int], list[int]]] = []
+    first_image = 0  # a turn counts its images from 0, a conversation goes on
+    for turn in turns:
+        prompt = processor.encode_prompt(turn.user, turn.num_images)
+        prompt = [entry - first_image if entry < 0 else entry for entry in prompt]
+        answer = [] if turn.assistant is None else processor.encode_answer(turn.assistant)
+        first_image += turn.num_images
+        encoded.append((prompt, answer))
+    if system:
+        encoded[0][0][:1] = processor.encode_system(system)
+    if processor.turns == "template":
+        for (_, answer), (prompt, _) in pairwise(encoded):
+            del answer[-1:], prompt[:1]
+    return encoded

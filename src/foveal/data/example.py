@@ -1,11 +1,15 @@
 """Example: one conversation and the images it speaks of; one line of a JSONL file."""
 
+import json
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from foveal.errors import DataError
+from foveal.storage import written_whole
 
 
 class Turn(BaseModel):
@@ -40,6 +44,9 @@ class Example(BaseModel):
     source: str = ""
     """Name of the data set it comes from."""
 
+    system: str = ""
+    """What the model is told before the first turn; empty: nothing."""
+
     turns: tuple[Turn, ...] = Field(alias="conversations", min_length=1)
 
     @property
@@ -53,15 +60,39 @@ class Example(BaseModel):
 
 
 def parse_example(line: str | bytes) -> Example:
-    """Read one line of JSON.
+    """Read one line of JSON; a key that holds null is one that was left out.
 
     Raises:
         ValueError: in one sentence, what is wrong with the line.
     """
+    content = line.encode("utf-8", "surrogatepass") if isinstance(line, str) else line
+    content = content.removeprefix(BOM_UTF8)
     try:
-        return Example.model_validate_json(line)
+        return Example.model_validate_json(content)
+    except ValidationError as error:
+        if (full := _without_nulls(content)) is None:
+            raise ValueError(_first_problem(error)) from None
+    try:
+        return Example.model_validate_json(full)
     except ValidationError as error:
         raise ValueError(_first_problem(error)) from None
+
+
+def _without_nulls(content: bytes) -> str | None:
+    """Write a line without the keys that hold null, as tables add them; none: it has none."""
+    dropped = False
+
+    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal dropped
+        kept = {key: value for key, value in pairs if value is not None}
+        dropped |= len(kept) < len(pairs)
+        return kept
+
+    try:
+        value = json.loads(content, object_pairs_hook=keep) if b"null" in content else None
+    except (ValueError, RecursionError):
+        return None
+    return json.dumps(value) if dropped else None
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -77,6 +108,11 @@ def _first_problem(error: ValidationError) -> str:
     return f'"{where}": {reason[0].lower()}{reason[1:]}' if where else reason
 
 
+def holds_anything(line: bytes) -> bool:
+    """Tell a line from an empty one."""
+    return bool(line.removeprefix(BOM_UTF8).strip())
+
+
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Read the lines of a file that hold anything, each with its number, from 1.
 
@@ -86,7 +122,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if line.strip():
+                if holds_anything(line):
                     yield number, line
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; give a JSONL file of examples") from error
@@ -115,13 +151,11 @@ def read_examples(path: Path) -> Iterator[Example]:
 
 def write_examples(path: Path, examples: Iterable[Example]) -> int:
     """Write a JSONL file whole or not at all; returns the number of examples."""
-    beside = path.with_name(path.name + ".part")
     written = 0
-    with beside.open("w", encoding="utf-8") as lines:
+    with written_whole(path) as beside, beside.open("w", encoding="utf-8") as lines:
         for example in examples:
             lines.write(example.to_json() + "\n")
             written += 1
-    beside.replace(path)
     return written
 
 

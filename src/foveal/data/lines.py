@@ -13,7 +13,8 @@ from weakref import finalize
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.example import Example, parse_example, read_examples
+from foveal.data.example import Example, holds_anything, parse_example, read_examples
+from foveal.data.media import stamp_of
 from foveal.errors import DataError
 
 BLOCK_BYTES = 2**24
@@ -99,28 +100,27 @@ def _spans(file: FileIO) -> NDArray[np.int64]:
     # No example is this short, so the long ones need not be looked at.
     for index in np.flatnonzero(kept & (spans[:, 1] - spans[:, 0] < 16)).tolist():
         start, end = spans[index].tolist()
-        kept[index] = bool(_read(file, start, end - start).strip())
+        kept[index] = holds_anything(_read(file, start, end - start))
     return spans if kept.all() else spans[kept]
 
 
 def _cached_spans(cache: Path, data: FileIO) -> NDArray[np.int64]:
     """Map a remembered index if it is of this very file, else write it."""
-    status = os.fstat(data.fileno())
-    stamp = (status.st_size, status.st_mtime_ns)
+    stamp = stamp_of(os.fstat(data.fileno()))
     try:
         known: NDArray[np.int64] = np.load(cache, mmap_mode="r")
-        if known.ndim == 2 and known.shape[1] == 2 and tuple(known[-1].tolist()) == stamp:
-            return known[:-1]
+        if known.ndim == 2 and known.shape[1] == 2 and known[-2:].ravel().tolist() == stamp:
+            return known[:-2]
     except (OSError, ValueError, IndexError, EOFError):
         pass  # absent or broken: only time is lost
     spans = _spans(data)
     cache.parent.mkdir(parents=True, exist_ok=True)
     beside = cache.with_name(f"{cache.name}.{os.getpid()}.part")
     with beside.open("wb") as file:
-        np.save(file, np.concatenate([spans, [stamp]]))
+        np.save(file, np.concatenate([spans, np.reshape(stamp, (2, 2))]))
     beside.replace(cache)
     mapped: NDArray[np.int64] = np.load(cache, mmap_mode="r")
-    return mapped[:-1]
+    return mapped[:-2]
 
 
 class Examples(Sequence[Example]):

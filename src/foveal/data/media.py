@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from hashlib import file_digest
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -134,6 +134,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def shows_one_colour(image: Image.Image) -> bool:
+    """Tell whether every pixel of a picture is the same."""
+    few = image.resize((32, 32), Image.Resampling.NEAREST)  # most pictures differ in these
+    return _one_colour(few) and _one_colour(image)
+
+
+def _one_colour(image: Image.Image) -> bool:
+    extrema: Any = image.getextrema()  # of RGB: darkest and brightest of each channel
+    return all(darkest == brightest for darkest, brightest in extrema)
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """Read (width, height) of the upright picture from its header alone.
 
@@ -166,30 +177,38 @@ def image_sizes(
     """
     known = _read_cache(cache) if cache else {}
     stamps = {path: _stamp(path) for path in dict.fromkeys(paths)}
-    unread = [path for path, stamp in stamps.items() if known.get(str(path), ())[:2] != stamp]
+    unread = [path for path, stamp in stamps.items() if known.get(str(path), [])[2:] != stamp]
     sizes = parallel(image_size, unread, workers, chunk=1024)
     for path, size in zip(unread, sizes, strict=True):
-        known[str(path)] = (*stamps[path], *size)
+        known[str(path)] = [*size, *stamps[path]]
     if cache and unread:
         _write_cache(cache, known)
-    return [known[str(path)][2:] for path in paths]
+    found = (known[str(path)] for path in paths)
+    return [(width, height) for width, height, *_ in found]
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def stamp_of(status: os.stat_result) -> list[int]:
+    """Tell a file from any that stood in its place before, though length and time were kept.
+
+    Its time of change can be set, as copying does; when that was done cannot.
+    """
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _stamp(path: Path) -> list[int]:
     try:
-        status = path.stat()
+        return stamp_of(path.stat())
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    return status.st_size, status.st_mtime_ns
 
 
-_Known = dict[str, tuple[int, int, int, int]]  # path -> bytes, time of change, width, height
+_Known = dict[str, list[int]]  # path -> width, height, and the stamp of the file
 
 
 def _read_cache(cache: Path) -> _Known:
     try:
         known = json.loads(cache.read_bytes())
-        return {path: (int(a), int(b), int(c), int(d)) for path, (a, b, c, d) in known.items()}
+        return {path: [int(one) for one in held] for path, held in known.items() if len(held) == 6}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}  # absent or broken: only time is lost
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.check import turn_problems
 from foveal.data.encode import Encoded
 from foveal.data.example import Example
+from foveal.data.texts import example_problems, example_warnings
 from foveal.errors import DataError
 
 SHOWN = 3
@@ -48,9 +48,8 @@ class Remarks:
 
 def look_at(example: Example) -> Iterator[str]:
     """Say what is odd about an example's texts."""
-    for place, turn in enumerate(example.turns, start=1):
-        for message in turn_problems(turn):
-            yield f"turn {place}: {message}"
+    yield from example_problems(example)
+    yield from example_warnings(example)
 
 
 def check_lengths(

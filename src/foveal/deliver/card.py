@@ -48,6 +48,7 @@ def write_card(
         validation=recipe.data.validation.name if recipe.data.validation else "",
         step=f"{source.progress.step:,}",
         num_crops=recipe.data.num_crops,
+        turns=recipe.data.turns,
         examples=describe_examples(recipe),
         dtype=dtype,
         settings=public_settings(recipe),

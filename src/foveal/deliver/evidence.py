@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from foveal.config import EvaluateSettings, Recipe
 from foveal.data.batch import build_batch
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, build_dataset
-from foveal.data.encode import TurnProcessor, encode
+from foveal.data.encode import encode
 from foveal.data.example import Example, ImageFolder, read_examples
 from foveal.data.rows import Group, Row
 from foveal.errors import DataError, RunError
@@ -43,7 +44,7 @@ class Examples:
         return [place * len(self.examples) // count for place in range(count)]
 
 
-def find_examples(recipe: Recipe, processor: TurnProcessor) -> Examples:
+def find_examples(recipe: Recipe, processor: Any) -> Examples:
     """Read a run's validation examples, or a few that it learnt from.
 
     Raises:
@@ -54,7 +55,7 @@ def find_examples(recipe: Recipe, processor: TurnProcessor) -> Examples:
     scored = data is not None
     if data is None and recipe.data.train_files:
         data, limit = recipe.data.train_files[0].path, COMPARED
-    data = data and unpacked(data, recipe.run / ".cache")
+    data = data and unpacked(data, recipe.run / ".cache", recipe.data.columns)
     if data is None or not data.is_file():
         raise RunError(
             f"{data}: the run's examples are not there, and without them nothing can be proven; "
@@ -64,6 +65,7 @@ def find_examples(recipe: Recipe, processor: TurnProcessor) -> Examples:
     if not examples:
         raise DataError(f"{data}: no examples; write one conversation a line")
     folder = ImageFolder(data, recipe.data.images)
+    processor.turns = recipe.data.turns
     encoded = [encode(example, processor, folder) for example in examples]
     return Examples(data, examples, build_dataset(encoded, processor), scored)
 

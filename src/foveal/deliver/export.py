@@ -107,8 +107,13 @@ def export_run(
             write_model(source, folder, chosen, processor.end_ids, max_shard_bytes)
         else:
             write_adapter(source, folder, DTYPES[chosen])
-            crops = source.recipe.data.num_crops
-            write_processor_files(source.base, source.base_name, folder, num_crops=crops)
+            write_processor_files(
+                source.base,
+                source.base_name,
+                folder,
+                num_crops=source.recipe.data.num_crops,
+                turns=source.recipe.data.turns,
+            )
         write_card(source, folder, out.name, chosen, as_model=as_model, proof=None)
     norms = four_bit_norms(source) if as_model else {}
     if examples is None:
@@ -219,6 +224,7 @@ def write_model(
         dtype=str(DTYPES[dtype]).removeprefix("torch."),
         end_ids=end_ids,
         num_crops=source.recipe.data.num_crops,
+        turns=source.recipe.data.turns,
     )
 
 

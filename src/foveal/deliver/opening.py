@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from foveal.adapt.adapters import ADAPTER, merge_adapters
-from foveal.deliver.place import ADAPTER_CONFIG, find_model, find_num_crops
+from foveal.deliver.place import ADAPTER_CONFIG, find_model, find_num_crops, find_turns
 from foveal.errors import ModelError
 from foveal.models.family import LoadedModel, load
 
@@ -27,7 +27,9 @@ def open_model(place: str, num_crops: int | None = None, dtype: Any = None) -> L
     found, crops = find_model(place), num_crops or find_num_crops(place)
     folder = Path(found)
     if not (folder / ADAPTER_CONFIG).is_file():
-        return load(found, crops, dtype=dtype)
+        loaded = load(found, crops, dtype=dtype)
+        loaded.processor.turns = find_turns(place) or loaded.processor.turns
+        return loaded
     base = read_base_name(folder)
     try:
         loaded = load(base, crops, dtype=dtype)
@@ -38,6 +40,7 @@ def open_model(place: str, num_crops: int | None = None, dtype: Any = None) -> L
     processor = loaded.processor  # a run keeps none beside its adapter, nor does peft by itself
     if any((folder / name).is_file() for name in PROCESSOR_FILES):
         processor = loaded.family.load_processor(folder, crops)
+    processor.turns = find_turns(place) or processor.turns
     return LoadedModel(loaded.model, processor, loaded.family)
 
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from foveal.config import load_recipe
+from foveal.config import Recipe, load_recipe
+from foveal.data.encode import TurnsSetting
 from foveal.errors import ModelError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -38,8 +39,19 @@ def find_run(place: Path) -> Path | None:
 
 def find_num_crops(place: str) -> int | None:
     """Find the most crops a picture that a run was trained with; none: as the model's files say."""
-    folder = Path(place)
-    run = folder if (folder / "recipe.yaml").is_file() else None
-    if (folder / ADAPTER_CONFIG).is_file():
-        run = find_run(folder)
-    return load_recipe(run / "recipe.yaml").data.num_crops if run else None
+    recipe = _recipe_of(Path(place))
+    return recipe.data.num_crops if recipe else None
+
+
+def find_turns(place: str) -> TurnsSetting | None:
+    """Find how turns followed each other in a run's training; none: as the model's files say."""
+    recipe = _recipe_of(Path(place))
+    return recipe.data.turns if recipe else None
+
+
+def _recipe_of(place: Path) -> Recipe | None:
+    """Read the recipe of a run, or of the run that an adapter folder lies in."""
+    run = place if (place / "recipe.yaml").is_file() else None
+    if (place / ADAPTER_CONFIG).is_file():
+        run = find_run(place)
+    return load_recipe(run / "recipe.yaml") if run else None

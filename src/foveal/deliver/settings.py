@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from foveal.data.encode import TurnsSetting
 from foveal.errors import ModelError
 
 COPIED = (
@@ -27,7 +28,14 @@ CROPS = "num_crops"
 
 
 def write_model_settings(
-    base: Path, base_name: str, out: Path, *, dtype: str, end_ids: Sequence[int], num_crops: int
+    base: Path,
+    base_name: str,
+    out: Path,
+    *,
+    dtype: str,
+    end_ids: Sequence[int],
+    num_crops: int,
+    turns: TurnsSetting,
 ) -> None:
     """Write config.json, the generation config, tokenizer and processor files.
 
@@ -38,6 +46,7 @@ def write_model_settings(
         dtype: torch's name of the number format of the weights.
         end_ids: tokens at which an answer ends.
         num_crops: most crops a picture, as in training.
+        turns: how they followed each other in training.
     """
     config = read_tree(base / "config.json")
     name_own_code(config, base, base_name)
@@ -47,11 +56,13 @@ def write_model_settings(
     tree = read_tree(generation) if generation.is_file() else _tokens_of(config)
     tree.pop("_from_model_config", None)  # else transformers takes the end token of config.json
     write_tree(out / generation.name, tree | {"eos_token_id": sorted(end_ids)})
-    write_processor_files(base, base_name, out, num_crops=num_crops)
+    write_processor_files(base, base_name, out, num_crops=num_crops, turns=turns)
 
 
-def write_processor_files(base: Path, base_name: str, out: Path, *, num_crops: int) -> None:
-    """Hand the tokenizer and the processor on; pictures are cut as in training."""
+def write_processor_files(
+    base: Path, base_name: str, out: Path, *, num_crops: int, turns: TurnsSetting
+) -> None:
+    """Hand the tokenizer and the processor on; pictures and turns are read as in training."""
     for pattern in COPIED:
         for path in base.glob(pattern):
             if path.is_file():
@@ -63,6 +74,7 @@ def write_processor_files(base: Path, base_name: str, out: Path, *, num_crops: i
             for branch in (tree, tree.get("image_processor")):
                 if isinstance(branch, dict) and CROPS in branch:
                     branch[CROPS] = num_crops
+                    branch |= {"turns": turns} if turns != "recipe" or "turns" in branch else {}
             write_tree(out / name, tree)
 
 

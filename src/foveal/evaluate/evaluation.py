@@ -10,8 +10,8 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from foveal.config import EvaluateSettings
-from foveal.data.convert.unpack import unpacked
+from foveal.config import Columns, EvaluateSettings, load_recipe
+from foveal.data.convert.unpack import find_rows, unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, read_examples
 from foveal.errors import ConfigError, DataError
@@ -272,10 +272,13 @@ def evaluate_model(
     """
     is_run = (Path(place) / "recipe.yaml").exists()
     folder = out or (Path(place) / "evaluation" if is_run else Path("evaluation")) / data.stem
+    columns = Columns()
+    if is_run and find_rows(data) is not None:
+        columns = load_recipe(Path(place) / "recipe.yaml").data.columns
     if workers.is_main:
-        unpacked(data, folder / ".cache")
+        unpacked(data, folder / ".cache", columns)
     workers.wait()
-    file = unpacked(data, folder / ".cache")
+    file = unpacked(data, folder / ".cache", columns)
     examples, dataset = read_dataset(file, loaded.processor, images)
     if workers.is_main and (folder / SCORES).is_file():
         for name in (SCORES, WHAT):

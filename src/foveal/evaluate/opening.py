@@ -7,9 +7,9 @@ from types import TracebackType
 
 from torch import Tensor
 
+from foveal.data.batch import cut_as_planned
 from foveal.data.dataset import Dataset
 from foveal.data.encode import TurnProcessor
-from foveal.data.media import open_image
 
 AHEAD = 4
 """Pictures that are opened before they are asked for, for each thread."""
@@ -63,4 +63,4 @@ class Opener:
             self._ready[image] = self._pool.submit(self._open, image)
 
     def _open(self, image: int) -> Tensor:
-        return self.processor.cut(open_image(self.dataset.images[image].path))
+        return cut_as_planned(self.dataset.images[image], self.processor)

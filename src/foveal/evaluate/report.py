@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from foveal.config import Columns
 from foveal.data.convert.unpack import unpacked
 from foveal.data.example import Example, ImageFolder, read_examples
 from foveal.errors import UserError
@@ -133,7 +134,9 @@ def make_page(
     recipe, latest, before = run.recipe, run.latest, run.before
     data = data or (recipe.data.validation if recipe else None)
     images = images or (recipe.data.images if recipe else None)
-    data, examples, notes = _examples(data, run.folder / ".cache") if latest else (data, [], [])
+    columns = recipe.data.columns if recipe else Columns()
+    cache = run.folder / ".cache"
+    data, examples, notes = _examples(data, cache, columns) if latest else (data, [], [])
     numbers = {name: value for name, value in published.items() if not isinstance(value, str)}
     rows = score_rows(before, latest, numbers)
     main_metric = _main_metric(latest)
@@ -177,13 +180,15 @@ def _score(prediction: Prediction, metric: str) -> float:
     return answer_score(prediction, metric) or 0.0
 
 
-def _examples(data: Path | None, cache: Path) -> tuple[Path | None, list[Example], list[str]]:
+def _examples(
+    data: Path | None, cache: Path, columns: Columns
+) -> tuple[Path | None, list[Example], list[str]]:
     """Find the file of the examples, those in it, and what to say where there are none."""
     if data is None:
         none = "The recipe names no validation file, so questions and pictures are missing."
         return None, [], [none]
     try:
-        file = unpacked(data, cache)
+        file = unpacked(data, cache, columns)
         return file, list(read_examples(file)), []
     except UserError as error:
         return data, [], [f"Questions and pictures are missing. {error}"]

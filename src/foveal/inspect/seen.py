@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from foveal.data.batch import cut_as_planned
 from foveal.data.dataset import Dataset
 from foveal.data.encode import Encoded
-from foveal.data.media import open_image
 from foveal.errors import DataError
 
 PICTURES = 8
@@ -118,7 +118,7 @@ def see_picture(dataset: Dataset, number: int, processor: Any) -> SeenPicture:
     """Cut a picture as for the model, and lay the crops side by side again."""
     fact = dataset.images[number]
     try:
-        crops = processor.cut(open_image(fact.path)).numpy()
+        crops = cut_as_planned(fact, processor).numpy()
     except DataError as error:
         return SeenPicture(fact.path.name, problem=str(error))
     whole = Image.fromarray(_joined(crops, fact.rows, fact.columns))

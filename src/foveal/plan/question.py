@@ -134,7 +134,9 @@ def ask(recipe: Recipe, load_model: ModelLoader) -> Question:
     if not data.train_files:
         raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
     config, processor = read_model(recipe, load_model)
-    files = [unpacked(file.path, recipe.run / ".cache") for file in data.train_files]
+    processor.turns = data.turns
+    cache = recipe.run / ".cache"
+    files = [unpacked(file.path, cache, data.columns) for file in data.train_files]
     weights = [file.weight for file in data.train_files]
     _, dataset = read_dataset(files, processor, data.images, None, data.workers, weights)
     return Question(recipe, config, processor, dataset)

@@ -234,3 +234,52 @@ def test_frames_that_are_there_are_not_decoded_again(ucf101, tmp_path, monkeypat
     assert lost.exists()
     assert (again.counts, again.left_out) == (first.counts, first.left_out)
     assert [file.read_bytes() for file in again.files] == lines
+
+
+def test_the_first_folder_is_the_class_whatever_lies_below_it(tmp_path):
+    source = tmp_path / "source"
+    for shade, name in enumerate(["cat/2020/1.png", "cat/2021/1.png", "dog/2020/1.png"]):
+        put_picture(source / name, shade)
+    out = tmp_path / "out"
+    converted = convert("imagefolder", source, out, options=Options(validation_fraction=0))
+    assert converted.counts == {"imagefolder_train": {"cat": 2, "dog": 1}}
+    assert not converted.left_out
+    turns = turns_of(out / "imagefolder_train.jsonl")
+    assert [turn["images"] for turn in turns] == [
+        ["train/cat/2020/1.png"],
+        ["train/cat/2021/1.png"],
+        ["train/dog/2020/1.png"],
+    ]
+
+
+def test_clips_of_one_name_below_a_class_are_all_kept(tmp_path):
+    for year in ("2020", "2021"):
+        put_clip(tmp_path / "source" / "train" / "wave" / year / "1.avi")
+    put_clip(tmp_path / "source" / "train" / "jump" / "1.avi")
+    converted = convert("video-folder", tmp_path / "source", tmp_path / "out")
+    assert converted.counts == {"video-folder_train": {"jump": 1, "wave": 2}}
+    assert_sound(converted)
+
+
+def test_a_folder_around_all_classes_is_passed_over_as_zips_have_it(tmp_path):
+    for shade, name in enumerate(["cat", "dog"]):
+        put_picture(tmp_path / "source" / "photos" / name / "1.png", shade)
+    converted = convert(
+        "imagefolder", tmp_path / "source", tmp_path / "out", options=Options(validation_fraction=0)
+    )
+    assert converted.counts == {"imagefolder_train": {"cat": 1, "dog": 1}}
+
+
+def test_every_file_that_is_no_picture_is_counted_by_its_kind(tmp_path):
+    source = tmp_path / "source"
+    put_picture(source / "cat" / "1.png")
+    put_picture(source / "cat" / "2.jfif.png").rename(source / "cat" / "2.JFIF")
+    for name in ("3.heic", "4.pdf", "5.HEIC", "LICENSE"):
+        (source / "cat" / name).write_bytes(b"x")
+    converted = convert("imagefolder", source, tmp_path / "out")
+    assert sum(labels.total() for labels in converted.counts.values()) == 2
+    assert converted.left_out == {
+        "of another kind (.heic)": 2,
+        "of another kind (.pdf)": 1,
+        "of another kind (no ending)": 1,
+    }

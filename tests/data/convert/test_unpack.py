@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foveal.config import Columns
 from foveal.data.convert import unpack
 from foveal.data.convert.unpack import HubRows, unpacked
 from foveal.data.example import ImageFolder
@@ -83,6 +84,87 @@ def test_a_folder_of_shards_is_read_in_the_order_of_their_names(tmp_path):
     write(folder / "train-00000-of-00002.parquet", own_table(own_rows(0)))
     examples = Examples([unpacked(folder, tmp_path / "cache")])
     assert [one.id for one in examples] == [f"row-{place}" for place in range(8)]
+
+
+def test_a_folder_of_several_splits_has_to_say_which(tmp_path):
+    folder = tmp_path / "shards"
+    write(folder / "train-00000-of-00001.parquet", own_table(own_rows(0)))
+    write(folder / "test-00000-of-00001.parquet", own_table(own_rows(4)))
+    write(folder / "deep" / "validation" / "0000.parquet", own_table(own_rows(8)))
+    with pytest.raises(DataError, match=r"several splits; .*shards:test or .*shards:train or"):
+        unpacked(folder, tmp_path / "cache")
+    firsts = {"train": "row-0", "test": "row-4", "validation": "row-8", "val": "row-8"}
+    for split, first in firsts.items():
+        (one, *_) = Examples([unpacked(Path(f"{folder}:{split}"), tmp_path / "cache")])
+        assert one.id == first
+    with pytest.raises(DataError, match="no split dev2 in it; there are test, train, val"):
+        unpacked(Path(f"{folder}:dev2"), tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("split", "ids"),
+    [("train[:2]", [4, 5]), ("train[50%:]", [6, 7]), ("train[-1:]", [7]), ("train", [4, 5, 6, 7])],
+)
+def test_a_part_of_a_split_is_written_as_datasets_has_it(tmp_path, monkeypatch, split, ids):
+    place = tmp_path / "owner" / "name" / "data"
+    write(place / "train-00000-of-00001.parquet", own_table(own_rows(4)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    file = unpacked(Path(f"hf://owner/name:{split}"), Path("cache"))
+    assert [one.id for one in Examples([file])] == [f"row-{number}" for number in ids]
+    with pytest.raises(DataError, match="train"):
+        unpacked(Path("hf://owner/name:train[x:]"), Path("cache"))
+
+
+def test_only_the_published_set_gets_the_published_words(tmp_path, monkeypatch):
+    rows = {"image": [{"bytes": png(1), "path": None}], "query": [{"en": "Total?", "de": "?"}]}
+    table = datasets.Dataset.from_dict(rows | {"answers": [["12"]]})
+    (turn,) = Examples([unpacked(write(tmp_path / "x.parquet", table), tmp_path / "c")])[0].turns
+    assert turn.user == "Total?"
+    write(tmp_path / "nielsr" / "docvqa_1200_examples" / "train.parquet", table)
+    monkeypatch.chdir(tmp_path)
+    published = unpacked(Path("hf://nielsr/docvqa_1200_examples:train"), Path("cache"))
+    assert Examples([published])[0].turns[0].user == "Total?\nAnswer briefly."
+
+
+def test_columns_may_be_named_and_other_names_are_another_set(tmp_path):
+    rows = {"page": [{"bytes": png(1), "path": None}], "ask": ["?"], "one": ["1"], "two": ["2"]}
+    path = write(tmp_path / "x.parquet", datasets.Dataset.from_dict(rows))
+    for answer, text in (("one", "1"), ("two", "2")):
+        columns = Columns(images="page", question="ask", answer=answer)
+        (example,) = Examples([unpacked(path, tmp_path / "cache", columns)])
+        assert example.turns[0].assistant == text
+    with pytest.raises(DataError, match=r"x row 1: no column of the images .* page, ask, one, two"):
+        unpacked(path, tmp_path / "cache")
+
+
+def test_an_id_that_a_table_turned_into_a_fraction_is_whole_again(tmp_path):
+    rows = [row | {"id": 12.0 + place} for place, row in enumerate(own_rows())]
+    path = write(tmp_path / "x.parquet", datasets.Dataset.from_list(rows))
+    found = Examples([unpacked(path, tmp_path / "cache")])
+    assert [one.id for one in found] == ["12", "13", "14", "15"]
+
+
+def test_an_answer_that_is_a_text_is_learnt_whole(tmp_path):
+    rows = {"image": [{"bytes": png(1), "path": None}], "question": ["?"], "answers": ["red"]}
+    path = write(tmp_path / "x.parquet", datasets.Dataset.from_dict(rows))
+    (example,) = Examples([unpacked(path, tmp_path / "cache")])
+    assert (example.turns[0].assistant, example.turns[0].answers) == ("red", ("red",))
+
+
+def test_pictures_may_lie_beside_the_rows_and_not_elsewhere(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.png").write_bytes(png(3))
+    (tmp_path / "b.png").write_bytes(png(4))
+    rows = {"image": ["a.png"], "question": ["?"], "answer": ["x"]}
+    path = write(tmp_path / "set" / "x.parquet", datasets.Dataset.from_dict(rows))
+    assert pictures_of(unpacked(path, tmp_path / "cache")) == [png(3)]
+    for name in ("../b.png", "c.png"):
+        path = write(
+            tmp_path / "set" / "x.parquet", datasets.Dataset.from_dict(rows | {"image": [name]})
+        )
+        with pytest.raises(DataError, match="x row 1: no picture of that name; take it out"):
+            unpacked(path, tmp_path / "cache")
 
 
 def test_a_split_of_a_data_set_on_the_hub_is_named_by_owner_name_and_split(tmp_path, monkeypatch):

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from foveal.config import Columns
 from foveal.data.convert.chats import convert_llava, convert_sharegpt
-from foveal.data.convert.columns import Hub
 from foveal.data.convert.documents import convert_docvqa, convert_funsd, convert_sroie
 from foveal.data.convert.draft import Draft, LeftOut, Options
 from foveal.data.convert.folders import convert_imagefolder, convert_ucf101, convert_video_folder
+from foveal.data.convert.rows import Hub
 from foveal.data.convert.source import Source
 from foveal.data.convert.statements import convert_hateful_memes, convert_nlvr, convert_nlvr2
+from foveal.data.convert.table import convert_table
 from foveal.data.convert.write import Converted, Progress, claim, write_drafts
 from foveal.errors import DataError
 
@@ -29,6 +31,7 @@ _HUB_KINDS: Mapping[str, Callable[[Source | Hub, Options], Iterable[Draft | Left
     "docvqa": convert_docvqa,
     "hateful-memes": convert_hateful_memes,
     "nlvr2": convert_nlvr2,
+    "table": convert_table,
 }
 
 KINDS = tuple(sorted({**_FILE_KINDS, **_HUB_KINDS}))
@@ -76,6 +79,8 @@ def convert(
         fingerprint, drafts = files.fingerprint(), _FILE_KINDS[kind](files, options)
     else:
         raise DataError(f"{kind}: unknown kind of data set; give one of {', '.join(KINDS)}")
-    claim(out, kind=kind, options=repr(options), source=fingerprint)
+    columns = options.columns.model_dump_json(exclude_defaults=True)
+    named = {} if options.columns == Columns() else {"columns": columns}
+    claim(out, kind=kind, options=repr(options), source=fingerprint, **named)
     left_out = [LeftOut(name, "a link out of the source, or to a folder") for name in links_out]
     return write_drafts(drafts, out, kind, left_out=left_out, workers=workers, progress=progress)

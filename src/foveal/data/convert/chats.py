@@ -1,14 +1,16 @@
 """Conversations in the JSON of other trainers (LLaVA, ShareGPT, OpenAI messages) -> drafts."""
 
-import base64
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from foveal.data.convert.draft import Draft, LeftOut, Options, Picture
-from foveal.data.convert.folders import SPLITS
+from foveal.data.convert.pictures import WRAPPERS, Find, pictures_of
 from foveal.data.convert.reading import read_json, read_lines
 from foveal.data.convert.source import Entry, Source
+from foveal.data.convert.splits import split_of
+from foveal.data.convert.values import UnfitError, present, refuse_meaningful, text_of
 from foveal.data.example import Turn
 from foveal.data.message import write_places
 from foveal.errors import DataError
@@ -17,13 +19,27 @@ ROLES = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
     "assistant": "assistant",
     "model": "assistant",
     "system": "system",
+    "developer": "system",
 }
 """What others call who speaks -> what we call them."""
 
-_PLACE = "<image>"
+TOOLS = ("tool", "function", "function_call", "tool_call", "observation", "ipython")
+"""Who speaks where an answer is worked out by a program."""
+
+SYSTEM_KEYS = ("system", "system_prompt")
+"""Where a row says beside its messages what the system says."""
+
+PLACE = "<image>"
+"""What stands in a text of others where a picture is."""
+
+_OTHERS = re.compile(r"</?(?:img|video|audio)>")
+_IMAGE_PARTS = ("image", "image_url", "input_image")
+_TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def convert_llava(source: Source, options: Options) -> list[Draft | LeftOut]:
@@ -39,20 +55,16 @@ def convert_sharegpt(source: Source, options: Options) -> list[Draft | LeftOut]:
 def _convert(source: Source) -> list[Draft | LeftOut]:
     drafts: list[Draft | LeftOut] = []
     for file in (*source.match("*.json"), *source.match("*.jsonl")):
+        split = split_of(file.stem, file.folders) or "train"
         for number, row in enumerate(_rows(file), start=1):
-            name = f"{file}, entry {number}"
             try:
-                drafts.append(_conversation(source, file, row))
-            except _UnfitError as error:
-                drafts.append(LeftOut(name, str(error)))
+                drafts.append(conversation_of(row, split, source.find))
+            except UnfitError as error:
+                drafts.append(LeftOut(f"{file}, entry {number}", str(error)))
     if not any(isinstance(draft, Draft) for draft in drafts):
         reason = f": {drafts[0].reason}" if drafts and isinstance(drafts[0], LeftOut) else ""
         raise DataError(f"{source.path}: no conversation in it{reason}")
     return drafts
-
-
-class _UnfitError(Exception):
-    """A conversation that cannot be an example, and why."""
 
 
 def _rows(file: Entry) -> Iterator[Any]:
@@ -60,101 +72,143 @@ def _rows(file: Entry) -> Iterator[Any]:
         yield from read_lines(file)
         return
     rows = read_json(file)
-    if isinstance(rows, list):
-        yield from rows
+    yield from rows if isinstance(rows, list) else [None]
 
 
-def _conversation(source: Source, file: Entry, row: Any) -> Draft:
-    try:
-        messages = row.get("conversations") or row["messages"]
-        spoken = [_message(message) for message in messages]
-    except (KeyError, TypeError, AttributeError):
-        raise _UnfitError("no list of messages in it") from None
-    images = row.get("images") or row.get("image") or []
-    waiting = [images] if isinstance(images, str) else list(images)
-    split = _split(file)
-    system = "\n".join(text for role, text, _ in spoken if role == "system")
-    spoken = [message for message in spoken if message[0] != "system"]
-    if not spoken or [role for role, _, _ in spoken] != ["user", "assistant"] * (len(spoken) // 2):
-        raise _UnfitError("user and assistant do not take turns")
+@dataclass(frozen=True)
+class _Said:
+    """What one message says."""
+
+    role: str
+    text: str
+    places: tuple[Any, ...] = ()
+    """For each `<image>` in the text a picture, its number in the row's list, or none: the next."""
+
+
+def conversation_of(row: Any, split: str, find: Find, messages: str | None = None) -> Draft:
+    """Draft the conversation of a row.
+
+    Args:
+        row: with `messages` or `conversations`, and `images` or `image` beside them.
+        split: that it belongs to.
+        find: looks the path of a picture up.
+        messages: key of the messages, where it has another name.
+
+    Raises:
+        UnfitError: it cannot be an example.
+    """
+    row = present(row)
+    keys = [messages] if messages else ["conversations", "messages"]
+    said = next((row[key] for key in keys if row.get(key)), None) if isinstance(row, dict) else None
+    if not isinstance(said, list) or not all(isinstance(message, Mapping) for message in said):
+        raise UnfitError("no list of messages in it")
+    refuse_meaningful(row)
+    spoken = [_message(message) for message in said]
+    opening = [text_of(row.get(key), "a system text") for key in SYSTEM_KEYS]
+    system = [text for text in opening if text]
+    while spoken and spoken[0].role == "system":
+        system.append(spoken.pop(0).text)
+    if any(message.role == "system" for message in spoken):
+        raise UnfitError("a system message after the first question")
+    roles = [message.role for message in spoken]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise UnfitError("user and assistant do not take turns")
+    beside = pictures_of(row.get("images") or row.get("image"), split, find)
+    turns, media = _turns(spoken, beside, split, find)
+    return Draft(split, turns, media, system="\n\n".join(text for text in system if text))
+
+
+def _turns(
+    spoken: list[_Said], beside: list[Picture], split: str, find: Find
+) -> tuple[tuple[Turn, ...], tuple[Picture, ...]]:
+    """Deal the pictures that stand beside the messages to the places that the questions name."""
+    waiting = dict(enumerate(beside))
+    if waiting and not any(message.places for message in spoken):
+        # No place is said: before the first question.
+        spoken[0] = _Said("user", PLACE * len(waiting) + spoken[0].text, (None,) * len(waiting))
     media: list[Picture] = []
     turns: list[Turn] = []
     for asked, answered in zip(spoken[::2], spoken[1::2], strict=True):
-        text, parts = asked[1], asked[2]
-        places = text.count(_PLACE) - len(parts)
-        if places > len(waiting):
-            raise _UnfitError("more <image> than pictures")
-        if not turns and not any(_PLACE in text for _, text, _ in spoken):
-            places = len(waiting)  # no place is said: before the first question
-        here = [*parts, *waiting[:places]]
-        del waiting[:places]
-        pictures = [_picture(source, split, image) for image in here]
-        media += pictures
-        user = _number_places(text)
+        here: list[Picture] = []
+        for place in asked.places:
+            if isinstance(place, Mapping):
+                here += pictures_of(place, split, find)
+                # Some rows list once more what their messages hold.
+                same = (one for one, picture in waiting.items() if picture == here[-1])
+                waiting.pop(next(same, -1), None)
+                continue
+            number = next(iter(waiting), None) if place is None else place
+            if number not in waiting:
+                raise UnfitError("more <image> than pictures")
+            here.append(waiting.pop(number))
+        media += here
         turns.append(
             Turn(
-                images=tuple(picture.target for picture in pictures),
-                user=f"{system}\n{user}" if system and not turns else user,
-                assistant=answered[1].strip(),
+                images=tuple(picture.target for picture in here),
+                user=number_places(asked.text),
+                assistant=answered.text.strip(),
             )
         )
     if waiting:
-        raise _UnfitError("more pictures than <image>")
-    return Draft(split, tuple(turns), tuple(media))
+        raise UnfitError("more pictures than <image>")
+    return tuple(turns), tuple(media)
 
 
-def _message(message: Any) -> tuple[str, str, list[Any]]:
+def _message(message: Mapping[str, Any]) -> _Said:
     """Read who speaks, what, and the pictures in between."""
-    role = ROLES.get(message.get("from") or message["role"], "")
-    content = message["value"] if "value" in message else message["content"]
-    if isinstance(content, str):
-        return role, content, []
-    parts: list[str | None] = []
-    images = []
-    for part in content:
-        if part["type"] == "text":
-            parts.append(part.get("text") or "")
+    name = message.get("from") or message.get("role")
+    if name in TOOLS:
+        raise UnfitError(f"a tool speaks in it ({name})")
+    role = ROLES.get(name) if isinstance(name, str) else None
+    if role is None:
+        raise UnfitError(f"nobody that we know speaks ({name})")
+    refuse_meaningful(message, ("prefix", "refusal", "images", "image"))
+    content = message.get("value", message.get("content"))
+    if content is None and role == "system":
+        return _Said(role, "")
+    text, places = _content(content)
+    if places and role != "user":
+        raise UnfitError(f"a message of the {role} with a picture")
+    refuse_foreign_tags(text)
+    return _Said(role, text, places)
+
+
+def _content(content: Any) -> tuple[str, tuple[Any, ...]]:
+    """Read the text of a message, with what stands at each `<image>` in it."""
+    if content is None:
+        raise UnfitError("a message that says nothing")
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts: list[str | None] = []
+    places: list[Any] = []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in _TEXT_PARTS:
+            text = text_of(part.get("text"), "a message") or ""
+            texts.append(text)
+            places += [None] * text.count(PLACE)
+        elif kind in _IMAGE_PARTS:
+            named = {key: part[key] for key in WRAPPERS if key in part}
+            texts.append(None)
+            places.append(named or part.get("index"))
         else:
-            image = (
-                part.get("image") or part.get("image_url") or part.get("path") or part.get("url")
-            )
-            images.append(image["url"] if isinstance(image, dict) else image)
-            parts.append(None)
-    return role, write_places(parts, _PLACE), images
+            raise UnfitError(f"a part of a message that is neither text nor image ({kind})")
+    return (write_places(texts, PLACE) if isinstance(content, list) else texts[0] or ""), tuple(places)
 
 
-def _number_places(text: str) -> str:
+def refuse_foreign_tags(text: str) -> None:
+    """Refuse a text in which another tool's tag stands for what is not there.
+
+    Raises:
+        UnfitError: it is named.
+    """
+    if found := _OTHERS.search(text):
+        raise UnfitError(f"another tool's tag in a text ({found[0]})")
+
+
+def number_places(text: str) -> str:
     """Drop places in front, where our pictures stand anyway; number them where words come first."""
-    body = re.sub(rf"^(\s*{_PLACE})+\s*", "", text)
-    if _PLACE not in body:
+    body = re.sub(rf"^(\s*{PLACE})+\s*", "", text)
+    if PLACE not in body:
         return body.strip()
-    numbers = iter(range(1, text.count(_PLACE) + 1))
-    return re.sub(_PLACE, lambda _: f"<|image_{next(numbers)}|>", text).strip()
-
-
-def _picture(source: Source, split: str, image: Any) -> Picture:
-    if not isinstance(image, str) or not image:
-        raise _UnfitError("a picture that is no path")
-    if image.startswith("data:"):
-        try:
-            content = base64.b64decode(image.partition(",")[2], validate=True)
-        except ValueError:
-            raise _UnfitError("a picture in broken base64") from None
-        from hashlib import sha256
-
-        kind = re.match(r"data:image/(\w+)", image)
-        ending = kind[1] if kind else "img"
-        return Picture(content, f"{split}/{sha256(content).hexdigest()[:20]}.{ending}")
-    if re.match(r"https?://", image):
-        raise _UnfitError("a picture on the web; fetch it and name its file")
-    entry = source.find(image.removeprefix("file://"))
-    if entry is None:
-        raise _UnfitError("no picture of that name")
-    # Folders are kept: LLaVA's mixture has files of one name in several.
-    return Picture(entry, f"{split}/{entry.name}")
-
-
-def _split(file: Entry) -> str:
-    """`llava_val.json` -> val; what names no split is train."""
-    words = re.split(r"[^a-z]+", file.stem.lower())
-    return next((SPLITS[word] for word in words if word in SPLITS), "train")
+    numbers = iter(range(1, text.count(PLACE) + 1))
+    return re.sub(PLACE, lambda _: f"<|image_{next(numbers)}|>", text).strip()

@@ -1,51 +1,83 @@
-"""Rows of a hub data set, or of Parquet files with its columns -> drafts."""
+"""Rows of a table, whose columns hold pictures, questions and answers -> drafts."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from foveal.data.convert.draft import Draft, LeftOut, Options, Picture
-from foveal.data.convert.folders import SPLITS
+from foveal.config import Columns
+from foveal.data.convert.chats import (
+    PLACE,
+    SYSTEM_KEYS,
+    conversation_of,
+    number_places,
+    refuse_foreign_tags,
+)
+from foveal.data.convert.draft import Draft, LeftOut, Options
+from foveal.data.convert.pictures import Find, pictures_of
+from foveal.data.convert.rows import Hub, open_splits
 from foveal.data.convert.source import Source
+from foveal.data.convert.values import UnfitError, present, refuse_meaningful, text_of, texts_of
 from foveal.data.example import Turn
-from foveal.errors import DataError, UserError
 
 VALIDATION_ROWS = 500
 """Most rows of an only split that become `val`: its first, as in the published recipe."""
 
-_ENDINGS = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
+ANSWER_BRIEFLY = "\nAnswer briefly."
+"""What the published recipe puts behind every question about a page."""
+
+USUAL_NAMES = {
+    "images": (("images", "image"), ("file_name", "image_path")),
+    "messages": (("messages", "conversations"),),
+    "question": (("question", "query"), ("prompt", "text", "instruction")),
+    "answer": (("answer",), ("label", "caption", "response", "output")),
+    "answers": (("answers",),),
+    "choices": (("choices", "options"),),
+    "system": (SYSTEM_KEYS,),
+}
+"""What a column holds -> names that say so, the clearest first; two as clear are asked about."""
+
+_ASKS_MORE = ("hint", "context", "A", "B")
+"""Columns that belong to a question, which would be another one without them."""
 
 
 @dataclass(frozen=True)
-class Hub:
-    """A data set on the hub, by its name."""
+class Reading:
+    """How the rows of a table are read."""
 
-    name: str
-    links_out: tuple[str, ...] = ()
+    columns: Columns = field(default_factory=Columns)
 
-    def fingerprint(self) -> str:
-        """Name it."""
-        return self.name
+    suffix: str = ""
+    """What is put behind each question of a column."""
+
+    closed: bool = True
+    """Whether yes and no, or true and false, are all the answers there are."""
+
+    question: str | None = None
+    """What is asked of every row, where no column asks."""
+
+    seed: int = 0
+    """Start of every random choice."""
 
 
-def read_rows(source: Source | Hub, config: str, options: Options) -> Iterator[Draft | LeftOut]:
+def read_rows(
+    source: Source | Hub, config: str | None, options: Options
+) -> Iterator[Draft | LeftOut]:
     """Draft each question of each row; a picture is named by its content, so it is stored once.
-
-    Known columns: `images` and `texts` (the_cauldron), `image` with `query` or `question` and
-    `answers` (DocVQA).
 
     Args:
         source: Parquet files, or a name on the hub.
-        config: which of the hub data set's parts, where it has several.
-        options: of them `validation_fraction` and `seed` matter.
+        config: which of the hub data set's parts, where it has several: the published task.
+        options: of them `validation_fraction`, `columns`, `question` and `seed` matter.
 
     Raises:
         UserError: `datasets` is not installed.
-        DataError: the rows cannot be fetched or have other columns.
+        DataError: the rows cannot be fetched.
     """
-    splits = _open(source, config)
+    pages = config == "docvqa"
+    suffix = ANSWER_BRIEFLY if pages else ""
+    reading = Reading(options.columns, suffix, not pages, options.question, options.seed)
+    splits = open_splits(source, config)
     for split, (rows, count) in splits.items():
         held_out = 0
         if len(splits) == 1 and split == "train":
@@ -53,147 +85,176 @@ def read_rows(source: Source | Hub, config: str, options: Options) -> Iterator[D
             held_out = min(VALIDATION_ROWS, share)
         for number, row in enumerate(rows):
             side = "val" if number < held_out else split
-            closed = config != "docvqa"
-            yield from drafts_of_row(row, side, f"{split} row {number}", options, closed)
+            find = source.find if isinstance(source, Source) else _nowhere
+            yield from drafts_of_row(row, side, f"{split} row {number}", reading, find)
 
 
-def _open(source: Source | Hub, config: str) -> dict[str, tuple[Any, int | None]]:
-    """Open each split as a stream of rows, with their number where it is known."""
-    datasets = _import_datasets()
-    try:
-        if isinstance(source, Hub):
-            configs = datasets.get_dataset_config_names(source.name)
-            part = config if config in configs else None
-            streams = datasets.load_dataset(source.name, part, streaming=True)
-            known = streams[next(iter(streams))].info.splits or {}
-            counts = {name: known[name].num_examples for name in known}
-        else:
-            files = _files_by_split(source)
-            streams = datasets.load_dataset("parquet", data_files=files, streaming=True)
-            counts = {split: _count(names) for split, names in files.items()}
-    except DataError:
-        raise
-    except Exception as error:  # of the network, the hub, the cache or the file
-        if isinstance(source, Hub):
-            where = f"{source.name}: no such folder, and on the hub"
-        else:
-            where = str(source.path)
-        raise DataError(f"{where}: {explain(error)}") from error
-    return {
-        SPLITS.get(split, split): (_rows(stream.decode(False)), counts.get(split))
-        for split, stream in streams.items()
-    }
-
-
-def stream_rows(name: str, *where: str | None, **options: Any) -> Iterator[Mapping[str, Any]]:
-    """Stream the rows of one split, pictures as bytes.
-
-    Args:
-        name: what messages call it.
-        where: what `datasets.load_dataset` takes first.
-        options: and what it takes by name.
-
-    Raises:
-        UserError: `datasets` is not installed.
-        DataError: the rows cannot be fetched.
-    """
-    datasets = _import_datasets()
-    try:
-        stream = datasets.load_dataset(*where, streaming=True, **options)
-    except Exception as error:  # of the network, the hub, the cache or the file
-        raise DataError(f"{name}: {explain(error)}") from error
-    return _rows(stream.decode(False))
-
-
-def _import_datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(
-            "this layout needs the package datasets: pip install foveal[data]"
-        ) from error
-    return datasets
-
-
-def _rows(stream: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    try:
-        yield from stream
-    except Exception as error:  # of the network or the file, and long after it was opened
-        raise DataError(f"rows broke off ({explain(error)}); convert again to go on") from error
-
-
-def explain(error: Exception) -> str:
-    """Say in one line what went wrong."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _files_by_split(source: Source) -> dict[str, list[str]]:
-    """`data/train-00000-of-00002.parquet` -> train."""
-    files: dict[str, list[str]] = {}
-    for entry in source.match("*.parquet"):
-        if entry.member is not None:
-            raise DataError(f"{entry}: unpack Parquet files first")
-        first = entry.stem.partition("-")[0].lower()
-        split = next((word for word in (first, *entry.folders[::-1]) if word in SPLITS), "train")
-        files.setdefault(SPLITS[split], []).append(str(entry.file))
-    return files
-
-
-def _count(names: Sequence[str]) -> int:
-    from pyarrow import parquet
-
-    return sum(parquet.read_metadata(name).num_rows for name in names)
+def _nowhere(path: str) -> None:
+    """Find no file: a data set on the hub holds its pictures itself."""
 
 
 def drafts_of_row(
-    row: Mapping[str, Any], split: str, name: str, options: Options, closed: bool = True
+    row: Mapping[str, Any], split: str, name: str, reading: Reading, find: Find = _nowhere
 ) -> Iterator[Draft | LeftOut]:
-    """Draft each question of a row of known columns.
+    """Draft each question of a row, or say why there is none.
 
     Args:
-        row: with the bytes of its pictures.
+        row: pictures as bytes, or paths.
         split: first folder of the pictures' names.
         name: what messages call the row.
-        options: of them `seed` matters.
-        closed: whether yes and no, or true and false, are all the answers there are.
+        reading: which columns hold what, and what becomes of it.
+        find: looks the path of a picture up.
     """
-    images = row.get("images") or [row[key] for key in ("image",) if row.get(key)]
-    contents = [image.get("bytes") for image in images]
-    if not contents or not all(contents):
-        yield LeftOut(name, "no picture in the row")
+    try:
+        yield from _drafts(row, split, name, reading, find)
+    except UnfitError as error:
+        yield LeftOut(name, str(error))
+
+
+def _drafts(
+    row: Mapping[str, Any], split: str, name: str, reading: Reading, find: Find
+) -> Iterator[Draft]:
+    if not _says_all(reading.columns):
+        refuse_meaningful(present(row) or {})
+
+    def held(what: str) -> Any:
+        column = find_column(what, row, reading.columns)
+        return None if column is None else present(row[column])
+
+    if messages := held("messages"):
+        said = {"messages": messages, "images": held("images"), "system": held("system")}
+        yield conversation_of(said, split, find)
         return
-    media = tuple(Picture(content, _target(split, content)) for content in contents)
+    if find_column("images", row, reading.columns) is None:
+        raise UnfitError(_missing("images", row))
+    media = tuple(pictures_of(held("images"), split, find))
+    if not media:
+        raise UnfitError("no picture in the row")
     targets = tuple(picture.target for picture in media)
-    if texts := row.get("texts"):
-        for text in texts:
-            turn = Turn(
-                images=targets,
-                user=text["user"],
-                assistant=text["assistant"],
-                choices=closed_set(text["assistant"]) if closed else (),
-            )
+    if not _says_all(reading.columns) and isinstance(row.get("texts"), list):
+        for user, assistant in map(_pair, row["texts"]):
+            choices = closed_set(assistant) if reading.closed else ()
+            turn = Turn(images=targets, user=user, assistant=assistant, choices=choices)
             yield Draft(split, (turn,), media)
-    elif (question := row.get("query") or row.get("question")) and row.get("answers"):
-        asked = question["en"] if isinstance(question, Mapping) else question
+        return
+    turn = _turn(row, targets, name, reading)
+    yield Draft(split, (turn,), media, system=text_of(held("system"), "a system text") or "")
+
+
+def _pair(text: Any) -> tuple[str, str]:
+    """Read a question and its answer, as the_cauldron has them."""
+    if not isinstance(text, Mapping):
+        raise UnfitError("texts that hold no question and answer")
+    user, assistant = text_of(text.get("user"), "a question"), text_of(text.get("assistant"), "it")
+    if user is None or assistant is None:
+        raise UnfitError("a question or an answer without a text")
+    return user, assistant
+
+
+def _turn(row: Mapping[str, Any], images: tuple[str, ...], name: str, reading: Reading) -> Turn:
+    if not _says_all(reading.columns):
+        refuse_meaningful(present(row) or {}, _ASKS_MORE)
+    columns = {what: find_column(what, row, reading.columns) for what in USUAL_NAMES}
+    if columns["answers"] and columns["answer"] in USUAL_NAMES["answer"][1]:
+        columns["answer"] = reading.columns.answer  # `label` beside `answers` is something else
+    if not columns["question"] and reading.question is None:
+        raise UnfitError(_missing("question", row))
+    if not columns["answer"] and not columns["answers"]:
+        raise UnfitError(_missing("answer", row))
+    values = {what: present(row[one]) if one else None for what, one in columns.items()}
+    question = (
+        text_of(values["question"], "a question") if columns["question"] else reading.question
+    )
+    if question is not None and columns["question"] == "instruction":  # as Alpaca's rows have it
+        question = "\n".join(filter(None, [question, text_of(row.get("input"), "an input")]))
+    choices = texts_of(values["choices"], "a choice")
+    guessed = reading.columns.answer is None
+    answer = _answer(values["answer"], choices, guessed and columns["answer"] == "label")
+    answers = texts_of(values["answers"], "an answer")
+    if question is None or (answer is None and not answers):
+        raise UnfitError("no question with an answer in the row")
+    if answer is None:
         identity = row.get("id") or row.get("questionId") or name
-        turn = Turn(
-            images=targets,
-            user=f"{asked}\nAnswer briefly.",  # the published recipe's words
-            assistant=Random(f"{options.seed}/{identity}").choice(row["answers"]),
-            answers=tuple(row["answers"]),
-        )
-        yield Draft(split, (turn,), media)
-    else:
-        yield LeftOut(name, "no question with an answer in the row")
+        answer = Random(f"{reading.seed}/{identity}").choice(answers)
+    elif answers and answer not in answers:
+        answers = (answer, *answers)
+    if choices and answer not in choices:
+        raise UnfitError("an answer that is none of its choices")
+    user = _placed(question, answer, len(images)) + reading.suffix
+    return Turn(images=images, user=user, assistant=answer, answers=answers, choices=choices)
 
 
-def _target(split: str, content: bytes) -> str:
-    return f"{split}/{sha256(content).hexdigest()[:20]}.{ending_of(content)}"
+def _placed(question: str, answer: str, num_images: int) -> str:
+    """Write a question whose `<image>`s say where its pictures stand, if it has any."""
+    for text in (question, answer):
+        refuse_foreign_tags(text)
+    if PLACE in answer:
+        raise UnfitError("an answer with a picture")
+    places = question.count(PLACE)
+    if places and places != num_images:
+        raise UnfitError(f"{'more' if places > num_images else 'fewer'} <image> than pictures")
+    return number_places(question) if places else question
 
 
-def ending_of(content: bytes) -> str:
-    """Tell the ending that a picture's file should have from how it begins."""
-    return next((end for start, end in _ENDINGS.items() if content.startswith(start)), "img")
+def _answer(value: Any, choices: tuple[str, ...], is_label: bool) -> str | None:
+    """Read what is learnt; the number of a choice counts from 0."""
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise UnfitError("several answers where one is meant")
+        (value,) = value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if choices and value not in range(len(choices)):
+            raise UnfitError("an answer that is none of its choices")
+        if choices:
+            return choices[int(value)]
+        if is_label:
+            raise UnfitError("a label that is a number; name it in words")
+    return text_of(value, "an answer")
+
+
+def find_column(what: str, row: Mapping[str, Any], named: Columns) -> str | None:
+    """Find which column holds something; none: no column does.
+
+    Args:
+        what: one of USUAL_NAMES.
+        row: with all its columns.
+        named: by the user; where they say both what is asked and answered, no other is guessed at.
+
+    Raises:
+        UnfitError: a named column is not there, or two could be meant.
+    """
+    name: str | None = getattr(named, what)
+    if name is not None:
+        if name not in row:
+            raise UnfitError(f"no column {name} among {', '.join(row)}")
+        return name
+    if _says_all(named) and what != "images":
+        return None
+    taken = named.model_dump().values()
+    for names in USUAL_NAMES[what]:
+        found = [one for one in names if one in row and one not in taken]
+        if len(found) > 1:  # what a row leaves empty is not meant
+            found = [one for one in found if present(row[one]) is not None] or found[:1]
+        if len(found) > 1:
+            raise UnfitError(
+                f"{' and '.join(found)} could each be the {what}; say which: "
+                f"columns={{{what}: {found[0]}}}"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _says_all(named: Columns) -> bool:
+    return bool(named.messages or (named.question and (named.answer or named.answers)))
+
+
+def _missing(what: str, row: Mapping[str, Any]) -> str:
+    usual = ", ".join(name for names in USUAL_NAMES[what] for name in names)
+    return (
+        f"no column of the {what} ({usual}) among {', '.join(row)}; "
+        f"name it: columns={{{what}: NAME}}"
+    )
 
 
 def closed_set(answer: str) -> tuple[str, ...]:

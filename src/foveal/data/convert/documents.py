@@ -1,15 +1,18 @@
 """Questions about pages (DocVQA, FUNSD, SROIE) -> drafts."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from random import Random
 from typing import Any
 
-from foveal.data.convert.columns import Hub, read_rows
+from foveal.data.convert.columns import ANSWER_BRIEFLY, read_rows
 from foveal.data.convert.draft import Draft, LeftOut, Options, Picture
-from foveal.data.convert.folders import SPLITS, choose_groups
+from foveal.data.convert.folders import choose_groups
 from foveal.data.convert.reading import read_json
+from foveal.data.convert.rows import Hub
 from foveal.data.convert.source import Entry, Source
+from foveal.data.convert.splits import SPLITS
+from foveal.data.convert.values import UnfitError, text_of, texts_of
 from foveal.data.example import Turn
 from foveal.errors import DataError
 
@@ -44,10 +47,15 @@ def _task_1(
 ) -> Draft | LeftOut:
     try:
         name = f"{file}, question {row['questionId']}"
-        question, image, split = row["question"], row["image"], split or row["data_split"]
-        answers = row.get("answers") or []
-    except (KeyError, TypeError):
+        image, split = row["image"], split or row["data_split"]
+        question = text_of(row["question"], "a question")
+        answers = texts_of(row.get("answers"), "an answer")
+    except (KeyError, TypeError, AttributeError):
         return LeftOut(str(file), "not a question of DocVQA")
+    except UnfitError as error:
+        return LeftOut(name, str(error))
+    if question is None or not isinstance(image, str):
+        return LeftOut(name, "no question about a page")
     entry = source.find(image)
     if entry is None:
         return LeftOut(name, "no page of that name")
@@ -56,12 +64,12 @@ def _task_1(
     return ask(entry, split, question, answers, Random(f"{options.seed}/{row['questionId']}"))
 
 
-def ask(page: Entry, split: str, question: str, answers: list[str], random: Random) -> Draft:
+def ask(page: Entry, split: str, question: str, answers: Sequence[str], random: Random) -> Draft:
     """Draft a question about a page; one of its answers, drawn at random, is learnt."""
     target = f"{split}/{page.last_name}"
     turn = Turn(
         images=(target,),
-        user=f"{question}\nAnswer briefly.",  # the published recipe's words
+        user=f"{question}{ANSWER_BRIEFLY}",
         assistant=random.choice(answers),
         answers=tuple(answers),
     )
@@ -125,7 +133,7 @@ def _fields(form: Any) -> Iterable[tuple[str, str]]:
 
 def _key(box: Any) -> str:
     """`Date :` -> Date."""
-    return str(box["text"]).strip().rstrip(":").strip()
+    return (box["text"] or "").strip().rstrip(":").strip()
 
 
 def convert_sroie(source: Source, options: Options) -> list[Draft | LeftOut]:

@@ -1,8 +1,9 @@
 """What a converter yields: an example to be written, and where its pictures come from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from foveal.config import Columns
 from foveal.data.convert.source import Entry
 from foveal.data.example import Turn
 
@@ -32,6 +33,9 @@ class Options:
     seed: int = 0
     """Start of every random choice."""
 
+    columns: Columns = field(default_factory=Columns, repr=False)
+    """Which columns of a table hold what, where they have names of their own."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -60,6 +64,9 @@ class Draft:
     media: tuple[Picture | Clip, ...] = ()
     set_name: str | None = None
     """First part of the file's name, where it is not the kind's."""
+
+    system: str = ""
+    """What the model is told before the first turn."""
 
     @property
     def label(self) -> str:

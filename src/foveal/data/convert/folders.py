@@ -2,27 +2,22 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import takewhile
 from random import Random
 
 from foveal.data.convert.draft import TWIN, Clip, Draft, LeftOut, Options, Picture
 from foveal.data.convert.source import Entry, Source
+from foveal.data.convert.splits import SPLITS
 from foveal.data.example import Turn
 from foveal.errors import DataError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".avif")
+PICTURES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".png", ".gif", ".bmp", ".webp"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif"),
+)
 CLIPS = (".avi", ".mp4", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".m4v", ".flv", ".wmv")
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""Folder name -> split."""
 
 
 def convert_imagefolder(source: Source, options: Options) -> list[Draft | LeftOut]:
@@ -73,7 +68,8 @@ def convert_ucf101(source: Source, options: Options) -> list[Draft | LeftOut]:
             drafts.append(LeftOut(name, "named by a list, but not there"))
         else:
             moved = "val" if split == "train" and group_of(name) in held_out else split
-            drafts.append(_clip(entry, moved, class_name, classes, options))
+            folder = f"{moved}/{class_name}"
+            drafts.append(_clip(entry, folder, entry.stem, class_name, classes, options))
     strays = [LeftOut(str(entry), "in no list of this split") for entry in clips.values()]
     return sorted(drafts, key=_reading_order) + strays
 
@@ -88,51 +84,79 @@ def _reading_order(draft: Draft | LeftOut) -> str:
     return draft.turns[0].images[0] if isinstance(draft, Draft) else draft.name
 
 
+@dataclass(frozen=True)
+class _Placed:
+    """A file and where it stands."""
+
+    entry: Entry
+    split: str
+    """Empty: the source has none."""
+
+    class_name: str
+    below: tuple[str, ...]
+    """Folders between the class and the file."""
+
+
 def _class_folders(
     source: Source, suffixes: Sequence[str], options: Options
 ) -> list[Draft | LeftOut]:
     entries = [entry for entry in source.entries if entry.suffix in suffixes]
     if not entries:
         raise DataError(f"{source.path}: no file that ends in {', '.join(suffixes)}")
+    drafts: list[Draft | LeftOut] = [
+        LeftOut(str(entry), f"of another kind ({entry.suffix or 'no ending'})")
+        for entry in source.entries
+        if entry.suffix not in suffixes
+    ]
     # A class may itself be called "train", so splits count only where classes stand below them.
-    with_splits = any(_split_and_class(entry) for entry in entries)
-    placed: list[tuple[Entry, str, str]] = []
-    drafts: list[Draft | LeftOut] = []
+    with_splits = any(_below_a_split(entry) for entry in entries)
+    outer = 0 if with_splits else _outer_folders(entries)
+    placed: list[_Placed] = []
     for entry in entries:
-        found = _split_and_class(entry) if with_splits else ("", entry.folders[-1:])
+        found = _below_a_split(entry) if with_splits else ("", entry.folders[outer:])
         if not found or not found[1]:
             drafts.append(LeftOut(str(entry), "in no class folder"))
         else:
-            placed.append((entry, found[0], found[1][0]))
-    classes = choose_classes(sorted({name for _, _, name in placed}), options.classes)
+            split, (class_name, *below) = found
+            placed.append(_Placed(entry, split, class_name, tuple(below)))
+    classes = choose_classes(sorted({one.class_name for one in placed}), options.classes)
     held_out = set() if with_splits else _held_out(placed, options)
     taken: set[str] = set()
-    for entry, split, class_name in placed:
-        if class_name not in classes:
-            drafts.append(LeftOut(str(entry), "class not chosen"))
+    for one in placed:
+        if one.class_name not in classes:
+            drafts.append(LeftOut(str(one.entry), "class not chosen"))
             continue
-        split = split or ("val" if (class_name, group_of(entry.name)) in held_out else "train")
-        stem = f"{split}/{class_name}/{entry.stem}"
-        same_name = stem in taken  # a.png beside a.jpg
-        taken.add(stem)
+        apart = (one.class_name, group_of(one.entry.name)) in held_out
+        folder = "/".join([one.split or ("val" if apart else "train"), one.class_name, *one.below])
+        same_name = f"{folder}/{one.entry.stem}" in taken  # a.png beside a.jpg
+        taken.add(f"{folder}/{one.entry.stem}")
         if suffixes is CLIPS:
-            drafts.append(_clip(entry, split, class_name, classes, options, same_name))
+            stem = one.entry.last_name if same_name else one.entry.stem
+            drafts.append(_clip(one.entry, folder, stem, one.class_name, classes, options))
         else:
-            drafts.append(_picture(entry, split, class_name, classes, options))
+            drafts.append(_picture(one.entry, folder, one.class_name, classes, options))
     return drafts
 
 
-def _split_and_class(entry: Entry) -> tuple[str, Sequence[str]] | None:
+def _below_a_split(entry: Entry) -> tuple[str, tuple[str, ...]] | None:
     for position, folder in enumerate(entry.folders[:-1]):
         if folder.lower() in SPLITS:
             return SPLITS[folder.lower()], entry.folders[position + 1 :]
     return None
 
 
-def _held_out(placed: list[tuple[Entry, str, str]], options: Options) -> set[tuple[str, str]]:
+def _outer_folders(entries: Sequence[Entry]) -> int:
+    """Count the folders around all classes, as a zip has them; one class alone has none."""
+    levels = zip(*(entry.folders for entry in entries), strict=False)
+    around = len(list(takewhile(lambda names: len(set(names)) == 1, levels)))
+    classes = {entry.folders[around] for entry in entries if len(entry.folders) > around}
+    return around if len(classes) > 1 else max(around - 1, 0)
+
+
+def _held_out(placed: Sequence[_Placed], options: Options) -> set[tuple[str, str]]:
     groups: dict[str, set[str]] = {}
-    for entry, _, class_name in placed:
-        groups.setdefault(class_name, set()).add(group_of(entry.name))
+    for one in placed:
+        groups.setdefault(one.class_name, set()).add(group_of(one.entry.name))
     return {
         (class_name, group)
         for class_name, names in groups.items()
@@ -177,25 +201,27 @@ def choose_classes(classes: Sequence[str], wish: str) -> tuple[str, ...]:
 
 def _clip(
     entry: Entry,
-    split: str,
+    folder: str,
+    stem: str,
     class_name: str,
     classes: Sequence[str],
     options: Options,
-    same_name: bool = False,
 ) -> Draft:
-    stem = entry.last_name if same_name else entry.stem
-    targets = tuple(f"{split}/{class_name}/{stem}.{k}.jpg" for k in range(options.num_frames))
+    targets = tuple(f"{folder}/{stem}.{k}.jpg" for k in range(options.num_frames))
     turn = _question("video", targets, class_name, classes, options)
-    return Draft(split, (turn,), (Clip(entry, targets),))
+    return Draft(_split_in(folder), (turn,), (Clip(entry, targets),))
 
 
 def _picture(
-    entry: Entry, split: str, class_name: str, classes: Sequence[str], options: Options
+    entry: Entry, folder: str, class_name: str, classes: Sequence[str], options: Options
 ) -> Draft:
-    below = "/".join(entry.folders[entry.folders.index(class_name) :])
-    target = f"{split}/{below}/{entry.last_name}"
+    target = f"{folder}/{entry.last_name}"
     turn = _question("image", (target,), class_name, classes, options)
-    return Draft(split, (turn,), (Picture(entry, target),))
+    return Draft(_split_in(folder), (turn,), (Picture(entry, target),))
+
+
+def _split_in(folder: str) -> str:
+    return folder.partition("/")[0]
 
 
 def _question(

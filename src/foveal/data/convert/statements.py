@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from foveal.data.convert.columns import Hub, read_rows
+from foveal.data.convert.columns import read_rows
 from foveal.data.convert.draft import Draft, LeftOut, Options, Picture
 from foveal.data.convert.reading import read_lines
+from foveal.data.convert.rows import Hub
 from foveal.data.convert.source import Entry, Source
 from foveal.data.example import Turn
 from foveal.errors import DataError

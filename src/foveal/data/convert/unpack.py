@@ -6,17 +6,27 @@ them as it reads any others.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
-from foveal.data.convert.columns import drafts_of_row, ending_of, explain, stream_rows
-from foveal.data.convert.draft import LeftOut, Options, Picture
-from foveal.data.convert.write import write_bytes
+from foveal.config import Columns
+from foveal.data.convert.columns import ANSWER_BRIEFLY, Reading, drafts_of_row
+from foveal.data.convert.draft import LeftOut, Picture
+from foveal.data.convert.pictures import ending_of
+from foveal.data.convert.rows import check_columns, explain, stream_rows
+from foveal.data.convert.splits import SPLITS, split_of
+from foveal.data.convert.values import text_of
 from foveal.data.example import Example, parse_example, write_examples
+from foveal.data.recognise import refuse_other_files
 from foveal.errors import DataError, UserError
+from foveal.storage import write_bytes
+
+PUBLISHED_PAGES = "nielsr/docvqa_1200_examples"
+"""Data set of the published recipe, whose questions get the recipe's words."""
 
 HUB = "hf:"
 """First part of a path that names a data set on the hub; a path keeps one slash of its two."""
@@ -38,6 +48,10 @@ class Rows(Protocol):
         """Stream its rows, pictures as bytes."""
         ...
 
+    def find(self, path: str) -> bytes | None:
+        """Read a picture that a row names by its path; none: there is none."""
+        ...
+
 
 @dataclass(frozen=True)
 class HubRows:
@@ -54,16 +68,20 @@ class HubRows:
         Raises:
             DataError: it is written otherwise.
         """
-        place, colon, split = "/".join(path.parts[1:]).rpartition(":")
+        place, colon, split = "/".join(path.parts[1:]).partition(":")  # a slice has its own
         names = place.split("/")
         if not colon or not split or len(names) not in (2, 3):
-            raise DataError(f"{path}: write hf://OWNER/NAME:SPLIT, or hf://OWNER/NAME/PART:SPLIT")
+            raise DataError(
+                f"{path}: write hf://OWNER/NAME:SPLIT, or hf://OWNER/NAME/PART:SPLIT; "
+                "a split such as train, or a part of it such as train[:50]"
+            )
         return cls("/".join(names[:2]), names[2] if len(names) == 3 else None, split)
 
     @property
     def name(self) -> str:
         """Written with dashes, as a file's name may be."""
-        return "-".join([*self.owner_and_name.split("/"), *filter(None, [self.part]), self.split])
+        split = re.sub(r"[^\w.]+", "-", self.split).strip("-")
+        return "-".join([*self.owner_and_name.split("/"), *filter(None, [self.part]), split])
 
     def fingerprint(self) -> str:
         """Name it; what was fetched once stays what it was."""
@@ -73,6 +91,9 @@ class HubRows:
         """Stream its rows."""
         return stream_rows(self.name, self.owner_and_name, self.part, split=self.split)
 
+    def find(self, path: str) -> None:
+        """Find nothing: a data set on the hub holds its pictures itself."""
+
 
 @dataclass(frozen=True)
 class ParquetRows:
@@ -80,11 +101,13 @@ class ParquetRows:
 
     path: Path
     files: tuple[Path, ...]
+    split: str | None = None
+    """Of those in the folder."""
 
     @property
     def name(self) -> str:
-        """As the file."""
-        return self.path.stem
+        """As the file, or the folder and its split."""
+        return f"{self.path.name}-{self.split}" if self.split else self.path.stem
 
     def fingerprint(self) -> str:
         """Name the state of the files."""
@@ -97,32 +120,66 @@ class ParquetRows:
     def open(self) -> Iterator[Mapping[str, Any]]:
         """Stream their rows."""
         files = [str(file) for file in self.files]
+        check_columns(files)
         return stream_rows(str(self.path), "parquet", None, split="train", data_files=files)
+
+    def find(self, path: str) -> bytes | None:
+        """Read a picture below the folder of the rows."""
+        root = (self.path if self.path.is_dir() else self.path.parent).resolve()
+        file = (root / path).resolve()
+        return file.read_bytes() if file.is_relative_to(root) and file.is_file() else None
 
 
 def find_rows(path: Path) -> Rows | None:
     """Recognise what has to be unpacked; a JSONL file need not be.
 
     Raises:
-        DataError: a folder without Parquet files, or a hub name that is none.
+        DataError: a folder without Parquet files or with several splits, or a hub name that is
+            none.
     """
     if path.parts[:1] == (HUB,):
         return HubRows.parse(path)
+    folder, colon, split = path.name.rpartition(":")
+    if colon and not path.exists() and (path.parent / folder).is_dir():
+        return _rows_of_folder(path.parent / folder, SPLITS.get(split, split))
     if path.is_dir():
-        files = tuple(sorted(path.rglob("*.parquet")))
-        if not files:
-            raise DataError(f"{path}: a folder without Parquet files; give a JSONL file")
-        return ParquetRows(path, files)
+        return _rows_of_folder(path, None)
     if path.suffix == ".parquet" and path.is_file():
         return ParquetRows(path, (path,))
     return None
 
 
-def unpacked(path: Path, cache: Path) -> Path:
+def _rows_of_folder(folder: Path, split: str | None) -> ParquetRows:
+    """Take the files of one split; a folder that holds several has to say which."""
+    splits: dict[str, list[Path]] = {}
+    for file in sorted(folder.rglob("*.parquet")):
+        inside = file.relative_to(folder)
+        named = split_of(inside.stem, inside.parts[:-1])
+        splits.setdefault(named or "train", []).append(file)
+    if not splits:
+        raise DataError(
+            f"{folder}: a folder without Parquet files; give a JSONL file, or turn the folder into "
+            "one: foveal convert --help"
+        )
+    if split is None and len(splits) > 1:
+        ways = " or ".join(f"{folder}:{name}" for name in sorted(splits))
+        raise DataError(f"{folder}: holds several splits; give one of them: {ways}")
+    if split is not None and split not in splits:
+        raise DataError(f"{folder}: no split {split} in it; there are {', '.join(sorted(splits))}")
+    (files,) = splits.values() if split is None else (splits[split],)
+    return ParquetRows(folder, tuple(files), split)
+
+
+def unpacked(path: Path, cache: Path, columns: Columns | None = None) -> Path:
     """Find the JSONL file of what a recipe names; Parquet rows are unpacked into `cache` once.
 
-    Rows are of our own layout (`id`, `source`, `conversations` with pictures as bytes), or of a
-    layout on the hub that `foveal convert` knows.
+    Rows are of our own layout (`id`, `source`, `conversations` with pictures as bytes), or have
+    columns of pictures, questions and answers, or of messages.
+
+    Args:
+        path: as a recipe names it.
+        cache: folder to unpack into.
+        columns: which columns hold what; none: found by their usual names.
 
     Raises:
         DataError: it cannot be read, or a row of it is no example.
@@ -130,26 +187,32 @@ def unpacked(path: Path, cache: Path) -> Path:
     """
     rows = find_rows(path)
     if rows is None:
+        refuse_other_files(path)
         return path
-    state = sha256(rows.fingerprint().encode()).hexdigest()[:12]
+    columns = columns or Columns()
+    named = "" if columns == Columns() else columns.model_dump_json(exclude_defaults=True)
+    state = sha256((rows.fingerprint() + named).encode()).hexdigest()[:12]
     folder = cache / f"{rows.name}-{state}"
     file = folder / f"{rows.name}.jsonl"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_examples(file, _examples(rows, folder / "images"))
+        write_examples(file, _examples(rows, folder / "images", columns))
     return file
 
 
-def _examples(rows: Rows, images: Path) -> Iterator[Example]:
+def _examples(rows: Rows, images: Path, columns: Columns) -> Iterator[Example]:
+    published = isinstance(rows, HubRows) and rows.owner_and_name == PUBLISHED_PAGES
+    reading = Reading(columns, ANSWER_BRIEFLY if published else "")
     number = 0
     for number, row in enumerate(rows.open(), start=1):
         where = f"{rows.name} row {number}"
-        if row.get("conversations"):
+        if _is_own(row):
             yield _own(row, images, where)
             continue
-        for place, draft in enumerate(drafts_of_row(row, "images", where, Options())):
+        for place, draft in enumerate(drafts_of_row(row, "images", where, reading, rows.find)):
             if isinstance(draft, LeftOut):
-                raise DataError(f"{where}: {draft.reason}; take it out")
+                remedy = "" if ";" in draft.reason else "; take it out"
+                raise DataError(f"{where}: {draft.reason}{remedy}")
             named = {one.target: one for one in draft.media if isinstance(one, Picture)}
             targets = {
                 name: _store(one.source, images)
@@ -160,20 +223,26 @@ def _examples(rows: Rows, images: Path) -> Iterator[Example]:
                 turn.model_copy(update={"images": tuple(targets[name] for name in turn.images)})
                 for turn in draft.turns
             )
-            yield Example(id=f"{number:010d}-{place}", source=rows.name, conversations=turns)
+            identity = f"{number:010d}-{place}"
+            yield Example(id=identity, source=rows.name, system=draft.system, conversations=turns)
     if not number:
         raise DataError(f"{rows.name}: no rows")
 
 
+def _is_own(row: Mapping[str, Any]) -> bool:
+    """Tell our own layout from others whose messages are called conversations too."""
+    turns = row.get("conversations")
+    return isinstance(turns, list) and any(isinstance(one, dict) and "user" in one for one in turns)
+
+
 def _own(row: Mapping[str, Any], images: Path, where: str) -> Example:
-    """Read a row of our own layout; what is null in a column was left out."""
+    """Read a row of our own layout."""
     try:
         turns = []
         for turn in row["conversations"]:
-            kept = {key: value for key, value in turn.items() if value is not None}
-            kept["images"] = [_store(one["bytes"], images) for one in kept.get("images", ())]
-            turns.append(kept)
-        known = {key: row[key] for key in ("id", "source") if row.get(key) is not None}
+            shown = turn.get("images") or ()
+            turns.append(turn | {"images": [_store(one["bytes"], images) for one in shown]})
+        known = {key: text_of(row.get(key), f"`{key}`") for key in ("id", "source", "system")}
         return parse_example(json.dumps({**known, "conversations": turns}))
     except UserError:
         raise

@@ -1,10 +1,9 @@
 """Drafts -> pictures and JSONL files on disk: in parallel, each file whole or not at all."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +14,7 @@ from foveal.data.example import Example, write_examples
 from foveal.data.media import decode_frames, decode_image
 from foveal.data.parallel import parallel
 from foveal.errors import DataError
+from foveal.storage import write_bytes
 
 JPEG_QUALITY = 95
 """Of frames; other pictures are copied as they are."""
@@ -72,7 +72,11 @@ def write_drafts(
         for draft in kept[set_name, split]:
             identity = f"{split}-{number[set_name]:010d}"
             number[set_name] += 1
-            examples.append(Example(id=identity, source=set_name, conversations=draft.turns))
+            examples.append(
+                Example(
+                    id=identity, source=set_name, system=draft.system, conversations=draft.turns
+                )
+            )
         file = out / f"{set_name}_{split}.jsonl"
         write_examples(file, examples)
         files.append(file)
@@ -130,7 +134,7 @@ def _write_media(images: Path, draft: Draft | LeftOut) -> Draft | LeftOut:
                 _write_picture(images, medium)
         except DataError as error:
             return LeftOut(name, str(error).removeprefix(f"{name}: "))
-    return Draft(draft.split, draft.turns, set_name=draft.set_name)
+    return replace(draft, media=())
 
 
 def _write_picture(images: Path, picture: Picture) -> None:
@@ -161,15 +165,6 @@ def _inside(images: Path, target: str) -> Path:
     if target.startswith("/") or ".." in target.split("/") or not target.isprintable():
         raise DataError(f"{target!r}: not a name for a file; rename it")
     return images / target
-
-
-def write_bytes(target: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes may write a picture that two examples share: each renames its own copy.
-    beside = target.with_name(f"{target.name}.{os.getpid()}.part")
-    beside.write_bytes(content)
-    beside.replace(target)
 
 
 def claim(out: Path, **settings: str) -> None:

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from PIL import Image
 from torch import Tensor
 
-from foveal.data.encode import TurnProcessor
+from foveal.data.encode import AskedTurn, TurnProcessor, encode_turns
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,7 @@ def prompt_of_turns(
         processor: of the model.
         system: what the model is told before the first turn.
     """
-    entries: list[int] = []
-    images: list[PromptImage] = []
-    for user, shown, answer in turns:
-        prompt = processor.encode_prompt(user, len(shown))
-        entries += [one - len(images) if one < 0 else one for one in prompt]
-        entries += processor.encode_answer(answer) if answer is not None else []
-        images += shown
-    if system:
-        entries[:1] = processor.encode_system(system)
-    return Prompt(tuple(entries), tuple(images))
+    asked = [AskedTurn(user, len(shown), answer) for user, shown, answer in turns]
+    encoded = encode_turns(asked, processor, system)
+    entries = tuple(entry for turn in encoded for part in turn for entry in part)
+    return Prompt(entries, tuple(image for _, shown, _ in turns for image in shown))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
+from foveal.data.encode import TurnsSetting
 from foveal.data.media import Picture, naming
 from foveal.data.message import IMAGE_TAG, write_tags
 from foveal.models.generation.characters import whole_characters
@@ -84,7 +85,9 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         refuse_others(options, OF_AUTO_CLASSES)
         images = Phi3VImageProcessor.from_pretrained(name, **where)
         images.num_crops = num_crops or images.num_crops
-        return cls(images, PreTrainedTokenizerFast.from_pretrained(name, **where))
+        processor = cls(images, PreTrainedTokenizerFast.from_pretrained(name, **where))
+        processor.turns = getattr(images, "turns", "recipe")  # as an export writes it beside crops
+        return processor
 
     @cached_property
     def image_token_id(self) -> int:
@@ -253,6 +256,9 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         return inputs if return_dict else inputs["input_ids"]
 
     # -- turns, as training and evaluation take them ---------------------------------------------
+
+    turns: TurnsSetting = "recipe"
+    """How the turns of a conversation follow each other; see the recipe's `data.turns`."""
 
     @cached_property
     def _known_texts(self) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,60 @@
+"""Anybody's rows of pictures, questions and answers (Parquet, CSV, TSV, JSON) -> drafts."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from foveal.data.convert.columns import Reading, drafts_of_row, read_rows
+from foveal.data.convert.draft import Draft, LeftOut, Options
+from foveal.data.convert.reading import read_json, read_lines
+from foveal.data.convert.rows import Hub
+from foveal.data.convert.source import Entry, Source
+from foveal.data.convert.splits import split_of
+from foveal.errors import DataError
+
+LONGEST_FIELD = 2**28
+"""Characters of a CSV's field; a picture in base64 is long."""
+
+
+def convert_table(source: Source | Hub, options: Options) -> Iterable[Draft | LeftOut]:
+    """Rows of pictures with questions and answers, or with messages; columns by name."""
+    if isinstance(source, Hub) or source.match("*.parquet"):
+        return read_rows(source, None, options)
+    files = [file for ending in READERS for file in source.match(f"*{ending}")]
+    if not files:
+        raise DataError(f"{source.path}: no Parquet, CSV, TSV, JSON or JSONL file in it")
+    return _drafts(source, files, options)
+
+
+def _drafts(source: Source, files: list[Entry], options: Options) -> Iterator[Draft | LeftOut]:
+    reading = Reading(options.columns, question=options.question, seed=options.seed, closed=False)
+    for file in files:
+        split = split_of(file.stem, file.folders) or "train"
+        for number, row in enumerate(READERS[file.suffix](file), start=1):
+            name = f"{file}, row {number}"
+            if isinstance(row, dict):
+                yield from drafts_of_row(row, split, name, reading, source.find)
+            else:
+                yield LeftOut(name, "not a row of named columns")
+
+
+def _csv_rows(file: Entry) -> Iterator[Any]:
+    text = file.read_text()
+    header = text.partition("\n")[0]
+    delimiter = max("\t" if file.suffix == ".tsv" else ",", ";", "\t", key=header.count)
+    csv.field_size_limit(LONGEST_FIELD)
+    try:
+        for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
+            yield None if None in row else row  # more fields than columns
+    except csv.Error as error:
+        raise DataError(f"{file}: not a table ({error}); export it again") from error
+
+
+def _json_rows(file: Entry) -> Iterator[Any]:
+    rows = read_json(file)
+    yield from rows if isinstance(rows, list) else [None]
+
+
+READERS = {".csv": _csv_rows, ".tsv": _csv_rows, ".json": _json_rows, ".jsonl": read_lines}
+"""Ending of a file -> what reads its rows."""

@@ -1,0 +1,119 @@
+"""A file that holds no examples, line by line -> what it is, and the command that reads it."""
+
+import json
+import re
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
+from pathlib import Path
+from typing import Any
+
+from foveal.errors import DataError
+
+_BY_HAND = "write rows of image, question and answer, which foveal convert table reads"
+
+LOOKED_AT = 2**20
+"""Bytes at the beginning that are looked at."""
+
+_PACKED = {
+    b"\x1f\x8b": ("gzip", "gunzip --keep"),
+    b"BZh": ("bzip2", "bunzip2 --keep"),
+    b"\xfd7zXZ\0": ("xz", "unxz --keep"),
+    b"\x28\xb5\x2f\xfd": ("Zstandard", "unzstd"),
+    b"PK\x03\x04": ("zip", "unzip"),
+}
+
+
+def refuse_other_files(path: Path) -> None:
+    """Refuse what cannot be read as one example a line; a line that is wrong is not looked at.
+
+    Raises:
+        DataError: the file is of another kind; it is named, with the command that reads it.
+    """
+    if (kind := other_kind(path)) is not None:
+        raise DataError(f"{path}: {kind}")
+
+
+def other_kind(path: Path) -> str | None:
+    """Say what else a file is than one example a line, and the command that reads it."""
+    try:
+        with path.open("rb") as file:
+            return _kind_of(file.read(LOOKED_AT), path)
+    except OSError:
+        return None  # whoever reads it says so
+
+
+def _kind_of(begin: bytes, path: Path) -> str | None:
+    for start, (name, command) in _PACKED.items():
+        if begin.startswith(start):
+            return f"packed by {name}; unpack it: {command} {path.name}"
+    if begin.startswith(b"PAR1"):
+        if path.suffix != ".parquet":
+            return "a Parquet file; let its name end in .parquet"
+        return f"a Parquet file; {_converted({}, path)}"
+    if begin.startswith((BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE)):
+        code = "UTF-32" if begin.startswith((BOM_UTF32_BE, BOM_UTF32_LE)) else "UTF-16"
+        return f"{code} text; write it as UTF-8: iconv -f {code} -t UTF-8 {path.name}"
+    if b"\0" in begin[:4096]:
+        return "not a text; give a JSONL file of examples"
+    text = begin.removeprefix(BOM_UTF8).lstrip()
+    if text.startswith(b"["):
+        row, _ = _first_row(text[1:])
+        if {"annotations", "data"} <= (row or {}).keys():
+            return f"Label Studio's whole export, which no command reads; {_BY_HAND}"
+        return f"a JSON array; {_converted(row, path)}"
+    if text.startswith(b"{"):
+        return _kind_of_rows(text, path)
+    header = text.partition(b"\n")[0]
+    if path.suffix.lower() in (".csv", ".tsv") or re.search(rb"\w[\t,;]\"?\w", header):
+        name = "TSV" if b"\t" in header else "CSV"
+        return f"a {name} table; {_converted({}, path)}"
+    return None
+
+
+def _kind_of_rows(text: bytes, path: Path) -> str | None:
+    """Look at the first row; one that is broken, or nearly an example, is told line by line."""
+    row, written = _first_row(text)
+    if row is None:
+        return None
+    if {"images", "annotations"} <= row.keys():
+        return f"COCO's annotations, which no command reads; {_BY_HAND}"
+    if "\n" in written:
+        return f"one JSON object over several lines; {_converted(row, path)}"
+    if _says(row, "messages") or _is_foreign(row.get("conversations")):
+        return f"conversations in another layout; {_converted(row, path)}"
+    if "conversations" not in row and any(_says(row, key) for key in _PICTURES):
+        return f"rows of pictures, questions and answers; {_converted(row, path)}"
+    return None
+
+
+_PICTURES = ("image", "images", "file_name", "image_path")
+
+
+def _says(row: dict[str, Any], key: str) -> bool:
+    return row.get(key) not in (None, [], "")
+
+
+def _is_foreign(turns: Any) -> bool:
+    """Tell messages of one speaker each, as others have them, from turns of question and answer."""
+    first = turns[0] if isinstance(turns, list) and turns else None
+    return isinstance(first, dict) and ("from" in first or "role" in first)
+
+
+def _first_row(text: bytes) -> tuple[dict[str, Any] | None, str]:
+    """Read the first object, as far as it lies within what is looked at, and how it is written."""
+    start = text.decode("utf-8", "replace").lstrip()
+    try:
+        row, end = json.JSONDecoder().raw_decode(start)
+    except (ValueError, RecursionError):
+        return None, ""
+    return (row if isinstance(row, dict) else None), start[:end]
+
+
+def _converted(row: dict[str, Any] | None, path: Path) -> str:
+    """Name the command that reads such rows."""
+    row = row or {}
+    talks = _says(row, "messages") or _is_foreign(row.get("conversations"))
+    kind = "sharegpt" if talks else "table"
+    if _is_foreign(row.get("conversations")) and "image" in row:
+        kind = "llava"
+    folder = path.parent if str(path.parent) != "." else Path("FOLDER")
+    return f"foveal convert {kind} {folder} OUT reads it, from its folder with the pictures"

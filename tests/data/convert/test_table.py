@@ -1,0 +1,271 @@
+"""What converting anybody's rows of pictures, questions and answers promises."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+from layouts import (
+    assert_sound,
+    left_out,
+    lines_of,
+    picture_bytes,
+    put_json,
+    put_lines,
+    put_picture,
+    turns_of,
+)
+
+from foveal.config import Columns
+from foveal.data.convert import Options, convert
+from foveal.errors import DataError
+
+datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
+
+
+def image(shade: int) -> dict[str, Any]:
+    return {"bytes": picture_bytes(shade), "path": None}
+
+
+def put_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def convert_rows(folder: Path, rows: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
+    put_rows(folder / "source" / "train.parquet", rows)
+    done = convert(
+        "table",
+        folder / "source",
+        folder / "out",
+        options=Options(validation_fraction=0, **options),
+    )
+    assert_sound(done)
+    return turns_of(folder / "out" / "table_train.jsonl")
+
+
+@pytest.mark.parametrize("images", ["image", "images"])
+@pytest.mark.parametrize("question", ["question", "query", "prompt", "text", "instruction"])
+@pytest.mark.parametrize("answer", ["answer", "answers", "caption", "response", "label"])
+def test_columns_of_usual_names_are_found(tmp_path, images, question, answer):
+    shown = image(1) if images == "image" else [image(1)]
+    (turn,) = convert_rows(tmp_path, [{images: shown, question: "Colour?", answer: "red"}])
+    assert (turn["user"], turn["assistant"]) == ("Colour?", "red")
+    assert (tmp_path / "out" / "images" / turn["images"][0]).read_bytes() == picture_bytes(1)
+    assert turn.get("answers", ["red"]) == ["red"]
+
+
+def test_messages_beside_pictures_are_conversations(tmp_path):
+    said = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Colour?"},
+        {"role": "assistant", "content": "red"},
+    ]
+    (turn,) = convert_rows(tmp_path, [{"images": [image(1)], "messages": said}])
+    assert (turn["user"], turn["assistant"], len(turn["images"])) == ("Colour?", "red", 1)
+    (line,) = lines_of(tmp_path / "out" / "table_train.jsonl")
+    assert line["system"] == "Be brief."
+
+
+def test_columns_of_other_names_are_read_when_they_are_named(tmp_path):
+    columns = Columns(images="page", question="ask", answer="reply")
+    row = {"page": image(1), "ask": "Colour?", "reply": "red", "hint": "not grey", "text": "x"}
+    (turn,) = convert_rows(tmp_path, [row], columns=columns)
+    assert (turn["user"], turn["assistant"]) == ("Colour?", "red")
+
+
+def test_one_named_column_leaves_the_others_to_be_found(tmp_path):
+    row = {"page": image(1), "question": "Colour?", "answer": "red"}
+    (turn,) = convert_rows(tmp_path, [row], columns=Columns(images="page"))
+    assert (turn["user"], turn["assistant"]) == ("Colour?", "red")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"image": 0, "ask": "?", "answer": "!"},
+            r"no column of the question .* image, ask, answer",
+        ),
+        ({"image": 0, "question": "?", "reply": "!"}, r"no column of the answer .*columns="),
+        ({"page": 0, "question": "?", "answer": "!"}, r"no column of the images .* page, question"),
+        ({"image": 0, "prompt": "?", "text": "?", "answer": "!"}, "prompt and text could each be"),
+        ({"image": 0, "question": "?", "query": "?", "answer": "!"}, "question and query could"),
+        ({"image": 0, "question": "?", "answer": "A", "A": "red", "B": "blue"}, "`A` changes"),
+        ({"image": 0, "question": "?", "answer": "red", "hint": "not grey"}, "`hint` changes"),
+        ({"image": 0, "question": "?", "answer": "red", "videos": ["a.mp4"]}, "`videos` changes"),
+        ({"image": 0, "question": "?", "label": 3}, "a label that is a number"),
+        ({"image": 0, "question": "?", "answer": True}, "an answer that is true or false"),
+        ({"image": 0, "question": {"en": None, "de": "?"}, "answer": "x"}, "a mapping of de"),
+        ({"image": 0, "question": "?", "answer": None}, "no question with an answer"),
+        ({"image": 0, "question": "?", "answers": []}, "no question with an answer"),
+        ({"image": 0, "question": "?", "answer": ["a", "b"]}, "several answers where one is meant"),
+        (
+            {"image": 0, "question": "?", "answer": "c", "choices": ["a", "b"]},
+            "none of its choices",
+        ),
+        ({"image": "none.png", "question": "?", "answer": "x"}, "no picture of that name"),
+        ({"image": 7, "question": "?", "answer": "x"}, "neither bytes nor a path"),
+        ({"image": 0, "texts": [{"user": None, "assistant": "x"}]}, "without a text"),
+        ({"image": 0, "texts": ["what?"]}, "texts that hold no question"),
+    ],
+)
+def test_what_cannot_be_read_is_told_with_the_columns_that_are_there(tmp_path, row, message):
+    row = {key: image(1) if value == 0 else value for key, value in row.items()}
+    put_rows(tmp_path / "source" / "train.parquet", [row])
+    with pytest.raises(DataError, match=message) as error:
+        convert("table", tmp_path / "source", tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_a_column_that_is_named_and_not_there_is_told(tmp_path):
+    row = {"image": image(1), "question": "?", "answer": "!"}
+    put_rows(tmp_path / "source" / "train.parquet", [row])
+    options = Options(columns=Columns(answer="reply"))
+    with pytest.raises(DataError, match="no column reply among image, question, answer"):
+        convert("table", tmp_path / "source", tmp_path / "out", options=options)
+
+
+def test_nobody_elses_question_gets_the_published_recipes_words(tmp_path):
+    row = {"image": image(1), "query": {"en": "Total?", "de": None}, "answers": ["12", "12.00"]}
+    (turn,) = convert_rows(tmp_path, [row])
+    assert turn["user"] == "Total?"
+    assert turn["assistant"] in turn["answers"] == ["12", "12.00"]
+
+
+def test_the_number_of_a_choice_is_the_choice(tmp_path):
+    row = {"image": image(1), "question": "?", "choices": ["red", "blue"], "answer": 1}
+    (turn,) = convert_rows(tmp_path, [row])
+    assert (turn["assistant"], turn["choices"]) == ("blue", ["red", "blue"])
+
+
+def test_a_label_that_the_table_names_is_learnt_by_its_name(tmp_path):
+    table = datasets.Dataset.from_dict(
+        {"image": [image(1), image(2), image(3)], "question": ["?"] * 3, "label": [1, 0, -1]}
+    ).cast_column("label", datasets.ClassLabel(names=["cat", "dog"]))
+    (tmp_path / "source").mkdir()
+    table.to_parquet(str(tmp_path / "source" / "train.parquet"))
+    done = convert(
+        "table", tmp_path / "source", tmp_path / "out", options=Options(validation_fraction=0)
+    )
+    turns = turns_of(tmp_path / "out" / "table_train.jsonl")
+    assert [turn["assistant"] for turn in turns] == ["dog", "cat"]
+    assert done.left_out == {"no question with an answer in the row": 1}
+
+
+def test_pictures_may_be_paths_or_text_in_base64(tmp_path):
+    put_picture(tmp_path / "source" / "shots" / "a.png", 5)
+    noise = bytes(range(256)) * 8
+    long = base64.b64encode(picture_bytes(9) + noise).decode()  # behind its end nothing is read
+    rows = [
+        {"image": "shots/a.png", "question": "first?", "answer": "x"},
+        {"image": long, "question": "second?", "answer": "y"},
+    ]
+    first, second = convert_rows(tmp_path, rows)
+    assert first["images"] == ["train/shots/a.png"]
+    stored = (tmp_path / "out" / "images" / second["images"][0]).read_bytes()
+    assert stored == picture_bytes(9) + noise
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.csv", 'image,question,answer\na.png,"Which, then?",red\na.png,Sure?,\n'),
+        ("rows.csv", "\ufeffimage;question;answer\r\na.png;Which, then?;red\r\na.png;Sure?;\r\n"),
+        ("rows.tsv", "image\tquestion\tanswer\na.png\tWhich, then?\tred\na.png\tSure?\t\n"),
+    ],
+)
+def test_text_tables_are_read_and_an_empty_cell_is_absent(tmp_path, name, text):
+    put_picture(tmp_path / "source" / "a.png")
+    (tmp_path / "source" / name).write_text(text, encoding="utf-8")
+    done = convert("table", tmp_path / "source", tmp_path / "out")
+    (turn,) = turns_of(tmp_path / "out" / "table_train.jsonl")
+    assert (turn["user"], turn["assistant"]) == ("Which, then?", "red")
+    assert done.left_out == {"no question with an answer in the row": 1}
+
+
+def test_alpacas_rows_join_instruction_and_input_and_keep_the_system_text(tmp_path):
+    put_picture(tmp_path / "source" / "a.png")
+    row = {"instruction": "Translate.", "input": "été", "output": "summer", "images": ["a.png"]}
+    rows = [row | {"system": "Be brief."}, row | {"history": [["a", "b"]]}]
+    put_json(tmp_path / "source" / "data.json", rows)
+    done = convert("table", tmp_path / "source", tmp_path / "out")
+    (line,) = lines_of(tmp_path / "out" / "table_train.jsonl")
+    (turn,) = line["conversations"]
+    assert (turn["user"], turn["assistant"]) == ("Translate.\nété", "summer")
+    assert line["system"] == "Be brief."
+    assert done.left_out == {"`history` changes what it means, and is not obeyed": 1}
+
+
+def test_places_in_a_question_are_where_its_pictures_stand(tmp_path):
+    shown = [image(1), image(2)]
+    asked = ["<image><image>Which?", "Is <image> like <image>?", "Which?"]
+    rows = [{"images": shown, "question": one, "answer": "x"} for one in asked]
+    turns = convert_rows(tmp_path, rows)
+    assert [turn["user"] for turn in turns] == [
+        "Which?",
+        "Is <|image_1|> like <|image_2|>?",
+        "Which?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"question": "<image><image>?"}, "more <image> than pictures"),
+        ({"images": [image(1), image(2)], "question": "<image>?"}, "fewer <image> than pictures"),
+        ({"answer": "<image>"}, "an answer with a picture"),
+        ({"question": "<video>?"}, "another tool's tag in a text"),
+    ],
+)
+def test_places_that_do_not_fit_the_pictures_are_told(tmp_path, change, reason):
+    row = {"images": [image(1)], "question": "?", "answer": "x"} | change
+    put_rows(tmp_path / "source" / "train.parquet", [row])
+    with pytest.raises(DataError, match=reason):
+        convert("table", tmp_path / "source", tmp_path / "out")
+
+
+def test_captions_get_the_question_that_is_given(tmp_path):
+    put_picture(tmp_path / "source" / "a.png")
+    (tmp_path / "source" / "metadata.csv").write_text("file_name,text\na.png,A cat.\n")
+    options = Options(columns=Columns(answer="text"), question="What is it?")
+    convert("table", tmp_path / "source", tmp_path / "out", options=options)
+    (turn,) = turns_of(tmp_path / "out" / "table_train.jsonl")
+    assert (turn["user"], turn["assistant"]) == ("What is it?", "A cat.")
+
+
+def test_files_are_sorted_into_splits_by_their_names_and_folders(tmp_path):
+    put_picture(tmp_path / "source" / "a.png")
+    row = {"image": "a.png", "question": "?", "answer": "x"}
+    for name in ("my_train.jsonl", "test/rows.jsonl", "eval-1.jsonl"):
+        put_lines(tmp_path / "source" / name, row)
+    done = convert("table", tmp_path / "source", tmp_path / "out")
+    assert {name: labels.total() for name, labels in done.counts.items()} == {
+        "table_train": 1,
+        "table_val": 1,
+        "table_test": 1,
+    }
+
+
+def test_what_is_no_row_is_counted(tmp_path):
+    put_picture(tmp_path / "source" / "a.png")
+    put_lines(
+        tmp_path / "source" / "rows.jsonl", {"image": "a.png", "question": "?", "answer": "x"}
+    )
+    put_json(tmp_path / "source" / "notes.json", {"made": "by hand"})
+    done = convert("table", tmp_path / "source", tmp_path / "out")
+    assert done.left_out == {"not a row of named columns": 1}
+    assert list(left_out(tmp_path / "out")) == ["notes.json, row 1"]
+
+
+def test_files_of_other_columns_are_not_read_as_one(tmp_path):
+    put_rows(
+        tmp_path / "source" / "a.parquet", [{"image": image(1), "question": "?", "answer": "x"}]
+    )
+    put_rows(tmp_path / "source" / "b.parquet", [{"image": image(1), "caption": "x"}])
+    with pytest.raises(DataError, match=r"b\.parquet: has the columns caption, image, and .*a\.p"):
+        convert("table", tmp_path / "source", tmp_path / "out")
