@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from foveal.data.example import Example
+from foveal.errors import DataError, ModelError
 from foveal.evaluate.prediction import Prediction
 from foveal.evaluate.questions import Question
 from foveal.models.family import LoadedModel
-from foveal.models.generation.generator import Generator, Limits, Request
+from foveal.models.generation.finite import NotFiniteError
+from foveal.models.generation.generator import Generator, Limits, NoAnswer, Request, check_fits
 from foveal.models.generation.score import score
 
 Answering = Literal["auto", "generate", "choices"]
@@ -47,11 +49,35 @@ def predict(
 
     Yields:
         Some predictions, as they come: not in the order of the questions.
+
+    Raises:
+        ModelError: the model's numbers are not finite for a question; the message names it.
     """
     closed = [one for one in questions if rule.chooses(one)]
     for batch in batches(closed, rule.tokens_per_batch):
         yield choose(loaded, examples, batch)
     yield from write(loaded, examples, [one for one in questions if not rule.chooses(one)], rule)
+
+
+def check_lengths(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    questions: Sequence[Question],
+    rule: AnswerRule,
+) -> None:
+    """Refuse questions that leave no room for their answers, before any work.
+
+    Raises:
+        DataError: one does; the message names it.
+    """
+    for one in questions:
+        labels = one.choices if rule.chooses(one) else ()
+        longest = max((len(label_ids(loaded, label)) for label in labels), default=0)
+        try:
+            check_fits(loaded, one.prompt, longest or rule.max_new_tokens)
+        except ValueError as error:
+            name = examples[one.example].id
+            raise DataError(f"turn {one.turn} of {name!r}: {error}") from None
 
 
 def write(
@@ -71,6 +97,8 @@ def write(
     while not generator.is_idle:
         ended = []
         for token in generator.step():
+            if isinstance(token, NoAnswer):
+                raise _unanswered(examples, asked[token.handle], token.problem)
             made[token.handle].append(token.id)
             if token.finish:
                 text = loaded.processor.decode_answer(made.pop(token.handle))
@@ -88,7 +116,10 @@ def choose(
     """
     ids = [[label_ids(loaded, label) for label in question.choices] for question in questions]
     prompts = [question.prompt for question in questions]
-    found = score(loaded, list(zip(prompts, ids, strict=True)))
+    try:
+        found = score(loaded, list(zip(prompts, ids, strict=True)))
+    except NotFiniteError as error:
+        raise _unanswered(examples, questions[error.place], error) from None
     predictions = []
     for question, numbers in zip(questions, found, strict=True):
         scores = dict(zip(question.choices, numbers, strict=True))
@@ -126,6 +157,13 @@ def batches(questions: Sequence[Question], tokens_per_batch: int) -> Iterator[li
 def _tokens_read(question: Question) -> int:
     # A letter is a token at most: labels are short beside a page, and need no exact count.
     return question.prompt.tokens + sum(map(len, question.choices))
+
+
+def _unanswered(
+    examples: Sequence[Example], question: Question, problem: NotFiniteError
+) -> ModelError:
+    name = examples[question.example].id
+    return ModelError(f"no answer to turn {question.turn} of {name!r}: {problem}")
 
 
 def _prediction(

@@ -14,7 +14,8 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from foveal.deliver.serve.problems import RequestError
-from foveal.models.generation.generator import Request, Token
+from foveal.models.generation.finite import NotFiniteError
+from foveal.models.generation.generator import NoAnswer, Request, Token
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Decoder(Protocol):
         """Give a request up."""
         ...
 
-    def step(self) -> list[Token]:
+    def step(self) -> list[Token | NoAnswer]:
         """Make the next token of every request that has its place."""
         ...
 
@@ -183,8 +184,15 @@ class Scheduler:
             self._start_over(model, error)
             return
         news: list[tuple[Job, Event]] = []
-        for token in tokens:
-            job, choice = self._running[model, token.handle]
+        for token in tokens:  # those without an answer come first
+            running = self._running.get((model, token.handle))
+            if running is None:
+                continue  # another answer of its job has failed
+            job, choice = running
+            if isinstance(token, NoAnswer):
+                self._forget(job, None)
+                news.append((job, _failed(token.problem)))
+                continue
             news.append((job, Grown(choice, token)))
             if token.finish:
                 del self._running[model, token.handle]
@@ -216,4 +224,6 @@ def _failed(error: Exception) -> Failed:
     logger.error("an answer failed", exc_info=error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return Failed(RequestError(503, "no memory left for this request; send less, or come back"))
+    if isinstance(error, NotFiniteError):
+        return Failed(RequestError(500, f"no answer: {error}"))
     return Failed(RequestError(500, "the model failed on this request; the server's log says how"))

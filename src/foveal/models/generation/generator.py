@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from foveal.models.family import LoadedModel
+from foveal.models.generation.finite import NotFiniteError, are_finite, not_finite
 from foveal.models.generation.passes import Growing, logits_behind, run_pass
 from foveal.models.generation.prompt import Prompt, Stretch
 from foveal.models.generation.sampling import Drawer, Sampling, choose_tokens
@@ -54,6 +55,14 @@ class Token:
 
 
 @dataclass(frozen=True)
+class NoAnswer:
+    """One request has ended without an answer; the others go on."""
+
+    handle: int
+    problem: NotFiniteError
+
+
+@dataclass(frozen=True)
 class Limits:
     """What is held and read at once."""
 
@@ -81,6 +90,10 @@ class _Sequence:
     @property
     def tokens(self) -> int:
         return self.request.prompt.tokens + len(self.made)
+
+    def line(self) -> Iterable[Node]:
+        """Its own stretch, and what it grows from."""
+        return self.node.line() if self.node else ()
 
     @property
     def to_come(self) -> int:
@@ -141,8 +154,12 @@ class Generator:
             self._leave(sequence)
         self._waiting = deque(one for one in self._waiting if one.handle != handle)
 
-    def step(self) -> list[Token]:
-        """Make the next token of every request that has its place."""
+    def step(self) -> list[Token | NoAnswer]:
+        """Make the next token of every request that has its place.
+
+        Returns:
+            Those that end without an answer first.
+        """
         asked = list(self._active.values())
         parts = [part for one in asked for part in self._next_parts(one)]
         for sequence, joining in self._admit(sum(len(part.stretch.ids) for part in parts)):
@@ -154,14 +171,41 @@ class Generator:
         hidden = run_pass(self.loaded, parts)
         last = {id(part.node): rows[-1] for part, rows in zip(parts, hidden, strict=True)}
         logits = logits_behind(self.loaded, torch.stack([last[id(one.node)] for one in asked]))
+        broken = {
+            id(part.node)
+            for part, sound in zip(parts, are_finite(hidden), strict=True)
+            if not sound
+        }
+        for part in parts:
+            if id(part.node) in broken and not part.node.parent:
+                self._trees.pop(part.tree.key, None)  # who asks about it next reads it anew
+        finite = [
+            sound and not any(id(node) in broken for node in one.line())
+            for one, sound in zip(asked, logits.isfinite().all(-1).tolist(), strict=True)
+        ]
+        failed = [self._give_up(one) for one, sound in zip(asked, finite, strict=True) if not sound]
+        asked = [one for one, sound in zip(asked, finite, strict=True) if sound]
+        if not asked:
+            return [*failed]
+        logits = logits[finite]
         words = logits.clone()
         stands_for_picture = self.loaded.processor.image_token_id
         words[:, stands_for_picture : stands_for_picture + 1] = -math.inf  # is no answer
         chosen = choose_tokens(words, [one.drawer for one in asked])
-        return [
+        taken = [
             self._take(sequence, token, row)
             for sequence, token, row in zip(asked, chosen, logits, strict=True)
         ]
+        return [*failed, *taken]
+
+    def _give_up(self, sequence: _Sequence) -> NoAnswer:
+        """End a request whose numbers are not finite."""
+        prompt, made = sequence.request.prompt, Stretch(tuple(sequence.made))
+        whole = prompt.stretch(0, None, self.loaded.processor.image_token_id)
+        is_long = self._is_long(sequence)
+        del self._active[sequence.handle]
+        self._leave(sequence)
+        return NoAnswer(sequence.handle, not_finite(self.loaded, [whole, made], is_long))
 
     def _admit(self, tokens: int) -> Iterator[tuple[_Sequence, list[Growing]]]:
         """Let those who wait join in their order, while there is room."""
@@ -266,10 +310,16 @@ class Generator:
 
 
 def generate(generator: Generator, requests: Iterable[Request]) -> list[list[int]]:
-    """Answer some requests to their ends; returns the tokens of each, the ending one included."""
+    """Answer some requests to their ends; returns the tokens of each, the ending one included.
+
+    Raises:
+        NotFiniteError: the model's numbers are not finite for one of them.
+    """
     made: dict[int, list[int]] = {generator.add(request): [] for request in requests}
     while not generator.is_idle:
         for token in generator.step():
+            if isinstance(token, NoAnswer):
+                raise token.problem
             made[token.handle].append(token.id)
     return list(made.values())
 

@@ -1,5 +1,6 @@
 """Prompts and continuations -> how likely each is, all behind prefixes that are read once."""
 
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from foveal.models.family import LoadedModel
+from foveal.models.generation.finite import are_finite, not_finite
 from foveal.models.generation.generator import check_fits
 from foveal.models.generation.passes import Growing, logits_behind, run_pass
 from foveal.models.generation.prompt import Prompt, Stretch
@@ -62,10 +64,12 @@ def score(
 
     Raises:
         ValueError: an empty prompt or continuation, or more than the model can see.
+        NotFiniteError: the model's numbers are not finite for one of the questions.
     """
     border = loaded.family.long_context_tokens(loaded.model)
     reading = _Reading(loaded)
     wanted: list[tuple[int, int | None, Sequence[int]]] = []
+    asking: list[tuple[int, bool]] = []
     for number, (prompt, continuations) in enumerate(questions):
         for ids in continuations:
             check_fits(loaded, prompt, len(ids))
@@ -76,6 +80,7 @@ def score(
                 ending = reading.parts[end]
                 own = reading.read(ending.tree, ending.node, Stretch(tuple(ids[:-1])))
             wanted.append((end, own, ids))
+            asking.append((number, is_long))
     if not wanted:
         return [[] for _ in questions]
     hidden = run_pass(loaded, reading.parts)
@@ -85,7 +90,16 @@ def score(
             for end, own, _ in wanted
         ]
     )
-    sums = iter(_sums(loaded, rows, [ids for _, _, ids in wanted]))
+    found = list(_sums(loaded, rows, [ids for _, _, ids in wanted]))
+    sound = {
+        id(part.node): one for part, one in zip(reading.parts, are_finite(hidden), strict=True)
+    }
+    for (number, is_long), (end, own, ids), total in zip(asking, wanted, found, strict=True):
+        line = reading.parts[end if own is None else own].node.line()
+        if math.isnan(total) or not all(sound[id(node)] for node in line):
+            asked = questions[number][0].stretch(0, None, loaded.processor.image_token_id)
+            raise not_finite(loaded, [asked, Stretch(tuple(ids[:-1]))], is_long, number)
+    sums = iter(found)
     return [[next(sums) for _ in continuations] for _, continuations in questions]
 
 

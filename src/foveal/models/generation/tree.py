@@ -119,14 +119,17 @@ class Tree:
         return np.tril(seen, self.slots - len(asking))
 
     def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the keys and values of the last slots of a layer in place; returns all of them."""
+        """Put the keys and values of the last slots of a layer in place; returns all of them.
+
+        What is not finite stands as zero: behind a mask, neighbours would take 0 x NaN from it.
+        """
         end = self.slots
         start = end - keys.shape[2]
         held = self._layers.get(layer)
         if held is None or held[0].shape[2] < end:
             held = self._layers[layer] = self._grow(held, keys, start)
         for row, new in zip(held, (keys, values), strict=True):
-            row[:, :, start:end] = new
+            row[:, :, start:end] = new.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         return held[0][:, :, :end], held[1][:, :, :end]
 
     def _grow(
@@ -210,12 +213,26 @@ def trees_attention_forward(
                 sdpa_attention_forward(module, root, *seen, None, is_causal=True, **arguments)[0]
             )
         if others.shape[2]:
-            pieces.append(
-                sdpa_attention_forward(
-                    module, others, keys, values, one.mask, is_causal=False, **arguments
-                )[0]
-            )
+            seen_by_others = sdpa_attention_forward(
+                module, others, keys, values, one.mask, is_causal=False, **arguments
+            )[0]
+            own = (each[:, :, one.root_slots :] for each in (new_keys, new_values))
+            pieces.append(seen_by_others + sum(map(_nothing_or_nan, own)))
     return torch.cat(pieces, dim=1), None
+
+
+def _nothing_or_nan(made: Tensor) -> Tensor:
+    """Make zero of each token, NaN of one whose keys or values are not finite.
+
+    Its own answer so shows what its slots no longer do.
+
+    Args:
+        made: (1, heads, tokens, size), keys or values.
+
+    Returns:
+        (1, tokens, 1, 1).
+    """
+    return (made.sum((1, 3), dtype=torch.float32) * 0).to(made.dtype)[..., None, None]
 
 
 AttentionInterface.register(TREES, trees_attention_forward)
