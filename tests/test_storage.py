@@ -1,0 +1,54 @@
+"""A file is there whole or as it was before, and an error names the file that was meant."""
+
+import errno
+import os
+import resource
+
+import pytest
+
+from foveal.storage import FAILED_WRITES, write_bytes, write_json, write_text, written_whole
+
+
+def test_a_file_is_written_with_its_folder_and_nothing_beside_it(tmp_path):
+    write_text(tmp_path / "new" / "note.txt", "größer\n")
+    assert (tmp_path / "new" / "note.txt").read_bytes() == "größer\n".encode()
+    assert os.listdir(tmp_path / "new") == ["note.txt"]
+
+
+def test_json_ends_its_last_line(tmp_path):
+    write_json(tmp_path / "tree.json", {"a": [1, 2]}, indent=None)
+    assert (tmp_path / "tree.json").read_text() == '{"a": [1, 2]}\n'
+
+
+def test_a_write_that_breaks_off_leaves_the_former_file(tmp_path):
+    file = tmp_path / "note.txt"
+    file.write_text("before")
+    with pytest.raises(KeyboardInterrupt), written_whole(file) as beside:
+        beside.write_text("half")
+        raise KeyboardInterrupt
+    assert file.read_text() == "before"
+    assert os.listdir(tmp_path) == ["note.txt"]
+
+
+def test_a_full_disk_leaves_the_former_file_and_names_it(tmp_path):
+    """A limit on a file's size is the nearest to a full disk that needs no root."""
+    file = tmp_path / "note.txt"
+    file.write_text("before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_bytes(file, bytes(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(file)
+    assert caught.value.errno in FAILED_WRITES
+    assert file.read_text() == "before"
+    assert os.listdir(tmp_path) == ["note.txt"]
+
+
+def test_a_file_where_the_folder_should_be_is_named(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(OSError, match="taken") as caught:
+        write_text(tmp_path / "taken" / "note.txt", "")
+    assert caught.value.errno in (errno.EEXIST, errno.ENOTDIR)
