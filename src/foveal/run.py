@@ -85,11 +85,14 @@ class TrainingRun:
         data, weights = recipe.data, [file.weight for file in recipe.data.train_files]
         files = [self._unpack(file.path) for file in data.train_files]
         validation = [self._unpack(data.validation)] if data.validation else []
-        self.loaded = load_for_run(recipe, self.run, self.engine, files)
+        self.loaded = load_for_run(recipe, self.run, self.engine, files, self._tell)
         self.model_fingerprint = fingerprint_model(self.loaded.model)
         _, self.dataset = self._read(files, weights)
         self.validation = self._read(validation) if validation else None
         self._check()
+
+    def _tell(self, line: str) -> None:
+        self.console.print(line, style="yellow", highlight=False, markup=False)
 
     def _unpack(self, path: Path) -> Path:
         """Find the JSONL file of what the recipe names; the main process unpacks, others wait."""
@@ -109,7 +112,7 @@ class TrainingRun:
         )
         remarks = [*self.dataset.remarks.lines(), *([long] if long else [])]
         for line in [*remarks, *(self.validation[1].remarks.lines() if self.validation else ())]:
-            self.console.print(line, style="yellow", highlight=False, markup=False)
+            self._tell(line)
 
     def _read(self, files: list[Path], weights: Sequence[float] = ()) -> tuple[Examples, Dataset]:
         data, cache = self.recipe.data, self.run / ".cache"

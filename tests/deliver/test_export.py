@@ -11,7 +11,7 @@ from bitsandbytes.functional import dequantize_4bit
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import SIZES
+from tiny import SIZES, WHOLE_BLOCKS
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from typer.testing import CliRunner
 
@@ -337,9 +337,9 @@ def test_another_base_than_the_runs_is_refused(run, tmp_path):
 
 def test_a_base_of_the_same_shape_with_other_weights_is_refused(run, qlora_run, tmp_path):
     """As Phi-3-vision has the names and shapes of Phi-3.5-vision."""
-    for number, original in enumerate((run, qlora_run)):
+    for number, (original, sizes) in enumerate(((run, SIZES), (qlora_run, WHOLE_BLOCKS))):
         base = tmp_path / f"base-{number}"
-        write_tiny(base, 1, SIZES)
+        write_tiny(base, 1, sizes)
         copy = shutil.copytree(original, tmp_path / f"run-{number}")
         change_recipe(copy, model=str(base))
         with pytest.raises(ModelError, match="names and shapes are the same, the weights are oth"):
