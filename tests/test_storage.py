@@ -23,9 +23,14 @@ def test_json_ends_its_last_line(tmp_path):
 def test_a_write_that_breaks_off_leaves_the_former_file(tmp_path):
     file = tmp_path / "note.txt"
     file.write_text("before")
-    with pytest.raises(KeyboardInterrupt), written_whole(file) as beside:
-        beside.write_text("half")
-        raise KeyboardInterrupt
+
+    def break_off():
+        with written_whole(file) as beside:
+            beside.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        break_off()
     assert file.read_text() == "before"
     assert os.listdir(tmp_path) == ["note.txt"]
 

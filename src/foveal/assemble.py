@@ -26,6 +26,7 @@ from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import ImageFolder, Turn
 from foveal.data.lines import Examples
 from foveal.data.rows import Plan
+from foveal.libraries import remarks_are_caught
 from foveal.models.family import Family, LoadedModel, find_family, load
 from foveal.train.checkpoint import checkpoints
 from foveal.train.engine import Engine
@@ -45,6 +46,7 @@ def load_for_run(
 
     Layers that this machine computes wrongly in 4 bits stay whole, which is told and kept.
     """
+    quiet_libraries()
     name = recipe.model
     if name == TINY and not Path(name).exists():
         if engine.is_main:
@@ -167,3 +169,6 @@ def quiet_libraries() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    if remarks_are_caught():
+        logging.disable_default_handler()
+        logging.enable_propagation()

@@ -27,6 +27,7 @@ from foveal.evaluate.evaluation import evaluate_into
 from foveal.evaluate.metrics import find_metrics
 from foveal.evaluate.prediction import Scores
 from foveal.evaluate.report import write_report
+from foveal.libraries import LIBRARIES_LOG, REMARKS
 from foveal.machine import describe_machine, free_memory
 from foveal.models.family import LoadedModel
 from foveal.plan.memory import CPU_SLACK
@@ -81,6 +82,8 @@ class TrainingRun:
             set_aside(self.run)
         self.engine.wait()
         make_folder(self.run)
+        if self.engine.is_main:
+            REMARKS.keep_in(self.run / LIBRARIES_LOG)
         torch.manual_seed(recipe.train.seed)
         data, weights = recipe.data, [file.weight for file in recipe.data.train_files]
         files = [self._unpack(file.path) for file in data.train_files]

@@ -7,6 +7,7 @@ import typer
 
 from foveal import __version__
 from foveal.errors import UserError
+from foveal.libraries import catch_remarks
 
 INTERRUPTED = 130
 
@@ -36,6 +37,7 @@ def _about(
 
 def main() -> None:
     """Run the command line; a mendable error becomes one line and exit status 2."""
+    catch_remarks()
     try:
         sys.exit(app(prog_name="foveal", standalone_mode=False))
     except UserError as error:

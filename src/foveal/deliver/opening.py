@@ -8,6 +8,7 @@ from typing import Any
 from foveal.adapt.adapters import merge_adapters
 from foveal.deliver.place import find_model, find_num_crops
 from foveal.errors import ModelError
+from foveal.libraries import import_peft, without_bitsandbytes
 from foveal.models.family import LoadedModel, load
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -52,10 +53,12 @@ def read_base_name(folder: Path) -> str:
 
 def put_adapter(model: Any, folder: Path) -> None:
     """Put the adapter of a folder beside the layers of its base, through peft alone."""
-    from peft import PeftModel
-
+    peft = import_peft()
     with warnings.catch_warnings():
         # peft asks transformers for a name that it is about to lose.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        PeftModel.from_pretrained(model, str(folder))  # its layers go into the model itself
+        with without_bitsandbytes():
+            peft.PeftModel.from_pretrained(
+                model, str(folder)
+            )  # its layers go into the model itself
     model.requires_grad_(False).eval()

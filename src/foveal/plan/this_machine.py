@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from foveal.libraries import import_peft
 from foveal.models.phi3_vision.image import cut_crops
 from foveal.plan.hardware import ETHERNET, GB, PCIE4, Hardware
 from foveal.plan.memory import CPU_SLACK
@@ -83,8 +84,7 @@ def measure_hardware() -> Hardware:
 
 def bring_in_libraries() -> None:
     """Let torch and peft bring in what they bring in at first use: some hundred megabytes."""
-    import peft  # noqa: F401
-
+    import_peft()
     weight = torch.nn.Parameter(torch.ones(8, 8))
     optimizer = torch.optim.AdamW([weight], fused=True)
     (weight @ weight).sum().backward()
