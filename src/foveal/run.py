@@ -1,7 +1,5 @@
 """From a recipe: build the pieces, evaluate, train, evaluate again, report."""
 
-import errno
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +31,7 @@ from foveal.models.family import LoadedModel
 from foveal.plan.memory import CPU_SLACK
 from foveal.plan.room import training_bytes
 from foveal.plan.setup import engine_name
+from foveal.storage import FAILED_WRITES, write_json
 from foveal.train.audit import GradientAudit, audit_sharing, audit_targets
 from foveal.train.best import best_checkpoint
 from foveal.train.checkpoint import (
@@ -49,9 +48,6 @@ from foveal.train.incidents import Incidents
 from foveal.train.learner import make_learner
 from foveal.train.log import RunLog
 from foveal.train.loop import LoopHooks, Stopped, train
-
-FAILED_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES}
-"""What the system says of a disk that is full or takes no more."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +149,8 @@ class TrainingRun:
         first_step = self._resume(optimizer)
         if engine.is_main:
             save_recipe(recipe, self.run / "recipe.yaml")
-            (self.run / "machine.json").write_text(json.dumps(describe_machine(), indent=1))
-            (self.run / "data.json").write_text(json.dumps(self._describe_data(), indent=1))
+            write_json(self.run / "machine.json", describe_machine())
+            write_json(self.run / "data.json", self._describe_data())
         self._introduce(assignments, plan, total_steps, first_step)
         self.evaluate("before")
         batches = RowBatches(self.dataset, loaded.processor, recipe.train.loss_weighting)

@@ -23,7 +23,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written; names `path`, not the place beside it.
     """
-    beside = path.with_name(f".{path.name}.part")
+    # Two processes may write one file, each its own copy of it.
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -8,6 +8,7 @@ import typer
 from foveal import __version__
 from foveal.errors import UserError
 from foveal.libraries import catch_remarks
+from foveal.storage import FAILED_WRITES
 
 INTERRUPTED = 130
 
@@ -49,6 +50,11 @@ def main() -> None:
         sys.exit(2)
     except NOT_A_PLACE as error:
         _refuse(f"foveal: {error.filename}: {error.strerror}; give another place")
+    except OSError as error:
+        if error.errno not in FAILED_WRITES:
+            raise
+        place = error.filename or "a file"
+        _refuse(f"foveal: {place}: {error.strerror}; free space, or give another place")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

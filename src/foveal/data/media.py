@@ -146,7 +146,7 @@ def _read_cache(cache: Path) -> _Known:
 def _write_cache(cache: Path, known: _Known) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
     beside = cache.with_name(f"{cache.name}.{os.getpid()}.part")
-    beside.write_text(json.dumps(known, separators=(",", ":")))
+    beside.write_text(json.dumps(known, separators=(",", ":")), encoding="utf-8")
     beside.replace(cache)
 
 

@@ -13,6 +13,7 @@ from foveal.deliver.proof import Proof
 from foveal.deliver.source import RunSource
 from foveal.evaluate.metrics import Score
 from foveal.evaluate.run_folder import changed_settings
+from foveal.storage import write_text
 from foveal.train.engine import Precision
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -57,7 +58,7 @@ def write_card(
         proof_lines=proof.lines() if proof else [],
         licence=f"The base model's own: {licence}." if licence else "See the base model's licence.",
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)
 
 
 def front_matter(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foveal.errors import ModelError
+from foveal.storage import write_json
 
 COPIED = (
     "tokenizer*",
@@ -105,4 +106,4 @@ def read_tree(path: Path) -> dict[str, Any]:
 
 def write_tree(path: Path, tree: dict[str, Any]) -> None:
     """Write a JSON object as transformers does."""
-    path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, tree, indent=2)

@@ -31,6 +31,7 @@ from foveal.evaluate.prediction import (
 )
 from foveal.evaluate.questions import deal, families, questions_of
 from foveal.models.family import LoadedModel
+from foveal.storage import write_text
 
 Item = TypeVar("Item")
 Key = tuple[str, int]
@@ -79,8 +80,7 @@ class Place:
         if not file.is_file() or file.read_text(encoding="utf-8") != what:
             for old in self._files():
                 old.unlink()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(what, encoding="utf-8")
+            write_text(file, what)
 
     def _files(self) -> list[Path]:
         others = self.folder.glob(RANK_PREDICTIONS.format("*"))

@@ -108,7 +108,7 @@ def cut_vocabulary(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
         unk_token="<unk>",
-        chat_template=json.loads((TOKENIZER / "tokenizer_config.json").read_text())[
+        chat_template=json.loads((TOKENIZER / "tokenizer_config.json").read_text(encoding="utf-8"))[
             "chat_template"
         ],
     )
