@@ -42,6 +42,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+def written_card(folder: Path) -> str:
+    return " ".join((folder / "README.md").read_text().split())
+
+
 def change_recipe(run: Path, **changes: object) -> None:
     recipe = load_recipe(run / "recipe.yaml")
     save_recipe(recipe.model_copy(update=changes), run / "recipe.yaml")
@@ -140,6 +144,22 @@ def test_four_bits_are_those_that_a_model_is_loaded_in(qlora_run):
         plain = source.base_tensors[f"{layer}.weight"].read()
         torch.testing.assert_close(through_four_bits(plain, double=True), expected, msg=layer)
     assert len(source.four_bit_layers) > 10
+
+
+def test_adapters_before_the_language_model_are_told_of(lora_run, run, tmp_path):
+    told = []
+    export_run(lora_run, tmp_path / "all", proof=False, tell=told.append)
+    assert "before the language model" in " ".join(told)
+    assert "leave those out without an error" in written_card(tmp_path / "all.unverified")
+    told = []
+    export_run(lora_run, tmp_path / "merged", merge=True, proof=False, tell=told.append)
+    assert "before the language model" not in " ".join(told)
+    file = run / "checkpoints" / "step-4" / "weights.safetensors"
+    kept = {n: t for n, t in load_file(file).items() if "vision_embed_tokens" not in n}
+    save_file(kept, file)
+    export_run(run, tmp_path / "language", proof=False, tell=told.append)
+    assert "before the language model" not in " ".join(told)
+    assert "leave those out" not in written_card(tmp_path / "language.unverified")
 
 
 @pytest.mark.filterwarnings(BEFORE_MERGING)

@@ -42,6 +42,7 @@ def write_card(
         front_matter=yaml.safe_dump(front_matter(source, base, licence, as_model), sort_keys=False),
         title=name,
         as_model=as_model,
+        adapts_the_tower=source.adapts_the_tower,
         base=f"[{base}](https://huggingface.co/{base})" if on_hub else base,
         base_name=base,
         scores={name: one for name, one in (source.scores or {}).items() if one.count},

@@ -67,6 +67,13 @@ class RunSource:
         """Adapters of the checkpoint, by layer and piece."""
         return sort_adapters(self.learnt)[0]
 
+    @property
+    def adapts_the_tower(self) -> bool:
+        """Whether any adapter stands before the language model."""
+        return any(
+            self.family.part_name(f"{one}.weight")[:9] != "language." for one in self.adapters
+        )
+
     @cached_property
     def adapter_sizes(self) -> dict[str, AdapterSize]:
         """Rank of each adapter, as it is stored, and alpha, as the run's rules gave it."""
