@@ -29,6 +29,15 @@ def test_help_imports_neither_torch_nor_transformers():
     assert done.stdout.strip() == "[]"
 
 
+def test_the_help_of_convert_lists_every_kind():
+    from foveal.data.convert import KINDS
+
+    result = CliRunner().invoke(app, ["convert", "--help"])
+    assert result.exit_code == 0
+    listed = " ".join(result.output.partition("Kinds:")[2].split()).rstrip(".")
+    assert listed.split(", ") == list(KINDS)
+
+
 def test_the_version_is_told_without_torch():
     probe = (
         "import sys, contextlib, io\n"

@@ -1,7 +1,6 @@
 """A file with a picture or a clip -> RGB pictures, sizes and identities, opened safely."""
 
 import json
-import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from foveal.data.parallel import parallel
 from foveal.errors import DataError
+from foveal.storage import write_text
 
 MAX_PIXELS = 178_956_970
 """Most pixels of a picture, width x height: where Pillow itself takes it for a bomb."""
@@ -144,10 +144,7 @@ def _read_cache(cache: Path) -> _Known:
 
 
 def _write_cache(cache: Path, known: _Known) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    beside = cache.with_name(f"{cache.name}.{os.getpid()}.part")
-    beside.write_text(json.dumps(known, separators=(",", ":")), encoding="utf-8")
-    beside.replace(cache)
+    write_text(cache, json.dumps(known, separators=(",", ":")))
 
 
 def frame_indices(total_frames: int, num_frames: int = 8) -> list[int]:
