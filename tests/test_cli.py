@@ -1,5 +1,7 @@
 """What the command line promises: fast help, one-line errors, exit statuses."""
 
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -139,3 +141,21 @@ def test_every_command_of_the_readme_is_one_of_ours():
         else:
             helped = CliRunner().invoke(app, [words[1], "--help"])
             assert helped.exit_code == 0, line
+
+
+@pytest.mark.parametrize("command", [["report", "run", "--out", "page.html"]])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES])
+def test_a_disk_that_takes_no_more_is_one_line_with_the_files_name(
+    command, error, monkeypatch, capsys
+):
+    def refuse(*_, **__):
+        raise OSError(error, os.strerror(error), "page.html")
+
+    monkeypatch.setattr("foveal.evaluate.report.write_report", refuse)
+    monkeypatch.setattr(sys, "argv", ["foveal", *command])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    assert said.err.startswith(f"foveal: page.html: {os.strerror(error)}; ")
+    assert len(said.err.splitlines()) == 1
