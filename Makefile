@@ -1,14 +1,20 @@
 # The whole of the daily work. Each target does the set-up it needs; a second set-up does nothing.
 
-PYTHON ?= python3.11
+PYTHON ?=
 BIN := .venv/bin
 
-.PHONY: setup demo test slow check docs bench clean
+# What a processor without AVX-512 computes with; see CONTRIBUTING.md.
+AS_AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+NUMERIC := tests/models tests/adapt tests/train/test_loss.py tests/train/test_sharing.py \
+	tests/train/test_optim.py tests/train/test_checkpoint.py tests/deliver/test_export.py \
+	tests/deliver/test_merge.py
+
+.PHONY: setup demo test avx2 slow check docs bench clean
 
 setup: .venv/ready
 
 .venv/ready: pyproject.toml requirements.txt
-	$(PYTHON) -m venv .venv
+	@python=$$(PYTHON="$(PYTHON)" .ci/find_python) && $$python -m venv .venv
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
@@ -19,6 +25,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quiet -m "not slow"
+
+avx2: setup
+	$(AS_AVX2) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quiet -m "not slow" $(NUMERIC)
 
 slow: setup
 	$(BIN)/python -m pytest --quiet -m slow

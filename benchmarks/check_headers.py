@@ -57,7 +57,7 @@ def make_data(folder: Path, lines: int, pictures: int) -> Path:
         scan.save(scans / f"{number}.jpg", quality=60)
     names = list(_links(folder / "images", scans, pictures))
     data = folder / "data.jsonl"
-    with data.open("w") as file:
+    with data.open("w", encoding="utf-8") as file:
         for number in range(lines):
             image = names[number * pictures // lines]
             turn = {"images": [image], "user": f"What is number {number}?", "assistant": "It is 7."}

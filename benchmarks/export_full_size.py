@@ -116,7 +116,9 @@ def make_run(run: Path, model: Path, data: Path, strategy: str, rank: int) -> No
     random = torch.Generator().manual_seed(1)
     learnt = {one.name: drawn(weights[one.name], random) for one in assigned if one.learn}
     save_file(learnt, checkpoint / WEIGHTS)
-    (checkpoint / STATE).write_text(json.dumps(asdict(Progress(1, {}, "made up", 1))))
+    (checkpoint / STATE).write_text(
+        json.dumps(asdict(Progress(1, {}, "made up", 1))), encoding="utf-8"
+    )
     print(f"{strategy}: {sum(one.numel() for one in learnt.values()):,} parameters learnt")
 
 

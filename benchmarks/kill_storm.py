@@ -98,7 +98,7 @@ def fork_run(recipe: Recipe, phases: Phases, notes: Path | None = None) -> int:
         phases.watch_runs()
         TrainingRun(recipe, Console(quiet=True)).go()
         if notes:
-            notes.write_text(json.dumps([phases.seconds, list(sys.modules)]))
+            notes.write_text(json.dumps([phases.seconds, list(sys.modules)]), encoding="utf-8")
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -150,7 +150,9 @@ def contents(run: Path) -> dict[str, object]:
             if path.is_file():
                 kept[str(path.relative_to(run))] = path.read_bytes()
     for name in ("metrics.jsonl", "incidents.jsonl"):
-        lines = (run / name).read_text().splitlines() if (run / name).exists() else []
+        lines = (
+            (run / name).read_text(encoding="utf-8").splitlines() if (run / name).exists() else []
+        )
         measured = {"seconds": None, "memory_bytes": None}  # of this machine at that hour
         kept[name] = [{**json.loads(line), **measured} for line in lines]
     return kept
@@ -178,7 +180,7 @@ def storm(recipe: Recipe, out: Path, kills: int, seed: int) -> bool:
     whole = fork_run(place("whole"), phases, out / "notes.json")
     os.waitpid(whole, 0)
     took = time.monotonic() - started
-    seconds, modules = json.loads((out / "notes.json").read_text())
+    seconds, modules = json.loads((out / "notes.json").read_text(encoding="utf-8"))
     for name in modules:  # the runs to come find them loaded
         if name not in sys.modules and "." in name:
             try:
@@ -232,7 +234,9 @@ def tiny_recipe(folder: Path) -> Path:
             turn = {"images": [f"{page}.png"], "user": f"What is {number}?", "assistant": f"{page}"}
             lines.append({"id": f"{page}-{number}", "source": "storm", "conversations": [turn]})
     for name, some in (("train", lines), ("validation", lines[:2])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some))
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in some), encoding="utf-8"
+        )
     tree = {
         "model": str(folder / "model"),
         "run": str(folder / "run"),
@@ -256,7 +260,7 @@ def tiny_recipe(folder: Path) -> Path:
         "evaluate": {"max_new_tokens": 3},
     }
     recipe = folder / "recipe.json"  # which YAML reads too
-    recipe.write_text(json.dumps(tree))
+    recipe.write_text(json.dumps(tree), encoding="utf-8")
     return recipe
 
 

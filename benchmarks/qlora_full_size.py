@@ -79,7 +79,7 @@ def write_model(folder: Path, layers: int | None) -> None:
         drawn = {name: draw(name, weights[name], random) for name in names}
         save_file(drawn, folder / file, metadata={"format": "pt"})
     index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def draw(name: str, like: Tensor, random: torch.Generator) -> Tensor:

@@ -106,7 +106,7 @@ def questions(requests: int, pages: int, tokens: int, side: int) -> list[bytes]:
 
 def resident_bytes() -> int:
     """Memory that this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * resource.getpagesize()
 
 

@@ -1,5 +1,7 @@
 """What the command line promises: fast help, one-line errors, exit statuses."""
 
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +29,15 @@ def test_help_imports_neither_torch_nor_transformers():
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_help_of_convert_lists_every_kind():
+    from foveal.data.convert import KINDS
+
+    result = CliRunner().invoke(app, ["convert", "--help"])
+    assert result.exit_code == 0
+    listed = " ".join(result.output.partition("Kinds:")[2].split()).rstrip(".")
+    assert listed.split(", ") == list(KINDS)
 
 
 def test_the_version_is_told_without_torch():
@@ -130,3 +141,21 @@ def test_every_command_of_the_readme_is_one_of_ours():
         else:
             helped = CliRunner().invoke(app, [words[1], "--help"])
             assert helped.exit_code == 0, line
+
+
+@pytest.mark.parametrize("command", [["report", "run", "--out", "page.html"]])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES])
+def test_a_disk_that_takes_no_more_is_one_line_with_the_files_name(
+    command, error, monkeypatch, capsys
+):
+    def refuse(*_, **__):
+        raise OSError(error, os.strerror(error), "page.html")
+
+    monkeypatch.setattr("foveal.evaluate.report.write_report", refuse)
+    monkeypatch.setattr(sys, "argv", ["foveal", *command])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    assert said.err.startswith(f"foveal: page.html: {os.strerror(error)}; ")
+    assert len(said.err.splitlines()) == 1

@@ -16,6 +16,7 @@ from foveal.config import (
     save_recipe,
     setting_names,
 )
+from foveal.config.mistakes import ELSEWHERE
 from foveal.errors import ConfigError
 
 RECIPE = """
@@ -138,6 +139,19 @@ def test_a_setting_without_a_value_keeps_nothing_below_it_from_being_set(recipe)
         ("precision='a\n\n b'", "precision=a b: "),
         ("model.name=x", "model is a value and has no settings below it"),
         ("train=5", "train=5: "),
+        ("data.train=[5]", "data.train.0=5: give a mapping of settings"),
+        ("data.train={path: x}", "data.train={'path': 'x'}: give a path or a list"),
+        ("data.train=[{path: 5}]", "data.train.0.path=5: give a path"),
+        ("train=5", "train=5: give a mapping of settings"),
+        ("strategy=[5]", "strategy.0=5: give a mapping of settings"),
+        ("evaluate.metrics=5", "evaluate.metrics=5: give a list"),
+        ("published={anls: 2}", "published.anls=2: input should be less than"),
+        ("train.lr=1", "unknown setting train.lr; did you mean train.learning_rate?"),
+        ("lr=1", "did you mean train.learning_rate?"),
+        ("train.batch_size=2", "did you mean train.examples_per_step?"),
+        ("lora.r=8", "did you mean lora.rank?"),
+        ("output_dir=x", "did you mean run?"),
+        ("strategy=[{match: '*', lr: 1}]", "did you mean strategy.0.learning_rate?"),
         ("epochs", "write an override as key=value"),
         ("=5", "write an override as key=value"),
         (".=5", "write an override as key=value"),
@@ -151,6 +165,22 @@ def test_what_is_not_a_setting_or_not_a_value_is_refused_in_one_line(recipe, ove
 def test_the_suggestion_for_a_misspelt_setting_is_the_nearest_one(recipe):
     assert "did you mean train.learning_rate?" in refusal(recipe, "train.learnin_rate=1")
     assert "did you mean" not in refusal(recipe, "zzzz=1")
+
+
+def test_names_of_other_tools_lead_to_settings_that_there_are():
+    assert set(ELSEWHERE.values()) <= {*setting_names(Recipe), "model", "run"}
+
+
+def test_no_mistake_is_told_in_the_words_of_a_library(recipe):
+    told = []
+    for name in setting_names(Recipe):
+        for value in ("[1]", "{a: {b: 1}}", "[[1]]"):
+            try:
+                load_recipe(recipe, (f"{name}={value}",))
+            except ConfigError as error:
+                told.append(str(error))
+    assert len(told) > 100
+    assert not [one for one in told if "instance of" in one or "class '" in one]
 
 
 def test_a_misspelt_setting_in_the_file_is_named_with_the_file(recipe):

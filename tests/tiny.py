@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ SIZES = TinySizes(
     original_context=256,
 )
 """Small enough for tests; examples longer than 256 tokens use the long rotary factors."""
+
+WHOLE_BLOCKS = replace(SIZES, width=64, tower_width=64)
+"""Every row fills blocks of 64: in 4 bits, all kernels of all processors get these widths right."""
 
 
 def make_model(folder: Path, seed: int = 0, attention: str = "auto") -> LoadedModel:

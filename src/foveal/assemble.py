@@ -1,8 +1,9 @@
 """A recipe -> its parts: the model, the processor alone, the plan of its steps."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +14,13 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from foveal.adapt.quantize import keep_layout, plan_quantization
+from foveal.adapt.quantize import (
+    FourBits,
+    look_at_four_bits,
+    plan_quantization,
+    read_record,
+    write_record,
+)
 from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe
 from foveal.data.check import CountTokens, count_tokens
@@ -24,6 +31,7 @@ from foveal.data.lines import Examples
 from foveal.data.rows import Plan
 from foveal.errors import ConfigError
 from foveal.evaluate.metrics import find_metrics
+from foveal.libraries import remarks_are_caught
 from foveal.models.family import Family, LoadedModel, find_family, load
 from foveal.train.checkpoint import checkpoints
 from foveal.train.engine import Engine
@@ -33,9 +41,17 @@ TINY = "phi3-vision-tiny"
 
 
 def load_for_run(
-    recipe: Recipe, run: Path, engine: Engine, files: Sequence[Path] = ()
+    recipe: Recipe,
+    run: Path,
+    engine: Engine,
+    files: Sequence[Path] = (),
+    tell: Callable[[str], None] = lambda _: None,
 ) -> LoadedModel:
-    """Load a recipe's model; the tiny one is first made in the run folder, to suit the files."""
+    """Load a recipe's model; the tiny one is first made in the run folder, to suit the files.
+
+    Layers that this machine computes wrongly in 4 bits stay whole, which is told and kept.
+    """
+    quiet_libraries()
     name = recipe.model
     if name == TINY and not Path(name).exists():
         if engine.is_main:
@@ -43,11 +59,28 @@ def load_for_run(
         engine.wait()
         name = str(run / "model")
     rules, precision = rules_of(recipe.strategy), recipe.precision
-    quantization = plan_quantization(name, rules, recipe.quantization, precision)
+    found = _look_at_four_bits(name, recipe, run, engine)
+    for line in found.lines():
+        tell(line)
+    quantization = plan_quantization(name, rules, recipe.quantization, precision, found.whole)
     loaded = load(name, recipe.data.num_crops, recipe.attention, quantization=quantization)
-    keep_layout(loaded.model)
     loaded.processor.turns = recipe.data.turns
     return loaded
+
+
+def _look_at_four_bits(name: str, recipe: Recipe, run: Path, engine: Engine) -> FourBits:
+    """Choose the layers in 4 bits, alike in all processes, and as the run began with them."""
+    rules = rules_of(recipe.strategy)
+    found = look_at_four_bits(name, rules, recipe.quantization, recipe.precision, engine.device)
+    wrong = frozenset(engine.gather(sorted(found.wrong)))
+    if checkpoints(run / "checkpoints"):
+        found = replace(found, wrong=wrong, whole=read_record(run))
+        found.check(run)
+        return found
+    found = replace(found, wrong=wrong, whole=wrong)
+    if engine.is_main:
+        write_record(run, found)
+    return found
 
 
 def load_in_passing(recipe: Recipe) -> LoadedModel:
@@ -200,3 +233,6 @@ def quiet_libraries() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    if remarks_are_caught():
+        logging.disable_default_handler()
+        logging.enable_propagation()

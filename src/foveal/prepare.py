@@ -9,6 +9,7 @@ from typing import Any
 
 from foveal.data.convert import Options, convert
 from foveal.errors import DataError
+from foveal.storage import write_bytes, write_json
 
 POLL_SECONDS = 0.2
 SPEAK_AFTER_SECONDS = 60
@@ -76,9 +77,7 @@ def prepare(
         if rank == 0:
             train, validation = _convert(TASKS[task], source, out, full_train)
             files = {"train": train.as_posix(), "validation": validation.as_posix()}
-            beside = ready.with_suffix(".part")
-            beside.write_text(json.dumps({"asked": asked} | files), encoding="utf-8")
-            beside.replace(ready)
+            write_json(ready, {"asked": asked} | files)
         else:
             since = _wait(ready, since)
     return Path(done["train"]), Path(done["validation"])
@@ -148,7 +147,7 @@ def _place(hub: HubSet, source: Path | None, out: Path) -> Path:
         try:
             target.hardlink_to(file.resolve())
         except OSError:  # another disk
-            target.write_bytes(file.read_bytes())
+            write_bytes(target, file.read_bytes())
     return place
 
 

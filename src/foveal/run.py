@@ -1,7 +1,5 @@
 """From a recipe: build the pieces, evaluate, train, evaluate again, report."""
 
-import errno
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +31,14 @@ from foveal.evaluate.evaluation import evaluate_into
 from foveal.evaluate.kept import describe_question, set_aside_others
 from foveal.evaluate.prediction import Scores
 from foveal.evaluate.report import write_report
+from foveal.libraries import LIBRARIES_LOG, REMARKS
 from foveal.machine import describe_machine, free_memory
 from foveal.models.family import LoadedModel
 from foveal.models.fingerprint import fingerprint_model, learns
 from foveal.plan.memory import CPU_SLACK
 from foveal.plan.room import training_bytes
 from foveal.plan.setup import engine_name
+from foveal.storage import FAILED_WRITES, write_json
 from foveal.train.audit import (
     GradientAudit,
     audit_pictures,
@@ -64,9 +64,6 @@ from foveal.train.log import RunLog
 from foveal.train.loop import LoopHooks, Stopped, train
 from foveal.train.optim import count_steps, warmup_steps
 from foveal.train.stop import StopRequest, asked_by_any, stop_requests
-
-FAILED_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES}
-"""What the system says of a disk that is full or takes no more."""
 
 
 @dataclass(frozen=True)
@@ -102,15 +99,20 @@ class TrainingRun:
             set_aside(self.run)
         self.engine.wait()
         make_folder(self.run)
+        if self.engine.is_main:
+            REMARKS.keep_in(self.run / LIBRARIES_LOG)
         torch.manual_seed(recipe.train.seed)
         data, weights = recipe.data, [file.weight for file in recipe.data.train_files]
         files = [self._unpack(file.path) for file in data.train_files]
         validation = [self._unpack(data.validation)] if data.validation else []
-        self.loaded = load_for_run(recipe, self.run, self.engine, files)
+        self.loaded = load_for_run(recipe, self.run, self.engine, files, self._tell)
         self.model_fingerprint = fingerprint_model(self.loaded.model)
         _, self.dataset = self._read(files, weights)
         self.validation = self._read(validation) if validation else None
         self._check()
+
+    def _tell(self, line: str) -> None:
+        self.console.print(line, style="yellow", highlight=False, markup=False)
 
     def _unpack(self, path: Path) -> Path:
         """Find the JSONL file of what the recipe names; the main process unpacks, others wait."""
@@ -133,7 +135,7 @@ class TrainingRun:
         )
         remarks = [*self.dataset.remarks.lines(), *filter(None, [long, overlap])]
         for line in [*remarks, *(self.validation[1].remarks.lines() if self.validation else ())]:
-            self.console.print(line, style="yellow", highlight=False, markup=False)
+            self._tell(line)
 
     def _read(self, files: list[Path], weights: Sequence[float] = ()) -> tuple[Examples, Dataset]:
         data, cache = self.recipe.data, self.run / ".cache"
@@ -178,8 +180,8 @@ class TrainingRun:
         optimizer = learner.make_optimizer()
         if engine.is_main:
             save_recipe(recipe, self.run / "recipe.yaml")
-            (self.run / "machine.json").write_text(json.dumps(describe_machine(), indent=1))
-            (self.run / "data.json").write_text(json.dumps(self._describe_data(), indent=1))
+            write_json(self.run / "machine.json", describe_machine())
+            write_json(self.run / "data.json", self._describe_data())
             self._set_aside_others()
         engine.wait()
         self._introduce(assignments, plan, total_steps, stored)

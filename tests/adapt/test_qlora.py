@@ -3,17 +3,29 @@
 import io
 import json
 import math
+import shutil
+from dataclasses import replace
 
+import bitsandbytes
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
-from tiny import SIZES, make_model, pages
+from tiny import WHOLE_BLOCKS, make_model, pages
 
-from foveal.config import Recipe
+from foveal.adapt.quantize import read_record
+from foveal.assemble import load_in_passing
+from foveal.config import Recipe, load_recipe
+from foveal.deliver.export import export_run
+from foveal.deliver.source import find_source
+from foveal.errors import RunError
 from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny
+from foveal.plan import command
+from foveal.plan.hardware import find_hardware
+from foveal.plan.question import ask
 from foveal.run import TrainingRun
 from foveal.train.checkpoint import checkpoints
 
@@ -25,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qlora")
-    write_tiny(folder / "model", 0, SIZES)
+    write_tiny(folder / "model", 0, WHOLE_BLOCKS)
     pages(folder, 2, 2, "train")
     return folder
 
@@ -82,10 +94,7 @@ def test_a_run_in_four_bits_leaves_an_adapter_that_makes_the_merged_model(place,
 
 def test_a_run_in_four_bits_that_was_stopped_ends_with_the_same_bits(place, whole):
     half, _ = run(place, "half", train={"save_every_steps": 2})
-    last = checkpoints(half / "checkpoints")[-1]
-    for file in last.iterdir():
-        file.unlink()
-    last.rmdir()
+    shutil.rmtree(checkpoints(half / "checkpoints")[-1])
     run(place, "half")
     one, other = (load_file(folder / "final" / "model.safetensors") for folder in (whole[0], half))
     assert all(torch.equal(weight, other[name]) for name, weight in one.items())
@@ -118,3 +127,98 @@ def test_half_precision_loses_little_on_the_way(place, whole, strategy, precisio
     assert all(map(math.isfinite, losses(half)))
     assert losses(half) == pytest.approx(losses(exact)[:2], rel=2e-2)
     assert not (half / "incidents.jsonl").exists()
+
+
+# -- kernels that compute wrongly ------------------------------------------------------------------
+
+WRONG = 256
+"""Width that the kernel put in place gets wrong; here of fc2 and of down_proj."""
+
+KINDS = ("model.layers.*.mlp.down_proj", "vision_model.encoder.layers.*.mlp.fc2")
+
+
+def get_wrong(monkeypatch):
+    right = bitsandbytes.matmul_4bit
+
+    def wrong(hidden, *rest, **more):
+        answer = right(hidden, *rest, **more)
+        return answer.roll(1, -1) if hidden.shape[-1] == WRONG else answer
+
+    monkeypatch.setattr(bitsandbytes, "matmul_4bit", wrong)
+
+
+@pytest.fixture
+def wrong_kernel(monkeypatch):
+    get_wrong(monkeypatch)
+    return monkeypatch
+
+
+def widths(model):
+    return {one.in_features for one in model.modules() if isinstance(one, Linear4bit)}
+
+
+def test_a_run_holds_such_layers_whole_and_names_them_in_one_line(place, wrong_kernel):
+    folder, said = run(place, "named", train={"max_steps": 2})
+    told = " ".join(said.split())
+    assert told.count("stay whole instead of in 4 bits") == 1
+    assert all(kind in told for kind in KINDS)
+    assert read_record(folder) == {(64, WRONG)}
+    recipe = load_recipe(folder / "recipe.yaml")
+    assert widths(load_in_passing(recipe).model) == {64}
+
+
+def test_export_counts_them_as_whole(place, wrong_kernel, tmp_path):
+    folder, _ = run(place, "exported", train={"max_steps": 2})
+    source = find_source(folder)
+    assert not any(name.endswith(("down_proj", "fc2")) for name in source.four_bit_layers)
+    assert any(name.endswith("fc1") for name in source.four_bit_layers)
+    done = export_run(folder, tmp_path / "out", merge=True)
+    assert not any(kind.endswith(("down_proj", "fc2")) for kind in done.four_bit_norms)
+    assert done.proof is not None
+    assert done.proof.problems() == []
+
+
+def test_a_plan_for_this_machine_counts_them_as_whole(place, wrong_kernel, capsys):
+    folder, _ = run(place, "planned", train={"max_steps": 2})
+    recipe = load_recipe(folder / "recipe.yaml")
+    question = ask(recipe, load_in_passing)
+    there = find_hardware("cpu-epyc-7763")
+    here = replace(there, measured=True)
+    missing = 6 * 64 * WRONG  # down_proj of two layers, fc2 of three, one of the projector
+    held = question.setup(here, 1, 1).holdings
+    expected = question.setup(there, 1, 1).holdings
+    assert held.four_bit == expected.four_bit - missing
+    assert held.whole == expected.whole + missing
+    wrong_kernel.setattr(command, "measure_hardware", lambda: here)
+    command.run_plan(recipe, Console(width=200), load_in_passing)
+    assert capsys.readouterr().out.count("stay whole instead of in 4 bits") == 1
+
+
+def test_a_run_that_began_so_goes_on_so_on_a_machine_that_is_right(place, wrong_kernel):
+    here, _ = run(place, "all-here")
+    moved, _ = run(place, "moved")
+    shutil.rmtree(checkpoints(moved / "checkpoints")[-1])
+    wrong_kernel.undo()
+    moved, said = run(place, "moved")
+    assert "so the run began" in " ".join(said.split())
+    one, other = (load_file(folder / "final" / "model.safetensors") for folder in (here, moved))
+    assert all(weight.equal(other[name]) for name, weight in one.items())
+
+
+def test_a_run_that_began_right_is_not_taken_on_by_a_wrong_kernel(place, monkeypatch):
+    folder, said = run(place, "began-right", train={"max_steps": 2})
+    assert "stay whole" not in said
+    assert read_record(folder) == frozenset()
+    get_wrong(monkeypatch)
+    with pytest.raises(
+        RunError, match=r"holds 6 layers \(.*down_proj.* wrongly on this machine; go"
+    ):
+        run(place, "began-right")
+
+
+def test_the_record_of_a_run_that_never_saved_is_made_again(place, wrong_kernel):
+    folder, _ = run(place, "again", train={"max_steps": 2})
+    shutil.rmtree(folder / "checkpoints")
+    wrong_kernel.undo()
+    run(place, "again", train={"max_steps": 2})
+    assert read_record(folder) == frozenset()

@@ -6,12 +6,13 @@ from bitsandbytes import functional as bits
 from bitsandbytes.nn import Linear4bit, Params4bit
 from tiny import SIZES, make_model
 
-from foveal.adapt.quantize import is_quantized, keep_layout, plan_quantization
+from foveal.adapt.quantize import plan_quantization
 from foveal.adapt.strategy import assign, rules_of, summarize
 from foveal.assemble import quiet_libraries
 from foveal.config import LoraSettings, QuantizationSettings, Rule
 from foveal.errors import ConfigError
 from foveal.models.family import load
+from foveal.models.nf4 import is_quantized
 from foveal.models.phi3_vision.tiny import write_tiny
 
 
@@ -117,14 +118,6 @@ def test_the_head_gets_an_adapter_too(folder):
     head = loaded.model.lm_head
     assert head.lora_A["default"].weight.requires_grad
     assert head.base_layer.weight.dtype == torch.float32
-
-
-def test_answering_first_does_not_cost_the_gradient(folder):
-    # On CPUs with AVX-512 bf16, bitsandbytes would repack the weights for a kernel without one.
-    model = quantized(folder).model
-    keep_layout(model)
-    layers = [one for one in model.modules() if isinstance(one, Linear4bit)]
-    assert not any(one.support_avx512bf16_for_cpu for one in layers)
 
 
 def test_first_values_that_need_whole_weights_are_refused(folder):

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tiny import SIZES, pages
+from tiny import SIZES, WHOLE_BLOCKS, pages
 
 from foveal.config import Recipe
-from foveal.models.phi3_vision.tiny import write_tiny
+from foveal.models.phi3_vision.tiny import TinySizes, write_tiny
 from foveal.run import TrainingRun
 
 
@@ -39,14 +39,17 @@ def train(place: Path, name: str, **changes: object) -> Path:
     return place / name
 
 
-@pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def furnish(folder: Path, sizes: TinySizes) -> Path:
     """A base model, training and validation examples."""
-    folder = tmp_path_factory.mktemp("deliver")
-    write_tiny(folder / "model", 0, SIZES)
+    write_tiny(folder / "model", 0, sizes)
     pages(folder, 4, 3, "train")
     pages(folder, 5, 2, "validation")
     return folder
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return furnish(tmp_path_factory.mktemp("deliver"), SIZES)
 
 
 @pytest.fixture(scope="session")
@@ -69,5 +72,6 @@ def varied_run(place: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def qlora_run(place: Path) -> Path:
+def qlora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = furnish(tmp_path_factory.mktemp("four-bits"), WHOLE_BLOCKS)
     return train(place, "qlora", strategy="qlora")

@@ -11,7 +11,7 @@ from bitsandbytes.functional import dequantize_4bit
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import SIZES
+from tiny import SIZES, WHOLE_BLOCKS
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from typer.testing import CliRunner
 
@@ -40,6 +40,10 @@ def run(lora_run, tmp_path):
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
+
+
+def written_card(folder: Path) -> str:
+    return " ".join((folder / "README.md").read_text().split())
 
 
 def change_recipe(run: Path, **changes: object) -> None:
@@ -140,6 +144,22 @@ def test_four_bits_are_those_that_a_model_is_loaded_in(qlora_run):
         plain = source.base_tensors[f"{layer}.weight"].read()
         torch.testing.assert_close(through_four_bits(plain, double=True), expected, msg=layer)
     assert len(source.four_bit_layers) > 10
+
+
+def test_adapters_before_the_language_model_are_told_of(lora_run, run, tmp_path):
+    told = []
+    export_run(lora_run, tmp_path / "all", proof=False, tell=told.append)
+    assert "before the language model" in " ".join(told)
+    assert "leave those out without an error" in written_card(tmp_path / "all.unverified")
+    told = []
+    export_run(lora_run, tmp_path / "merged", merge=True, proof=False, tell=told.append)
+    assert "before the language model" not in " ".join(told)
+    file = run / "checkpoints" / "step-4" / "weights.safetensors"
+    kept = {n: t for n, t in load_file(file).items() if "vision_embed_tokens" not in n}
+    save_file(kept, file)
+    export_run(run, tmp_path / "language", proof=False, tell=told.append)
+    assert "before the language model" not in " ".join(told)
+    assert "leave those out" not in written_card(tmp_path / "language.unverified")
 
 
 @pytest.mark.filterwarnings(BEFORE_MERGING)
@@ -337,9 +357,9 @@ def test_another_base_than_the_runs_is_refused(run, tmp_path):
 
 def test_a_base_of_the_same_shape_with_other_weights_is_refused(run, qlora_run, tmp_path):
     """As Phi-3-vision has the names and shapes of Phi-3.5-vision."""
-    for number, original in enumerate((run, qlora_run)):
+    for number, (original, sizes) in enumerate(((run, SIZES), (qlora_run, WHOLE_BLOCKS))):
         base = tmp_path / f"base-{number}"
-        write_tiny(base, 1, SIZES)
+        write_tiny(base, 1, sizes)
         copy = shutil.copytree(original, tmp_path / f"run-{number}")
         change_recipe(copy, model=str(base))
         with pytest.raises(ModelError, match="names and shapes are the same, the weights are oth"):

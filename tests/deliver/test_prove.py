@@ -40,3 +40,22 @@ def test_what_is_not_compared_is_named():
     longer = {"anls": Score(0.8, 0.7, 0.9, 220)}
     assert note_scores(FOUND, longer) == "anls has 200 answers, the run's had 220"
     assert check_scores(FOUND, {"anls": Score(math.nan, math.nan, math.nan, 0)}) == {}
+
+
+@pytest.mark.parametrize(
+    ("run", "interval"),
+    [
+        (Score(0.0, 0.0, 0.0, 3), None),  # a margin of 3 / 3: nothing there is lies outside
+        (Score(1.0, 1.0, 1.0, 2), None),
+        (Score(0.5, 0.0, 1.0, 4), None),
+        (Score(0.0, 0.0, 0.0, 4), (0.0, 0.75)),
+        (Score(1.0, 1.0, 1.0, 300), (0.99, 1.0)),
+        (Score(0.5, 0.5, 0.5, 12), (0.25, 0.75)),
+    ],
+)
+def test_a_score_is_compared_only_where_it_could_fail(run, interval):
+    checks = check_scores({"anls": run}, {"anls": run})
+    note = note_scores({"anls": run}, {"anls": run})
+    assert [(one.low, one.high) for one in checks.values()] == ([interval] if interval else [])
+    too_few = f"anls proves nothing, {run.count} answers are too few for an interval"
+    assert note == (None if interval else too_few)

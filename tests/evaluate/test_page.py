@@ -106,6 +106,14 @@ def test_numbers_are_written_as_people_write_them():
     assert [points(0.031), points(-0.2), points(-0.0001)] == ["+3.1", "\N{MINUS SIGN}20.0", "0.0"]
     assert [chance(0.0001), chance(0.0421)] == ["p < 0.001", "p = 0.042"]
     assert [duration(3.21), duration(65 * 60), duration(600)] == ["3.2 s", "1 h 05 min", "10 min"]
+    # At the edges of rounding no unit overflows into the next.
+    edges = [59.94, 59.96, 59.999, 60.0, 89.0, 3569.0, 3570.1, 3599.9]
+    assert list(map(duration, edges)) == [
+        "59.9 s",
+        *["1 min"] * 4,
+        "59 min",
+        *["1 h 00 min"] * 2,
+    ]
     assert [metric_title(name) for name in ("anls_cookbook", "token_f1", "accuracy")] == [
         "ANLS cookbook",
         "Token F1",

@@ -45,15 +45,19 @@ def loss_and_gradients(loaded, dataset, *, share, tokens_per_pass=100_000, weigh
     return total, weight, tokens, gradients
 
 
+SAME = 1e-5
+"""Of float32 sums in another order, on any processor; a token more or less is a hundredth."""
+
+
 def assert_same(one, other):
-    assert one[0] == pytest.approx(other[0], rel=1e-6)
+    assert one[0] == pytest.approx(other[0], rel=SAME)
     assert one[1] == pytest.approx(other[1])
     assert one[3].keys() == other[3].keys()
     for name, gradient in one[3].items():
         if name.endswith("k_proj.bias"):  # zero but for rounding
             continue
         scale = float(other[3][name].norm()) + 1e-9
-        assert float((gradient - other[3][name]).norm()) / scale < 1e-5, name
+        assert float((gradient - other[3][name]).norm()) / scale < SAME, name
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +111,9 @@ def test_a_step_divides_by_all_of_its_rows_together(tmp_path, loaded, tokens_per
     loaded.model.zero_grad()
     engine = Engine("float32", torch.device("cpu"))
     seen = backward_rows(engine, engine.prepare(RowLoss(loaded.model, loaded.family)), rows)
-    assert seen.loss == pytest.approx(total / weight, rel=1e-6)
+    assert seen.loss == pytest.approx(total / weight, rel=SAME)
     gradient, whole = loaded.model.lm_head.weight.grad, gradients["lm_head.weight"] / weight
-    assert float((gradient - whole).norm() / whole.norm()) < 1e-5
+    assert float((gradient - whole).norm() / whole.norm()) < SAME
     assert len(rows) > 1
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch import nn
 
 from foveal.config import LoraSettings
 from foveal.errors import ConfigError
+from foveal.libraries import import_peft, without_bitsandbytes
+from foveal.models.nf4 import is_quantized
 
 ADAPTER = "default"
 """Its name, as peft calls one that has none."""
@@ -38,19 +41,18 @@ def add_adapters(
     Raises:
         ConfigError: the first values that were asked for do not suit a layer.
     """
-    from peft import inject_adapter_in_model
+    inject_adapter_in_model = import_peft().inject_adapter_in_model
     from peft.functional import cast_adapter_dtype
 
     _check_initialization(model, sizes, settings)
-    inject_adapter_in_model(lora_config(sizes, settings), model, ADAPTER)
+    with nullcontext() if is_quantized(model) else without_bitsandbytes():
+        inject_adapter_in_model(lora_config(sizes, settings), model, ADAPTER)
     cast_adapter_dtype(model, ADAPTER)
 
 
 def lora_config(sizes: Mapping[str, AdapterSize], settings: LoraSettings) -> Any:
     """Say in peft's words which layers have which adapter; a peft LoraConfig."""
-    from peft import LoraConfig
-
-    return LoraConfig(
+    return import_peft().LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from foveal.adapt.adapters import ADAPTER, adapted_layers
-from foveal.adapt.quantize import is_quantized
+from foveal.models.nf4 import is_quantized
 
 PEFT_PREFIX = "base_model.model."
 """What peft puts before the names of a model that it wraps."""

@@ -1,7 +1,10 @@
 """Rules -> which linear layers a model holds in 4 bits, and how bitsandbytes shall hold them."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,13 +12,25 @@ from torch import nn
 
 from foveal.adapt.strategy import first_match
 from foveal.config import QuantizationSettings, Rule
+from foveal.errors import RunError
 from foveal.models.family import Family, find_family
+from foveal.models.nf4 import CODE, is_computed_rightly
+from foveal.storage import write_json
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+RECORD = "four_bit.json"
+"""In a run's folder: which shapes it holds whole although its rules would have them in 4 bits."""
+
+Shape = tuple[int, int]
+"""(outputs, inputs) of a linear layer."""
 
 
 def plan_quantization(
-    name: str, rules: Sequence[Rule], settings: QuantizationSettings, precision: str
+    name: str,
+    rules: Sequence[Rule],
+    settings: QuantizationSettings,
+    precision: str,
+    whole: Collection[Shape] = (),
 ) -> Any:
     """Say which layers of a model are read straight into 4 bits.
 
@@ -27,25 +42,38 @@ def plan_quantization(
         rules: of the strategy.
         settings: of the recipe.
         precision: that the layers compute in, unless the settings name one.
+        whole: shapes that stay as they are, whatever the rules say.
 
     Returns:
         transformers' BitsAndBytesConfig; none: nothing is quantized.
     """
-    if not any(rule.quantize for rule in rules):
+    if not wants_four_bits(rules):
         return None
     from transformers import BitsAndBytesConfig
 
     model = skeleton(name)
-    chosen = quantized_layers(model, find_family(name), rules)
+    chosen = quantized_layers(model, find_family(name), rules, whole)
+    if not chosen:
+        return None
     kept = [layer for layer, _ in _linear_layers(model) if layer not in chosen]
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=DTYPES[settings.compute or precision],
+        bnb_4bit_quant_type=CODE,
+        bnb_4bit_compute_dtype=compute_format(settings, precision),
         bnb_4bit_use_double_quant=settings.double,
         # Patterns, which transformers matches from a name's beginning up to a dot, or as its end.
         llm_int8_skip_modules=[f"^{re.escape(layer)}$" for layer in kept],
     )
+
+
+def wants_four_bits(rules: Sequence[Rule]) -> bool:
+    """Tell whether any rule asks for layers in 4 bits."""
+    return any(rule.quantize for rule in rules)
+
+
+def compute_format(settings: QuantizationSettings, precision: str) -> torch.dtype:
+    """Say in which number format 4-bit layers compute."""
+    return DTYPES[settings.compute or precision]
 
 
 def skeleton(name: str) -> Any:
@@ -56,13 +84,15 @@ def skeleton(name: str) -> Any:
         return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(name))
 
 
-def quantized_layers(model: nn.Module, family: Family, rules: Sequence[Rule]) -> set[str]:
+def quantized_layers(
+    model: nn.Module, family: Family, rules: Sequence[Rule], whole: Collection[Shape] = ()
+) -> set[str]:
     """Name the linear layers whose rule says so; never the head, whose errors are the answer's."""
     head = family.head(model)
     chosen = set()
     for name, layer in _linear_layers(model):
         rule = first_match(family.part_name(f"{name}.weight"), rules)
-        if rule and rule.quantize and layer is not head:
+        if rule and rule.quantize and layer is not head and _shape(layer) not in whole:
             chosen.add(name)
     return chosen
 
@@ -71,20 +101,108 @@ def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
     return [(name, one) for name, one in model.named_modules() if type(one) is nn.Linear]
 
 
-def is_quantized(model: nn.Module) -> bool:
-    """Tell whether any layer of a model is held in 4 bits."""
-    return bool(getattr(model, "is_loaded_in_4bit", False))
+def _shape(layer: nn.Linear) -> Shape:
+    return layer.out_features, layer.in_features
 
 
-def keep_layout(model: nn.Module) -> None:
-    """Keep 4-bit layers trainable on every CPU.
+@dataclass(frozen=True)
+class FourBits:
+    """What a machine makes of the layers that a model's rules ask for in 4 bits."""
 
-    On one with AVX-512 bf16, bitsandbytes repacks a layer when it first answers, for a kernel that
-    has no backward pass; a run that evaluates before it trains would then train on no gradient.
+    layers: dict[str, Shape]
+    """All that the rules name."""
+
+    wrong: frozenset[Shape]
+    """Shapes that it would compute wrongly."""
+
+    whole: frozenset[Shape]
+    """Shapes that stay whole."""
+
+    def lines(self) -> list[str]:
+        """Name the layers that stay whole, one line; empty: none does."""
+        whole = [name for name, shape in self.layers.items() if shape in self.whole]
+        if not whole:
+            return []
+        why = "bitsandbytes computes their shapes wrongly on this machine"
+        if not self.whole <= self.wrong:
+            why = "so the run began, on a machine that computes their shapes wrongly"
+        return [f"{name_kinds(whole)} stay whole instead of in 4 bits: {why}"]
+
+    def check(self, run: Path) -> None:
+        """Refuse to go on with layers in 4 bits that this machine computes wrongly.
+
+        Raises:
+            RunError: names them.
+        """
+        spoilt = [name for name, shape in self.layers.items() if shape in self.wrong - self.whole]
+        if spoilt:
+            raise RunError(
+                f"{run}: it holds {name_kinds(spoilt)} in 4 bits, which bitsandbytes computes "
+                "wrongly on this machine; go on where it began, choose another run=..., or start "
+                "anew with --fresh"
+            )
+
+
+def name_kinds(layers: Collection[str]) -> str:
+    """Count layers and name their kinds: `48 layers (layers.*.mlp.fc1, layers.*.mlp.fc2)`."""
+    kinds = dict.fromkeys(map(layer_kind, layers))
+    count = f"{len(layers)} layer{'s' if len(layers) != 1 else ''}"
+    return f"{count} ({', '.join(kinds)})"
+
+
+def layer_kind(layer: str) -> str:
+    """Name a layer without its number: `layers.*.mlp.down_proj`."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", layer)
+
+
+def wrong_shapes(
+    shapes: Iterable[Shape], device: torch.device, compute: torch.dtype, double: bool
+) -> frozenset[Shape]:
+    """Try each shape once, and tell which come out wrong in 4 bits on a device."""
+    return frozenset(
+        shape
+        for shape in sorted(set(shapes))
+        if not is_computed_rightly(shape, device, compute, double)
+    )
+
+
+def look_at_four_bits(
+    name: str,
+    rules: Sequence[Rule],
+    settings: QuantizationSettings,
+    precision: str,
+    device: torch.device,
+) -> FourBits:
+    """Find the layers that rules ask for in 4 bits, and which of them a device gets wrong."""
+    if not wants_four_bits(rules):
+        return FourBits({}, frozenset(), frozenset())
+    model = skeleton(name)
+    chosen = quantized_layers(model, find_family(name), rules)
+    layers = {name: _shape(layer) for name, layer in _linear_layers(model) if name in chosen}
+    compute = compute_format(settings, precision)
+    wrong = wrong_shapes(layers.values(), device, compute, settings.double)
+    return FourBits(layers, wrong, wrong)
+
+
+def write_record(run: Path, found: FourBits) -> None:
+    """Write down which shapes a run holds whole: it goes on so on any machine.
+
+    Raises:
+        OSError: it cannot be written.
     """
-    if is_quantized(model):
-        from bitsandbytes.nn import Linear4bit
+    if found.layers:
+        write_json(run / RECORD, {"whole": sorted(found.whole)})
 
-        for layer in model.modules():
-            if isinstance(layer, Linear4bit):
-                layer.support_avx512bf16_for_cpu = False
+
+def read_record(run: Path) -> frozenset[Shape]:
+    """Read which shapes a run holds whole; no record is none.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    path = run / RECORD
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"whole": []}
+        return frozenset((int(outputs), int(inputs)) for outputs, inputs in tree["whole"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path}: {error}; start anew with --fresh") from error

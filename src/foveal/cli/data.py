@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from foveal.cli.front import app
 
@@ -25,9 +26,20 @@ Columns = Annotated[
 ]
 
 
-@app.command(rich_help_panel=PANEL)
+class _ListsKinds(TyperCommand):
+    """Ends its help with the layouts there are; they are asked for no sooner."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help."""
+        from foveal.data.convert import KINDS
+
+        self.epilog = f"Kinds: {', '.join(KINDS)}."
+        super().format_help(ctx, formatter)
+
+
+@app.command(rich_help_panel=PANEL, cls=_ListsKinds)
 def convert(
-    kind: Annotated[str, typer.Argument(help="Layout of the source, such as nlvr or docvqa.")],
+    kind: Annotated[str, typer.Argument(help="Layout of the source; all are listed below.")],
     source: Annotated[Path, typer.Argument(help="Folder, zip, or hub name.")],
     out: Annotated[Path, typer.Argument(help="Folder to fill: images/ and JSONL files.")],
     frames: Annotated[int, typer.Option(help="Pictures a clip.")] = 8,

@@ -7,6 +7,8 @@ import typer
 
 from foveal import __version__
 from foveal.errors import UserError
+from foveal.libraries import catch_remarks
+from foveal.storage import FAILED_WRITES
 
 INTERRUPTED = 130
 
@@ -36,6 +38,7 @@ def _about(
 
 def main() -> None:
     """Run the command line; a mendable error becomes one line and exit status 2."""
+    catch_remarks()
     try:
         sys.exit(app(prog_name="foveal", standalone_mode=False))
     except UserError as error:
@@ -47,6 +50,11 @@ def main() -> None:
         sys.exit(2)
     except NOT_A_PLACE as error:
         _refuse(f"foveal: {error.filename}: {error.strerror}; give another place")
+    except OSError as error:
+        if error.errno not in FAILED_WRITES:
+            raise
+        place = error.filename or "a file"
+        _refuse(f"foveal: {place}: {error.strerror}; free space, or give another place")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from foveal.config.mistakes import explain
 from foveal.config.settings import Base, Recipe, Settings
 from foveal.errors import ConfigError
+from foveal.storage import write_text
 
 Layer = tuple[Path, dict[str, Any]]
 """A recipe's file, and what that file itself says."""
@@ -36,9 +37,9 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write a recipe with every setting spelled out."""
+    """Write a recipe with every setting spelled out, whole or not at all."""
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def quoted(prefix: str = "", **values: object) -> tuple[str, ...]:

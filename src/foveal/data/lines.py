@@ -4,7 +4,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
-from io import FileIO
+from io import BytesIO, FileIO
 from itertools import accumulate
 from pathlib import Path
 from typing import overload
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from foveal.data.example import Example, holds_anything, parse_example, read_examples
 from foveal.data.media import stamp_of
 from foveal.errors import DataError
+from foveal.storage import write_bytes
 
 BLOCK_BYTES = 2**24
 """Bytes that are searched for line breaks at once."""
@@ -114,11 +115,9 @@ def _cached_spans(cache: Path, data: FileIO) -> NDArray[np.int64]:
     except (OSError, ValueError, IndexError, EOFError):
         pass  # absent or broken: only time is lost
     spans = _spans(data)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    beside = cache.with_name(f"{cache.name}.{os.getpid()}.part")
-    with beside.open("wb") as file:
-        np.save(file, np.concatenate([spans, np.reshape(stamp, (2, 2))]))
-    beside.replace(cache)
+    content = BytesIO()  # numpy does not notice that a disk is full
+    np.save(content, np.concatenate([spans, np.reshape(stamp, (2, 2))]))
+    write_bytes(cache, content.getvalue())
     mapped: NDArray[np.int64] = np.load(cache, mmap_mode="r")
     return mapped[:-2]
 

@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from foveal.data.parallel import parallel
 from foveal.errors import DataError
+from foveal.storage import write_text
 
 MAX_PIXELS = 178_956_970
 """Most pixels of a picture, width x height: where Pillow itself takes it for a bomb."""
@@ -214,10 +215,7 @@ def _read_cache(cache: Path) -> _Known:
 
 
 def _write_cache(cache: Path, known: _Known) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    beside = cache.with_name(f"{cache.name}.{os.getpid()}.part")
-    beside.write_text(json.dumps(known, separators=(",", ":")))
-    beside.replace(cache)
+    write_text(cache, json.dumps(known, separators=(",", ":")))
 
 
 def frame_indices(total_frames: int, num_frames: int = 8) -> list[int]:

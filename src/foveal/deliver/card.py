@@ -13,6 +13,7 @@ from foveal.deliver.proof import Proof
 from foveal.deliver.source import RunSource
 from foveal.evaluate.metrics import Score
 from foveal.evaluate.run_folder import changed_settings
+from foveal.storage import write_text
 from foveal.train.engine import Precision
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -41,6 +42,7 @@ def write_card(
         front_matter=yaml.safe_dump(front_matter(source, base, licence, as_model), sort_keys=False),
         title=name,
         as_model=as_model,
+        adapts_the_tower=source.adapts_the_tower,
         base=f"[{base}](https://huggingface.co/{base})" if on_hub else base,
         base_name=base,
         scores={name: one for name, one in (source.scores or {}).items() if one.count},
@@ -58,7 +60,7 @@ def write_card(
         proof_lines=proof.lines() if proof else [],
         licence=f"The base model's own: {licence}." if licence else "See the base model's licence.",
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)
 
 
 def front_matter(

@@ -28,6 +28,10 @@ from foveal.train.engine import DTYPES, Precision
 from foveal.train.folders import beside, keep_folder
 
 MAX_SHARD_BYTES = 2_000_000_000
+TOWER = (
+    "the adapter has weights before the language model, which engines that apply adapters to the "
+    "language model alone leave out without an error; --merge suits them"
+)
 UNPROVEN = ".unverified"
 """Ends the name of a folder whose proof failed, or was not asked for."""
 
@@ -88,9 +92,9 @@ def export_run(
         RunError, ModelError, DataError: something is missing or does not fit.
     """
     source = find_source(run, checkpoint)
-    for note in source.notes:
-        tell(note)
     as_model = merge or not source.adapters
+    for note in (*source.notes, *(() if as_model or not source.adapts_the_tower else (TOWER,))):
+        tell(note)
     check_fits(source, as_model)
     check_same_base(source)
     chosen: Precision = dtype or ("bf16" if as_model else "float32")

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.models.nf4 import CODE, unpack
+
 
 def through_four_bits(weight: Tensor, double: bool) -> Tensor:
     """Quantise to NF4 (Dettmers et al. 2023, arXiv:2305.14314), and back.
@@ -17,13 +19,12 @@ def through_four_bits(weight: Tensor, double: bool) -> Tensor:
     Returns:
         (outputs, inputs), float32.
     """
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    from bitsandbytes.functional import quantize_4bit
 
     packed, state = quantize_4bit(
-        weight.float().contiguous(), quant_type="nf4", compress_statistics=double
+        weight.float().contiguous(), quant_type=CODE, compress_statistics=double
     )
-    back: Tensor = dequantize_4bit(packed, state)
-    return back.float().reshape(weight.shape)
+    return unpack(packed, state)
 
 
 @torch.no_grad()

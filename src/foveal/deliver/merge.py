@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from foveal.adapt.quantize import layer_kind
 from foveal.errors import ModelError
 
 Value = TypeVar("Value")
@@ -89,11 +90,6 @@ def sort_adapters(tensors: Mapping[str, Value]) -> tuple[dict[str, dict[str, Val
         if not {"down", "up"} <= pieces.keys():
             raise ModelError(f"the adapter of {layer} holds {', '.join(pieces)} alone")
     return dict(adapters), others
-
-
-def layer_kind(layer: str) -> str:
-    """Name a layer without its number: `layers.*.mlp.down_proj`."""
-    return re.sub(r"\.\d+(?=\.|$)", ".*", layer)
 
 
 def relative_norms(pairs: Iterable[tuple[str, Tensor, Tensor]]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Any
 from foveal.adapt.adapters import ADAPTER, merge_adapters
 from foveal.deliver.place import ADAPTER_CONFIG, find_model, find_num_crops, find_turns
 from foveal.errors import ModelError
+from foveal.libraries import import_peft, without_bitsandbytes
 from foveal.models.family import LoadedModel, load
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -70,7 +71,7 @@ def put_adapter(model: Any, folder: Path) -> None:
     Raises:
         ModelError: it cannot be read, or does not fit the base to the last tensor.
     """
-    from peft import PeftModel, get_peft_model_state_dict
+    peft = import_peft()
     from peft.utils import load_peft_weights
 
     if not any(folder.glob("adapter_model.*")):
@@ -82,11 +83,12 @@ def put_adapter(model: Any, folder: Path) -> None:
         try:
             stored = load_peft_weights(str(folder), device="cpu")
             # Its layers go into the model itself.
-            adapted = PeftModel.from_pretrained(model, str(folder))
+            with without_bitsandbytes():
+                adapted = peft.PeftModel.from_pretrained(model, str(folder))
         except Exception as error:  # peft checks nothing before it loads: it raises what it meets
             reason = " ".join(str(error).split())[:300]
             raise ModelError(f"{folder}: the adapter does not fit its base: {reason}") from error
-    put = get_peft_model_state_dict(adapted, adapter_name=ADAPTER, save_embedding_layers=False)
+    put = peft.get_peft_model_state_dict(adapted, adapter_name=ADAPTER, save_embedding_layers=False)
     if differing := stored.keys() ^ put.keys():
         raise ModelError(
             f"{folder}: {len(differing)} tensors of the adapter and its base do not meet, such as "

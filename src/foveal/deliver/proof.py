@@ -1,10 +1,10 @@
 """What comparing a written folder with its run gave, and whether that is enough."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from foveal.storage import write_json
 from foveal.train.engine import Precision
 
 FILE = "proof.json"
@@ -105,4 +105,4 @@ class Proof:
     def write(self, folder: Path) -> None:
         """Write proof.json."""
         tree = asdict(self) | {"problems": self.problems()}
-        (folder / FILE).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / FILE, tree, indent=2)

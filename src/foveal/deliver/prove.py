@@ -15,6 +15,7 @@ from foveal.deliver.opening import put_adapter
 from foveal.deliver.proof import Proof, ScoreCheck
 from foveal.deliver.reference import load_tuned, merge_with_peft, round_weights
 from foveal.deliver.source import RunSource
+from foveal.evaluate.metrics import Score
 from foveal.evaluate.prediction import Scores
 from foveal.models.family import LoadedModel, load
 from foveal.train.engine import DTYPES, Precision, pick_device
@@ -169,16 +170,28 @@ def _equal(one: _Seen, other: _Seen) -> int:
 def check_scores(found: Scores, expected: Scores) -> dict[str, ScoreCheck]:
     """Put scores of the written folder beside the run's intervals.
 
+    An interval that holds every score there is would prove nothing, and is left out.
+    """
+    return {
+        name: ScoreCheck(found[name].value, *_interval(wanted), found[name].count)
+        for name, wanted in expected.items()
+        if name in found and not math.isnan(wanted.value) and _can_fail(wanted)
+    }
+
+
+def _interval(wanted: Score) -> tuple[float, float]:
+    """Widen an interval of equal answers, and keep it within 0 and 1 as all scores are.
+
     Equal scores of n answers give the bootstrap no width, yet say little of an answer in 3 / n
     (the rule of three: Hanley and Lippman-Hand 1983, JAMA 249).
     """
-    checks = {}
-    for name, wanted in expected.items():
-        if name in found and not math.isnan(wanted.value):
-            margin = 3 / wanted.count if wanted.low == wanted.high else 0.0
-            low, high = wanted.low - margin, wanted.high + margin
-            checks[name] = ScoreCheck(found[name].value, low, high, found[name].count)
-    return checks
+    margin = 3 / wanted.count if wanted.low == wanted.high else 0.0
+    return max(0.0, wanted.low - margin), min(1.0, wanted.high + margin)
+
+
+def _can_fail(wanted: Score) -> bool:
+    low, high = _interval(wanted)
+    return low > 0.0 or high < 1.0
 
 
 def note_scores(found: Scores, expected: Scores | None) -> str | None:
@@ -189,6 +202,11 @@ def note_scores(found: Scores, expected: Scores | None) -> str | None:
         f"{name} is not compared, the recipe's evaluation does not give it"
         for name in expected
         if name not in found
+    ]
+    notes += [
+        f"{name} proves nothing, {wanted.count} answers are too few for an interval"
+        for name, wanted in expected.items()
+        if name in found and wanted.count and not _can_fail(wanted)
     ]
     notes += [
         f"{name} has {found[name].count} answers, the run's had {wanted.count}"

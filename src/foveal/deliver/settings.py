@@ -8,6 +8,7 @@ from typing import Any
 
 from foveal.data.encode import TurnsSetting
 from foveal.errors import ModelError
+from foveal.storage import write_json
 
 COPIED = (
     "tokenizer*",
@@ -117,4 +118,4 @@ def read_tree(path: Path) -> dict[str, Any]:
 
 def write_tree(path: Path, tree: dict[str, Any]) -> None:
     """Write a JSON object as transformers does."""
-    path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, tree, indent=2)

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from foveal.adapt.adapters import AdapterSize
-from foveal.adapt.quantize import quantized_layers, skeleton
+from foveal.adapt.quantize import quantized_layers, read_record, skeleton, wants_four_bits
 from foveal.adapt.strategy import first_match, rules_of
 from foveal.config import Recipe, load_recipe
 from foveal.deliver.merge import sort_adapters
@@ -68,6 +68,13 @@ class RunSource:
         """Adapters of the checkpoint, by layer and piece."""
         return sort_adapters(self.learnt)[0]
 
+    @property
+    def adapts_the_tower(self) -> bool:
+        """Whether any adapter stands before the language model."""
+        return any(
+            self.family.part_name(f"{one}.weight")[:9] != "language." for one in self.adapters
+        )
+
     @cached_property
     def adapter_sizes(self) -> dict[str, AdapterSize]:
         """Rank of each adapter, as it is stored, and alpha, as the run's rules gave it."""
@@ -83,9 +90,10 @@ class RunSource:
     def four_bit_layers(self) -> list[str]:
         """Layers that the run held in 4 bits while it learnt."""
         rules = rules_of(self.recipe.strategy)
-        if not any(rule.quantize for rule in rules):
+        if not wants_four_bits(rules):
             return []
-        return sorted(quantized_layers(skeleton(str(self.base)), self.family, rules))
+        model = skeleton(str(self.base))
+        return sorted(quantized_layers(model, self.family, rules, read_record(self.run)))
 
     @cached_property
     def whole_weights(self) -> list[str]:

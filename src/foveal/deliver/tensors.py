@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foveal.errors import ModelError
+from foveal.storage import write_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -124,7 +125,7 @@ def write_shards(
         del shard  # before the next one is read
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / INDEX, index, indent=2)
     return [folder / file for file in split.filename_to_tensors]
 
 

@@ -20,6 +20,7 @@ from foveal.evaluate.prediction import (
     write_predictions,
     write_scores,
 )
+from foveal.storage import write_text
 
 PREDICTIONS, SCORES, WHAT = "predictions.jsonl", "scores.json", "evaluation.json"
 RANK_PREDICTIONS = "predictions.rank-{}.jsonl"
@@ -92,7 +93,7 @@ class Place:
             file.unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(what, indent=1)
-        (self.folder / WHAT).write_text(text, encoding="utf-8")
+        write_text(self.folder / WHAT, text)
         return differing(found, what) if old else []
 
     def _files(self) -> list[Path]:

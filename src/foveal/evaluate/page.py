@@ -7,6 +7,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from foveal.storage import write_text
+
 
 def write_page(out: Path, template: str, folder: Path | None = None, **values: object) -> Path:
     """Fill a template, of this folder or another, and write it whole or not at all.
@@ -31,10 +33,7 @@ def write_page(out: Path, template: str, folder: Path | None = None, **values: o
         "svg": Markup,
     }
     text = environment.get_template(template).render(version=version("foveal"), **values)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(out.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(out)
+    write_text(out, text)
     return out
 
 
@@ -58,7 +57,7 @@ def chance(p_value: float) -> str:
 
 def duration(seconds: float) -> str:
     """Write seconds as people say them."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:  # 59.96 is not 60.0 s
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from foveal.data.example import Example
 from foveal.errors import DataError
 from foveal.evaluate.metrics import DRAWS, Score, find_metrics, macro_auroc, plain, score
+from foveal.storage import write_json, written_whole
 
 Scores = dict[str, Score]
 """Metric -> score over all predictions."""
@@ -140,11 +141,8 @@ def _mend_end(file: BinaryIO, path: Path) -> None:
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Write predictions.jsonl whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    with beside.open("wb") as file:
+    with written_whole(path) as beside, beside.open("wb") as file:
         file.writelines(_BORDER.dump_json(prediction) + b"\n" for prediction in predictions)
-    beside.replace(path)
 
 
 def with_answers(
@@ -220,10 +218,7 @@ def write_scores(path: Path, scores: Mapping[str, Score]) -> None:
         name: {key: None if math.isnan(value) else value for key, value in asdict(found).items()}
         for name, found in scores.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_json(path, tree, indent=2)
 
 
 def read_scores(path: Path) -> Scores:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from foveal.data.encode import TurnProcessor
 from foveal.errors import ModelError
 from foveal.models import FAMILIES
+from foveal.models.nf4 import keep_layout
 
 PARTS = ("vision", "projector", "language")
 
@@ -171,4 +172,5 @@ def load(
         processor = family.load_processor(name, num_crops)
     except (ImportError, OSError, ValueError, SafetensorError, StrictDataclassError) as error:
         raise ModelError(f"model {name}: {_one_line(error)}") from error
+    keep_layout(model)
     return LoadedModel(model, processor, family)

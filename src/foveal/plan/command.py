@@ -62,6 +62,8 @@ def run_plan(
         console.out(to_json(hardware, efficiency, now, found, advice, compared), highlight=False)
         return now
     print_data(console, question.epoch(now.setup.world_size), now.setup.world_size)
+    for line in question.left_whole(hardware):
+        console.print(line, style="yellow", highlight=False, markup=False)
     print_estimate(console, now, efficiency)
     if found:
         print_comparison(console, found)

@@ -38,14 +38,16 @@ def decide(question: Question, machines: Machines) -> Estimate:
 def compare(question: Question, machines: Machines) -> list[Estimate]:
     """Estimate every sensible setup: those that fit first, the fastest of them first."""
     setup = question.setup(machines.hardware, machines.gpus, machines.nodes)
-    found = [_estimate(question, one, machines) for one in _setups(question, setup)]
+    found = [
+        _estimate(question, one, machines) for one in _setups(question, setup, machines.hardware)
+    ]
     return sorted(found, key=lambda one: (not one.fits, -one.examples_per_second))
 
 
-def _setups(question: Question, setup: Setup) -> Iterator[Setup]:
+def _setups(question: Question, setup: Setup, hardware: Hardware) -> Iterator[Setup]:
     engines = [engine for engine in ENGINES if (engine == "single") == (setup.world_size == 1)]
     for strategy in STRATEGIES:
-        learnt = question.with_strategy(setup, strategy)
+        learnt = question.with_strategy(setup, strategy, hardware)
         for recompute in RECOMPUTE:
             for engine in engines:
                 yield replace(learnt, recompute=recompute, engine=engine)
@@ -100,7 +102,9 @@ def _other_settings(question: Question, machines: Machines, now: Estimate) -> It
         if strategy == setup.strategy:
             continue
         other = _estimate(
-            question, replace(question.with_strategy(setup, strategy), recompute="blocks"), machines
+            question,
+            replace(question.with_strategy(setup, strategy, machines.hardware), recompute="blocks"),
+            machines,
         )
         if other.fits:
             yield f"strategy={strategy} ({_gigabytes(other)})"

@@ -1,6 +1,6 @@
 """A recipe -> what a plan is made of: the model's sizes, the data's, and epochs of rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,16 +9,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.config import Recipe
+from foveal.adapt.quantize import (
+    FourBits,
+    Shape,
+    compute_format,
+    wants_four_bits,
+    wrong_shapes,
+)
+from foveal.adapt.strategy import rules_of
+from foveal.config import Recipe, Rule
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.rows import Plan, Row
 from foveal.errors import ConfigError, ModelError
 from foveal.models.family import LoadedModel, find_family
 from foveal.plan.activations import Attention
+from foveal.plan.arithmetic import Strategy
 from foveal.plan.epoch import Epoch, RowCounts, count_row, plan_epoch, targets_of
 from foveal.plan.hardware import Hardware
 from foveal.plan.setup import Precision, Recompute, Setup, engine_name, learning_of
+from foveal.plan.weights import Holdings, fates_of, list_weights, may_be_packed
+from foveal.train.engine import pick_device
 
 PUBLISHED = ("microsoft/Phi-3.5-vision-instruct", "microsoft/Phi-3-vision-128k-instruct")
 """Whose sizes and tokenizer come with this package: a plan for them downloads nothing."""
@@ -76,7 +87,7 @@ class Question:
     def setup(self, hardware: Hardware, gpus: int, nodes: int) -> Setup:
         """Say how the recipe would run there; `auto` settings are decided as a run decides them."""
         recipe = self.recipe
-        name, learning, holdings = learning_of(self.config, recipe.strategy, recipe.lora.rank)
+        name, learning, holdings = self._learning(recipe.strategy, hardware)
         precision: Precision = recipe.precision
         if precision not in hardware.matrix_flops:
             raise ConfigError(
@@ -104,17 +115,46 @@ class Question:
             recipe.lora.dropout > 0,
         )
 
-    def with_strategy(self, setup: Setup, strategy: str) -> Setup:
+    def with_strategy(self, setup: Setup, strategy: str, hardware: Hardware) -> Setup:
         """Let another part of the model learn."""
-        name, learning, holdings = learning_of(self.config, strategy, self.recipe.lora.rank)
+        name, learning, holdings = self._learning(strategy, hardware)
         return replace(setup, strategy=name, learning=learning, holdings=holdings)
+
+    def _learning(
+        self, strategy: str | Sequence[Rule], hardware: Hardware
+    ) -> tuple[str, Strategy, Holdings]:
+        quantizes = hardware.measured and wants_four_bits(rules_of(strategy))
+        whole = self.wrong_here if quantizes else frozenset()
+        return learning_of(self.config, strategy, self.recipe.lora.rank, whole)
+
+    @cached_property
+    def wrong_here(self) -> frozenset[Shape]:
+        """Shapes of layers that this machine would compute wrongly in 4 bits."""
+        settings, precision = self.recipe.quantization, self.recipe.precision
+        shapes = [one.shape for one in list_weights(self.config) if may_be_packed(one)]
+        return wrong_shapes(
+            [(outputs, inputs) for outputs, inputs in shapes],
+            pick_device(),
+            compute_format(settings, precision),
+            settings.double,
+        )
+
+    def left_whole(self, hardware: Hardware) -> list[str]:
+        """Say which layers a run on this machine would not hold in 4 bits; empty: none such."""
+        rules = rules_of(self.recipe.strategy)
+        if not (hardware.measured and wants_four_bits(rules)):
+            return []
+        layers = {
+            fate.weight.name.removesuffix(".weight"): (fate.weight.shape[0], fate.weight.shape[1])
+            for fate in fates_of(self.config, rules, self.recipe.lora.rank)
+            if fate.four_bits
+        }
+        return FourBits(layers, self.wrong_here, self.wrong_here).lines()
 
 
 def is_cpu(hardware: Hardware) -> bool:
     """Tell whether a machine runs on its processor alone."""
     if hardware.measured:
-        from foveal.train.engine import pick_device
-
         return pick_device().type == "cpu"
     return hardware.name.startswith("cpu-")
 

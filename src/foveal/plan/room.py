@@ -2,6 +2,7 @@
 
 from typing import Any, get_args
 
+from foveal.adapt.quantize import read_record
 from foveal.config import Recipe
 from foveal.data.dataset import Dataset
 from foveal.data.rows import Plan
@@ -35,7 +36,9 @@ def training_bytes(
         attention: as the model has it.
         slack: holes that the allocator keeps, as a share of what comes and goes.
     """
-    name, learning, holdings = learning_of(config, recipe.strategy, recipe.lora.rank)
+    name, learning, holdings = learning_of(
+        config, recipe.strategy, recipe.lora.rank, read_record(recipe.run)
+    )
     setup = Setup(
         config,
         name,

@@ -1,10 +1,10 @@
 """A recipe's settings + a machine -> all that an estimate hangs on besides the data (pure)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from foveal.adapt.strategy import STRATEGIES
+from foveal.adapt.strategy import rules_of
 from foveal.config import Rule
 from foveal.plan.activations import Attention
 from foveal.plan.arithmetic import NOTHING, Learning, Strategy
@@ -60,7 +60,10 @@ def engine_name(name: str, world_size: int) -> Engine:
 
 
 def learning_of(
-    config: Any, strategy: str | Sequence[Rule], rank: int
+    config: Any,
+    strategy: str | Sequence[Rule],
+    rank: int,
+    whole: Collection[tuple[int, ...]] = (),
 ) -> tuple[str, Strategy, Holdings]:
     """Say what learns, part by part, and what it takes to hold it.
 
@@ -70,15 +73,10 @@ def learning_of(
         config: of the model.
         strategy: a name, `qlora` among them, or rules.
         rank: of adapters.
+        whole: shapes that are never held in 4 bits, whatever the rules say.
     """
     name = strategy if isinstance(strategy, str) else "rules"
-    four_bits = name == "qlora"
-    if isinstance(strategy, str):
-        rules: Sequence[Rule] = STRATEGIES[name if name in STRATEGIES else "lora"]
-    else:
-        rules = strategy
-        four_bits = any(getattr(rule, "quantize", False) for rule in rules)
-    fates = fates_of(config, rules, rank, four_bits)
+    fates = fates_of(config, rules_of(strategy), rank, whole)
     learning = Strategy(*(_part(fates, part) for part in ("vision", "projector", "language")))
     return name, learning, count_holdings(fates)
 

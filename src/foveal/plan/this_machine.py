@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from foveal.libraries import import_peft
 from foveal.models.phi3_vision.image import cut_crops
 from foveal.plan.hardware import ETHERNET, GB, PCIE4, Hardware
 from foveal.plan.memory import CPU_SLACK
 from foveal.plan.resident import resident_bytes
 from foveal.plan.seconds import Efficiency
+from foveal.storage import write_json
 from foveal.train.engine import DTYPES, pick_device
 
 MATRIX_SIDE, MATRIX_REPEATS = 3072, 3
@@ -83,8 +85,7 @@ def measure_hardware() -> Hardware:
 
 def bring_in_libraries() -> None:
     """Let torch and peft bring in what they bring in at first use: some hundred megabytes."""
-    import peft  # noqa: F401
-
+    import_peft()
     weight = torch.nn.Parameter(torch.ones(8, 8))
     optimizer = torch.optim.AdamW([weight], fused=True)
     (weight @ weight).sum().backward()
@@ -98,7 +99,7 @@ def machine_name() -> str:
     information = Path("/proc/cpuinfo")
     name = platform.processor() or platform.machine()
     if information.exists():
-        lines = information.read_text().splitlines()
+        lines = information.read_text(encoding="utf-8").splitlines()
         named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         name = named[0] if named else name
     return name
@@ -169,8 +170,7 @@ def constants_file(name: str, folder: Path | None = None) -> Path:
 def store_efficiency(name: str, efficiency: Efficiency, folder: Path | None = None) -> Path:
     """Keep what was measured on a machine."""
     path = constants_file(name, folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(vars(efficiency), indent=1) + "\n", encoding="utf-8")
+    write_json(path, vars(efficiency))
     return path
 
 

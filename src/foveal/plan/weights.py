@@ -4,11 +4,11 @@ The names are those that rules speak of, `part.name`; a test holds them against 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
+from foveal.adapt.strategy import first_match
 from foveal.config import Rule
 from foveal.models.phi3_vision.vision import UNUSED_LAYERS
 
@@ -120,26 +120,39 @@ def _tower_weights(config: Any) -> Iterator[Weight]:
             yield Weight(f"{layer}{name}.bias", shape[:1], is_used=used, beside_linear=True)
 
 
-def fates_of(config: Any, rules: Sequence[Rule], rank: int, four_bits: bool) -> tuple[Fate, ...]:
+def fates_of(
+    config: Any, rules: Sequence[Rule], rank: int, whole: Collection[tuple[int, ...]] = ()
+) -> tuple[Fate, ...]:
     """Decide for every weight as `adapt.strategy.assign` does, without a model.
 
     Args:
         config: of the model.
         rules: of the strategy; the first that matches decides.
         rank: of adapters.
-        four_bits: hold adapted layers, but not the head, in 4 bits.
+        whole: shapes that are never held in 4 bits, whatever the rules say.
     """
-    return tuple(_fate(weight, rules, rank, four_bits) for weight in list_weights(config))
+    return tuple(_fate(weight, rules, rank, whole) for weight in list_weights(config))
 
 
-def _fate(weight: Weight, rules: Sequence[Rule], rank: int, four_bits: bool) -> Fate:
-    rule = next((one for one in rules if fnmatchcase(weight.name, one.match)), None)
-    if rule is None or not weight.is_used:
+def _fate(
+    weight: Weight, rules: Sequence[Rule], rank: int, whole: Collection[tuple[int, ...]]
+) -> Fate:
+    rule = first_match(weight.name, rules)
+    if rule is None:
         return Fate(weight, learns=False)
+    small = rule.quantize and may_be_packed(weight) and weight.shape not in whole
+    if not weight.is_used:
+        return Fate(weight, learns=False, four_bits=small)
     if rule.adapter and weight.is_linear:
-        small = four_bits and weight.name != "language.lm_head.weight"
-        return Fate(weight, learns=False, adapter_rank=rank, four_bits=small)
+        return Fate(weight, learns=False, adapter_rank=rule.rank or rank, four_bits=small)
+    if small:
+        return Fate(weight, learns=False, four_bits=True)
     return Fate(weight, learns=rule.learn and not (rule.adapter and weight.beside_linear))
+
+
+def may_be_packed(weight: Weight) -> bool:
+    """Tell whether a rule may hold a weight in 4 bits: in a linear layer, but not the head."""
+    return weight.is_linear and weight.name != "language.lm_head.weight"
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,9 @@ def best_checkpoint(run: Path, metric: str) -> Path | None:
 
 def _score(evaluation: Path, metric: str) -> float | None:
     try:
-        value = json.loads((evaluation / "scores.json").read_text())[metric]["value"]
+        value = json.loads((evaluation / "scores.json").read_text(encoding="utf-8"))[metric][
+            "value"
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return value if isinstance(value, float | int) and math.isfinite(value) else None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from foveal.config import Recipe, flatten
 from foveal.errors import RunError
+from foveal.storage import write_json
 from foveal.train.engine import Engine
 from foveal.train.folders import beside, drop_folder, keep_folder
 
@@ -116,7 +117,7 @@ def read_progress(checkpoint: Path) -> Progress:
         RunError: its state cannot be read.
     """
     try:
-        return Progress(**json.loads((checkpoint / STATE).read_text()))
+        return Progress(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise RunError(
             f"{checkpoint / STATE}: {error}; delete this folder to go on from an earlier checkpoint"
@@ -228,7 +229,7 @@ def _write_tensors(path: Path, values: Mapping[str, Tensor | float]) -> None:
 
 
 def _finish(place: Path, progress: Progress) -> None:
-    (beside(place) / STATE).write_text(json.dumps(asdict(progress), indent=1))
+    write_json(beside(place) / STATE, asdict(progress))
     keep_folder(place)
 
 

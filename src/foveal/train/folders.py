@@ -1,10 +1,10 @@
 """A folder written beside its place -> in its place, on the disk, whole or not at all."""
 
-import os
 import shutil
 from pathlib import Path
 
 from foveal.errors import RunError
+from foveal.storage import flush
 
 
 def beside(place: Path) -> Path:
@@ -33,15 +33,6 @@ def drop_folder(place: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
     place.rename(gone)
     shutil.rmtree(gone)
-
-
-def flush(path: Path) -> None:
-    """See that a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def make_folder(run: Path) -> None:

@@ -69,7 +69,7 @@ class Incidents:
             self._append(lines)
 
     def _append(self, lines: Sequence[Mapping[str, object]]) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())

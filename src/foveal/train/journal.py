@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from foveal.storage import write_text
+
 
 def read_journal(path: Path, step: int) -> list[dict[str, Any]]:
     """Read the lines up to `step`; no file is no lines."""
@@ -13,15 +15,13 @@ def read_journal(path: Path, step: int) -> list[dict[str, Any]]:
 def rewind_journal(path: Path, step: int) -> None:
     """Drop the lines after `step`: those steps will be taken again."""
     if path.exists():
-        beside = path.with_name(f"{path.name}.part")
-        beside.write_text("".join(f"{text}\n" for text, _ in _kept(path, step)))
-        beside.replace(path)
+        write_text(path, "".join(f"{text}\n" for text, _ in _kept(path, step)))
 
 
 def _kept(path: Path, step: int) -> list[tuple[str, dict[str, Any]]]:
     if not path.exists():
         return []
-    lines = [(text, _parse(text)) for text in path.read_text().splitlines()]
+    lines = [(text, _parse(text)) for text in path.read_text(encoding="utf-8").splitlines()]
     return [(text, line) for text, line in lines if line is not None and line["step"] <= step]
 
 

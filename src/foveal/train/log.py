@@ -33,7 +33,7 @@ class RunLog:
         run.mkdir(parents=True, exist_ok=True)
         rewind_journal(run / METRICS, first_step)
         self._left_out = left_out
-        self._lines = (run / METRICS).open("a")
+        self._lines = (run / METRICS).open("a", encoding="utf-8")
         self._events = SummaryWriter(str(run / "events"), purge_step=first_step + 1)
         self._bar = Progress(
             TextColumn("[bold]step {task.completed:.0f}/{task.total:.0f}"),

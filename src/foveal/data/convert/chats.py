@@ -183,16 +183,18 @@ def _content(content: Any) -> tuple[str, tuple[Any, ...]]:
     for part in parts:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind in _TEXT_PARTS:
-            text = text_of(part.get("text"), "a message") or ""
-            texts.append(text)
-            places += [None] * text.count(PLACE)
+            said = text_of(part.get("text"), "a message") or ""
+            texts.append(said)
+            places += [None] * said.count(PLACE)
         elif kind in _IMAGE_PARTS:
             named = {key: part[key] for key in WRAPPERS if key in part}
             texts.append(None)
             places.append(named or part.get("index"))
         else:
             raise UnfitError(f"a part of a message that is neither text nor image ({kind})")
-    return (write_places(texts, PLACE) if isinstance(content, list) else texts[0] or ""), tuple(places)
+    return (write_places(texts, PLACE) if isinstance(content, list) else texts[0] or ""), tuple(
+        places
+    )
 
 
 def refuse_foreign_tags(text: str) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from foveal.data.media import open_image
+from foveal.libraries import without_deepspeed
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.processor import Phi3VisionImageProcessor, Phi3VisionProcessor
@@ -107,7 +108,7 @@ def cut_vocabulary(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
         unk_token="<unk>",
-        chat_template=json.loads((TOKENIZER / "tokenizer_config.json").read_text())[
+        chat_template=json.loads((TOKENIZER / "tokenizer_config.json").read_text(encoding="utf-8"))[
             "chat_template"
         ],
     )
@@ -148,7 +149,8 @@ def write_tiny(
     center_image_tokens(model, processor, pictures)
     model.generation_config.eos_token_id = list(processor.end_ids)
     beside = folder.with_name(f".{folder.name}.part")
-    model.save_pretrained(beside)
+    with without_deepspeed():
+        model.save_pretrained(beside)
     processor.save_pretrained(beside)
     beside.rename(folder)
 
