@@ -25,7 +25,7 @@ from foveal.data.example import Example
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.media import open_image
 from foveal.data.rows import Plan
-from foveal.models.attention import choose_attention
+from foveal.models.shared_rows import choose_attention
 from foveal.models.family import LoadedModel
 from foveal.train.engine import Engine, pick_device
 from foveal.train.learner import make_learner

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -19,7 +18,7 @@ from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import ImageFolder, Turn
 from foveal.data.lines import Examples
 from foveal.data.rows import Plan
-from foveal.models.family import Family, LoadedModel, find_family, load
+from foveal.models.family import Family, LoadedModel, find_family, load, most_tokens
 from foveal.train.engine import Engine
 
 TINY = "phi3-vision-tiny"
@@ -95,7 +94,7 @@ def processor_for(
 def token_counter(recipe: Recipe, data: Path) -> tuple[CountTokens, int | None]:
     """Make what `foveal check` counts tokens with, and say how many a model was made for."""
     with processor_for(recipe, [data]) as (_, config, processor):
-        longest = getattr(config, "max_position_embeddings", None)
+        longest = most_tokens(config)
         return partial(count_tokens, processor), longest
 
 
@@ -106,9 +105,9 @@ def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
     data = recipe.data
     files = [unpacked(file.path, recipe.run / ".cache") for file in data.train_files]
     weights = [file.weight for file in data.train_files]
-    with processor_for(recipe, files) as (family, config, processor):
+    with processor_for(recipe, files) as (_, _, processor):
         examples, dataset = read_dataset(files, processor, data.images, None, data.workers, weights)
-        long = family.long_context_tokens(SimpleNamespace(config=config))  # type: ignore[arg-type]
+        long = processor.long_context_tokens
     settings = {"model": recipe.model, "num_crops": str(data.num_crops), "order": data.order}
     plan = make_plan(recipe, dataset, 1, long)
     return write_inspection(out, examples, dataset, processor, plan, number, settings)

@@ -28,7 +28,8 @@ from foveal.evaluate.metrics import find_metrics
 from foveal.evaluate.prediction import Scores
 from foveal.evaluate.report import write_report
 from foveal.machine import describe_machine, free_memory
-from foveal.models.family import LoadedModel
+from foveal.models.family import LoadedModel, most_tokens
+from foveal.models.shared_rows import attention_of
 from foveal.plan.memory import CPU_SLACK
 from foveal.plan.room import training_bytes
 from foveal.plan.setup import engine_name
@@ -104,7 +105,7 @@ class TrainingRun:
         long = check_lengths(
             self.dataset.sizes.tokens,
             self.dataset.examples,
-            getattr(self.loaded.model.config, "max_position_embeddings", None),
+            most_tokens(self.loaded.model.config),
             self.recipe.train.tokens_per_pass,
         )
         remarks = [*self.dataset.remarks.lines(), *([long] if long else [])]
@@ -208,7 +209,7 @@ class TrainingRun:
         }
 
     def _plan(self) -> Plan:
-        long = self.loaded.family.long_context_tokens(self.loaded.model)
+        long = self.loaded.processor.long_context_tokens
         return make_plan(self.recipe, self.dataset, self.engine.world_size, long)
 
     def _recomputes(self, plan: Plan) -> bool:
@@ -222,7 +223,7 @@ class TrainingRun:
             plan,
             self.dataset,
             engine_name(self.recipe.engine, self.engine.world_size),
-            config._attn_implementation,
+            attention_of(config),
             CPU_SLACK if device.type == "cpu" else 0.0,
         )
         return needed > free_memory(device)

@@ -9,7 +9,7 @@ import torch
 from golden_data import read_json
 
 from foveal.errors import ModelError
-from foveal.models.attention import BLOCKS
+from foveal.models.shared_rows import BLOCKS
 from foveal.models.family import PARTS, find_family, load, read_model_type
 from foveal.models.phi3_vision import Phi3VisionConfig, Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.family import FAMILY

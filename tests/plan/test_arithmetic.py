@@ -10,7 +10,7 @@ from foveal.config import LoraSettings
 from foveal.data.batch import build_batch
 from foveal.data.layout import GroupSpan
 from foveal.data.rows import Plan
-from foveal.models.attention import token_places, visible
+from foveal.models.shared_rows import token_places, visible
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.family import FAMILY
 from foveal.plan.arithmetic import proportions, seen_pairs, strategy_of, useful_work

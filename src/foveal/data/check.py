@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foveal.data.encode import AskedTurn
 from foveal.data.example import Example, ImageFolder, Turn, numbered_lines, parse_example
 from foveal.data.media import image_identity, image_size, open_image
 from foveal.data.parallel import parallel
@@ -53,13 +54,15 @@ def count_tokens(
     processor: "TurnProcessor", example: Example, sizes: Sequence[tuple[int, int]]
 ) -> TokenCounts:
     """Count as a run over the same processor would."""
-    turns, learnt, left = [], 0, iter(sizes)
+    turns, whole, left = [], [], iter(sizes)
+    learnt = images = before = 0
     for turn in example.turns:
-        prompt = processor.encode_prompt(turn.user, len(turn.images))
-        answer = processor.encode_answer(turn.assistant)
-        images = sum(processor.num_image_tokens(*next(left)) - 1 for _ in turn.images)
-        turns.append(len(prompt) + images + len(answer))
-        learnt += len(answer)
+        whole.append(AskedTurn(turn.user, len(turn.images), turn.assistant))
+        encoded = processor.encode_turns(whole)
+        images += sum(processor.shape(*next(left)).tokens - 1 for _ in turn.images)
+        tokens, learnt = len(encoded.entries) + images, sum(encoded.learnt)
+        turns.append(tokens - before)
+        before = tokens
     return TokenCounts(tuple(turns), learnt)
 
 

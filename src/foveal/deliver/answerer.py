@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from PIL import Image
-from torch import Tensor
 
 from foveal.data.encode import TurnProcessor
 from foveal.data.media import decode_image, image_size, open_image, to_rgb
@@ -15,7 +14,13 @@ from foveal.deliver.opening import open_model
 from foveal.errors import DataError
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Generator, Limits, Request, check_fits, generate
-from foveal.models.generation.prompt import Prompt, PromptImage, prompt_image, prompt_of_turns
+from foveal.models.generation.prompt import (
+    Pixels,
+    Prompt,
+    PromptImage,
+    prompt_image,
+    prompt_of_turns,
+)
 from foveal.train.engine import pick_device
 
 Picture: TypeAlias = str | Path | bytes | Image.Image
@@ -113,12 +118,7 @@ def describe_picture(picture: Picture, processor: TurnProcessor, name: str) -> P
     if isinstance(picture, str | Path):
         path = Path(picture).resolve()
         size = image_size(path)
-        return PromptImage(
-            path,
-            processor.num_image_tokens(*size),
-            processor.grid(*size),
-            partial(cut_file, path, processor),
-        )
+        return PromptImage(path, processor.shape(*size), partial(open_file, path, processor))
     if isinstance(picture, bytes):
         return prompt_image(decode_image(BytesIO(picture), name), processor)
     if not isinstance(picture, Image.Image):
@@ -130,6 +130,6 @@ def describe_picture(picture: Picture, processor: TurnProcessor, name: str) -> P
         raise DataError(f"{name}: broken picture ({error}); replace it") from error
 
 
-def cut_file(path: Path, processor: TurnProcessor) -> Tensor:
-    """Open a picture and cut it into crops."""
-    return processor.cut(open_image(path))
+def open_file(path: Path, processor: TurnProcessor) -> Pixels:
+    """Open a picture as the tower takes it."""
+    return processor.pixels(open_image(path))

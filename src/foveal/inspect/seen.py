@@ -92,7 +92,7 @@ def see_example(
         learnt=int(encoded.learnt.sum()),
         pictures=tuple(see_picture(dataset, one, processor) for one in distinct[:PICTURES]),
         more_pictures=max(0, len(distinct) - PICTURES),
-        runs=tuple(_runs(encoded, [dataset.images[one].tokens for one in numbers], processor)),
+        runs=tuple(_runs(encoded, [dataset.images[one].shape.tokens for one in numbers], processor)),
     )
 
 
@@ -118,14 +118,18 @@ def see_picture(dataset: Dataset, number: int, processor: Any) -> SeenPicture:
     """Cut a picture as for the model, and lay the crops side by side again."""
     fact = dataset.images[number]
     try:
-        crops = processor.cut(open_image(fact.path)).numpy()
+        image = open_image(fact.path)
     except DataError as error:
         return SeenPicture(fact.path.name, problem=str(error))
-    whole = Image.fromarray(_joined(crops, fact.rows, fact.columns))
-    side = crops.shape[-1]
-    overview = "" if len(crops) == 1 else _uri(whole.resize((side, side), Image.Resampling.BICUBIC))
-    whole.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    return SeenPicture(fact.path.name, fact.rows, fact.columns, fact.tokens, _uri(whole), overview)
+    rows, columns = fact.shape.grid[-2:] if hasattr(processor, "cut") else (1, 1)
+    overview = ""
+    if hasattr(processor, "cut"):
+        crops = processor.cut(image).numpy()
+        image, side = Image.fromarray(_joined(crops, rows, columns)), crops.shape[-1]
+        if len(crops) > 1:
+            overview = _uri(image.resize((side, side), Image.Resampling.BICUBIC))
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    return SeenPicture(fact.path.name, rows, columns, fact.shape.tokens, _uri(image), overview)
 
 
 def _joined(crops: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:

@@ -1,6 +1,9 @@
-"""The families of models: a new one is one line here and one folder beside it."""
+"""The families of models: a new one is one line here and one file beside it."""
 
 FAMILIES = {
     "phi3_v": "foveal.models.phi3_vision.family",
 }
 """`model_type` of a model's config.json -> module that holds its `FAMILY`."""
+
+GENERIC = "foveal.models.hub"
+"""Module that makes a family for every other type that transformers has."""

@@ -5,16 +5,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from foveal.adapt.fixed import hold_fixed_weights
 from foveal.adapt.strategy import Assignment, assign, rules_of
 from foveal.config import LoraSettings, Rule, TrainSettings
+from foveal.data.encode import TurnProcessor
 from foveal.models.family import LoadedModel
 from foveal.train.engine import DTYPES, Engine
 from foveal.train.loss import RowLoss
 from foveal.train.optim import build_optimizer
 from foveal.train.recompute import recompute_blocks
+
+BLANK_SIZE = (64, 64)
+"""Width and height of an image that shows nothing, pixels."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,12 @@ class Learner:
         """Make it, once: some engines run the model in another way from then on."""
         cut = self.engine.cuts_state
         return self.engine.adopt(build_optimizer(self.model, self.assignments, self.settings, cut))
+
+
+def blank_pixels(processor: TurnProcessor) -> dict[str, Tensor]:
+    """Make an image that shows nothing, as the tower takes it."""
+    image = Image.new("RGB", BLANK_SIZE)
+    return processor.stack([processor.pixels(image)], [processor.shape(*BLANK_SIZE)])
 
 
 def make_learner(
@@ -69,6 +80,7 @@ def make_learner(
     if recompute:
         engine.spare_memory()
         recompute_blocks(model, family)
-    loss = wrap(model) if wrap else RowLoss(model, family, engine.world_size > 1)
+    blank = blank_pixels(loaded.processor) if engine.world_size > 1 else None
+    loss = wrap(model) if wrap else RowLoss(model, family, blank)
     engine.prepare(loss, family.blocks(model))
     return Learner(engine, model, assignments, train)

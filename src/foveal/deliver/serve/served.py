@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
 from foveal.deliver.serve.conversation import Conversation
 from foveal.deliver.serve.limits import Limits
 from foveal.deliver.serve.messages import ChatRequest
 from foveal.deliver.serve.pictures import PictureFile, measure
 from foveal.deliver.serve.problems import RequestError
-from foveal.models.family import LoadedModel
+from foveal.models.family import LoadedModel, most_tokens
 from foveal.models.generation.generator import Request, check_fits
-from foveal.models.generation.prompt import Prompt, PromptImage, prompt_of_turns
+from foveal.models.generation.prompt import Pixels, Prompt, PromptImage, prompt_of_turns
 from foveal.models.generation.sampling import Sampling
 
 REMEMBERED_PICTURES = 32
@@ -24,14 +22,14 @@ REMEMBERED_PICTURES = 32
 
 
 class CutPictures:
-    """Pictures cut into crops, the latest ones remembered; may be used by several threads."""
+    """Pictures as the tower takes them, the latest remembered; several threads may use it."""
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._known: OrderedDict[str, Pixels] = OrderedDict()
         self._lock = threading.Lock()
 
-    def cut(self, picture: PictureFile) -> Tensor:
+    def cut(self, picture: PictureFile) -> Pixels:
         """Decode and cut a picture, unless that was done lately.
 
         Raises:
@@ -41,7 +39,7 @@ class CutPictures:
             if picture.identity in self._known:
                 self._known.move_to_end(picture.identity)
                 return self._known[picture.identity]
-        crops: Tensor = self._processor.cut(picture.decode())
+        crops: Pixels = self._processor.pixels(picture.decode())
         with self._lock:
             self._known[picture.identity] = crops
             if len(self._known) > REMEMBERED_PICTURES:
@@ -100,8 +98,7 @@ class Served:
         images = iter(
             PromptImage(
                 picture.identity,
-                processor.num_image_tokens(*size),
-                processor.grid(*size),
+                processor.shape(*size),
                 _not_cut_yet,
             )
             for picture, size in zip(conversation.pictures, sizes, strict=True)
@@ -123,7 +120,7 @@ class Served:
         """Find the longest answer: what was asked for, or what is usual and still fits."""
         wanted = asked.most_tokens
         if wanted is None:
-            most = int(self.loaded.model.config.max_position_embeddings)
+            most = most_tokens(self.loaded.model.config) or limits.answer_tokens + prompt.tokens
             wanted = max(1, min(limits.answer_tokens, most - prompt.tokens))
         try:
             check_fits(self.loaded, prompt, wanted)
@@ -136,20 +133,20 @@ class Served:
     ) -> tuple[PromptImage, ...]:
         """Decode and cut the pictures one after the other, so that one at a time is large."""
         return tuple(
-            replace(image, cut=_Cut(self.pictures.cut(picture)))
+            replace(image, pixels=_Cut(self.pictures.cut(picture)))
             for image, picture in zip(images, pictures, strict=True)
         )
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """Crops that are there already."""
+    """What is there already."""
 
-    crops: Tensor
+    pixels: Pixels
 
-    def __call__(self) -> Tensor:
-        return self.crops
+    def __call__(self) -> Pixels:
+        return self.pixels
 
 
-def _not_cut_yet() -> Tensor:
+def _not_cut_yet() -> Pixels:
     raise AssertionError("the picture was to be cut before its prompt is read")

@@ -28,6 +28,7 @@ from foveal.models.phi3_vision.image import (
     normalize,
     num_image_tokens,
 )
+from foveal.models.phi3_vision.reading import CropReader
 
 TAG = re.compile(r"<\|image_(\d+)\|>")
 MOST_REMEMBERED_TEXTS = 20_000
@@ -108,7 +109,7 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         return num_image_tokens(grid.rows, grid.columns, int(self.num_img_tokens**0.5))
 
 
-class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
+class Phi3VProcessor(CropReader, ProcessorMixin):  # type: ignore[misc]
     """Prompts and pictures to the model's inputs, and turns to what is learnt from them."""
 
     def __init__(
@@ -149,6 +150,11 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
     def crop_size(self) -> int:
         """Side of a crop, pixels."""
         return int(self.image_processor.crop_size)
+
+    @property
+    def tokens_side(self) -> int:
+        """Merged patches along one side of a crop."""
+        return int(self.image_processor.num_img_tokens**0.5)
 
     # -- prompts, as transformers' users write them ----------------------------------------------
 
@@ -330,20 +336,6 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         end = next((place for place, one in enumerate(ids) if one in self.end_ids), len(ids))
         text: str = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
         return text.strip()
-
-    def num_image_tokens(self, width: int, height: int) -> int:
-        """Count the tokens of a picture from its size alone."""
-        return int(self.image_processor.num_tokens(width, height))
-
-    def grid(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of crops of a picture, from its size alone."""
-        settings = self.image_processor
-        grid = crop_grid(width, height, settings.num_crops, settings.crop_size)
-        return grid.rows, grid.columns
-
-    def cut(self, image: Image.Image) -> Tensor:
-        """Cut an RGB picture into its own crops, (crops, 3, size, size), uint8."""
-        return cut_crops(image, self.image_processor.num_crops, self.image_processor.crop_size)
 
 
 Phi3VisionImageProcessor = Phi3VImageProcessor

@@ -6,7 +6,7 @@ from golden_data import load_model
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from foveal.data.layout import GroupSpan
-from foveal.models.attention import (
+from foveal.models.shared_rows import (
     BLOCKS,
     branch_mask,
     choose_attention,

@@ -1,0 +1,101 @@
+"""A packed row, or new tokens of trees -> hidden states, through a model's own code."""
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveal.data.batch import ForwardInputs
+from foveal.data.layout import GroupSpan
+from foveal.models.family import Family
+from foveal.models.generation.tree import Growth
+from foveal.models.shared_rows import RowView
+
+
+def hidden_states(
+    model: Any,
+    family: Family,
+    inputs: ForwardInputs,
+    *,
+    groups: tuple[GroupSpan, ...] = (),
+    trees: tuple[Growth, ...] = (),
+) -> Tensor:
+    """Run a model up to its final norm.
+
+    Args:
+        model: of transformers, bare.
+        family: of the model.
+        inputs: of the pass.
+        groups: of a packed row.
+        trees: of new tokens, while decoding.
+
+    Returns:
+        (length, hidden).
+    """
+    # The tower before the words: gradients come in the reverse order, and processes that share
+    # them as they come, with images and without, need one order.
+    images = {"image": place_features(family, model, inputs)} if inputs.pixels else None
+    seen = {"trees": trees} if trees else {"row": _view(model, family, inputs, groups)}
+    axes = inputs.positions
+    hidden: Tensor = model.model(
+        input_ids=inputs.input_ids,
+        position_ids=axes[0] if len(axes) == 1 else axes,
+        # Four axes: a model takes it for a mask that is made, and makes none of its own.
+        attention_mask=torch.zeros(1, 1, 1, 1, device=inputs.input_ids.device),
+        mm_encoder_outputs=images,
+        use_cache=False,
+        **seen,
+    ).last_hidden_state[0]
+    return hidden
+
+
+def _view(
+    model: Any, family: Family, inputs: ForwardInputs, groups: tuple[GroupSpan, ...]
+) -> RowView:
+    sight, ids = family.image_sight(model), inputs.input_ids[0]
+    if sight == "causal" or not inputs.image_indices:
+        return RowView(groups, ids.device)
+    counts = torch.tensor([inputs.image_features[one] for one in inputs.image_indices])
+    numbers = torch.arange(len(counts), dtype=torch.int32).repeat_interleave(counts)
+    images = torch.full(ids.shape, -1, dtype=torch.int32, device=ids.device)
+    images[ids == family.image_token_id(model)] = numbers.to(ids.device)
+    return RowView(groups, ids.device, images, sight)
+
+
+def place_features(family: Family, model: Any, inputs: ForwardInputs) -> Any:
+    """Encode each distinct image once, and hand out its features wherever it stands.
+
+    Returns:
+        What the model's own tower returns, image by image in the order of the text.
+    """
+    made = family.encode_images(model, inputs.pixels)
+    placed = copy(made)
+    counts, indices = inputs.image_features, inputs.image_indices
+    pooled = made.pooler_output
+    chosen = _choose(pooled, counts, indices)
+    placed.pooler_output = torch.cat(chosen) if isinstance(pooled, Tensor) else chosen
+    layers = getattr(made, "deepstack_features", None)
+    if layers is not None:
+        placed.deepstack_features = [_choose(layer, counts, indices) for layer in layers]
+    return placed
+
+
+def _choose(
+    features: Tensor | Sequence[Tensor], counts: Sequence[int], indices: Sequence[int]
+) -> list[Tensor]:
+    whole = features if isinstance(features, Tensor) else torch.cat(list(features))
+    each = whole.flatten(0, -2).split(list(counts))
+    return [each[index] for index in indices]
+
+
+def blank_features(family: Family, model: Any, pixels: Mapping[str, Tensor]) -> Tensor:
+    """Encode an image for nothing: a number that hangs on every weight before the text, ()."""
+    made = family.encode_images(model, pixels)
+    pooled = made.pooler_output
+    whole = pooled if isinstance(pooled, Tensor) else torch.cat(list(pooled))
+    total = whole.float().sum()
+    for layer in getattr(made, "deepstack_features", None) or ():
+        total = total + sum(one.float().sum() for one in layer)
+    return 0.0 * total
