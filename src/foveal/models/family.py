@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -15,6 +15,11 @@ from foveal.models import FAMILIES, GENERIC
 from foveal.models.generation.tree import ImageSight
 
 PARTS = ("vision", "projector", "language")
+
+Route = Literal["rows", "cache", "plain"]
+"""`rows`: many examples in one row, who sees whom said by the attention; `cache`: a prefix by
+itself, then the branches behind what it left; `plain`: each example by itself, in the model's own
+way."""
 
 
 class Family:
@@ -30,8 +35,8 @@ class Family:
     image_budget = "size"
     """What the processor calls its own dial: how much of an image is read at most."""
 
-    shares_rows = True
-    """Whether examples may stand in one row; else each is read by itself."""
+    route: Route = "rows"
+    """How examples are read."""
 
     renamed: Mapping[str, str] = {}
     """Pattern of a weight's second name in published files -> the model's own name."""
@@ -123,17 +128,13 @@ def find_family(name: str) -> Family:
     Raises:
         ModelError: there is no such model, or it is of no kind that can be trained here.
     """
-    model_type = read_model_type(name)
-    if model_type in FAMILIES:
-        family: Family = import_module(FAMILIES[model_type]).FAMILY
-        return family
-    return _derived(name, model_type)
+    return _derived(name, read_model_type(name))
 
 
 @lru_cache(maxsize=8)
 def _derived(name: str, model_type: str) -> Family:
-    derive: Any = import_module(GENERIC).derive_family
-    family: Family = derive(name, model_type)
+    module: Any = import_module(FAMILIES.get(model_type, GENERIC))
+    family: Family = module.derive_family(name)
     return family
 
 

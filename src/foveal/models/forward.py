@@ -11,7 +11,7 @@ from foveal.data.batch import ForwardInputs
 from foveal.data.layout import GroupSpan
 from foveal.models.family import Family
 from foveal.models.generation.tree import Growth
-from foveal.models.shared_rows import RowView
+from foveal.models.shared_rows import PREFIX, RowView
 
 
 def hidden_states(
@@ -33,7 +33,13 @@ def hidden_states(
 
     Returns:
         (length, hidden).
+
+    Raises:
+        ValueError: the decoder attends by no form that reads rows.
     """
+    attention = model.config.get_text_config()._attn_implementation
+    if not str(attention).startswith(PREFIX):
+        raise ValueError(f"no packed rows with attention {attention!r}")
     # The tower before the words: gradients come in the reverse order, and processes that share
     # them as they come, with images and without, need one order.
     images = {"image": place_features(family, model, inputs)} if inputs.pixels else None

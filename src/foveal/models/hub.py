@@ -5,7 +5,8 @@ can be asked for is refused when the model is loaded, by name.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from transformers import AutoModel
 
 from foveal.data.encode import AskedTurn, EncodedTurns
 from foveal.data.shapes import ImageShape
 from foveal.errors import ModelError
 from foveal.models.family import Family
-from foveal.models.generation.tree import ImageSight
 from foveal.models.shared_rows import choose_attention
 from foveal.models.words import ChatWords, ImageText
 
@@ -187,7 +188,7 @@ class HubReader:
     @cached_property
     def _rope_index(self) -> Callable[..., Any] | None:
         """The model's own way to place tokens on several axes, where it has one; no weights."""
-        inner = _inner_class(self.model_class, self.config)
+        inner = AutoModel._model_mapping[type(self.config)]
         if not hasattr(inner, "get_rope_index"):
             return None
         stand_in = SimpleNamespace(
@@ -213,11 +214,6 @@ def _join(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat(padded)
 
 
-def _inner_class(model_class: Any, config: Any) -> Any:
-    with torch.device("meta"):
-        return type(model_class(config).model)
-
-
 class HubFamily(Family):
     """Any image-text model of transformers that keeps to its common form."""
 
@@ -229,7 +225,11 @@ class HubFamily(Family):
         """
         self.config = config
         self.model_class = model_class
-        super().__init__(_find_parts(name, config, model_class))
+        with torch.device("meta"):
+            skeleton = model_class(config)
+        super().__init__(_find_parts(name, skeleton))
+        names = [one for one, _ in skeleton.named_parameters()]
+        self._unused = _unused(config, self.parts["vision"][0], names)
 
     def load_model(self, name: str, attention: str, dtype: Any, quantization: Any = None) -> Any:
         """Load weights, in float32 unless told otherwise."""
@@ -252,11 +252,7 @@ class HubFamily(Family):
 
     def is_unused(self, model: Any, name: str) -> bool:
         """Tell whether a weight stands behind the tower layer whose features are taken."""
-        return any(name.startswith(one) for one in _unused(self.config, self.parts["vision"][0]))
-
-    def image_sight(self, model: Any) -> ImageSight:
-        """Say what the tokens of an image see of it."""
-        return "causal"
+        return name.startswith(self._unused)
 
 
 def load_hub_processor(name: str) -> Any:
@@ -268,18 +264,27 @@ def load_hub_processor(name: str) -> Any:
         return AutoProcessor.from_pretrained(name)
     try:
         return AutoProcessor.from_pretrained(name)
-    except ImportError:
-        # Its clips need torchvision, and so all of it is refused: taken apart, images do not.
+    except (ImportError, ValueError):
         found = _processor_class(name)
+        if not _needed(found):
+            raise
+        # Its clips need torchvision, and so all of it is refused: taken apart, images do not.
         settings, _ = found.get_processor_dict(name)
         known = set(inspect.signature(found.__init__).parameters) - {"self", "kwargs"}
-        own = {key: one for key, one in settings.items() if key in known}
-        own |= {
-            "image_processor": AutoImageProcessor.from_pretrained(name, backend="pil"),
-            "tokenizer": AutoTokenizer.from_pretrained(name),
-            "video_processor": None,
-        }
-        return _without_clips(found)(**{key: one for key, one in own.items() if key in known})
+        own = {key: one for key, one in settings.items() if key in known - set(_needed(found))}
+        own["image_processor"] = AutoImageProcessor.from_pretrained(name, backend="pil")
+        own["tokenizer"] = AutoTokenizer.from_pretrained(name)
+        return _without_clips(found)(**dict.fromkeys(_needed(found)), **own)
+
+
+def _needed(processor_class: Any) -> list[str]:
+    """Name what a processor must be given: beside words and images, what reads clips and sounds."""
+    parameters = inspect.signature(processor_class.__init__).parameters
+    return [
+        name
+        for name in parameters
+        if name.endswith(("video_processor", "feature_extractor", "audio_processor"))
+    ]
 
 
 @lru_cache
@@ -301,9 +306,7 @@ def _processor_class(name: str) -> Any:
     return getattr(transformers, PROCESSOR_MAPPING_NAMES[AutoConfig.from_pretrained(name).model_type])
 
 
-def _find_parts(name: str, config: Any, model_class: Any) -> dict[str, tuple[str, ...]]:
-    with torch.device("meta"):
-        model = model_class(config)
+def _find_parts(name: str, model: Any) -> dict[str, tuple[str, ...]]:
     names = {id(module): path for path, module in model.named_modules()}
     decoder, tower = model.get_decoder(), model.get_encoder(modality="image")
     if id(tower) not in names or tower in (model, decoder) or decoder is model:
@@ -329,26 +332,59 @@ def _others(model: nn.Module, language: str, vision: str) -> list[str]:
     ]
 
 
-def _unused(config: Any, vision: str) -> list[str]:
-    """Name the beginnings of tower weights that no forward pass reads."""
-    layer = getattr(config, "vision_feature_layer", None)
-    return []
+def _unused(config: Any, vision: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Name the beginnings of tower weights that no forward pass reads.
+
+    Features that are taken from a layer leave those behind it; SigLIP's pooling head is for
+    another use of the tower.
+    """
+    stated = getattr(config, "vision_feature_layer", None)
+    if stated is None:
+        return (f"{vision}head.",)
+    numbered = re.compile(re.escape(vision) + r"(.*?layers?\.)(\d+)\.")
+    layers = {found[1]: int(found[2]) + 1 for name in names if (found := numbered.match(name))}
+    prefix, depth = next(iter(layers.items()), ("", 0))  # the last of its name is the deepest
+    wanted = stated if isinstance(stated, list) else [stated]
+    used = max(depth + 1 + layer if layer < 0 else layer for layer in wanted)
+    behind = tuple(f"{vision}{prefix}{layer}." for layer in range(used, depth))
+    return (*behind, f"{vision}post_layernorm.", f"{vision}head.")
 
 
-def derive_family(name: str, model_type: str) -> HubFamily:
+def config_of(name: str) -> Any:
+    """Read a model's configuration.
+
+    Raises:
+        ModelError: transformers has no such type.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise ModelError(f"model {name}: {' '.join(str(error).split())}") from error
+
+
+def model_class_of(name: str, config: Any) -> Any:
+    """Find the class of a model.
+
+    Raises:
+        ModelError: its type is no image-text model of transformers.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    try:
+        return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    except KeyError as error:
+        raise ModelError(
+            f"model {name}: model_type {config.model_type!r} is no image-text model of transformers"
+        ) from error
+
+
+def derive_family(name: str) -> HubFamily:
     """Make the family of a model of transformers.
 
     Raises:
         ModelError: transformers has no such type, or not of the common form.
     """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-    try:
-        config = AutoConfig.from_pretrained(name)
-        model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-    except (KeyError, ValueError, OSError) as error:
-        raise ModelError(
-            f"{name}: model_type {model_type!r} is no image-text model of transformers"
-        ) from error
-    return HubFamily(name, config, model_class)
+    config = config_of(name)
+    return HubFamily(name, config, model_class_of(name, config))

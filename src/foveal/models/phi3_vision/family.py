@@ -74,3 +74,8 @@ FAMILY = Phi3VisionFamily(
         "language": ("model.", ""),
     }
 )
+
+
+def derive_family(name: str) -> Phi3VisionFamily:
+    """Make the family; it is one for all models of the type."""
+    return FAMILY
