@@ -9,7 +9,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foveal.data.encode import AskedTurn
 from foveal.data.example import Example, ImageFolder, Turn, numbered_lines, parse_example
 from foveal.data.media import image_identity, image_size, open_image
 from foveal.data.parallel import parallel
@@ -54,6 +53,8 @@ def count_tokens(
     processor: "TurnProcessor", example: Example, sizes: Sequence[tuple[int, int]]
 ) -> TokenCounts:
     """Count as a run over the same processor would."""
+    from foveal.data.encode import AskedTurn  # and numpy, which checking alone needs not
+
     turns, whole, left = [], [], iter(sizes)
     learnt = images = before = 0
     for turn in example.turns:
