@@ -115,7 +115,7 @@ def load_model(
 class ReferenceReader(CropReader):
     """Reads ids as they are: the reference's prompts are written out already."""
 
-    end_ids = ()
+    image_token_id, end_ids = 0, ()
 
     def __init__(self, config: Any) -> None:
         self.image_token_id = config.image_token_id

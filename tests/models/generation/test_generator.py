@@ -161,7 +161,8 @@ def test_a_kept_prefix_answers_a_later_question_without_its_picture(tiny, monkey
     passes = count_reading(monkeypatch, tiny)
     made = [generate(generator, [Request(prompt, 3)])[0] for prompt in prompts]
     assert made == expected
-    assert [crops for _, crops in passes] == [len(prompts[0].images[0].pixels()["pixel_values"]), 0, 0, 0, 0, 0]
+    crops = len(prompts[0].images[0].pixels()["pixel_values"])
+    assert [read for _, read in passes] == [crops, 0, 0, 0, 0, 0]
     assert passes[3][0] < 25  # the second question alone
 
 

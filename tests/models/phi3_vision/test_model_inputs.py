@@ -119,9 +119,7 @@ def test_a_picture_may_be_encoded_once_and_shown_twice(model, processor):
     )
     with torch.no_grad():
         placed = place_features(FAMILY, model, inputs)
-    shown = logits_of(
-        model, input_ids=thrice["input_ids"], mm_encoder_outputs={"image": placed}
-    )
+    shown = logits_of(model, input_ids=thrice["input_ids"], mm_encoder_outputs={"image": placed})
     torch.testing.assert_close(shown, logits_of(model, **thrice), atol=1e-5, rtol=0)
 
 
