@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ def open_model(place: str, num_crops: int | None = None, dtype: Any = None) -> L
     loaded = load(read_base_name(folder), crops, dtype=dtype)
     put_adapter(loaded.model, folder)
     merge_adapters(loaded.model)
-    processor = loaded.family.load_processor(folder, crops)
-    return LoadedModel(loaded.model, processor, loaded.family)
+    processor = loaded.family.load_processor(str(folder), crops)
+    # An adapter's folder brings words and images, not the model's own sizes.
+    processor.long_context_tokens = loaded.processor.long_context_tokens
+    return replace(loaded, processor=processor)
 
 
 def read_base_name(folder: Path) -> str:
