@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from foveal.data.dataset import Dataset, build_dataset
 from foveal.data.encode import encode
 from foveal.data.example import Example, ImageFolder, Turn
 from foveal.errors import ConfigError
-from foveal.models.shared_rows import choose_attention
 from foveal.models.phi3_vision.config import Phi3VisionConfig
-from foveal.models.phi3_vision.reading import CropReader
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
+from foveal.models.phi3_vision.reading import CropReader
+from foveal.models.shared_rows import choose_attention
 
 NUM_CROPS = 16
 PICTURE = "page.bmp"

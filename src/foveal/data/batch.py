@@ -75,9 +75,7 @@ class Batch(ForwardInputs):
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
-        pixels = {
-            name: value.to(device, non_blocking=True) for name, value in self.pixels.items()
-        }
+        pixels = {name: value.to(device, non_blocking=True) for name, value in self.pixels.items()}
         return replace(self, **moved, pixels=pixels)
 
 
@@ -92,6 +90,7 @@ class _Laid:
     targets: NDArray[np.int64]
     weights: NDArray[np.float32]
     images: tuple[int, ...]
+
 
 def build_batch(
     row: Row, dataset: Dataset, processor: TurnProcessor, weighting: str = "token"

@@ -84,6 +84,7 @@ def see_example(
     """
     encoded, numbers = dataset.examples[place], dataset.image_numbers(place)
     distinct = list(dict.fromkeys(numbers))
+    lengths = [dataset.images[one].shape.tokens for one in numbers]
     return SeenExample(
         id=encoded.id,
         source=source,
@@ -92,7 +93,7 @@ def see_example(
         learnt=int(encoded.learnt.sum()),
         pictures=tuple(see_picture(dataset, one, processor) for one in distinct[:PICTURES]),
         more_pictures=max(0, len(distinct) - PICTURES),
-        runs=tuple(_runs(encoded, [dataset.images[one].shape.tokens for one in numbers], processor)),
+        runs=tuple(_runs(encoded, lengths, processor)),
     )
 
 

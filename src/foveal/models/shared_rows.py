@@ -78,13 +78,16 @@ class RowView:
         self, window: int | None, queries: slice = slice(None), keys: slice = slice(None)
     ) -> Tensor:
         """Write a part of the rule out, (1, 1, queries, keys), bool."""
-        return self._once(("square", window, queries.start, queries.stop, keys.stop), lambda: (
-            self._square(window, queries, keys)
-        ))
+        part = queries.start, queries.stop, keys.start, keys.stop
+        made: Tensor = self._once(
+            ("square", window, part), lambda: self._square(window, queries, keys)
+        )
+        return made
 
     def _square(self, window: int | None, queries: slice, keys: slice) -> Tensor:
         row = torch.arange(self.groups[-1].end, device=self.device)
-        return self.sees(window)(row[queries, None], row[None, keys])[None, None]
+        seen: Tensor = self.sees(window)(row[queries, None], row[None, keys])
+        return seen[None, None]
 
     def block_mask(self, window: int | None) -> Any:
         """Write the rule down for flex attention."""

@@ -74,10 +74,11 @@ class ChatWords:
         self.image = image
         self.image_id = int(tokenizer.convert_tokens_to_ids(image.placeholder))
         self.frame = self._look_at_answers()
-        ended = self._encode(self.frame.tail) if self.frame.tail else []
-        if not ended and end_id is None:
-            raise self._refusal("ends an answer with no token, and the model names none")
-        self.tail_ids = ended or [end_id]
+        self.tail_ids = self._encode(self.frame.tail) if self.frame.tail else []
+        if not self.tail_ids:
+            if end_id is None:
+                raise self._refusal("ends an answer with no token, and the model names none")
+            self.tail_ids = [end_id]
         self.end_ids = frozenset({self.tail_ids[-1]})
 
     # -- the template ----------------------------------------------------------------------------
@@ -102,7 +103,7 @@ class ChatWords:
             self._render([question], True, strftime_now=lambda _, day=day: day) for day in "12"
         )
         if today != tomorrow:
-            raise self._refusal("writes today's date into the prompt; set a system text of your own")
+            raise self._refusal("writes the date into the prompt; set a system text of your own")
         prompt = self._render([question], True)
         if prompt.count(self.image.placeholder) != 1:
             raise self._refusal(
@@ -162,7 +163,7 @@ class ChatWords:
 
     def _marked(self, text: str) -> str:
         if OPEN in text or CLOSE in text:
-            raise ValueError("the text holds U+FDD0 or U+FDD1, which are no characters; remove them")
+            raise ValueError("a text holds U+FDD0 or U+FDD1, which are no characters; remove them")
         return self._controls.sub(lambda found: f"{OPEN}{found[0]}{CLOSE}", text)
 
     def _encode(self, text: str) -> list[int]:
@@ -178,9 +179,7 @@ class ChatWords:
     def _entries(self, text: str, is_first: bool) -> list[int]:
         """Encode a stretch of a prompt; each of its images stands as `image_id`."""
         image = self.image
-        text = text.replace(
-            image.placeholder, f"{image.lead}{image.placeholder}{image.tail}"
-        )
+        text = text.replace(image.placeholder, f"{image.lead}{image.placeholder}{image.tail}")
         begun = self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token)
         return (self._beginning if is_first and not begun else []) + self._encode(text)
 
@@ -194,9 +193,7 @@ class ChatWords:
         answer = text.strip() if self.frame.trims else text
         return self.frame.lead + self._marked(answer)
 
-    def encode_turns(
-        self, turns: Sequence[AskedTurn], system: str | None = None
-    ) -> EncodedTurns:
+    def encode_turns(self, turns: Sequence[AskedTurn], system: str | None = None) -> EncodedTurns:
         """Encode a conversation; image k of it stands as the one entry -(k + 1).
 
         Raises:

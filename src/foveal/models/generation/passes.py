@@ -57,7 +57,8 @@ def run_pass(loaded: LoadedModel, parts: Sequence[Growing]) -> list[Tensor]:
         ),
         trees=tuple(growths),
     )
-    pieces = dict(zip(order, hidden.split([len(one.stretch.ids) for one in sorted_parts]), strict=True))
+    lengths = [len(one.stretch.ids) for one in sorted_parts]
+    pieces = dict(zip(order, hidden.split(lengths), strict=True))
     return [pieces[at] for at in range(len(parts))]
 
 

@@ -112,7 +112,10 @@ class Tree:
             self._layers[layer] = (keys[:, :, places], values[:, :, places])
 
     def visible(
-        self, asking: NDArray[np.int64], window: int | None = None, images_see_themselves: bool = False
+        self,
+        asking: NDArray[np.int64],
+        window: int | None = None,
+        images_see_themselves: bool = False,
     ) -> NDArray[np.bool_]:
         """Say which slots some see, (asking, slots).
 

@@ -16,13 +16,28 @@ from foveal.models.phi3_vision.image import crop_grid, cut_crops, num_image_toke
 class CropReader:
     """Reads conversations turn by turn, and pictures as square crops."""
 
-    image_token_id: int
-    num_crops: int
-    crop_size: int
-    tokens_side: int
-
     long_context_tokens: int | None = 4096
     """Length above which the long rotary factors hold, as the model's configuration says."""
+
+    @property
+    def image_token_id(self) -> int:
+        """Id that takes a feature of an image."""
+        raise NotImplementedError
+
+    @property
+    def num_crops(self) -> int:
+        """Most crops a picture."""
+        raise NotImplementedError
+
+    @property
+    def crop_size(self) -> int:
+        """Side of a crop, pixels."""
+        raise NotImplementedError
+
+    @property
+    def tokens_side(self) -> int:
+        """Merged patches along one side of a crop."""
+        raise NotImplementedError
 
     def encode_prompt(self, user: str, num_images: int) -> list[int]:
         """Encode one turn's prompt; image k of the turn stands as the single number -(k + 1)."""
