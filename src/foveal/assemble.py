@@ -18,7 +18,7 @@ from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import ImageFolder, Turn
 from foveal.data.lines import Examples
 from foveal.data.rows import Plan
-from foveal.models.family import Family, LoadedModel, find_family, load, most_tokens
+from foveal.models.family import Family, LoadedModel, Route, find_family, load, most_tokens
 from foveal.train.engine import Engine
 
 TINY = "phi3-vision-tiny"
@@ -114,16 +114,21 @@ def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
 
 
 def make_plan(
-    recipe: Recipe, dataset: Dataset, world_size: int, long_context_tokens: int | None
+    recipe: Recipe,
+    dataset: Dataset,
+    world_size: int,
+    long_context_tokens: int | None,
+    route: Route = "rows",
 ) -> Plan:
-    """Plan the steps of a recipe."""
+    """Plan the steps of a recipe; where examples are read one by one, each has a row of its own."""
+    alone = route == "plain"
     return Plan(
         dataset.sizes,
         examples_per_step=recipe.train.examples_per_step,
-        tokens_per_pass=recipe.train.tokens_per_pass,
+        tokens_per_pass=1 if alone else recipe.train.tokens_per_pass,
         world_size=world_size,
         seed=recipe.train.seed,
-        share_images=recipe.data.share_images,
+        share_images=recipe.data.share_images and not alone,
         order=recipe.data.order,
         long_context_tokens=long_context_tokens,
     )

@@ -108,7 +108,8 @@ class TrainingRun:
             most_tokens(self.loaded.model.config),
             self.recipe.train.tokens_per_pass,
         )
-        remarks = [*self.dataset.remarks.lines(), *([long] if long else [])]
+        note = self.loaded.note
+        remarks = [*([note] if note else []), *self.dataset.remarks.lines(), *([long] if long else [])]
         for line in [*remarks, *(self.validation[1].remarks.lines() if self.validation else ())]:
             self.console.print(line, style="yellow", highlight=False, markup=False)
 
@@ -210,13 +211,16 @@ class TrainingRun:
 
     def _plan(self) -> Plan:
         long = self.loaded.processor.long_context_tokens
-        return make_plan(self.recipe, self.dataset, self.engine.world_size, long)
+        route = self.loaded.family.route
+        return make_plan(self.recipe, self.dataset, self.engine.world_size, long, route)
 
     def _recomputes(self, plan: Plan) -> bool:
         """Decide whether blocks are run again in the backward pass instead of kept."""
         if self.recipe.train.recompute != "auto":
             return self.recipe.train.recompute == "blocks"
         config, device = self.loaded.model.config, self.engine.device
+        if config.model_type != "phi3_v":
+            return device.type != "cpu"
         needed = training_bytes(
             self.recipe,
             config,

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -49,6 +50,12 @@ class Family:
                 Only what stands before a bar is left out of `part.name`.
         """
         self.parts = parts
+
+    def reading_plainly(self) -> "Family":
+        """Make the same family, each of whose examples is read by itself."""
+        plain = copy(self)
+        plain.route = "plain"
+        return plain
 
     def part_name(self, name: str) -> str:
         """Turn a model's own name of a weight or module into `part.name`."""
@@ -120,6 +127,8 @@ class LoadedModel:
     model: Any
     processor: Any
     family: Family
+    note: str | None = None
+    """What a person should hear of how it is read."""
 
 
 def find_family(name: str) -> Family:
@@ -194,4 +203,23 @@ def load(
         processor = family.load_processor(name, image_budget)
     except (ImportError, OSError, ValueError, SafetensorError, StrictDataclassError) as error:
         raise ModelError(f"model {name}: {_one_line(error)}") from error
-    return LoadedModel(model, processor, family)
+    return _probed(name, LoadedModel(model, processor, family))
+
+
+def _probed(name: str, loaded: LoadedModel) -> LoadedModel:
+    """See that rows may be built for a model of which no test of ours has shown it."""
+    from foveal.models.probe import rows_are_exact
+
+    model, family = loaded.model, loaded.family
+    if family.route != "rows" or model.config.model_type in FAMILIES:
+        return loaded
+    was_training = model.training
+    exact = rows_are_exact(replace(loaded, model=model.eval()))
+    model.train(was_training)
+    if exact:
+        return loaded
+    note = (
+        f"{name}: a row of several questions is not exact with model_type "
+        f"{model.config.model_type!r}; each example is read by itself"
+    )
+    return replace(loaded, family=family.reading_plainly(), note=note)

@@ -1,5 +1,6 @@
 """A packed row, or new tokens of trees -> hidden states, through a model's own code."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
@@ -13,6 +14,9 @@ from foveal.models.family import Family
 from foveal.models.generation.tree import Growth
 from foveal.models.shared_rows import PREFIX, RowView
 
+TYPE_INPUTS = ("mm_token_type_ids", "token_type_ids")
+"""What models are told of each token: 1 where it takes a feature of an image."""
+
 
 def hidden_states(
     model: Any,
@@ -21,6 +25,7 @@ def hidden_states(
     *,
     groups: tuple[GroupSpan, ...] = (),
     trees: tuple[Growth, ...] = (),
+    plainly: bool = False,
 ) -> Tensor:
     """Run a model up to its final norm.
 
@@ -30,6 +35,8 @@ def hidden_states(
         inputs: of the pass.
         groups: of a packed row.
         trees: of new tokens, while decoding.
+        plainly: read a row of one example as the model's own code reads it, with its own positions
+            and masks: as a check of ours, or where ours cannot be had.
 
     Returns:
         (length, hidden).
@@ -37,6 +44,8 @@ def hidden_states(
     Raises:
         ValueError: the decoder attends by no form that reads rows.
     """
+    if plainly or family.route == "plain":
+        return _plain_states(model, family, inputs, groups)
     attention = model.config.get_text_config()._attn_implementation
     if not str(attention).startswith(PREFIX):
         raise ValueError(f"no packed rows with attention {attention!r}")
@@ -53,6 +62,35 @@ def hidden_states(
         mm_encoder_outputs=images,
         use_cache=False,
         **seen,
+    ).last_hidden_state[0]
+    return hidden
+
+
+def _plain_states(
+    model: Any, family: Family, inputs: ForwardInputs, groups: tuple[GroupSpan, ...]
+) -> Tensor:
+    """Run one example in the model's own way.
+
+    Raises:
+        ValueError: it is a row of several.
+    """
+    if len(groups) != 1 or groups[0].branch_starts:
+        raise ValueError("a row of several examples cannot be read in the model's own way")
+    taken = inspect.signature(model.model.forward).parameters
+    is_image = (inputs.input_ids == family.image_token_id(model)).long()
+    types = {name: is_image for name in TYPE_INPUTS if name in taken}
+    grids: dict[str, Tensor] = {}
+    if "image_grid_thw" in inputs.pixels:  # positions hang on it
+        indices = torch.tensor(inputs.image_indices, device=is_image.device)
+        grids = {"image_grid_thw": inputs.pixels["image_grid_thw"][indices]}
+    images = {"image": place_features(family, model, inputs)} if inputs.pixels else None
+    hidden: Tensor = model.model(
+        input_ids=inputs.input_ids,
+        attention_mask=torch.ones_like(inputs.input_ids),
+        mm_encoder_outputs=images,
+        use_cache=False,
+        **types,
+        **grids,
     ).last_hidden_state[0]
     return hidden
 

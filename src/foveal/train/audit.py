@@ -1,11 +1,12 @@
 """First step of a run: does everything that should learn get a gradient, from the right tokens?"""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import nn
 
 from foveal.adapt.strategy import Assignment
-from foveal.data.batch import build_batch
+from foveal.data.batch import Batch, build_batch
 from foveal.data.dataset import Dataset
 from foveal.data.encode import TurnProcessor
 from foveal.data.rows import Group, Row
@@ -92,7 +93,9 @@ def audit_sharing(
     processor: TurnProcessor,
     weighting: str,
 ) -> float:
-    """Compare a shared row against its separate samples: summed loss and gradient norm.
+    """Compare a group of a row against its separate samples: summed loss and gradient norm.
+
+    The samples are read in the model's own way, with its own positions and masks.
 
     Leaves no gradient behind.
 
@@ -106,9 +109,10 @@ def audit_sharing(
     alone = [
         Row((Group((example,), int(dataset.sizes.tokens[example])),)) for example in shared.examples
     ]
+    build = partial(build_batch, dataset=dataset, processor=processor, weighting=weighting)
     loss.train(False)  # dropout would differ
-    together, norm = _loss_and_norm(engine, loss, [shared], dataset, processor, weighting)
-    apart, norm_apart = _loss_and_norm(engine, loss, alone, dataset, processor, weighting)
+    together, norm = _loss_and_norm(engine, loss, [build(shared)], plainly=False)
+    apart, norm_apart = _loss_and_norm(engine, loss, [build(row) for row in alone], plainly=True)
     loss.train(True)
     difference = max(
         abs(together - apart) / max(abs(apart), 1e-12),
@@ -128,15 +132,13 @@ def audit_sharing(
 def _loss_and_norm(
     engine: Engine,
     loss: nn.Module,
-    rows: Sequence[Row],
-    dataset: Dataset,
-    processor: TurnProcessor,
-    weighting: str,
+    batches: Sequence[Batch],
+    plainly: bool,
 ) -> tuple[float, float]:
     total = 0.0
-    for row in rows:
+    for batch in batches:
         with engine.autocast():
-            value = loss(build_batch(row, dataset, processor, weighting).to(engine.device))
+            value = loss(batch.to(engine.device), plainly=plainly)
         value.backward()
         total += float(value.detach())
     norm = float(engine.gradient_norm())
