@@ -7,7 +7,7 @@ from typing import get_type_hints
 
 import pytest
 from PIL import Image
-from tiny import make_picture
+from tiny import SIZES, make_picture
 from typer.testing import CliRunner
 
 import foveal
@@ -103,8 +103,10 @@ def test_importing_foveal_loads_neither_torch_nor_transformers():
 def test_an_exported_adapter_answers_as_its_run_does(lora_run, tmp_path, picture):
     folder = export_run(lora_run, tmp_path / "out", proof=False).folder
     question = "What is the number?"
-    answer = foveal.load(folder).answer(picture, question)
-    assert answer == foveal.load(lora_run).answer(picture, question)
+    loaded = foveal.load(folder)
+    assert loaded.answer(picture, question) == foveal.load(lora_run).answer(picture, question)
+    # Its folder holds no configuration; its base says which examples are long.
+    assert loaded.loaded.processor.long_context_tokens == SIZES.original_context
 
 
 def test_an_adapter_without_a_base_is_a_clear_error(tmp_path):
