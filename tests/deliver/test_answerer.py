@@ -15,6 +15,7 @@ from foveal.cli import app
 from foveal.data.example import read_examples
 from foveal.deliver.answerer import Answerer
 from foveal.deliver.export import export_run
+from foveal.deliver.opening import open_model
 from foveal.errors import DataError, ModelError
 from foveal.evaluate.prediction import read_predictions
 
@@ -103,10 +104,10 @@ def test_importing_foveal_loads_neither_torch_nor_transformers():
 def test_an_exported_adapter_answers_as_its_run_does(lora_run, tmp_path, picture):
     folder = export_run(lora_run, tmp_path / "out", proof=False).folder
     question = "What is the number?"
-    loaded = foveal.load(folder)
-    assert loaded.answer(picture, question) == foveal.load(lora_run).answer(picture, question)
+    answer = foveal.load(folder).answer(picture, question)
+    assert answer == foveal.load(lora_run).answer(picture, question)
     # Its folder holds no configuration; its base says which examples are long.
-    assert loaded.loaded.processor.long_context_tokens == SIZES.original_context
+    assert open_model(str(folder)).processor.long_context_tokens == SIZES.original_context
 
 
 def test_an_adapter_without_a_base_is_a_clear_error(tmp_path):
