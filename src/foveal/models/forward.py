@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from copy import copy
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from foveal.data.batch import ForwardInputs
 from foveal.data.layout import GroupSpan
+from foveal.models.cached_rows import read_groups
 from foveal.models.family import Family
 from foveal.models.generation.tree import Growth
 from foveal.models.shared_rows import PREFIX, RowView
@@ -51,7 +53,12 @@ def hidden_states(
         raise ValueError(f"no packed rows with attention {attention!r}")
     # The tower before the words: gradients come in the reverse order, and processes that share
     # them as they come, with images and without, need one order.
-    images = {"image": place_features(family, model, inputs)} if inputs.pixels else None
+    made = family.encode_images(model, inputs.pixels) if inputs.pixels else None
+    if family.route == "cache":
+        return _read_groups(model, family, inputs, groups, made)
+    images = None if made is None else {
+        "image": place_features(made, inputs.image_features, inputs.image_indices)
+    }
     seen = {"trees": trees} if trees else {"row": _view(model, family, inputs, groups)}
     axes = inputs.positions
     hidden: Tensor = model.model(
@@ -108,15 +115,32 @@ def _view(
     return RowView(groups, ids.device, images, sight)
 
 
-def place_features(family: Family, model: Any, inputs: ForwardInputs) -> Any:
-    """Encode each distinct image once, and hand out its features wherever it stands.
+def _read_groups(
+    model: Any, family: Family, inputs: ForwardInputs, groups: tuple[GroupSpan, ...], made: Any
+) -> Tensor:
+    ids = inputs.input_ids[0]
+    ends = [0, *accumulate(inputs.image_features[one] for one in inputs.image_indices)]
+
+    def images(first: int, last: int) -> Any:
+        shown = inputs.image_indices[ends.index(first) : ends.index(last)]
+        return place_features(made, inputs.image_features, shown)
+
+    is_feature = ids == family.image_token_id(model)
+    return read_groups(model, ids, inputs.positions[:, 0], groups, is_feature, images)
+
+
+def place_features(made: Any, counts: Sequence[int], indices: Sequence[int]) -> Any:
+    """Hand out the features of each distinct image wherever it stands.
+
+    Args:
+        made: what the model's own tower returned for the distinct images.
+        counts: features of each of them.
+        indices: which of them stands at each place for one, in the order of the text.
 
     Returns:
-        What the model's own tower returns, image by image in the order of the text.
+        The same, image by image in the order of the text.
     """
-    made = family.encode_images(model, inputs.pixels)
     placed = copy(made)
-    counts, indices = inputs.image_features, inputs.image_indices
     pooled = made.pooler_output
     chosen = _choose(pooled, counts, indices)
     placed.pooler_output = torch.cat(chosen) if isinstance(pooled, Tensor) else chosen

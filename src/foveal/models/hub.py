@@ -21,6 +21,7 @@ from transformers import AutoModel
 from foveal.data.encode import AskedTurn, EncodedTurns
 from foveal.data.shapes import ImageShape
 from foveal.errors import ModelError
+from foveal.models.cached_rows import reads_with_cache
 from foveal.models.family import Family
 from foveal.models.shared_rows import choose_attention
 from foveal.models.words import ChatWords, ImageText
@@ -230,6 +231,8 @@ class HubFamily(Family):
         super().__init__(_find_parts(name, skeleton))
         names = [one for one, _ in skeleton.named_parameters()]
         self._unused = _unused(config, self.parts["vision"][0], names)
+        if reads_with_cache(name, config.get_text_config(), skeleton.get_decoder()):
+            self.route = "cache"
 
     def load_model(self, name: str, attention: str, dtype: Any, quantization: Any = None) -> Any:
         """Load weights, in float32 unless told otherwise."""

@@ -9,11 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from foveal.data.batch import ForwardInputs
+from foveal.models.cached_rows import read
 from foveal.models.family import LoadedModel
-from foveal.models.forward import hidden_states
+from foveal.models.forward import hidden_states, place_features
 from foveal.models.generation.prompt import PromptImage, Stretch
+from foveal.models.generation.strands import Batch, Strand, line_up
 from foveal.models.generation.tree import NewTokens, Node, Tree, grow
 
 
@@ -28,7 +31,7 @@ class Growing:
 
 @torch.no_grad()
 def run_pass(loaded: LoadedModel, parts: Sequence[Growing]) -> list[Tensor]:
-    """Read new tokens, and keep their keys and values in their trees.
+    """Read new tokens, and keep what later ones need in their trees.
 
     Args:
         loaded: model and processor.
@@ -37,6 +40,8 @@ def run_pass(loaded: LoadedModel, parts: Sequence[Growing]) -> list[Tensor]:
     Returns:
         (tokens, hidden) of each part.
     """
+    if loaded.family.route == "cache":
+        return _run_on_strands(loaded, parts)
     model, device = loaded.model, loaded.model.device
     sight = loaded.family.image_sight(model)
     trees = {tree: place for place, tree in enumerate(dict.fromkeys(one.tree for one in parts))}
@@ -60,6 +65,62 @@ def run_pass(loaded: LoadedModel, parts: Sequence[Growing]) -> list[Tensor]:
     lengths = [len(one.stretch.ids) for one in sorted_parts]
     pieces = dict(zip(order, hidden.split(lengths), strict=True))
     return [pieces[at] for at in range(len(parts))]
+
+
+def _run_on_strands(loaded: LoadedModel, parts: Sequence[Growing]) -> list[Tensor]:
+    """Read parts side by side that are as long and stand behind about as much."""
+    hidden: dict[int, Tensor] = {}
+    waiting = list(range(len(parts)))
+    while waiting:
+        alike: dict[Hashable, list[int]] = {}
+        for at in waiting:
+            strand, node = _behind(parts[at]), parts[at].node
+            if strand is not None:
+                # Lengths up to twice each other: no more than half of a batch stands empty.
+                size = len(parts[at].stretch.ids), strand.length.bit_length()
+                alike.setdefault((*size, node.strand is None), []).append(at)
+            elif node.parent is None:
+                alike[at] = [at]
+        for some in alike.values():
+            hidden |= zip(some, _read_alike(loaded, [parts[at] for at in some]), strict=True)
+        waiting = [at for at in waiting if at not in hidden]
+    return [hidden[at] for at in range(len(parts))]
+
+
+def _behind(part: Growing) -> Strand | None:
+    """Find what a part goes on from: its own node, or the one above it."""
+    node = part.node
+    return node.strand or (node.parent.strand if node.parent else None)
+
+
+def _read_alike(loaded: LoadedModel, parts: Sequence[Growing]) -> Tensor:
+    """Read parts of one length; (parts, tokens, hidden)."""
+    model, family, device = loaded.model, loaded.family, loaded.model.device
+    strands = [strand for part in parts if (strand := _behind(part))]
+    if strands:
+        batch = line_up(strands, goes_on=all(part.node.strand for part in parts))
+    else:
+        batch = Batch(DynamicCache(config=model.config), [0])
+    tokens = len(parts[0].stretch.ids)
+    mask = batch.mask(tokens)
+    shown = _images([image for part in parts for image in part.stretch.images], loaded)
+    images = None
+    if shown["pixels"]:
+        made = family.encode_images(model, shown["pixels"])
+        images = place_features(made, shown["image_features"], shown["image_indices"])
+    hidden = read(
+        model,
+        torch.from_numpy(np.stack([part.stretch.ids for part in parts])).to(device),
+        torch.from_numpy(np.stack([part.stretch.positions for part in parts], 1)).to(device),
+        images,
+        batch.cache,
+        None if mask is None else mask.to(device),
+    )
+    batch.lengths = [length + tokens for length in batch.lengths]
+    for part, strand in zip(parts, batch.strands(), strict=True):
+        grow(part.tree, [NewTokens(part.node, tokens)], device, "causal")  # the trees' own books
+        part.node.strand = strand
+    return hidden
 
 
 def _positions(loaded: LoadedModel, part: Growing) -> NDArray[np.int64]:

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from foveal.models.generation.strands import Strand
+
 ImageSight = Literal["causal", "mutual", "mutual_in_windows"]
 """What the tokens of an image see of it: what came before, all of it, or all of it in those layers
 that have a window."""
@@ -35,6 +37,8 @@ class Node:
         self.parent = parent
         self.tokens = 0
         self.is_alive = True
+        self.strand: Strand | None = None
+        """What was read up to its end, where a tree cannot hold it."""
 
     @property
     def end(self) -> int:
