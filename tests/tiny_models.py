@@ -527,3 +527,34 @@ def gemma4() -> Written:
         "Gemma4ImageProcessor", patch_size=4, pooling_kernel_size=2, max_soft_tokens=70
     )
     return config, tokenizer, images, {"processor_class": "Gemma4Processor"}
+
+
+# -- a state from token to token, beside qwen3_5 ----------------------------------------------------
+
+
+@family
+def lfm3_vl() -> Written:
+    tokenizer, ids = _qwen_words()
+    text = _text(
+        tokenizer,
+        "<|im_end|>",
+        num_hidden_layers=5,
+        layer_types=["conv", "sliding_attention", "conv", "full_attention", "conv"],
+        sliding_window=12,
+    )
+    tower = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    config = _of(
+        "Lfm3Vl",
+        "Lfm3VlForConditionalGeneration",
+        text_config=text,
+        vision_config=tower,
+        projector_hidden_size=48,
+        **ids,
+    )
+    return config, tokenizer, _qwen_images(), {"processor_class": "Lfm3VlProcessor"}

@@ -1,28 +1,46 @@
-"""Decoders that carry a state from token to token share a prefix, and give what each gives alone."""
+"""Decoders that carry a state share prefixes, and give what each example gives alone."""
 
+from copy import copy
+from dataclasses import replace
 from functools import lru_cache
+from itertools import accumulate
 
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from tiny import make_picture, turn, write_data
-from tiny_models import write_tiny
-from transformers import AutoModelForImageTextToText
+from tiny_models import let_attention_matter, write_tiny
+from transformers import (
+    AutoModelForImageTextToText,
+    DynamicCache,
+    Lfm2VlConfig,
+    Lfm2VlForConditionalGeneration,
+    Qwen3Config,
+)
 
+from foveal.config import LoraSettings, TrainSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.encode import IGNORED
-from foveal.data.rows import Group, Plan, Row
-from foveal.errors import ModelError
-from foveal.models import cached_rows
-from foveal.models.cached_rows import reads_with_cache
+from foveal.data.layout import GroupSpan
+from foveal.data.rows import Plan, Row
+from foveal.errors import ConfigError, ModelError
+from foveal.models.cached_rows import (
+    read,
+    read_groups,
+    reads_with_cache,
+    recompute_with_cache,
+    repeat,
+)
 from foveal.models.family import load
 from foveal.models.hub import load_hub_processor
+from foveal.train.engine import Engine
+from foveal.train.learner import make_learner
 from foveal.train.loss import RowLoss
 from foveal.train.recompute import recompute_blocks
 
-RECURRENT = ["qwen3_5"]
+RECURRENT = ["qwen3_5", "lfm3_vl"]
 
 
 class InDouble:
@@ -39,8 +57,8 @@ def in_double():
     """Compute in float64 throughout: what differs then differs by more than rounding."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        for kind in ("qwen3_5.modeling_qwen3_5",):
-            patch.setattr(f"transformers.models.{kind}.torch", InDouble())
+        for kind in ("qwen3_5", "lfm2", "lfm3", "lfm3_vl"):
+            patch.setattr(f"transformers.models.{kind}.modeling_{kind}.torch", InDouble())
         yield
 
 
@@ -97,11 +115,16 @@ def losses_of(loaded, dataset, rows):
     total, tokens = 0.0, 0
     for row in rows:
         batch = build_batch(row, dataset, loaded.processor)
+        batch = replace(batch, pixels=doubled(batch.pixels))
         value = module(batch)
         value.backward()
         total += value.item()
         tokens += batch.input_ids.numel()
     return total, tokens, gradients(loaded.model)
+
+
+def doubled(tensors):
+    return {name: one.double() if one.is_floating_point() else one for name, one in tensors.items()}
 
 
 def gradients(model):
@@ -136,7 +159,7 @@ def losses_alone(folder, dataset, asked, pages):
         labels = torch.full_like(inputs["input_ids"], IGNORED)
         learnt = torch.from_numpy(expanded.learnt)
         labels[0, :length][learnt] = inputs["input_ids"][0, :length][learnt]
-        logits = model(**inputs).logits
+        logits = model(**doubled(inputs)).logits
         loss = F.cross_entropy(logits[0, :-1], labels[0, 1:], ignore_index=IGNORED, reduction="sum")
         loss.backward()
         total += loss.item()
@@ -197,3 +220,149 @@ def test_running_layers_again_in_the_backward_pass_changes_nothing(case, share):
     total, _, found = row_losses(recomputed, dataset, share=share)
     assert_same(total, found, *alone)
     assert runs.count(recomputed.model) == 2 * runs.count(loaded.model)  # it did run again
+
+
+def test_each_question_about_a_page_costs_its_own_tokens_alone(case, loaded):
+    _, dataset, _ = case
+    read = []
+    hook = loaded.model.model.register_forward_pre_hook(
+        lambda *given: read.append(tuple(given[-1]["input_ids"].shape)), with_kwargs=True
+    )
+    plan = Plan(dataset.sizes, examples_per_step=len(dataset.examples), tokens_per_pass=100_000)
+    groups = [group for row in plan.step(0).ranks[0] for group in row.groups]
+    largest = max(groups, key=lambda group: len(group.examples))
+    losses_of(loaded, dataset, [Row((largest,))])
+    hook.remove()
+    own = largest.branch_tokens(dataset.sizes)
+    assert len(own) == 5
+    assert read == [(1, largest.prefix_tokens), (5, max(own))]
+
+
+def test_going_on_from_a_copy_leaves_what_a_cache_holds_alone(made):
+    loaded = load(str(made("qwen3_5")), None)
+    model, ids = loaded.model.eval(), torch.arange(3, 12)[None]
+    cache = DynamicCache(config=model.config)
+    places = torch.arange(12)[None, None].expand(3, 1, 12)
+    with torch.no_grad():
+        read(model, ids, places[..., :9], None, cache)
+        held = [states_of(layer) for layer in cache.layers]
+        before = [[one.clone() for one in states] for states in held]
+        copied = copy(cache)
+        copied.layers = list(cache.layers)
+        repeat(copied, 2)
+        for tokens in (2, 1):  # many at once go another way through the model than one
+            read(
+                model,
+                ids[:, :tokens].expand(2, -1),
+                places[..., :tokens].expand(-1, 2, -1),
+                None,
+                copied,
+            )
+    for states, expected in zip(held, before, strict=True):
+        assert all(map(torch.equal, states, expected))
+
+
+def states_of(layer):
+    tensors = [*vars(layer).values(), *getattr(layer, "conv_states", {}).values()]
+    tensors += getattr(layer, "recurrent_states", {}).values()
+    return [one for one in tensors if isinstance(one, torch.Tensor)]
+
+
+def lfm2_vl():
+    """Its images need torchvision; its words do not."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    text = {
+        **sizes,
+        "vocab_size": 64,
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 4,
+        "layer_types": ["conv", "full_attention", "conv", "conv"],
+    }
+    tower = {**sizes, "model_type": "siglip2_vision_model", "num_hidden_layers": 1}
+    config = Lfm2VlConfig(text_config=text, vision_config=tower, image_token_id=63)
+    return let_attention_matter(Lfm2VlForConditionalGeneration(config).double(), 0)
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("sizes", [(9, [1, 1]), (9, [1]), (1, [3, 1, 70]), (2, [4]), (70, [5, 66])])
+@pytest.mark.parametrize("name", ["qwen3_5", "lfm2_vl"])
+def test_prefixes_and_branches_of_any_length_are_exact(made, in_double, name, sizes, again):
+    if name == "lfm2_vl":
+        model = lfm2_vl()
+    else:
+        model = load(str(made(name)), None, dtype=torch.float64).model
+    prefix, branches = sizes
+    ends = [prefix, *(prefix + end for end in accumulate(branches))]
+    group = GroupSpan(0, tuple(ends[:-1]), ends[-1])
+    ids = torch.randint(3, 60, (group.end,), generator=torch.Generator().manual_seed(0))
+    own = [list(range(prefix)) + list(range(start, end)) for start, end in group.branches]
+    places = [
+        place for start, end in group.branches for place in range(prefix, prefix + end - start)
+    ]
+    positions = torch.tensor([[*range(prefix), *places]])
+    directions = torch.randn(
+        group.end, model.config.get_text_config().hidden_size, generator=torch.Generator()
+    ).double()
+
+    expected = []
+    for sample in own:
+        hidden = model.model(input_ids=ids[sample][None], use_cache=False).last_hidden_state[0]
+        expected.append(hidden)
+        (hidden * directions[sample]).sum().backward()
+    wanted = gradients(model)
+
+    model.zero_grad()
+    model.train()
+    if again:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        recompute_with_cache(model)
+    words = torch.zeros(group.end, dtype=torch.bool)
+    hidden = read_groups(model, ids, positions, [group], words, images=None)
+    sum((hidden[sample] * directions[sample]).sum() for sample in own).backward()
+    for sample, one in zip(own, expected, strict=True):
+        torch.testing.assert_close(hidden[sample], one, rtol=1e-10, atol=1e-10)
+    assert_same(0.0, gradients(model), 0.0, wanted)
+
+
+class Recurrent(torch.nn.Module):
+    """Says of itself that it carries a state."""
+
+    _is_stateful = True
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (["full_attention", "sliding_attention"], False),
+        (["full_attention", "moe"], False),
+        (["linear_attention", "full_attention"], True),
+        (["conv", "sliding_attention"], True),
+        (["hybrid", "hybrid_sliding"], True),
+    ],
+)
+def test_a_decoder_is_read_as_its_layers_ask(kinds, expected):
+    config = Qwen3Config(num_hidden_layers=len(kinds), sliding_window=8)
+    config.layer_types = kinds
+    assert reads_with_cache("m", config, torch.nn.Module()) is expected
+
+
+def test_layers_of_unknown_kinds_are_refused_in_one_line():
+    config = Qwen3Config(num_hidden_layers=2)
+    config.layer_types = ["indexed_attention", "full_attention"]
+    with pytest.raises(ModelError, match=r"model m: .* of the kind 'indexed_attention'"):
+        reads_with_cache("m", config, torch.nn.Module())
+
+
+@pytest.mark.parametrize("decoder", [Recurrent(), torch.nn.Sequential(torch.nn.Conv1d(2, 2, 3))])
+def test_a_state_that_the_configuration_does_not_speak_of_is_refused(decoder):
+    config = Qwen3Config(num_hidden_layers=2, layer_types=None)
+    with pytest.raises(ModelError, match=r"model m: .* carries a state"):
+        reads_with_cache("m", config, decoder)
+
+
+def test_processes_that_share_blocks_refuse_such_a_model_before_they_wait_for_ever(made):
+    engine = Engine()
+    engine.gathers_blocks = True
+    loaded = load(str(made("qwen3_5")), None)
+    with pytest.raises(ConfigError, match=r"engine=fsdp2 .* use engine=ddp"):
+        make_learner(engine, loaded, "full", TrainSettings(), LoraSettings(), recompute=False)
