@@ -53,12 +53,9 @@ def hidden_states(
         raise ValueError(f"no packed rows with attention {attention!r}")
     # The tower before the words: gradients come in the reverse order, and processes that share
     # them as they come, with images and without, need one order.
-    made = family.encode_images(model, inputs.pixels) if inputs.pixels else None
     if family.route == "cache":
-        return _read_groups(model, family, inputs, groups, made)
-    images = None if made is None else {
-        "image": place_features(made, inputs.image_features, inputs.image_indices)
-    }
+        return _read_groups(model, family, inputs, groups)
+    images = {"image": place_features(family, model, inputs)} if inputs.pixels else None
     seen = {"trees": trees} if trees else {"row": _view(model, family, inputs, groups)}
     axes = inputs.positions
     hidden: Tensor = model.model(
@@ -116,29 +113,37 @@ def _view(
 
 
 def _read_groups(
-    model: Any, family: Family, inputs: ForwardInputs, groups: tuple[GroupSpan, ...], made: Any
+    model: Any, family: Family, inputs: ForwardInputs, groups: tuple[GroupSpan, ...]
 ) -> Tensor:
-    ids = inputs.input_ids[0]
+    made = family.encode_images(model, inputs.pixels) if inputs.pixels else None
     ends = [0, *accumulate(inputs.image_features[one] for one in inputs.image_indices)]
 
     def images(first: int, last: int) -> Any:
         shown = inputs.image_indices[ends.index(first) : ends.index(last)]
-        return place_features(made, inputs.image_features, shown)
+        return hand_out(made, inputs.image_features, shown)
 
+    ids = inputs.input_ids[0]
     is_feature = ids == family.image_token_id(model)
     return read_groups(model, ids, inputs.positions[:, 0], groups, is_feature, images)
 
 
-def place_features(made: Any, counts: Sequence[int], indices: Sequence[int]) -> Any:
-    """Hand out the features of each distinct image wherever it stands.
-
-    Args:
-        made: what the model's own tower returned for the distinct images.
-        counts: features of each of them.
-        indices: which of them stands at each place for one, in the order of the text.
+def place_features(family: Family, model: Any, inputs: ForwardInputs) -> Any:
+    """Encode each distinct image once, and hand out its features wherever it stands.
 
     Returns:
-        The same, image by image in the order of the text.
+        What the model's own tower returns, image by image in the order of the text.
+    """
+    made = family.encode_images(model, inputs.pixels)
+    return hand_out(made, inputs.image_features, inputs.image_indices)
+
+
+def hand_out(made: Any, counts: Sequence[int], indices: Sequence[int]) -> Any:
+    """Hand out what a tower returned for distinct images wherever one stands.
+
+    Args:
+        made: the tower's output.
+        counts: features of each distinct image.
+        indices: which of them stands at each place for one, in the order of the text.
     """
     placed = copy(made)
     pooled = made.pooler_output

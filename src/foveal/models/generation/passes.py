@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache
 from foveal.data.batch import ForwardInputs
 from foveal.models.cached_rows import read
 from foveal.models.family import LoadedModel
-from foveal.models.forward import hidden_states, place_features
+from foveal.models.forward import hand_out, hidden_states
 from foveal.models.generation.prompt import PromptImage, Stretch
 from foveal.models.generation.strands import Batch, Strand, line_up
 from foveal.models.generation.tree import NewTokens, Node, Tree, grow
@@ -107,7 +107,7 @@ def _read_alike(loaded: LoadedModel, parts: Sequence[Growing]) -> Tensor:
     images = None
     if shown["pixels"]:
         made = family.encode_images(model, shown["pixels"])
-        images = place_features(made, shown["image_features"], shown["image_indices"])
+        images = hand_out(made, shown["image_features"], shown["image_indices"])
     hidden = read(
         model,
         torch.from_numpy(np.stack([part.stretch.ids for part in parts])).to(device),
