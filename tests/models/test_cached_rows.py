@@ -35,6 +35,7 @@ from foveal.models.cached_rows import (
 )
 from foveal.models.family import load
 from foveal.models.hub import load_hub_processor
+from foveal.models.probe import rows_are_exact
 from foveal.train.engine import Engine
 from foveal.train.learner import make_learner
 from foveal.train.loss import RowLoss
@@ -344,6 +345,19 @@ def test_a_decoder_is_read_as_its_layers_ask(kinds, expected):
     config = Qwen3Config(num_hidden_layers=len(kinds), sliding_window=8)
     config.layer_types = kinds
     assert reads_with_cache("m", config, torch.nn.Module()) is expected
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_such_a_model_is_found_by_itself_and_rows_of_attention_would_be_seen_to_be_wrong(
+    made, name
+):
+    loaded = load(str(made(name)), None)
+    assert (loaded.family.route, loaded.note) == ("cache", None)
+    loaded.model.eval()
+    assert rows_are_exact(loaded)
+    as_rows = copy(loaded.family)
+    as_rows.route = "rows"
+    assert not rows_are_exact(replace(loaded, family=as_rows))
 
 
 def test_layers_of_unknown_kinds_are_refused_in_one_line():

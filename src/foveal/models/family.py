@@ -211,7 +211,7 @@ def _probed(name: str, loaded: LoadedModel) -> LoadedModel:
     from foveal.models.probe import rows_are_exact
 
     model, family = loaded.model, loaded.family
-    if family.route != "rows" or model.config.model_type in FAMILIES:
+    if family.route == "plain" or model.config.model_type in FAMILIES:
         return loaded
     was_training = model.training
     exact = rows_are_exact(replace(loaded, model=model.eval()))
