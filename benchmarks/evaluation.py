@@ -45,7 +45,7 @@ class EndlessProcessor(LetterProcessor):
 def prompts_of(dataset: Dataset, opener: Opener, page: int) -> list[Prompt]:
     """Ask each question of a page."""
     (fact,) = dataset.images
-    image = PromptImage(page, fact.tokens, (fact.rows, fact.columns), opener.cutter(0))
+    image = PromptImage(page, fact.shape, opener.later(0))
     return [
         Prompt(tuple(one.entries[: int(np.argmax(one.learnt))].tolist()), (image,))
         for one in dataset.examples
@@ -56,16 +56,14 @@ def one_at_a_time(loaded: LoadedModel, prompts: list[Prompt], new_tokens: int) -
     """Let `generate` answer each question by itself."""
     answers = []
     for prompt in prompts:
-        stretch = prompt.stretch(0, None, loaded.processor.image_token_id)
-        crops = stretch.images[0].cut()
-        rows, columns = stretch.images[0].grid
-        side = crops.shape[-1]
-        ids = torch.tensor([stretch.ids])
+        stretch = prompt.whole(loaded.processor)
+        shapes = [image.shape for image in stretch.images]
+        pixels = loaded.processor.stack([image.pixels() for image in stretch.images], shapes)
+        ids = torch.from_numpy(stretch.ids)[None]
         made = loaded.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            pixel_values=crops,
-            image_sizes=torch.tensor([[rows * side, columns * side]]),
+            **pixels,
             max_new_tokens=new_tokens,
             do_sample=False,
             eos_token_id=None,

@@ -57,7 +57,7 @@ def pages_a_second(pages: Path) -> float:
     steps = loader.steps(0, plan.steps_per_epoch)
     opened = 0
     for one in steps:
-        images = sum(len(batch.image_sizes) for batch in one.batches)
+        images = sum(len(batch.image_features) for batch in one.batches)
         if one.step:
             opened += images
         else:

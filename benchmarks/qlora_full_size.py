@@ -140,7 +140,7 @@ def main() -> None:
     row = Row((Group((0,), 0),))
     with phase("read the page"):
         batch = build_batch(row, dataset, loaded.processor)
-    assert batch.pixel_values is not None
+    assert batch.pixels
     print(f"{batch.tokens:,} tokens, {dataset.sizes.image_crops[0]} crops with the global view")
     for step in range(1, given.steps + 1):
         with phase(f"step {step}"):

@@ -25,7 +25,6 @@ from foveal.data.example import Example
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.media import open_image
 from foveal.data.rows import Plan
-from foveal.models.attention import choose_attention
 from foveal.models.family import LoadedModel
 from foveal.train.engine import Engine, pick_device
 from foveal.train.learner import make_learner
@@ -215,8 +214,7 @@ class PaddingCollator:
 
     def _expand(self, example: int) -> Expanded:
         pictures = [self.dataset.images[image] for image in self.dataset.image_numbers(example)]
-        tokens = [fact.tokens for fact in pictures]
-        return self.dataset.examples[example].expand(tokens, self.processor.image_token_id)
+        return self.dataset.examples[example].expand([fact.shape for fact in pictures])
 
 
 def _train_with_trainer(
@@ -227,7 +225,7 @@ def _train_with_trainer(
 
     settings = work.settings
     # What transformers takes by itself.
-    work.loaded.model.set_attn_implementation(choose_attention("sdpa"))
+    work.loaded.model.set_attn_implementation("sdpa")
     examples = work.examples_per_pass()
     schedule = LambdaLR(optimizer, lambda step: rate_scale(step, work.steps, settings))
     with TemporaryDirectory() as folder:

@@ -11,8 +11,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision import Phi3VisionForConditionalGeneration
+from foveal.models.phi3_vision.family import FAMILY
 from foveal.models.phi3_vision.image import cut_crops, global_view, normalize
+from foveal.models.phi3_vision.reading import CropReader
+from foveal.models.shared_rows import choose_attention
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -96,7 +100,9 @@ def pixels(facts: dict[str, Any], sizes: list[list[int]]) -> torch.Tensor:
     return torch.cat([processed_pixels(image, facts["num_crops"], size) for image, size in pairs])
 
 
-def load_model(folder: str, attention: str = "sdpa") -> Phi3VisionForConditionalGeneration:
+def load_model(
+    folder: str, attention: str | dict[str, str] = "sdpa"
+) -> Phi3VisionForConditionalGeneration:
     model = Phi3VisionForConditionalGeneration.from_pretrained(
         GOLDEN / folder,
         vision_config=read_json(f"{folder}/vision_config.json"),
@@ -104,3 +110,19 @@ def load_model(folder: str, attention: str = "sdpa") -> Phi3VisionForConditional
         attn_implementation=attention,
     )
     return model.eval()
+
+
+class ReferenceReader(CropReader):
+    """Reads ids as they are: the reference's prompts are written out already."""
+
+    image_token_id, end_ids = 0, ()
+
+    def __init__(self, config: Any) -> None:
+        self.image_token_id = config.image_token_id
+        self.long_context_tokens = config.original_max_position_embeddings
+
+
+def load_reference(folder: str) -> LoadedModel:
+    """The reference model as the house runs it."""
+    model = load_model(folder, choose_attention("blocks"))
+    return LoadedModel(model, ReferenceReader(model.config), FAMILY)

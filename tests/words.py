@@ -2,6 +2,9 @@
 
 from zlib import crc32
 
+from foveal.data.encode import EncodedTurns
+from foveal.data.shapes import ImageShape
+
 
 class WordProcessor:
     """Counts a token for ten pixels of width; one end token behind every answer."""
@@ -9,20 +12,21 @@ class WordProcessor:
     image_token_id = 1
     turns = "recipe"
 
-    def encode_prompt(self, user, num_images):
-        return [*range(-1, -1 - num_images, -1), *map(self.number, user.split())]
+    def encode_turns(self, turns, system=""):
+        entries, learnt, images, first = [*map(self.number, system.split())], [], 0, 0
+        learnt += [False] * len(entries)
+        for turn in turns:
+            shown = range(-1 - images, -1 - images - turn.num_images, -1)
+            prompt = [*shown, *map(self.number, turn.user.split())]
+            answer = [*map(self.number, turn.assistant.split()), 2]
+            entries += prompt + answer
+            learnt += [False] * len(prompt) + [True] * len(answer)
+            images, first = images + turn.num_images, first or len(prompt)
+        return EncodedTurns(entries, learnt, first)
 
-    def encode_system(self, text):
-        return [*map(self.number, text.split())]
-
-    def encode_answer(self, assistant):
-        return [*map(self.number, assistant.split()), 2]
-
-    def num_image_tokens(self, width, height):
-        return -(-width // 10)
-
-    def grid(self, width, height):
-        return 1, 1
+    def shape(self, width, height):
+        tokens = -(-width // 10)
+        return ImageShape(((self.image_token_id, tokens),), tokens, crops=1)
 
     @staticmethod
     def number(word):

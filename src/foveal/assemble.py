@@ -9,7 +9,6 @@ from hashlib import sha256
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -32,7 +31,7 @@ from foveal.data.rows import Plan
 from foveal.errors import ConfigError
 from foveal.evaluate.metrics import find_metrics
 from foveal.libraries import remarks_are_caught
-from foveal.models.family import Family, LoadedModel, find_family, load
+from foveal.models.family import Family, LoadedModel, Route, find_family, load, most_tokens
 from foveal.train.checkpoint import checkpoints
 from foveal.train.engine import Engine
 
@@ -191,7 +190,7 @@ def processor_for(
 def token_counter(recipe: Recipe, data: Path) -> tuple[CountTokens, int | None]:
     """Make what `foveal check` counts tokens with, and say how many a model was made for."""
     with processor_for(recipe, [data]) as (_, config, processor):
-        longest = getattr(config, "max_position_embeddings", None)
+        longest = most_tokens(config)
         return partial(count_tokens, processor), longest
 
 
@@ -203,25 +202,30 @@ def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
     cache = recipe.run / ".cache"
     files = [unpacked(file.path, cache, data.columns) for file in data.train_files]
     weights = [file.weight for file in data.train_files]
-    with processor_for(recipe, files) as (family, config, processor):
+    with processor_for(recipe, files) as (_, _, processor):
         examples, dataset = read_dataset(files, processor, data.images, None, data.workers, weights)
-        long = family.long_context_tokens(SimpleNamespace(config=config))  # type: ignore[arg-type]
+        long = processor.long_context_tokens
     settings = {"model": recipe.model, "num_crops": str(data.num_crops), "order": data.order}
     plan = make_plan(recipe, dataset, 1, long)
     return write_inspection(out, examples, dataset, processor, plan, number, settings)
 
 
 def make_plan(
-    recipe: Recipe, dataset: Dataset, world_size: int, long_context_tokens: int | None
+    recipe: Recipe,
+    dataset: Dataset,
+    world_size: int,
+    long_context_tokens: int | None,
+    route: Route = "rows",
 ) -> Plan:
-    """Plan the steps of a recipe."""
+    """Plan the steps of a recipe; where examples are read one by one, each has a row of its own."""
+    alone = route == "plain"
     return Plan(
         dataset.sizes,
         examples_per_step=recipe.train.examples_per_step,
-        tokens_per_pass=recipe.train.tokens_per_pass,
+        tokens_per_pass=1 if alone else recipe.train.tokens_per_pass,
         world_size=world_size,
         seed=recipe.train.seed,
-        share_images=recipe.data.share_images,
+        share_images=recipe.data.share_images and not alone,
         order=recipe.data.order,
         long_context_tokens=long_context_tokens,
     )

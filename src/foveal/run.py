@@ -33,8 +33,9 @@ from foveal.evaluate.prediction import Scores
 from foveal.evaluate.report import write_report
 from foveal.libraries import LIBRARIES_LOG, REMARKS
 from foveal.machine import describe_machine, free_memory
-from foveal.models.family import LoadedModel
+from foveal.models.family import LoadedModel, most_tokens
 from foveal.models.fingerprint import fingerprint_model, learns
+from foveal.models.shared_rows import attention_of
 from foveal.plan.memory import CPU_SLACK
 from foveal.plan.room import training_bytes
 from foveal.plan.setup import engine_name
@@ -130,10 +131,11 @@ class TrainingRun:
         long = check_lengths(
             self.dataset.sizes.tokens,
             self.dataset.examples,
-            getattr(self.loaded.model.config, "max_position_embeddings", None),
+            most_tokens(self.loaded.model.config),
             self.recipe.train.tokens_per_pass,
         )
-        remarks = [*self.dataset.remarks.lines(), *filter(None, [long, overlap])]
+        notes = filter(None, [self.loaded.note, long, overlap])
+        remarks = [*self.dataset.remarks.lines(), *notes]
         for line in [*remarks, *(self.validation[1].remarks.lines() if self.validation else ())]:
             self._tell(line)
 
@@ -274,21 +276,24 @@ class TrainingRun:
         }
 
     def _plan(self) -> Plan:
-        long = self.loaded.family.long_context_tokens(self.loaded.model)
-        return make_plan(self.recipe, self.dataset, self.engine.world_size, long)
+        long = self.loaded.processor.long_context_tokens
+        route = self.loaded.family.route
+        return make_plan(self.recipe, self.dataset, self.engine.world_size, long, route)
 
     def _recomputes(self, plan: Plan) -> bool:
         """Decide whether blocks are run again in the backward pass instead of kept."""
         if self.recipe.train.recompute != "auto":
             return self.recipe.train.recompute == "blocks"
         config, device = self.loaded.model.config, self.engine.device
+        if config.model_type != "phi3_v":
+            return device.type != "cpu"
         needed = training_bytes(
             self.recipe,
             config,
             plan,
             self.dataset,
             engine_name(self.recipe.engine, self.engine.world_size),
-            config._attn_implementation,
+            attention_of(config),
             CPU_SLACK if device.type == "cpu" else 0.0,
         )
         return needed > free_memory(device)

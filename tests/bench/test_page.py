@@ -24,7 +24,7 @@ def rows_of(dataset, size, share):
 
 def test_a_standard_page_is_16_crops_and_2509_tokens_as_a_scanned_letter_is(tmp_path):
     dataset = make_page(STANDARD, 4, tmp_path)
-    assert [(fact.rows, fact.columns, fact.tokens) for fact in dataset.images] == [(4, 4, 2509)]
+    assert [(one.shape.grid, one.shape.tokens) for one in dataset.images] == [((4, 4), 2509)]
     assert all(2509 + 20 + 10 <= tokens <= 2509 + 40 + 10 for tokens in dataset.sizes.tokens)
     assert all(example.learnt.sum() == 10 for example in dataset.examples)
 
@@ -46,7 +46,7 @@ def test_the_same_seed_asks_the_same_questions_of_the_same_pixels(tmp_path):
         assert batches[-1].input_ids.max() < size.vocabulary
         first = dataset.examples[0].entries
         assert np.array_equal(first, make_page(size, 2, tmp_path).examples[0].entries)
-    assert batches[0].pixel_values.equal(batches[1].pixel_values)
+    assert batches[0].pixels["pixel_values"].equal(batches[1].pixels["pixel_values"])
 
 
 def test_an_unknown_size_is_answered_with_the_known_ones():

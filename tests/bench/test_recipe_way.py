@@ -80,7 +80,7 @@ def test_crops_that_only_pad_a_small_picture_change_nothing(both, tmp_path):
     turn = Turn(images=(PICTURE,), user="what is round", assistant="ring")
     dataset = encode_page([Example(id="small", conversations=(turn,))], SIZE, tmp_path)
     fact = dataset.images[0]
-    assert (fact.rows, fact.columns) == (3, 4)
+    assert fact.shape.grid == (3, 4)
     assert recipe_inputs(dataset, 0, PROCESSOR).pixel_values.shape[:2] == (1, 17)
     assert ours(loss, dataset) == pytest.approx(the_recipes(way, dataset), rel=1e-5)
     assert_same_gradients(loss, way)

@@ -46,19 +46,19 @@ def test_an_example_read_from_the_arrays_is_the_one_that_was_encoded(tmp_path):
     dataset = build_dataset(encoded, processor)
     assert len(dataset.examples) == 4
     for number, (one, found) in enumerate(zip(encoded, dataset.examples, strict=True)):
-        tokens = [dataset.images[image].tokens for image in dataset.image_numbers(number)]
+        shapes = [dataset.images[image].shape for image in dataset.image_numbers(number)]
         assert (found.id, found.images, found.prompt_entries) == (
             one.id,
             one.images,
             one.prompt_entries,
         )
         for ours, theirs in zip(
-            vars(found.expand(tokens, 7)).values(),
-            vars(one.expand(tokens, 7)).values(),
+            vars(found.expand(shapes)).values(),
+            vars(one.expand(shapes)).values(),
             strict=True,
         ):
             assert np.array_equal(ours, theirs)
-        assert dataset.sizes.tokens[number] == len(one.expand(tokens, 7).ids)
+        assert dataset.sizes.tokens[number] == len(one.expand(shapes).ids)
     assert [fact.path.name for fact in dataset.images] == ["0.png", "1.png", "2.png"]
     assert dataset.image_numbers(2) == [2, 2, 0]
     assert dataset.learnt_tokens() == sum(int(one.learnt.sum()) for one in encoded)

@@ -9,7 +9,7 @@ from typing import get_type_hints
 
 import pytest
 from PIL import Image
-from tiny import make_picture
+from tiny import SIZES, make_picture
 from typer.testing import CliRunner
 
 import foveal
@@ -17,6 +17,7 @@ from foveal.cli import app
 from foveal.data.example import read_examples
 from foveal.deliver.answerer import Answerer
 from foveal.deliver.export import export_run
+from foveal.deliver.opening import open_model
 from foveal.errors import DataError, ModelError, RunError, UserError
 from foveal.evaluate.prediction import read_predictions
 
@@ -107,6 +108,8 @@ def test_an_exported_adapter_answers_as_its_run_does(lora_run, tmp_path, picture
     question = "What is the number?"
     answer = foveal.load(folder).answer(picture, question)
     assert answer == foveal.load(lora_run).answer(picture, question)
+    # Its folder holds no configuration; its base says which examples are long.
+    assert open_model(str(folder)).processor.long_context_tokens == SIZES.original_context
 
 
 def test_an_adapter_without_a_base_is_a_clear_error(tmp_path):

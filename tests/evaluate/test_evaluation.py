@@ -103,14 +103,12 @@ def one_by_one(loaded, examples, dataset, new_tokens):
     processor = loaded.processor
     for number, example in enumerate(examples):
         encoded, shown = dataset.examples[number], dataset.image_numbers(number)
-        expanded = encoded.expand([dataset.images[one].tokens for one in shown], 10**6)
+        expanded = encoded.expand([dataset.images[one].shape for one in shown])
         starts = [
             at for at in range(len(expanded.ids)) if expanded.learnt[at] > expanded.learnt[at - 1]
         ]
         for place, start in enumerate(starts):
-            ids = expanded.ids[:start].tolist()
-            text_ids = [processor.image_token_id if one == 10**6 else one for one in ids]
-            inputs = {"input_ids": torch.tensor([text_ids])}
+            inputs = {"input_ids": torch.from_numpy(expanded.ids[:start])[None]}
             images = [path for one in example.turns[: place + 1] for path in one.images]
             if images:
                 paths = [dataset.images[one].path for one in shown[: len(images)]]
@@ -262,7 +260,7 @@ def plain_score(loaded, dataset, number, label):
     """Log-likelihood of a label and its end behind one whole prompt, in one plain pass."""
     processor, encoded = loaded.processor, dataset.examples[number]
     image = dataset.images[dataset.image_numbers(number)[0]]
-    expanded = encoded.expand([image.tokens], processor.image_token_id)
+    expanded = encoded.expand([image.shape])
     prompt = expanded.ids[: int(expanded.learnt.argmax())].tolist()
     ids = [*processor.encode_plain(label), processor.end_ids[0]]
     made = processor.image_processor([image.path])

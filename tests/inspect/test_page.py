@@ -38,7 +38,7 @@ def test_an_examples_tokens_stand_in_order_and_only_the_answer_is_marked_as_lear
 ):
     page, dataset = inspect(pages(tmp_path, 1, 1), loaded, tmp_path / "page.html")
     assert "".join(page.of("learnt")) == " It is 00.<|end|> ⏎\n<|endoftext|>"
-    tokens = dataset.images[0].tokens
+    tokens = dataset.images[0].shape.tokens
     assert page.of("image") == [f"<image: {tokens:,} tokens>"]
     assert "What is number 0 of the page?<|end|>" in "".join(page.of("read"))
 

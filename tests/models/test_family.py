@@ -8,12 +8,15 @@ import pytest
 import torch
 from golden_data import read_json
 
+from foveal.data.batch import ForwardInputs
+from foveal.data.layout import GroupSpan
 from foveal.errors import ModelError
-from foveal.models.attention import BLOCKS
 from foveal.models.family import PARTS, find_family, load, read_model_type
+from foveal.models.forward import hidden_states
 from foveal.models.phi3_vision import Phi3VisionConfig, Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.family import FAMILY
 from foveal.models.phi3_vision.tiny import TinySizes, write_tiny
+from foveal.models.shared_rows import attention_of
 
 SIZES = TinySizes(
     crop_size=28, tower_width=8, tower_layers=2, tower_heads=2, width=16, layers=1, heads=2
@@ -73,24 +76,27 @@ def test_the_weights_that_no_forward_pass_reads_are_known(full_model):
 
 
 def test_a_tiny_folder_loads_with_the_asked_for_crops_and_attention(folder):
-    loaded = load(str(folder), num_crops=3, attention="blocks")
+    loaded = load(str(folder), image_budget=3, attention="blocks")
     assert loaded.family is FAMILY is find_family(str(folder))
     assert loaded.processor.num_crops == 3
-    assert loaded.model.config._attn_implementation == BLOCKS
+    assert loaded.model.config._attn_implementation == "foveal_blocks"
+    assert attention_of(loaded.model.config) == "blocks"
     assert loaded.model.config.vision_config._attn_implementation == "sdpa"
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
-    assert load(str(folder), num_crops=None).processor.num_crops == 4
+    assert load(str(folder), image_budget=None).processor.num_crops == 4
     half = load(str(folder), None, dtype=torch.bfloat16).model
     assert half.lm_head.weight.dtype == torch.bfloat16
     assert FAMILY.head(half) is half.lm_head
-    assert FAMILY.long_context_tokens(half) == 4096
+    assert FAMILY.long_context_tokens(half.config) == 4096
+    assert loaded.processor.long_context_tokens == 4096
 
 
 def test_the_hidden_states_of_a_row_are_those_behind_the_logits(folder):
     model = load(str(folder), None, attention="sdpa").model.eval()
     ids = torch.tensor([[1, 5, 9, 30]])
     with torch.no_grad():
-        hidden = FAMILY.row_hidden_states(model, {"input_ids": ids})
+        inputs = ForwardInputs(ids, torch.tensor([[[0, 1, 2, 3]], [[0] * 4]]), {}, (), ())
+        hidden = hidden_states(model, FAMILY, inputs, groups=(GroupSpan(0, (), 4),))
         assert torch.equal(FAMILY.head(model)(hidden), model(input_ids=ids).logits[0])
 
 
@@ -127,10 +133,10 @@ def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path):
     assert "config.json is no mapping" in refusal(tmp_path)
 
 
-def test_a_model_of_another_kind_is_refused_with_the_kinds_that_we_know(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
-    assert "model_type 'llava' is not one of ours (phi3_v)" in refusal(tmp_path)
-    assert read_model_type(str(tmp_path)) == "llava"
+def test_a_model_of_another_kind_is_refused_with_its_kind(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert "model_type 'bert' is no image-text model of transformers" in refusal(tmp_path)
+    assert read_model_type(str(tmp_path)) == "bert"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +159,7 @@ def test_a_folder_with_a_broken_or_missing_file_is_refused_in_one_line(folder, f
 
 @pytest.mark.skipif(find_spec("flash_attn") is not None, reason="it is installed here")
 def test_an_attention_that_is_not_installed_is_refused_in_one_line(folder):
-    assert "FlashAttention2" in refusal(folder, attention="flash_attention_2")
+    assert "needs the package flash_attn" in refusal(folder, attention="flash_attention_2")
 
 
 def test_weights_cut_short_are_refused_in_one_line(folder):

@@ -9,8 +9,8 @@ from foveal.bench.page import SIZES, LetterProcessor, make_model, make_page
 from foveal.config import LoraSettings
 from foveal.data.batch import build_batch
 from foveal.data.rows import Plan
-from foveal.models.attention import choose_attention
 from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.shared_rows import choose_attention
 from foveal.plan.activations import kept_for_backward
 from foveal.plan.arithmetic import strategy_of
 from foveal.plan.epoch import count_row, targets_of

@@ -10,9 +10,9 @@ from foveal.config import LoraSettings
 from foveal.data.batch import build_batch
 from foveal.data.layout import GroupSpan
 from foveal.data.rows import Plan
-from foveal.models.attention import token_places, visible
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.shared_rows import RowView, choose_attention
 from foveal.plan.arithmetic import proportions, seen_pairs, strategy_of, useful_work
 from foveal.train.loss import RowLoss
 
@@ -29,7 +29,7 @@ def test_useful_work_is_what_torch_counts_but_for_pairs_that_do_not_see_each_oth
     batch = build_batch(plan.step(0).ranks[0][0], dataset, processor)
     model = make_model(SIZE)
     assign(model, FAMILY, rules_of(strategy), 1e-4, 0.01, LoraSettings(rank=RANK))
-    model.set_attn_implementation({"": "eager", "vision_config": "eager"})  # the whole square
+    model.set_attn_implementation(choose_attention("eager"))  # the whole square
     with FlopCounterMode(display=False) as counter:
         RowLoss(model, FAMILY)(batch).backward()
     targets = len(batch.targets)
@@ -67,5 +67,5 @@ def test_the_standard_size_keeps_the_proportions_of_the_published_model():
     ],
 )
 def test_as_many_pairs_are_counted_as_the_mask_shows(groups):
-    mask = visible(*token_places(groups, torch.device("cpu")))
+    mask = RowView(groups, torch.device("cpu")).square(None)
     assert seen_pairs(groups) == int(mask.sum())

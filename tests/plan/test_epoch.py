@@ -20,7 +20,7 @@ def test_a_row_is_counted_as_it_is_built(tmp_path):
     assert counts.tokens == batch.input_ids.shape[1]
     assert counts.pairs == seen_pairs(batch.groups)
     assert counts.targets == len(batch.targets)
-    assert counts.crops == len(batch.pixel_values) + 1  # its global view
+    assert counts.crops == len(batch.pixels["pixel_values"]) + 1  # its global view
     assert counts.examples == 4
 
 

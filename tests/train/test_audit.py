@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from tiny import make_model, pages
 
 from foveal.adapt.strategy import assign, rules_of
@@ -12,7 +13,7 @@ from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.rows import Plan
 from foveal.errors import RunError
-from foveal.models import attention
+from foveal.models.shared_rows import RowView
 from foveal.train.audit import audit_gradients, audit_sharing, audit_targets
 from foveal.train.engine import Engine
 from foveal.train.loss import RowLoss
@@ -85,16 +86,16 @@ def test_a_shared_row_agrees_with_its_samples_and_leaves_no_gradient(setup):
     assert all(one.grad is None for one in loaded.model.parameters())
 
 
-def leak(group, device):
+def leak(view, group, window):
     """A mask that lets every branch see its elder siblings."""
-    owner, branch = attention.token_places((group,), device)
-    seen = attention.visible(owner, branch * 0)
+    size = group.end - group.start
+    seen = torch.ones(size, size, dtype=torch.bool, device=view.device).tril()
     return seen[group.prefix_end - group.start :][None, None]
 
 
 def test_a_leaking_mask_stops_the_run(setup, monkeypatch):
     loaded, dataset, row = setup
-    monkeypatch.setattr(attention, "branch_mask", leak)
+    monkeypatch.setattr(RowView, "branch_mask", leak)
     engine = Engine()
     module = engine.prepare(RowLoss(loaded.model, loaded.family))
     with pytest.raises(RunError, match="differs from its separate samples"):
@@ -108,9 +109,9 @@ def test_wrong_positions_stop_the_run(setup, monkeypatch):
         batch = build_batch(row, dataset, processor, weighting)
         if not batch.groups[0].branch_starts:
             return batch
-        positions = batch.position_ids.clone()
-        positions[:, batch.groups[0].branch_starts[1] :] += 3
-        return dataclasses.replace(batch, position_ids=positions)
+        positions = batch.positions.clone()
+        positions[0, :, batch.groups[0].branch_starts[1] :] += 3
+        return dataclasses.replace(batch, positions=positions)
 
     loaded, dataset, row = setup
     monkeypatch.setattr(audit, "build_batch", shifted)

@@ -14,6 +14,7 @@ from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.rows import Group, Row
 from foveal.train import loss as loss_module
+from foveal.train.learner import blank_pixels
 from foveal.train.loss import RowLoss, answer_loss
 
 
@@ -68,7 +69,8 @@ def test_words_alone_ask_the_same_layers_for_gradients_as_pictures_do(tmp_path):
     loaded = make_model(tmp_path / "model")
     assign(loaded.model, loaded.family, rules_of("lora"), 1e-3, 0.0, LoraSettings(rank=4))
     _, dataset = read_dataset(data, loaded.processor)
-    loss, asked = RowLoss(loaded.model, loaded.family, use_every_weight=True), []
+    blank = blank_pixels(loaded.processor)
+    loss, asked = RowLoss(loaded.model, loaded.family, blank), []
     loaded.model.model.layers[0].register_forward_pre_hook(
         lambda _, inputs: asked.append(inputs[0].requires_grad)
     )

@@ -25,7 +25,7 @@ def loss_and_gradients(loaded, dataset, *, share, tokens_per_pass=100_000, weigh
         examples_per_step=len(dataset.examples),
         tokens_per_pass=tokens_per_pass,
         share_images=share,
-        long_context_tokens=loaded.family.long_context_tokens(loaded.model),
+        long_context_tokens=loaded.processor.long_context_tokens,
     )
     module = RowLoss(loaded.model, loaded.family)
     loaded.model.zero_grad()
@@ -105,7 +105,7 @@ def test_a_step_divides_by_all_of_its_rows_together(tmp_path, loaded, tokens_per
         dataset.sizes,
         examples_per_step=5,
         tokens_per_pass=tokens_per_pass,
-        long_context_tokens=loaded.family.long_context_tokens(loaded.model),
+        long_context_tokens=loaded.processor.long_context_tokens,
     )
     rows = [build_batch(row, dataset, loaded.processor) for row in plan.step(0).ranks[0]]
     loaded.model.zero_grad()

@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from foveal.data.dataset import Dataset, build_dataset
 from foveal.data.encode import TurnsSetting, encode
 from foveal.data.example import Example, ImageFolder, Turn
 from foveal.errors import ConfigError
-from foveal.models.attention import choose_attention
 from foveal.models.phi3_vision.config import Phi3VisionConfig
-from foveal.models.phi3_vision.image import crop_grid, cut_crops, num_image_tokens
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
+from foveal.models.phi3_vision.reading import CropReader
+from foveal.models.shared_rows import choose_attention
 
 NUM_CROPS = 16
 PICTURE = "page.bmp"
@@ -164,7 +163,7 @@ def make_model(size: BenchSize, seed: int = 0) -> Phi3VisionForConditionalGenera
 
 
 @dataclass(frozen=True)
-class LetterProcessor:
+class LetterProcessor(CropReader):
     """Encodes one letter as one token, and cuts pictures as the published processor does."""
 
     size: BenchSize
@@ -177,6 +176,11 @@ class LetterProcessor:
         """Side of a crop, pixels."""
         return self.size.crop_size
 
+    @property
+    def tokens_side(self) -> int:
+        """Merged patches along one side of a crop."""
+        return self.size.crop_tokens_side
+
     def encode_prompt(self, user: str, num_images: int) -> list[int]:
         """Put the images before the letters."""
         return [-(image + 1) for image in range(num_images)] + self.encode_answer(user)
@@ -188,19 +192,6 @@ class LetterProcessor:
     def encode_answer(self, assistant: str) -> list[int]:
         """Take each letter's own number."""
         return list(assistant.encode("ascii"))
-
-    def grid(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of crops."""
-        grid = crop_grid(width, height, NUM_CROPS, self.size.crop_size)
-        return grid.rows, grid.columns
-
-    def num_image_tokens(self, width: int, height: int) -> int:
-        """Count the tokens of a picture."""
-        return num_image_tokens(*self.grid(width, height), self.size.crop_tokens_side)
-
-    def cut(self, image: Image.Image) -> Tensor:
-        """Cut a picture into crops, uint8."""
-        return cut_crops(image, NUM_CROPS, self.size.crop_size)
 
 
 def make_page(size: BenchSize, questions: int, folder: Path, seed: int = 0) -> Dataset:

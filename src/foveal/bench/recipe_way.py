@@ -71,15 +71,14 @@ class RecipeInputs:
 def recipe_inputs(dataset: Dataset, example: int, processor: CroppingProcessor) -> RecipeInputs:
     """Prepare one example; a picture is opened and cut for each example that shows it."""
     facts = [dataset.images[number] for number in dataset.image_numbers(example)]
-    tokens = [fact.tokens for fact in facts]
-    expanded = dataset.examples[example].expand(tokens, processor.image_token_id)
+    expanded = dataset.examples[example].expand([fact.shape for fact in facts])
     size, most = processor.crop_size, processor.num_crops
     ids, learnt = torch.from_numpy(expanded.ids), torch.from_numpy(expanded.learnt)
     return RecipeInputs(
         ids[None],
         ids.masked_fill(~learnt, IGNORED)[None],
         torch.stack([recipe_pixels(open_image(fact.path), size, most) for fact in facts]),
-        torch.tensor([[fact.rows * size, fact.columns * size] for fact in facts]),
+        torch.tensor([fact.shape.grid for fact in facts]) * size,
     )
 
 

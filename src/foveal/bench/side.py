@@ -131,8 +131,7 @@ def recipe_step(
 
 
 def _operations(config: Any, strategy: str, row: Batch, image_tokens: int) -> float:
-    assert row.pixel_values is not None
-    crops = len(row.pixel_values) + 1  # its global view
+    crops = len(row.pixels["pixel_values"]) + 1  # its global view
     learning = strategy_of(strategy, LORA.rank)
     work = useful_work(config, learning, row.groups, image_tokens, crops, len(row.targets))
     return work.total

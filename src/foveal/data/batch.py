@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,21 +14,32 @@ from foveal.data.encode import Expanded, TurnProcessor
 from foveal.data.layout import GroupSpan
 from foveal.data.media import open_image
 from foveal.data.rows import Group, Row
+from foveal.data.shapes import ImageShape
 from foveal.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What the tower is given, and which place in the text each picture stands at."""
+class ForwardInputs:
+    """What a model reads in one forward pass."""
 
-    pixel_values: Tensor | None
-    """(crops, 3, size, size), uint8; own crops of each distinct picture, no global views."""
+    input_ids: Tensor
+    """(1, length), int64."""
 
-    image_sizes: Tensor | None
-    """(pictures, 2), int64; height and width in pixels of each distinct picture, cut."""
+    positions: Tensor
+    """(axes, 1, length), int64; where each token stands in its own example. Where a model treats
+    long examples differently, a last axis says whether the token's example is one."""
+
+    pixels: Mapping[str, Tensor]
+    """Of each distinct image, as the model's tower takes them; empty: none."""
+
+    image_features: tuple[int, ...]
+    """Features of each distinct image."""
 
     image_indices: tuple[int, ...]
-    """Which distinct picture stands at each place for one, in the order of the text."""
+    """Which distinct image stands at each place for one, in the order of the text."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +51,8 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Batch(Pictures):
+class Batch(ForwardInputs):
     """One forward pass: several groups side by side in one row, no padding."""
-
-    input_ids: Tensor
-    """(1, length), int64."""
-
-    position_ids: Tensor
-    """(1, length), int64; each token's place in its own example."""
-
-    example_lengths: Tensor
-    """(1, length), int64; tokens of the whole example that each token belongs to."""
 
     groups: tuple[GroupSpan, ...]
 
@@ -68,13 +70,8 @@ class Batch(Pictures):
     """Tokens that the examples have, shared ones counted once for each."""
 
     left_out: tuple[LeftOut, ...] = ()
-
-    def model_inputs(self) -> dict[str, Any]:
-        """Name what a model's forward pass takes."""
-        names = ("input_ids", "position_ids", "example_lengths", "groups")
-        pictures = ("pixel_values", "image_sizes", "image_indices")
-        kept = names if self.pixel_values is None else names + pictures
-        return {name: getattr(self, name) for name in kept}
+    plainly: bool = False
+    """Whether the model is to read it in its own way, see `models.forward`: of one example."""
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device."""
@@ -83,7 +80,8 @@ class Batch(Pictures):
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
-        return replace(self, **moved)
+        pixels = {name: value.to(device, non_blocking=True) for name, value in self.pixels.items()}
+        return replace(self, **moved, pixels=pixels)
 
 
 @dataclass(frozen=True)
@@ -92,19 +90,11 @@ class _Laid:
 
     ids: NDArray[np.int64]
     positions: NDArray[np.int64]
-    longest: int
     branch_starts: tuple[int, ...]
     predictors: NDArray[np.int64]
     targets: NDArray[np.int64]
     weights: NDArray[np.float32]
     images: tuple[int, ...]
-
-    @classmethod
-    def empty(cls) -> "_Laid":
-        """One token that predicts nothing."""
-        whole, real = np.zeros(0, np.int64), np.zeros(0, np.float32)
-        token = np.zeros(1, np.int64)
-        return cls(token, token, 1, (), whole, whole, real, ())
 
 
 def build_batch(
@@ -120,24 +110,26 @@ def build_batch(
         processor: that encoded it.
         weighting: "token": each target counts 1; "example": each example's targets together.
     """
-    crops, reasons = _cut_all(row, dataset, processor)
+    pixels, reasons = _open_all(row, dataset, processor)
     row, left_out = _leave_out(row, dataset, reasons)
-    laid = [_lay_out(group, dataset, processor.image_token_id, weighting) for group in row.groups]
-    laid = laid or [_Laid.empty()]
+    laid = [_lay_out(group, dataset, processor, weighting) for group in row.groups]
+    laid = laid or [_empty(processor)]
     ends = np.cumsum([len(one.ids) for one in laid])
     starts = ends - [len(one.ids) for one in laid]
     spans = tuple(
         GroupSpan(int(start), tuple(int(start) + cut for cut in one.branch_starts), int(end))
         for one, start, end in zip(laid, starts, ends, strict=True)
     )
-    pictures = _arrange([image for one in laid for image in one.images], crops, dataset)
-    lengths = [np.full(len(one.ids), one.longest, np.int64) for one in laid]
+    shown = [image for one in laid for image in one.images]
+    distinct = list(dict.fromkeys(shown))
+    shapes = [dataset.images[image].shape for image in distinct]
     return Batch(
+        pixels=processor.stack([pixels[image] for image in distinct], shapes) if distinct else {},
+        image_features=tuple(shape.features for shape in shapes),
+        image_indices=tuple(distinct.index(image) for image in shown),
         input_ids=_tensor([one.ids for one in laid])[None],
-        position_ids=_tensor([one.positions for one in laid])[None],
-        example_lengths=_tensor(lengths)[None],
+        positions=_tensor([one.positions for one in laid])[:, None],
         groups=spans,
-        **vars(pictures),
         predictors=_tensor(
             [one.predictors + start for one, start in zip(laid, starts, strict=True)]
         ),
@@ -149,60 +141,43 @@ def build_batch(
     )
 
 
-def open_pictures(shown: Sequence[int], dataset: Dataset, processor: TurnProcessor) -> "Pictures":
-    """Open and cut the pictures shown, each distinct one once.
+def open_pixels(image: int, dataset: Dataset, processor: TurnProcessor) -> Mapping[str, Tensor]:
+    """Open an image as the tower takes it, of the shape that its header promised.
 
     Raises:
-        DataError: a picture cannot be used.
+        DataError: it cannot be opened, or is another one by now.
     """
-    crops = {
-        image: cut_as_planned(dataset.images[image], processor) for image in dict.fromkeys(shown)
-    }
-    return _arrange(shown, crops, dataset)
+    return processor.pixels(open_as_planned(dataset.images[image], processor))
 
 
-def _arrange(shown: Sequence[int], crops: Mapping[int, Tensor], dataset: Dataset) -> "Pictures":
-    if not shown:
-        return Pictures(None, None, ())
-    distinct = list(dict.fromkeys(shown))
-    side = crops[distinct[0]].shape[-1]
-    facts = [dataset.images[image] for image in distinct]
-    sizes = [(fact.rows * side, fact.columns * side) for fact in facts]
-    indices = tuple(distinct.index(image) for image in shown)
-    return Pictures(torch.cat([crops[image] for image in distinct]), torch.tensor(sizes), indices)
-
-
-def cut_as_planned(fact: ImageFact, processor: TurnProcessor) -> Tensor:
-    """Open a picture and cut it into the grid of crops that its header promised.
+def open_as_planned(fact: ImageFact, processor: TurnProcessor) -> "Image":
+    """Open an image, of the shape that its header promised.
 
     Raises:
-        DataError: it cannot be used, or has become one of another shape.
+        DataError: it cannot be opened, or is another one by now.
     """
-    image = open_image(fact.path)
-    if _grid(image.size, processor) != (fact.rows, fact.columns):
-        raise DataError(f"{fact.path}: it was another picture when the run began; put that back")
-    return processor.cut(image)
-
-
-def _grid(size: tuple[int, int], processor: TurnProcessor) -> tuple[int, int] | None:
+    opened = open_image(fact.path)
     try:
-        return processor.grid(*size)
-    except DataError:  # too elongated, which no planned picture is
-        return None
+        shape = processor.shape(*opened.size)
+    except (DataError, ValueError):  # too elongated, which no planned image is
+        shape = None
+    if shape != fact.shape:
+        raise DataError(f"{fact.path}: it was another picture when the run began; put that back")
+    return opened
 
 
-def _cut_all(
+def _open_all(
     row: Row, dataset: Dataset, processor: TurnProcessor
-) -> tuple[dict[int, Tensor], dict[int, str]]:
-    """Cut every picture of a row; of one that cannot be used, say why."""
-    crops: dict[int, Tensor] = {}
+) -> tuple[dict[int, Mapping[str, Tensor]], dict[int, str]]:
+    """Open every image of a row; of one that cannot be used, say why."""
+    opened: dict[int, Mapping[str, Tensor]] = {}
     reasons: dict[int, str] = {}
     for image in sorted(row.images(dataset.sizes)):
         try:
-            crops[image] = cut_as_planned(dataset.images[image], processor)
+            opened[image] = open_pixels(image, dataset, processor)
         except DataError as error:
             reasons[image] = str(error)
-    return crops, reasons
+    return opened, reasons
 
 
 def _leave_out(
@@ -227,11 +202,32 @@ def _leave_out(
 
 
 def _tensor(pieces: list[NDArray[np.int64]] | list[NDArray[np.float32]]) -> Tensor:
-    return torch.from_numpy(np.concatenate(pieces))
+    return torch.from_numpy(np.concatenate(pieces, axis=-1))
 
 
-def _lay_out(group: Group, dataset: Dataset, image_token_id: int, weighting: str) -> _Laid:
-    expanded = [_expand(example, dataset, image_token_id) for example in group.examples]
+def place_tokens(
+    processor: TurnProcessor, ids: NDArray[np.int64], shapes: Sequence[ImageShape], is_long: bool
+) -> NDArray[np.int64]:
+    """Place the tokens of one example, and mark them where long examples are treated apart.
+
+    Returns:
+        (axes, tokens); the mark is the last axis.
+    """
+    places = processor.positions(ids, shapes)
+    if processor.long_context_tokens is None:
+        return places
+    return np.concatenate([places, np.full((1, len(ids)), int(is_long))])
+
+
+def _empty(processor: TurnProcessor) -> _Laid:
+    """One token that predicts nothing."""
+    token, nothing = np.zeros(1, np.int64), np.zeros(0, np.int64)
+    positions = place_tokens(processor, token, (), False)
+    return _Laid(token, positions, (), nothing, nothing, np.zeros(0, np.float32), ())
+
+
+def _lay_out(group: Group, dataset: Dataset, processor: TurnProcessor, weighting: str) -> _Laid:
+    expanded = [_expand(example, dataset) for example in group.examples]
     prefix = len(expanded[0].ids) if len(expanded) == 1 else group.prefix_tokens
     tails = [one.ids[prefix:] for one in expanded] if len(expanded) > 1 else []
     starts = np.cumsum([prefix, *(len(tail) for tail in tails)])[: len(tails)]
@@ -244,12 +240,13 @@ def _lay_out(group: Group, dataset: Dataset, image_token_id: int, weighting: str
         targets.append(one.ids[learnt])
         weight = 1.0 if weighting == "token" else 1.0 / max(len(learnt), 1)
         weights.append(np.full(len(learnt), weight, np.float32))
+    border = processor.long_context_tokens
+    is_long = border is not None and max(len(one.ids) for one in expanded) > border
+    placed = [place_tokens(processor, one.ids, one.shown, is_long) for one in expanded]
+    behind = [places[:, prefix:] for places in placed] if tails else []
     return _Laid(
         ids=np.concatenate([expanded[0].ids[:prefix], *tails]),
-        positions=np.concatenate(
-            [np.arange(prefix), *(np.arange(prefix, prefix + len(tail)) for tail in tails)]
-        ),
-        longest=max(len(one.ids) for one in expanded),
+        positions=np.concatenate([placed[0][:, :prefix], *behind], axis=1),
         branch_starts=tuple(int(start) for start in starts),
         predictors=np.concatenate(predictors),
         targets=np.concatenate(targets),
@@ -258,9 +255,9 @@ def _lay_out(group: Group, dataset: Dataset, image_token_id: int, weighting: str
     )
 
 
-def _expand(example: int, dataset: Dataset, image_token_id: int) -> Expanded:
-    tokens = [dataset.images[number].tokens for number in dataset.image_numbers(example)]
-    return dataset.examples[example].expand(tokens, image_token_id)
+def _expand(example: int, dataset: Dataset) -> Expanded:
+    shapes = [dataset.images[number].shape for number in dataset.image_numbers(example)]
+    return dataset.examples[example].expand(shapes)
 
 
 def _images_of(group: Group, prefix: int, dataset: Dataset) -> tuple[int, ...]:
@@ -275,5 +272,5 @@ def _images_of(group: Group, prefix: int, dataset: Dataset) -> tuple[int, ...]:
             image = numbers[-1 - entry]
             if place == 0 or reached >= prefix:
                 shown.append(image)
-            reached += dataset.images[image].tokens
+            reached += dataset.images[image].shape.tokens
     return tuple(shown)

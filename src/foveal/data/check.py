@@ -55,21 +55,24 @@ def count_tokens(
     processor: "TurnProcessor", example: Example, sizes: Sequence[tuple[int, int]]
 ) -> TokenCounts:
     """Count as a run over the same processor would."""
-    from foveal.data.encode import asked_turns, encode_turns
+    from foveal.data.encode import asked_turns  # and numpy, which checking alone needs not
 
-    turns, learnt, left = [], 0, iter(zip(example.images, sizes, strict=True))
-    encoded = encode_turns(asked_turns(example), processor, example.system)
-    for turn, (prompt, answer) in zip(example.turns, encoded, strict=True):
-        images = sum(_image_tokens(processor, *next(left)) - 1 for _ in turn.images)
-        turns.append(len(prompt) + images + len(answer))
-        learnt += len(answer)
+    turns, left = [], iter(zip(example.images, sizes, strict=True))
+    asked = asked_turns(example)
+    learnt = images = before = 0
+    for number, turn in enumerate(example.turns, start=1):
+        encoded = processor.encode_turns(asked[:number], example.system)
+        images += sum(_image_tokens(processor, *next(left)) - 1 for _ in turn.images)
+        tokens, learnt = len(encoded.entries) + images, sum(encoded.learnt)
+        turns.append(tokens - before)
+        before = tokens
     return TokenCounts(tuple(turns), learnt)
 
 
 def _image_tokens(processor: "TurnProcessor", name: str, size: tuple[int, int]) -> int:
     try:
-        return processor.num_image_tokens(*size)
-    except DataError as error:
+        return processor.shape(*size).tokens
+    except (DataError, ValueError) as error:
         raise DataError(f"image {name}: {error}") from error
 
 

@@ -25,6 +25,7 @@ from foveal.data.packed import (
 )
 from foveal.data.parallel import parallel
 from foveal.data.remarks import Remarks, look_at
+from foveal.data.shapes import ImageShape
 from foveal.data.sizes import Sizes
 from foveal.errors import DataError
 
@@ -178,7 +179,7 @@ def build_dataset(
         prompts=prompts.build(),
         images=lists,
         image_tokens=facts.tokens,
-        image_crops=_tower_crops(facts),
+        image_crops=facts.crops,
         shown=shown,
     )
     for values in (sizes.tokens, sizes.images.values, sizes.image_tokens, sizes.image_crops):
@@ -198,23 +199,16 @@ def _measure(
     paths: Sequence[Path], processor: TurnProcessor, cache: Path | None, workers: int
 ) -> ImageFacts:
     sizes = image_sizes(paths, cache, workers)
-    grids = np.asarray(
-        [_grid(processor, path, size) for path, size in zip(paths, sizes, strict=True)], np.int32
-    ).reshape(-1, 2)
-    tokens = np.asarray([processor.num_image_tokens(*size) for size in sizes], np.int32)
-    return ImageFacts(Texts.of(map(str, paths)), tokens, grids)
-
-
-def _grid(processor: TurnProcessor, path: Path, size: tuple[int, int]) -> tuple[int, int]:
-    try:
-        return processor.grid(*size)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-
-
-def _tower_crops(facts: ImageFacts) -> np.ndarray:
-    crops = facts.grids.prod(axis=1, dtype=np.int32)
-    return np.where(crops == 1, 1, crops + 1)  # a single crop is its own global view
+    shapes: dict[ImageShape, int] = {}
+    numbers: dict[tuple[int, int], int] = {}
+    for path, size in zip(paths, sizes, strict=True):
+        if size not in numbers:
+            try:
+                numbers[size] = shapes.setdefault(processor.shape(*size), len(shapes))
+            except ValueError as error:
+                raise DataError(f"{path}: {error}") from error
+    each = np.asarray([numbers[size] for size in sizes], np.int32)
+    return ImageFacts(Texts.of(map(str, paths)), tuple(shapes), each)
 
 
 def _name_images(prompt: np.ndarray, own: list[int]) -> list[int]:

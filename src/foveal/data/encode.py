@@ -1,8 +1,7 @@
 """Example + a processor -> Encoded: token ids, and which of them are learnt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveal.data.example import Example, ImageFolder
+from foveal.data.shapes import ImageShape, expand_entries
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,41 +32,58 @@ class AskedTurn(NamedTuple):
     """None: it is asked for."""
 
 
+class EncodedTurns(NamedTuple):
+    """A conversation as tokens; image k of it stands as the one entry -(k + 1)."""
+
+    entries: list[int]
+    learnt: list[bool]
+    """Of each entry, whether it belongs to an answer."""
+
+    prompt_entries: int
+    """Entries before the first answer."""
+
+
 class TurnProcessor(Protocol):
-    """What the data walk asks of a model's processor."""
+    """What the data walk asks of a model: its words, its images, where tokens stand."""
 
     @property
     def image_token_id(self) -> int:
-        """Id that stands where an image is."""
-        ...
-
-    def encode_prompt(self, user: str, num_images: int) -> list[int]:
-        """Encode a turn's prompt; its image k stands as the one number -(k + 1)."""
-        ...
-
-    def encode_system(self, text: str) -> list[int]:
-        """Encode a system message, which stands in place of the first prompt's first token."""
-        ...
-
-    def encode_answer(self, assistant: str) -> list[int]:
-        """Encode a turn's answer with the tokens that end it."""
+        """Id that takes a feature of an image."""
         ...
 
     @property
-    def turns(self) -> TurnsSetting:
-        """See `data.turns`: by the template, no text ends and none begins between two turns."""
+    def long_context_tokens(self) -> int | None:
+        """Length above which an example is treated as long; none: no difference."""
         ...
 
-    def num_image_tokens(self, width: int, height: int) -> int:
-        """Count the tokens of a picture."""
+    def encode_turns(self, turns: Sequence[AskedTurn], system: str = "") -> EncodedTurns:
+        """Encode a conversation, as the model will be asked and as it shall answer.
+
+        Args:
+            turns: of which the last may be asked for.
+            system: what the model is told before the first; empty: nothing.
+
+        Raises:
+            ValueError: the images that a text speaks of are not those that it has.
+        """
         ...
 
-    def grid(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of crops of a picture."""
+    def shape(self, width: int, height: int) -> ImageShape:
+        """Say what an image costs and how it stands in a text, from its size alone."""
         ...
 
-    def cut(self, image: "Image") -> "Tensor":
-        """Cut a picture into crops, (crops, 3, size, size), uint8, row by row."""
+    def pixels(self, image: "Image") -> "Mapping[str, Tensor]":
+        """Turn an upright RGB image into what the tower takes, once it is stacked."""
+        ...
+
+    def stack(
+        self, images: "Sequence[Mapping[str, Tensor]]", shapes: Sequence[ImageShape]
+    ) -> "dict[str, Tensor]":
+        """Put the pixels of several images together for one pass of the tower."""
+        ...
+
+    def positions(self, ids: NDArray[np.int64], shapes: Sequence[ImageShape]) -> NDArray[np.int64]:
+        """Place the tokens of one example, (axes, tokens); `shapes` of its images in order."""
         ...
 
 
@@ -87,18 +104,15 @@ class Encoded:
 
     images: tuple[Path, ...]
 
-    def expand(self, image_tokens: Sequence[int], image_token_id: int) -> "Expanded":
-        """Write every image out as its run of tokens.
+    def expand(self, shapes: Sequence[ImageShape]) -> "Expanded":
+        """Write every image out as its run of ids.
 
         Args:
-            image_tokens: tokens of each image of the example.
-            image_token_id: id that stands for all of them.
+            shapes: of each image of the example.
         """
-        is_image = self.entries < 0
-        repeats = np.ones(len(self.entries), np.int64)
-        repeats[is_image] = np.asarray(image_tokens, np.int64)[-1 - self.entries[is_image]]
-        ids = np.where(is_image, image_token_id, self.entries).astype(np.int64)
-        return Expanded(np.repeat(ids, repeats), np.repeat(self.learnt, repeats))
+        ids, repeats = expand_entries(self.entries, shapes)
+        shown = tuple(shapes[-1 - entry] for entry in self.entries[self.entries < 0].tolist())
+        return Expanded(ids, np.repeat(self.learnt, repeats), shown)
 
 
 @dataclass(frozen=True)
@@ -111,6 +125,9 @@ class Expanded:
     learnt: NDArray[np.bool_]
     """(tokens,)"""
 
+    shown: tuple[ImageShape, ...]
+    """Of every image, in the order in which the text shows them."""
+
 
 def encode(example: Example, processor: TurnProcessor, folder: ImageFolder) -> Encoded:
     """Turn an example into tokens; every turn is a prompt of its own, its answer is learnt.
@@ -119,14 +136,12 @@ def encode(example: Example, processor: TurnProcessor, folder: ImageFolder) -> E
         DataError: an image is not there.
         ValueError: image tags written in a text do not match its images.
     """
-    turns = encode_turns(asked_turns(example), processor, example.system)
-    entries = [entry for prompt, answer in turns for entry in (*prompt, *answer)]
-    learnt = [part for turn in turns for part in (np.zeros(len(turn[0])), np.ones(len(turn[1])))]
+    encoded = processor.encode_turns(asked_turns(example), example.system)
     return Encoded(
         example.id,
-        np.asarray(entries, np.int32),
-        np.concatenate(learnt).astype(np.bool_),
-        len(turns[0][0]),
+        np.asarray(encoded.entries, np.int32),
+        np.asarray(encoded.learnt, np.bool_),
+        encoded.prompt_entries,
         tuple(folder.find(path) for path in example.images),
     )
 
@@ -134,31 +149,3 @@ def encode(example: Example, processor: TurnProcessor, folder: ImageFolder) -> E
 def asked_turns(example: Example) -> list[AskedTurn]:
     """List an example's turns."""
     return [AskedTurn(one.user, len(one.images), one.assistant) for one in example.turns]
-
-
-def encode_turns(
-    turns: Sequence[AskedTurn], processor: TurnProcessor, system: str = ""
-) -> list[tuple[list[int], list[int]]]:
-    """Encode each turn's prompt and answer; a system text belongs to the first prompt.
-
-    Returns:
-        (prompt, answer) of each turn, which follow each other without anything between them;
-        image k of the conversation stands as -(k + 1).
-
-    Raises:
-        ValueError: image tags written in a text do not match its images.
-    """
-    encoded: list[tuple[list[int], list[int]]] = []
-    first_image = 0  # a turn counts its images from 0, a conversation goes on
-    for turn in turns:
-        prompt = processor.encode_prompt(turn.user, turn.num_images)
-        prompt = [entry - first_image if entry < 0 else entry for entry in prompt]
-        answer = [] if turn.assistant is None else processor.encode_answer(turn.assistant)
-        first_image += turn.num_images
-        encoded.append((prompt, answer))
-    if system:
-        encoded[0][0][:1] = processor.encode_system(system)
-    if processor.turns == "template":
-        for (_, answer), (prompt, _) in pairwise(encoded):
-            del answer[-1:], prompt[:1]
-    return encoded

@@ -68,3 +68,19 @@ def write_tags(user: str, num_images: int, images_before: int = 0) -> str:
 def join_system(texts: Iterable[str]) -> str:
     """Join what system messages say; empty ones say nothing."""
     return "\n\n".join(text for text in texts if text)
+
+
+def tag_order(text: str, num_images: int) -> list[int]:
+    """Read in which order a text shows its images, counted from 0.
+
+    Raises:
+        ValueError: the tags are not 1 to `num_images`, each once.
+    """
+    tags = [int(tag) for tag in IMAGE_TAG.findall(text)]
+    if sorted(tags) != list(range(1, num_images + 1)):
+        named = ", ".join(f"<|image_{tag}|>" for tag in tags) or "none"
+        raise ValueError(
+            f"image tags in the text ({named}) do not match {num_images} images; "
+            "write each of <|image_1|> to <|image_n|> once"
+        )
+    return [tag - 1 for tag in tags]

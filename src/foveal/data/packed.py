@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveal.data.encode import Encoded
+from foveal.data.shapes import ImageShape
 from foveal.data.sizes import Ragged
 
 
@@ -22,9 +23,7 @@ class ImageFact:
     """One distinct picture, known from its header alone."""
 
     path: Path
-    tokens: int
-    rows: int
-    columns: int
+    shape: ImageShape
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,24 @@ class ImageFacts(Sequence[ImageFact]):
     """What is known of every distinct picture."""
 
     paths: Texts
-    tokens: NDArray[np.int32]
-    grids: NDArray[np.int32]
-    """(images, 2): rows and columns of crops."""
+    shapes: tuple[ImageShape, ...]
+    """Those that occur."""
+
+    numbers: NDArray[np.int32]
+    """(images,) Which of the shapes each has."""
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """Tokens of each, (images,)."""
+        return self._of_each([shape.tokens for shape in self.shapes])
+
+    @property
+    def crops(self) -> NDArray[np.int32]:
+        """Passes of the tower of each, (images,)."""
+        return self._of_each([shape.crops for shape in self.shapes])
+
+    def _of_each(self, values: list[int]) -> NDArray[np.int32]:
+        return np.asarray(values, np.int32)[self.numbers]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -79,8 +93,7 @@ class ImageFacts(Sequence[ImageFact]):
         """Read a fact, or several."""
         if isinstance(index, slice):
             return [self[one] for one in range(*index.indices(len(self)))]
-        rows, columns = self.grids[index].tolist()
-        return ImageFact(Path(self.paths[index]), int(self.tokens[index]), rows, columns)
+        return ImageFact(Path(self.paths[index]), self.shapes[self.numbers[index]])
 
 
 class TextsBuilder:

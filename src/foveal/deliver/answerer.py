@@ -5,15 +5,19 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from torch import Tensor
-
 from foveal.data.encode import TurnProcessor
 from foveal.data.media import Picture, image_size, naming, open_image, open_picture
 from foveal.deliver.opening import open_model
 from foveal.errors import DataError
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Generator, Limits, Request, check_fits, generate
-from foveal.models.generation.prompt import Prompt, PromptImage, prompt_image, prompt_of_turns
+from foveal.models.generation.prompt import (
+    Pixels,
+    Prompt,
+    PromptImage,
+    prompt_image,
+    prompt_of_turns,
+)
 from foveal.train.engine import pick_device
 
 Pictures: TypeAlias = Picture | Sequence[Picture]
@@ -120,13 +124,12 @@ def describe_picture(picture: Picture, processor: TurnProcessor, name: str) -> P
         path = Path(picture).resolve()
         size = image_size(path)
         with naming(path):
-            tokens, grid = processor.num_image_tokens(*size), processor.grid(*size)
-        return PromptImage(path, tokens, grid, partial(cut_file, path, processor))
+            return PromptImage(path, processor.shape(*size), partial(open_file, path, processor))
     image = open_picture(picture, name)
     with naming(name):
         return prompt_image(image, processor)
 
 
-def cut_file(path: Path, processor: TurnProcessor) -> Tensor:
-    """Open a picture and cut it into crops."""
-    return processor.cut(open_image(path))
+def open_file(path: Path, processor: TurnProcessor) -> Pixels:
+    """Open a picture as the tower takes it."""
+    return processor.pixels(open_image(path))

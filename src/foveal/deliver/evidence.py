@@ -22,6 +22,7 @@ from foveal.evaluate.predict import AnswerRule, predict
 from foveal.evaluate.prediction import Prediction, Scores, score_predictions
 from foveal.evaluate.questions import families, questions_of
 from foveal.models.family import LoadedModel
+from foveal.models.forward import hidden_states
 
 COMPARED = 8
 """Examples whose logits and answers are compared."""
@@ -82,7 +83,7 @@ def answer_logits(loaded: LoadedModel, examples: Examples) -> list[Tensor]:
     for place in examples.compared:
         row = Row((Group((place,), int(examples.dataset.sizes.tokens[place])),))
         batch = build_batch(row, examples.dataset, loaded.processor).to(model.device)
-        hidden = family.row_hidden_states(model, batch.model_inputs())
+        hidden = hidden_states(model, family, batch, groups=batch.groups)
         logits.append(family.head(model)(hidden[batch.predictors]).float().cpu())
     return logits
 

@@ -102,7 +102,7 @@ def export_run(
     for taken in (out, unproven):
         if taken.exists():
             raise RunError(f"{taken} is there already; choose a new folder, or remove it")
-    processor: Any = source.family.load_processor(source.base, source.recipe.data.num_crops)
+    processor: Any = source.family.load_processor(str(source.base), source.recipe.data.num_crops)
     # Read before an hour of writing, not after it.
     examples = find_examples(source.recipe, processor) if proof else None
     tell("Writing")
@@ -142,7 +142,7 @@ def write_final(run: Path) -> None:
     """
     source, final = find_source(run), run / "final"
     check_fits(source, as_model=True)
-    processor: Any = source.family.load_processor(source.base, source.recipe.data.num_crops)
+    processor: Any = source.family.load_processor(str(source.base), source.recipe.data.num_crops)
     with new_folder(final) as folder:
         dtype = format_of_base(source) if source.four_bit_layers else "float32"
         write_model(source, folder, dtype, processor.end_ids, MAX_SHARD_BYTES)

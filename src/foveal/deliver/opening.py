@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,11 @@ def open_model(place: str, num_crops: int | None = None, dtype: Any = None) -> L
     merge_adapters(loaded.model)
     processor = loaded.processor  # a run keeps none beside its adapter, nor does peft by itself
     if any((folder / name).is_file() for name in PROCESSOR_FILES):
-        processor = loaded.family.load_processor(folder, crops)
+        processor = loaded.family.load_processor(str(folder), crops)
+        # An adapter's folder brings words and images, not the model's own sizes.
+        processor.long_context_tokens = loaded.processor.long_context_tokens
     processor.turns = find_turns(place) or processor.turns
-    return LoadedModel(loaded.model, processor, loaded.family)
+    return replace(loaded, processor=processor)
 
 
 def read_base_name(folder: Path) -> str:

@@ -1,22 +1,21 @@
-"""Pictures of a data set -> crops, opened in the background a little before they are needed."""
+"""Pictures of a data set -> what the tower takes, made in the background before it is needed."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
 
-from torch import Tensor
-
-from foveal.data.batch import cut_as_planned
+from foveal.data.batch import open_pixels
 from foveal.data.dataset import Dataset
 from foveal.data.encode import TurnProcessor
+from foveal.models.generation.prompt import Pixels
 
 AHEAD = 4
 """Pictures that are opened before they are asked for, for each thread."""
 
 
 class Opener:
-    """Opens and cuts pictures; those that come next in a given order wait ready."""
+    """Opens pictures; those that come next in a given order wait ready."""
 
     def __init__(self, dataset: Dataset, processor: TurnProcessor, threads: int = 2) -> None:
         self.dataset = dataset
@@ -24,7 +23,7 @@ class Opener:
         self._pool = ThreadPoolExecutor(threads)
         self._ahead = AHEAD * threads
         self._coming: list[int] = []
-        self._ready: dict[int, Future[Tensor]] = {}
+        self._ready: dict[int, Future[Pixels]] = {}
 
     def __enter__(self) -> "Opener":
         return self
@@ -43,12 +42,12 @@ class Opener:
         self._coming = list(dict.fromkeys(images))[::-1]
         self._fetch()
 
-    def cutter(self, image: int) -> Callable[[], Tensor]:
-        """Name what gives the crops of a picture."""
-        return partial(self.cut, image)
+    def later(self, image: int) -> Callable[[], Pixels]:
+        """Name what gives a picture when it is needed."""
+        return partial(self.pixels, image)
 
-    def cut(self, image: int) -> Tensor:
-        """Give the crops of a picture.
+    def pixels(self, image: int) -> Pixels:
+        """Give a picture as the tower takes it.
 
         Raises:
             DataError: it cannot be opened.
@@ -62,5 +61,5 @@ class Opener:
             image = self._coming.pop()
             self._ready[image] = self._pool.submit(self._open, image)
 
-    def _open(self, image: int) -> Tensor:
-        return cut_as_planned(self.dataset.images[image], self.processor)
+    def _open(self, image: int) -> Pixels:
+        return open_pixels(image, self.dataset, self.processor)

@@ -54,7 +54,7 @@ def questions_of(
 
 def _shown(image: int, dataset: Dataset, opener: Opener) -> PromptImage:
     fact = dataset.images[image]
-    return PromptImage(image, fact.tokens, (fact.rows, fact.columns), opener.cutter(image))
+    return PromptImage(image, fact.shape, opener.later(image))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from foveal.data.batch import cut_as_planned
+from foveal.data.batch import open_as_planned
 from foveal.data.dataset import Dataset
 from foveal.data.encode import Encoded
 from foveal.errors import DataError
@@ -84,6 +84,7 @@ def see_example(
     """
     encoded, numbers = dataset.examples[place], dataset.image_numbers(place)
     distinct = list(dict.fromkeys(numbers))
+    lengths = [dataset.images[one].shape.tokens for one in numbers]
     return SeenExample(
         id=encoded.id,
         source=source,
@@ -92,7 +93,7 @@ def see_example(
         learnt=int(encoded.learnt.sum()),
         pictures=tuple(see_picture(dataset, one, processor) for one in distinct[:PICTURES]),
         more_pictures=max(0, len(distinct) - PICTURES),
-        runs=tuple(_runs(encoded, [dataset.images[one].tokens for one in numbers], processor)),
+        runs=tuple(_runs(encoded, lengths, processor)),
     )
 
 
@@ -118,14 +119,18 @@ def see_picture(dataset: Dataset, number: int, processor: Any) -> SeenPicture:
     """Cut a picture as for the model, and lay the crops side by side again."""
     fact = dataset.images[number]
     try:
-        crops = cut_as_planned(fact, processor).numpy()
+        image = open_as_planned(fact, processor)
     except DataError as error:
         return SeenPicture(fact.path.name, problem=str(error))
-    whole = Image.fromarray(_joined(crops, fact.rows, fact.columns))
-    side = crops.shape[-1]
-    overview = "" if len(crops) == 1 else _uri(whole.resize((side, side), Image.Resampling.BICUBIC))
-    whole.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    return SeenPicture(fact.path.name, fact.rows, fact.columns, fact.tokens, _uri(whole), overview)
+    rows, columns = fact.shape.grid[-2:] if hasattr(processor, "cut") else (1, 1)
+    overview = ""
+    if hasattr(processor, "cut"):
+        crops = processor.cut(image).numpy()
+        image, side = Image.fromarray(_joined(crops, rows, columns)), crops.shape[-1]
+        if len(crops) > 1:
+            overview = _uri(image.resize((side, side), Image.Resampling.BICUBIC))
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    return SeenPicture(fact.path.name, rows, columns, fact.shape.tokens, _uri(image), overview)
 
 
 def _joined(crops: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:

@@ -1,67 +1,124 @@
 """Family: all that the house may ask of any model."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from foveal.data.encode import TurnProcessor
 from foveal.errors import ModelError
-from foveal.models import FAMILIES
+from foveal.models import FAMILIES, GENERIC
+from foveal.models.generation.tree import ImageSight
 from foveal.models.nf4 import keep_layout
 
 PARTS = ("vision", "projector", "language")
 
+Route = Literal["rows", "cache", "plain"]
+"""`rows`: many examples in one row, who sees whom said by the attention; `cache`: a prefix by
+itself, then the branches behind what it left; `plain`: each example by itself, in the model's own
+way."""
 
-@dataclass(frozen=True)
+
 class Family:
-    """How one kind of model is loaded, and what its weights are called in everybody's words.
+    """How one kind of model is loaded and run, and what its weights are called in all words.
 
     Freezing, learning rates and adapter targets speak of `part.name`, as in
     `language.layers.0.mlp.down_proj.weight`, never of a model's own names.
+
+    What stands here goes for transformers' own image-text models; a kind of model overrides what it
+    does in another way.
     """
 
-    parts: Mapping[str, tuple[str, ...]]
-    """Part -> beginnings of the module names that belong to it; the first that fits decides."""
+    image_budget = "size"
+    """What the processor calls its own dial: how much of an image is read at most."""
 
-    load_model: Callable[..., nn.Module]
-    """(name, attention, dtype, quantization) -> model."""
+    route: Route = "rows"
+    """How examples are read."""
 
-    load_processor: Callable[..., TurnProcessor]
-    """(name, num_crops) -> processor."""
-
-    is_unused: Callable[[nn.Module, str], bool]
-    """(model, weight name) -> whether a forward pass never reads the weight."""
-
-    row_hidden_states: Callable[[nn.Module, Mapping[str, Any]], Tensor]
-    """(model, inputs of a row) -> (length, hidden)."""
-
-    head: Callable[[nn.Module], nn.Module]
-    """Model -> the layer that turns hidden states into logits."""
-
-    blank_features: Callable[[nn.Module], Tensor]
-    """Model -> features of a blank picture: a number that hangs on every weight before the text."""
-
-    blocks: Callable[[nn.Module], list[nn.Module]]
-    """Model -> its repeated layers, none within another: what engines cut it into."""
-
-    long_context_tokens: Callable[[nn.Module], int | None]
-    """Model -> length above which an example is treated as long; none: no difference."""
-
-    renamed: Mapping[str, str] = field(default_factory=dict)
+    renamed: Mapping[str, str] = {}
     """Pattern of a weight's second name in published files -> the model's own name."""
+
+    def __init__(self, parts: Mapping[str, tuple[str, ...]]) -> None:
+        """Name the parts.
+
+        Args:
+            parts: part -> beginnings of the names that belong to it; the first that fits decides.
+                Only what stands before a bar is left out of `part.name`.
+        """
+        self.parts = parts
+
+    def reading_plainly(self) -> "Family":
+        """Make the same family, each of whose examples is read by itself."""
+        plain = copy(self)
+        plain.route = "plain"
+        return plain
 
     def part_name(self, name: str) -> str:
         """Turn a model's own name of a weight or module into `part.name`."""
         for part, beginnings in self.parts.items():
             for beginning in beginnings:
-                if name.startswith(beginning):
-                    return f"{part}.{name.removeprefix(beginning)}"
+                dropped, _, kept = beginning.partition("|")
+                if name.startswith(dropped + kept):
+                    return f"{part}.{name.removeprefix(dropped)}"
         raise ValueError(f"{name} belongs to no part")
+
+    def load_model(self, name: str, attention: str, dtype: Any, quantization: Any) -> Any:
+        """Load weights, in float32 unless told otherwise."""
+        raise NotImplementedError
+
+    def load_processor(self, name: str, image_budget: int | None) -> Any:
+        """Load what reads words and images; a `TurnProcessor` of the data walk."""
+        raise NotImplementedError
+
+    def is_unused(self, model: Any, name: str) -> bool:
+        """Tell whether a forward pass never reads a weight."""
+        return False
+
+    def encode_images(self, model: Any, pixels: Mapping[str, Any]) -> Any:
+        """Run the tower and the projector; the features stand in `pooler_output`."""
+        return model.get_image_features(**pixels, return_dict=True)
+
+    def image_sight(self, model: Any) -> ImageSight:
+        """Say what the tokens of an image see of it."""
+        return "causal"
+
+    def image_token_id(self, model: Any) -> int:
+        """Id that takes a feature of an image."""
+        return int(model.config.image_token_id)
+
+    def head(self, model: Any) -> nn.Module:
+        """Find the layer that turns hidden states into logits."""
+        head: nn.Module = model.get_output_embeddings()
+        return head
+
+    def blocks(self, model: Any) -> list[nn.Module]:
+        """List a model's repeated layers, none within another: what engines cut it into."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        found: list[nn.Module] = []
+        inside: set[str] = set()
+        for name, module in model.named_modules():
+            if any(name.startswith(f"{outer}.") for outer in inside):
+                continue
+            if isinstance(module, GradientCheckpointingLayer):
+                found.append(module)
+                inside.add(name)
+        return found
+
+    def long_context_tokens(self, config: Any) -> int | None:
+        """Length above which an example is treated as long; none: no difference."""
+        return None
+
+
+def most_tokens(config: Any) -> int | None:
+    """Most tokens that a model was made for; none: its configuration does not say."""
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if stated is None else int(stated)
 
 
 @dataclass(frozen=True)
@@ -71,24 +128,24 @@ class LoadedModel:
     model: Any
     processor: Any
     family: Family
+    note: str | None = None
+    """What a person should hear of how it is read."""
 
 
 def find_family(name: str) -> Family:
     """Find the family of a model folder or hub name.
 
     Raises:
-        ModelError: there is no such model, or it is of no family that we know.
+        ModelError: there is no such model, or it is of no kind that can be trained here.
     """
-    family: Family = import_module(FAMILIES[_known_type(name)]).FAMILY
+    return _derived(name, read_model_type(name))
+
+
+@lru_cache(maxsize=8)
+def _derived(name: str, model_type: str) -> Family:
+    module: Any = import_module(FAMILIES.get(model_type, GENERIC))
+    family: Family = module.derive_family(name)
     return family
-
-
-def _known_type(name: str) -> str:
-    model_type = read_model_type(name)
-    if model_type not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ModelError(f"{name}: model_type {model_type!r} is not one of ours ({known})")
-    return model_type
 
 
 def read_model_type(name: str) -> str:
@@ -146,7 +203,7 @@ def _one_line(error: Exception) -> str:
 
 def load(
     name: str,
-    num_crops: int | None,
+    image_budget: int | None,
     attention: str = "auto",
     dtype: Any = None,
     quantization: Any = None,
@@ -155,7 +212,8 @@ def load(
 
     Args:
         name: folder or hub name.
-        num_crops: most crops a picture; none: as the model's files say.
+        image_budget: most that is read of an image, in the words of its processor; none: as the
+            model's files say.
         attention: see the recipe's setting.
         dtype: torch dtype of the weights; none: float32.
         quantization: transformers' settings of a model that is held in fewer bits; none: it is not.
@@ -169,8 +227,27 @@ def load(
     family = find_family(name)
     try:
         model = family.load_model(name, attention, dtype, quantization)
-        processor = family.load_processor(name, num_crops)
+        processor = family.load_processor(name, image_budget)
     except (ImportError, OSError, ValueError, SafetensorError, StrictDataclassError) as error:
         raise ModelError(f"model {name}: {_one_line(error)}") from error
     keep_layout(model)
-    return LoadedModel(model, processor, family)
+    return _probed(name, LoadedModel(model, processor, family))
+
+
+def _probed(name: str, loaded: LoadedModel) -> LoadedModel:
+    """See that rows may be built for a model of which no test of ours has shown it."""
+    from foveal.models.probe import rows_are_exact
+
+    model, family = loaded.model, loaded.family
+    if family.route == "plain" or model.config.model_type in FAMILIES:
+        return loaded
+    was_training = model.training
+    exact = rows_are_exact(replace(loaded, model=model.eval()))
+    model.train(was_training)
+    if exact:
+        return loaded
+    note = (
+        f"{name}: a row of several questions is not exact with model_type "
+        f"{model.config.model_type!r}; each example is read by itself"
+    )
+    return replace(loaded, family=family.reading_plainly(), note=note)

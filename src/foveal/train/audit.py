@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from foveal.adapt.strategy import Assignment
-from foveal.data.batch import build_batch
+from foveal.data.batch import Batch, build_batch
 from foveal.data.dataset import Dataset
-from foveal.data.encode import TurnProcessor
 from foveal.data.rows import Group, Row
 from foveal.errors import RunError
 from foveal.models.family import LoadedModel
@@ -125,7 +126,9 @@ def audit_sharing(
     loaded: LoadedModel,
     weighting: str,
 ) -> float:
-    """Compare a shared row against its separate samples: summed loss and gradient norm.
+    """Compare a group of a row against its separate samples: summed loss and gradient norm.
+
+    The samples are read in the model's own way, with its own positions and masks.
 
     Leaves no gradient behind.
 
@@ -139,16 +142,14 @@ def audit_sharing(
     alone = [
         Row((Group((example,), int(dataset.sizes.tokens[example])),)) for example in shared.examples
     ]
-
-    def measure(rows: Sequence[Row]) -> tuple[float, float]:
-        return _loss_and_norm(engine, loss, rows, dataset, loaded.processor, weighting)
-
+    build = partial(build_batch, dataset=dataset, processor=loaded.processor, weighting=weighting)
+    ours, theirs = [build(shared)], [replace(build(row), plainly=True) for row in alone]
     loss.train(False)  # dropout would differ
-    together, norm = measure([shared])
-    apart, norm_apart = measure(alone)
+    together, norm = _loss_and_norm(engine, loss, ours)
+    apart, norm_apart = _loss_and_norm(engine, loss, theirs)
     if not math.isfinite(together + apart):
         with engine.autocast():
-            reason = explain_not_finite(loaded, lambda: measure([shared]))
+            reason = explain_not_finite(loaded, lambda: _loss_and_norm(engine, loss, ours))
         raise RunError(f"the loss is not finite before the first step: {reason}")
     loss.train(True)
     difference = max(
@@ -167,17 +168,12 @@ def audit_sharing(
 
 
 def _loss_and_norm(
-    engine: Engine,
-    loss: nn.Module,
-    rows: Sequence[Row],
-    dataset: Dataset,
-    processor: TurnProcessor,
-    weighting: str,
+    engine: Engine, loss: nn.Module, batches: Sequence[Batch]
 ) -> tuple[float, float]:
     total = 0.0
-    for row in rows:
+    for batch in batches:
         with engine.autocast():
-            value = loss(build_batch(row, dataset, processor, weighting).to(engine.device))
+            value = loss(batch.to(engine.device))
         value.backward()
         total += float(value.detach())
     norm = float(engine.gradient_norm())

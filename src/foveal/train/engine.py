@@ -34,6 +34,10 @@ class Engine:
     cuts_state = False
     """Whether weights, or what an optimizer keeps of them, are cut over the processes."""
 
+    gathers_blocks = False
+    """Whether processes bring a block's weights together whenever it runs: all as often, or never
+    to an end."""
+
     def __init__(
         self, precision: Precision = "float32", device: torch.device | None = None
     ) -> None:

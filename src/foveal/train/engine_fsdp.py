@@ -43,6 +43,7 @@ class ShardedEngine(GroupEngine):
     """The root."""
 
     cuts_state = True
+    gathers_blocks = True
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

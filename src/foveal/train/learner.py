@@ -5,16 +5,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from foveal.adapt.fixed import hold_fixed_weights
 from foveal.adapt.strategy import Assignment, assign, rules_of
 from foveal.config import LoraSettings, Rule, TrainSettings
+from foveal.data.encode import TurnProcessor
+from foveal.errors import ConfigError
 from foveal.models.family import LoadedModel
 from foveal.train.engine import DTYPES, Engine
 from foveal.train.loss import RowLoss
 from foveal.train.optim import build_optimizer
 from foveal.train.recompute import recompute_blocks
+
+BLANK_SIZE = (64, 64)
+"""Width and height of an image that shows nothing, pixels."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,12 @@ class Learner:
         return self.engine.adopt(build_optimizer(self.model, self.assignments, self.settings, cut))
 
 
+def blank_pixels(processor: TurnProcessor) -> dict[str, Tensor]:
+    """Make an image that shows nothing, as the tower takes it."""
+    image = Image.new("RGB", BLANK_SIZE)
+    return processor.stack([processor.pixels(image)], [processor.shape(*BLANK_SIZE)])
+
+
 def make_learner(
     engine: Engine,
     loaded: LoadedModel,
@@ -59,8 +71,18 @@ def make_learner(
         lora: adapters, where rules ask for them.
         recompute: run blocks again in the backward pass instead of keeping what they made.
         wrap: model -> module that returns a loss; none: `RowLoss`.
+
+    Raises:
+        ConfigError: the engine cannot run this model.
     """
     model, family = loaded.model, loaded.family
+    if engine.gathers_blocks and family.route == "cache":
+        # A row is as many passes as it has prefixes and branches, and each process has rows of its
+        # own: they would wait for each other for ever.
+        raise ConfigError(
+            "engine=fsdp2 cannot train a model whose layers carry a state from token to token; "
+            "use engine=ddp or engine=zero2"
+        )
     rates = train.learning_rate, train.weight_decay
     assignments = assign(model, family, rules_of(strategy), *rates, lora)
     # A cut has one number format, and DoRA measures the weights that it leaves alone.
@@ -69,6 +91,7 @@ def make_learner(
     if recompute:
         engine.spare_memory()
         recompute_blocks(model, family)
-    loss = wrap(model) if wrap else RowLoss(model, family, engine.world_size > 1)
+    blank = blank_pixels(loaded.processor) if engine.world_size > 1 else None
+    loss = wrap(model) if wrap else RowLoss(model, family, blank)
     engine.prepare(loss, family.blocks(model))
     return Learner(engine, model, assignments, train)

@@ -1,5 +1,6 @@
 """Hidden states and targets -> the summed loss and what it was summed over."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from foveal.data.batch import Batch
 from foveal.models.family import Family
+from foveal.models.forward import blank_features, hidden_states
 
 POSITIONS_PER_CHUNK = 1024
 """Positions whose logits exist at one time: 131 MB in float32 for 32,064 words."""
@@ -62,30 +64,35 @@ def _differentiate(module: nn.Module, inputs: Any, output: Tensor) -> None:
 class RowLoss(nn.Module):
     """A model with the training loss on top: what engines wrap, and what a step calls."""
 
-    def __init__(self, model: Any, family: Family, use_every_weight: bool = False) -> None:
+    def __init__(
+        self, model: Any, family: Family, blank: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Wrap a model.
 
         Args:
             model: of transformers, bare.
             family: of the model.
-            use_every_weight: let a row without pictures use the tower too, for nothing: processes
-                that share gradients wait for each other's, weight by weight.
+            blank: an image that rows without images let the tower see, for nothing: processes that
+                share gradients wait for each other's, weight by weight. None: they do not.
         """
         super().__init__()
         self.model = model
         self.family = family
-        self.use_every_weight = use_every_weight
-        if use_every_weight:
+        self.blank = blank
+        if blank is not None:
             model.get_input_embeddings().register_forward_hook(_differentiate)
 
     def forward(self, batch: Batch) -> Tensor:
         """Sum the loss of one row, (), float32; divide by the weights of the whole step."""
         extra: Tensor | float = 0.0
-        if self.use_every_weight and batch.pixel_values is None:
-            # First, as pictures are: where processes gather a block's weights together, all of
-            # them must come to the blocks in one order.
-            extra = 0.0 * self.family.blank_features(self.model).float().sum()
-        hidden = self.family.row_hidden_states(self.model, batch.model_inputs())
+        if self.blank is not None and not batch.pixels:
+            # First, as images are: where processes gather a block's weights together, all of them
+            # must come to the blocks in one order.
+            blank = {name: one.to(batch.input_ids.device) for name, one in self.blank.items()}
+            extra = blank_features(self.family, self.model, blank)
+        hidden = hidden_states(
+            self.model, self.family, batch, groups=batch.groups, plainly=batch.plainly
+        )
         head = self.family.head(self.model)
         total = answer_loss(hidden[batch.predictors], head, batch.targets, batch.weights)
         return total + extra

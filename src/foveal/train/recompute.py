@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from foveal.models.cached_rows import recompute_with_cache
 from foveal.models.family import Family
 
 
@@ -12,6 +13,8 @@ def recompute_blocks(model: Any, family: Family) -> None:
     would be kept for a backward pass that never comes.
     """
     model.activation_checkpointing_enable({"use_reentrant": False})
+    if family.route == "cache":
+        recompute_with_cache(model)
     # Reentrant recomputing needs inputs that ask for gradients, and transformers makes them so for
     # either kind: a fixed tower would be differentiated from its first layer on, for nothing.
     model.disable_input_require_grads()

@@ -49,7 +49,7 @@ def backward_rows(engine: Engine, loss: nn.Module, batches: Iterable[Batch]) -> 
         sum(float(row.weights.sum()) for row in rows),
         sum(len(row.example_ids) for row in rows),
         sum(row.tokens for row in rows),
-        sum(0 if row.image_sizes is None else len(row.image_sizes) for row in rows),
+        sum(len(row.image_features) for row in rows),
         sum(len(row.left_out) for row in rows),
     ]
     count, examples, tokens, images, missing = engine.add_up(counted)

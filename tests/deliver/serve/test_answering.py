@@ -20,7 +20,7 @@ def transformers_answer(tiny, text, pictures, max_tokens):
     opened = [Image.open(io.BytesIO(one)).convert("RGB") for one in pictures]
     ids = []
     for entry in processor.encode_prompt(text, len(pictures)):
-        tokens = processor.num_image_tokens(*opened[-1 - entry].size) if entry < 0 else 0
+        tokens = processor.shape(*opened[-1 - entry].size).tokens if entry < 0 else 0
         ids += [processor.image_token_id] * tokens if entry < 0 else [entry]
     cut = processor.image_processor(opened)
     made = tiny.model.generate(
@@ -201,14 +201,13 @@ def test_the_bytes_of_logprobs_joined_are_the_text(stage, actor, line, more):
 
 def test_questions_of_different_people_about_one_picture_read_it_once(serve, tiny, monkeypatch):
     crops_read = []
-    usual = tiny.model.model.forward
+    usual = tiny.model.model.get_image_features
 
-    def counting(**inputs):
-        crops = inputs.get("pixel_values")
-        crops_read.append(0 if crops is None else len(crops))
-        return usual(**inputs)
+    def counting(pixel_values, image_sizes):
+        crops_read.append(len(pixel_values))
+        return usual(pixel_values, image_sizes)
 
-    monkeypatch.setattr(tiny.model.model, "forward", counting)
+    monkeypatch.setattr(tiny.model.model, "get_image_features", counting)
     server = serve()
     for number in range(3):  # each a client of its own, one after the other
         server.client().chat.completions.create(

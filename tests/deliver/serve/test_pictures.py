@@ -114,7 +114,7 @@ def test_a_picture_cut_short_is_refused_in_a_sentence():
 def test_the_latest_pictures_stay_cut_and_no_more(monkeypatch):
     monkeypatch.setattr(served, "REMEMBERED_PICTURES", 2)
     cut = []
-    pictures = CutPictures(SimpleNamespace(cut=lambda image: cut.append(image.size)))
+    pictures = CutPictures(SimpleNamespace(pixels=lambda image: cut.append(image.size)))
     one, two, three = (PictureFile("a", picture(size=(side, 40))) for side in (1, 2, 3))
     for shown in (one, two, one, three, one, two):
         pictures.cut(shown)

@@ -1,19 +1,16 @@
 """Decoding many together gives each what it gets alone, whoever comes and goes."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-from golden_data import expand, formula_pixels, load_model, read_json
+from golden_data import expand, formula_pixels, load_reference, read_json
 from PIL import Image
 from tiny import make_model
 
-from foveal.models.family import LoadedModel
+from foveal.data.shapes import ImageShape
 from foveal.models.generation.generator import Generator, Limits, Request, generate
 from foveal.models.generation.prompt import Prompt, PromptImage, prompt_image, prompt_of_turns
 from foveal.models.generation.sampling import Sampling
-from foveal.models.phi3_vision.family import FAMILY
 
 BORDER = 64  # original context of the reference model tiny_b, whose long factors differ
 
@@ -27,13 +24,12 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference():
-    model = load_model("tiny_b")
-    model.config.sliding_window = None
+    loaded = load_reference("tiny_b")
+    model = loaded.model
     model.generate(torch.tensor([[1, 2]]), max_new_tokens=1, eos_token_id=None, pad_token_id=0)
     # Its pictures alone are longer than it was made for; the rotation is settled by now.
     model.config.max_position_embeddings = 4096
-    processor = SimpleNamespace(image_token_id=model.config.image_token_id, end_ids=())
-    return LoadedModel(model, processor, FAMILY)
+    return loaded
 
 
 def picture(seed, size=(60, 40)):
@@ -65,14 +61,12 @@ def some_prompts(loaded):
 
 def alone(loaded, prompt, new_tokens):
     """What transformers' own `generate` makes of one prompt, in a batch of one."""
-    stretch = prompt.stretch(0, None, loaded.processor.image_token_id)
-    ids = torch.tensor([stretch.ids])
+    stretch = prompt.whole(loaded.processor)
+    ids = torch.from_numpy(stretch.ids)[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if stretch.images:
-        crops = [image.cut() for image in stretch.images]
-        side = crops[0].shape[-1]
-        sizes = [(image.grid[0] * side, image.grid[1] * side) for image in stretch.images]
-        inputs |= {"pixel_values": torch.cat(crops), "image_sizes": torch.tensor(sizes)}
+        shapes = [image.shape for image in stretch.images]
+        inputs |= loaded.processor.stack([image.pixels() for image in stretch.images], shapes)
     made = loaded.model.generate(
         **inputs,
         max_new_tokens=new_tokens,
@@ -131,26 +125,32 @@ def test_a_request_joins_at_the_next_token_and_another_may_leave(tiny):
 
 def count_reading(monkeypatch, loaded):
     """Note the tokens and the crops that each pass reads."""
-    passes = []
-    usual = loaded.model.model.forward
+    passes, crops = [], []
+    inner = loaded.model.model
+    encode, usual = inner.get_image_features, inner.forward
+
+    def encoding(pixel_values, image_sizes):
+        crops.append(len(pixel_values))
+        return encode(pixel_values, image_sizes)
 
     def counting(**inputs):
-        crops = inputs.get("pixel_values")
-        passes.append((inputs["input_ids"].shape[1], 0 if crops is None else len(crops)))
+        passes.append((inputs["input_ids"].shape[1], sum(crops)))
+        crops.clear()
         return usual(**inputs)
 
-    monkeypatch.setattr(loaded.model.model, "forward", counting)
+    monkeypatch.setattr(inner, "get_image_features", encoding)
+    monkeypatch.setattr(inner, "forward", counting)
     return passes
 
 
 def test_the_questions_of_a_page_read_it_once(tiny, monkeypatch):
     prompts = [ask(tiny, f"Question {number}?", PAGE) for number in range(4)]
-    tail = prompts[0].tokens - prompts[0].images[0].tokens - prompts[0].prefix_entries + 1
+    tail = prompts[0].tokens - prompts[0].images[0].shape.tokens - prompts[0].prefix_entries + 1
     passes = count_reading(monkeypatch, tiny)
     made = generate(Generator(tiny), [Request(prompt, 3) for prompt in prompts])
     assert [len(one) for one in made] == [3] * 4
     prefix = prompts[0].tokens - tail
-    crops = len(prompts[0].images[0].cut())
+    crops = len(prompts[0].images[0].pixels()["pixel_values"])
     assert passes == [(prefix + 4 * tail, crops), (4, 0), (4, 0)]
 
 
@@ -161,7 +161,8 @@ def test_a_kept_prefix_answers_a_later_question_without_its_picture(tiny, monkey
     passes = count_reading(monkeypatch, tiny)
     made = [generate(generator, [Request(prompt, 3)])[0] for prompt in prompts]
     assert made == expected
-    assert [crops for _, crops in passes] == [len(prompts[0].images[0].cut()), 0, 0, 0, 0, 0]
+    crops = len(prompts[0].images[0].pixels()["pixel_values"])
+    assert [read for _, read in passes] == [crops, 0, 0, 0, 0, 0]
     assert passes[3][0] < 25  # the second question alone
 
 
@@ -254,7 +255,7 @@ def test_rows_with_pictures_get_the_references_tokens(reference):
     ids, mask = expand(golden["input_ids_rle"]), expand(golden["attention_mask_rle"])
     grids = [(height // 336, width // 336) for height, width in golden["image_sizes"]]
     images = [
-        PromptImage(number, 0, grid, lambda n=number, g=grid: pixels[n][: 1 + g[0] * g[1]])
+        (number, grid, lambda n=number, g=grid: {"pixel_values": pixels[n][: 1 + g[0] * g[1]]})
         for number, grid in enumerate(grids)
     ]
     prompts = []
@@ -272,8 +273,9 @@ def picture_entries(ids, images):
             run += 1
             continue
         if run:
-            image = images.pop(0)
-            own.append(PromptImage(image.key, run, image.grid, image.cut))
+            key, grid, opened = images.pop(0)
+            shape = ImageShape(((32044, run),), run, 1 + grid[0] * grid[1], grid)
+            own.append(PromptImage(key, shape, opened))
             entries.append(-len(own))
             run = 0
         entries.append(one)

@@ -2,15 +2,13 @@
 
 import pytest
 import torch
-from golden_data import load_model
+from golden_data import load_reference
 from PIL import Image
 from tiny import make_model
 
-from foveal.models.family import LoadedModel
 from foveal.models.generation import score as score_module
 from foveal.models.generation.prompt import Prompt, prompt_image, prompt_of_turns
 from foveal.models.generation.score import score
-from foveal.models.phi3_vision.family import FAMILY
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +20,11 @@ def tiny(tmp_path_factory):
 
 def by_itself(loaded, prompt, ids):
     """One plain pass over prompt and continuation, nothing shared, nothing kept."""
-    stretch = prompt.stretch(0, None, loaded.processor.image_token_id)
+    stretch = prompt.whole(loaded.processor)
     inputs = {"input_ids": torch.tensor([[*stretch.ids, *ids]])}
     if stretch.images:
-        crops = [image.cut() for image in stretch.images]
-        side = crops[0].shape[-1]
-        sizes = [(image.grid[0] * side, image.grid[1] * side) for image in stretch.images]
-        inputs |= {"pixel_values": torch.cat(crops), "image_sizes": torch.tensor(sizes)}
+        shapes = [image.shape for image in stretch.images]
+        inputs |= loaded.processor.stack([image.pixels() for image in stretch.images], shapes)
     with torch.no_grad():
         numbers = loaded.model(**inputs).logits[0].log_softmax(-1)
     start = len(stretch.ids) - 1
@@ -75,11 +71,7 @@ def test_the_page_and_each_question_are_read_once(tiny, monkeypatch):
 
 
 def test_each_continuation_is_rotated_by_its_own_length():
-    model = load_model("tiny_b")  # long factors above 64 tokens
-    model.config.sliding_window = None
-    from types import SimpleNamespace
-
-    loaded = LoadedModel(model, SimpleNamespace(image_token_id=-1, end_ids=()), FAMILY)
+    loaded = load_reference("tiny_b")  # long factors above 64 tokens
     prompt = Prompt((1, *range(3, 63)), shared_entries=30)
     continuations = [[7, 8, 9], [7, 8, 9, 10]]  # 64 tokens in all, and 65
     (found,) = score(loaded, [(prompt, continuations)])

@@ -7,7 +7,10 @@ from golden_data import synthetic_image
 from published import make_config, make_processor
 from tiny import make_model
 
+from foveal.data.batch import ForwardInputs
+from foveal.models.forward import place_features
 from foveal.models.phi3_vision import Phi3VisionForConditionalGeneration
+from foveal.models.phi3_vision.family import FAMILY
 
 TEXTS = [
     "<|user|>\n<|image_1|>\nWhat is it?<|end|>\n<|assistant|>\n",
@@ -105,20 +108,26 @@ def test_a_picture_may_be_encoded_once_and_shown_twice(model, processor):
     one, other = PICTURES[2]
     thrice = processor(text, [other, one, other])
     once = processor("<|image_1|><|image_2|>", [one, other])
-    shown = logits_of(
-        model,
+    pixels = {name: once[name] for name in ("pixel_values", "image_sizes")}
+    shapes = [processor.shape(*picture.size) for picture in (one, other)]
+    inputs = ForwardInputs(
         input_ids=thrice["input_ids"],
-        pixel_values=once["pixel_values"],
-        image_sizes=once["image_sizes"],
+        positions=torch.zeros(2, 1, 0),
+        pixels=pixels,
+        image_features=tuple(shape.features for shape in shapes),
         image_indices=(1, 0, 1),
     )
+    with torch.no_grad():
+        placed = place_features(FAMILY, model, inputs)
+    shown = logits_of(model, input_ids=thrice["input_ids"], mm_encoder_outputs={"image": placed})
     torch.testing.assert_close(shown, logits_of(model, **thrice), atol=1e-5, rtol=0)
 
 
 def test_embeddings_may_be_given_instead_of_ids_and_pictures(model, two_pictures):
     pictures = [two_pictures[name] for name in ("pixel_values", "image_sizes")]
     with torch.no_grad():
-        embeddings = model.model.embed(two_pictures["input_ids"], *pictures)
+        features = model.get_image_features(*pictures)
+        embeddings = model.model.embed(two_pictures["input_ids"], features)
     given = logits_of(model, inputs_embeds=embeddings)
     torch.testing.assert_close(given, logits_of(model, **two_pictures), atol=1e-6, rtol=0)
 

@@ -536,7 +536,7 @@ def test_the_walk_sees_the_grid_and_the_crops_that_the_processor_sees(small):
     grid = crop_grid(90, 40, 6, 28)
     assert processor.grid(90, 40) == (grid.rows, grid.columns)
     assert torch.equal(processor.cut(image), cut_crops(image, 6, 28))
-    assert processor.num_image_tokens(90, 40) == processor.image_processor.num_tokens(90, 40)
+    assert processor.shape(90, 40).tokens == processor.image_processor.num_tokens(90, 40)
 
 
 def test_the_published_settings_are_read_from_their_file(tmp_path):

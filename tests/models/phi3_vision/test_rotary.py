@@ -58,8 +58,7 @@ def test_cosines_and_sines_are_the_references(name, length):
     stored = load_file(GOLDEN / "rope" / "rope.safetensors")
     positions = torch.tensor([TABLES[f"{name}.{length}"]["position_ids"]])
     embedding = rotary(name)
-    tokens = embedding.border + (length == "long")
-    cos, sin = embedding(positions, torch.tensor([[tokens]]), torch.float32)
+    cos, sin = embedding(positions, torch.tensor([[length == "long"]]), torch.float32)
     torch.testing.assert_close(cos[0], stored[f"{name}.{length}.cos"], atol=1e-6, rtol=0)
     torch.testing.assert_close(sin[0], stored[f"{name}.{length}.sin"], atol=1e-6, rtol=0)
     if facts := TABLES.get(name):
@@ -69,8 +68,8 @@ def test_cosines_and_sines_are_the_references(name, length):
 
 def test_factors_follow_the_length_of_each_tokens_own_example():
     positions = torch.tensor([[5, 5], [5, 5]])
-    lengths = torch.tensor([[BORDER, BORDER + 1], [BORDER + 1, BORDER]])
-    cos, _ = rotary("tiny_b")(positions, lengths, torch.float32)
+    is_long = torch.tensor([[BORDER, BORDER + 1], [BORDER + 1, BORDER]]) > BORDER
+    cos, _ = rotary("tiny_b")(positions, is_long, torch.float32)
     short, long = cos[0]
     assert torch.equal(cos[1], torch.stack([long, short]))
     assert not torch.allclose(short, long)
@@ -79,7 +78,7 @@ def test_factors_follow_the_length_of_each_tokens_own_example():
 def test_a_model_without_long_factors_rotates_as_plain_rope():
     config = read_json("tiny_b/config.json") | {"rope_scaling": None}
     plain = PerExampleRotaryEmbedding(Phi3VisionConfig(**config))
-    cos, sin = plain(torch.tensor([[0, 100]]), torch.tensor([[101]]), torch.float32)
+    cos, sin = plain(torch.tensor([[0, 100]]), torch.tensor([[True]]), torch.float32)
     angles = 100 / 10000.0 ** (torch.arange(8) / 8)  # head size 16
     torch.testing.assert_close(cos[0, 1], angles.cos().repeat(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(sin[0, 1], angles.sin().repeat(2), atol=1e-5, rtol=0)

@@ -74,7 +74,7 @@ class Exchange:
     def image_tokens(self) -> int:
         """Of them, the pictures'."""
         prompt = self.job.requests[0].prompt
-        return sum(prompt.images[-1 - one].tokens for one in prompt.entries if one < 0)
+        return sum(prompt.images[-1 - one].shape.tokens for one in prompt.entries if one < 0)
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Run the job and yield what its answers grow by.

@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
 from foveal.deliver.serve.conversation import Conversation
 from foveal.deliver.serve.limits import Limits
 from foveal.deliver.serve.messages import ChatRequest
 from foveal.deliver.serve.pictures import PictureFile, measure
 from foveal.deliver.serve.problems import RequestError
 from foveal.errors import DataError
-from foveal.models.family import LoadedModel
+from foveal.models.family import LoadedModel, most_tokens
 from foveal.models.generation.generator import Request, check_fits
-from foveal.models.generation.prompt import Prompt, PromptImage, prompt_of_turns
+from foveal.models.generation.prompt import Pixels, Prompt, PromptImage, prompt_of_turns
 from foveal.models.generation.sampling import Sampling
 
 REMEMBERED_PICTURES = 32
@@ -25,14 +23,14 @@ REMEMBERED_PICTURES = 32
 
 
 class CutPictures:
-    """Pictures cut into crops, the latest ones remembered; may be used by several threads."""
+    """Pictures as the tower takes them, the latest remembered; several threads may use it."""
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._known: OrderedDict[str, Pixels] = OrderedDict()
         self._lock = threading.Lock()
 
-    def cut(self, picture: PictureFile) -> Tensor:
+    def cut(self, picture: PictureFile) -> Pixels:
         """Decode and cut a picture, unless that was done lately.
 
         Raises:
@@ -42,7 +40,7 @@ class CutPictures:
             if picture.identity in self._known:
                 self._known.move_to_end(picture.identity)
                 return self._known[picture.identity]
-        crops: Tensor = self._processor.cut(picture.decode())
+        crops: Pixels = self._processor.pixels(picture.decode())
         with self._lock:
             self._known[picture.identity] = crops
             if len(self._known) > REMEMBERED_PICTURES:
@@ -115,7 +113,7 @@ class Served:
         """Find the longest answer: what was asked for, or what is usual and still fits."""
         wanted = asked.most_tokens
         if wanted is None:
-            most = int(self.loaded.model.config.max_position_embeddings)
+            most = most_tokens(self.loaded.model.config) or limits.answer_tokens + prompt.tokens
             wanted = max(1, min(limits.answer_tokens, most - prompt.tokens))
         try:
             check_fits(self.loaded, prompt, wanted)
@@ -128,28 +126,28 @@ class Served:
     ) -> tuple[PromptImage, ...]:
         """Decode and cut the pictures one after the other, so that one at a time is large."""
         return tuple(
-            replace(image, cut=_Cut(self.pictures.cut(picture)))
+            replace(image, pixels=_Cut(self.pictures.cut(picture)))
             for image, picture in zip(images, pictures, strict=True)
         )
 
 
 def _described(picture: PictureFile, size: tuple[int, int], processor: Any) -> PromptImage:
     try:
-        tokens, grid = processor.num_image_tokens(*size), processor.grid(*size)
-    except DataError as error:
+        shape = processor.shape(*size)
+    except (DataError, ValueError) as error:
         raise RequestError(400, f"{picture.name}: {error}", "bad_picture_shape") from error
-    return PromptImage(picture.identity, tokens, grid, _not_cut_yet)
+    return PromptImage(picture.identity, shape, _not_cut_yet)
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """Crops that are there already."""
+    """What is there already."""
 
-    crops: Tensor
+    pixels: Pixels
 
-    def __call__(self) -> Tensor:
-        return self.crops
+    def __call__(self) -> Pixels:
+        return self.pixels
 
 
-def _not_cut_yet() -> Tensor:
+def _not_cut_yet() -> Pixels:
     raise AssertionError("the picture was to be cut before its prompt is read")

@@ -29,20 +29,18 @@ def are_finite(pieces: Sequence[Tensor]) -> list[bool]:
 
 
 def not_finite(
-    loaded: LoadedModel, stretches: Sequence[Stretch], is_long: bool, place: int = 0
+    loaded: LoadedModel, whole: Stretch, is_long: bool, place: int = 0
 ) -> NotFiniteError:
     """Say where a prompt's numbers stop being finite, by running it alone once more.
 
     Args:
         loaded: model, in evaluation mode, and processor.
-        stretches: of the prompt, end to end.
+        whole: the prompt, and what is written behind it.
         is_long: whether it is rotated as a long example.
         place: of the question among those asked together.
     """
-    ids = tuple(one for stretch in stretches for one in stretch.ids)
-    images = tuple(image for stretch in stretches for image in stretch.images)
     tree = Tree(None, is_long)
-    part = Growing(tree, tree.add_node(None), Stretch(ids, images))
+    part = Growing(tree, tree.add_node(None), whole)
     reason = explain_not_finite(
         loaded, lambda: logits_behind(loaded, run_pass(loaded, [part])[0][-1:])
     )

@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveal.models.family import LoadedModel
+from foveal.models.family import LoadedModel, most_tokens
 from foveal.models.generation.finite import NotFiniteError, are_finite, not_finite
 from foveal.models.generation.passes import Growing, logits_behind, run_pass
-from foveal.models.generation.prompt import Prompt, Stretch
+from foveal.models.generation.prompt import Prompt, Stretch, go_on
 from foveal.models.generation.sampling import Drawer, Sampling, choose_tokens
 from foveal.models.generation.tree import Node, Tree
 
@@ -86,6 +86,8 @@ class _Sequence:
     made: list[int] = field(default_factory=list)
     tree: Tree | None = None
     node: Node | None = None
+    behind: Stretch | None = None
+    """Of its prompt, what stands behind the shared prefix."""
 
     @property
     def tokens(self) -> int:
@@ -109,7 +111,7 @@ class Generator:
     def __init__(self, loaded: LoadedModel, limits: Limits | None = None) -> None:
         self.loaded = loaded
         self.limits = limits or Limits()
-        self.border = loaded.family.long_context_tokens(loaded.model)
+        self.border = loaded.processor.long_context_tokens
         self.stop_ids = stop_ids_of(loaded)
         self._waiting: deque[_Sequence] = deque()
         self._active: dict[int, _Sequence] = {}
@@ -200,12 +202,12 @@ class Generator:
 
     def _give_up(self, sequence: _Sequence) -> NoAnswer:
         """End a request whose numbers are not finite."""
-        prompt, made = sequence.request.prompt, Stretch(tuple(sequence.made))
-        whole = prompt.stretch(0, None, self.loaded.processor.image_token_id)
+        prompt = sequence.request.prompt.whole(self.loaded.processor)
+        whole = prompt.joined(go_on(prompt, sequence.made))
         is_long = self._is_long(sequence)
         del self._active[sequence.handle]
         self._leave(sequence)
-        return NoAnswer(sequence.handle, not_finite(self.loaded, [whole, made], is_long))
+        return NoAnswer(sequence.handle, not_finite(self.loaded, whole, is_long))
 
     def _admit(self, tokens: int) -> Iterator[tuple[_Sequence, list[Growing]]]:
         """Let those who wait join in their order, while there is room."""
@@ -251,21 +253,21 @@ class Generator:
     def _place(self, sequence: _Sequence) -> list[Growing]:
         """Find a sequence its tree and a branch of its own; returns all that is to be read."""
         prompt, key = sequence.request.prompt, self._tree_key(sequence)
-        image_token_id = self.loaded.processor.image_token_id
         start = prompt.prefix_entries if key is not None else 0
+        prefix, behind = prompt.stretches(self.loaded.processor, start)
         parts = []
         tree = self._trees.pop(key, None)
         if tree is None:
             tree = Tree(key, self._is_long(sequence))
             if start:
                 root = tree.add_node(None)
-                parts.append(Growing(tree, root, prompt.stretch(0, start, image_token_id)))
+                parts.append(Growing(tree, root, prefix))
         if key is not None:
             self._trees[key] = tree  # the last used stands last
-        rest = prompt.stretch(start, None, image_token_id)
         sequence.tree, sequence.node = tree, tree.add_node(tree.nodes[0] if start else None)
-        whole = Stretch(rest.ids + tuple(sequence.made), rest.images)
-        return [*parts, Growing(tree, sequence.node, whole)]
+        sequence.behind = behind
+        made = go_on(behind, sequence.made)
+        return [*parts, Growing(tree, sequence.node, behind.joined(made))]
 
     def _next_parts(self, sequence: _Sequence) -> list[Growing]:
         """Read the token made last; or all anew, once, when the example has become a long one.
@@ -273,13 +275,15 @@ class Generator:
         What was read was rotated with the factors of short examples; alone, it would be rotated
         with those of long ones from here on.
         """
-        tree, node = sequence.tree, sequence.node
+        tree, node, behind = sequence.tree, sequence.node, sequence.behind
         assert tree is not None
         assert node is not None
+        assert behind is not None
         if tree.is_long != self._is_long(sequence):
             self._leave(sequence)
             return self._place(sequence)
-        return [Growing(tree, node, Stretch((sequence.made[-1],)))]
+        place = len(sequence.made) - 1
+        return [Growing(tree, node, go_on(behind, sequence.made[-1:], place))]
 
     def _leave(self, sequence: _Sequence) -> None:
         """Give back what a sequence holds by itself."""
@@ -337,12 +341,10 @@ def check_fits(loaded: LoadedModel, prompt: Prompt, new_tokens: int) -> None:
     Raises:
         ValueError: an empty prompt, no token to make, or more than the model can see.
     """
-    config = loaded.model.config
-    window = config.sliding_window or config.max_position_embeddings
-    most = min(window, config.max_position_embeddings)
+    most = most_tokens(loaded.model.config)
     if not prompt.entries or new_tokens < 1:
         raise ValueError("give a prompt of one token or more, and one or more to make")
-    if prompt.tokens + new_tokens > most:
+    if most is not None and prompt.tokens + new_tokens > most:
         raise ValueError(
             f"{prompt.tokens} tokens of the prompt and {new_tokens} new ones are more than the "
             f"{most} that the model sees; shorten the prompt or ask for fewer"

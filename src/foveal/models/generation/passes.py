@@ -7,11 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
+from foveal.data.batch import ForwardInputs
+from foveal.models.cached_rows import read
 from foveal.models.family import LoadedModel
+from foveal.models.forward import hand_out, hidden_states
 from foveal.models.generation.prompt import PromptImage, Stretch
-from foveal.models.generation.tree import Node, Tree, attending_in_trees, grow
+from foveal.models.generation.strands import Batch, Strand, line_up
+from foveal.models.generation.tree import NewTokens, Node, Tree, grow
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Growing:
 
 @torch.no_grad()
 def run_pass(loaded: LoadedModel, parts: Sequence[Growing]) -> list[Tensor]:
-    """Read new tokens, and keep their keys and values in their trees.
+    """Read new tokens, and keep what later ones need in their trees.
 
     Args:
         loaded: model and processor.
@@ -34,45 +40,123 @@ def run_pass(loaded: LoadedModel, parts: Sequence[Growing]) -> list[Tensor]:
     Returns:
         (tokens, hidden) of each part.
     """
+    if loaded.family.route == "cache":
+        return _run_on_strands(loaded, parts)
     model, device = loaded.model, loaded.model.device
-    border = loaded.family.long_context_tokens(model) or 0
+    sight = loaded.family.image_sight(model)
     trees = {tree: place for place, tree in enumerate(dict.fromkeys(one.tree for one in parts))}
     order = sorted(range(len(parts)), key=lambda at: trees[parts[at].tree])
     sorted_parts = [parts[at] for at in order]
-    growths, positions = [], []
+    growths = []
     for tree, some in groupby(sorted_parts, key=lambda part: part.tree):
-        sizes = [(part.node, len(part.stretch.ids)) for part in some]
-        growths.append(grow(tree, sizes, device))
-        positions += [np.arange(node.end - count, node.end) for node, count in sizes]
-    tokens = [len(part.stretch.ids) for part in sorted_parts]
-    lengths = [border + 1 if part.tree.is_long else 1 for part in sorted_parts]
-    ids = [one for part in sorted_parts for one in part.stretch.ids]
-    inputs = {
-        "input_ids": torch.tensor([ids], device=device),
-        "position_ids": torch.from_numpy(np.concatenate(positions))[None].to(device),
-        "example_lengths": torch.from_numpy(np.repeat(lengths, tokens))[None].to(device),
-        "trees": growths,
-    }
-    shown = [image for part in sorted_parts for image in part.stretch.images]
-    with attending_in_trees(model.config):
-        hidden = loaded.family.row_hidden_states(model, inputs | _pictures(shown, device))
-    pieces = dict(zip(order, hidden.split(tokens), strict=True))
+        growths.append(grow(tree, [_new_tokens(loaded, part) for part in some], device, sight))
+    positions = np.concatenate([_positions(loaded, part) for part in sorted_parts], axis=1)
+    ids = np.concatenate([part.stretch.ids for part in sorted_parts])
+    hidden = hidden_states(
+        model,
+        loaded.family,
+        ForwardInputs(
+            input_ids=torch.from_numpy(ids)[None].to(device),
+            positions=torch.from_numpy(positions)[:, None].to(device),
+            **_images([image for part in sorted_parts for image in part.stretch.images], loaded),
+        ),
+        trees=tuple(growths),
+    )
+    lengths = [len(one.stretch.ids) for one in sorted_parts]
+    pieces = dict(zip(order, hidden.split(lengths), strict=True))
     return [pieces[at] for at in range(len(parts))]
 
 
-def _pictures(shown: Sequence[PromptImage], device: torch.device) -> dict[str, Any]:
-    """Cut the pictures, each distinct one once."""
-    if not shown:
-        return {}
+def _run_on_strands(loaded: LoadedModel, parts: Sequence[Growing]) -> list[Tensor]:
+    """Read parts side by side that are as long and stand behind about as much."""
+    hidden: dict[int, Tensor] = {}
+    waiting = list(range(len(parts)))
+    while waiting:
+        alike: dict[Hashable, list[int]] = {}
+        for at in waiting:
+            strand, node = _behind(parts[at]), parts[at].node
+            if strand is not None:
+                # Lengths up to twice each other: no more than half of a batch stands empty.
+                size = len(parts[at].stretch.ids), strand.length.bit_length()
+                alike.setdefault((*size, node.strand is None), []).append(at)
+            elif node.parent is None:
+                alike[at] = [at]
+        for some in alike.values():
+            hidden |= zip(some, _read_alike(loaded, [parts[at] for at in some]), strict=True)
+        waiting = [at for at in waiting if at not in hidden]
+    return [hidden[at] for at in range(len(parts))]
+
+
+def _behind(part: Growing) -> Strand | None:
+    """Find what a part goes on from: its own node, or the one above it."""
+    node = part.node
+    return node.strand or (node.parent.strand if node.parent else None)
+
+
+def _read_alike(loaded: LoadedModel, parts: Sequence[Growing]) -> Tensor:
+    """Read parts of one length; (parts, tokens, hidden)."""
+    model, family, device = loaded.model, loaded.family, loaded.model.device
+    strands = [strand for part in parts if (strand := _behind(part))]
+    if strands:
+        batch = line_up(strands, goes_on=all(part.node.strand for part in parts))
+    else:
+        batch = Batch(DynamicCache(config=model.config), [0])
+    tokens = len(parts[0].stretch.ids)
+    mask = batch.mask(tokens)
+    shown = _images([image for part in parts for image in part.stretch.images], loaded)
+    images = None
+    if shown["pixels"]:
+        made = family.encode_images(model, shown["pixels"])
+        images = hand_out(made, shown["image_features"], shown["image_indices"])
+    hidden = read(
+        model,
+        torch.from_numpy(np.stack([part.stretch.ids for part in parts])).to(device),
+        torch.from_numpy(np.stack([part.stretch.positions for part in parts], 1)).to(device),
+        images,
+        batch.cache,
+        None if mask is None else mask.to(device),
+    )
+    batch.lengths = [length + tokens for length in batch.lengths]
+    for part, strand in zip(parts, batch.strands(), strict=True):
+        grow(part.tree, [NewTokens(part.node, tokens)], device, "causal")  # the trees' own books
+        part.node.strand = strand
+    return hidden
+
+
+def _positions(loaded: LoadedModel, part: Growing) -> NDArray[np.int64]:
+    """Place tokens, and mark them where a model treats long examples apart; (axes, tokens)."""
+    positions = part.stretch.positions
+    if loaded.processor.long_context_tokens is None:
+        return positions
+    return np.concatenate([positions, np.full((1, positions.shape[1]), int(part.tree.is_long))])
+
+
+def _new_tokens(loaded: LoadedModel, part: Growing) -> NewTokens:
+    """Say which of them take features of which image; images of a tree are told apart by number."""
+    ids = part.stretch.ids
+    if not part.stretch.images:
+        return NewTokens(part.node, len(ids))
+    first = int(part.tree.images.max(initial=-1)) + 1
+    numbers = np.arange(first, first + len(part.stretch.images))
+    images = np.full(len(ids), -1)
+    features = [image.shape.features for image in part.stretch.images]
+    images[ids == loaded.processor.image_token_id] = np.repeat(numbers, features)
+    return NewTokens(part.node, len(ids), images)
+
+
+def _images(shown: Sequence[PromptImage], loaded: LoadedModel) -> dict[str, Any]:
+    """Open the images, each distinct one once."""
     numbers: dict[Hashable, int] = {}
     indices = tuple(numbers.setdefault(image.key, len(numbers)) for image in shown)
-    distinct = {image.key: image for image in reversed(shown)}
-    crops = [distinct[key].cut() for key in numbers]
-    side = crops[0].shape[-1]
-    grids = [distinct[key].grid for key in numbers]
+    by_key = {image.key: image for image in reversed(shown)}
+    distinct = [by_key[key] for key in numbers]
+    shapes = [image.shape for image in distinct]
+    pixels: dict[str, Tensor] = {}
+    if distinct:
+        pixels = loaded.processor.stack([image.pixels() for image in distinct], shapes)
     return {
-        "pixel_values": torch.cat(crops).to(device),
-        "image_sizes": torch.tensor([(rows * side, columns * side) for rows, columns in grids]),
+        "pixels": {name: one.to(loaded.model.device) for name, one in pixels.items()},
+        "image_features": tuple(shape.features for shape in shapes),
         "image_indices": indices,
     }
 

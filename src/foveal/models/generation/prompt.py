@@ -1,48 +1,59 @@
 """Entries and pictures -> Prompt: what is asked, and which of its beginning others may share."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import blake2b
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from foveal.data.encode import AskedTurn, TurnProcessor, encode_turns
+from foveal.data.encode import AskedTurn, TurnProcessor
+from foveal.data.shapes import ImageShape, expand_entries
+
+Pixels = Mapping[str, Tensor]
+"""An image as the tower takes it, before it is stacked with others."""
 
 
 @dataclass(frozen=True)
 class PromptImage:
-    """One picture of a prompt; it is cut when its prompt is read, not before."""
+    """One image of a prompt; it is opened when its prompt is read, not before."""
 
     key: Hashable
-    """Equal keys: the same picture."""
+    """Equal keys: the same image."""
 
-    tokens: int
-
-    grid: tuple[int, int]
-    """Rows and columns of its crops."""
-
-    cut: Callable[[], Tensor]
-    """-> (crops, 3, size, size), uint8; its own crops, row by row."""
+    shape: ImageShape
+    pixels: Callable[[], Pixels]
 
 
 def prompt_image(image: Image.Image, processor: TurnProcessor, key: Hashable = None) -> PromptImage:
-    """Describe an RGB picture in memory; without a key, its pixels tell it from others."""
+    """Describe an RGB image in memory; without a key, its pixels tell it from others."""
     if key is None:
         digest = blake2b(image.tobytes(), digest_size=16, person=b"%dx%d" % image.size)
         key = digest.digest()
-    tokens = processor.num_image_tokens(*image.size)
-    return PromptImage(key, tokens, processor.grid(*image.size), partial(processor.cut, image))
+    return PromptImage(key, processor.shape(*image.size), partial(processor.pixels, image))
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Part of a prompt as the model reads it."""
+    """Part of a sequence as the model reads it."""
 
-    ids: tuple[int, ...]
+    ids: NDArray[np.int64]
+    """(tokens,)"""
+
+    positions: NDArray[np.int64]
+    """(axes, tokens)"""
+
     images: tuple[PromptImage, ...] = ()
-    """Pictures that stand in it, in order."""
+    """Images that stand in it, in order."""
+
+    def joined(self, other: "Stretch") -> "Stretch":
+        """Put another behind it."""
+        ids = np.concatenate([self.ids, other.ids])
+        positions = np.concatenate([self.positions, other.positions], axis=1)
+        return Stretch(ids, positions, self.images + other.images)
 
 
 @dataclass(frozen=True)
@@ -82,19 +93,31 @@ class Prompt:
         return self._count(self.entries[: self.prefix_entries])
 
     def _count(self, entries: Sequence[int]) -> int:
-        return sum(self.images[-1 - one].tokens if one < 0 else 1 for one in entries)
+        return sum(self.images[-1 - one].shape.tokens if one < 0 else 1 for one in entries)
 
-    def stretch(self, start: int, end: int | None, image_token_id: int) -> Stretch:
-        """Write out the entries from `start` to `end`."""
-        ids: list[int] = []
-        images: list[PromptImage] = []
-        for entry in self.entries[start:end]:
-            if entry < 0:
-                images.append(self.images[-1 - entry])
-                ids += [image_token_id] * images[-1].tokens
-            else:
-                ids.append(entry)
-        return Stretch(tuple(ids), tuple(images))
+    def whole(self, processor: TurnProcessor) -> Stretch:
+        """Write the entries out and place them."""
+        shown = tuple(self.images[-1 - one] for one in self.entries if one < 0)
+        shapes = [image.shape for image in shown]
+        by_number = [image.shape for image in self.images]
+        ids, _ = expand_entries(np.asarray(self.entries, np.int32), by_number)
+        return Stretch(ids, processor.positions(ids, shapes), shown)
+
+    def stretches(self, processor: TurnProcessor, cut: int) -> tuple[Stretch, Stretch]:
+        """Write the prompt out in two parts: its first `cut` entries, and the others."""
+        whole = self.whole(processor)
+        tokens = self._count(self.entries[:cut])
+        shown = sum(one < 0 for one in self.entries[:cut])
+        before = Stretch(whole.ids[:tokens], whole.positions[:, :tokens], whole.images[:shown])
+        behind = Stretch(whole.ids[tokens:], whole.positions[:, tokens:], whole.images[shown:])
+        return before, behind
+
+
+def go_on(stretch: Stretch, ids: Sequence[int], start: int = 0) -> Stretch:
+    """Place words behind a stretch, of which `start` stand there already."""
+    counted = stretch.positions.max() + 1 + start + np.arange(len(ids))
+    axes = len(stretch.positions)
+    return Stretch(np.asarray(ids, np.int64), np.broadcast_to(counted, (axes, len(ids))))
 
 
 def prompt_of_turns(
@@ -110,6 +133,5 @@ def prompt_of_turns(
         system: what the model is told before the first turn.
     """
     asked = [AskedTurn(user, len(shown), answer) for user, shown, answer in turns]
-    encoded = encode_turns(asked, processor, system)
-    entries = tuple(entry for turn in encoded for part in turn for entry in part)
-    return Prompt(entries, tuple(image for _, shown, _ in turns for image in shown))
+    entries = processor.encode_turns(asked, system).entries
+    return Prompt(tuple(entries), tuple(image for _, shown, _ in turns for image in shown))

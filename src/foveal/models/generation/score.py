@@ -11,7 +11,7 @@ from foveal.models.family import LoadedModel
 from foveal.models.generation.finite import are_finite, not_finite
 from foveal.models.generation.generator import check_fits
 from foveal.models.generation.passes import Growing, logits_behind, run_pass
-from foveal.models.generation.prompt import Prompt, Stretch
+from foveal.models.generation.prompt import Prompt, Stretch, go_on
 from foveal.models.generation.tree import Node, Tree
 
 LOGITS_AT_ONCE = 1024
@@ -36,17 +36,16 @@ class _Reading:
     def end_of(self, number: int, prompt: Prompt, is_long: bool) -> int:
         """Plan to read a prompt, once; returns its last part."""
         if (number, is_long) not in self.ends:
-            image_token_id = self.loaded.processor.image_token_id
             start = prompt.prefix_entries
+            prefix, behind = prompt.stretches(self.loaded.processor, start)
             key = (prompt.prefix_key if start else number, is_long)
             tree = self.trees.get(key)
             if tree is None:
                 tree = self.trees[key] = Tree(key, is_long)
                 if start:
-                    self.read(tree, None, prompt.stretch(0, start, image_token_id))
+                    self.read(tree, None, prefix)
             root = tree.nodes[0] if start else None
-            rest = prompt.stretch(start, None, image_token_id)
-            self.ends[number, is_long] = self.read(tree, root, rest)
+            self.ends[number, is_long] = self.read(tree, root, behind)
         return self.ends[number, is_long]
 
 
@@ -66,7 +65,7 @@ def score(
         ValueError: an empty prompt or continuation, or more than the model can see.
         NotFiniteError: the model's numbers are not finite for one of the questions.
     """
-    border = loaded.family.long_context_tokens(loaded.model)
+    border = loaded.processor.long_context_tokens
     reading = _Reading(loaded)
     wanted: list[tuple[int, int | None, Sequence[int]]] = []
     asking: list[tuple[int, bool]] = []
@@ -78,7 +77,7 @@ def score(
             own = None
             if len(ids) > 1:  # the last token is predicted, never read
                 ending = reading.parts[end]
-                own = reading.read(ending.tree, ending.node, Stretch(tuple(ids[:-1])))
+                own = reading.read(ending.tree, ending.node, go_on(ending.stretch, ids[:-1]))
             wanted.append((end, own, ids))
             asking.append((number, is_long))
     if not wanted:
@@ -97,8 +96,8 @@ def score(
     for (number, is_long), (end, own, ids), total in zip(asking, wanted, found, strict=True):
         line = reading.parts[end if own is None else own].node.line()
         if math.isnan(total) or not all(sound[id(node)] for node in line):
-            asked = questions[number][0].stretch(0, None, loaded.processor.image_token_id)
-            raise not_finite(loaded, [asked, Stretch(tuple(ids[:-1]))], is_long, number)
+            asked = questions[number][0].whole(loaded.processor)
+            raise not_finite(loaded, asked.joined(go_on(asked, ids[:-1])), is_long, number)
     sums = iter(found)
     return [[next(sums) for _ in continuations] for _, continuations in questions]
 

@@ -4,20 +4,20 @@ A node is a stretch of tokens; it sees the nodes above it and what stands before
 prefix is so kept once, however many answers grow behind it.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-TREES = "foveal_trees"
-"""Name under which `trees_attention_forward` is registered with transformers."""
+from foveal.models.generation.strands import Strand
+
+ImageSight = Literal["causal", "mutual", "mutual_in_windows"]
+"""What the tokens of an image see of it: what came before, all of it, or all of it in those layers
+that have a window."""
 
 WORTH_CLOSING_UP = 0.5
 """Share of dead slots at which a tree is closed up."""
@@ -37,6 +37,8 @@ class Node:
         self.parent = parent
         self.tokens = 0
         self.is_alive = True
+        self.strand: Strand | None = None
+        """What was read up to its end, where a tree cannot hold it."""
 
     @property
     def end(self) -> int:
@@ -64,6 +66,12 @@ class Tree:
         self.nodes: list[Node] = []
         self.owners = np.zeros(0, np.int64)
         """(slots,) Number of the node that each slot belongs to."""
+
+        self.places = np.zeros(0, np.int64)
+        """(slots,) Place of each token in its own sequence."""
+
+        self.images = np.zeros(0, np.int64)
+        """(slots,) Number of the image whose feature a token takes, -1 for words."""
 
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -99,6 +107,7 @@ class Tree:
         kept = np.flatnonzero(alive)
         numbers = np.cumsum([node.is_alive for node in self.nodes]) - 1
         self.owners = numbers[self.owners[kept]]
+        self.places, self.images = self.places[kept], self.images[kept]
         self.nodes = [node for node in self.nodes if node.is_alive]
         for number, node in enumerate(self.nodes):
             node.number = number
@@ -106,17 +115,29 @@ class Tree:
             places = torch.from_numpy(kept).to(keys.device)
             self._layers[layer] = (keys[:, :, places], values[:, :, places])
 
-    def visible(self, asking: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Say which slots the last ones see, (asking, slots).
+    def visible(
+        self,
+        asking: NDArray[np.int64],
+        window: int | None = None,
+        images_see_themselves: bool = False,
+    ) -> NDArray[np.bool_]:
+        """Say which slots some see, (asking, slots).
 
         Args:
-            asking: (asking,), numbers of the nodes of the last slots.
+            asking: (asking,), slots.
+            window: farthest place that is seen, counted back; none: all.
+            images_see_themselves: whether the tokens of an image see those behind them, too.
         """
         above = np.zeros((len(self.nodes), len(self.nodes)), np.bool_)
-        for number in np.unique(asking):
+        for number in np.unique(self.owners[asking]):
             above[number, [node.number for node in self.nodes[number].line()]] = True
-        seen: NDArray[np.bool_] = above[asking[:, None], self.owners[None]]
-        return np.tril(seen, self.slots - len(asking))
+        seen: NDArray[np.bool_] = above[self.owners[asking, None], self.owners[None]]
+        distance = self.places[asking, None] - self.places[None]
+        near = distance >= 0
+        if images_see_themselves:
+            same = self.images[asking, None] == self.images[None]
+            near |= same & (self.images[None] >= 0)
+        return seen & near if window is None else seen & near & (distance < window)
 
     def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put the keys and values of the last slots of a layer in place; returns all of them.
@@ -143,46 +164,94 @@ class Tree:
         return larger
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Growth:
-    """New tokens of one tree in one pass: where each belongs and what it sees."""
+    """New tokens of one tree in one pass, and what they see: slots of the tree."""
 
     tree: Tree
     new_slots: int
     root_slots: int
-    """New slots of a root, which see each other causally and nothing else; they come first."""
+    """New slots of a root, which see nothing but each other; they come first."""
 
-    mask: Tensor | None
-    """(1, 1, other new slots, slots), bool; none: all is seen."""
+    device: torch.device
+    image_sight: ImageSight
+    _masks: dict[int | None, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
+
+    def masks(self, window: int | None) -> tuple[Tensor | None, Tensor | None]:
+        """Say what is seen in a layer with a window, or without one.
+
+        Returns:
+            Of the root's new slots, (1, 1, root slots, root slots), bool; none: what came before.
+            Of the others, (1, 1, other new slots, slots), bool; none: everything.
+        """
+        if window not in self._masks:
+            self._masks[window] = self._root_mask(window), self._mask_of_others(window)
+        return self._masks[window]
+
+    def _images_see_themselves(self, window: int | None) -> bool:
+        in_windows = self.image_sight == "mutual_in_windows" and window is not None
+        return self.image_sight == "mutual" or in_windows
+
+    def _root_mask(self, window: int | None) -> Tensor | None:
+        mutual = self._images_see_themselves(window)
+        if not self.root_slots or not (mutual or (window is not None and window < self.root_slots)):
+            return None
+        seen = self.tree.visible(np.arange(self.root_slots), window, mutual)
+        return self._tensor(seen[:, : self.root_slots])
+
+    def _mask_of_others(self, window: int | None) -> Tensor | None:
+        first = self.tree.slots - self.new_slots + self.root_slots
+        asking = np.arange(first, self.tree.slots)
+        seen = self.tree.visible(asking, window, self._images_see_themselves(window))
+        return None if len(asking) <= 1 and bool(seen.all()) else self._tensor(seen)
+
+    def _tensor(self, seen: NDArray[np.bool_]) -> Tensor:
+        return torch.from_numpy(seen)[None, None].to(self.device)
 
 
-def grow(tree: Tree, stretches: Sequence[tuple[Node, int]], device: torch.device) -> Growth:
+@dataclass(frozen=True)
+class NewTokens:
+    """Tokens that a node gets."""
+
+    node: Node
+    count: int
+    images: NDArray[np.int64] | None = None
+    """(count,), number of the image whose feature each takes, -1 for words; none: all words."""
+
+
+def grow(
+    tree: Tree, stretches: Sequence[NewTokens], device: torch.device, image_sight: ImageSight
+) -> Growth:
     """Append tokens to nodes; their keys and values are still to come.
 
     Args:
         tree: to grow.
-        stretches: (node, tokens); a root comes first.
+        stretches: what nodes get; a root comes first.
         device: of the model.
+        image_sight: of the model.
     """
-    nodes, counts = zip(*stretches, strict=True)
-    owners = np.repeat([node.number for node in nodes], counts)
-    root_slots = counts[0] if nodes[0].parent is None and not tree.slots else 0
-    tree.owners = np.concatenate([tree.owners, owners])
-    for node, count in stretches:
-        node.tokens += count
-    seen = tree.visible(owners[root_slots:])
-    all_seen = len(owners) - root_slots <= 1 and bool(seen.all())
-    mask = None if all_seen else torch.from_numpy(seen)[None, None].to(device)
-    return Growth(tree, len(owners), root_slots, mask)
+    first = stretches[0]
+    root_slots = first.count if first.node.parent is None and not tree.slots else 0
+    owners, places, images = [tree.owners], [tree.places], [tree.images]
+    for one in stretches:
+        start = one.node.end
+        one.node.tokens += one.count
+        owners.append(np.full(one.count, one.node.number))
+        places.append(np.arange(start, start + one.count))
+        images.append(np.full(one.count, -1) if one.images is None else one.images)
+    new_slots = sum(one.count for one in stretches)
+    tree.owners, tree.places = np.concatenate(owners), np.concatenate(places)
+    tree.images = np.concatenate(images)
+    return Growth(tree, new_slots, root_slots, device, image_sight)
 
 
-def trees_attention_forward(
+def attend_in_trees(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
-    trees: Sequence[Growth] = (),
+    trees: Sequence[Growth],
+    attend: Callable[..., Tensor],
     **arguments: Any,
 ) -> tuple[Tensor, None]:
     """Attend within each tree: new tokens to all that they see in it.
@@ -192,30 +261,29 @@ def trees_attention_forward(
         query: (1, heads, new tokens of all trees, head size).
         key: (1, key heads, new tokens, head size).
         value: (1, key heads, new tokens, head size).
-        attention_mask: none; who sees whom stands in `trees`.
         trees: cover the new tokens in order.
-        arguments: dropout and scaling, handed on.
+        attend: (module, query, key, value, mask, ...) -> (1, queries, heads, head size); without a
+            mask causal, or all is seen if there is one query.
+        arguments: of the layer, handed on.
 
     Returns:
         (1, new tokens, heads, head size), and no weights.
     """
     layer: Any = module.layer_idx
+    window = arguments.get("sliding_window")
     sizes = [one.new_slots for one in trees]
     pieces = []
     per_tree = zip(*(tensor.split(sizes, dim=2) for tensor in (query, key, value)), strict=True)
     for one, (queries, new_keys, new_values) in zip(trees, per_tree, strict=True):
         keys, values = one.tree.store(layer, new_keys, new_values)
+        root_mask, mask = one.masks(window)
         root, others = queries.split([one.root_slots, one.new_slots - one.root_slots], dim=2)
         if root.shape[2]:
             # The new tensors, not the slots: side by side in memory.
             seen = new_keys[:, :, : one.root_slots], new_values[:, :, : one.root_slots]
-            pieces.append(
-                sdpa_attention_forward(module, root, *seen, None, is_causal=True, **arguments)[0]
-            )
+            pieces.append(attend(module, root, *seen, mask=root_mask, **arguments))
         if others.shape[2]:
-            seen_by_others = sdpa_attention_forward(
-                module, others, keys, values, one.mask, is_causal=False, **arguments
-            )[0]
+            seen_by_others = attend(module, others, keys, values, mask=mask, **arguments)
             own = (each[:, :, one.root_slots :] for each in (new_keys, new_values))
             pieces.append(seen_by_others + sum(map(_nothing_or_nan, own)))
     return torch.cat(pieces, dim=1), None
@@ -233,17 +301,3 @@ def _nothing_or_nan(made: Tensor) -> Tensor:
         (1, tokens, 1, 1).
     """
     return (made.sum((1, 3), dtype=torch.float32) * 0).to(made.dtype)[..., None, None]
-
-
-AttentionInterface.register(TREES, trees_attention_forward)
-
-
-@contextmanager
-def attending_in_trees(config: Any) -> Iterator[None]:
-    """Let a model's decoder attend in trees; transformers looks the name up at each call."""
-    usual = config._attn_implementation
-    config._attn_implementation = {"": TREES}  # of the decoder alone, not of the tower
-    try:
-        yield
-    finally:
-        config._attn_implementation = {"": usual}

@@ -1,6 +1,6 @@
 """Token ids and crops -> hidden states and logits; the decoder layers are transformers' own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -13,8 +13,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm
 from transformers.utils import can_return_tuple
 
-from foveal.data.layout import GroupSpan
-from foveal.models.attention import row_attention
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.rotary import PerExampleRotaryEmbedding
 from foveal.models.phi3_vision.vision import ImageEmbedding
@@ -87,22 +85,29 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
         features: list[Tensor] = self.vision_embed_tokens(pixel_values, grids)
         return features
 
-    def embed(
+    def _pictures(
         self,
-        input_ids: Tensor,
-        pixel_values: Tensor | None = None,
-        image_sizes: Tensor | None = None,
-        image_indices: Sequence[int] | None = None,
-    ) -> Tensor:
+        pixel_values: Tensor | None,
+        image_sizes: Tensor | None,
+        encoded: Mapping[str, Any] | None,
+    ) -> Sequence[Tensor] | None:
+        """Encode the pictures, unless that is done; none: there is none."""
+        if encoded and encoded.get("image") is not None:
+            done: Sequence[Tensor] = encoded["image"].pooler_output
+            return done
+        if pixel_values is None:
+            return None
+        if image_sizes is None:
+            raise ValueError("pixel_values without image_sizes")
+        return self.get_image_features(pixel_values, image_sizes)
+
+    def embed(self, input_ids: Tensor, pictures: Sequence[Tensor] | None) -> Tensor:
         """Look up the tokens and put the pictures in their places.
 
         Args:
             input_ids: (batch, length); an image stands as a run of `image_token_id`, or of
                 negative ids that count the images of a row from -1 on.
-            pixel_values: see `get_image_features`.
-            image_sizes: see `get_image_features`.
-            image_indices: which picture stands at each place for one, where a picture is used
-                more than once; none: each once, in order.
+            pictures: (tokens, hidden) of each image, in the order of the text; none: there is none.
 
         Returns:
             (batch, length, hidden).
@@ -112,22 +117,15 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
         """
         is_image = (input_ids == self.config.image_token_id) | (input_ids < 0)
         _check_order(input_ids)
-        words = input_ids.masked_fill(is_image, self.config.pad_token_id)
+        embeddings: Tensor = self.embed_tokens(
+            input_ids.masked_fill(is_image, self.config.pad_token_id)
+        )
         places = int(is_image.sum())
-        if pixel_values is None:
+        if pictures is None:
             if places:
                 raise ValueError(f"{places} image tokens, but no pixel_values and image_sizes")
-            embeddings: Tensor = self.embed_tokens(words)
             return embeddings
-        if image_sizes is None:
-            raise ValueError("pixel_values without image_sizes")
-        # The tower before the words: gradients come in the reverse order, and processes that
-        # share them as they come, with pictures and without, need one order.
-        pictures = self.get_image_features(pixel_values, image_sizes)
-        embeddings = self.embed_tokens(words)
-        if image_indices is not None:
-            pictures = [pictures[index] for index in image_indices]
-        features = torch.cat(pictures)
+        features = torch.cat(list(pictures))
         if len(features) != places:
             raise ValueError(
                 f"{places} image tokens do not fit {len(features)} features "
@@ -147,9 +145,7 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
         image_sizes: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
-        groups: tuple[GroupSpan, ...] | None = None,
-        example_lengths: Tensor | None = None,
-        image_indices: Sequence[int] | None = None,
+        mm_encoder_outputs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the decoder.
@@ -157,7 +153,8 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
         Args:
             input_ids: (batch, length), see `embed`.
             attention_mask: (batch, past + length), 0 on padding, left or right.
-            position_ids: (batch, length); none: counted from the mask.
+            position_ids: (batch, length); with a second axis before these, (2, batch, length), it
+                says of each token whether its example is a long one. None: counted from the mask.
             past_key_values: what came before.
             inputs_embeds: (batch, length, hidden), instead of ids and pictures.
             pixel_values: see `get_image_features`.
@@ -165,47 +162,40 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
             use_cache: return the keys and values.
             output_hidden_states: return the embeddings and what each layer makes of them, the
                 last one after the final norm.
-            groups: of a packed row, batch 1; then `position_ids` and `example_lengths` are given.
-            example_lengths: (batch, length) or (batch, 1), tokens of the whole example that each
-                token belongs to; none: counted from the mask.
-            image_indices: see `embed`.
+            mm_encoder_outputs: under "image", pictures that are encoded already.
             kwargs: handed on to the attention.
         """
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
-            if pixel_values is None and input_ids.shape[1] == 1 and past_key_values is not None:
+            if input_ids.shape[1] == 1 and past_key_values is not None and pixel_values is None:
                 inputs_embeds = self.embed_tokens(input_ids)  # generated: whatever it is, a word
             else:
-                inputs_embeds = self.embed(input_ids, pixel_values, image_sizes, image_indices)
+                # The tower before the words, see `models.forward`.
+                pictures = self._pictures(pixel_values, image_sizes, mm_encoder_outputs)
+                inputs_embeds = self.embed(input_ids, pictures)
         if use_cache is None:
-            use_cache = bool(self.config.use_cache) and not self.training and groups is None
+            use_cache = bool(self.config.use_cache) and not self.training
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
             position_ids = _positions(attention_mask, inputs_embeds, past)
-        if example_lengths is None:
-            example_lengths = _lengths(attention_mask, position_ids)
-        if groups is not None:
-            packed = row_attention(
-                groups,
-                self.config._attn_implementation,
-                inputs_embeds.dtype,
-                inputs_embeds.device,
-            )
-            mask, kwargs = packed.mask, kwargs | packed.arguments
+        if position_ids.dim() == 3:
+            position_ids, is_long = position_ids[0], position_ids[1].bool()
         else:
-            window = self.config.sliding_window
-            make = create_causal_mask if window is None else create_sliding_window_causal_mask
-            mask = make(
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-            )
-        rotation = self.rotary_emb(position_ids, example_lengths, inputs_embeds.dtype)
+            border = self.config.original_max_position_embeddings
+            is_long = _lengths(attention_mask, position_ids) > border
+        window = self.config.sliding_window
+        make = create_causal_mask if window is None else create_sliding_window_causal_mask
+        mask = make(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        rotation = self.rotary_emb(position_ids, is_long, inputs_embeds.dtype)
         hidden = inputs_embeds
         trace = [hidden]
         for layer in self.layers:
@@ -255,7 +245,6 @@ class Phi3VisionForConditionalGeneration(Phi3VisionPreTrainedModel, GenerationMi
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_sizes: Tensor | None = None,
-        image_indices: Sequence[int] | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -271,7 +260,6 @@ class Phi3VisionForConditionalGeneration(Phi3VisionPreTrainedModel, GenerationMi
             inputs_embeds: (batch, length, hidden).
             pixel_values: (crops, 3, size, size), uint8 or normalised float.
             image_sizes: (images, 2), height and width after the HD transform.
-            image_indices: which picture stands at each place for one; none: each once, in order.
             labels: (batch, length), unshifted; -100 where nothing is to be learnt.
             use_cache: return the keys and values.
             logits_to_keep: last positions to predict at, or their indices; 0: all.
@@ -285,7 +273,6 @@ class Phi3VisionForConditionalGeneration(Phi3VisionPreTrainedModel, GenerationMi
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             image_sizes=image_sizes,
-            image_indices=image_indices,
             use_cache=use_cache,
             **kwargs,
         )

@@ -10,24 +10,20 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
-from foveal.data.encode import TurnsSetting
 from foveal.data.media import Picture, naming
-from foveal.data.message import IMAGE_TAG, write_tags
+from foveal.data.message import IMAGE_TAG, tag_order, write_tags
 from foveal.models.generation.characters import whole_characters
 from foveal.models.phi3_vision.chat import (
     Message,
     answer_spans,
     deal_images,
     plain_messages,
-    tag_order,
 )
-from foveal.models.phi3_vision.image import crop_grid, cut_crops
 from foveal.models.phi3_vision.image_processor import (
     Phi3VImageProcessor,
     as_rgb,
@@ -35,6 +31,7 @@ from foveal.models.phi3_vision.image_processor import (
     name_of,
     refuse_others,
 )
+from foveal.models.phi3_vision.reading import CropReader
 
 MOST_REMEMBERED_TEXTS = 20_000
 """Texts that are encoded once: labels, openings, and the questions asked of every picture."""
@@ -50,7 +47,7 @@ CALL_OPTIONS = ("padding", "padding_side", "num_crops", "add_special_tokens", "r
 """Options of `Phi3VProcessor.__call__`, without effect on a prompt that is not encoded."""
 
 
-class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
+class Phi3VProcessor(CropReader, ProcessorMixin):  # type: ignore[misc]
     """Prompts and pictures to the model's inputs, and turns to what is learnt from them."""
 
     def __init__(
@@ -103,6 +100,11 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
     def crop_size(self) -> int:
         """Side of a crop, pixels."""
         return int(self.image_processor.crop_size)
+
+    @property
+    def tokens_side(self) -> int:
+        """Merged patches along one side of a crop."""
+        return int(self.image_processor.num_img_tokens**0.5)
 
     # -- prompts, as transformers' users write them ----------------------------------------------
 
@@ -257,9 +259,6 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
 
     # -- turns, as training and evaluation take them ---------------------------------------------
 
-    turns: TurnsSetting = "recipe"
-    """How the turns of a conversation follow each other; see the recipe's `data.turns`."""
-
     @cached_property
     def _known_texts(self) -> dict[str, tuple[int, ...]]:
         return {}
@@ -336,20 +335,6 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         end = next((place for place, one in enumerate(ids) if one in self.end_ids), len(ids))
         decode = partial(self.tokenizer.decode, skip_special_tokens=True)
         return whole_characters(ids[:end], decode)[1].strip()
-
-    def num_image_tokens(self, width: int, height: int) -> int:
-        """Count the tokens of a picture from its size alone."""
-        return int(self.image_processor.num_tokens(width, height))
-
-    def grid(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of crops of a picture, from its size alone."""
-        settings = self.image_processor
-        grid = crop_grid(width, height, settings.num_crops, settings.crop_size)
-        return grid.rows, grid.columns
-
-    def cut(self, image: Image.Image) -> Tensor:
-        """Cut an RGB picture into its own crops, (crops, 3, size, size), uint8."""
-        return cut_crops(image, self.image_processor.num_crops, self.image_processor.crop_size)
 
 
 Phi3VisionImageProcessor = Phi3VImageProcessor

@@ -45,22 +45,22 @@ class PerExampleRotaryEmbedding(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, position_ids: Tensor, example_lengths: Tensor, dtype: torch.dtype
+        self, position_ids: Tensor, is_long: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Work out the rotation of each token.
 
         Args:
             position_ids: (batch, length), place of each token in its own example.
-            example_lengths: (batch, length) or (batch, 1), tokens of that whole example; long
-                factors where it is above `original_max_position_embeddings`.
+            is_long: (batch, length) or (batch, 1), bool, whether that whole example is longer than
+                `original_max_position_embeddings`.
             dtype: of the result; the arithmetic is float32.
 
         Returns:
             cos and sin, (batch, length, head size) each.
         """
         short, long = self._tables(position_ids.device)
-        is_long = (example_lengths > self.border)[..., None]
-        angles = position_ids[..., None].to(torch.float32) * torch.where(is_long, long, short)
+        factors = torch.where(is_long[..., None], long, short)
+        angles = position_ids[..., None].to(torch.float32) * factors
         angles = torch.cat((angles, angles), dim=-1)
         scaling = self.attention_scaling
         return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)

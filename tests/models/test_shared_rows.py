@@ -5,18 +5,17 @@ import torch
 from golden_data import load_model
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
+from foveal.data.batch import ForwardInputs
 from foveal.data.layout import GroupSpan
-from foveal.models.attention import (
-    BLOCKS,
-    branch_mask,
-    choose_attention,
-    row_attention,
-    token_places,
-    visible,
-)
+from foveal.models import shared_rows
+from foveal.models.forward import hidden_states
+from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.shared_rows import FORMS, RowView, choose_attention
 
 CPU = torch.device("cpu")
-KINDS = [BLOCKS, "sdpa", "eager"]
+BLOCKS = "foveal_blocks"
+KINDS = [BLOCKS, "foveal_sdpa", "foveal_eager"]
+BORDER = 64  # original context of tiny_b
 # (tokens of the prefix, tokens of each branch); the model's context border is 64 tokens, so the
 # third group is of long examples, side by side with short ones.
 GROUPS = {
@@ -61,13 +60,12 @@ class Row:
                 self.samples.append(first + list(range(len(positions), len(positions) + branch)))
                 positions += range(prefix, prefix + branch)
                 lengths += [prefix + branch] * branch
-        self.inputs = {
-            "input_ids": self.ids[None],
-            "position_ids": torch.tensor([positions]),
-            "example_lengths": torch.tensor([lengths]),
-            "groups": self.groups,
-            "use_cache": False,
-        }
+        is_long = torch.tensor(lengths) > BORDER
+        self.positions = torch.stack([torch.tensor(positions), is_long.long()])[:, None]
+
+    @property
+    def inputs(self):
+        return ForwardInputs(self.ids[None], self.positions, {}, (), ())
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +76,7 @@ def model():
 
 def hidden_of_row(model, kind, row):
     model.set_attn_implementation(kind)
-    return model.model(**row.inputs).last_hidden_state[0]
+    return hidden_states(model, FAMILY, row.inputs, groups=row.groups)
 
 
 def hidden_of_samples(model, row):
@@ -132,7 +130,7 @@ def test_flex_attention_sees_the_same_without_a_graph(model, monkeypatch):
     monkeypatch.setattr(through, "compile_friendly_flex_attention", uncompiled)
     row = Row(GROUPS["all together"])
     with torch.no_grad():
-        packed = hidden_of_row(model, "flex_attention", row)
+        packed = hidden_of_row(model, "foveal_flex", row)
         expected = hidden_of_row(model, BLOCKS, row)
     torch.testing.assert_close(packed, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
 
@@ -150,17 +148,28 @@ def test_who_sees_whom_is_what_a_hand_would_draw():
         . . . . . f g
     """
     expected = torch.tensor([[c != "." for c in line.split()] for line in drawn.split("\n")[1:-1]])
-    owner, branch = token_places(groups, CPU)
-    assert owner.tolist() == [0, 0, 0, 0, 0, 1, 1]
-    assert branch.tolist() == [0, 0, 1, 1, 2, 0, 0]
-    assert torch.equal(visible(owner, branch), expected)
-    assert torch.equal(branch_mask(groups[0], CPU)[0, 0], expected[2:5, :5])
-    assert torch.equal(row_attention(groups, "sdpa", torch.float32, CPU).mask[0, 0], expected)
-    added = row_attention(groups, "eager", torch.float32, CPU).mask[0, 0]
+    view = RowView(groups, CPU)
+    owner, branch, place = (one.tolist() for one in view.places)
+    assert owner == [0, 0, 0, 0, 0, 1, 1]
+    assert branch == [0, 0, 1, 1, 2, 0, 0]
+    assert place == [0, 1, 2, 3, 2, 0, 1]
+    assert torch.equal(view.square(None)[0, 0], expected)
+    assert torch.equal(view.branch_mask(groups[0], None)[0, 0], expected[2:5, :5])
+    assert view.prefix_mask(groups[0], None) is None  # causal, without a square
+    states = torch.zeros(3, 1, 1, 7, 4)
+    added = FORMS["eager"][0](OwnAttention(), *states, None, row=view)[0][0, 0]
     assert torch.equal(added == 0, expected)
     assert (added[~expected] == torch.finfo(torch.float32).min).all()
-    block_mask = row_attention(groups, "flex_attention", torch.float32, CPU).mask
+    block_mask = view.block_mask(None)
     assert torch.equal(create_mask(block_mask.mask_mod, 1, 1, 7, 7, "cpu")[0, 0], expected)
+
+
+class OwnAttention(torch.nn.Module):
+    """A layer whose modelling file, this one, has the plain attention beside it."""
+
+
+def eager_attention_forward(module, query, key, value, mask, **_):
+    return mask, None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -169,7 +178,6 @@ def test_a_branch_does_not_change_with_its_siblings_or_neighbours(model, kind):
     other = Row([(20, [5, 8, 12]), (30, [])])
     other.ids[25:33] = other.ids[25:33] % 400 + 50  # the second branch, then the neighbour
     other.ids[50:60] = other.ids[50:60] % 400 + 50
-    other.inputs["input_ids"] = other.ids[None]
     with torch.no_grad():
         one, two = hidden_of_row(model, kind, row), hidden_of_row(model, kind, other)
     changed = (one - two).abs().amax(-1) > 0
@@ -178,29 +186,33 @@ def test_a_branch_does_not_change_with_its_siblings_or_neighbours(model, kind):
 
 def test_flash_attention_takes_rows_without_sharing_by_their_lengths():
     side_by_side = lay_out(GROUPS["side by side"])
-    arguments = row_attention(side_by_side, "flash_attention_2", torch.float16, CPU).arguments
+    arguments = RowView(side_by_side, CPU).lengths()
     assert arguments["cu_seq_lens_q"].tolist() == [0, 7, 19, 22]
     assert arguments["max_length_k"] == 12
     with pytest.raises(ValueError, match="no form for shared rows"):
-        row_attention(lay_out([(3, [1])]), "flash_attention_2", torch.float16, CPU)
+        RowView(lay_out([(3, [1])]), CPU).lengths()
 
 
-def test_an_unknown_kind_of_attention_is_refused():
-    with pytest.raises(ValueError, match="no packed rows with attention 'sliding'"):
-        row_attention((GroupSpan(0, (), 3),), "sliding", torch.float32, CPU)
+@pytest.mark.parametrize("kind", ["sdpa", "eager"])
+def test_an_unknown_kind_of_attention_is_refused(model, kind):
+    with pytest.raises(ValueError, match=f"no packed rows with attention '{kind}'"):
+        hidden_of_row(model, kind, Row([(3, [])]))
 
 
 @pytest.mark.parametrize(
     ("name", "decoder", "tower"),
     [
-        ("blocks", BLOCKS, "sdpa"),
-        ("sdpa", "sdpa", "sdpa"),
-        ("eager", "eager", "eager"),
-        ("flex", "flex_attention", "sdpa"),
-        ("flash_attention_2", "flash_attention_2", "sdpa"),
+        ("blocks", "foveal_blocks", "sdpa"),
+        ("sdpa", "foveal_sdpa", "sdpa"),
+        ("eager", "foveal_eager", "eager"),
+        ("flex", "foveal_flex", "sdpa"),
+        ("flash_attention_2", "foveal_flash_attention_2", "sdpa"),
     ],
 )
-def test_a_recipes_attention_is_named_for_the_decoder_and_the_tower(name, decoder, tower):
+def test_a_recipes_attention_is_named_for_the_decoder_and_the_tower(
+    monkeypatch, name, decoder, tower
+):
+    monkeypatch.setattr(shared_rows, "is_flash_attn_2_available", lambda: True)
     assert choose_attention(name) == {"": decoder, "vision_config": tower}
 
 

@@ -1,0 +1,195 @@
+"""A row, group by group -> hidden states, for decoders that carry a state from token to token.
+
+No attention can say who sees whom in layers that are recurrent or that convolve: whatever stands
+before a token in the row has gone into it. So the prefix of a group is read with a cache, what the
+cache holds is repeated for each branch, and the branches go on from there side by side. One
+backward pass goes through all of it.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    LinearAttentionCacheLayerMixin,
+    get_layer_types_and_kwargs,
+)
+
+from foveal.data.layout import GroupSpan
+from foveal.errors import ModelError
+
+ATTENTION = frozenset({"full_attention", "sliding_attention", "dummy"})
+"""Kinds of layers of which a mask says all; a dummy one looks up what another has read."""
+
+STATEFUL = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding"})
+"""Kinds whose cache can be repeated: `repeat` and `_fresh` know what it holds."""
+
+
+def reads_with_cache(name: str, config: Any, skeleton: nn.Module) -> bool:
+    """Tell whether a decoder has layers that carry a state from token to token.
+
+    Args:
+        name: of the model, for errors.
+        config: of the decoder.
+        skeleton: the decoder, with or without weights.
+
+    Raises:
+        ModelError: it has layers of a kind that is not known here, or states that its
+            configuration does not speak of.
+    """
+    kinds = set(get_layer_types_and_kwargs(config)[0])
+    unknown = sorted(kinds - ATTENTION - STATEFUL)
+    if unknown:
+        raise ModelError(
+            f"model {name}: its decoder has layers of the kind {unknown[0]!r}, of which it is not "
+            "known here what a token sees; train another model"
+        )
+    if not kinds <= ATTENTION:
+        return True
+    # Two signs of a state; a convolution would see its neighbours in the row.
+    convolves = any(isinstance(one, nn.Conv1d) for one in skeleton.modules())
+    if convolves or getattr(skeleton, "_is_stateful", False):
+        raise ModelError(
+            f"model {name}: its decoder carries a state from token to token, and its configuration "
+            "does not say in which layers (layer_types); train another model"
+        )
+    return False
+
+
+def repeat(cache: DynamicCache, times: int) -> None:
+    """Make what a cache holds of one sequence the beginning of several."""
+    cache.reorder_cache(torch.zeros(times, dtype=torch.long))
+    cache.layers[:] = [_fresh(layer) for layer in cache.layers]
+
+
+def _fresh(layer: Any) -> Any:
+    """Copy a layer's cache so that going on from the copy leaves the layer's own alone.
+
+    Keys and values are put anew at each update. States are written over in place: a convolution's
+    is small and copied; a recurrent one, which the backward pass needs, is given a new tensor to be
+    written to, as if there had been none.
+    """
+    fresh = copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, dict):  # of each state of a layer
+            setattr(fresh, name, dict(value))
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        states = layer.conv_states.items()
+        fresh.conv_states = {at: None if one is None else one.clone() for at, one in states}
+        fresh.is_recurrent_states_initialized = dict.fromkeys(layer.recurrent_states, False)
+    return fresh
+
+
+def read(
+    model: Any,
+    ids: Tensor,
+    positions: Tensor,
+    images: Any,
+    cache: DynamicCache | None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Run a model on sequences, from where a cache has come to.
+
+    Args:
+        model: of transformers, bare.
+        ids: (batch, length), int64.
+        positions: (axes, batch, length), int64.
+        images: what the tower returned, of the images in `ids` in their order; none: there are
+            none.
+        cache: that is gone on from and grows; none: the sequences begin here and end here.
+        mask: (batch, tokens of the cache and of `ids`), whether a token is there; none: all are.
+
+    Returns:
+        (batch, length, hidden).
+    """
+    hidden: Tensor = model.model(
+        input_ids=ids,
+        position_ids=positions[0] if len(positions) == 1 else positions,
+        attention_mask=mask,
+        mm_encoder_outputs=None if images is None else {"image": images},
+        past_key_values=cache,
+        use_cache=False,  # no other one is made
+    ).last_hidden_state
+    return hidden
+
+
+def read_groups(
+    model: Any,
+    ids: Tensor,
+    positions: Tensor,
+    groups: Sequence[GroupSpan],
+    is_feature: Tensor,
+    images: Callable[[int, int], Any],
+) -> Tensor:
+    """Read each group of a row: its prefix, then its branches behind it.
+
+    Args:
+        model: of transformers, bare.
+        ids: (length,), int64.
+        positions: (axes, length), int64.
+        groups: cover the row.
+        is_feature: (length,), whether a token takes a feature of an image.
+        images: (features before a stretch, features up to its end) -> what the tower returned, of
+            the images in between.
+
+    Returns:
+        (length, hidden).
+    """
+    before = [0, *is_feature.cumsum(0).tolist()]  # features before each token
+
+    def read_part(places: Tensor, start: int, end: int, cache: DynamicCache | None) -> Tensor:
+        shown = images(before[start], before[end]) if before[start] < before[end] else None
+        return read(model, ids[places], positions[:, places], shown, cache)
+
+    pieces = []
+    for group in groups:
+        branches = group.branches
+        cache = DynamicCache(config=model.config) if branches else None
+        prefix = torch.arange(group.start, group.prefix_end, device=ids.device)
+        pieces.append(read_part(prefix[None], group.start, group.prefix_end, cache)[0])
+        if cache is None:
+            continue
+        repeat(cache, len(branches))
+        starts, ends = torch.tensor(branches, device=ids.device).T
+        places = starts[:, None] + torch.arange(int((ends - starts).max()), device=ids.device)
+        # A short branch ends with its last token over and over, which nothing before it sees.
+        padded = places.minimum(ends[:, None] - 1)
+        hidden = read_part(padded, group.prefix_end, group.end, cache)
+        pieces.append(hidden[places < ends[:, None]])
+    return torch.cat(pieces)
+
+
+def recompute_with_cache(model: Any) -> None:
+    """Let the decoder's layers be run again in the backward pass from the cache they first met.
+
+    transformers drops a cache where layers are run again, since they would write to it twice. Here
+    each run of a layer writes to a copy of its own.
+    """
+    for number, block in enumerate(model.get_decoder().layers):
+        block._can_checkpoint_with_cache = True
+        keep = partial(_run_again, block._gradient_checkpointing_func, number)
+        block._gradient_checkpointing_func = keep
+
+
+def _run_again(checkpoint: Callable[..., Any], number: int, run: Any, hidden: Tensor) -> Tensor:
+    given = run.keywords
+    name = next((name for name, one in given.items() if isinstance(one, Cache)), None)
+    if name is None:
+        made: Tensor = checkpoint(run, hidden)
+        return made
+    before, others = given[name].layers[number], {**given, name: None}
+
+    def run_alone(hidden: Tensor) -> tuple[Tensor, Any]:
+        # Of this layer alone: the backward pass would hold on to the cache of all others as well.
+        own = DynamicCache()
+        own.layers = [None] * number + [_fresh(before)]
+        made = run.func(*run.args, hidden, **{**others, name: own})
+        return made, own.layers[number]
+
+    hidden, given[name].layers[number] = checkpoint(run_alone, hidden)
+    return hidden

@@ -1,0 +1,174 @@
+"""A packed row, or new tokens of trees -> hidden states, through a model's own code."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from copy import copy
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveal.data.batch import ForwardInputs
+from foveal.data.layout import GroupSpan
+from foveal.models.cached_rows import read_groups
+from foveal.models.family import Family
+from foveal.models.generation.tree import Growth
+from foveal.models.shared_rows import PREFIX, RowView
+
+TYPE_INPUTS = ("mm_token_type_ids", "token_type_ids")
+"""What models are told of each token: 1 where it takes a feature of an image."""
+
+
+def hidden_states(
+    model: Any,
+    family: Family,
+    inputs: ForwardInputs,
+    *,
+    groups: tuple[GroupSpan, ...] = (),
+    trees: tuple[Growth, ...] = (),
+    plainly: bool = False,
+) -> Tensor:
+    """Run a model up to its final norm.
+
+    Args:
+        model: of transformers, bare.
+        family: of the model.
+        inputs: of the pass.
+        groups: of a packed row.
+        trees: of new tokens, while decoding.
+        plainly: read a row of one example as the model's own code reads it, with its own positions
+            and masks: as a check of ours, or where ours cannot be had.
+
+    Returns:
+        (length, hidden).
+
+    Raises:
+        ValueError: the decoder attends by no form that reads rows.
+    """
+    if plainly or family.route == "plain":
+        return _plain_states(model, family, inputs, groups)
+    attention = model.config.get_text_config()._attn_implementation
+    if not str(attention).startswith(PREFIX):
+        raise ValueError(f"no packed rows with attention {attention!r}")
+    # The tower before the words: gradients come in the reverse order, and processes that share
+    # them as they come, with images and without, need one order.
+    if family.route == "cache":
+        return _read_groups(model, family, inputs, groups)
+    images = {"image": place_features(family, model, inputs)} if inputs.pixels else None
+    seen = {"trees": trees} if trees else {"row": _view(model, family, inputs, groups)}
+    axes = inputs.positions
+    hidden: Tensor = model.model(
+        input_ids=inputs.input_ids,
+        position_ids=axes[0] if len(axes) == 1 else axes,
+        # Four axes: a model takes it for a mask that is made, and makes none of its own.
+        attention_mask=torch.zeros(1, 1, 1, 1, device=inputs.input_ids.device),
+        mm_encoder_outputs=images,
+        use_cache=False,
+        **seen,
+    ).last_hidden_state[0]
+    return hidden
+
+
+def _plain_states(
+    model: Any, family: Family, inputs: ForwardInputs, groups: tuple[GroupSpan, ...]
+) -> Tensor:
+    """Run one example in the model's own way.
+
+    Raises:
+        ValueError: it is a row of several.
+    """
+    if len(groups) != 1 or groups[0].branch_starts:
+        raise ValueError("a row of several examples cannot be read in the model's own way")
+    taken = inspect.signature(model.model.forward).parameters
+    is_image = (inputs.input_ids == family.image_token_id(model)).long()
+    types = {name: is_image for name in TYPE_INPUTS if name in taken}
+    grids: dict[str, Tensor] = {}
+    if "image_grid_thw" in inputs.pixels:  # positions hang on it
+        indices = torch.tensor(inputs.image_indices, device=is_image.device)
+        grids = {"image_grid_thw": inputs.pixels["image_grid_thw"][indices]}
+    images = {"image": place_features(family, model, inputs)} if inputs.pixels else None
+    hidden: Tensor = model.model(
+        input_ids=inputs.input_ids,
+        attention_mask=torch.ones_like(inputs.input_ids),
+        mm_encoder_outputs=images,
+        use_cache=False,
+        **types,
+        **grids,
+    ).last_hidden_state[0]
+    return hidden
+
+
+def _view(
+    model: Any, family: Family, inputs: ForwardInputs, groups: tuple[GroupSpan, ...]
+) -> RowView:
+    sight, ids = family.image_sight(model), inputs.input_ids[0]
+    if sight == "causal" or not inputs.image_indices:
+        return RowView(groups, ids.device)
+    counts = torch.tensor([inputs.image_features[one] for one in inputs.image_indices])
+    numbers = torch.arange(len(counts), dtype=torch.int32).repeat_interleave(counts)
+    images = torch.full(ids.shape, -1, dtype=torch.int32, device=ids.device)
+    images[ids == family.image_token_id(model)] = numbers.to(ids.device)
+    return RowView(groups, ids.device, images, sight)
+
+
+def _read_groups(
+    model: Any, family: Family, inputs: ForwardInputs, groups: tuple[GroupSpan, ...]
+) -> Tensor:
+    made = family.encode_images(model, inputs.pixels) if inputs.pixels else None
+    ends = [0, *accumulate(inputs.image_features[one] for one in inputs.image_indices)]
+
+    def images(first: int, last: int) -> Any:
+        shown = inputs.image_indices[ends.index(first) : ends.index(last)]
+        return hand_out(made, inputs.image_features, shown)
+
+    ids = inputs.input_ids[0]
+    is_feature = ids == family.image_token_id(model)
+    return read_groups(model, ids, inputs.positions[:, 0], groups, is_feature, images)
+
+
+def place_features(family: Family, model: Any, inputs: ForwardInputs) -> Any:
+    """Encode each distinct image once, and hand out its features wherever it stands.
+
+    Returns:
+        What the model's own tower returns, image by image in the order of the text.
+    """
+    made = family.encode_images(model, inputs.pixels)
+    return hand_out(made, inputs.image_features, inputs.image_indices)
+
+
+def hand_out(made: Any, counts: Sequence[int], indices: Sequence[int]) -> Any:
+    """Hand out what a tower returned for distinct images wherever one stands.
+
+    Args:
+        made: the tower's output.
+        counts: features of each distinct image.
+        indices: which of them stands at each place for one, in the order of the text.
+    """
+    placed = copy(made)
+    pooled = made.pooler_output
+    chosen = _choose(pooled, counts, indices)
+    placed.pooler_output = torch.cat(chosen) if isinstance(pooled, Tensor) else chosen
+    layers = getattr(made, "deepstack_features", None)
+    if layers is not None:
+        placed.deepstack_features = [_choose(layer, counts, indices) for layer in layers]
+    return placed
+
+
+def _choose(
+    features: Tensor | Sequence[Tensor], counts: Sequence[int], indices: Sequence[int]
+) -> list[Tensor]:
+    whole = features if isinstance(features, Tensor) else torch.cat(list(features))
+    each = whole.flatten(0, -2).split(list(counts))
+    return [each[index] for index in indices]
+
+
+def blank_features(family: Family, model: Any, pixels: Mapping[str, Tensor]) -> Tensor:
+    """Encode an image for nothing: a number that hangs on every weight before the text, ()."""
+    made = family.encode_images(model, pixels)
+    pooled = made.pooler_output
+    whole = pooled if isinstance(pooled, Tensor) else torch.cat(list(pooled))
+    total = whole.float().sum()
+    for layer in getattr(made, "deepstack_features", None) or ():
+        total = total + sum(one.float().sum() for one in layer)
+    return 0.0 * total

@@ -1,0 +1,396 @@
+"""transformers' own image-text models -> a family, found from a model's folder; one for all types.
+
+A type that does something in another way has a family of its own beside this one; what none of them
+can be asked for is refused when the model is loaded, by name.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from foveal.data.encode import AskedTurn, EncodedTurns, TurnsSetting
+from foveal.data.shapes import ImageShape
+from foveal.errors import ModelError
+from foveal.models.cached_rows import reads_with_cache
+from foveal.models.family import Family
+from foveal.models.shared_rows import choose_attention
+from foveal.models.words import ChatWords, ImageText
+
+TEXT_INPUTS = ("input_ids", "attention_mask", "text_replacement_offsets")
+PROBE_SIZE = (96, 80)
+REMEMBERED_SHAPES = 100_000
+"""Sizes whose shapes stay known; distinct pictures of a data set share many."""
+
+
+class HubReader:
+    """Reads words and images through a model's own processor: a `TurnProcessor` of the walk."""
+
+    long_context_tokens: int | None = None
+    turns: TurnsSetting = "template"
+    """How turns follow each other: as the model's own template has them."""
+
+    def __init__(self, name: str, processor: Any, config: Any, model_class: Any) -> None:
+        """Look at a processor.
+
+        Raises:
+            ModelError: its images or its template cannot be read exactly.
+        """
+        self.name = name
+        self.processor = processor
+        self.config = config
+        self.model_class = model_class
+        self.image_token_id = int(config.image_token_id)
+        taken = inspect.signature(model_class.get_image_features).parameters
+        self._image_inputs = tuple(taken)
+        self._shapes: dict[tuple[int, int], ImageShape] = {}
+        self.image_text = self._look_at_images()
+        template = processor.chat_template or processor.tokenizer.chat_template
+        if not template:
+            raise ModelError(f"model {name}: it brings no chat template; give a tuned variant")
+        ends = self._generation_ends()
+        self.words = ChatWords(
+            name, processor.tokenizer, template, self.image_text, ends[0] if ends else None
+        )
+
+    def _generation_ends(self) -> list[int]:
+        from transformers import GenerationConfig
+
+        try:
+            stated = GenerationConfig.from_pretrained(self.name).eos_token_id
+        except OSError:
+            stated = self.config.get_text_config().eos_token_id
+        if stated is None:
+            stated = self.tokenizer.eos_token_id
+        return list(stated) if isinstance(stated, list) else [] if stated is None else [stated]
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of transformers."""
+        return self.processor.tokenizer
+
+    # -- words -----------------------------------------------------------------------------------
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids of which the first one ends an answer."""
+        return tuple(sorted({*self.words.end_ids, *self._ends}))
+
+    @cached_property
+    def _ends(self) -> tuple[int, ...]:
+        return tuple(self._generation_ends())
+
+    def encode_turns(self, turns: Sequence[AskedTurn], system: str = "") -> EncodedTurns:
+        """Encode a conversation through the model's chat template."""
+        return self.words.encode_turns(turns, system)
+
+    def encode_answer(self, assistant: str) -> list[int]:
+        """Encode an answer with what ends it."""
+        return self.words.encode_answer(assistant)
+
+    def decode_answer(self, ids: Sequence[int]) -> str:
+        """Read the text of an answer up to its end."""
+        return self.words.decode(ids, frozenset(self.end_ids))
+
+    # -- images ----------------------------------------------------------------------------------
+
+    def _process(self, images: Sequence[Image.Image]) -> Any:
+        """Run the model's own processor on a text of images alone."""
+        text = self.processor.image_token * len(images)
+        return self.processor(
+            text=[text],
+            images=[list(images)],
+            return_tensors="pt",
+            return_text_replacement_offsets=True,
+        )
+
+    def _written(self, made: Any) -> list[str]:
+        return [one["replacement"] for one in made["text_replacement_offsets"][0]]
+
+    def _look_at_images(self) -> ImageText:
+        image = Image.new("RGB", PROBE_SIZE)
+        texts = self._written(self._process([image, image]))
+        if texts[0] != texts[1]:
+            raise ModelError(f"model {self.name}: an image's number stands in its text")
+        lead, _, tail = self._cut(texts[0])
+        return ImageText(self.processor.image_token, lead, tail)
+
+    def _cut(self, text: str) -> tuple[str, str, str]:
+        """Cut what stands for an image into plain text, its own run, and plain text."""
+        tokens = self.tokenizer.get_added_vocab()
+        found = [(text.find(one), text.rfind(one) + len(one)) for one in tokens if one in text]
+        found = [ends for ends in found if text[ends[0] : ends[1]].strip()]
+        start, end = min(first for first, _ in found), max(last for _, last in found)
+        return text[:start], text[start:end], text[end:]
+
+    def shape(self, width: int, height: int) -> ImageShape:
+        """Say what an image costs and how it stands in a text, from its size alone.
+
+        Raises:
+            ValueError: the processor takes no image of this size.
+        """
+        size = width, height
+        if size not in self._shapes:
+            if len(self._shapes) >= REMEMBERED_SHAPES:
+                self._shapes.clear()
+            self._shapes[size] = self._measure(size)
+        return self._shapes[size]
+
+    def _measure(self, size: tuple[int, int]) -> ImageShape:
+        made = self._process([Image.new("RGB", size)])
+        lead, run, tail = self._cut(self._written(made)[0])
+        if (lead, tail) != (self.image_text.lead, self.image_text.tail):
+            raise ModelError(f"model {self.name}: the text around an image hangs on its size")
+        ids = self.tokenizer(run, add_special_tokens=False)["input_ids"]
+        changes = np.flatnonzero(np.diff(ids, prepend=-1))
+        counts = np.diff(changes, append=len(ids)).tolist()
+        starts = changes.tolist()
+        return ImageShape(
+            runs=tuple((ids[at], count) for at, count in zip(starts, counts, strict=True)),
+            features=ids.count(self.image_token_id),
+            crops=self._crops(made),
+            grid=tuple(made["image_grid_thw"][0].tolist()) if "image_grid_thw" in made else (),
+        )
+
+    def _crops(self, made: Any) -> int:
+        """Count what the tower sees: crops, or patches where it takes them one by one."""
+        pixels = made["pixel_values"]
+        return int(pixels.shape[0] * pixels.shape[1] if pixels.dim() == 5 else pixels.shape[0])
+
+    def pixels(self, image: Image.Image) -> Mapping[str, Tensor]:
+        """Turn an upright RGB image into what the tower takes."""
+        made = self._process([image])
+        return {name: made[name] for name in self._image_inputs if name in made}
+
+    def stack(
+        self, images: Sequence[Mapping[str, Tensor]], shapes: Sequence[ImageShape]
+    ) -> dict[str, Tensor]:
+        """Put several images together, those of fewer crops padded with zeros."""
+        return {name: _join([image[name] for image in images]) for name in images[0]}
+
+    def positions(self, ids: NDArray[np.int64], shapes: Sequence[ImageShape]) -> NDArray[np.int64]:
+        """Place the tokens of one example, (axes, tokens)."""
+        if self._rope_index is None:
+            return np.arange(len(ids))[None]
+        grids = torch.tensor([shape.grid for shape in shapes]) if shapes else None
+        tokens = torch.from_numpy(ids)[None]
+        is_image = (tokens == self.image_token_id).int()
+        placed: Tensor = self._rope_index(tokens, is_image, image_grid_thw=grids)[0]
+        return placed[:, 0].numpy()
+
+    @cached_property
+    def _rope_index(self) -> Callable[..., Any] | None:
+        """The model's own way to place tokens on several axes, where it has one; no weights."""
+        inner = AutoModel._model_mapping[type(self.config)]
+        if not hasattr(inner, "get_rope_index"):
+            return None
+        stand_in = SimpleNamespace(
+            config=self.config,
+            get_vision_position_ids=lambda *args, **kwargs: inner.get_vision_position_ids(
+                None, *args, **kwargs
+            ),
+        )
+        return lambda *args, **kwargs: inner.get_rope_index(stand_in, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what another process makes anew."""
+        return {key: one for key, one in vars(self).items() if key != "_rope_index"}
+
+
+def _join(tensors: Sequence[Tensor]) -> Tensor:
+    largest = [max(sizes) for sizes in zip(*(one.shape[1:] for one in tensors), strict=True)]
+    padded = []
+    for one in tensors:
+        whole = one.new_zeros(one.shape[0], *largest)
+        whole[tuple(slice(size) for size in one.shape)] = one
+        padded.append(one if one.shape[1:] == whole.shape[1:] else whole)
+    return torch.cat(padded)
+
+
+class HubFamily(Family):
+    """Any image-text model of transformers that keeps to its common form."""
+
+    def __init__(self, name: str, config: Any, model_class: Any) -> None:
+        """Find its parts.
+
+        Raises:
+            ModelError: it has no decoder or no tower of the common form.
+        """
+        self.config = config
+        self.model_class = model_class
+        with torch.device("meta"):
+            skeleton = model_class(config)
+        super().__init__(_find_parts(name, skeleton))
+        names = [one for one, _ in skeleton.named_parameters()]
+        self._unused = _unused(config, self.parts["vision"][0], names)
+        if reads_with_cache(name, config.get_text_config(), skeleton.get_decoder()):
+            self.route = "cache"
+
+    def load_model(self, name: str, attention: str, dtype: Any, quantization: Any = None) -> Any:
+        """Load weights, in float32 unless told otherwise."""
+        towers = [one for one in self.config.sub_configs if one != "text_config"]
+        chosen = choose_attention(attention, tuple(towers))
+        own = chosen.pop("")
+        model = self.model_class.from_pretrained(
+            name,
+            dtype=dtype or torch.float32,
+            attn_implementation=chosen | {"text_config": own},
+            quantization_config=quantization,
+        )
+        if model.config.get_text_config()._attn_implementation != own:
+            raise ModelError(f"model {name}: its decoder takes no attention of ours")
+        return model
+
+    def load_processor(self, name: str, image_budget: int | None) -> HubReader:
+        """Load what reads words and images."""
+        return HubReader(name, load_hub_processor(name), self.config, self.model_class)
+
+    def is_unused(self, model: Any, name: str) -> bool:
+        """Tell whether a weight stands behind the tower layer whose features are taken."""
+        return name.startswith(self._unused)
+
+
+def load_hub_processor(name: str) -> Any:
+    """Load a model's processor; without torchvision, that of a family with clips as well."""
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+    from transformers.utils import is_torchvision_available
+
+    if is_torchvision_available():
+        return AutoProcessor.from_pretrained(name)
+    try:
+        return AutoProcessor.from_pretrained(name)
+    except (ImportError, ValueError):
+        found = _processor_class(name)
+        if not _needed(found):
+            raise
+        # Its clips need torchvision, and so all of it is refused: taken apart, images do not.
+        settings, _ = found.get_processor_dict(name)
+        known = set(inspect.signature(found.__init__).parameters) - {"self", "kwargs"}
+        own = {key: one for key, one in settings.items() if key in known - set(_needed(found))}
+        own["image_processor"] = AutoImageProcessor.from_pretrained(name, backend="pil")
+        own["tokenizer"] = AutoTokenizer.from_pretrained(name)
+        return _without_clips(found)(**dict.fromkeys(_needed(found)), **own)
+
+
+def _needed(processor_class: Any) -> list[str]:
+    """Name what a processor must be given: beside words and images, what reads clips and sounds."""
+    parameters = inspect.signature(processor_class.__init__).parameters
+    return [
+        name
+        for name in parameters
+        if name.endswith(("video_processor", "feature_extractor", "audio_processor"))
+    ]
+
+
+@lru_cache
+def _without_clips(processor_class: Any) -> Any:
+    def check(self: Any, argument_name: str, argument: Any) -> Any:
+        if argument is None:
+            return None
+        return processor_class.check_argument_for_proper_class(self, argument_name, argument)
+
+    body = {"check_argument_for_proper_class": check, "__module__": processor_class.__module__}
+    return type(processor_class.__name__, (processor_class,), body)
+
+
+def _processor_class(name: str) -> Any:
+    import transformers
+    from transformers import AutoConfig
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    model_type = AutoConfig.from_pretrained(name).model_type
+    return getattr(transformers, PROCESSOR_MAPPING_NAMES[model_type])
+
+
+def _find_parts(name: str, model: Any) -> dict[str, tuple[str, ...]]:
+    names = {id(module): path for path, module in model.named_modules()}
+    decoder, tower = model.get_decoder(), model.get_encoder(modality="image")
+    if id(tower) not in names or tower in (model, decoder) or decoder is model:
+        raise ModelError(f"model {name}: no tower and decoder of the common form in it")
+    language, vision = names[id(decoder)] + ".", names[id(tower)] + "."
+    # Where the projector is built into the tower, it is what merges patches.
+    merging = [f"{vision}|{one}." for one, _ in tower.named_children() if "merger" in one]
+    return {
+        "language": (language, "lm_head|", "lm_head."),
+        "projector": (*merging, *_others(model, language, vision)),
+        "vision": (vision,),
+    }
+
+
+def _others(model: nn.Module, language: str, vision: str) -> list[str]:
+    """Name what stands beside tower and decoder, with `model.` left out of their part's names."""
+    inner = model.get_submodule("model")
+    beside = [f"model.{name}" for name, _ in inner.named_children()]
+    beside += [f"model.{name}" for name, _ in inner.named_parameters(recurse=False)]
+    return [
+        "model.|" + one.removeprefix("model.")
+        for one in beside
+        if not language.startswith(one + ".") and not vision.startswith(one + ".")
+    ]
+
+
+def _unused(config: Any, vision: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Name the beginnings of tower weights that no forward pass reads.
+
+    Features that are taken from a layer leave those behind it; SigLIP's pooling head is for
+    another use of the tower.
+    """
+    stated = getattr(config, "vision_feature_layer", None)
+    if stated is None:
+        return (f"{vision}head.",)
+    numbered = re.compile(re.escape(vision) + r"(.*?layers?\.)(\d+)\.")
+    layers = {found[1]: int(found[2]) + 1 for name in names if (found := numbered.match(name))}
+    prefix, depth = next(iter(layers.items()), ("", 0))  # the last of its name is the deepest
+    wanted = stated if isinstance(stated, list) else [stated]
+    used = max(depth + 1 + layer if layer < 0 else layer for layer in wanted)
+    behind = tuple(f"{vision}{prefix}{layer}." for layer in range(used, depth))
+    return (*behind, f"{vision}post_layernorm.", f"{vision}head.")
+
+
+def config_of(name: str) -> Any:
+    """Read a model's configuration.
+
+    Raises:
+        ModelError: transformers has no such type.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise ModelError(f"model {name}: {' '.join(str(error).split())}") from error
+
+
+def model_class_of(name: str, config: Any) -> Any:
+    """Find the class of a model.
+
+    Raises:
+        ModelError: its type is no image-text model of transformers.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    try:
+        return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    except KeyError as error:
+        raise ModelError(
+            f"model {name}: model_type {config.model_type!r} is no image-text model of transformers"
+        ) from error
+
+
+def derive_family(name: str) -> HubFamily:
+    """Make the family of a model of transformers.
+
+    Raises:
+        ModelError: transformers has no such type, or not of the common form.
+    """
+    config = config_of(name)
+    return HubFamily(name, config, model_class_of(name, config))
