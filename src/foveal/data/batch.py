@@ -67,6 +67,8 @@ class Batch(ForwardInputs):
     """Tokens that the examples have, shared ones counted once for each."""
 
     left_out: tuple[LeftOut, ...] = ()
+    plainly: bool = False
+    """Whether the model is to read it in its own way, see `models.forward`: of one example."""
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device."""

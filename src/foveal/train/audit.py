@@ -1,6 +1,7 @@
 """First step of a run: does everything that should learn get a gradient, from the right tokens?"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from torch import nn
@@ -138,7 +139,7 @@ def _loss_and_norm(
     total = 0.0
     for batch in batches:
         with engine.autocast():
-            value = loss(batch.to(engine.device), plainly=plainly)
+            value = loss(replace(batch, plainly=plainly).to(engine.device))
         value.backward()
         total += float(value.detach())
     norm = float(engine.gradient_norm())

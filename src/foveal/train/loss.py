@@ -82,13 +82,8 @@ class RowLoss(nn.Module):
         if blank is not None:
             model.get_input_embeddings().register_forward_hook(_differentiate)
 
-    def forward(self, batch: Batch, plainly: bool = False) -> Tensor:
-        """Sum the loss of one row, (), float32; divide by the weights of the whole step.
-
-        Args:
-            batch: the row.
-            plainly: see `hidden_states`.
-        """
+    def forward(self, batch: Batch) -> Tensor:
+        """Sum the loss of one row, (), float32; divide by the weights of the whole step."""
         extra: Tensor | float = 0.0
         if self.blank is not None and not batch.pixels:
             # First, as images are: where processes gather a block's weights together, all of them
@@ -96,7 +91,7 @@ class RowLoss(nn.Module):
             blank = {name: one.to(batch.input_ids.device) for name, one in self.blank.items()}
             extra = blank_features(self.family, self.model, blank)
         hidden = hidden_states(
-            self.model, self.family, batch, groups=batch.groups, plainly=plainly
+            self.model, self.family, batch, groups=batch.groups, plainly=batch.plainly
         )
         head = self.family.head(self.model)
         total = answer_loss(hidden[batch.predictors], head, batch.targets, batch.weights)
