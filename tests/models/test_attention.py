@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import create_mask, flex_attention
 from foveal.data.layout import GroupSpan
 from foveal.models.attention import (
     BLOCKS,
+    FASTEST,
     branch_mask,
     choose_attention,
     row_attention,
@@ -205,9 +206,10 @@ def test_a_recipes_attention_is_named_for_the_decoder_and_the_tower(name, decode
 
 
 @pytest.mark.parametrize("cuda", [True, False])
-def test_the_automatic_attention_is_flex_where_cuda_is(monkeypatch, cuda):
+def test_the_automatic_attention_is_the_fastest_of_the_device(monkeypatch, cuda):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    assert choose_attention("auto") == choose_attention("flex" if cuda else "blocks")
+    assert choose_attention("auto") == choose_attention(FASTEST["cuda" if cuda else "cpu"])
+    assert FASTEST["cpu"] == "blocks"
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
