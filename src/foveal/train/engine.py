@@ -316,6 +316,8 @@ def pick_device() -> torch.device:
     assert kind is not None
     device = torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
     torch.accelerator.set_device_index(device.index)
+    # Float32 means float32: of convolutions alone, cuDNN would round it to 10 bits by itself.
+    torch.backends.cudnn.allow_tf32 = False
     return device
 
 
