@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test slow check docs bench clean
+.PHONY: setup demo test slow gpu check docs bench clean
 
 setup: .venv/ready
 
@@ -22,6 +22,9 @@ test: setup
 
 slow: setup
 	$(BIN)/python -m pytest --quiet -m slow
+
+gpu: setup
+	$(BIN)/python -m pytest --quiet -rs -m gpu
 
 check: setup
 	$(BIN)/ruff format --check .

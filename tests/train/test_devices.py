@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from devices import CPU, CUDA, DEVICES, GPU_ALONE, places
+from pretend_gpu import pretend_gpu
 from tiny import make_model, pages
 
 from foveal.config import LoraSettings, TrainSettings
@@ -239,6 +240,42 @@ def test_answers_are_those_of_a_processor_and_draws_come_again(tmp_path, family,
     assert ask(here) == ask(there)
     drawn = [ask(there, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def totals(trial, **how):
+    return [float(trial.loss(batch.to(trial.engine.device))) for batch in trial.batches(**how)]
+
+
+@pytest.mark.parametrize("attention", ["blocks", "sdpa", "eager"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_no_pass_mixes_tensors_of_a_gpu_with_others(
+    tmp_path, family, monkeypatch, strategy, attention
+):
+    here = Trial(tmp_path, family, CPU, strategy=strategy, attention=attention)
+    with torch.no_grad():
+        expected = totals(here), totals(here, share=False)
+    with pretend_gpu(monkeypatch) as gpu:
+        there = Trial(tmp_path, family, gpu, strategy=strategy, attention=attention)
+        assert {one.device for one in there.loaded.model.parameters()} == {gpu}
+        found = totals(there), totals(there, share=False)
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    assert found[1] == pytest.approx(expected[1], rel=1e-6)
+
+
+def test_no_answer_mixes_tensors_of_a_gpu_with_others(tmp_path, family, monkeypatch):
+    expected = ask(Trial(tmp_path, family, CPU))
+    with pretend_gpu(monkeypatch) as gpu:
+        assert ask(Trial(tmp_path, family, gpu)) == expected
+
+
+def test_a_pretended_gpu_refuses_what_a_real_one_would(monkeypatch):
+    with pretend_gpu(monkeypatch) as gpu:
+        one = torch.arange(4.0, device=gpu)
+        for mix in (lambda: one + torch.ones(4), lambda: one.__setitem__(0, torch.ones(1))):
+            with pytest.raises(RuntimeError, match="one tensor is on the GPU and another is not"):
+                mix()
+        assert (one + torch.ones(())).tolist() == [1, 2, 3, 4]
+        assert one[torch.tensor([2])].cpu().tolist() == [2]
 
 
 def test_float32_on_a_gpu_is_float32_in_convolutions_too(monkeypatch):
