@@ -43,7 +43,9 @@ class Trial:
     """A small model that is ready to learn, and the rows of a step over three pages."""
 
     def __init__(self, folder, family, device, precision="float32", strategy="full", **more):
-        self.loaded = family(folder / "model", attention=more.get("attention", "auto"))
+        # What `auto` takes of a machine with a GPU may have no backward pass on its processor.
+        usual = "blocks" if device == CPU else "auto"
+        self.loaded = family(folder / "model", attention=more.get("attention", usual))
         data = folder / "data.jsonl"
         if not data.exists():
             pages(folder, 3, 4)
@@ -185,17 +187,19 @@ def test_blocks_that_are_run_again_give_the_same_gradients(tmp_path, family, pla
 
 
 @pytest.mark.parametrize(
-    "optimizer", ["adamw", pytest.param("adamw_8bit", id="8bit"), "adafactor", "muon"]
+    ("optimizer", "tolerance"),
+    # The others round to 8 bits, or make much of what is nearly nothing.
+    [("adamw", 1e-4), ("adamw_8bit", 1e-3), ("adafactor", 1e-3), ("muon", 1e-3)],
 )
 @pytest.mark.parametrize("device", [GPU_ALONE])
-def test_steps_on_a_gpu_are_those_of_a_processor(tmp_path, family, device, optimizer):
+def test_steps_on_a_gpu_are_those_of_a_processor(tmp_path, family, device, optimizer, tolerance):
     if optimizer == "adamw_8bit":
         pytest.importorskip("bitsandbytes")
     losses = []
     for place in (CPU, device):
         trial = Trial(tmp_path, family, place, optimizer=optimizer)
         losses.append([trial.step().loss for _ in range(4)])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=tolerance)
     assert losses[0][3] < losses[0][0]
 
 
@@ -276,6 +280,22 @@ def test_a_pretended_gpu_refuses_what_a_real_one_would(monkeypatch):
                 mix()
         assert (one + torch.ones(())).tolist() == [1, 2, 3, 4]
         assert one[torch.tensor([2])].cpu().tolist() == [2]
+
+
+def test_processes_tell_nccl_which_gpu_is_theirs(monkeypatch):
+    # Left to guess, it takes a rank for the number of a GPU.
+    asked = []
+    monkeypatch.setattr(engines, "pick_device", lambda: torch.device(CUDA, 1))
+    monkeypatch.setattr(engines, "Companions", lambda *_: None)
+    monkeypatch.setattr(engines.atexit, "register", lambda *_: None)
+    group = {"is_initialized": lambda: False, "get_rank": lambda: 9, "get_world_size": lambda: 16}
+    for name, value in group.items():
+        monkeypatch.setattr(engines.dist, name, value)
+    monkeypatch.setattr(
+        engines.dist, "init_process_group", lambda *words, **more: asked.append((words, more))
+    )
+    assert engines.DataParallelEngine().rank == 9
+    assert asked == [(("nccl",), {"device_id": torch.device(CUDA, 1)})]
 
 
 def test_float32_on_a_gpu_is_float32_in_convolutions_too(monkeypatch):

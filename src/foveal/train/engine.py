@@ -203,7 +203,10 @@ class GroupEngine(Engine):
         device = pick_device()
         begins = not dist.is_initialized()
         if begins:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            if device.type == "cuda":
+                dist.init_process_group("nccl", device_id=device)
+            else:
+                dist.init_process_group("gloo")
         super().__init__(precision, device)
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
