@@ -35,7 +35,7 @@ from foveal.plan.this_machine import machine_name, matrix_speed  # noqa: E402
 from foveal.train.engine import DTYPES, Precision, pick_device  # noqa: E402
 from on_gpu import answers, choice, kernels, right  # noqa: E402
 from on_gpu.fast import Speeds  # noqa: E402
-from on_gpu.record import Record, Values  # noqa: E402
+from on_gpu.record import Record, Values, give_back_memory  # noqa: E402
 from on_gpu.steps import this_card  # noqa: E402
 
 PARTS = ("right", "fast", "plan", "choice", "answers", "kernels", "compiled")
@@ -53,8 +53,10 @@ def main() -> int:
     quiet_libraries()
     gc.freeze()  # collecting between steps need not look at the libraries each time
     speed = matrix_speed(DTYPES[precision])
+    card = this_card()
+    give_back_memory()
     record.write("machine", machine_name(), about(device, asked.size, precision, speed))
-    speeds = Speeds(record, asked.size, precision, device.type, asked.steps, this_card(), speed)
+    speeds = Speeds(record, asked.size, precision, device.type, asked.steps, card, speed)
     parts = {
         "right": lambda: right.run(record, device.type),
         "fast": speeds.run,

@@ -59,7 +59,7 @@ class Record:
             self.write(part, name, {"error": line[:500]})
             return None
         finally:
-            free_memory()
+            give_back_memory()
         self.write(part, name, values | {"took_seconds": round(time.monotonic() - began, 2)})
         return values
 
@@ -74,7 +74,7 @@ class Record:
         self.write(part, f"mark: {name}", {"value": value, "wanted": wanted, "reached": reached})
 
 
-def free_memory() -> None:
+def give_back_memory() -> None:
     """Give the device's memory back, so that the next measurement begins as the first did."""
     gc.collect()
     if torch.cuda.is_available():

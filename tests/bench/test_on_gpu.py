@@ -185,6 +185,31 @@ def test_a_plan_is_made_of_the_very_row_that_is_measured(module, tmp_path):
     assert slower > seconds > 0
 
 
+@pytest.mark.parametrize(
+    ("said", "row"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+    ],
+)
+def test_a_card_is_found_in_the_plans_table_by_its_name(module, monkeypatch, said, row):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: said)
+    assert module("steps").this_card() == find_hardware(row)
+
+
+def test_what_a_process_holds_is_its_tensors_most_and_what_is_beside_its_allocator(
+    module, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (30, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 60)  # of the 70 that are taken
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 50)
+    assert module("steps")._held() == 50 + 10
+
+
 def test_plain_causal_reads_the_same_tokens_as_one_example(module, tmp_path):
     steps = module("steps")
     sides = {
