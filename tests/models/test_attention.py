@@ -1,8 +1,11 @@
 """Examples that share a row see what each would see alone, whatever computes the attention."""
 
+import random
+
 import pytest
 import torch
 from golden_data import load_model
+from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from foveal.data.layout import GroupSpan
@@ -136,6 +139,26 @@ def test_flex_attention_sees_the_same_without_a_graph(model, monkeypatch):
         packed = hidden_of_row(model, "flex_attention", row)
         expected = hidden_of_row(model, BLOCKS, row)
     torch.testing.assert_close(packed, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+
+
+def test_ragged_rows_settle_on_few_graphs_of_flex_attention():
+    # Past torch's limit of recompiling it would go on uncompiled, many times slower, in silence.
+    counter = CompileCounter()
+    compiled = torch.compile(flex_attention, backend=counter)
+    drawn = random.Random(0)
+    graphs = []
+    for _ in range(30):
+        sizes = [
+            (drawn.randint(50, 300), [drawn.randint(5, 20) for _ in range(drawn.randint(0, 4))])
+            for _ in range(drawn.randint(1, 4))
+        ]
+        groups = lay_out(sizes)
+        mask = row_attention(groups, "flex_attention", torch.float32, CPU).mask
+        with torch.no_grad():
+            compiled(*torch.randn(3, 1, 2, groups[-1].end, 16), block_mask=mask)
+        graphs.append(counter.frame_count)
+    assert graphs[-1] == graphs[14]
+    assert graphs[-1] < torch._dynamo.config.recompile_limit
 
 
 def test_who_sees_whom_is_what_a_hand_would_draw():
