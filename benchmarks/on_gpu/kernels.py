@@ -34,7 +34,7 @@ class Span:
 def run(record: Record, size: str, precision: Precision) -> None:
     """Profile a step of each strategy, one question a page."""
     for strategy, way in (("full", "recompute"), ("lora", "shared")):
-        case = Case(size, strategy, 1, way, precision)  # type: ignore[arg-type]
+        case = Case(size, strategy, 1, way, precision, attention="blocks")  # type: ignore[arg-type]
         record.take(PART, f"{strategy}, 1 a page, {way}", lambda case=case: profiled(Trial(case)))
 
 

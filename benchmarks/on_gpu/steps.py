@@ -11,7 +11,6 @@ import torch
 from foveal.bench.measure import Timed, step_peak, time_step
 from foveal.bench.side import LORA, Case, Side
 from foveal.data.layout import GroupSpan
-from foveal.models.attention import FASTEST
 from foveal.models.phi3_vision.family import FAMILY
 from foveal.plan.estimate import estimate_rows
 from foveal.plan.hardware import HARDWARE, Hardware
@@ -119,7 +118,6 @@ def planned(case: Case, side: Side, hardware: Hardware) -> tuple[float, int]:
     """Say what `foveal plan --gpu` says of one of our steps: seconds, and bytes of a process."""
     config = side.model.config
     name, learning, holdings = learning_of(config, case.strategy, LORA.rank)
-    attention = FASTEST[side.engine.device.type] if case.attention == "auto" else case.attention
     setup = Setup(
         config,
         name,
@@ -128,7 +126,7 @@ def planned(case: Case, side: Side, hardware: Hardware) -> tuple[float, int]:
         case.precision,
         "blocks" if case.way == "recompute" else "none",
         "single",
-        attention if attention != CAUSAL else "flash_attention_2",
+        "flash_attention_2" if case.attention == CAUSAL else case.attention,
         gpus=1,
         nodes=1,
     )

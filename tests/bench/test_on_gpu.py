@@ -133,8 +133,8 @@ def speeds_of(module, record, taken):
 
 
 TAKEN = {
-    ("full", 1, "recompute", "auto"): (1.0, 50),
-    ("full", 1, "shared", "auto"): (0.8, 90),
+    ("full", 1, "recompute", "blocks"): (1.0, 50),
+    ("full", 1, "shared", "blocks"): (0.8, 90),
     ("full", 1, "recipe", "sdpa"): (3.0, 100),
     ("full", 1, "recipe", "eager"): (5.0, 200),
     ("lora", 4, "shared", "causal"): (0.1, 10),
@@ -162,16 +162,16 @@ def test_a_plan_stands_beside_what_was_measured(module, record):
     speeds.measure = lambda trial: speeds.found.get(trial)
     speeds.plan()
     said = {one["name"]: one for one in lines(record.path)}
-    one = said["full, 1 a page, recompute, auto"]
+    one = said["full, 1 a page, recompute, blocks"]
     assert one["seconds_error"] == pytest.approx(-0.1)
     assert one["memory_error"] == pytest.approx(0.08)
-    assert said["mark: seconds, full, 1 a page, recompute, auto"]["reached"]
-    assert len(said) == 6  # two of ours, a line and two marks each
+    assert said["mark: seconds, full, 1 a page, recompute, blocks"]["reached"]
+    assert len(said) == 9  # three of ours, a line and two marks each
 
 
 def test_a_plan_is_made_of_the_very_row_that_is_measured(module, tmp_path):
     steps = module("steps")
-    case = Case("tiny", "full", 4, "recompute", "bf16")
+    case = Case("tiny", "full", 4, "recompute", "bf16", "blocks")
     side = Side(case, tmp_path)
     (row,) = side.rows
     (counted,) = side.counts

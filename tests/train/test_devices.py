@@ -43,9 +43,7 @@ class Trial:
     """A small model that is ready to learn, and the rows of a step over three pages."""
 
     def __init__(self, folder, family, device, precision="float32", strategy="full", **more):
-        # What `auto` takes of a machine with a GPU may have no backward pass on its processor.
-        usual = "blocks" if device == CPU else "auto"
-        self.loaded = family(folder / "model", attention=more.get("attention", usual))
+        self.loaded = family(folder / "model", attention=more.get("attention", "blocks"))
         data = folder / "data.jsonl"
         if not data.exists():
             pages(folder, 3, 4)
