@@ -9,7 +9,7 @@ NUMERIC := tests/models tests/adapt tests/train/test_loss.py tests/train/test_sh
 	tests/train/test_optim.py tests/train/test_checkpoint.py tests/deliver/test_export.py \
 	tests/deliver/test_merge.py
 
-.PHONY: setup demo test avx2 slow check docs bench clean
+.PHONY: setup demo test avx2 slow gpu check docs bench clean
 
 setup: .venv/ready
 
@@ -31,6 +31,9 @@ avx2: setup
 
 slow: setup
 	$(BIN)/python -m pytest --quiet -m slow
+
+gpu: setup
+	$(BIN)/python -m pytest --quiet -rs -m gpu
 
 check: setup
 	$(BIN)/ruff format --check .

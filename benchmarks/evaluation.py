@@ -56,10 +56,12 @@ def one_at_a_time(loaded: LoadedModel, prompts: list[Prompt], new_tokens: int) -
     """Let `generate` answer each question by itself."""
     answers = []
     for prompt in prompts:
+        device = loaded.model.device
         stretch = prompt.whole(loaded.processor)
         shapes = [image.shape for image in stretch.images]
         pixels = loaded.processor.stack([image.pixels() for image in stretch.images], shapes)
-        ids = torch.from_numpy(stretch.ids)[None]
+        pixels = {name: one.to(device) for name, one in pixels.items()}
+        ids = torch.from_numpy(stretch.ids)[None].to(device)
         made = loaded.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -87,11 +89,81 @@ def as_the_recipe(way: RecipeWay, inputs: RecipeInputs, new_tokens: int) -> list
         read = way.decoder(inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
         logits = way.model.lm_head(read.last_hidden_state).float()
         answer.append(int(logits[0, -1].argmax()))
-        cache, embeddings = (
-            read.past_key_values,
-            way.model.model.embed_tokens(torch.tensor([answer[-1:]])),
-        )
+        last = torch.tensor([answer[-1:]], device=logits.device)
+        cache, embeddings = read.past_key_values, way.model.model.embed_tokens(last)
     return answer
+
+
+@dataclass(frozen=True)
+class Answered:
+    """How one way answered all questions."""
+
+    seconds: tuple[float, ...]
+    """Of each round."""
+
+    tokens: list[list[int]]
+    """Of each answer."""
+
+
+def compare(
+    size_name: str,
+    pages: int,
+    questions: int,
+    new_tokens: int,
+    rounds: int,
+    dtype: torch.dtype = torch.float32,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Answered]:
+    """Let all ways answer the questions of some pages, in turn, on this machine's device.
+
+    Args:
+        size_name: of `foveal.bench.page.SIZES`.
+        pages: to ask about.
+        questions: of each page.
+        new_tokens: of each answer.
+        rounds: of all ways.
+        dtype: of the weights.
+        clock: whose seconds are counted.
+    """
+    size = find_size(size_name)
+    processor = EndlessProcessor(size)
+    loaded = LoadedModel(make_model(size).eval().to(dtype), processor, FAMILY)
+    way = RecipeWay(make_model(size).to(dtype)).eval()
+    device = loaded.model.device
+    way.to(device)
+    with TemporaryDirectory() as folder:
+        prompts: list[Prompt] = []
+        datasets = []
+        for page in range(pages):
+            place = Path(folder) / str(page)
+            place.mkdir()
+            datasets.append(make_page(size, questions, place, seed=page))
+            prompts += prompts_of(datasets[-1], Opener(datasets[-1], processor), page)
+        ways: dict[str, Callable[[], list[list[int]]]] = {
+            "recipe": lambda: [
+                as_the_recipe(way, recipe_inputs(dataset, number, processor).to(device), new_tokens)
+                for dataset in datasets
+                for number in range(questions)
+            ],
+            "generate": lambda: one_at_a_time(loaded, prompts, new_tokens),
+            "ours": lambda: generate(
+                Generator(loaded), [Request(prompt, new_tokens) for prompt in prompts]
+            ),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        answers = {}
+        for _ in range(rounds):
+            for name, answer in ways.items():
+                start = clock()
+                answers[name] = answer()
+                seconds[name].append(clock() - start)
+    return {name: Answered(tuple(seconds[name]), answers[name]) for name in ways}
+
+
+def same_tokens(one: Answered, other: Answered) -> int:
+    """Count the answers in which two ways agree."""
+    pairs = zip(one.tokens, other.tokens, strict=True)
+    return sum(mine == theirs for mine, theirs in pairs)
 
 
 def main() -> None:
@@ -105,43 +177,16 @@ def main() -> None:
     parser.add_argument("--processor-time", action="store_true")
     asked = parser.parse_args()
     clock = time.process_time if asked.processor_time else time.perf_counter
-    size = find_size(asked.size)
-    processor = EndlessProcessor(size)
-    loaded = LoadedModel(make_model(size).eval(), processor, FAMILY)
-    recipe = RecipeWay(make_model(size)).eval()
-    with TemporaryDirectory() as folder:
-        prompts: list[Prompt] = []
-        pages = []
-        for page in range(asked.pages):
-            place = Path(folder) / str(page)
-            place.mkdir()
-            pages.append(make_page(size, asked.questions, place, seed=page))
-            prompts += prompts_of(pages[-1], Opener(pages[-1], processor), page)
-        ways: dict[str, Callable[[], list[list[int]]]] = {
-            "recipe": lambda: [
-                as_the_recipe(recipe, recipe_inputs(page, number, processor), asked.new_tokens)
-                for page in pages
-                for number in range(asked.questions)
-            ],
-            "generate": lambda: one_at_a_time(loaded, prompts, asked.new_tokens),
-            "ours": lambda: generate(
-                Generator(loaded), [Request(prompt, asked.new_tokens) for prompt in prompts]
-            ),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        answers = {}
-        for _ in range(asked.rounds):
-            for name, way in ways.items():
-                start = clock()
-                answers[name] = way()
-                seconds[name].append(clock() - start)
-    ours = median(seconds["ours"])
-    for name, taken in seconds.items():
-        pairs = zip(answers[name], answers["ours"], strict=True)
-        same = sum(one == other for one, other in pairs)
+    answered = compare(
+        asked.size, asked.pages, asked.questions, asked.new_tokens, asked.rounds, clock=clock
+    )
+    ours = answered["ours"]
+    for name, one in answered.items():
+        number, taken = len(one.tokens), median(one.seconds)
         print(
-            f"{name}: {len(prompts) / median(taken):.3f} questions/s, "
-            f"ours {median(taken) / ours:.2f}x, the same tokens for {same} of {len(prompts)}"
+            f"{name}: {number / taken:.3f} questions/s, "
+            f"ours {taken / median(ours.seconds):.2f}x, "
+            f"the same tokens for {same_tokens(one, ours)} of {number}"
         )
 
 

@@ -3,12 +3,14 @@
 import ctypes
 import os
 
+import pytest
 from hypothesis import settings
 
 # Before torch is imported, and for the processes that tests start: several tests run side by side.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS adds in any order
 
 # Large tensors come and go; to hand their memory back to the system and fetch it again each time
 # costs as much as the arithmetic. These are glibc's M_TRIM_THRESHOLD and M_MMAP_MAX.
@@ -18,3 +20,17 @@ if hasattr(ctypes.CDLL(None), "mallopt"):
 
 settings.register_profile("house", deadline=None, derandomize=True, database=None)
 settings.load_profile("house")
+
+
+def pytest_configure(config):
+    # All others are about the processor: on a machine with a GPU too they are to see none.
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU is here, or none was asked for: `make gpu` runs this on one")

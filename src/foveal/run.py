@@ -295,6 +295,7 @@ class TrainingRun:
             engine_name(self.recipe.engine, self.engine.world_size),
             attention_of(config),
             CPU_SLACK if device.type == "cpu" else 0.0,
+            self.loaded.model.device.type == device.type,
         )
         return needed > free_memory(device)
 

@@ -1,8 +1,11 @@
 """Examples that share a row see what each would see alone, whatever computes the attention."""
 
+import random
+
 import pytest
 import torch
 from golden_data import load_model
+from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from foveal.data.batch import ForwardInputs
@@ -10,7 +13,7 @@ from foveal.data.layout import GroupSpan
 from foveal.models import shared_rows
 from foveal.models.forward import hidden_states
 from foveal.models.phi3_vision.family import FAMILY
-from foveal.models.shared_rows import FORMS, RowView, choose_attention
+from foveal.models.shared_rows import FASTEST, FORMS, RowView, choose_attention
 
 CPU = torch.device("cpu")
 BLOCKS = "foveal_blocks"
@@ -135,6 +138,26 @@ def test_flex_attention_sees_the_same_without_a_graph(model, monkeypatch):
     torch.testing.assert_close(packed, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
 
 
+def test_ragged_rows_settle_on_few_graphs_of_flex_attention():
+    # Past torch's limit of recompiling it would go on uncompiled, many times slower, in silence.
+    counter = CompileCounter()
+    compiled = torch.compile(flex_attention, backend=counter)
+    drawn = random.Random(0)
+    graphs = []
+    for _ in range(30):
+        sizes = [
+            (drawn.randint(50, 300), [drawn.randint(5, 20) for _ in range(drawn.randint(0, 4))])
+            for _ in range(drawn.randint(1, 4))
+        ]
+        groups = lay_out(sizes)
+        mask = RowView(groups, CPU).block_mask(None)
+        with torch.no_grad():
+            compiled(*torch.randn(3, 1, 2, groups[-1].end, 16), block_mask=mask)
+        graphs.append(counter.frame_count)
+    assert graphs[-1] == graphs[14]
+    assert graphs[-1] < torch._dynamo.config.recompile_limit
+
+
 def test_who_sees_whom_is_what_a_hand_would_draw():
     # Prefix a b, branches c d and e; then an example f g beside it.
     groups = (GroupSpan(0, (2, 4), 5), GroupSpan(5, (), 7))
@@ -217,9 +240,10 @@ def test_a_recipes_attention_is_named_for_the_decoder_and_the_tower(
 
 
 @pytest.mark.parametrize("cuda", [True, False])
-def test_the_automatic_attention_is_flex_where_cuda_is(monkeypatch, cuda):
+def test_the_automatic_attention_is_the_fastest_of_the_device(monkeypatch, cuda):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    assert choose_attention("auto") == choose_attention("flex" if cuda else "blocks")
+    assert choose_attention("auto") == choose_attention(FASTEST["cuda" if cuda else "cpu"])
+    assert FASTEST["cpu"] == "blocks"
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

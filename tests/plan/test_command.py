@@ -5,16 +5,17 @@ from dataclasses import replace
 
 import pytest
 import tiny
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
 from foveal.cli import app
 from foveal.config import load_recipe
-from foveal.plan import command
+from foveal.plan import command, this_machine
 from foveal.plan.compare import Machines, advise, compare, decide
 from foveal.plan.hardware import find_hardware
 from foveal.plan.question import ask
-from foveal.plan.this_machine import ASSUMED, find_efficiency, store_efficiency
+from foveal.plan.this_machine import ASSUMED, ASSUMED_HERE, find_efficiency, store_efficiency
 
 RECIPE = "model: microsoft/Phi-3.5-vision-instruct\nrun: none\ndata: {train: PATH}\n"
 
@@ -84,6 +85,14 @@ def test_what_was_measured_on_a_machine_is_used_from_then_on(tmp_path):
     known = replace(ASSUMED, matrix=0.5, source="measured")
     store_efficiency(hardware.name, known, tmp_path)
     assert find_efficiency(hardware, tmp_path) == known
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_is_assumed_of_processors_is_not_assumed_of_a_gpu(tmp_path, monkeypatch, device):
+    monkeypatch.setattr(this_machine, "pick_device", lambda: torch.device(device))
+    measured = replace(find_hardware("l4"), measured=True)
+    assumed = {"cpu": ASSUMED_HERE, "cuda": ASSUMED}[device]
+    assert find_efficiency(measured, tmp_path) == assumed
 
 
 def test_rows_are_run_for_real_beside_their_estimates(tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """The place in the data is found without a look at what came before."""
 
 import pytest
+import torch
 from tiny import make_model, pages
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from foveal.data.dataset import read_dataset
 from foveal.data.loader import RowBatches, StepLoader
@@ -58,3 +60,20 @@ def test_steps_from_the_middle_on_are_those_of_the_whole(loader):
 def test_the_examples_of_all_steps_so_far_are_counted_by_arithmetic(weighted, step):
     given = [len(weighted.plan.examples(one)) for one in range(step)]
     assert weighted.examples_until(step) == sum(given)
+
+
+def test_every_tensor_of_a_batch_is_pinned_where_a_gpu_is_to_fetch_it(loader, monkeypatch):
+    # torch hands back unchanged, without a word, whatever it does not know how to pin.
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda one: pinned.append(one) or one.clone())
+    batch = next(next(loader.steps(0, 1)).batches)
+    copied = pin_memory(batch)
+    tensors = {name for name, one in vars(batch).items() if isinstance(one, torch.Tensor)}
+    assert {"pixel_values", "input_ids", "targets"} < tensors
+    assert len(pinned) == len(tensors)
+    for name, one in vars(batch).items():
+        if name in tensors:
+            assert getattr(copied, name).equal(one)
+            assert getattr(copied, name) is not one
+        else:
+            assert getattr(copied, name) is one

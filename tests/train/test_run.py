@@ -9,7 +9,9 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
+from devices import CPU, places
 from rich.console import Console
 from small_runs import losses, metrics, recipe, run, run_until, same_bits, weights
 from tiny import SIZES, pages, write_data
@@ -78,14 +80,23 @@ def test_a_resolved_recipe_is_a_recipe(place):
     assert Recipe.model_validate(stored).train.max_steps == 1
 
 
+@pytest.fixture(params=places(["float32"], ["float32", "bf16"]))
+def precision(request):
+    """Number formats of each device, which adds in one order meanwhile, as a GPU does when told."""
+    device, name = request.param
+    torch.use_deterministic_algorithms(device != CPU)
+    yield name
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("strategy", ["full", "lora"])
-def test_a_killed_run_ends_with_the_same_bits_as_an_uninterrupted_one(place, strategy):
-    run(recipe(place, "whole", strategy=strategy))
+def test_a_killed_run_ends_with_the_same_bits_as_an_uninterrupted_one(place, strategy, precision):
+    changes = {"strategy": strategy, "precision": precision}
+    run(recipe(place, "whole", **changes))
     for stop in (2, 4):  # as if killed after these steps: nothing of the process remains
-        halted = recipe(place, "killed", strategy=strategy)
-        killed = TrainingRun(halted, Console(quiet=True))
+        killed = TrainingRun(recipe(place, "killed", **changes), Console(quiet=True))
         run_until(killed, stop)
-    run(recipe(place, "killed", strategy=strategy))
+    run(recipe(place, "killed", **changes))
     assert same_bits(weights(place / "whole"), weights(place / "killed"))
     assert losses(place / "whole") == losses(place / "killed")
 

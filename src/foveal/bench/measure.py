@@ -95,14 +95,19 @@ def time_in_turn(cases: Sequence[Case], rounds: int) -> list[Timed]:
         seconds: list[list[float]] = [[] for _ in sides]
         for _ in range(rounds):
             for side, taken in zip(sides, seconds, strict=True):
-                gc.collect()
-                start = time.perf_counter()
-                side.step()
-                taken.append(time.perf_counter() - start)
+                taken.append(time_step(side))
     return [
         Timed(tuple(taken), side.tokens, side.operations)
         for side, taken in zip(sides, seconds, strict=True)
     ]
+
+
+def time_step(side: Side) -> float:
+    """Take a step; returns its seconds."""
+    gc.collect()
+    start = time.perf_counter()
+    side.step()
+    return time.perf_counter() - start
 
 
 def make_results(measured: Sequence[tuple[Case, Timed, int]], matrix_speed: float) -> list[Result]:
@@ -147,6 +152,11 @@ def _step_peak(case: Case, threads: int) -> int:
     with TemporaryDirectory() as folder:
         side = Side(case, Path(folder))
     side.step()  # the first one also brings in what libraries load when they are first used
+    return step_peak(side)
+
+
+def step_peak(side: Side) -> int:
+    """Take a step; returns the most bytes that it held above what stood before it."""
     gc.collect()
     if side.engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

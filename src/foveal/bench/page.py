@@ -17,6 +17,7 @@ from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.reading import CropReader
 from foveal.models.shared_rows import choose_attention
+from foveal.train.engine import pick_device
 
 NUM_CROPS = 16
 PICTURE = "page.bmp"
@@ -113,10 +114,21 @@ SIZES = {
         tokens_per_pass=4096,
     ),
     "half": replace(STANDARD, crop_size=168, tokens_per_pass=1024),
+    "published": replace(
+        STANDARD,
+        tower_width=1024,
+        tower_layers=24,
+        tower_heads=16,
+        width=3072,
+        mlp=8192,
+        layers=32,
+        heads=32,
+        vocabulary=32064,
+    ),
 }
 """`tiny` takes seconds and measures nothing; `narrow` has the published model's vocabulary but a
 sixth of its width, so that attention and head weigh more; `half` has crops of half the side, a
-quarter of the tokens."""
+quarter of the tokens; `published` is Phi-3.5-vision itself, 4.15 billion numbers."""
 
 
 def find_size(name: str) -> BenchSize:
@@ -131,7 +143,7 @@ def find_size(name: str) -> BenchSize:
 
 
 def make_model(size: BenchSize, seed: int = 0) -> Phi3VisionForConditionalGeneration:
-    """Make a model with random weights and this machine's fastest attention."""
+    """Make a model on this machine's device, with random weights and its fastest attention."""
     factors = [1.0] * (size.width // size.heads // 2)
     config = Phi3VisionConfig(
         vocab_size=size.vocabulary,
@@ -155,7 +167,7 @@ def make_model(size: BenchSize, seed: int = 0) -> Phi3VisionForConditionalGenera
             "patch_size": PATCH_SIZE,
         },
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), pick_device():
         torch.manual_seed(seed)
         model = Phi3VisionForConditionalGeneration(config)
     model.set_attn_implementation(choose_attention("auto"))

@@ -3,7 +3,8 @@
 Written as the recipe and the published modelling code have it, on transformers' own `Phi3Model` and
 `CLIPVisionModel`: one example a forward pass, one question a sequence, crops padded with zeros to
 `num_crops` + 1 with the global view first, every tower layer run though the last is not read, eager
-attention, logits in float32 at every position, every block recomputed in the backward pass.
+attention unless told otherwise, logits in float32 at every position, every block recomputed in the
+backward pass.
 """
 
 import copy
@@ -116,11 +117,16 @@ def _fit_lying(image: Image.Image, grid: CropGrid) -> Image.Image:
 class RecipeWay(nn.Module):
     """The recipe's model: our weights, its walk."""
 
-    def __init__(self, model: Phi3VisionForConditionalGeneration) -> None:
-        """Take a model over, with whatever adapters and frozen parts it has."""
+    def __init__(self, model: Phi3VisionForConditionalGeneration, attention: str = "eager") -> None:
+        """Take a model over, with whatever adapters and frozen parts it has.
+
+        Args:
+            model: ours.
+            attention: "eager", the recipe's default, or "sdpa", what its flash attention comes to.
+        """
         super().__init__()
         self.model = model
-        self.model.set_attn_implementation({"": "eager", "vision_config": "eager"})
+        self.model.set_attn_implementation({"": attention, "vision_config": attention})
         self.image_token_id = int(model.config.image_token_id)
         self.decoder = _borrowed_decoder(model.model)
         self.model.activation_checkpointing_enable({"use_reentrant": False})

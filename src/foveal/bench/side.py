@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,10 @@ from foveal.data.batch import Batch, build_batch
 from foveal.data.rows import Plan
 from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.shared_rows import choose_attention
 from foveal.plan.arithmetic import strategy_of, useful_work
-from foveal.train.engine import Engine
+from foveal.plan.epoch import count_row, targets_of
+from foveal.train.engine import Engine, Precision
 from foveal.train.learner import make_learner
 from foveal.train.step import train_step
 
@@ -39,6 +42,12 @@ class Case:
     """`recipe`; ours with a page for each question; with all questions behind one page; the same
     with blocks recomputed in the backward pass."""
 
+    precision: Precision = "float32"
+    attention: str = "auto"
+    """As in a recipe of ours; `auto` of the recipe's way is eager."""
+
+    optimizer: str = "adamw"
+
 
 class Side:
     """One way of one case, ready to take steps."""
@@ -53,19 +62,25 @@ class Side:
             tokens_per_pass=size.tokens_per_pass,
             share_images=case.way in ("shared", "recompute"),
         )
-        rows = [build_batch(row, dataset, processor) for row in plan.step(0).ranks[0]]
-        model = make_model(size)
-        self.engine = Engine("float32")
+        planned = plan.step(0).ranks[0]
+        rows = [build_batch(row, dataset, processor) for row in planned]
+        targets = targets_of(dataset.examples)
+        self.counts = tuple(count_row(row, dataset.sizes, targets) for row in planned)
+        """What is in each of our rows, as a plan counts it."""
+        attention = "eager" if case.attention == "auto" else case.attention
+        self.model = make_model(size)
+        self.model.set_attn_implementation(choose_attention(case.attention))
+        self.engine = Engine(case.precision)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # adapters begin at random
             learner = make_learner(
                 self.engine,
-                LoadedModel(model, processor, FAMILY),
+                LoadedModel(self.model, processor, FAMILY),
                 case.strategy,
-                SETTINGS,
+                SETTINGS.model_copy(update={"optimizer": case.optimizer}),
                 LORA,
                 case.way == "recompute",
-                RecipeWay if case.way == "recipe" else None,
+                partial(RecipeWay, attention=attention) if case.way == "recipe" else None,
             )
         self.optimizer = learner.make_optimizer()
         self.way = learner.loss.train()
@@ -74,7 +89,7 @@ class Side:
         """Of the examples, shared ones counted once for each."""
         image_tokens = int(dataset.sizes.image_tokens[0])
         self.operations = sum(
-            _operations(model.config, case.strategy, row, image_tokens) for row in rows
+            _operations(self.model.config, case.strategy, row, image_tokens) for row in rows
         )
         """Useful ones of a step, see `arithmetic`."""
         self.rows: Sequence[Batch] | None = None if case.way == "recipe" else rows
@@ -122,7 +137,8 @@ def recipe_step(
     """
     total = 0.0
     for example in examples:
-        loss = way(example) / num_examples
+        with engine.autocast():
+            loss = way(example) / num_examples
         engine.backward(loss)
         total += float(loss.detach())
     engine.clip(optimizer, gradient_clip)

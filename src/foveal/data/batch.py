@@ -1,6 +1,6 @@
 """Row -> Batch: ids, positions, who branches from whom, crops, and what is to be predicted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -75,13 +75,18 @@ class Batch(ForwardInputs):
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """Copy to memory that a GPU reads by itself; torch's loader looks for this name."""
+        return self._with_each(Tensor.pin_memory)
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        pixels = {name: value.to(device, non_blocking=True) for name, value in self.pixels.items()}
-        return replace(self, **moved, pixels=pixels)
+        pixels = {name: change(value) for name, value in self.pixels.items()}
+        return replace(self, **changed, pixels=pixels)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,10 @@ from transformers.utils import is_flash_attn_2_available
 
 from foveal.data.layout import GroupSpan
 from foveal.models.generation.tree import Growth, ImageSight, attend_in_trees
+
+FASTEST: dict[str, Literal["blocks", "flex"]] = {"cuda": "flex", "cpu": "blocks"}
+"""Kind of device -> what `attention: auto` takes there. That of CUDA has not been measured yet:
+`python benchmarks/on_gpu choice` measures it and names the word that belongs here."""
 
 
 @dataclass(eq=False)
@@ -322,14 +326,14 @@ def choose_attention(name: str, towers: tuple[str, ...] = ("vision_config",)) ->
     """Name the attention of the decoder and of the towers below it, as transformers takes them.
 
     Args:
-        name: the recipe's setting; "auto" is flex attention where CUDA is, else `blocks`.
+        name: the recipe's setting; "auto" is the `FASTEST` of this machine.
         towers: names of the configurations that hold no decoder.
 
     Raises:
         ImportError: it needs a library that is not there.
     """
     if name == "auto":
-        name = "flex" if torch.cuda.is_available() else "blocks"
+        name = FASTEST["cuda" if torch.cuda.is_available() else "cpu"]
     if name == "flash_attention_2" and not is_flash_attn_2_available():
         raise ImportError("attention=flash_attention_2 needs the package flash_attn on a GPU")
     tower = "eager" if name == "eager" else "sdpa"

@@ -23,6 +23,7 @@ from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.rows import Plan, Row
 from foveal.errors import ConfigError, ModelError
 from foveal.models.family import LoadedModel, find_family
+from foveal.models.shared_rows import FASTEST
 from foveal.plan.activations import Attention
 from foveal.plan.arithmetic import Strategy
 from foveal.plan.epoch import Epoch, RowCounts, count_row, plan_epoch, targets_of
@@ -95,7 +96,7 @@ class Question:
                 f"choose from {', '.join(hardware.matrix_flops)}"
             )
         engine = engine_name(recipe.engine, gpus * nodes)
-        attention: Attention = "blocks" if is_cpu(hardware) else "flex"
+        attention: Attention = FASTEST["cpu" if is_cpu(hardware) else "cuda"]
         if recipe.attention != "auto":
             attention = recipe.attention
         recompute: Recompute = "blocks"

@@ -1,4 +1,4 @@
-"""A run's planner and settings -> bytes that training adds to what already stands on the device."""
+"""A run's planner and settings -> bytes that training adds to what stands on the device."""
 
 from typing import Any, get_args
 
@@ -24,8 +24,9 @@ def training_bytes(
     engine: Engine,
     attention: str,
     slack: float,
+    holds_weights: bool,
 ) -> int:
-    """Estimate what a rank will need beside its weights if no layer is run again.
+    """Estimate what a rank will need beside what it holds if no layer is run again.
 
     Args:
         recipe: of the run.
@@ -35,6 +36,8 @@ def training_bytes(
         engine: of the run.
         attention: as the model has it.
         slack: holes that the allocator keeps, as a share of what comes and goes.
+        holds_weights: whether the model stands on the device; one for a GPU is first read into the
+            memory of its host.
     """
     name, learning, holdings = learning_of(
         config, recipe.strategy, recipe.lora.rank, read_record(recipe.run)
@@ -64,5 +67,5 @@ def training_bytes(
     worst = max(rows, key=lambda row: weigh(setup, row))
     passes = max(len(rank) for step in steps for rank in step.ranks)
     memory = estimate_memory(setup, worst, passes, 0, 0, slack)
-    added = memory.total_bytes - memory.weights_bytes - memory.adapters_bytes
-    return int(added / (1 - SLACK))
+    held = memory.weights_bytes if holds_weights else 0
+    return int((memory.total_bytes - held) / (1 - SLACK))

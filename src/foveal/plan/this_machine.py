@@ -23,6 +23,9 @@ from foveal.train.engine import DTYPES, pick_device
 
 MATRIX_SIDE, MATRIX_REPEATS = 3072, 3
 COPY_NUMBERS = 32_000_000
+LARGER_SIDE, LARGER_COPY = 8192, 256_000_000
+"""Of an accelerator, which does the smaller ones in less time than it takes to wait for them."""
+
 SLOW = 2.0
 """Seconds of one product after which a format is not measured again: it is not computed with."""
 
@@ -44,7 +47,7 @@ ASSUMED_HERE = Efficiency(
     link=0.7,
     pass_seconds=0.0,
     crop_seconds=0.005,
-    source="assumed, as shares of this machine's measured speed; --measure knows better",
+    source="assumed, as shares of this processor's measured speed; --measure knows better",
     memory_slack=CPU_SLACK,
     moved=11.0,
 )
@@ -52,7 +55,8 @@ ASSUMED_HERE = Efficiency(
 
 def matrix_speed(dtype: torch.dtype = torch.float32, side: int | None = None) -> float:
     """Operations a second of a large matrix product, the best of several."""
-    device, side = pick_device(), side or MATRIX_SIDE
+    device = pick_device()
+    side = side or (MATRIX_SIDE if device.type == "cpu" else LARGER_SIDE)
     one, other = torch.randn(2, side, side, device=device).to(dtype)
     best = 0.0
     for _ in range(MATRIX_REPEATS):
@@ -115,14 +119,15 @@ def _format_speed(dtype: torch.dtype) -> float:
 
 def _copy_speed(device: torch.device) -> float:
     """Bytes a second that are read and written, the best of several."""
-    source = torch.ones(COPY_NUMBERS, device=device)
+    numbers = COPY_NUMBERS if device.type == "cpu" else LARGER_COPY
+    source = torch.ones(numbers, device=device)
     target = torch.empty_like(source)
 
     def copy() -> None:
         target.copy_(source)
         float(target[0])  # waits for an accelerator
 
-    return 2.0 * 4 * COPY_NUMBERS / fastest(copy)
+    return 2.0 * 4 * numbers / fastest(copy)
 
 
 def fastest(action: Callable[[], object], repeats: int = MATRIX_REPEATS) -> float:
@@ -155,6 +160,7 @@ def _memory_bytes(device: torch.device) -> float:
 
 def _base_bytes(device: torch.device) -> int:
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # of the matrices whose speed was measured
         free, total = torch.cuda.mem_get_info(device)
         return int(total - free)
     bring_in_libraries()
@@ -179,4 +185,5 @@ def find_efficiency(hardware: Hardware, folder: Path | None = None) -> Efficienc
     path = constants_file(hardware.name, folder)
     if path.exists():
         return Efficiency(**json.loads(path.read_text(encoding="utf-8")))
-    return ASSUMED_HERE if hardware.measured else ASSUMED
+    here = hardware.measured and pick_device().type == "cpu"
+    return ASSUMED_HERE if here else ASSUMED

@@ -212,7 +212,10 @@ class GroupEngine(Engine):
         device = pick_device()
         begins = not dist.is_initialized()
         if begins:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            if device.type == "cuda":
+                dist.init_process_group("nccl", device_id=device)
+            else:
+                dist.init_process_group("gloo")
         super().__init__(precision, device)
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
@@ -325,6 +328,8 @@ def pick_device() -> torch.device:
     assert kind is not None
     device = torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
     torch.accelerator.set_device_index(device.index)
+    # Float32 means float32: of convolutions alone, cuDNN would round it to 10 bits by itself.
+    torch.backends.cudnn.allow_tf32 = False
     return device
 
 

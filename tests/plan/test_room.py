@@ -1,0 +1,45 @@
+"""Whether blocks are run again is decided by all that training will hold on its device."""
+
+import pytest
+import torch
+from rich.console import Console
+from tiny import SIZES, pages
+
+from foveal import run
+from foveal.config import Recipe
+from foveal.models.phi3_vision.tiny import write_tiny
+from foveal.run import TrainingRun
+
+
+@pytest.fixture
+def training(tmp_path):
+    write_tiny(tmp_path / "model", 0, SIZES)
+    pages(tmp_path, 4, 3, "train")
+    tree = {
+        "model": str(tmp_path / "model"),
+        "run": str(tmp_path / "run"),
+        "precision": "float32",
+        "data": {"train": str(tmp_path / "train.jsonl"), "workers": 0, "num_crops": 4},
+        "train": {"examples_per_step": 4, "tokens_per_pass": 600},
+    }
+    return TrainingRun(Recipe.model_validate(tree), Console(quiet=True))
+
+
+def most_that_recomputes(training, monkeypatch) -> int:
+    """Free bytes of the device at which blocks are only just run again."""
+    low, high = 0, 2**40
+    while high - low > 1:
+        free = (low + high) // 2
+        monkeypatch.setattr(run, "free_memory", lambda _device, free=free: free)
+        low, high = (free, high) if training._recomputes(training._plan()) else (low, free)
+    return low
+
+
+def test_a_gpu_needs_room_for_the_weights_that_its_host_holds(training, monkeypatch):
+    monkeypatch.setattr(run, "CPU_SLACK", 0.0)  # of glibc's heap, which a GPU has not
+    training.engine.device = torch.device("cpu")
+    here = most_that_recomputes(training, monkeypatch)
+    training.engine.device = torch.device("cuda")
+    there = most_that_recomputes(training, monkeypatch)
+    weights = sum(one.nbytes for one in training.loaded.model.parameters())
+    assert there - here == pytest.approx(weights / 0.95, abs=2)
