@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from foveal.config import Recipe, flatten
 from foveal.errors import RunError
-from foveal.storage import write_json
 from foveal.train.engine import Engine
 from foveal.train.folders import beside, drop_folder, keep_folder
 
@@ -229,7 +228,8 @@ def _write_tensors(path: Path, values: Mapping[str, Tensor | float]) -> None:
 
 
 def _finish(place: Path, progress: Progress) -> None:
-    write_json(beside(place) / STATE, asdict(progress))
+    text = json.dumps(asdict(progress), indent=1)
+    (beside(place) / STATE).write_text(text, encoding="utf-8")  # the folder is whole or not
     keep_folder(place)
 
 
