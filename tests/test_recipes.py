@@ -15,7 +15,8 @@ from foveal.errors import ConfigError
 from foveal.explain import explain_settings
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.reproduce import RECIPES, list_rows, published_scores, row_name
-from foveal.run import TrainingRun, resume_key
+from foveal.run import TrainingRun
+from foveal.train.checkpoint import resume_key
 
 ROOT = Path(__file__).parents[1]
 ALL = sorted(path for path in (ROOT / "recipes").rglob("*.yaml"))

@@ -19,6 +19,8 @@ from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import ImageFolder, Turn
 from foveal.data.lines import Examples
 from foveal.data.rows import Plan
+from foveal.errors import ConfigError
+from foveal.evaluate.metrics import find_metrics
 from foveal.models.family import Family, LoadedModel, find_family, load
 from foveal.train.engine import Engine
 
@@ -71,6 +73,40 @@ def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path) -> None:
 def _texts(turn: Turn) -> tuple[str, ...]:
     # As they stand in a prompt: behind a line break, or by themselves.
     return f"\n{turn.user}", turn.user, turn.assistant
+
+
+def check_scores(recipe: Recipe) -> None:
+    """See that a recipe's scores are known, and that of the best checkpoint among them.
+
+    Raises:
+        ConfigError: it cannot; the message says what is missing.
+    """
+    find_metrics(recipe.evaluate.metrics)
+    best = recipe.train.best_metric
+    if not best:
+        return
+    for name, value in (
+        ("data.validation", recipe.data.validation),
+        ("train.evaluate_every_steps", recipe.train.evaluate_every_steps),
+    ):
+        if not value:
+            raise ConfigError(f"train.best_metric={best} needs {name}; give it, or leave that out")
+    if best not in (*recipe.evaluate.metrics, "auroc"):
+        known = ", ".join(recipe.evaluate.metrics)
+        raise ConfigError(f"train.best_metric={best} is not among evaluate.metrics: {known}")
+
+
+def check_attention(recipe: Recipe) -> None:
+    """See that a recipe's attention can read the rows that it asks for.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if recipe.attention == "flash_attention_2" and recipe.data.share_images:
+        raise ConfigError(
+            "attention=flash_attention_2 cannot read rows that share pictures; "
+            "use attention=flex, or give data.share_images=false"
+        )
 
 
 @contextmanager

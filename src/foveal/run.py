@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,41 +12,58 @@ from safetensors import SafetensorError
 
 from foveal.adapt.files import save_adapter
 from foveal.adapt.strategy import Assignment, strategy_table
-from foveal.assemble import load_for_run, make_plan, quiet_libraries
-from foveal.config import Recipe, flatten, save_recipe
+from foveal.assemble import (
+    check_attention,
+    check_scores,
+    load_for_run,
+    make_plan,
+    quiet_libraries,
+)
+from foveal.config import Recipe, save_recipe
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.lines import Examples
 from foveal.data.loader import RowBatches, StepLoader
+from foveal.data.overlap import describe_overlap
 from foveal.data.remarks import check_lengths
 from foveal.data.rows import Plan, Row
 from foveal.deliver.export import write_final
 from foveal.errors import ConfigError, RunError, UserError
 from foveal.evaluate.evaluation import evaluate_into
-from foveal.evaluate.metrics import find_metrics
+from foveal.evaluate.kept import describe_question, set_aside_others
 from foveal.evaluate.prediction import Scores
 from foveal.evaluate.report import write_report
 from foveal.machine import describe_machine, free_memory
 from foveal.models.family import LoadedModel
+from foveal.models.fingerprint import fingerprint_model, learns
 from foveal.plan.memory import CPU_SLACK
 from foveal.plan.room import training_bytes
 from foveal.plan.setup import engine_name
-from foveal.train.audit import GradientAudit, audit_sharing, audit_targets
+from foveal.train.audit import (
+    GradientAudit,
+    audit_pictures,
+    audit_sharing,
+    audit_targets,
+    sum_weights,
+)
 from foveal.train.best import best_checkpoint
 from foveal.train.checkpoint import (
     Progress,
     check_same_run,
     checkpoints,
-    fingerprint_model,
     load_checkpoint,
     prune,
     read_progress,
+    resume_key,
 )
 from foveal.train.engine import make_engine
+from foveal.train.folders import make_folder, set_aside
 from foveal.train.incidents import Incidents
-from foveal.train.learner import make_learner
+from foveal.train.learner import Learner, make_learner
 from foveal.train.log import RunLog
 from foveal.train.loop import LoopHooks, Stopped, train
+from foveal.train.optim import count_steps, warmup_steps
+from foveal.train.stop import StopRequest, asked_by_any, stop_requests
 
 FAILED_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES}
 """What the system says of a disk that is full or takes no more."""
@@ -62,6 +78,11 @@ class Outcome:
     before: Scores | None
     after: Scores | None
     report: Path | None
+    steps: int = 0
+    """Of the whole run."""
+
+    has_learnt: bool = True
+    """Whether any weight has moved."""
 
 
 class TrainingRun:
@@ -101,13 +122,16 @@ class TrainingRun:
     def _check(self) -> None:
         """Say what was noticed while reading, before anything is paid for."""
         audit_targets(self.dataset)
+        overlap = ""
+        if self.validation:
+            overlap = describe_overlap(self.dataset, self.validation[1])
         long = check_lengths(
             self.dataset.sizes.tokens,
             self.dataset.examples,
             getattr(self.loaded.model.config, "max_position_embeddings", None),
             self.recipe.train.tokens_per_pass,
         )
-        remarks = [*self.dataset.remarks.lines(), *([long] if long else [])]
+        remarks = [*self.dataset.remarks.lines(), *filter(None, [long, overlap])]
         for line in [*remarks, *(self.validation[1].remarks.lines() if self.validation else ())]:
             self.console.print(line, style="yellow", highlight=False, markup=False)
 
@@ -123,7 +147,8 @@ class TrainingRun:
             RunError: too much goes wrong, or a file cannot be written.
         """
         try:
-            return self._go()
+            with stop_requests() as request:
+                return self._go(request)
         except UserError:
             raise  # every process knows it alike
         except Exception as error:
@@ -135,32 +160,37 @@ class TrainingRun:
                 ) from error
             raise
 
-    def _go(self) -> Outcome:
+    def _go(self, request: StopRequest) -> Outcome:
         recipe, engine, loaded = self.recipe, self.engine, self.loaded
         plan = self._plan()
         learner = make_learner(
             engine, loaded, recipe.strategy, recipe.train, recipe.lora, self._recomputes(plan)
         )
-        assignments, total_steps = learner.assignments, count_steps(plan, recipe)
-        self._check_sharing(plan)
+        assignments, total_steps = (
+            learner.assignments,
+            count_steps(plan.steps_per_epoch, recipe.train),
+        )
+        audit_pictures(assignments, self.dataset)
+        checkpoint, stored = self._find_checkpoint()
+        first_step = stored.step if stored else 0
+        if first_step < total_steps:
+            self._check_sharing(plan)
         optimizer = learner.make_optimizer()
-        first_step = self._resume(optimizer)
         if engine.is_main:
             save_recipe(recipe, self.run / "recipe.yaml")
             (self.run / "machine.json").write_text(json.dumps(describe_machine(), indent=1))
             (self.run / "data.json").write_text(json.dumps(self._describe_data(), indent=1))
-        self._introduce(assignments, plan, total_steps, first_step)
-        self.evaluate("before")
-        batches = RowBatches(self.dataset, loaded.processor, recipe.train.loss_weighting)
-        loader = StepLoader(
-            plan, batches, engine.rank, recipe.data.workers, engine.device.type == "cuda"
-        )
-        hooks = LoopHooks(
-            progress=self._progress,
-            evaluate=self._evaluate_on_the_way,
-            audit=GradientAudit(engine, loaded.model, assignments, bool(self.dataset.images)),
-            best=self._best,
-        )
+            self._set_aside_others()
+        engine.wait()
+        self._introduce(assignments, plan, total_steps, stored)
+        unlearnt = sum_weights(engine, loaded.model)
+        # Before the checkpoint is read: where the answers no longer stand, they are made again.
+        before = self.evaluate("before", request)
+        if stopping := asked_by_any(engine, request):
+            return Outcome(self.run, Stopped(stopping, first_step), None, None, None)
+        if checkpoint and stored:
+            load_checkpoint(checkpoint, loaded.model, optimizer, engine)
+            engine.loss_scale = stored.loss_scale
         incidents = Incidents(
             self.run,
             first_step,
@@ -168,30 +198,64 @@ class TrainingRun:
             recipe.data.max_bad_fraction,
             engine.is_main,
         )
+        stopped = None
+        if first_step < total_steps:
+            stopped = self._learn(
+                learner, optimizer, plan, (first_step, total_steps), incidents, request
+            )
+        if stopped:
+            return Outcome(self.run, stopped, None, None, None)
+        has_learnt = sum_weights(engine, loaded.model) != unlearnt
+        if not has_learnt:
+            incidents.record_nothing_learnt(total_steps)
+        after = self.evaluate("after", request)
+        if stopping := asked_by_any(engine, request):
+            return Outcome(self.run, Stopped(stopping, total_steps), before, None, None)
+        report = self._write_out()
+        return Outcome(self.run, None, before, after, report, total_steps, has_learnt)
+
+    def _learn(
+        self,
+        learner: Learner,
+        optimizer: torch.optim.Optimizer,
+        plan: Plan,
+        steps: tuple[int, int],
+        incidents: Incidents,
+        request: StopRequest,
+    ) -> Stopped | None:
+        """Take the steps of a run, from the first one on that is still to be taken."""
+        recipe, engine, model = self.recipe, self.engine, self.loaded.model
+        batches = RowBatches(self.dataset, self.loaded.processor, recipe.train.loss_weighting)
+        loader = StepLoader(
+            plan, batches, engine.rank, recipe.data.workers, engine.device.type == "cuda"
+        )
+        hooks = LoopHooks(
+            progress=self._progress,
+            evaluate=lambda step: self.evaluate(f"step-{step}", request),
+            audit=GradientAudit(engine, model, learner.assignments, bool(self.dataset.images)),
+            best=self._best,
+        )
         log = None
         if engine.is_main:
-            log = RunLog(self.run, first_step, total_steps, self.console, incidents.left_out)
+            log = RunLog(self.run, *steps, self.console, incidents.left_out)
         try:
-            stopped = train(
+            return train(
                 engine,
-                loaded.model,
+                model,
                 engine.module,
                 optimizer,
                 loader,
                 recipe.train,
                 self.run,
-                first_step,
-                total_steps,
+                *steps,
                 log,
                 incidents,
                 hooks,
+                request,
             )
         finally:
             if log:
                 log.close()
-        if stopped:
-            return Outcome(self.run, stopped, None, None, None)
-        return self._finish()
 
     def _describe_data(self) -> dict[str, dict[str, str | int]]:
         """Say what the examples were when the run began, for who reads of it later."""
@@ -241,33 +305,61 @@ class TrainingRun:
         metric = self.recipe.train.best_metric
         return best_checkpoint(self.run, metric) if metric else None
 
-    def _resume(self, optimizer: torch.optim.Optimizer) -> int:
+    def _find_checkpoint(self) -> tuple[Path | None, Progress | None]:
+        """Find where the run stands; it must be this run."""
         found = checkpoints(self.run / "checkpoints")
         if not found:
-            return 0
+            return None, None
         stored = read_progress(found[-1])
         check_same_run(found[-1], stored, self._progress(stored.step))
-        load_checkpoint(found[-1], self.loaded.model, optimizer, self.engine)
-        self.engine.loss_scale = stored.loss_scale
-        self.console.print(f"Going on from {found[-1]}", highlight=False)
-        if stored.world_size != self.engine.world_size:
-            self.console.print(
-                f"It ran on {stored.world_size} processes, now on {self.engine.world_size}: each "
-                "step still has the same examples, but its sums are rounded in another order",
-                highlight=False,
-            )
-        return stored.step
+        return found[-1], stored
+
+    def _set_aside_others(self) -> None:
+        """Keep scores that are of other validation data, or made otherwise, out of this run's."""
+        if self.validation is None:
+            return
+        examples, dataset = self.validation
+        settings = self.recipe.evaluate
+        asked = describe_question(
+            examples[: settings.max_examples], dataset, settings, self.recipe.precision
+        )
+        said = set_aside_others(self.run / "evaluation", asked)
+        if said:
+            self.console.print(said, style="yellow", highlight=False, markup=False)
 
     def _introduce(
-        self, assignments: Sequence[Assignment], plan: Plan, total_steps: int, first_step: int
+        self,
+        assignments: Sequence[Assignment],
+        plan: Plan,
+        total_steps: int,
+        stored: Progress | None,
     ) -> None:
+        first_step = stored.step if stored else 0
+        if first_step == total_steps:
+            self._say(f"Finished: all {total_steps:,} steps of {self.run} are taken")
+            return
+        if stored:
+            self._say(f"Going on from {self.run / 'checkpoints'}, step {first_step}")
+        if stored and stored.world_size != self.engine.world_size:
+            self._say(
+                f"It ran on {stored.world_size} processes, now on {self.engine.world_size}: each "
+                "step still has the same examples, but its sums are rounded in another order"
+            )
         self.console.print(strategy_table(assignments))
-        self.console.print(
+        self._say(
             f"{len(self.dataset.examples):,} examples, {len(self.dataset.images):,} pictures; "
             f"steps {first_step} to {total_steps}, {plan.steps_per_epoch:,} a pass; "
-            f"{self.engine.device}, {self.recipe.precision}",
-            highlight=False,
+            f"{self.engine.device}, {self.recipe.precision}"
         )
+        asked, given = self.recipe.train.warmup_steps, warmup_steps(total_steps, self.recipe.train)
+        if given < asked:
+            self._say(
+                f"train.warmup_steps={asked} is more than half of the run: the rate climbs in the "
+                f"first {given} of {total_steps} steps"
+            )
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False)
 
     def _check_sharing(self, plan: Plan) -> None:
         """Compare one shared row with its separate samples, once a start.
@@ -282,19 +374,21 @@ class TrainingRun:
                     self.engine.module,
                     Row((shared[0],)),
                     self.dataset,
-                    self.loaded.processor,
+                    self.loaded,
                     self.recipe.train.loss_weighting,
                 )
                 return
 
-    def _evaluate_on_the_way(self, step: int) -> None:
-        self.evaluate(f"step-{step}")
+    def evaluate(self, name: str, request: StopRequest) -> Scores | None:
+        """Answer and score the validation examples; answers that still stand are kept.
 
-    def evaluate(self, name: str) -> Scores | None:
-        """Answer and score the validation examples, unless that was done before."""
+        Returns:
+            None without such examples, or where the run was asked to stop.
+        """
         if self.validation is None:
             return None
         with self.engine.whole():
+            learnt = fingerprint_model(self.loaded.model, learns)
             return evaluate_into(
                 self.run / "evaluation" / name,
                 self.loaded,
@@ -302,108 +396,23 @@ class TrainingRun:
                 self.recipe.evaluate,
                 self.engine,
                 self.console,
+                f"{self.model_fingerprint} {learnt}",
+                lambda: request.signal is not None,
             )
 
-    def _finish(self) -> Outcome:
-        after = self.evaluate("after")
-        before = self.evaluate("before")
-        report = None
+    def _write_out(self) -> Path | None:
+        """Write the tuned model and the report; returns where the report is."""
         self.engine.release()
+        report = None
         if self.engine.is_main:
             if self.recipe.train.best_metric:
                 prune(self.run / "checkpoints", self.recipe.train.keep_checkpoints, self._best())
             note = save_final(self.loaded, self.run)
             if note:
-                self.console.print(note, highlight=False)
+                self._say(note)
             report = write_report(self.run)
         self.engine.wait()
-        return Outcome(self.run, None, before, after, report)
-
-
-def check_scores(recipe: Recipe) -> None:
-    """See that a recipe's scores are known, and that of the best checkpoint among them.
-
-    Raises:
-        ConfigError: it cannot; the message says what is missing.
-    """
-    find_metrics(recipe.evaluate.metrics)
-    best = recipe.train.best_metric
-    if not best:
-        return
-    for name, value in (
-        ("data.validation", recipe.data.validation),
-        ("train.evaluate_every_steps", recipe.train.evaluate_every_steps),
-    ):
-        if not value:
-            raise ConfigError(f"train.best_metric={best} needs {name}; give it, or leave that out")
-    if best not in (*recipe.evaluate.metrics, "auroc"):
-        known = ", ".join(recipe.evaluate.metrics)
-        raise ConfigError(f"train.best_metric={best} is not among evaluate.metrics: {known}")
-
-
-def check_attention(recipe: Recipe) -> None:
-    """See that a recipe's attention can read the rows that it asks for.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if recipe.attention == "flash_attention_2" and recipe.data.share_images:
-        raise ConfigError(
-            "attention=flash_attention_2 cannot read rows that share pictures; "
-            "use attention=flex, or give data.share_images=false"
-        )
-
-
-def make_folder(run: Path) -> None:
-    """See that a run has its folder before anything is paid for.
-
-    Raises:
-        RunError: it cannot be made.
-    """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"run={run}: {error.strerror}; give a folder to write to") from error
-
-
-def set_aside(run: Path) -> None:
-    """Keep a former run under another name."""
-    if not run.exists():
-        return
-    number = 1
-    while (kept := run.with_name(f"{run.name}.before-{number}")).exists():
-        number += 1
-    run.rename(kept)
-
-
-def count_steps(plan: Plan, recipe: Recipe) -> int:
-    """Steps of a whole run."""
-    steps = max(1, round(plan.steps_per_epoch * recipe.train.epochs))
-    return min(steps, recipe.train.max_steps or steps)
-
-
-def resume_key(recipe: Recipe) -> dict[str, Any]:
-    """Everything in a recipe that decides the numbers of a run, by dotted name."""
-    free = {
-        "run",
-        "engine",
-        "data.workers",
-        "data.validation",
-        "data.images",
-        "data.max_bad_fraction",
-        "train.best_metric",
-        "train.save_every_steps",
-        "train.keep_checkpoints",
-        "train.evaluate_every_steps",
-        "train.recompute",
-        "train.max_bad_steps",
-    }
-    flat = flatten(recipe.model_dump(mode="json"))
-    return {
-        name: value
-        for name, value in flat.items()
-        if name not in free and not name.startswith(("evaluate.", "published", "base"))
-    }
+        return report
 
 
 def save_final(loaded: LoadedModel, run: Path) -> str | None:

@@ -25,7 +25,7 @@ GENERATE = EvaluateSettings(answer="generate", max_new_tokens=4)
 class Alone:
     """One process by itself."""
 
-    rank, world_size, is_main = 0, 1, True
+    rank, world_size, is_main, precision = 0, 1, True, "float32"
 
     def gather(self, items):
         return items

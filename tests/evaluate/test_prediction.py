@@ -69,11 +69,19 @@ def test_a_kill_at_any_byte_loses_the_torn_line_alone_and_the_file_can_go_on(tmp
     first = whole.index(b"\n") + 1
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        kept = read_predictions(path)
+        kept = read_predictions(path, torn=True)
         # A line that lacks its line break alone is whole.
         assert kept == [ONE, TWO][: (length >= first - 1) + (length >= len(whole) - 1)]
         append_predictions(path, [Prediction("c", "later")])
         assert read_predictions(path) == [*kept, Prediction("c", "later")]
+
+
+@pytest.mark.parametrize("text", ['[{"id": "a"}]', "id,prediction", '{"id": "a", "predict'])
+def test_a_file_of_somebody_elses_is_no_answers_only_where_it_says_so(tmp_path, text):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"predictions\.jsonl:1: .*; write one answer a line"):
+        read_predictions(path)
 
 
 def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path):

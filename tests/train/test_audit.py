@@ -81,7 +81,7 @@ def test_a_shared_row_agrees_with_its_samples_and_leaves_no_gradient(setup):
     loaded, dataset, row = setup
     engine = Engine()
     module = engine.prepare(RowLoss(loaded.model, loaded.family))
-    assert audit_sharing(engine, module, row, dataset, loaded.processor, "token") < 1e-5
+    assert audit_sharing(engine, module, row, dataset, loaded, "token") < 1e-5
     assert all(one.grad is None for one in loaded.model.parameters())
 
 
@@ -98,7 +98,7 @@ def test_a_leaking_mask_stops_the_run(setup, monkeypatch):
     engine = Engine()
     module = engine.prepare(RowLoss(loaded.model, loaded.family))
     with pytest.raises(RunError, match="differs from its separate samples"):
-        audit_sharing(engine, module, row, dataset, loaded.processor, "token")
+        audit_sharing(engine, module, row, dataset, loaded, "token")
 
 
 def test_wrong_positions_stop_the_run(setup, monkeypatch):
@@ -117,4 +117,4 @@ def test_wrong_positions_stop_the_run(setup, monkeypatch):
     engine = Engine()
     module = engine.prepare(RowLoss(loaded.model, loaded.family))
     with pytest.raises(RunError, match="differs from its separate samples"):
-        audit_sharing(engine, module, row, dataset, loaded.processor, "token")
+        audit_sharing(engine, module, row, dataset, loaded, "token")

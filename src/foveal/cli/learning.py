@@ -75,8 +75,8 @@ def train(
 ) -> None:
     """Train a recipe; goes on by itself where a checkpoint stands in the run folder.
 
-    Exit status: 0 done (or stopped by SIGTERM with a checkpoint), 2 something to mend,
-    130 interrupted, with a checkpoint.
+    Exit status: 0 done (or asked to stop by SIGTERM, SIGUSR1 or SIGHUP, with a checkpoint), 1 done
+    but no weight has moved, 2 something to mend, 130 interrupted, with a checkpoint.
     """
     from foveal.config import load_recipe
 
@@ -89,7 +89,7 @@ def train(
 
 
 def announce(outcome: "Outcome") -> None:
-    """Say how a run ended; an interrupted one ends with its own exit status."""
+    """Say how a run ended; one that was interrupted or learnt nothing has its own exit status."""
     import signal
 
     if outcome.stopped:
@@ -104,6 +104,13 @@ def announce(outcome: "Outcome") -> None:
         typer.echo(f"{name}: {score.value:.3f}  [{score.low:.3f}, {score.high:.3f}]{was}")
     typer.echo(f"model:  {outcome.run / 'final'}")
     typer.echo(f"report: {outcome.report}")
+    if not outcome.has_learnt:
+        typer.echo(
+            f"foveal: no weight has moved in {outcome.steps} steps: the rate was too small, or no "
+            "step was finite (incidents.jsonl); train longer, or raise train.learning_rate",
+            err=True,
+        )
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=PANEL)

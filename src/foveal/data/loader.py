@@ -15,6 +15,9 @@ from foveal.data.dataset import Dataset
 from foveal.data.encode import TurnProcessor
 from foveal.data.rows import Plan, Row
 
+ASKS_TO_STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
+"""What asks a run to save and end: a person, schedulers, a terminal that closes."""
+
 
 @dataclass(frozen=True)
 class RowBatches(TorchDataset[Batch]):
@@ -92,8 +95,11 @@ class StepLoader:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach: the run finishes its step and needs its rows."""
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Start processes that no request to stop reaches: the run needs the rows of its step.
+
+    Ctrl-C and schedulers signal all processes alike.
+    """
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, ASKS_TO_STOP)
     try:
         yield
     finally:

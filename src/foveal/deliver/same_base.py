@@ -10,7 +10,7 @@ from torch import Tensor
 from foveal.adapt.quantize import skeleton
 from foveal.deliver.source import RunSource
 from foveal.errors import ModelError
-from foveal.train.checkpoint import fingerprint_model
+from foveal.models.fingerprint import fingerprint_model
 
 
 def check_same_base(source: RunSource) -> None:

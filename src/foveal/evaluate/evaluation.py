@@ -1,9 +1,7 @@
 """A model + examples -> predictions.jsonl and scores.json, even if it is killed on the way."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -14,16 +12,24 @@ from foveal.config import EvaluateSettings
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, read_examples
-from foveal.errors import ConfigError, DataError
+from foveal.errors import ConfigError, DataError, UserError
+from foveal.evaluate.kept import (
+    PREDICTIONS,
+    SCORES,
+    WEIGHTS,
+    WHAT,
+    Place,
+    describe_question,
+    is_of_run,
+)
 from foveal.evaluate.metrics import find_metrics, plain
 from foveal.evaluate.opening import Opener
-from foveal.evaluate.predict import AnswerRule, predict
+from foveal.evaluate.predict import AnswerRule, check_lengths, predict
 from foveal.evaluate.prediction import (
     Prediction,
     Scores,
     append_predictions,
     read_predictions,
-    read_scores,
     score_predictions,
     with_answers,
     write_predictions,
@@ -31,13 +37,10 @@ from foveal.evaluate.prediction import (
 )
 from foveal.evaluate.questions import deal, families, questions_of
 from foveal.models.family import LoadedModel
+from foveal.models.fingerprint import fingerprint_model
 
 Item = TypeVar("Item")
 Key = tuple[str, int]
-
-PREDICTIONS, SCORES, WHAT = "predictions.jsonl", "scores.json", "evaluation.json"
-RANK_PREDICTIONS = "predictions.rank-{}.jsonl"
-"""What the other processes append to, until all is put together."""
 
 
 class Workers(Protocol):
@@ -45,6 +48,11 @@ class Workers(Protocol):
 
     rank: int
     world_size: int
+
+    @property
+    def precision(self) -> str:
+        """Number format of the passes."""
+        ...
 
     @property
     def is_main(self) -> bool:
@@ -64,46 +72,6 @@ class Workers(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where an evaluation is written, and what it is an evaluation of."""
-
-    folder: Path
-    what: Mapping[str, object]
-    """Answers made under another `what` are not gone on from."""
-
-    def begin(self) -> None:
-        """Keep the answers of an evaluation that was cut off, if it was this one."""
-        what = json.dumps(dict(self.what), indent=1, default=str)
-        file = self.folder / WHAT
-        if not file.is_file() or file.read_text(encoding="utf-8") != what:
-            for old in self._files():
-                old.unlink()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(what, encoding="utf-8")
-
-    def _files(self) -> list[Path]:
-        others = self.folder.glob(RANK_PREDICTIONS.format("*"))
-        return [file for file in (self.folder / PREDICTIONS, *others) if file.is_file()]
-
-    def own_file(self, rank: int) -> Path:
-        """Name the file that a process appends to."""
-        return self.folder / (PREDICTIONS if rank == 0 else RANK_PREDICTIONS.format(rank))
-
-    def answered(self, workers: Workers) -> dict[Key, Prediction]:
-        """Read what was answered before, by any process; the same in each."""
-        own = self.own_file(workers.rank)
-        files = self._files() if workers.is_main else [own] if own.is_file() else []
-        return by_key(workers.gather([one for file in files for one in read_predictions(file)]))
-
-    def end(self, predictions: Sequence[Prediction], scores: Scores) -> None:
-        """Write down the whole."""
-        write_predictions(self.folder / PREDICTIONS, predictions)
-        write_scores(self.folder / SCORES, scores)
-        for file in self.folder.glob(RANK_PREDICTIONS.format("*")):
-            file.unlink()
-
-
 def by_key(predictions: Iterable[Prediction]) -> dict[Key, Prediction]:
     """Find predictions by what they answer."""
     return {one.key: one for one in predictions}
@@ -118,11 +86,13 @@ def evaluate_into(
     workers: Workers,
     console: Console,
     model: str = "",
-) -> Scores:
-    """Write predictions.jsonl and scores.json of some examples, unless they are there.
+    stop: Callable[[], bool] = lambda: False,
+) -> Scores | None:
+    """Write predictions.jsonl and scores.json of some examples; answers that stand are kept.
 
     Each question is answered exactly once, by one of the processes, and written down at once: an
-    evaluation that was killed goes on from there.
+    evaluation that was killed goes on from there. Answers of other weights, to other data or under
+    other settings are made again. Scores are always worked out anew.
 
     Args:
         folder: to write to.
@@ -132,33 +102,69 @@ def evaluate_into(
         settings: how answers are made and scored.
         workers: the processes that share the work.
         console: to show progress on.
-        model: tells the model from another that was evaluated here before.
+        model: tells the weights from others that were evaluated here before.
+        stop: asked between answers; all processes stop when one of them is to.
+
+    Returns:
+        None where it was stopped.
 
     Raises:
-        DataError: two examples have the same id, or a picture cannot be opened.
+        DataError: two examples have the same id, one is too long, a picture cannot be opened.
         ConfigError: answers are to be chosen, but there is nothing to choose from.
+        ModelError: the model's numbers are not finite.
     """
-    if any(workers.gather([(folder / SCORES).is_file()])):
-        return workers.gather([read_scores(folder / SCORES)] if workers.is_main else [])[0]
     examples = examples[: settings.max_examples]
     check_ids(examples)
     check_choices(examples, settings, console)
     find_metrics(settings.metrics)  # an unknown one is named before the work, not after
-    answering = settings.model_dump(mode="json", include={"answer", "choices", "max_new_tokens"})
-    place = Place(folder, {"model": model, "data": dataset.fingerprint, **answering})
+    place = Place(folder)
     if workers.is_main:
-        place.begin()
+        asked = describe_question(examples, dataset, settings, workers.precision)
+        others = place.begin({WEIGHTS: model, **asked})
+        if others:
+            console.print(
+                f"{folder}: answers to another question ({', '.join(others)} changed) made again",
+                highlight=False,
+                markup=False,
+            )
     workers.wait()
-    done = place.answered(workers)
+    found = by_key(workers.gather(place.read(workers.rank, examples)))
+    order = [(example.id, turn) for example in examples for turn in range(len(example.turns))]
+    if not found.keys() >= set(order):
+        made = answer(place, loaded, examples, dataset, settings, workers, console, found, stop)
+        if made is None:
+            return None
+        found |= made
+    predictions = [found[key].scored(settings.metrics) for key in order]
+    scores = score_predictions(predictions, settings.metrics)
+    if workers.is_main:
+        place.end(predictions, scores)
+    workers.wait()
+    return scores
+
+
+def answer(
+    place: Place,
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    dataset: Dataset,
+    settings: EvaluateSettings,
+    workers: Workers,
+    console: Console,
+    done: Mapping[Key, Prediction],
+    stop: Callable[[], bool],
+) -> dict[Key, Prediction] | None:
+    """Answer what is not done yet; returns the answers of all processes, none where stopped."""
     rule = AnswerRule(settings.answer, settings.max_new_tokens, settings.tokens_per_batch)
+    problems: list[UserError] = []
     with Opener(dataset, loaded.processor) as opener:
-        questions = [
+        left = [
             question
             for number, example in enumerate(examples)
             for question in questions_of(number, example, dataset, opener, settings.choices)
+            if (example.id, question.turn) not in done
         ]
-        order = [(examples[one.example].id, one.turn) for one in questions]
-        left = [one for key, one in zip(order, questions, strict=True) if key not in done]
+        check_lengths(loaded, examples, left, rule)
         shares = deal(families(left, dataset), workers.world_size)
         mine = [question for family in shares[workers.rank] for question in family.questions]
         mine.sort(key=lambda one: not rule.chooses(one))  # first chosen, then written ones
@@ -167,19 +173,22 @@ def evaluate_into(
         with (
             evaluating(loaded),
             workers.autocast(),
-            counting(console, folder.name, len(mine)) as bar,
+            counting(console, place.folder.name, len(mine)) as bar,
         ):
-            for some in predict(loaded, examples, mine, rule):
-                append_predictions(place.own_file(workers.rank), some)
-                made += some
-                bar(len(made))
-    found = done | by_key(workers.gather(made))
-    predictions = [found[key].scored(settings.metrics) for key in order]
-    scores = score_predictions(predictions, settings.metrics)
-    if workers.is_main:
-        place.end(predictions, scores)
-    workers.wait()
-    return scores
+            try:
+                for some in predict(loaded, examples, mine, rule):
+                    append_predictions(place.own_file(workers.rank), some)
+                    made += some
+                    bar(len(made))
+                    if stop():
+                        break
+            except UserError as error:
+                problems.append(error)  # of this process alone; the others hear of it
+    for problem in workers.gather(problems):
+        raise problem
+    if any(workers.gather([stop()])):
+        return None
+    return by_key(workers.gather(made))
 
 
 @contextmanager
@@ -269,8 +278,16 @@ def evaluate_model(
         settings: how answers are made and scored.
         workers: the processes that share the work.
         console: to show progress on.
+
+    Raises:
+        ConfigError: the run itself writes where the scores would go.
     """
     is_run = (Path(place) / "recipe.yaml").exists()
+    if is_run and not out and is_of_run(data.stem):
+        raise ConfigError(
+            f"{Path(place) / 'evaluation' / data.stem} is what the run itself evaluated; "
+            "give another folder, --out"
+        )
     folder = out or (Path(place) / "evaluation" if is_run else Path("evaluation")) / data.stem
     if workers.is_main:
         unpacked(data, folder / ".cache")
@@ -281,19 +298,10 @@ def evaluate_model(
         for name in (SCORES, WHAT):
             (folder / name).unlink(missing_ok=True)
     workers.wait()
-    scores = evaluate_into(
-        folder, loaded, examples, dataset, settings, workers, console, model_stamp(place)
-    )
+    weights = fingerprint_model(loaded.model)
+    scores = evaluate_into(folder, loaded, examples, dataset, settings, workers, console, weights)
+    assert scores is not None
     return folder, scores
-
-
-def model_stamp(place: str) -> str:
-    """Tell a model from the one that stood in its place before; a hub name from other names."""
-    files = [
-        file for file in Path(place).glob("**/*.safetensors") if "checkpoints" not in file.parts
-    ]
-    newest = max((file.stat().st_mtime_ns for file in files), default=0)
-    return f"{Path(place).resolve() if files else place} {newest}"
 
 
 def score_made_elsewhere(
@@ -318,6 +326,8 @@ def score_made_elsewhere(
     examples = list(read_examples(data))
     check_ids(examples)
     found = by_key(with_answers(read_predictions(predictions), examples))
+    if not found:
+        raise DataError(f"{predictions}: no answer in it; write one a line")
     order = [(example.id, turn) for example in examples for turn in range(len(example.turns))]
     missing = [key for key in order if key not in found]
     if missing:

@@ -7,9 +7,9 @@ from types import TracebackType
 
 from torch import Tensor
 
+from foveal.data.batch import open_pictures
 from foveal.data.dataset import Dataset
 from foveal.data.encode import TurnProcessor
-from foveal.data.media import open_image
 
 AHEAD = 4
 """Pictures that are opened before they are asked for, for each thread."""
@@ -63,4 +63,6 @@ class Opener:
             self._ready[image] = self._pool.submit(self._open, image)
 
     def _open(self, image: int) -> Tensor:
-        return self.processor.cut(open_image(self.dataset.images[image].path))
+        crops = open_pictures((image,), self.dataset, self.processor).pixel_values
+        assert crops is not None
+        return crops

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from foveal.data.example import Example
-from foveal.errors import ModelError
+from foveal.errors import DataError, ModelError
 from foveal.evaluate.prediction import Prediction
 from foveal.evaluate.questions import Question
 from foveal.models.family import LoadedModel
 from foveal.models.generation.finite import NotFiniteError
-from foveal.models.generation.generator import Generator, Limits, NoAnswer, Request
+from foveal.models.generation.generator import Generator, Limits, NoAnswer, Request, check_fits
 from foveal.models.generation.score import score
 
 Answering = Literal["auto", "generate", "choices"]
@@ -57,6 +57,27 @@ def predict(
     for batch in batches(closed, rule.tokens_per_batch):
         yield choose(loaded, examples, batch)
     yield from write(loaded, examples, [one for one in questions if not rule.chooses(one)], rule)
+
+
+def check_lengths(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    questions: Sequence[Question],
+    rule: AnswerRule,
+) -> None:
+    """Refuse questions that leave no room for their answers, before any work.
+
+    Raises:
+        DataError: one does; the message names it.
+    """
+    for one in questions:
+        labels = one.choices if rule.chooses(one) else ()
+        longest = max((len(label_ids(loaded, label)) for label in labels), default=0)
+        try:
+            check_fits(loaded, one.prompt, longest or rule.max_new_tokens)
+        except ValueError as error:
+            name = examples[one.example].id
+            raise DataError(f"turn {one.turn} of {name!r}: {error}") from None
 
 
 def write(

@@ -79,10 +79,13 @@ def _softmax(scores: Mapping[str, float]) -> dict[str, float]:
 _BORDER = TypeAdapter(Prediction)
 
 
-def read_predictions(path: Path) -> list[Prediction]:
+def read_predictions(path: Path, torn: bool = False) -> list[Prediction]:
     """Read predictions.jsonl; of two lines for one turn the later counts.
 
-    A last line that a kill cut short is passed over: its answer will be made again.
+    Args:
+        path: of the file.
+        torn: pass over a last line that a kill cut short, as in a file of our own: its answer
+            will be made again.
 
     Raises:
         DataError: the file cannot be opened, or another line is no prediction.
@@ -98,9 +101,12 @@ def read_predictions(path: Path) -> list[Prediction]:
         try:
             prediction = _BORDER.validate_json(line)
         except ValidationError as error:
-            if number == len(lines):  # every whole line ends in a line break
+            if torn and number == len(lines):  # every whole line ends in a line break
                 break
-            raise DataError(f"{path}:{number}: {_explain(error)}") from None
+            raise DataError(
+                f"{path}:{number}: {_explain(error)}; write one answer a line, "
+                '{"id": ..., "prediction": ...}'
+            ) from None
         found[prediction.key] = prediction
     return list(found.values())
 

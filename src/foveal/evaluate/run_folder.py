@@ -1,13 +1,13 @@
 """A run folder on disk -> what it holds: recipe, measures, evaluations, incidents, machine."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from foveal.config import Recipe, Settings, load_recipe
 from foveal.errors import DataError, RunError
+from foveal.evaluate.kept import is_of_run, read_what
 from foveal.evaluate.measures import Measures, read_measures, read_objects
 from foveal.evaluate.metrics import METRICS
 from foveal.evaluate.prediction import (
@@ -28,6 +28,8 @@ class Evaluation:
 
     predictions: tuple[Prediction, ...]
     scores: Scores
+    what: Mapping[str, object] = field(default_factory=dict)
+    """What was asked, as it was written down; see `Place`."""
 
     @property
     def title(self) -> str:
@@ -110,14 +112,15 @@ def read_run(folder: Path) -> Run:
 
 def _read_evaluation(folder: Path, metrics: Sequence[str]) -> Evaluation | None:
     path = folder / "predictions.jsonl"
-    if not re.fullmatch(r"before|after|step-\d+", folder.name) or not path.is_file():
+    if not is_of_run(folder.name) or not path.is_file():
         return None
-    predictions = read_predictions(path)
+    predictions = read_predictions(path, torn=True)
     scores = folder / "scores.json"
     return Evaluation(
         folder.name,
         tuple(predictions),
         read_scores(scores) if scores.is_file() else score_predictions(predictions, metrics),
+        read_what(folder),
     )
 
 

@@ -1,7 +1,9 @@
 """First step of a run: does everything that should learn get a gradient, from the right tokens?"""
 
+import math
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import nn
 
 from foveal.adapt.strategy import Assignment
@@ -10,6 +12,8 @@ from foveal.data.dataset import Dataset
 from foveal.data.encode import TurnProcessor
 from foveal.data.rows import Group, Row
 from foveal.errors import RunError
+from foveal.models.family import LoadedModel
+from foveal.models.finite import explain_not_finite
 from foveal.train.engine import Engine
 
 SHARED_TOLERANCE = 1e-4
@@ -61,7 +65,7 @@ def audit_gradients(
     for one in assignments:
         if not one.learn or one.name.endswith(VANISHING) or ".lora_A." in one.name:
             continue
-        if not saw_images and not one.part_name.startswith("language."):
+        if not saw_images and not _reads_words(one):
             continue
         if not found(parameters[one.name]):
             silent.append(one.name)
@@ -84,12 +88,41 @@ def audit_targets(dataset: Dataset) -> None:
         raise RunError(f"example {name} has no learnt token; give it an answer")
 
 
+def audit_pictures(assignments: Sequence[Assignment], dataset: Dataset) -> None:
+    """Check that weights before the text, where they alone learn, are shown a picture.
+
+    Raises:
+        RunError: no example has one.
+    """
+    learning = [one for one in assignments if one.learn]
+    if learning and not dataset.images and not any(map(_reads_words, learning)):
+        raise RunError(
+            f"only weights before the text learn, such as {learning[0].name}, and no example has "
+            "a picture: nothing would be learnt; give pictures, or let `language.*` learn"
+        )
+
+
+def _reads_words(one: Assignment) -> bool:
+    return one.part_name.startswith("language.")
+
+
+def sum_weights(engine: Engine, model: nn.Module) -> list[float]:
+    """Sum every learning weight and its squares, to see later whether any has moved."""
+    sums = []
+    for one in model.parameters():
+        if one.requires_grad:
+            whole = engine.whole_tensor(one.detach())
+            squares = torch.linalg.vector_norm(whole, dtype=torch.float64)
+            sums += [float(whole.sum(dtype=torch.float64)), float(squares)]
+    return sums
+
+
 def audit_sharing(
     engine: Engine,
     loss: nn.Module,
     row: Row,
     dataset: Dataset,
-    processor: TurnProcessor,
+    loaded: LoadedModel,
     weighting: str,
 ) -> float:
     """Compare a shared row against its separate samples: summed loss and gradient norm.
@@ -100,15 +133,23 @@ def audit_sharing(
         The larger relative difference.
 
     Raises:
-        RunError: they disagree.
+        RunError: they disagree, or are no numbers.
     """
     shared = Row(row.groups[:1])
     alone = [
         Row((Group((example,), int(dataset.sizes.tokens[example])),)) for example in shared.examples
     ]
+
+    def measure(rows: Sequence[Row]) -> tuple[float, float]:
+        return _loss_and_norm(engine, loss, rows, dataset, loaded.processor, weighting)
+
     loss.train(False)  # dropout would differ
-    together, norm = _loss_and_norm(engine, loss, [shared], dataset, processor, weighting)
-    apart, norm_apart = _loss_and_norm(engine, loss, alone, dataset, processor, weighting)
+    together, norm = measure([shared])
+    apart, norm_apart = measure(alone)
+    if not math.isfinite(together + apart):
+        with engine.autocast():
+            reason = explain_not_finite(loaded, lambda: measure([shared]))
+        raise RunError(f"the loss is not finite before the first step: {reason}")
     loss.train(True)
     difference = max(
         abs(together - apart) / max(abs(apart), 1e-12),

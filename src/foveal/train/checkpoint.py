@@ -1,6 +1,5 @@
 """A run's state -> a folder written whole or not at all, and back: exactly where it stopped."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,12 +13,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from foveal.config import Recipe, flatten
 from foveal.errors import RunError
 from foveal.train.engine import Engine
 from foveal.train.folders import beside, drop_folder, keep_folder
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
-NUMBERS_PER_WEIGHT = 64
 NUMBERS = "numbers"
 """Key in a file's metadata: what an optimizer keeps besides tensors."""
 
@@ -41,21 +40,6 @@ class Progress:
 
     loss_scale: Mapping[str, float] | None = None
     """Of fp16: the scale, and how long it has stood."""
-
-
-def fingerprint_model(model: nn.Module) -> str:
-    """Tell models apart by the names, shapes and some numbers of all their weights.
-
-    Not by all numbers: a model learns in every weight, and billions take a minute to read.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for name, one in model.named_parameters():
-        digest.update(f"{name} {tuple(one.shape)} {one.dtype}".encode())
-        if one.is_floating_point():  # what is packed on the way in, devices round differently
-            numbers = one.detach().flatten()
-            some = numbers[:: max(1, len(numbers) // NUMBERS_PER_WEIGHT)]
-            digest.update(some.float().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def save_checkpoint(
@@ -137,6 +121,30 @@ def read_progress(checkpoint: Path) -> Progress:
         raise RunError(
             f"{checkpoint / STATE}: {error}; delete this folder to go on from an earlier checkpoint"
         ) from error
+
+
+def resume_key(recipe: Recipe) -> dict[str, Any]:
+    """Everything in a recipe that decides the numbers of a run, by dotted name."""
+    free = {
+        "run",
+        "engine",
+        "data.workers",
+        "data.validation",
+        "data.images",
+        "data.max_bad_fraction",
+        "train.best_metric",
+        "train.save_every_steps",
+        "train.keep_checkpoints",
+        "train.evaluate_every_steps",
+        "train.recompute",
+        "train.max_bad_steps",
+    }
+    flat = flatten(recipe.model_dump(mode="json"))
+    return {
+        name: value
+        for name, value in flat.items()
+        if name not in free and not name.startswith(("evaluate.", "published", "base"))
+    }
 
 
 def check_same_run(checkpoint: Path, stored: Progress, now: Progress) -> None:

@@ -90,8 +90,13 @@ class Engine:
         yield
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of this process's share of the loss."""
-        self.scaler.scale(loss).backward()
+        """Add the gradients of this process's share of the loss.
+
+        A row of words alone has none where the tower alone learns: it teaches nothing.
+        """
+        scaled = self.scaler.scale(loss)
+        if scaled.requires_grad:
+            scaled.backward()
 
     def clip(self, optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
         """Shorten the gradients of the whole step to `largest`; returns their norm before it."""

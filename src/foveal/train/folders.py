@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+from foveal.errors import RunError
+
 
 def beside(place: Path) -> Path:
     """Name the folder to fill; nothing takes a name with a dot before it for a finished one."""
@@ -40,3 +42,25 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(run: Path) -> None:
+    """See that a run has its folder before anything is paid for.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"run={run}: {error.strerror}; give a folder to write to") from error
+
+
+def set_aside(run: Path) -> None:
+    """Keep a former run under another name."""
+    if not run.exists():
+        return
+    number = 1
+    while (kept := run.with_name(f"{run.name}.before-{number}")).exists():
+        number += 1
+    run.rename(kept)

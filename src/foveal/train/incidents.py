@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from foveal.errors import RunError
@@ -10,6 +11,7 @@ from foveal.train.step import StepMeasures
 
 INCIDENTS = "incidents.jsonl"
 NOT_FINITE, LEFT_OUT = "not finite", "left out"
+NOTHING_LEARNT = "no weight moved"
 
 
 class Incidents:
@@ -37,6 +39,7 @@ class Incidents:
         lines = read_journal(self.path, first_step)
         self.left_out = sum(line["what"] == LEFT_OUT for line in lines)
         bad = {line["step"] for line in lines if line["what"] == NOT_FINITE}
+        self._left_out_now = 0
         self.bad_in_a_row = 0
         while first_step - self.bad_in_a_row in bad:
             self.bad_in_a_row += 1
@@ -49,6 +52,7 @@ class Incidents:
             {"step": step, "what": LEFT_OUT, "examples": [one.example_id], "reason": one.reason}
             for one in seen.left_out
         ]
+        self._left_out_now = len(lines)
         self.left_out += len(lines)
         self.bad_in_a_row = 0 if seen.applied else self.bad_in_a_row + 1
         if not seen.applied:
@@ -62,10 +66,19 @@ class Incidents:
                 }
             )
         if lines and self.write:
-            with self.path.open("a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
+            self._append(lines)
+
+    def _append(self, lines: Sequence[Mapping[str, object]]) -> None:
+        with self.path.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def record_nothing_learnt(self, step: int) -> None:
+        """Write down, once, that a whole run left every weight as it was."""
+        lines = read_journal(self.path, step)
+        if self.write and not any(line["what"] == NOTHING_LEARNT for line in lines):
+            self._append([{"step": step, "what": NOTHING_LEARNT}])
 
     def check(self, step: int, given: int, one_pass: int) -> None:
         """Stop a run in which too much goes wrong.
@@ -87,7 +100,8 @@ class Incidents:
                 f"lower train.learning_rate or use precision=float32 (see {self.path})"
             )
         shown = max(given, one_pass)
-        if self.left_out > self.max_bad_fraction * shown:
+        # Only by a step that left some out itself: who mended the pictures goes on.
+        if self._left_out_now and self.left_out > self.max_bad_fraction * shown:
             raise RunError(
                 f"step {step}: {self.left_out} of {shown} examples were left out for "
                 f"broken pictures, more than data.max_bad_fraction={self.max_bad_fraction}; mend "

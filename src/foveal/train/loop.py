@@ -1,6 +1,5 @@
 """Step, log, evaluate, save, stop: the one loop of every run."""
 
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from torch import nn
 
 from foveal.config import TrainSettings
 from foveal.data.loader import StepLoader
+from foveal.errors import UserError
 from foveal.train.audit import GradientAudit
 from foveal.train.checkpoint import Progress, prune, save_checkpoint
 from foveal.train.engine import Engine
@@ -19,7 +19,7 @@ from foveal.train.log import RunLog
 from foveal.train.memory import forget_peak
 from foveal.train.optim import rate_scale, set_rate
 from foveal.train.step import train_step
-from foveal.train.stop import StopRequest, stop_requests
+from foveal.train.stop import StopRequest, asked_by_any
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LoopHooks:
     progress: Callable[[int], Progress]
     """Steps taken -> what a checkpoint must say."""
 
-    evaluate: Callable[[int], None]
+    evaluate: Callable[[int], object]
     """Steps taken -> scores written."""
 
     audit: GradientAudit
@@ -60,6 +60,7 @@ def train(
     log: RunLog | None,
     incidents: Incidents,
     hooks: LoopHooks,
+    request: StopRequest,
 ) -> Stopped | None:
     """Take the steps from `first_step` on; returns why it stopped early, if it did.
 
@@ -76,17 +77,34 @@ def train(
         log: of the main process.
         incidents: of the run so far.
         hooks: see there.
+        request: to stop, if there is one.
 
     Raises:
-        RunError: too much went wrong, see `Incidents`, or a checkpoint cannot be written.
+        RunError: too much went wrong, see `Incidents`, or a checkpoint cannot be written. The
+            steps up to then are saved.
     """
     every = settings.evaluate_every_steps
+    taken = saved = first_step
+
+    def save() -> None:
+        nonlocal saved
+        saved = taken  # also where it fails: nobody tries again
+        if log:
+            log.flush()
+        save_checkpoint(run / "checkpoints", hooks.progress(taken), model, optimizer, engine)
+        if engine.is_main:
+            prune(run / "checkpoints", settings.keep_checkpoints, hooks.best())
+
     loss.train()
-    with stop_requests() as request:
+    try:
         for work in loader.steps(first_step, total_steps):
             # Here and not behind the step: a run that was killed in between does it now.
             if every and work.step and work.step % every == 0:
+                if saved < taken:
+                    save()  # an evaluation may find what no step has: nothing is lost by it
                 hooks.evaluate(work.step)
+                if stopping := asked_by_any(engine, request):
+                    return Stopped(stopping, taken)
                 loss.train()
             started = time.perf_counter()
             forget_peak()
@@ -100,32 +118,16 @@ def train(
                 log.write(taken, seen, rate, time.perf_counter() - started)
             incidents.record(taken, seen)
             incidents.check(taken, loader.examples_until(taken), loader.examples_in_a_pass)
-            last, stopping = taken == total_steps, _anyone_asked(engine, request)
-            if last or stopping or _is_saved(taken, settings):
-                if log:
-                    log.flush()
-                save_checkpoint(
-                    run / "checkpoints", hooks.progress(taken), model, optimizer, engine
-                )
-                if engine.is_main:
-                    prune(run / "checkpoints", settings.keep_checkpoints, hooks.best())
+            last, stopping = taken == total_steps, asked_by_any(engine, request)
+            if last or stopping or taken % settings.save_every_steps == 0:
+                save()
             if stopping and not last:
                 return Stopped(stopping, taken)
+    except UserError:  # every process knows it alike
+        if saved < taken:
+            save()
+        raise
     return None
-
-
-def _is_saved(step: int, settings: TrainSettings) -> bool:
-    """Tell whether a step is saved on the way; where the best is kept, those evaluated are too."""
-    evaluated = settings.evaluate_every_steps if settings.best_metric else None
-    return step % settings.save_every_steps == 0 or bool(evaluated and step % evaluated == 0)
-
-
-def _anyone_asked(engine: Engine, request: StopRequest) -> int:
-    """Agree over all processes: a signal may reach one of them a step earlier."""
-    numbers = engine.add_up([float(request.signal == n) for n in (signal.SIGINT, signal.SIGTERM)])
-    if numbers[0]:
-        return int(signal.SIGINT)
-    return int(signal.SIGTERM) if numbers[1] else 0
 
 
 def _mix(seed: int, step: int, rank: int) -> int:

@@ -89,13 +89,29 @@ OPTIMIZERS = {
 }
 
 
+def count_steps(steps_per_epoch: int, settings: TrainSettings) -> int:
+    """Count the steps of a whole run."""
+    steps = max(1, round(steps_per_epoch * settings.epochs))
+    return min(steps, settings.max_steps or steps)
+
+
+WARMUP_SHARE = 0.5
+"""Largest share of a run's steps in which the rate climbs."""
+
+
+def warmup_steps(total_steps: int, settings: TrainSettings) -> int:
+    """Steps in which the rate climbs from zero, in a run of so many."""
+    return min(settings.warmup_steps, int(WARMUP_SHARE * total_steps))
+
+
 def rate_scale(step: int, total_steps: int, settings: TrainSettings) -> float:
     """Share of the highest rate that step `step`, counted from 0, uses.
 
     Climbs from zero over the warm-up and then falls to zero, as transformers'
-    `get_linear_schedule_with_warmup` and `get_cosine_schedule_with_warmup` do.
+    `get_linear_schedule_with_warmup` and `get_cosine_schedule_with_warmup` do. A warm-up longer
+    than half of the run is cut to that: a short run would end before it has learnt anything.
     """
-    warmup = settings.warmup_steps
+    warmup = warmup_steps(total_steps, settings)
     if step < warmup:
         return step / max(1, warmup)
     if settings.schedule == "constant":

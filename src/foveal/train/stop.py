@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM -> a request that the loop answers after its step."""
+"""Signals that ask for an end -> a request that a run answers after its step."""
 
 import os
 import signal
@@ -7,6 +7,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from foveal.data.loader import ASKS_TO_STOP
+from foveal.train.engine import Engine
+
+STOPS = sorted(ASKS_TO_STOP)  # in the same order in every process
 
 SHOW_CURSOR = b"\x1b[?25h"
 
@@ -24,9 +29,16 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request; a second SIGINT leaves at once."""
+    """Turn signals into a request; a second SIGINT leaves at once.
+
+    A SIGHUP that somebody had ignored, as nohup does, stays ignored.
+    """
     request = StopRequest()
-    former = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {
+        number: signal.signal(number, request)
+        for number in STOPS
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    }
     ours, pythons = socket.socketpair()
     pythons.setblocking(False)
     # Python runs handlers between two of its own instructions, and a backward pass is one: only
@@ -40,6 +52,12 @@ def stop_requests() -> Iterator[StopRequest]:
         pythons.close()  # ends the thread
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def asked_by_any(engine: Engine, request: StopRequest) -> int:
+    """Agree over all processes on a signal, 0 for none: it may reach one a step earlier."""
+    counts = engine.add_up([float(request.signal == number) for number in STOPS])
+    return next((int(number) for number, count in zip(STOPS, counts, strict=True) if count), 0)
 
 
 def _leave_at_the_second(numbers: socket.socket) -> None:

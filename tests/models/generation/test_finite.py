@@ -54,14 +54,17 @@ def test_it_stops_and_names_the_first_layer_and_the_precision(
     spoil(tiny, f"{PROJECTOR}.weight", factor)
     prompt = ask(tiny, "What is it?", page)
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
+
+    def answer():
+        if way == "generate":
+            return generate(Generator(tiny), [Request(prompt, 4)])
+        return score(tiny, [(prompt, [[5, 6], [7]])])
+
     with (
         torch.autocast("cpu", dtype, enabled=precision != "float32"),
         pytest.raises(NotFiniteError, match=r"^projector\.img_projection\.[01] ") as error,
     ):
-        if way == "generate":
-            generate(Generator(tiny), [Request(prompt, 4)])
-        else:
-            score(tiny, [(prompt, [[5, 6], [7]])])
+        answer()
     assert f"not finite in {precision}: " in str(error.value)
     assert str(error.value).endswith(advice)
 

@@ -1,19 +1,16 @@
-"""What a pass made -> which of it is no number, and the layer where that began."""
+"""What a pass made -> which of it is no number, and the error that says so."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveal.errors import ModelError
 from foveal.models.family import LoadedModel
+from foveal.models.finite import explain_not_finite
 from foveal.models.generation.passes import Growing, logits_behind, run_pass
 from foveal.models.generation.prompt import Stretch
 from foveal.models.generation.tree import Tree
-
-FORMATS = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class NotFiniteError(ModelError):
@@ -27,8 +24,8 @@ class NotFiniteError(ModelError):
 
 def are_finite(pieces: Sequence[Tensor]) -> list[bool]:
     """Tell of each (tokens, width) whether all of it is finite; waits for the device once."""
-    rows = iter(torch.cat(list(pieces)).isfinite().all(-1).tolist())
-    return [all([next(rows) for _ in range(len(piece))]) for piece in pieces]
+    rows = torch.cat(list(pieces)).isfinite().all(-1).cpu()
+    return [bool(one.all()) for one in rows.split([len(piece) for piece in pieces])]
 
 
 def not_finite(
@@ -46,54 +43,7 @@ def not_finite(
     images = tuple(image for stretch in stretches for image in stretch.images)
     tree = Tree(None, is_long)
     part = Growing(tree, tree.add_node(None), Stretch(ids, images))
-    found: list[str] = []
-    hooks = [
-        module.register_forward_hook(partial(_look, found, name))
-        for name, module in loaded.model.named_modules()
-        if name
-    ]
-    try:
-        logits_behind(loaded, run_pass(loaded, [part])[0][-1:])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    precision = precision_of(loaded.model)
-    layer = loaded.family.part_name(found[0]) if found else "its last layer"
-    return NotFiniteError(
-        f"{layer} gives numbers that are not finite in {precision}: {_advice(loaded, found)}", place
+    reason = explain_not_finite(
+        loaded, lambda: logits_behind(loaded, run_pass(loaded, [part])[0][-1:])
     )
-
-
-def precision_of(model: Any) -> str:
-    """Name the number format that a model's passes are computed in here."""
-    kind = model.device.type
-    mixed = torch.is_autocast_enabled(kind)
-    dtype = torch.get_autocast_dtype(kind) if mixed else model.dtype
-    return FORMATS.get(dtype, str(dtype))
-
-
-def _look(found: list[str], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-    """Note a module whose output is not finite; those within others are done before them."""
-    if not found and not all(bool(one.isfinite().all()) for one in _tensors(output)):
-        found.append(name)
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, dict):
-        yield from _tensors(tuple(output.values()))
-    elif isinstance(output, Iterable) and not isinstance(output, str):
-        for one in output:
-            yield from _tensors(one)
-
-
-def _advice(loaded: LoadedModel, found: Sequence[str]) -> str:
-    module = loaded.model.get_submodule(found[0]) if found else loaded.model
-    weights = module.parameters(recurse=not found)
-    if not all(bool(one.isfinite().all()) for one in weights if one.is_floating_point()):
-        return "its weights are not; take another checkpoint"
-    if precision_of(loaded.model) == "fp16":
-        return "they grow beyond its range; use precision=bf16 or float32"
-    return "its weights or what it is given are too large; take another checkpoint"
+    return NotFiniteError(reason, place)

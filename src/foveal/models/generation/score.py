@@ -97,8 +97,8 @@ def score(
     for (number, is_long), (end, own, ids), total in zip(asking, wanted, found, strict=True):
         line = reading.parts[end if own is None else own].node.line()
         if math.isnan(total) or not all(sound[id(node)] for node in line):
-            prompt = questions[number][0].stretch(0, None, loaded.processor.image_token_id)
-            raise not_finite(loaded, [prompt, Stretch(tuple(ids[:-1]))], is_long, number)
+            asked = questions[number][0].stretch(0, None, loaded.processor.image_token_id)
+            raise not_finite(loaded, [asked, Stretch(tuple(ids[:-1]))], is_long, number)
     sums = iter(found)
     return [[next(sums) for _ in continuations] for _, continuations in questions]
 

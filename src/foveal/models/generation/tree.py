@@ -222,9 +222,15 @@ def trees_attention_forward(
 
 
 def _nothing_or_nan(made: Tensor) -> Tensor:
-    """Zero for each token, NaN for one whose (1, heads, tokens, size) keys or values are not finite.
+    """Make zero of each token, NaN of one whose keys or values are not finite.
 
-    Its own answer shows what its slots no longer do.
+    Its own answer so shows what its slots no longer do.
+
+    Args:
+        made: (1, heads, tokens, size), keys or values.
+
+    Returns:
+        (1, tokens, 1, 1).
     """
     return (made.sum((1, 3), dtype=torch.float32) * 0).to(made.dtype)[..., None, None]
 

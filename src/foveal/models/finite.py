@@ -1,0 +1,70 @@
+"""A model and some work -> the first layer whose numbers are not finite, in words."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveal.models.family import LoadedModel
+
+FORMATS = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def explain_not_finite(loaded: LoadedModel, work: Callable[[], object]) -> str:
+    """Do some work once more, and say where its numbers stop being finite.
+
+    Args:
+        loaded: model that the work runs.
+        work: passes of it, in the number format in which they failed.
+    """
+    found: list[str] = []
+    hooks = [
+        module.register_forward_hook(partial(_look, found, name))
+        for name, module in loaded.model.named_modules()
+        if name
+    ]
+    try:
+        work()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layer = loaded.family.part_name(found[0]) if found else "what comes behind its last layer"
+    module = loaded.model.get_submodule(found[0]) if found else loaded.model
+    precision = precision_of(loaded.model)
+    return f"{layer} gives numbers that are not finite in {precision}: {_advice(module, precision)}"
+
+
+def precision_of(model: Any) -> str:
+    """Name the number format that a model's passes are computed in here."""
+    kind = model.device.type
+    mixed = torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if mixed else model.dtype
+    return FORMATS.get(dtype, str(dtype))
+
+
+def _look(found: list[str], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    """Note a module whose output is not finite; those within others are done before them."""
+    if not found and not all(bool(one.isfinite().all()) for one in _tensors(output)):
+        found.append(name)
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, dict):
+        yield from _tensors(tuple(output.values()))
+    elif isinstance(output, Iterable) and not isinstance(output, str):
+        for one in output:
+            yield from _tensors(one)
+
+
+def _advice(module: nn.Module, precision: str) -> str:
+    own = (one for one in module.parameters() if one.is_floating_point())
+    if not all(bool(one.isfinite().all()) for one in own):
+        return "its weights are not; take another checkpoint"
+    if precision == "fp16":
+        return "they grow beyond its range; use precision=bf16 or float32"
+    return "its weights or what it is given are too large; take another checkpoint"
