@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
 from rich.console import Console
-from safetensors.torch import load_file
+from small_runs import losses, metrics, recipe, run, run_until, same_bits, weights
 from tiny import SIZES, pages, write_data
 
 from foveal.config import Recipe
@@ -28,48 +27,6 @@ def place(tmp_path):
     pages(tmp_path, 4, 3, "train")
     pages(tmp_path, 2, 2, "validation")
     return tmp_path
-
-
-def recipe(place: Path, run: str = "run", **changes) -> Recipe:
-    tree = {
-        "model": str(place / "model"),
-        "run": str(place / run),
-        "precision": "float32",
-        "data": {"train": str(place / "train.jsonl"), "workers": 0, "num_crops": 4},
-        "train": {
-            "epochs": 2,
-            "examples_per_step": 4,
-            "tokens_per_pass": 600,
-            "learning_rate": 1e-2,
-            "warmup_steps": 1,
-            "save_every_steps": 2,
-        },
-        "evaluate": {"max_new_tokens": 4},
-    }
-    for name, value in changes.items():
-        branch, _, leaf = name.rpartition("__")
-        (tree[branch] if branch else tree)[leaf] = value
-    return Recipe.model_validate(tree)
-
-
-def run(chosen: Recipe, **options):
-    return TrainingRun(chosen, Console(quiet=True), **options).go()
-
-
-def metrics(run_folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(run_folder: Path) -> list[float]:
-    return [line["loss"] for line in metrics(run_folder)]
-
-
-def weights(run_folder: Path):
-    return load_file(run_folder / "final" / "model.safetensors")
-
-
-def same_bits(one, other) -> bool:
-    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
 def test_a_run_leaves_a_whole_folder_and_learns(place):
@@ -131,29 +88,6 @@ def test_a_killed_run_ends_with_the_same_bits_as_an_uninterrupted_one(place, str
     run(recipe(place, "killed", strategy=strategy))
     assert same_bits(weights(place / "whole"), weights(place / "killed"))
     assert losses(place / "whole") == losses(place / "killed")
-
-
-def run_until(training: TrainingRun, stop: int) -> None:
-    """Take a run to a step and then let it die without a word."""
-    from foveal import run as run_module
-
-    class DiedError(Exception):
-        pass
-
-    original = run_module.RunLog
-
-    class DyingLog(original):
-        def write(self, step, *rest):
-            super().write(step, *rest)
-            if step > stop:
-                raise DiedError
-
-    run_module.RunLog = DyingLog
-    try:
-        with pytest.raises(DiedError):
-            training.go()
-    finally:
-        run_module.RunLog = original
 
 
 @pytest.mark.parametrize("workers", [1, 4])
