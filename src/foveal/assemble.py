@@ -1,9 +1,12 @@
 """A recipe -> its parts: the model, the processor alone, the plan of its steps."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +25,7 @@ from foveal.data.rows import Plan
 from foveal.errors import ConfigError
 from foveal.evaluate.metrics import find_metrics
 from foveal.models.family import Family, LoadedModel, find_family, load
+from foveal.train.checkpoint import checkpoints
 from foveal.train.engine import Engine
 
 TINY = "phi3-vision-tiny"
@@ -35,7 +39,7 @@ def load_for_run(
     name = recipe.model
     if name == TINY and not Path(name).exists():
         if engine.is_main:
-            make_tiny(recipe, files, run / "model")
+            make_tiny(recipe, files, run / "model", again=not checkpoints(run / "checkpoints"))
         engine.wait()
         name = str(run / "model")
     rules, precision = rules_of(recipe.strategy), recipe.precision
@@ -52,22 +56,39 @@ def load_in_passing(recipe: Recipe) -> LoadedModel:
         return load_for_run(recipe, Path(folder), Engine(recipe.precision), files)
 
 
-def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path) -> None:
-    """Make the tiny model, unless it is there."""
+def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path, again: bool = False) -> None:
+    """Make the tiny model, unless it is there.
+
+    Args:
+        recipe: whose data it shall suit.
+        files: of the examples.
+        folder: to write to.
+        again: make it anew where it was made from something else.
+    """
     from foveal.models.phi3_vision.tiny import write_tiny
 
-    if (folder / "config.json").exists():
+    note = folder.with_name(f".{folder.name}.made-from")
+    there = (folder / "config.json").exists()
+    if there and not (again and note.exists()):
         return
     images = ImageFolder(files[0], recipe.data.images)
     first = Examples(files[:1])[:200]
     shown = [path for example in first for path in example.images][:32]
+    texts = {text for one in Examples(files) for turn in one.turns for text in _texts(turn)}
+    asked = [recipe.train.seed, recipe.data.num_crops, shown, sorted(texts)]
+    made_from = sha256(json.dumps(asked).encode()).hexdigest()
+    if there and note.read_text() == made_from:
+        return
+    if there:
+        rmtree(folder)
     write_tiny(
         folder,
         recipe.train.seed,
-        texts={text for one in Examples(files) for turn in one.turns for text in _texts(turn)},
+        texts=texts,
         pictures=[images.find(path) for path in shown],
         num_crops=recipe.data.num_crops,
     )
+    note.write_text(made_from)
 
 
 def _texts(turn: Turn) -> tuple[str, ...]:

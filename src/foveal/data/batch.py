@@ -173,7 +173,11 @@ def _arrange(shown: Sequence[int], crops: Mapping[int, Tensor], dataset: Dataset
 def _cut(image: int, dataset: Dataset, processor: TurnProcessor) -> Tensor:
     """Open a picture and cut it into crops, as many as its header promised."""
     fact = dataset.images[image]
-    crops = processor.cut(open_image(fact.path))
+    picture = open_image(fact.path)
+    try:
+        crops = processor.cut(picture)
+    except DataError as error:  # it knows no name
+        raise DataError(f"{fact.path}: {error}") from None
     if len(crops) != fact.rows * fact.columns:
         raise DataError(f"{fact.path}: it was another picture when the run began; put that back")
     return crops

@@ -198,9 +198,17 @@ def _measure(
     paths: Sequence[Path], processor: TurnProcessor, cache: Path | None, workers: int
 ) -> ImageFacts:
     sizes = image_sizes(paths, cache, workers)
-    grids = np.asarray([processor.grid(*size) for size in sizes], np.int32).reshape(-1, 2)
+    pairs = zip(paths, sizes, strict=True)
+    grids = np.asarray([_grid(processor, *pair) for pair in pairs], np.int32).reshape(-1, 2)
     tokens = np.asarray([processor.num_image_tokens(*size) for size in sizes], np.int32)
     return ImageFacts(Texts.of(map(str, paths)), tokens, grids)
+
+
+def _grid(processor: TurnProcessor, path: Path, size: tuple[int, int]) -> tuple[int, int]:
+    try:
+        return processor.grid(*size)
+    except DataError as error:  # it knows no name
+        raise DataError(f"{path}: {error}") from None
 
 
 def _tower_crops(facts: ImageFacts) -> np.ndarray:

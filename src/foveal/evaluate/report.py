@@ -208,9 +208,10 @@ def score_rows(
 
 
 def paired_difference(before: Evaluation, after: Evaluation, metric: str) -> Difference | None:
-    """Compare two evaluations over the turns that both answered; none where there are none."""
-    earlier = {one.key: one for one in before.predictions}
-    pairs = [(earlier[one.key], one) for one in after.predictions if one.key in earlier]
+    """Compare two evaluations over the turns that both were asked; none where there are none."""
+    earlier = {(one.key, one.answers): one for one in before.predictions}
+    asked = [((one.key, one.answers), one) for one in after.predictions]
+    pairs = [(earlier[key], one) for key, one in asked if key in earlier]
     if metric == "auroc":
         return _auroc_difference(pairs)
     scores = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from foveal.config import Recipe, Settings, load_recipe
 from foveal.errors import DataError, RunError
-from foveal.evaluate.kept import is_of_run, read_what
+from foveal.evaluate.kept import WEIGHTS, WORDS, differing, is_of_run, read_what
 from foveal.evaluate.measures import Measures, read_measures, read_objects
 from foveal.evaluate.metrics import METRICS
 from foveal.evaluate.prediction import (
@@ -17,6 +17,8 @@ from foveal.evaluate.prediction import (
     read_scores,
     score_predictions,
 )
+
+NOTHING_LEARNT = "No weight has moved: this run has learnt nothing, and its scores are the base's."
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,20 @@ class Evaluation:
     scores: Scores
     what: Mapping[str, object] = field(default_factory=dict)
     """What was asked, as it was written down; see `Place`."""
+
+    is_whole: bool = True
+
+    def differs_from(self, other: "Evaluation") -> list[str]:
+        """List in words what else was asked than in another evaluation of the run."""
+        others = [name for name in differing(self.what, other.what) if name != WORDS[WEIGHTS]]
+        mine, theirs = (
+            {one.key: one.answers for one in each.predictions} for each in (self, other)
+        )
+        both = mine.keys() & theirs.keys()
+        same = mine.keys() == theirs.keys() or not (self.is_whole and other.is_whole)
+        if not same or any(mine[key] != theirs[key] for key in both):
+            others.append("data")
+        return list(dict.fromkeys(others))
 
     @property
     def title(self) -> str:
@@ -51,6 +67,9 @@ class Run:
     data: Mapping[str, Mapping[str, object]]
     """Role -> fingerprint and counts of the examples, as the run found them."""
 
+    remarks: Sequence[str] = ()
+    """What a reader must know before the numbers."""
+
     @property
     def name(self) -> str:
         """The folder's name."""
@@ -60,9 +79,7 @@ class Run:
     def steps(self) -> list[tuple[int, Evaluation]]:
         """Evaluations along the way, by step."""
         ways = [one for one in self.evaluations.values() if one.name.startswith("step-")]
-        return sorted(
-            ((int(one.name.removeprefix("step-")), one) for one in ways), key=lambda way: way[0]
-        )
+        return sorted(((_step_of(one.name), one) for one in ways), key=lambda way: way[0])
 
     @property
     def latest(self) -> Evaluation | None:
@@ -93,20 +110,24 @@ def read_run(folder: Path) -> Run:
         raise RunError(f"{folder}: no run, it has none of {', '.join(known)}")
     settings = load_recipe(recipe) if recipe.is_file() else None
     metrics = settings.evaluate.metrics if settings else ("accuracy", "anls")
-    evaluations = (_read_evaluation(one, metrics) for one in (folder / "evaluation").glob("*"))
+    found = [_read_evaluation(one, metrics) for one in sorted((folder / "evaluation").glob("*"))]
+    evaluations, remarks = _asked_alike([one for one in found if one])
+    incidents = read_objects(folder / "incidents.jsonl")
+    remarks += [NOTHING_LEARNT for one in incidents if one.get("what") == "no weight moved"]
     return Run(
         folder=folder,
         recipe=settings,
         recipe_text=recipe.read_text(encoding="utf-8") if settings else "",
         measures=read_measures(folder / "metrics.jsonl"),
-        evaluations={one.name: one for one in evaluations if one},
-        incidents=read_objects(folder / "incidents.jsonl"),
+        evaluations=evaluations,
+        incidents=incidents,
         machine=_read_object(folder / "machine.json"),
         data={
             role: facts
             for role, facts in _read_object(folder / "data.json").items()
             if isinstance(facts, dict)
         },
+        remarks=remarks,
     )
 
 
@@ -121,7 +142,30 @@ def _read_evaluation(folder: Path, metrics: Sequence[str]) -> Evaluation | None:
         tuple(predictions),
         read_scores(scores) if scores.is_file() else score_predictions(predictions, metrics),
         read_what(folder),
+        scores.is_file(),
     )
+
+
+def _asked_alike(found: Sequence[Evaluation]) -> tuple[dict[str, Evaluation], list[str]]:
+    """Keep the evaluations that asked what the latest did; of the others, say what they did."""
+    by_name = {one.name: one for one in found}
+    steps = sorted((one for one in by_name if one.startswith("step-")), key=_step_of)
+    latest = next((by_name[one] for one in ("after", *steps[::-1]) if one in by_name), None)
+    remarks = []
+    for one in found:
+        others = one.differs_from(latest) if latest else []
+        if others:
+            assert latest
+            del by_name[one.name]
+            remarks.append(
+                f"The evaluation {one.name} asked something else than {latest.name} "
+                f"({', '.join(others)} changed), so it is not shown beside it."
+            )
+    return by_name, remarks
+
+
+def _step_of(name: str) -> int:
+    return int(name.removeprefix("step-"))
 
 
 def _read_object(path: Path) -> dict[str, object]:

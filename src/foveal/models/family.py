@@ -98,6 +98,8 @@ def read_model_type(name: str) -> str:
     """
     from transformers.utils import cached_file
 
+    if Path(name).is_dir() and not (Path(name) / "config.json").exists():
+        _point_to_model(Path(name))
     try:
         in_folder = Path(name) / "config.json"
         if not Path(name).is_dir() and "/" not in name:  # no hub name: the hub need not be asked
@@ -111,6 +113,30 @@ def read_model_type(name: str) -> str:
     if not isinstance(config, dict):
         raise ModelError(f"model {name}: its config.json is no mapping of settings")
     return str(config.get("model_type"))
+
+
+def _point_to_model(folder: Path) -> None:
+    """Name the folder to give instead, where somebody gives a run or an adapter.
+
+    Raises:
+        ModelError: it is one.
+    """
+    is_adapter = (folder / "adapter_config.json").is_file()
+    run = folder.parent if is_adapter else folder
+    whole = run / "final"
+    if (whole / "config.json").is_file():
+        what = "an adapter, its run's whole model" if is_adapter else "a run, its model"
+        raise ModelError(f"model {folder} is {what} is {whole}; give that")
+    if is_adapter:
+        raise ModelError(
+            f"model {folder} is an adapter; give a whole model, such as `foveal export RUN OUT "
+            "--merge` writes"
+        )
+    if (run / "recipe.yaml").is_file():
+        raise ModelError(
+            f"model {folder} is a run that has not ended; `foveal train {folder / 'recipe.yaml'}` "
+            f"ends it, then give {whole}"
+        )
 
 
 def _one_line(error: Exception) -> str:

@@ -61,7 +61,8 @@ def asked_by_any(engine: Engine, request: StopRequest) -> int:
 
 
 def _leave_at_the_second(numbers: socket.socket) -> None:
-    interrupts = 0
+    # torchrun hands on the Ctrl-C that its processes have had from the terminal already.
+    interrupts = -1 if "TORCHELASTIC_RUN_ID" in os.environ else 0
     with numbers:
         while read := numbers.recv(64):
             interrupts += read.count(signal.SIGINT)
