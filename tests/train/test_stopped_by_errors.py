@@ -265,6 +265,25 @@ def test_worker_processes_end_with_their_run(place):
     assert members(process.pid) == []
 
 
+@pytest.mark.parametrize("launcher", [(), pytest.param(TORCHRUN, marks=pytest.mark.slow)])
+def test_an_error_in_mid_run_is_one_line_and_leaves_no_process(place, launcher):
+    chosen = validated(place, data__workers=2, train__epochs=4)
+    (place / "recipe.yaml").write_text(yaml.safe_dump(chosen.model_dump(mode="json")))
+    start = ("-m", *launcher, str(free_port())) if launcher else ()
+    command = [sys.executable, *start, "-m", "foveal.cli", "train", str(place / "recipe.yaml")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (place / "run" / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    (place / "images" / "validation-0.png").unlink()
+    _, said = process.communicate(timeout=120)
+    assert "foveal: " in said
+    assert "validation-0.png: No such file" in said
+    if not launcher:  # it has a traceback of its own
+        assert (process.returncode, said.count("Traceback")) == (2, 0)
+    assert members(process.pid) == []
+    assert saved(place / "run")
+
+
 def members(group):
     found = []
     for place in Path("/proc").glob("[0-9]*"):

@@ -2,9 +2,12 @@
 
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -57,8 +60,12 @@ class StepLoader:
         self.workers = workers
         self.pin_memory = pin_memory
 
-    def steps(self, start: int, stop: int) -> Iterator[StepBatches]:
-        """Yield steps `start` to `stop - 1`; use up the batches of one before the next."""
+    def steps(self, start: int, stop: int) -> Generator[StepBatches, None, None]:
+        """Yield steps `start` to `stop - 1`; use up the batches of one before the next.
+
+        Whoever leaves early closes it, or the workers would outlive the error: they are deaf to
+        requests to stop, also to those of the end of the program.
+        """
         rows = (row for step in range(start, stop) for row in self._rows(step))
         with _interrupts_blocked(), warnings.catch_warnings():
             # More workers than processors: they also wait for disks, and somebody asked for them.
@@ -72,10 +79,15 @@ class StepLoader:
                 worker_init_fn=_use_one_thread,
                 pin_memory=self.pin_memory,
             )
+            others = set(active_children())
             stream = iter(loader)
-        for step in range(start, stop):
-            count = len(self._rows(step))
-            yield StepBatches(step, (next(stream) for _ in range(count)))
+            workers = set(active_children()) - others
+        try:
+            for step in range(start, stop):
+                count = len(self._rows(step))
+                yield StepBatches(step, (next(stream) for _ in range(count)))
+        finally:
+            _end(stream, workers)
 
     def examples_until(self, step: int) -> int:
         """Count the examples that the first `step` steps were given, on all ranks."""
@@ -104,6 +116,14 @@ def _interrupts_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _end(stream: Any, workers: Iterable[BaseProcess]) -> None:
+    if workers:
+        stream._shutdown_workers()  # asks them, and waits some seconds
+    for one in workers:
+        if one.is_alive():
+            one.kill()
 
 
 def _use_one_thread(_worker: int) -> None:

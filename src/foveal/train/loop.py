@@ -96,8 +96,9 @@ def train(
             prune(run / "checkpoints", settings.keep_checkpoints, hooks.best())
 
     loss.train()
+    work_to_do = loader.steps(first_step, total_steps)
     try:
-        for work in loader.steps(first_step, total_steps):
+        for work in work_to_do:
             # Here and not behind the step: a run that was killed in between does it now.
             if every and work.step and work.step % every == 0:
                 if saved < taken:
@@ -127,6 +128,8 @@ def train(
         if saved < taken:
             save()
         raise
+    finally:
+        work_to_do.close()
     return None
 
 
