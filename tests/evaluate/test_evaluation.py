@@ -358,6 +358,57 @@ def test_without_a_folder_a_runs_scores_go_into_it_and_others_beside(
     assert folder == Path("run") / "evaluation" / "data"
 
 
+def test_a_runs_own_evaluations_are_not_written_over(tmp_path, place, loaded):
+    (tmp_path / "recipe.yaml").touch()
+    data = tmp_path / "after.jsonl"
+    data.write_text("")
+    with pytest.raises(ConfigError, match="is what the run itself evaluated; give another folder"):
+        evaluate_model(
+            loaded,
+            str(tmp_path),
+            data,
+            None,
+            images=None,
+            settings=GENERATE,
+            workers=Alone(),
+            console=QUIET,
+        )
+
+
+def test_an_empty_file_of_answers_is_an_error(tmp_path, place):
+    (tmp_path / "elsewhere.jsonl").write_text("\n")
+    with pytest.raises(DataError, match="no answer in it"):
+        score_made_elsewhere(
+            tmp_path / "elsewhere.jsonl", place / "data.jsonl", None, EvaluateSettings(), QUIET
+        )
+
+
+def test_what_one_process_meets_all_of_them_raise(tmp_path, place, loaded, data, monkeypatch):
+    barrier, boxes = threading.Barrier(2, timeout=60), [None] * 2
+    crowd = [Crowd(rank, 2, barrier, boxes) for rank in range(2)]
+    models = [make_model(place / "model") for _ in crowd]
+    usual, met = evaluation.predict, []
+
+    def failing(loaded, *rest):
+        if loaded is models[1]:
+            raise DataError("b.png: gone")
+        return usual(loaded, *rest)
+
+    def work(one):
+        try:
+            evaluate_into(tmp_path, models[one.rank], *data, GENERATE, one, QUIET)
+        except DataError as error:
+            met.append(str(error))
+
+    monkeypatch.setattr(evaluation, "predict", failing)
+    threads = [threading.Thread(target=work, args=(one,)) for one in crowd]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert met == ["b.png: gone"] * 2
+
+
 def test_answers_made_elsewhere_are_scored_by_the_data_alone(tmp_path, place, capsys):
     lines = [
         {"id": "example-0", "prediction": "a thing"},

@@ -97,3 +97,34 @@ def test_settings_at_their_default_are_not_listed(tmp_path):
         "train.epochs": 3,
         "precision": "fp16",
     }
+
+
+def test_evaluations_of_other_examples_are_left_out_and_named(tmp_path):
+    run = make_run(tmp_path / "run", make_examples(tmp_path / "data"))
+    evaluate(run, "before", predict(count=4))  # then the validation file was changed
+    evaluate(run, "step-1", predict())
+    evaluate(run, "after", predict())
+    found = read_run(run)
+    assert (list(found.evaluations), found.before) == (["after", "step-1"], None)
+    (remark,) = found.remarks
+    assert "before asked something else than after (data changed)" in remark
+
+
+def test_evaluations_under_other_settings_are_left_out_even_of_the_same_examples(tmp_path):
+    run = make_run(tmp_path / "run", make_examples(tmp_path / "data"))
+    for name, tokens in (("before", 4), ("after", 8)):
+        evaluate(run, name, predict())
+        what = {"model": name, "max_new_tokens": tokens}
+        (run / "evaluation" / name / "evaluation.json").write_text(json.dumps(what))
+    found = read_run(run)
+    assert found.before is None
+    assert "(max_new_tokens changed)" in found.remarks[0]
+
+
+def test_an_evaluation_that_is_being_made_is_compared_as_far_as_it_is(tmp_path):
+    run = make_run(tmp_path / "run", make_examples(tmp_path / "data"))
+    evaluate(run, "before", predict())
+    evaluate(run, "after", predict(count=5))
+    (run / "evaluation" / "after" / "scores.json").unlink()
+    found = read_run(run)
+    assert (found.before.name, found.remarks) == ("before", [])

@@ -6,7 +6,8 @@ import logging
 import pytest
 
 from foveal.deliver.serve.scheduler import Failed, Grown, Job, Scheduler
-from foveal.models.generation.generator import Request
+from foveal.models.generation.finite import NotFiniteError
+from foveal.models.generation.generator import NoAnswer, Request
 from foveal.models.generation.prompt import Prompt
 
 ASKED = Request(Prompt((1, 2)), max_new_tokens=50)
@@ -114,6 +115,36 @@ def test_a_failed_step_ends_its_jobs_and_no_others(actor, tiny, caplog, failure,
     assert "broken" not in failed.problem.message, "what went wrong inside is for the log"
     assert whole[-1].token.finish == again[-1].token.finish == "stop"
     assert len(made) == 2, "what a broken step left behind is not used again"
+
+
+def test_a_request_whose_numbers_are_not_finite_fails_alone(actor, caplog):
+    actor.step_seconds, step = 0.01, actor.step
+
+    def broken_once():
+        tokens = step()
+        if len(tokens) < 3:
+            return tokens
+        actor.step = step
+        problem = NotFiniteError("language.lm_head gives numbers that are not finite in fp16")
+        actor.cancel(tokens[0].handle)
+        return [NoAnswer(tokens[0].handle, problem), *tokens[1:]]
+
+    async def scene(scheduler):
+        actor.step = broken_once
+        failing, whole = Job("mine", [ASKED, ASKED]), Job("mine", [ASKED])
+        scheduler.submit(failing)
+        scheduler.submit(whole)
+        seen = []
+        while not seen or isinstance(seen[-1], Grown):
+            seen.append(await failing.events.get())
+        return seen[-1], await tokens_of(whole), scheduler.num_active
+
+    with caplog.at_level(logging.CRITICAL, "foveal.deliver.serve.scheduler"):
+        failed, whole, left = run(actor, scene)
+    assert failed.problem.status == 500
+    assert "language.lm_head gives numbers that are not finite in fp16" in failed.problem.message
+    assert whole[-1].token.finish == "stop"
+    assert left == 0
 
 
 def test_a_refused_request_fails_alone(actor, caplog):
