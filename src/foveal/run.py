@@ -388,7 +388,7 @@ class TrainingRun:
         if self.validation is None:
             return None
         with self.engine.whole():
-            learnt = fingerprint_model(self.loaded.model, learns)
+            learnt = fingerprint_model(self.loaded.model, learns, self.engine.whole_tensor)
             return evaluate_into(
                 self.run / "evaluation" / name,
                 self.loaded,

@@ -29,7 +29,8 @@ def fingerprint_model(
         digest.update(f"{name} {tuple(one.shape)} {one.dtype}".encode())
         if one.is_floating_point():  # what is packed on the way in, devices round differently
             numbers = whole(one.detach()).flatten()
-            some = numbers[:: max(1, len(numbers) // NUMBERS_PER_WEIGHT)]
+            # A copy: memory that NumPy has seen cannot be freed by who holds the weight.
+            some = numbers[:: max(1, len(numbers) // NUMBERS_PER_WEIGHT)].clone()
             digest.update(some.float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
