@@ -13,7 +13,7 @@ from tiny import make_picture, pages, turn, write_data
 from words import WordProcessor
 
 from foveal.data import dataset
-from foveal.data.batch import build_batch, cut_as_planned
+from foveal.data.batch import build_batch, open_as_planned
 from foveal.data.check import check_file, count_tokens
 from foveal.data.dataset import build_dataset, read_dataset
 from foveal.data.encode import encode
@@ -193,7 +193,7 @@ def test_a_picture_costs_what_the_published_processor_says(tmp_path, size, num_c
     data = write_data(tmp_path / "data.jsonl", [[turn("?", "!", ["a.bmp"])]])
     processor = make_processor(num_crops, crop_size=336, patch_size=14)
     _, dataset = read_dataset(data, processor)
-    assert dataset.images[0].tokens == tokens
+    assert dataset.images[0].shape.tokens == tokens
     (example,) = read_examples(data)
     text = len(dataset.examples[0].entries) - 1
     assert sum(count_tokens(processor, example, [size]).turns) == text + tokens
@@ -208,7 +208,7 @@ def test_a_picture_of_another_shape_in_its_place_gives_other_tokens_in_the_next_
         put_bmp(path, size)
         os.utime(path, (1, 1))
         found.append(read_dataset(data, processor, cache=tmp_path / "cache")[1])
-    assert [dataset.images[0].tokens for dataset in found] == [2485, 2557]
+    assert [dataset.images[0].shape.tokens for dataset in found] == [2485, 2557]
     assert found[0].fingerprint != found[1].fingerprint
 
 
@@ -221,13 +221,13 @@ def test_a_picture_of_another_shape_in_the_midst_of_a_run_is_left_out_by_name(tm
     put_bmp(path, (100, 400))  # as many crops, but 8 x 2 where 2 x 8 were planned
     fact = dataset.images[0]
     with pytest.raises(DataError, match=r"a\.bmp: it was another picture when the run began"):
-        cut_as_planned(fact, processor)
+        open_as_planned(fact, processor)
     with Opener(dataset, processor) as opener, pytest.raises(DataError, match=r"a\.bmp: it was"):
-        opener.cut(0)
+        opener.pixels(0)
     batch = build_batch(Row((Group((0,), 0),)), dataset, processor)
     assert [one.example_id for one in batch.left_out] == ["example-0"]
     put_bmp(path, (40, 10))
-    assert len(cut_as_planned(fact, processor)) == fact.rows * fact.columns
+    assert open_as_planned(fact, processor).size == (40, 10)
 
 
 def test_a_picture_that_is_too_elongated_is_named(tmp_path):

@@ -32,8 +32,7 @@ def template_ids(processor, messages, images) -> list[int]:
 
 
 def written_out(encoded, processor, sizes) -> list[int]:
-    tokens = [processor.num_image_tokens(*size) for size in sizes]
-    return encoded.expand(tokens, processor.image_token_id).ids.tolist()
+    return encoded.expand([processor.shape(*size) for size in sizes]).ids.tolist()
 
 
 @pytest.mark.parametrize("system", ["Answer in French.", "Two\nlines <|end|>.", " spaced "])

@@ -61,8 +61,7 @@ def trained_ids(loaded, folder, images, user):
     line = json.dumps({"id": "a", "conversations": [turn]})
     encoded = encode(parse_example(line), loaded.processor, ImageFolder(folder / "data.jsonl"))
     sizes = [image_size(one) for one in encoded.images]
-    tokens = [loaded.processor.num_image_tokens(*size) for size in sizes]
-    expanded = encoded.expand(tokens, loaded.processor.image_token_id)
+    expanded = encoded.expand([loaded.processor.shape(*size) for size in sizes])
     return expanded.ids[~expanded.learnt].tolist()
 
 
@@ -72,7 +71,7 @@ def served_ids(loaded, folder, messages):
     read = partial(read_address, limits=Limits(), fetch=None)
     conversation = read_conversation(asked.messages, lambda one, name: read(one.url, name))
     (request,) = Served.of("it", loaded).requests(asked, conversation, Limits())
-    return list(request.prompt.stretch(0, None, loaded.processor.image_token_id).ids)
+    return request.prompt.whole(loaded.processor).ids.tolist()
 
 
 def openai_parts(parts, folder):
@@ -116,7 +115,7 @@ def asked_ids(loaded, monkeypatch, images, question, **more):
     monkeypatch.setattr(Generator, "add", note)
     with pytest.raises(InterruptedError):
         Answerer(loaded).answer(images, question, **more)
-    return list(taken[0].stretch(0, None, loaded.processor.image_token_id).ids)
+    return taken[0].whole(loaded.processor).ids.tolist()
 
 
 @pytest.mark.parametrize(("parts", "user"), ORDERS)

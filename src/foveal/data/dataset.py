@@ -205,7 +205,7 @@ def _measure(
         if size not in numbers:
             try:
                 numbers[size] = shapes.setdefault(processor.shape(*size), len(shapes))
-            except ValueError as error:
+            except (DataError, ValueError) as error:  # it knows no name
                 raise DataError(f"{path}: {error}") from error
     each = np.asarray([numbers[size] for size in sizes], np.int32)
     return ImageFacts(Texts.of(map(str, paths)), tuple(shapes), each)

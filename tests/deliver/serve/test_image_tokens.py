@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from published import make_processor
 from tiny import turn, write_data
+from transformers import PretrainedConfig
 
 from foveal.data.check import count_tokens
 from foveal.data.dataset import build_dataset
@@ -24,7 +25,7 @@ from foveal.models.phi3_vision.family import FAMILY
 
 def serve(num_crops):
     """The published processor before a model of which nothing but its reach is asked."""
-    config = SimpleNamespace(sliding_window=None, max_position_embeddings=4096)
+    config = PretrainedConfig(sliding_window=None, max_position_embeddings=4096)
     model = SimpleNamespace(config=config)
     processor = make_processor(num_crops, crop_size=336, patch_size=14)
     return Served.of("it", LoadedModel(model, processor, FAMILY))
@@ -51,7 +52,7 @@ def test_the_endpoint_the_check_and_the_plan_count_the_same_tokens(
 ):
     served = serve(num_crops)
     prompt = ask(served, size)
-    assert [one.tokens for one in prompt.images] == [tokens]
+    assert [one.shape.tokens for one in prompt.images] == [tokens]
     (tmp_path / "a.png").write_bytes(png(size))
     data = write_data(tmp_path / "data.jsonl", [[turn("What?", "Yes.", ["a.png"])]])
     processor = served.loaded.processor
