@@ -4,9 +4,8 @@
 # Guessed:  at a threshold of 0.5 an answer of similarity exactly 0.5 keeps its 0.5, everywhere.
 # Happens:  the package `anls` gives 0, `anls_star` gives 0.5. Short answers meet the border often: one
 #           wrong character of two, two of four.
-# Why:      Biten et al. 2019 (arXiv:1905.13648, eq. 1) keep a similarity whose distance is < 0.5, and the
-#           benchmark's own evaluation and both packages cut differently: anls/metrics compares the
-#           similarity with > threshold, anls_star/anls_star.py keeps what is >= 0.5.
+# Why:      anls/metrics/score.py keeps 1 - distance where the distance is < 0.5, as eq. 1 of Biten et al. 2019
+#           (arXiv:1905.13648); anls_star/anls_star.py drops what is < 0.5, as DocVQA's own evaluation does.
 # Matters:  scores of two papers that both say "ANLS" differ by this on short answers.
 # Versions: anls 0.0.2, anls-star 1.0.1.
 set -euo pipefail

@@ -20,7 +20,12 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer
 
 WORDS = ["<pad>", "<end>", *"abcdefghijklmnop", "<image>"]
-TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 
 
 def tokenizer():
@@ -35,9 +40,15 @@ def tokenizer():
 
 def processor():
     """Four tokens a picture."""
-    pictures = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    pictures = CLIPImageProcessorPil(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+    )
     return LlavaProcessor(
-        pictures, tokenizer(), patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1
+        pictures,
+        tokenizer(),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
     )
 
 
@@ -52,7 +63,9 @@ def vision_language_model(seed):
     torch.manual_seed(seed)
     tower = CLIPVisionConfig(**TEXT | {"num_hidden_layers": 2}, image_size=28, patch_size=14)
     text = LlamaConfig(vocab_size=len(WORDS), **TEXT)
-    return LlavaForConditionalGeneration(LlavaConfig(vision_config=tower, text_config=text, image_token_index=len(WORDS) - 1))
+    return LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=tower, text_config=text, image_token_index=len(WORDS) - 1)
+    )
 
 
 def trainer(rows, pictures=False, **options):
@@ -89,5 +102,7 @@ def one_step(rows, pictures=False, **options):
     before = [one.detach().clone() for one in run.model.parameters()]
     with contextlib.redirect_stdout(io.StringIO()):
         run.train()
-    gradient = torch.cat([(a - b.detach()).flatten() for a, b in zip(before, run.model.parameters(), strict=True)])
+    gradient = torch.cat(
+        [(a - b.detach()).flatten() for a, b in zip(before, run.model.parameters(), strict=True)]
+    )
     return run.state.log_history[0]["loss"], gradient

@@ -1,4 +1,4 @@
-"""What reading frames promises of every container: those that are shown, whatever a header or a seek says."""
+"""What reading a clip promises in every container: the frames that it shows, by their places."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -53,7 +53,7 @@ def shown(frame: Image.Image) -> int:
         # and of these two, even in order, none before their second key frame.
         (".ts", "libx264", 2),
         (".mpg", "mpeg2video", 2),
-        # Their headers hold no number of frames; transformers 5.23.0 (read_video_pyav) refuses them.
+        # Their headers hold no number of frames: transformers 5.23.0, read_video_pyav, refuses.
         (".webm", "libvpx-vp9", None),
         (".mkv", "libx264", None),
         (".flv", "libx264", 2),
