@@ -3,7 +3,7 @@
 #
 # Guessed:  pyarrow reads the footer and the pages of the chosen column, as Parquet is made for.
 # Happens:  dataset("...", filesystem=s3fs).to_table(columns=["id"]) of 20 row groups fetches 98 MB of a 100 MB
-#           file, at times 420 (as its threads fall); the first batch of one row fetches 82 MB where its
+#           file, or 200, or 420 (as its threads fall); the first batch of one row fetches 82 MB where its
 #           row group has 5. With s3fs's cache_type="none" the same column costs 78 kB.
 # Why:      pyarrow asks for small ranges far apart, from several threads; fsspec/caching.py, ReadAheadCache
 #           answers each miss with a block of 50 MB (s3fs/core.py, default_block_size) and keeps one block.
