@@ -3,12 +3,12 @@
 #
 # Guessed:  n frames of N are n places below N: floor(k * N / n).
 # Happens:  15 seconds at 25 frames a second (382 frames), two frames a second: 31 places, the last of them
-#           382, where 30 were worked out a line before. So for one length in a hundred at 25, one in
-#           twelve at 12 frames a second and so on. Integer arithmetic never does.
+#           382, where 30 were worked out a line before. So for one length in 75 at 25 frames a second, for one
+#           in eleven at 8. Integer arithmetic never does.
 # Why:      transformers/models/qwen2_vl/video_processing_qwen2_vl.py, sample_frames:
 #           torch.arange(0, N, N / n); N / n rounded down leaves room for one step more.
 # Matters:  readers that look a frame up by place stop there; those that read in order give 30 frames and
-#           metadata of 31. InternVL's processor (arange with a shift) and Video-LLaMA 3's have the same line.
+#           metadata of 31. Video-LLaMA 3's and ERNIE 4.5-VL's processors have the same line.
 # Versions: transformers 5.23.0, torch 2.13.0, torchvision 0.28.0.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=packages.sh
