@@ -32,6 +32,7 @@ from foveal.errors import ConfigError
 from foveal.evaluate.metrics import find_metrics
 from foveal.libraries import remarks_are_caught
 from foveal.models.family import Family, LoadedModel, Route, find_family, load, most_tokens
+from foveal.storage import write_text
 from foveal.train.checkpoint import checkpoints
 from foveal.train.engine import Engine
 
@@ -111,7 +112,7 @@ def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path, again: bool =
     texts = {text for one in Examples(files) for text in _texts(one)}
     asked = [recipe.train.seed, recipe.data.num_crops, shown, sorted(texts)]
     made_from = sha256(json.dumps(asked).encode()).hexdigest()
-    if there and note.read_text() == made_from:
+    if there and note.read_text(encoding="utf-8") == made_from:
         return
     if there:
         rmtree(folder)
@@ -122,7 +123,7 @@ def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path, again: bool =
         pictures=[images.find(path) for path in shown],
         num_crops=recipe.data.num_crops,
     )
-    note.write_text(made_from)
+    write_text(note, made_from)
 
 
 def _texts(example: Example) -> Iterator[str]:

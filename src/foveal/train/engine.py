@@ -160,7 +160,7 @@ class Engine:
         """Put back what `optimizer_state` named, bit for bit; the weights are back already."""
         parameters = dict(model.named_parameters())
         groups = optimizer.state_dict()["param_groups"]
-        members = (one for group in optimizer.param_groups for one in group["params"])
+        members = [one for group in optimizer.param_groups for one in group["params"]]
         numbers = {parameter: number for number, parameter in enumerate(members)}
         states: dict[int, dict[str, Tensor | float]] = {}
         for key, value in stored:
@@ -168,6 +168,12 @@ class Engine:
             held = self.share_of(value, parameters[owner]) if isinstance(value, Tensor) else value
             states.setdefault(numbers[parameters[owner]], {})[slot] = held
         optimizer.load_state_dict({"state": states, "param_groups": groups})
+        for number, state in states.items():
+            loaded = optimizer.state[members[number]]
+            for slot, held in state.items():
+                # torch rounds what it loads to the weight's format, whatever was kept in.
+                if isinstance(held, Tensor) and held.dtype != loaded[slot].dtype:
+                    loaded[slot] = held.to(loaded[slot].device)
 
     @property
     def loss_scale(self) -> dict[str, float] | None:
