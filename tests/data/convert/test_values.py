@@ -1,5 +1,7 @@
 """What other people's values become: a text, several, nothing, or a reason."""
 
+from datetime import datetime
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,8 @@ def test_a_text_or_a_number_is_a_text(value, text):
         (["red"], "a list, not a text"),
         ({"de": "rot"}, "a mapping of de"),
         (b"red", "a bytes, not a text"),
+        # What datasets 5.2.0 makes of the JSON text "2024-01-05" (packaged_modules/json/json.py).
+        (datetime(2024, 1, 5), "a moment in time, as datasets makes of texts like dates"),
         (float("inf"), "a float, not a text"),
     ],
 )

@@ -1,6 +1,7 @@
 """Somebody else's value -> a text, several texts or nothing; what is none of them is refused."""
 
 from collections.abc import Mapping
+from datetime import date, time
 from math import isfinite, isnan
 from typing import Any
 
@@ -50,6 +51,11 @@ def text_of(value: Any, what: str) -> str | None:
         return str(int(value)) if value.is_integer() else str(value)
     if isinstance(value, int):
         return str(value)
+    if isinstance(value, date | time):
+        raise UnfitError(
+            f"{what} that is a moment in time, as datasets makes of texts like dates; "
+            "store it as the text that it was"
+        )
     raise UnfitError(f"{what} that is a {type(value).__name__}, not a text")
 
 
