@@ -4,10 +4,10 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+import evaluation
 import serve_load
 import torch
 
-import evaluation
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.plan.question import published_model
 from foveal.train.engine import pick_device

@@ -27,6 +27,9 @@ def text(value, **how) -> bytes:
     return json.dumps(value, **how).encode() + b"\n"
 
 
+PACKED = gzip.compress(text(OURS), mtime=0)  # a test's name holds no time
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -43,7 +46,7 @@ def text(value, **how) -> bytes:
         ("d.jsonl", text(OURS, indent=1), "one JSON object over several lines"),
         ("d.json", text(COCO), "COCO's annotations"),
         ("d.json", text([LABELS]), "Label Studio's whole export"),
-        ("d.jsonl.gz", gzip.compress(text(OURS), mtime=0), "packed by gzip; unpack it: gunzip --keep d"),
+        ("d.jsonl.gz", PACKED, "packed by gzip; unpack it: gunzip --keep d"),
         ("d.jsonl.bz2", bz2.compress(text(OURS)), "packed by bzip2; unpack it: bunzip2"),
         ("d.jsonl.xz", lzma.compress(text(OURS)), "packed by xz; unpack it: unxz"),
         ("d.jsonl", text(OURS).decode().encode("utf-16"), "UTF-16 text; write it as UTF-8: iconv"),

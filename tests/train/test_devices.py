@@ -70,7 +70,7 @@ class Trial:
             examples_per_step=len(self.dataset.examples),
             tokens_per_pass=tokens_per_pass,
             share_images=share,
-            long_context_tokens=self.loaded.family.long_context_tokens(self.loaded.model),
+            long_context_tokens=self.loaded.processor.long_context_tokens,
         )
         return plan.step(0).ranks[0]
 

@@ -81,7 +81,12 @@ class Family:
 
     def encode_images(self, model: Any, pixels: Mapping[str, Any]) -> Any:
         """Run the tower and the projector; the features stand in `pooler_output`."""
-        return model.get_image_features(**pixels, return_dict=True)
+        # Not every tower takes numbers of another format than its own.
+        own = {
+            name: one.to(model.dtype) if one.is_floating_point() else one
+            for name, one in pixels.items()
+        }
+        return model.get_image_features(**own, return_dict=True)
 
     def image_sight(self, model: Any) -> ImageSight:
         """Say what the tokens of an image see of it."""
