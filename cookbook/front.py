@@ -185,10 +185,10 @@ def run(front: Front, arguments: list[str] | None = None) -> None:
     class CookbookRun(TrainingRun):
         """A run that leaves the recipe's two files as well."""
 
-        def evaluate(self, name: str) -> Any:
-            scores = super().evaluate(name)
+        def evaluate(self, name: str, request: Any) -> Any:
+            scores = super().evaluate(name, request)
             written = self.run / f"eval_{name}.json"
-            if self.engine.is_main and name in ("before", "after") and not written.exists():
+            if scores and self.engine.is_main and name in ("before", "after") and not written.exists():
                 score = write_answers(front, self.run, name)
                 print(f"{front.title} {name} finetuning: {score}", flush=True)
             return scores

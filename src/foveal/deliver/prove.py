@@ -67,7 +67,8 @@ def prove(
     written.model.to(device)
     seen = _look(written, examples, source)
     expected = run.expected or {}
-    found = measure_scores(written, examples, source.recipe.evaluate) if expected else {}
+    asks = expected and _finite(seen.logits)
+    found = measure_scores(written, examples, source.recipe.evaluate) if asks else {}
     del written
     _let_go()
     largest = float(torch.stack([one.abs().max() for one in run.exact.logits]).max())
@@ -143,9 +144,14 @@ def load_written(source: RunSource, folder: Path, merged: bool) -> LoadedModel:
 
 
 def _look(loaded: LoadedModel, examples: Examples, source: RunSource) -> _Seen:
-    return _Seen(
-        answer_logits(loaded, examples), greedy_answers(loaded, examples, source.recipe.evaluate)
-    )
+    logits = answer_logits(loaded, examples)
+    if not _finite(logits):  # no model can be asked then, and the logits alone fail the proof
+        return _Seen(logits, [""] * len(logits))
+    return _Seen(logits, greedy_answers(loaded, examples, source.recipe.evaluate))
+
+
+def _finite(logits: Sequence[Tensor]) -> bool:
+    return all(bool(one.isfinite().all()) for one in logits)
 
 
 def _four_bit_logits(source: RunSource, examples: Examples, device: torch.device) -> list[Tensor]:
