@@ -164,8 +164,8 @@ def open_as_planned(fact: ImageFact, processor: TurnProcessor) -> "Image":
     opened = open_image(fact.path)
     try:
         shape = processor.shape(*opened.size)
-    except (DataError, ValueError):  # too elongated, which no planned image is
-        shape = None
+    except (DataError, ValueError) as error:  # too elongated by now; it knows no name
+        raise DataError(f"{fact.path}: {error}") from None
     if shape != fact.shape:
         raise DataError(f"{fact.path}: it was another picture when the run began; put that back")
     return opened
