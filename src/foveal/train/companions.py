@@ -65,6 +65,13 @@ class Companions:
         self._lines[line] = name
 
     def _watch(self) -> None:
+        try:
+            self._wait_for_ends()
+        except ValueError:  # parted before this thread had begun: the lines are closed
+            if not self._parted:
+                raise
+
+    def _wait_for_ends(self) -> None:
         with selectors.DefaultSelector() as selector:
             for each in self._lines:
                 selector.register(each, selectors.EVENT_READ, each)
