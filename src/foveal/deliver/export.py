@@ -219,8 +219,11 @@ def write_model(
     max_shard_bytes: int,
 ) -> None:
     """Write a whole model: the base's weights with what the run learnt, tensor by tensor."""
-    shapes = {name: stored.shape for name, stored in source.base_tensors.items()}
-    write_shards(folder, shapes, tuned_tensor(source), DTYPES[dtype], max_shard_bytes)
+    names, read = source.written_names, tuned_tensor(source)
+    shapes = {written: source.base_tensors[own].shape for written, own in names.items()}
+    write_shards(
+        folder, shapes, lambda written: read(names[written]), DTYPES[dtype], max_shard_bytes
+    )
     write_model_settings(
         source.base,
         source.base_name,

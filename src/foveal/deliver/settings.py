@@ -16,8 +16,10 @@ COPIED = (
     "added_tokens.json",
     "vocab*",
     "merges.txt",
+    "*.model",
     "chat_template*",
     "preprocessor_config.json",
+    "video_preprocessor_config.json",
     "processor_config.json",
     "*.py",
     "LICENSE*",
@@ -52,6 +54,8 @@ def write_model_settings(
     config = read_tree(base / "config.json")
     name_own_code(config, base, base_name)
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    for branch in [one for one in config.values() if isinstance(one, dict)]:
+        branch |= {key: dtype for key in ("torch_dtype", "dtype") if key in branch}
     write_tree(out / "config.json", config)
     generation = base / "generation_config.json"
     tree = read_tree(generation) if generation.is_file() else _tokens_of(config)

@@ -1,6 +1,7 @@
 """Family: all that the house may ask of any model."""
 
 import json
+import re
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
@@ -43,6 +44,9 @@ class Family:
     renamed: Mapping[str, str] = {}
     """Pattern of a weight's second name in published files -> the model's own name."""
 
+    keeps_stored_names = False
+    """Whether a tuned model's files name weights as the base's do, not as the model itself does."""
+
     def __init__(self, parts: Mapping[str, tuple[str, ...]]) -> None:
         """Name the parts.
 
@@ -66,6 +70,12 @@ class Family:
                 if name.startswith(dropped + kept):
                     return f"{part}.{name.removeprefix(dropped)}"
         raise ValueError(f"{name} belongs to no part")
+
+    def own_name(self, stored: str) -> str:
+        """Turn the name of a weight in a model's files into the model's own."""
+        for pattern, own in self.renamed.items():
+            stored = re.sub(pattern, own, stored)
+        return stored
 
     def load_model(self, name: str, attention: str, dtype: Any, quantization: Any) -> Any:
         """Load weights, in float32 unless told otherwise."""

@@ -24,6 +24,7 @@ from foveal.errors import ModelError
 from foveal.models.cached_rows import reads_with_cache
 from foveal.models.family import Family
 from foveal.models.shared_rows import choose_attention
+from foveal.models.stored_names import StoredNames
 from foveal.models.words import ChatWords, ImageText
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "text_replacement_offsets")
@@ -219,12 +220,15 @@ def _join(tensors: Sequence[Tensor]) -> Tensor:
 class HubFamily(Family):
     """Any image-text model of transformers that keeps to its common form."""
 
+    keeps_stored_names = True
+
     def __init__(self, name: str, config: Any, model_class: Any) -> None:
         """Find its parts.
 
         Raises:
             ModelError: it has no decoder or no tower of the common form.
         """
+        self.name = name
         self.config = config
         self.model_class = model_class
         with torch.device("meta"):
@@ -234,6 +238,15 @@ class HubFamily(Family):
         self._unused = _unused(config, self.parts["vision"][0], names)
         if reads_with_cache(name, config.get_text_config(), skeleton.get_decoder()):
             self.route = "cache"
+
+    @cached_property
+    def _stored_names(self) -> StoredNames:
+        with torch.device("meta"):
+            return StoredNames(self.name, self.model_class(self.config))
+
+    def own_name(self, stored: str) -> str:
+        """Turn the name of a weight in a model's files into the model's own."""
+        return self._stored_names.own(stored)
 
     def load_model(self, name: str, attention: str, dtype: Any, quantization: Any = None) -> Any:
         """Load weights, in float32 unless told otherwise."""
