@@ -202,10 +202,12 @@ def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
     cache = recipe.run / ".cache"
     files = [unpacked(file.path, cache, data.columns) for file in data.train_files]
     weights = [file.weight for file in data.train_files]
-    with processor_for(recipe, files) as (_, _, processor):
+    with processor_for(recipe, files) as (family, _, processor):
         examples, dataset = read_dataset(files, processor, data.images, None, data.workers, weights)
         long = processor.long_context_tokens
-    settings = {"model": recipe.model, "num_crops": str(data.num_crops), "order": data.order}
+    settings = {"model": recipe.model, "order": data.order}
+    if family.image_budget == "num_crops":
+        settings["num_crops"] = str(data.num_crops)
     plan = make_plan(recipe, dataset, 1, long)
     return write_inspection(out, examples, dataset, processor, plan, number, settings)
 

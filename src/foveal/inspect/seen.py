@@ -26,7 +26,7 @@ LONGEST_SIDE = 720
 
 @dataclass(frozen=True)
 class SeenPicture:
-    """A picture after it was resized and padded, and its grid of crops."""
+    """A picture as the model is shown it, and its grid of crops where it is cut into one."""
 
     name: str
     rows: int = 0
@@ -124,7 +124,7 @@ def see_picture(dataset: Dataset, number: int, processor: Any) -> SeenPicture:
         image = open_as_planned(fact, processor)
     except DataError as error:
         return SeenPicture(fact.path.name, problem=str(error))
-    rows, columns = fact.shape.grid[-2:] if hasattr(processor, "cut") else (1, 1)
+    rows, columns = fact.shape.grid[-2:] if hasattr(processor, "cut") else (0, 0)
     overview = ""
     if hasattr(processor, "cut"):
         crops = processor.cut(image).numpy()
