@@ -62,7 +62,7 @@ def load_for_run(
     for line in found.lines():
         tell(line)
     quantization = plan_quantization(name, rules, recipe.quantization, precision, found.whole)
-    loaded = load(name, recipe.data.num_crops, recipe.attention, quantization=quantization)
+    loaded = load(name, recipe.data.image_budget, recipe.attention, quantization=quantization)
     loaded.processor.turns = recipe.data.turns
     return loaded
 
@@ -182,7 +182,7 @@ def processor_for(
             name = str(made if made.exists() else Path(scratch) / "model")
             make_tiny(recipe, files, Path(name))
         family = find_family(name)
-        processor: Any = family.load_processor(name, recipe.data.num_crops)
+        processor: Any = family.load_processor(name, recipe.data.image_budget)
         processor.turns = recipe.data.turns
         yield family, AutoConfig.from_pretrained(name), processor
 

@@ -8,12 +8,14 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_runs import recipe, run
 from tiny import pages
 from tiny_models import write_tiny
 
 from foveal.deliver.export import export_run
 from foveal.deliver.source import find_source
-from small_runs import recipe, run
+from foveal.errors import ModelError
+from foveal.models.family import find_family
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl", "gemma3", "llava", "smolvlm")
 OLD_LAYOUTS = {
@@ -32,6 +34,12 @@ OLD_LAYOUTS = {
     ],
 }
 """How older files on the hub name the same weights."""
+
+PAN_AND_SCAN = {
+    "do_pan_and_scan": True,
+    "pan_and_scan_min_crop_size": 8,
+    "pan_and_scan_min_ratio_to_activate": 1.0,
+}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -137,3 +145,33 @@ def test_every_name_in_the_files_is_a_weight_of_the_model(place):
     source = find_source(folder)
     own = {name for name, _ in source.family.model_class(source.family.config).named_parameters()}
     assert own <= source.base_tensors.keys()
+
+
+def test_settings_of_images_go_from_the_recipe_to_the_exported_folder(tmp_path):
+    write_tiny("qwen3_vl", tmp_path / "model")
+    pages(tmp_path, 2, 1, "train")
+    folder = tuned(tmp_path, "few", strategy="full", data__image_settings={"max_pixels": 64 * 64})
+    out = export_run(folder, tmp_path / "out", dtype="float32").folder
+    costs = [
+        find_family(str(one)).load_processor(str(one), budget).shape(300, 200).features
+        for one, budget in (
+            (tmp_path / "model", None),
+            (tmp_path / "model", {"max_pixels": 64 * 64}),
+            (out, None),
+            (folder / "final", None),
+        )
+    ]
+    assert costs[0] > costs[1] == costs[2] == costs[3]
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "why"),
+    [
+        ("qwen3_vl", {"max_pixel": 1}, "max_pixel is no setting of Qwen2VLImageProcessorPil"),
+        ("gemma3", PAN_AND_SCAN, "heeds do_pan_and_scan.* only where it is called"),
+    ],
+)
+def test_settings_that_no_image_is_read_by_are_refused(family, settings, why, tmp_path):
+    write_tiny(family, tmp_path)
+    with pytest.raises(ModelError, match=why):
+        find_family(str(tmp_path)).load_processor(str(tmp_path), settings)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from foveal.deliver.tensors import find_tensors, write_shards
 from foveal.errors import ModelError

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def write_model_settings(
     end_ids: Sequence[int],
     num_crops: int,
     turns: TurnsSetting,
+    images: Mapping[str, Any],
 ) -> None:
     """Write config.json, the generation config, tokenizer and processor files.
 
@@ -49,6 +50,7 @@ def write_model_settings(
         dtype: torch's name of the number format of the weights.
         end_ids: tokens at which an answer ends.
         num_crops: most crops a picture, as in training.
+        images: settings of the image processor that are others than the base's.
         turns: how they followed each other in training.
     """
     config = read_tree(base / "config.json")
@@ -61,11 +63,17 @@ def write_model_settings(
     tree = read_tree(generation) if generation.is_file() else _tokens_of(config)
     tree.pop("_from_model_config", None)  # else transformers takes the end token of config.json
     write_tree(out / generation.name, tree | {"eos_token_id": sorted(end_ids)})
-    write_processor_files(base, base_name, out, num_crops=num_crops, turns=turns)
+    write_processor_files(base, base_name, out, num_crops=num_crops, turns=turns, images=images)
 
 
 def write_processor_files(
-    base: Path, base_name: str, out: Path, *, num_crops: int, turns: TurnsSetting
+    base: Path,
+    base_name: str,
+    out: Path,
+    *,
+    num_crops: int,
+    turns: TurnsSetting,
+    images: Mapping[str, Any],
 ) -> None:
     """Hand the tokenizer and the processor on; pictures and turns are read as in training."""
     for pattern in COPIED:
@@ -80,6 +88,8 @@ def write_processor_files(
                 if isinstance(branch, dict) and CROPS in branch:
                     branch[CROPS] = num_crops
                     branch |= {"turns": turns} if turns != "recipe" or "turns" in branch else {}
+                if isinstance(branch, dict) and "image_processor_type" in branch:
+                    branch |= images
             write_tree(out / name, tree)
 
 

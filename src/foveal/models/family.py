@@ -15,6 +15,7 @@ from torch import nn
 from foveal.errors import ModelError
 from foveal.models import FAMILIES, GENERIC
 from foveal.models.generation.tree import ImageSight
+from foveal.models.image_settings import ImageBudget
 from foveal.models.nf4 import keep_layout
 
 PARTS = ("vision", "projector", "language")
@@ -81,7 +82,7 @@ class Family:
         """Load weights, in float32 unless told otherwise."""
         raise NotImplementedError
 
-    def load_processor(self, name: str, image_budget: int | None) -> Any:
+    def load_processor(self, name: str, image_budget: ImageBudget) -> Any:
         """Load what reads words and images; a `TurnProcessor` of the data walk."""
         raise NotImplementedError
 
@@ -213,7 +214,7 @@ def _one_line(error: Exception) -> str:
 
 def load(
     name: str,
-    image_budget: int | None,
+    image_budget: ImageBudget,
     attention: str = "auto",
     dtype: Any = None,
     quantization: Any = None,

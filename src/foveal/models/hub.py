@@ -23,6 +23,7 @@ from foveal.data.shapes import ImageShape
 from foveal.errors import ModelError
 from foveal.models.cached_rows import reads_with_cache
 from foveal.models.family import Family
+from foveal.models.image_settings import ImageBudget, set_images
 from foveal.models.shared_rows import choose_attention
 from foveal.models.stored_names import StoredNames
 from foveal.models.words import ChatWords, ImageText
@@ -263,9 +264,12 @@ class HubFamily(Family):
             raise ModelError(f"model {name}: its decoder takes no attention of ours")
         return model
 
-    def load_processor(self, name: str, image_budget: int | None) -> HubReader:
+    def load_processor(self, name: str, image_budget: ImageBudget) -> HubReader:
         """Load what reads words and images."""
-        return HubReader(name, load_hub_processor(name), self.config, self.model_class)
+        processor = load_hub_processor(name)
+        if isinstance(image_budget, Mapping):
+            set_images(name, processor, image_budget)
+        return HubReader(name, processor, self.config, self.model_class)
 
     def is_unused(self, model: Any, name: str) -> bool:
         """Tell whether a weight stands behind the tower layer whose features are taken."""

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from foveal.models.generation.characters import BYTE, HALF_A_CHARACTER, token_bytes, whole_characters
+from foveal.models.generation.characters import (
+    BYTE,
+    HALF_A_CHARACTER,
+    token_bytes,
+    whole_characters,
+)
 
 ANCHOR = "a"
 """Text before a piece when it is decoded: decoders drop the space in front of a first token."""

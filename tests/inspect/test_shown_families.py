@@ -4,11 +4,11 @@ import json
 import re
 
 import pytest
+from small_runs import recipe
 from tiny import pages
 from tiny_models import write_tiny
 
 from foveal.assemble import inspect_data
-from small_runs import recipe
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

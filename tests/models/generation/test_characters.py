@@ -7,7 +7,9 @@ from foveal.deliver.serve.text import AnswerText
 from foveal.models.generation.characters import token_bytes
 
 
-@pytest.mark.parametrize("text", ["h\u00e9llo w\u00f6rld \u65e5\u672c \U0001f389 a", "\u00e9", "a\n\n b", "a  b"])
+@pytest.mark.parametrize(
+    "text", ["h\u00e9llo w\u00f6rld \u65e5\u672c \U0001f389 a", "\u00e9", "a\n\n b", "a  b"]
+)
 def test_the_bytes_of_all_tokens_joined_are_the_text(text):
     tokenizer = make_tokenizer(["<x>"]).backend_tokenizer
     ids = tokenizer.encode(text).ids
