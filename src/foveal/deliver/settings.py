@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from foveal.data.encode import TurnsSetting
@@ -29,6 +30,8 @@ COPIED = (
 
 CROPS = "num_crops"
 
+NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
+
 
 def write_model_settings(
     base: Path,
@@ -39,7 +42,7 @@ def write_model_settings(
     end_ids: Sequence[int],
     num_crops: int,
     turns: TurnsSetting,
-    images: Mapping[str, Any],
+    images: Mapping[str, Any] = NO_CHANGES,
 ) -> None:
     """Write config.json, the generation config, tokenizer and processor files.
 
@@ -73,7 +76,7 @@ def write_processor_files(
     *,
     num_crops: int,
     turns: TurnsSetting,
-    images: Mapping[str, Any],
+    images: Mapping[str, Any] = NO_CHANGES,
 ) -> None:
     """Hand the tokenizer and the processor on; pictures and turns are read as in training."""
     for pattern in COPIED:
@@ -89,7 +92,7 @@ def write_processor_files(
                     branch[CROPS] = num_crops
                     branch |= {"turns": turns} if turns != "recipe" or "turns" in branch else {}
                 if isinstance(branch, dict) and "image_processor_type" in branch:
-                    branch |= images
+                    branch.update(images)
             write_tree(out / name, tree)
 
 

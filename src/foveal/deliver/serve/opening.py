@@ -109,9 +109,9 @@ def weight_bytes(loaded: LoadedModel) -> int:
 
 def decoding_limits(served: Served, limits: Limits, free_bytes: float) -> DecodingLimits:
     """Say how much one model may hold, given the memory that is left for it."""
-    config = served.loaded.model.config
+    config = served.loaded.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = config.hidden_size // config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     number_bytes = served.loaded.model.dtype.itemsize
     token_bytes = 2 * config.num_hidden_layers * heads * width * number_bytes
     room = FREE_SHARE * free_bytes / token_bytes
