@@ -63,7 +63,7 @@ def load_for_run(
     for line in found.lines():
         tell(line)
     quantization = plan_quantization(name, rules, recipe.quantization, precision, found.whole)
-    loaded = load(name, recipe.data.num_crops, recipe.attention, quantization=quantization)
+    loaded = load(name, recipe.data.image_budget, recipe.attention, quantization=quantization)
     loaded.processor.turns = recipe.data.turns
     return loaded
 
@@ -183,7 +183,7 @@ def processor_for(
             name = str(made if made.exists() else Path(scratch) / "model")
             make_tiny(recipe, files, Path(name))
         family = find_family(name)
-        processor: Any = family.load_processor(name, recipe.data.num_crops)
+        processor: Any = family.load_processor(name, recipe.data.image_budget)
         processor.turns = recipe.data.turns
         yield family, AutoConfig.from_pretrained(name), processor
 
@@ -203,10 +203,12 @@ def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
     cache = recipe.run / ".cache"
     files = [unpacked(file.path, cache, data.columns) for file in data.train_files]
     weights = [file.weight for file in data.train_files]
-    with processor_for(recipe, files) as (_, _, processor):
+    with processor_for(recipe, files) as (family, _, processor):
         examples, dataset = read_dataset(files, processor, data.images, None, data.workers, weights)
         long = processor.long_context_tokens
-    settings = {"model": recipe.model, "num_crops": str(data.num_crops), "order": data.order}
+    settings = {"model": recipe.model, "order": data.order}
+    if family.image_budget == "num_crops":
+        settings["num_crops"] = str(data.num_crops)
     plan = make_plan(recipe, dataset, 1, long)
     return write_inspection(out, examples, dataset, processor, plan, number, settings)
 

@@ -166,3 +166,10 @@ def test_weights_cut_short_are_refused_in_one_line(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
     refusal(folder)
+
+
+def test_a_second_name_in_phis_files_is_read_as_the_models_own():
+    from foveal.models.phi3_vision.family import FAMILY
+
+    assert FAMILY.own_name("model.vision_embed_tokens.wte.weight") == "model.embed_tokens.weight"
+    assert FAMILY.own_name("model.norm.weight") == "model.norm.weight"

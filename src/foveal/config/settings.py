@@ -91,11 +91,20 @@ class DataSettings(Settings):
     num_crops: PositiveInt = 16
     """Most crops that an image is cut into, besides its global view; 4 suits several images."""
 
+    image_settings: dict[str, Any] = {}
+    """How images are read by a model of transformers, in the names of its own image processor, as
+    in `{max_pixels: 1003520}`; exports bring them along. Phi's dial is num_crops."""
+
     workers: NonNegativeInt = 2
     """Processes that open pictures ahead of the model; 0: none."""
 
     max_bad_fraction: Fraction = 0.1
     """Share of the examples that may be left out for broken pictures before the run stops."""
+
+    @property
+    def image_budget(self) -> int | dict[str, Any]:
+        """How much of an image is read: settings of the model's own, or most crops."""
+        return self.image_settings or self.num_crops
 
     @property
     def train_files(self) -> tuple[DataFile, ...]:

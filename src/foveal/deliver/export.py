@@ -24,6 +24,7 @@ from foveal.deliver.settings import write_model_settings, write_processor_files
 from foveal.deliver.source import RunSource, find_source
 from foveal.deliver.tensors import StoredTensor, write_shards
 from foveal.errors import ModelError, RunError
+from foveal.models.image_settings import changed_settings
 from foveal.train.engine import DTYPES, Precision
 from foveal.train.folders import beside, keep_folder
 
@@ -102,13 +103,13 @@ def export_run(
     for taken in (out, unproven):
         if taken.exists():
             raise RunError(f"{taken} is there already; choose a new folder, or remove it")
-    processor: Any = source.family.load_processor(str(source.base), source.recipe.data.num_crops)
+    processor: Any = source.family.load_processor(str(source.base), source.recipe.data.image_budget)
     # Read before an hour of writing, not after it.
     examples = find_examples(source.recipe, processor) if proof else None
     tell("Writing")
     with new_folder(unproven) as folder:
         if as_model:
-            write_model(source, folder, chosen, processor.end_ids, max_shard_bytes)
+            write_model(source, folder, chosen, processor, max_shard_bytes)
         else:
             write_adapter(source, folder, DTYPES[chosen])
             write_processor_files(
@@ -117,6 +118,7 @@ def export_run(
                 folder,
                 num_crops=source.recipe.data.num_crops,
                 turns=source.recipe.data.turns,
+                images=images_of(source, processor),
             )
         write_card(source, folder, out.name, chosen, as_model=as_model, proof=None)
     norms = four_bit_norms(source) if as_model else {}
@@ -142,10 +144,10 @@ def write_final(run: Path) -> None:
     """
     source, final = find_source(run), run / "final"
     check_fits(source, as_model=True)
-    processor: Any = source.family.load_processor(str(source.base), source.recipe.data.num_crops)
+    processor: Any = source.family.load_processor(str(source.base), source.recipe.data.image_budget)
     with new_folder(final) as folder:
         dtype = format_of_base(source) if source.four_bit_layers else "float32"
-        write_model(source, folder, dtype, processor.end_ids, MAX_SHARD_BYTES)
+        write_model(source, folder, dtype, processor, MAX_SHARD_BYTES)
 
 
 def format_of_base(source: RunSource) -> Precision:
@@ -215,21 +217,32 @@ def write_model(
     source: RunSource,
     folder: Path,
     dtype: Precision,
-    end_ids: tuple[int, ...],
+    processor: Any,
     max_shard_bytes: int,
 ) -> None:
     """Write a whole model: the base's weights with what the run learnt, tensor by tensor."""
-    shapes = {name: stored.shape for name, stored in source.base_tensors.items()}
-    write_shards(folder, shapes, tuned_tensor(source), DTYPES[dtype], max_shard_bytes)
+    names, read = source.written_names, tuned_tensor(source)
+    shapes = {written: source.base_tensors[own].shape for written, own in names.items()}
+    write_shards(
+        folder, shapes, lambda written: read(names[written]), DTYPES[dtype], max_shard_bytes
+    )
     write_model_settings(
         source.base,
         source.base_name,
         folder,
         dtype=str(DTYPES[dtype]).removeprefix("torch."),
-        end_ids=end_ids,
+        end_ids=processor.end_ids,
         num_crops=source.recipe.data.num_crops,
         turns=source.recipe.data.turns,
+        images=images_of(source, processor),
     )
+
+
+def images_of(source: RunSource, processor: Any) -> dict[str, Any]:
+    """Say which settings of images the run had of its own."""
+    if not source.recipe.data.image_settings:
+        return {}
+    return changed_settings(processor.processor, str(source.base))
 
 
 def tuned_tensor(source: RunSource) -> Callable[[str], Tensor]:

@@ -7,26 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from foveal.adapt.adapters import ADAPTER, merge_adapters
-from foveal.deliver.place import ADAPTER_CONFIG, find_model, find_num_crops, find_turns
+from foveal.deliver.place import ADAPTER_CONFIG, find_image_budget, find_model, find_turns
 from foveal.errors import ModelError
 from foveal.libraries import import_peft, without_bitsandbytes
 from foveal.models.family import LoadedModel, load
+from foveal.models.image_settings import ImageBudget
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
-def open_model(place: str, num_crops: int | None = None, dtype: Any = None) -> LoadedModel:
+def open_model(place: str, image_budget: ImageBudget = None, dtype: Any = None) -> LoadedModel:
     """Load what people point at; an adapter is folded into the base that it names.
 
     Args:
         place: run folder, model folder, adapter folder or hub name.
-        num_crops: most crops a picture; none: as in training.
+        image_budget: how much of a picture is read; none: as in training.
         dtype: torch dtype of the weights; none: float32.
 
     Raises:
         ModelError: it cannot be read.
     """
-    found, crops = find_model(place), num_crops or find_num_crops(place)
+    found, crops = find_model(place), image_budget or find_image_budget(place)
     folder = Path(found)
     if not (folder / ADAPTER_CONFIG).is_file():
         loaded = load(found, crops, dtype=dtype)

@@ -5,6 +5,7 @@ from pathlib import Path
 from foveal.config import Recipe, load_recipe
 from foveal.data.encode import TurnsSetting
 from foveal.errors import ModelError
+from foveal.models.image_settings import ImageBudget
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -37,10 +38,10 @@ def find_run(place: Path) -> Path | None:
     return next((one for one in place.absolute().parents if (one / "recipe.yaml").is_file()), None)
 
 
-def find_num_crops(place: str) -> int | None:
-    """Find the most crops a picture that a run was trained with; none: as the model's files say."""
+def find_image_budget(place: str) -> ImageBudget:
+    """Find how much of a picture a run was trained with; none: as the model's files say."""
     recipe = _recipe_of(Path(place))
-    return recipe.data.num_crops if recipe else None
+    return recipe.data.image_budget if recipe else None
 
 
 def find_turns(place: str) -> TurnsSetting | None:

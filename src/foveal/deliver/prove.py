@@ -138,7 +138,7 @@ def load_written(source: RunSource, folder: Path, merged: bool) -> LoadedModel:
     """Load a written folder as its users will: alone, or on its base through peft."""
     if merged:
         return load(str(folder), None)
-    base = load(str(source.base), source.recipe.data.num_crops)
+    base = load(str(source.base), source.recipe.data.image_budget)
     put_adapter(base.model, folder)
     return base
 

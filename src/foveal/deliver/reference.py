@@ -18,7 +18,7 @@ def load_tuned(source: RunSource) -> LoadedModel:
     Raises:
         ModelError: they do not belong together.
     """
-    loaded = load(str(source.base), source.recipe.data.num_crops)
+    loaded = load(str(source.base), source.recipe.data.image_budget)
     if source.adapters:
         add_adapters(loaded.model, source.adapter_sizes, source.recipe.lora)
     put_weights(loaded.model, source.learnt)

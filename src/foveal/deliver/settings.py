@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from foveal.data.encode import TurnsSetting
@@ -16,8 +17,10 @@ COPIED = (
     "added_tokens.json",
     "vocab*",
     "merges.txt",
+    "*.model",
     "chat_template*",
     "preprocessor_config.json",
+    "video_preprocessor_config.json",
     "processor_config.json",
     "*.py",
     "LICENSE*",
@@ -26,6 +29,8 @@ COPIED = (
 """Handed on as they are, byte for byte: a tokenizer written anew may give other ids."""
 
 CROPS = "num_crops"
+
+NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
 
 
 def write_model_settings(
@@ -37,6 +42,7 @@ def write_model_settings(
     end_ids: Sequence[int],
     num_crops: int,
     turns: TurnsSetting,
+    images: Mapping[str, Any] = NO_CHANGES,
 ) -> None:
     """Write config.json, the generation config, tokenizer and processor files.
 
@@ -47,21 +53,30 @@ def write_model_settings(
         dtype: torch's name of the number format of the weights.
         end_ids: tokens at which an answer ends.
         num_crops: most crops a picture, as in training.
+        images: settings of the image processor that are others than the base's.
         turns: how they followed each other in training.
     """
     config = read_tree(base / "config.json")
     name_own_code(config, base, base_name)
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    for branch in [one for one in config.values() if isinstance(one, dict)]:
+        branch |= {key: dtype for key in ("torch_dtype", "dtype") if key in branch}
     write_tree(out / "config.json", config)
     generation = base / "generation_config.json"
     tree = read_tree(generation) if generation.is_file() else _tokens_of(config)
     tree.pop("_from_model_config", None)  # else transformers takes the end token of config.json
     write_tree(out / generation.name, tree | {"eos_token_id": sorted(end_ids)})
-    write_processor_files(base, base_name, out, num_crops=num_crops, turns=turns)
+    write_processor_files(base, base_name, out, num_crops=num_crops, turns=turns, images=images)
 
 
 def write_processor_files(
-    base: Path, base_name: str, out: Path, *, num_crops: int, turns: TurnsSetting
+    base: Path,
+    base_name: str,
+    out: Path,
+    *,
+    num_crops: int,
+    turns: TurnsSetting,
+    images: Mapping[str, Any] = NO_CHANGES,
 ) -> None:
     """Hand the tokenizer and the processor on; pictures and turns are read as in training."""
     for pattern in COPIED:
@@ -76,6 +91,8 @@ def write_processor_files(
                 if isinstance(branch, dict) and CROPS in branch:
                     branch[CROPS] = num_crops
                     branch |= {"turns": turns} if turns != "recipe" or "turns" in branch else {}
+                if isinstance(branch, dict) and "image_processor_type" in branch:
+                    branch.update(images)
             write_tree(out / name, tree)
 
 

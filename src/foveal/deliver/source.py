@@ -55,8 +55,24 @@ class RunSource:
 
     @cached_property
     def base_tensors(self) -> dict[str, StoredTensor]:
-        """Weights of the base."""
-        return find_tensors(self.base, self.family.renamed)
+        """Weights of the base, by the model's own names."""
+        own_names = [(self.family.own_name(one), one) for one in self._stored]
+        # Where one weight is stored under several names, its own decides.
+        own_names.sort(key=lambda names: names[0] == names[1])
+        found = {own: self._stored[stored] for own, stored in own_names}
+        return {own: found[own] for own in dict.fromkeys(map(self.family.own_name, self._stored))}
+
+    @cached_property
+    def written_names(self) -> dict[str, str]:
+        """Name that a weight is written under -> the model's own."""
+        own_names = {one: self.family.own_name(one) for one in self._stored}
+        if self.family.keeps_stored_names:
+            return own_names
+        return {own: own for own in own_names.values()}
+
+    @cached_property
+    def _stored(self) -> dict[str, StoredTensor]:
+        return find_tensors(self.base)
 
     @cached_property
     def learnt(self) -> dict[str, StoredTensor]:

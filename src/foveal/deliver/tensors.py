@@ -1,7 +1,6 @@
 """Folders of safetensors <-> tensors by name, one at a time in, one shard at a time out."""
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +41,11 @@ class StoredTensor:
             raise ModelError(f"{self.file}: {error}; fetch or write it again") from error
 
 
-def find_tensors(folder: Path, renamed: Mapping[str, str] | None = None) -> dict[str, StoredTensor]:
-    """List the weights of a model folder.
+def find_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """List the weights of a model folder, by their names in its files.
 
     Args:
         folder: with model.safetensors, or with shards and their index.
-        renamed: pattern of a name in the files -> the model's own name.
 
     Raises:
         ModelError: there are no weights in safetensors, or a file of them is broken or missing.
@@ -70,11 +68,7 @@ def find_tensors(folder: Path, renamed: Mapping[str, str] | None = None) -> dict
         )
     found: dict[str, StoredTensor] = {}
     for file in files:
-        for stored in tensors_of(folder / file):
-            name = stored.name
-            for pattern, own in (renamed or {}).items():
-                name = re.sub(pattern, own, name)
-            found[name] = stored
+        found |= {stored.name: stored for stored in tensors_of(folder / file)}
     return found
 
 
@@ -130,6 +124,8 @@ def write_shards(
 
 
 def _in_format(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    if not tensor.is_floating_point():  # a buffer that counts
+        return tensor.contiguous()
     cast = tensor.to(dtype).contiguous()
     if not bool(torch.isfinite(cast).all()):
         where = (

@@ -69,7 +69,7 @@ def write_inspection(
         title=examples.files[0].path.name,
         settings=settings,
         facts=_facts(dataset),
-        charts=_charts(dataset),
+        charts=_charts(dataset, cuts=hasattr(processor, "cut")),
         remarks=list(dataset.remarks.lines()),
         shown=shown,
         width=width,
@@ -94,13 +94,16 @@ def _facts(dataset: Dataset) -> Facts:
     )
 
 
-def _charts(dataset: Dataset) -> list[Chart]:
+def _charts(dataset: Dataset, *, cuts: bool) -> list[Chart]:
     sizes = dataset.sizes
     questions = np.bincount(sizes.images.values, minlength=len(dataset.images))
     charts = [_distribution("Tokens an example", sizes.tokens, "tokens", "examples")]
     if len(dataset.images):
-        crops = sizes.image_crops
-        charts.append(_distribution("Crops a picture", crops, "crops, global view too", "pictures"))
+        if cuts:
+            words = "Crops a picture", sizes.image_crops, "crops, global view too"
+        else:
+            words = "Tokens a picture", sizes.image_tokens, "tokens"
+        charts.append(_distribution(*words, "pictures"))
         charts.append(_distribution("Questions a picture", questions, "questions", "pictures"))
     return charts
 

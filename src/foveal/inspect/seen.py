@@ -15,6 +15,7 @@ from foveal.data.batch import open_as_planned
 from foveal.data.dataset import Dataset
 from foveal.data.encode import Encoded
 from foveal.errors import DataError
+from foveal.models.generation.characters import token_bytes
 
 PICTURES = 8
 """Most pictures of an example that are shown; the others are counted."""
@@ -22,12 +23,10 @@ PICTURES = 8
 LONGEST_SIDE = 720
 """Of a shown picture, pixels."""
 
-NEW_LINE = "<0x0A>"
-
 
 @dataclass(frozen=True)
 class SeenPicture:
-    """A picture after it was resized and padded, and its grid of crops."""
+    """A picture as the model is shown it, and its grid of crops where it is cut into one."""
 
     name: str
     rows: int = 0
@@ -100,19 +99,22 @@ def see_example(
 def _runs(encoded: Encoded, image_tokens: Sequence[int], processor: Any) -> Iterator[SeenTokens]:
     """Fold each image into one piece, and put neighbours of one kind together."""
     entries = encoded.entries.tolist()
-    texts = iter(processor.tokenizer.convert_ids_to_tokens([one for one in entries if one >= 0]))
+    tokenizer = processor.tokenizer.backend_tokenizer
     pieces = []
     for entry, learnt in zip(entries, encoded.learnt.tolist(), strict=True):
         if entry < 0:
             pieces.append(("image", f"<image: {image_tokens[-1 - entry]:,} tokens>"))
         else:
-            pieces.append(("learnt" if learnt else "read", _as_text(next(texts))))
+            pieces.append(("learnt" if learnt else "read", _as_text(token_bytes(tokenizer, entry))))
     for kind, some in groupby(pieces, key=lambda piece: piece[0]):
         yield SeenTokens(kind, tuple(text for _, text in some))
 
 
-def _as_text(token: str) -> str:
-    return "⏎\n" if token == NEW_LINE else token.replace("▁", " ")
+def _as_text(written: bytes) -> str:
+    try:
+        return written.decode().replace("\n", "⏎\n")
+    except UnicodeDecodeError:  # a part of a character
+        return "".join(f"<0x{byte:02X}>" for byte in written)
 
 
 def see_picture(dataset: Dataset, number: int, processor: Any) -> SeenPicture:
@@ -122,7 +124,7 @@ def see_picture(dataset: Dataset, number: int, processor: Any) -> SeenPicture:
         image = open_as_planned(fact, processor)
     except DataError as error:
         return SeenPicture(fact.path.name, problem=str(error))
-    rows, columns = fact.shape.grid[-2:] if hasattr(processor, "cut") else (1, 1)
+    rows, columns = fact.shape.grid[-2:] if hasattr(processor, "cut") else (0, 0)
     overview = ""
     if hasattr(processor, "cut"):
         crops = processor.cut(image).numpy()

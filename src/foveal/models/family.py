@@ -1,6 +1,7 @@
 """Family: all that the house may ask of any model."""
 
 import json
+import re
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from torch import nn
 from foveal.errors import ModelError
 from foveal.models import FAMILIES, GENERIC
 from foveal.models.generation.tree import ImageSight
+from foveal.models.image_settings import ImageBudget
 from foveal.models.nf4 import keep_layout
 
 PARTS = ("vision", "projector", "language")
@@ -43,6 +45,9 @@ class Family:
     renamed: Mapping[str, str] = {}
     """Pattern of a weight's second name in published files -> the model's own name."""
 
+    keeps_stored_names = False
+    """Whether a tuned model's files name weights as the base's do, not as the model itself does."""
+
     def __init__(self, parts: Mapping[str, tuple[str, ...]]) -> None:
         """Name the parts.
 
@@ -67,11 +72,17 @@ class Family:
                     return f"{part}.{name.removeprefix(dropped)}"
         raise ValueError(f"{name} belongs to no part")
 
+    def own_name(self, stored: str) -> str:
+        """Turn the name of a weight in a model's files into the model's own."""
+        for pattern, own in self.renamed.items():
+            stored = re.sub(pattern, own, stored)
+        return stored
+
     def load_model(self, name: str, attention: str, dtype: Any, quantization: Any) -> Any:
         """Load weights, in float32 unless told otherwise."""
         raise NotImplementedError
 
-    def load_processor(self, name: str, image_budget: int | None) -> Any:
+    def load_processor(self, name: str, image_budget: ImageBudget) -> Any:
         """Load what reads words and images; a `TurnProcessor` of the data walk."""
         raise NotImplementedError
 
@@ -208,7 +219,7 @@ def _one_line(error: Exception) -> str:
 
 def load(
     name: str,
-    image_budget: int | None,
+    image_budget: ImageBudget,
     attention: str = "auto",
     dtype: Any = None,
     quantization: Any = None,

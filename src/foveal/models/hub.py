@@ -23,7 +23,9 @@ from foveal.data.shapes import ImageShape
 from foveal.errors import ModelError
 from foveal.models.cached_rows import reads_with_cache
 from foveal.models.family import Family
+from foveal.models.image_settings import ImageBudget, set_images
 from foveal.models.shared_rows import choose_attention
+from foveal.models.stored_names import StoredNames
 from foveal.models.words import ChatWords, ImageText
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "text_replacement_offsets")
@@ -219,12 +221,15 @@ def _join(tensors: Sequence[Tensor]) -> Tensor:
 class HubFamily(Family):
     """Any image-text model of transformers that keeps to its common form."""
 
+    keeps_stored_names = True
+
     def __init__(self, name: str, config: Any, model_class: Any) -> None:
         """Find its parts.
 
         Raises:
             ModelError: it has no decoder or no tower of the common form.
         """
+        self.name = name
         self.config = config
         self.model_class = model_class
         with torch.device("meta"):
@@ -234,6 +239,15 @@ class HubFamily(Family):
         self._unused = _unused(config, self.parts["vision"][0], names)
         if reads_with_cache(name, config.get_text_config(), skeleton.get_decoder()):
             self.route = "cache"
+
+    @cached_property
+    def _stored_names(self) -> StoredNames:
+        with torch.device("meta"):
+            return StoredNames(self.name, self.model_class(self.config))
+
+    def own_name(self, stored: str) -> str:
+        """Turn the name of a weight in a model's files into the model's own."""
+        return self._stored_names.own(stored)
 
     def load_model(self, name: str, attention: str, dtype: Any, quantization: Any = None) -> Any:
         """Load weights, in float32 unless told otherwise."""
@@ -250,9 +264,12 @@ class HubFamily(Family):
             raise ModelError(f"model {name}: its decoder takes no attention of ours")
         return model
 
-    def load_processor(self, name: str, image_budget: int | None) -> HubReader:
+    def load_processor(self, name: str, image_budget: ImageBudget) -> HubReader:
         """Load what reads words and images."""
-        return HubReader(name, load_hub_processor(name), self.config, self.model_class)
+        processor = load_hub_processor(name)
+        if isinstance(image_budget, Mapping):
+            set_images(name, processor, image_budget)
+        return HubReader(name, processor, self.config, self.model_class)
 
     def is_unused(self, model: Any, name: str) -> bool:
         """Tell whether a weight stands behind the tower layer whose features are taken."""

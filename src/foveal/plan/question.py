@@ -199,7 +199,9 @@ def read_model(recipe: Recipe, load_model: ModelLoader) -> tuple[Any, Any]:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name), family.load_processor(name, recipe.data.num_crops)
+        return AutoConfig.from_pretrained(name), family.load_processor(
+            name, recipe.data.image_budget
+        )
     except (OSError, ValueError) as error:
         raise ModelError(f"model {name}: {' '.join(str(error).split())}") from error
 

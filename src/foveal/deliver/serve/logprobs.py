@@ -3,7 +3,8 @@
 from typing import Any
 
 from foveal.deliver.serve.messages import TokenLogprob, TopLogprob
-from foveal.deliver.serve.text import BYTE, WORD_START, Share, token_bytes
+from foveal.deliver.serve.text import Share
+from foveal.models.generation.characters import BYTE, token_bytes
 from foveal.models.generation.generator import Token
 
 LEAST = -9999.0
@@ -32,8 +33,9 @@ def name_logprobs(
 
 def _named(tokenizer: Any, token: int, logprob: float, begins: bool) -> TopLogprob:
     """Name a token; where the text begins, the space before its first word is not said."""
-    name = str(tokenizer.id_to_token(token)).replace(WORD_START, " ")
-    written = token_bytes(tokenizer, token)
+    written, name = token_bytes(tokenizer, token), str(tokenizer.id_to_token(token))
+    if not BYTE.fullmatch(name):
+        name = written.decode(errors="replace")
     if begins and not BYTE.fullmatch(name):
         name, written = name.lstrip(), written.lstrip()
     return TopLogprob(token=name, logprob=max(logprob, LEAST), bytes=list(written))

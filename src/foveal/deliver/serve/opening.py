@@ -7,11 +7,12 @@ import torch
 
 from foveal.config import load_recipe
 from foveal.deliver.opening import open_model, read_base_name
-from foveal.deliver.place import ADAPTER_CONFIG, find_num_crops
+from foveal.deliver.place import ADAPTER_CONFIG, find_image_budget
 from foveal.deliver.serve.limits import Limits
 from foveal.deliver.serve.served import Served
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Limits as DecodingLimits
+from foveal.models.image_settings import ImageBudget
 from foveal.train.engine import pick_device
 
 FreeMemory = Callable[[torch.device], int]
@@ -53,7 +54,7 @@ def name_of(place: str) -> str:
     return folder.resolve().name if folder.exists() else place
 
 
-def open_served(place: str, name: str, num_crops: int | None) -> Served:
+def open_served(place: str, name: str, image_budget: ImageBudget) -> Served:
     """Load a model onto the fastest device: in bfloat16 there, in float32 on a processor.
 
     Raises:
@@ -61,7 +62,7 @@ def open_served(place: str, name: str, num_crops: int | None) -> Served:
     """
     device = pick_device()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    loaded = open_model(place, num_crops, dtype)
+    loaded = open_model(place, image_budget, dtype)
     loaded.model.to(device).eval()
     return Served.of(name, loaded)
 
@@ -84,8 +85,8 @@ def open_models(
         ModelError: one cannot be read.
     """
     name = name or name_of(place)
-    num_crops = find_num_crops(place)
-    tuned = open_served(place, name, num_crops)
+    image_budget = find_image_budget(place)
+    tuned = open_served(place, name, image_budget)
     before = find_before(place)
     if before is None:
         return [tuned], ""
@@ -98,7 +99,7 @@ def open_models(
             f"no room for the model before tuning: it needs {needed / gib:.1f} GiB and "
             f"{free / gib:.1f} GiB are free"
         )
-    return [tuned, open_served(before, name + BEFORE, num_crops)], "before and after tuning"
+    return [tuned, open_served(before, name + BEFORE, image_budget)], "before and after tuning"
 
 
 def weight_bytes(loaded: LoadedModel) -> int:
@@ -108,9 +109,9 @@ def weight_bytes(loaded: LoadedModel) -> int:
 
 def decoding_limits(served: Served, limits: Limits, free_bytes: float) -> DecodingLimits:
     """Say how much one model may hold, given the memory that is left for it."""
-    config = served.loaded.model.config
+    config = served.loaded.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = config.hidden_size // config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     number_bytes = served.loaded.model.dtype.itemsize
     token_bytes = 2 * config.num_hidden_layers * heads * width * number_bytes
     room = FREE_SHARE * free_bytes / token_bytes

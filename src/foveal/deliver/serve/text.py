@@ -1,22 +1,20 @@
 """Tokens one at a time -> text that can be sent: never half a character, never past a stop."""
 
-import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from foveal.models.generation.characters import HALF_A_CHARACTER, whole_characters
+from foveal.models.generation.characters import (
+    BYTE,
+    HALF_A_CHARACTER,
+    token_bytes,
+    whole_characters,
+)
 
 ANCHOR = "a"
 """Text before a piece when it is decoded: decoders drop the space in front of a first token."""
-
-BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-"""A token that stands for one byte."""
-
-WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
-"""How a token writes a space."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +142,10 @@ class AnswerText:
         length = len(piece.encode())
         if parts and sum(len(part.raw) for part in parts) != length:  # bytes without a meaning
             for part in parts:
-                part.width = len(HALF_A_CHARACTER.encode()) if len(part.raw) == 1 else len(part.raw)
-            parts[-1].width = length - sum(part.width or 0 for part in parts[:-1])
+                one = len(HALF_A_CHARACTER.encode()) if len(part.raw) == 1 else len(part.raw)
+                part.width = min(one, length)
+                length -= part.width
+            parts[-1].width = (parts[-1].width or 0) + length
 
     def _half_a_stop(self) -> int:
         """Count the characters at the end that may be the beginning of a stop."""
@@ -168,13 +168,6 @@ class AnswerText:
         self._shown = first, last + len(piece.encode())
         self._sent = end
         return piece
-
-
-def token_bytes(tokenizer: Any, token: int) -> bytes:
-    """Say which bytes a token stands for."""
-    name = str(tokenizer.id_to_token(token))
-    byte = BYTE.fullmatch(name)
-    return bytes([int(byte[1], 16)]) if byte else name.replace(WORD_START, " ").encode()
 
 
 @lru_cache(maxsize=8)

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from foveal.errors import ModelError
 from foveal.models.family import Family
+from foveal.models.image_settings import ImageBudget
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.processor import Phi3VisionProcessor
 from foveal.models.phi3_vision.vision import UNUSED_LAYERS
@@ -36,8 +38,10 @@ class Phi3VisionFamily(Family):
             quantization_config=quantization,
         )
 
-    def load_processor(self, name: str | Path, image_budget: int | None) -> Phi3VisionProcessor:
+    def load_processor(self, name: str | Path, image_budget: ImageBudget) -> Phi3VisionProcessor:
         """Load the processor, with another number of crops if one is given."""
+        if isinstance(image_budget, Mapping):
+            raise ModelError("data.image_settings: images of Phi have data.num_crops alone; set it")
         crops = {} if image_budget is None else {"num_crops": image_budget}
         processor = Phi3VisionProcessor.from_pretrained(name, **crops)
         if (Path(name) / "config.json").is_file() or not Path(name).is_dir():

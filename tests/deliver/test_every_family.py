@@ -1,0 +1,177 @@
+"""A tuned model of any family leaves as transformers and peft alone read it."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_runs import recipe, run
+from tiny import pages
+from tiny_models import write_tiny
+
+from foveal.deliver.export import export_run
+from foveal.deliver.source import find_source
+from foveal.errors import ModelError
+from foveal.models.family import find_family
+
+FAMILIES = ("qwen3_vl", "qwen2_5_vl", "gemma3", "llava", "smolvlm")
+OLD_LAYOUTS = {
+    "qwen2_5_vl": [
+        (r"^model\.visual\.", "visual."),
+        (r"^model\.language_model\.", "model."),
+    ],
+    "llava": [
+        (r"^model\.language_model\.", "language_model.model."),
+        (r"^lm_head\.", "language_model.lm_head."),
+        (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
+    ],
+    "gemma3": [
+        (r"^model\.language_model\.", "language_model.model."),
+        (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
+    ],
+}
+"""How older files on the hub name the same weights."""
+
+PAN_AND_SCAN = {
+    "do_pan_and_scan": True,
+    "pan_and_scan_min_crop_size": 8,
+    "pan_and_scan_min_ratio_to_activate": 1.0,
+}
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+ALONE = """
+import sys, torch
+from transformers import AutoModelForImageTextToText
+base, folder, out, ids = sys.argv[1:]
+opened, info = AutoModelForImageTextToText.from_pretrained(
+    base if folder else out, dtype="float32", output_loading_info=True)
+assert not info["missing_keys"] and not info["unexpected_keys"], info
+if folder:
+    from peft import PeftModel
+    opened = PeftModel.from_pretrained(opened, folder)
+assert not any(name.split(".")[0] == "foveal" for name in sys.modules)
+with torch.no_grad():
+    logits = opened.eval()(input_ids=torch.tensor([[*map(int, ids.split())]])).logits
+torch.save(logits, sys.argv[3] + ".logits")
+"""
+
+
+def furnish(folder, family):
+    write_tiny(family, folder / "model")
+    weights = folder / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    renamed = {}
+    for name, tensor in tensors.items():
+        stored = name
+        for pattern, old in OLD_LAYOUTS.get(family, ()):
+            changed = re.sub(pattern, old, stored)
+            if changed != stored:
+                stored = changed
+                break
+        renamed[stored] = tensor
+    save_file(renamed, weights, metadata={"format": "pt"})
+    pages(folder, 3, 2, "train")
+    return folder
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def place(request, tmp_path_factory):
+    return furnish(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def tuned(place, name, **changes):
+    made = recipe(place, name, train__max_steps=2, train__epochs=1, **changes)
+    run(made)
+    return place / name
+
+
+def logits_alone(base, folder, out):
+    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, "-c", ALONE, str(base), str(folder), str(out), "5 40 60 71 9"],
+        check=True,
+        env=environment,
+    )
+    return torch.load(f"{out}.logits")
+
+
+@pytest.mark.parametrize("strategy", ["full", "lora"])
+def test_a_whole_model_has_the_base_files_names_and_opens_alone(place, strategy, tmp_path):
+    folder = tuned(place, f"whole-{strategy}", strategy=strategy)
+    done = export_run(folder, tmp_path / "out", merge=True, dtype="float32")
+    assert done.proof is not None
+    assert done.proof.problems() == []
+    base, written = (load_file(one / "model.safetensors") for one in (place / "model", done.folder))
+    assert {name: one.shape for name, one in written.items()} == {
+        name: one.shape for name, one in base.items()
+    }
+    assert any(not written[name].equal(base[name]) for name in base)
+    logits = logits_alone(place / "model", "", done.folder)
+    final = logits_alone(place / "model", "", folder / "final")
+    torch.testing.assert_close(logits, final)
+
+
+def test_an_adapter_opens_with_peft_alone_and_gives_what_the_run_gave(place, tmp_path):
+    folder = tuned(place, "adapter-run", strategy="lora")
+    done = export_run(folder, tmp_path / "out")
+    assert done.proof is not None
+    assert done.proof.problems() == []
+    exported = logits_alone(place / "model", done.folder, tmp_path / "exported")
+    own = logits_alone(place / "model", folder / "adapter", tmp_path / "own")
+    assert exported.equal(own)
+
+
+def test_processor_files_and_formats_come_along(place, tmp_path):
+    folder = tuned(place, "files", strategy="full")
+    out = export_run(folder, tmp_path / "out", proof=False).folder
+    for path in (place / "model").iterdir():
+        if path.suffix != ".safetensors":
+            assert (out / path.name).is_file(), path.name
+    config = json.loads((out / "config.json").read_text())
+    kinds = [one.get("dtype") for one in (config, *config.values()) if isinstance(one, dict)]
+    assert set(kinds) <= {"bfloat16", None}
+
+
+def test_every_name_in_the_files_is_a_weight_of_the_model(place):
+    folder = tuned(place, "names", strategy="lora")
+    source = find_source(folder)
+    own = {name for name, _ in source.family.model_class(source.family.config).named_parameters()}
+    assert own <= source.base_tensors.keys()
+
+
+def test_settings_of_images_go_from_the_recipe_to_the_exported_folder(tmp_path):
+    write_tiny("qwen3_vl", tmp_path / "model")
+    pages(tmp_path, 2, 1, "train")
+    folder = tuned(tmp_path, "few", strategy="full", data__image_settings={"max_pixels": 64 * 64})
+    out = export_run(folder, tmp_path / "out", dtype="float32").folder
+    costs = [
+        find_family(str(one)).load_processor(str(one), budget).shape(300, 200).features
+        for one, budget in (
+            (tmp_path / "model", None),
+            (tmp_path / "model", {"max_pixels": 64 * 64}),
+            (out, None),
+            (folder / "final", None),
+        )
+    ]
+    assert costs[0] > costs[1] == costs[2] == costs[3]
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "why"),
+    [
+        ("qwen3_vl", {"max_pixel": 1}, "max_pixel is no setting of Qwen2VLImageProcessorPil"),
+        ("gemma3", PAN_AND_SCAN, "heeds do_pan_and_scan.* only where it is called"),
+    ],
+)
+def test_settings_that_no_image_is_read_by_are_refused(family, settings, why, tmp_path):
+    write_tiny(family, tmp_path)
+    with pytest.raises(ModelError, match=why):
+        find_family(str(tmp_path)).load_processor(str(tmp_path), settings)
