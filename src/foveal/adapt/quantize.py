@@ -176,8 +176,19 @@ def look_at_four_bits(
     """Find the layers that rules ask for in 4 bits, and which of them a device gets wrong."""
     if not wants_four_bits(rules):
         return FourBits({}, frozenset(), frozenset())
-    model = skeleton(name)
-    chosen = quantized_layers(model, find_family(name), rules)
+    return inspect_four_bits(skeleton(name), find_family(name), rules, settings, precision, device)
+
+
+def inspect_four_bits(
+    model: nn.Module,
+    family: Family,
+    rules: Sequence[Rule],
+    settings: QuantizationSettings,
+    precision: str,
+    device: torch.device,
+) -> FourBits:
+    """Do the same for a model that stands without weights."""
+    chosen = quantized_layers(model, family, rules)
     layers = {name: _shape(layer) for name, layer in _linear_layers(model) if name in chosen}
     compute = compute_format(settings, precision)
     wrong = wrong_shapes(layers.values(), device, compute, settings.double)
