@@ -142,6 +142,6 @@ def test_layers_in_4_bits_without_adapters_are_weighed_in_4_bits(place):
 
 def test_a_model_whose_passes_are_not_known_is_refused_in_a_line(tmp_path, place):
     write_family("qwen3_vl", tmp_path / "model")
-    recipe = recipe_in(place, model=str(tmp_path / "model"), data={"num_crops": None})
+    recipe = recipe_in(place, model=str(tmp_path / "model"))
     with pytest.raises(ConfigError, match="'qwen3_vl'"):
         ask(recipe, None).setup(find_hardware("a100-80gb"), 1, 1)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from foveal.adapt.quantize import bare_model
 from foveal.adapt.strategy import assign, rules_of
 from foveal.bench.page import SIZES, make_model
 from foveal.config import LoraSettings, Rule, TrainSettings
@@ -10,7 +11,7 @@ from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.family import FAMILY
 from foveal.plan.memory import shares_of
 from foveal.plan.setup import learning_of
-from foveal.plan.weights import FOUR_BIT_BYTES, bare_model
+from foveal.plan.weights import FOUR_BIT_BYTES
 from foveal.train.optim import build_optimizer
 
 SIZE, RANK = SIZES["tiny"], 4

@@ -15,6 +15,7 @@ from foveal.config import QuantizationSettings, Rule
 from foveal.errors import RunError
 from foveal.models.family import Family, find_family
 from foveal.models.nf4 import CODE, is_computed_rightly
+from foveal.models.registration import register_now
 from foveal.storage import write_json
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -78,10 +79,18 @@ def compute_format(settings: QuantizationSettings, precision: str) -> torch.dtyp
 
 def skeleton(name: str) -> Any:
     """Build a model without weights."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoConfig
 
+    return bare_model(AutoConfig.from_pretrained(name))
+
+
+def bare_model(config: Any) -> Any:
+    """Build a model without weights from its configuration alone."""
+    from transformers import AutoModelForImageTextToText
+
+    register_now()  # a configuration of ours may have been made without transformers' registries
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(name))
+        return AutoModelForImageTextToText.from_config(config)
 
 
 def quantized_layers(

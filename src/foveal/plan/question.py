@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.adapt.quantize import FourBits, inspect_four_bits, wants_four_bits
+from foveal.adapt.quantize import FourBits, bare_model, inspect_four_bits, wants_four_bits
 from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe, Rule
 from foveal.data.convert.unpack import unpacked
@@ -24,7 +24,7 @@ from foveal.plan.arithmetic import Strategy
 from foveal.plan.epoch import Epoch, RowCounts, count_row, make_plan, plan_epoch, targets_of
 from foveal.plan.hardware import Hardware
 from foveal.plan.setup import Precision, Recompute, Setup, engine_name, learning_of
-from foveal.plan.weights import Holdings, bare_model
+from foveal.plan.weights import Holdings
 from foveal.train.engine import pick_device
 from foveal.train.optim import count_steps
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveal.adapt.quantize import Shape, quantized_layers
+from foveal.adapt.quantize import Shape, bare_model, quantized_layers
 from foveal.adapt.strategy import Assignment, assign
 from foveal.config import LoraSettings, Rule
 from foveal.models.family import Family
@@ -62,14 +62,6 @@ class Holdings:
 
     outside_blocks: int
     """Numbers that stand in no repeated layer: embedding, head, projector."""
-
-
-def bare_model(config: Any) -> Any:
-    """Build a model without weights."""
-    from transformers import AutoModelForImageTextToText
-
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
 
 
 def assign_without_weights(
