@@ -71,7 +71,7 @@ class Phases:
         loop.save_checkpoint = self.during("saving", loop.save_checkpoint)
         loop.prune = self.during("saving", loop.prune)
         TrainingRun.evaluate = self.during("evaluating", TrainingRun.evaluate)  # type: ignore[method-assign]
-        TrainingRun._finish = self.during("ending", TrainingRun._finish)  # type: ignore[method-assign]
+        TrainingRun._write_out = self.during("ending", TrainingRun._write_out)  # type: ignore[method-assign]
         take_step, until = loop.train_step, loop.StepLoader.examples_until
 
         def step(*arguments: Any) -> Any:

@@ -17,6 +17,7 @@ from draw_pages import PageStyle, draw_pages
 from PIL import Image
 from scale_on_paper import rows_of_rank
 
+from foveal.config import LoraSettings
 from foveal.data.dataset import read_dataset
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan
@@ -71,7 +72,7 @@ def learnt_a_second(gpu: str, strategy: str, engine: str) -> float:
     precision = "bf16" if "bf16" in hardware.matrix_flops else "fp16"
     setup = Setup(
         config,
-        *learning_of(config, strategy, 64),
+        *learning_of(config, strategy, LoraSettings(rank=64)),
         precision,
         "blocks",
         engine,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from foveal.bench.pieces import make_sizes
+from foveal.config import LoraSettings
 from foveal.data.rows import Plan
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.plan.epoch import RowCounts, plan_epoch
@@ -53,7 +54,7 @@ def main() -> None:
     print(" | ".join(f"{count:,} examples" for count in EXAMPLES), "|")
     print("| --- " * (6 + len(EXAMPLES)) + "|")
     for strategy, engine, recompute in SETTINGS:
-        name, learning, holdings = learning_of(config, strategy, 64)
+        name, learning, holdings = learning_of(config, strategy, LoraSettings(rank=64))
         for nodes in NODES:
             world = nodes * GPUS
             at_once = max(SMALLEST_STEP, EXAMPLES_A_RANK * world)

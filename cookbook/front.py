@@ -188,7 +188,12 @@ def run(front: Front, arguments: list[str] | None = None) -> None:
         def evaluate(self, name: str, request: Any) -> Any:
             scores = super().evaluate(name, request)
             written = self.run / f"eval_{name}.json"
-            if scores and self.engine.is_main and name in ("before", "after") and not written.exists():
+            if (
+                scores
+                and self.engine.is_main
+                and name in ("before", "after")
+                and not written.exists()
+            ):
                 score = write_answers(front, self.run, name)
                 print(f"{front.title} {name} finetuning: {score}", flush=True)
             return scores

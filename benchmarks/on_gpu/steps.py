@@ -117,7 +117,7 @@ def _held() -> int:
 def planned(case: Case, side: Side, hardware: Hardware) -> tuple[float, int]:
     """Say what `foveal plan --gpu` says of one of our steps: seconds, and bytes of a process."""
     config = side.model.config
-    name, learning, holdings = learning_of(config, case.strategy, LORA.rank)
+    name, learning, holdings = learning_of(config, case.strategy, LORA)
     setup = Setup(
         config,
         name,

@@ -24,14 +24,14 @@ from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe
 from foveal.data.check import CountTokens, count_tokens
 from foveal.data.convert.unpack import unpacked
-from foveal.data.dataset import Dataset, read_dataset
+from foveal.data.dataset import read_dataset
 from foveal.data.example import Example, ImageFolder
 from foveal.data.lines import Examples
-from foveal.data.rows import Plan
 from foveal.errors import ConfigError
 from foveal.evaluate.metrics import find_metrics
 from foveal.libraries import remarks_are_caught
-from foveal.models.family import Family, LoadedModel, Route, find_family, load, most_tokens
+from foveal.models.family import Family, LoadedModel, find_family, load, most_tokens
+from foveal.plan.epoch import make_plan
 from foveal.storage import write_text
 from foveal.train.checkpoint import checkpoints
 from foveal.train.engine import Engine
@@ -211,27 +211,6 @@ def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
         settings["num_crops"] = str(data.num_crops)
     plan = make_plan(recipe, dataset, 1, long)
     return write_inspection(out, examples, dataset, processor, plan, number, settings)
-
-
-def make_plan(
-    recipe: Recipe,
-    dataset: Dataset,
-    world_size: int,
-    long_context_tokens: int | None,
-    route: Route = "rows",
-) -> Plan:
-    """Plan the steps of a recipe; where examples are read one by one, each has a row of its own."""
-    alone = route == "plain"
-    return Plan(
-        dataset.sizes,
-        examples_per_step=recipe.train.examples_per_step,
-        tokens_per_pass=1 if alone else recipe.train.tokens_per_pass,
-        world_size=world_size,
-        seed=recipe.train.seed,
-        share_images=recipe.data.share_images and not alone,
-        order=recipe.data.order,
-        long_context_tokens=long_context_tokens,
-    )
 
 
 def quiet_libraries() -> None:

@@ -14,7 +14,6 @@ from foveal.assemble import (
     check_attention,
     check_scores,
     load_for_run,
-    make_plan,
     quiet_libraries,
 )
 from foveal.config import Recipe, save_recipe
@@ -36,6 +35,7 @@ from foveal.machine import describe_machine, free_memory
 from foveal.models.family import LoadedModel, most_tokens
 from foveal.models.fingerprint import fingerprint_model, learns
 from foveal.models.shared_rows import attention_of
+from foveal.plan.epoch import make_plan
 from foveal.plan.memory import CPU_SLACK
 from foveal.plan.room import training_bytes
 from foveal.plan.setup import engine_name
@@ -290,6 +290,7 @@ class TrainingRun:
         needed = training_bytes(
             self.recipe,
             config,
+            self.loaded.family,
             plan,
             self.dataset,
             engine_name(self.recipe.engine, self.engine.world_size),

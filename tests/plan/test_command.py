@@ -45,7 +45,9 @@ def test_the_published_model_is_planned_without_a_download(recipe):
     plan = json.loads(shown.stdout)["plan"]
     assert plan["fits"]
     assert plan["price"] == pytest.approx(plan["hours"] * 4)
-    assert plan["memory"]["weights_bytes"] == 4 * 4146621440
+    # In bf16 the linear layers of the tower's last layer, which no pass reads, are held in 16 bits.
+    unread = 4 * 1024**2 + 2 * 1024 * 4096
+    assert plan["memory"]["weights_bytes"] == 4 * 4146621440 - 2 * unread
 
 
 def test_what_does_not_fit_is_told_with_what_to_change(recipe):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from foveal.config import LoraSettings
 from foveal.errors import ConfigError
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.plan.activations import kept_for_backward
@@ -21,7 +22,7 @@ A100 = find_hardware("a100-80gb")
 
 def setup(strategy="full", **changes):
     config = Phi3VisionConfig()
-    name, learning, holdings = learning_of(config, strategy, 64)
+    name, learning, holdings = learning_of(config, strategy, LoraSettings(rank=64))
     made = Setup(
         config, name, learning, holdings, "bf16", "none", "single", "flash_attention_2", 1, 1
     )

@@ -7,10 +7,10 @@ import torch
 from launched import Job, Place, make_place
 from safetensors.torch import load_file
 
-from foveal.assemble import make_plan
 from foveal.config import load_recipe
 from foveal.data.dataset import read_dataset
 from foveal.models.family import find_family
+from foveal.plan.epoch import make_plan
 from foveal.train.checkpoint import checkpoints, read_progress
 
 ENGINES = ("ddp", "fsdp2", "zero2")

@@ -15,6 +15,7 @@ from foveal.config import QuantizationSettings, Rule
 from foveal.errors import RunError
 from foveal.models.family import Family, find_family
 from foveal.models.nf4 import CODE, is_computed_rightly
+from foveal.models.registration import register_now
 from foveal.storage import write_json
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -78,10 +79,18 @@ def compute_format(settings: QuantizationSettings, precision: str) -> torch.dtyp
 
 def skeleton(name: str) -> Any:
     """Build a model without weights."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoConfig
 
+    return bare_model(AutoConfig.from_pretrained(name))
+
+
+def bare_model(config: Any) -> Any:
+    """Build a model without weights from its configuration alone."""
+    from transformers import AutoModelForImageTextToText
+
+    register_now()  # a configuration of ours may have been made without transformers' registries
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(name))
+        return AutoModelForImageTextToText.from_config(config)
 
 
 def quantized_layers(
@@ -176,8 +185,19 @@ def look_at_four_bits(
     """Find the layers that rules ask for in 4 bits, and which of them a device gets wrong."""
     if not wants_four_bits(rules):
         return FourBits({}, frozenset(), frozenset())
-    model = skeleton(name)
-    chosen = quantized_layers(model, find_family(name), rules)
+    return inspect_four_bits(skeleton(name), find_family(name), rules, settings, precision, device)
+
+
+def inspect_four_bits(
+    model: nn.Module,
+    family: Family,
+    rules: Sequence[Rule],
+    settings: QuantizationSettings,
+    precision: str,
+    device: torch.device,
+) -> FourBits:
+    """Do the same for a model that stands without weights."""
+    chosen = quantized_layers(model, family, rules)
     layers = {name: _shape(layer) for name, layer in _linear_layers(model) if name in chosen}
     compute = compute_format(settings, precision)
     wrong = wrong_shapes(layers.values(), device, compute, settings.double)

@@ -135,7 +135,7 @@ class _Widths:
         if not learning.adapter_rank:
             return 0
         dropped = inputs * (self.number_bytes + 1) if self.dropout else 0
-        return rows * (learning.adapter_rank * layers * self.number_bytes + dropped)
+        return int(rows * (learning.adapter_rank * layers * self.number_bytes + dropped))
 
     def tower_layer(self, config: Any, learning: Learning, row: RowCounts) -> Layer:
         """Two norms, four projections, attention, and two layers around an activation."""

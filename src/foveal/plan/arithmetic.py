@@ -37,7 +37,8 @@ class Learning:
     """What of a part learns, which decides what its backward pass has to multiply."""
 
     weights: bool
-    adapter_rank: int = 0
+    adapter_rank: float = 0
+    """Width of its adapters; a fraction where they are not all alike."""
     passes_back: bool = True
     """Whether what stands before the part learns too and waits for a gradient."""
 
@@ -69,7 +70,7 @@ class Strategy:
 NOTHING = Learning(weights=False, passes_back=False)
 
 
-def strategy_of(name: str, adapter_rank: int) -> Strategy:
+def strategy_of(name: str, adapter_rank: float) -> Strategy:
     """Describe a named strategy; `forward` is a pass without any backward."""
     whole, adapter = Learning(weights=True), Learning(weights=False, adapter_rank=adapter_rank)
     return {

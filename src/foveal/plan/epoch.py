@@ -7,9 +7,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from foveal.config import Recipe
+from foveal.data.dataset import Dataset
 from foveal.data.encode import Encoded
 from foveal.data.rows import Plan, Row
 from foveal.data.sizes import Sizes
+from foveal.models.family import Route
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,27 @@ def add_up(rows: Iterable[RowCounts]) -> RowCounts:
 
 
 NOTHING = RowCounts(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def make_plan(
+    recipe: Recipe,
+    dataset: Dataset,
+    world_size: int,
+    long_context_tokens: int | None,
+    route: Route = "rows",
+) -> Plan:
+    """Plan the steps of a recipe; where examples are read one by one, each has a row of its own."""
+    alone = route == "plain"
+    return Plan(
+        dataset.sizes,
+        examples_per_step=recipe.train.examples_per_step,
+        tokens_per_pass=1 if alone else recipe.train.tokens_per_pass,
+        world_size=world_size,
+        seed=recipe.train.seed,
+        share_images=recipe.data.share_images and not alone,
+        order=recipe.data.order,
+        long_context_tokens=long_context_tokens,
+    )
 
 
 def plan_epoch(plan: Plan, targets: NDArray[np.int64], most_steps: int | None = None) -> Epoch:

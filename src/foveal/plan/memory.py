@@ -90,7 +90,8 @@ def shares_of(
     learnt = holdings.learnt * FULL_BYTES
     moments = holdings.learnt * MOMENT_BYTES // parts + holdings.learnt_tensors * STEP_BYTES
     weights = holdings.whole * FULL_BYTES + int(holdings.four_bit * FOUR_BIT_BYTES)
-    weights -= holdings.frozen_linear * (FULL_BYTES - fixed_bytes)
+    held = holdings.frozen_linear + holdings.unread_linear  # see `adapt.fixed`
+    weights -= held * (FULL_BYTES - fixed_bytes)
     adapters = holdings.adapters * FULL_BYTES
     if engine == "ddp":
         # PyTorch's buckets are a copy of all gradients.
@@ -141,7 +142,7 @@ def estimate_memory(
         row,
         setup.number_bytes,
         setup.attention,
-        setup.adapter_dropout,
+        setup.lora.dropout > 0,
     )
     moments = {
         moment: Memory(

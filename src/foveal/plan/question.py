@@ -9,28 +9,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.adapt.quantize import (
-    FourBits,
-    Shape,
-    compute_format,
-    wants_four_bits,
-    wrong_shapes,
-)
+from foveal.adapt.quantize import FourBits, bare_model, inspect_four_bits, wants_four_bits
 from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe, Rule
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.rows import Plan, Row
 from foveal.errors import ConfigError, ModelError
-from foveal.models.family import LoadedModel, find_family
+from foveal.models.family import Family, LoadedModel, find_family
+from foveal.models.phi3_vision.family import FAMILY as PHI3_VISION
 from foveal.models.shared_rows import FASTEST
 from foveal.plan.activations import Attention
 from foveal.plan.arithmetic import Strategy
-from foveal.plan.epoch import Epoch, RowCounts, count_row, plan_epoch, targets_of
+from foveal.plan.epoch import Epoch, RowCounts, count_row, make_plan, plan_epoch, targets_of
 from foveal.plan.hardware import Hardware
 from foveal.plan.setup import Precision, Recompute, Setup, engine_name, learning_of
-from foveal.plan.weights import Holdings, fates_of, list_weights, may_be_packed
+from foveal.plan.weights import Holdings
 from foveal.train.engine import pick_device
+from foveal.train.optim import count_steps
 
 PUBLISHED = ("microsoft/Phi-3.5-vision-instruct", "microsoft/Phi-3-vision-128k-instruct")
 """Whose sizes and tokenizer come with this package: a plan for them downloads nothing."""
@@ -43,23 +39,24 @@ class Question:
     """A recipe and its data; epochs are planned once for each world size and budget."""
 
     recipe: Recipe
+    family: Family
     config: Any
     processor: Any
     dataset: Dataset
     _epochs: dict[tuple[int, int], Epoch] = field(default_factory=dict)
+    _learnt: dict[Any, tuple[str, Strategy, Holdings]] = field(default_factory=dict)
 
     def plan(self, world_size: int, tokens_per_pass: int | None = None) -> Plan:
         """Make the planner of a run."""
-        train, data = self.recipe.train, self.recipe.data
-        return Plan(
-            self.dataset.sizes,
-            examples_per_step=train.examples_per_step,
-            tokens_per_pass=tokens_per_pass or train.tokens_per_pass,
-            world_size=world_size,
-            seed=train.seed,
-            share_images=data.share_images,
-            order=data.order,
-            long_context_tokens=int(self.config.original_max_position_embeddings),
+        train = self.recipe.train
+        if tokens_per_pass:
+            train = train.model_copy(update={"tokens_per_pass": tokens_per_pass})
+        return make_plan(
+            self.recipe.model_copy(update={"train": train}),
+            self.dataset,
+            world_size,
+            self.family.long_context_tokens(self.config),
+            self.family.route,
         )
 
     def epoch(self, world_size: int, tokens_per_pass: int | None = None) -> Epoch:
@@ -77,17 +74,20 @@ class Question:
     def _targets(self) -> NDArray[np.int64]:
         return targets_of(self.dataset.examples)
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        train = self.recipe.train
-        per_epoch = -(-len(self.dataset.examples) // train.examples_per_step)
-        steps = max(1, round(per_epoch * train.epochs))
-        return min(steps, train.max_steps or steps)
+        return count_steps(self.plan(1).steps_per_epoch, self.recipe.train)
 
     def setup(self, hardware: Hardware, gpus: int, nodes: int) -> Setup:
         """Say how the recipe would run there; `auto` settings are decided as a run decides them."""
         recipe = self.recipe
+        if self.family is not PHI3_VISION:
+            raise ConfigError(
+                f"model {recipe.model}: what a pass of model_type {self.config.model_type!r} keeps "
+                "and takes cannot be planned yet; foveal train runs it, and recomputes on a GPU "
+                "unless train.recompute=none"
+            )
         name, learning, holdings = self._learning(recipe.strategy, hardware)
         precision: Precision = recipe.precision
         if precision not in hardware.matrix_flops:
@@ -113,7 +113,7 @@ class Question:
             attention,
             gpus,
             nodes,
-            recipe.lora.dropout > 0,
+            recipe.lora,
         )
 
     def with_strategy(self, setup: Setup, strategy: str, hardware: Hardware) -> Setup:
@@ -124,33 +124,27 @@ class Question:
     def _learning(
         self, strategy: str | Sequence[Rule], hardware: Hardware
     ) -> tuple[str, Strategy, Holdings]:
-        quantizes = hardware.measured and wants_four_bits(rules_of(strategy))
-        whole = self.wrong_here if quantizes else frozenset()
-        return learning_of(self.config, strategy, self.recipe.lora.rank, whole)
+        rules, here = rules_of(strategy), hardware.measured
+        key = rules, here
+        if key not in self._learnt:
+            whole = self._four_bits(rules).wrong if here else frozenset()
+            self._learnt[key] = learning_of(
+                self.config, strategy, self.recipe.lora, whole, self.family
+            )
+        return self._learnt[key]
 
-    @cached_property
-    def wrong_here(self) -> frozenset[Shape]:
-        """Shapes of layers that this machine would compute wrongly in 4 bits."""
+    def _four_bits(self, rules: Sequence[Rule]) -> FourBits:
+        """Find the layers that rules ask for in 4 bits, and which of them this machine spoils."""
         settings, precision = self.recipe.quantization, self.recipe.precision
-        shapes = [one.shape for one in list_weights(self.config) if may_be_packed(one)]
-        return wrong_shapes(
-            [(outputs, inputs) for outputs, inputs in shapes],
-            pick_device(),
-            compute_format(settings, precision),
-            settings.double,
-        )
+        if not wants_four_bits(rules):
+            return FourBits({}, frozenset(), frozenset())
+        model = bare_model(self.config)
+        return inspect_four_bits(model, self.family, rules, settings, precision, pick_device())
 
     def left_whole(self, hardware: Hardware) -> list[str]:
         """Say which layers a run on this machine would not hold in 4 bits; empty: none such."""
         rules = rules_of(self.recipe.strategy)
-        if not (hardware.measured and wants_four_bits(rules)):
-            return []
-        layers = {
-            fate.weight.name.removesuffix(".weight"): (fate.weight.shape[0], fate.weight.shape[1])
-            for fate in fates_of(self.config, rules, self.recipe.lora.rank)
-            if fate.four_bits
-        }
-        return FourBits(layers, self.wrong_here, self.wrong_here).lines()
+        return self._four_bits(rules).lines() if hardware.measured else []
 
 
 def is_cpu(hardware: Hardware) -> bool:
@@ -174,34 +168,33 @@ def ask(recipe: Recipe, load_model: ModelLoader) -> Question:
     data = recipe.data
     if not data.train_files:
         raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
-    config, processor = read_model(recipe, load_model)
+    family, config, processor = read_model(recipe, load_model)
     processor.turns = data.turns
     cache = recipe.run / ".cache"
     files = [unpacked(file.path, cache, data.columns) for file in data.train_files]
     weights = [file.weight for file in data.train_files]
     _, dataset = read_dataset(files, processor, data.images, None, data.workers, weights)
-    return Question(recipe, config, processor, dataset)
+    return Question(recipe, family, config, processor, dataset)
 
 
-def read_model(recipe: Recipe, load_model: ModelLoader) -> tuple[Any, Any]:
-    """Read a model's configuration and processor.
+def read_model(recipe: Recipe, load_model: ModelLoader) -> tuple[Family, Any, Any]:
+    """Read a model's family, configuration and processor.
 
     Raises:
         ModelError: they cannot be read.
     """
     name = recipe.model
     if name in PUBLISHED and not Path(name).exists():
-        return published_model(recipe.data.num_crops)
+        return PHI3_VISION, *published_model(recipe.data.num_crops)
     if name == "phi3-vision-tiny" and not Path(name).exists():
         made = load_model(recipe)
-        return made.model.config, made.processor
+        return made.family, made.model.config, made.processor
     family = find_family(name)
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name), family.load_processor(
-            name, recipe.data.image_budget
-        )
+        config = AutoConfig.from_pretrained(name)
+        return family, config, family.load_processor(name, recipe.data.image_budget)
     except (OSError, ValueError) as error:
         raise ModelError(f"model {name}: {' '.join(str(error).split())}") from error
 

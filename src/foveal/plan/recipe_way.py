@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from foveal.config import LoraSettings
 from foveal.plan.arithmetic import Learning, Strategy, Work, strategy_of, work_of_counts
 from foveal.plan.hardware import GB, Hardware, find_hardware
 from foveal.plan.published import (
@@ -98,7 +99,7 @@ class Prediction:
 def holdings_of(config: Any) -> dict[str, Holdings]:
     """Count what each strategy of the table holds."""
     names = {row.strategy for row in ROWS}
-    return {name: learning_of(config, name, RANK)[2] for name in names}
+    return {name: learning_of(config, name, LoraSettings(rank=RANK))[2] for name in names}
 
 
 def predict(

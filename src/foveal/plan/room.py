@@ -6,6 +6,7 @@ from foveal.adapt.quantize import read_record
 from foveal.config import Recipe
 from foveal.data.dataset import Dataset
 from foveal.data.rows import Plan
+from foveal.models.family import Family
 from foveal.plan.activations import Attention
 from foveal.plan.epoch import count_row, targets_of
 from foveal.plan.estimate import SLACK, weigh
@@ -19,6 +20,7 @@ STEPS_LOOKED_AT = 20
 def training_bytes(
     recipe: Recipe,
     config: Any,
+    family: Family,
     plan: Plan,
     dataset: Dataset,
     engine: Engine,
@@ -31,6 +33,7 @@ def training_bytes(
     Args:
         recipe: of the run.
         config: of the model.
+        family: of the model.
         plan: of the run.
         dataset: that the plan is of.
         engine: of the run.
@@ -40,7 +43,7 @@ def training_bytes(
             memory of its host.
     """
     name, learning, holdings = learning_of(
-        config, recipe.strategy, recipe.lora.rank, read_record(recipe.run)
+        config, recipe.strategy, recipe.lora, read_record(recipe.run), family
     )
     setup = Setup(
         config,
@@ -53,7 +56,7 @@ def training_bytes(
         next((kind for kind in get_args(Attention) if kind in attention), "blocks"),
         plan.world_size,
         1,
-        recipe.lora.dropout > 0,
+        recipe.lora,
     )
     targets = targets_of(dataset.examples)
     steps = [plan.step(index) for index in range(min(STEPS_LOOKED_AT, plan.steps_per_epoch))]

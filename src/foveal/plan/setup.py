@@ -1,14 +1,19 @@
 """A recipe's settings + a machine -> all that an estimate hangs on besides the data (pure)."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from torch import nn
+
+from foveal.adapt.quantize import Shape
 from foveal.adapt.strategy import rules_of
-from foveal.config import Rule
+from foveal.config import LoraSettings, Rule
+from foveal.models.family import PARTS, Family
+from foveal.models.phi3_vision.family import FAMILY as PHI3_VISION
 from foveal.plan.activations import Attention
 from foveal.plan.arithmetic import NOTHING, Learning, Strategy
-from foveal.plan.weights import Fate, Holdings, count_holdings, fates_of
+from foveal.plan.weights import Assigned, Holdings, assign_without_weights, count_holdings
 
 Engine = Literal["single", "ddp", "fsdp2", "zero2"]
 Recompute = Literal["none", "blocks"]
@@ -34,7 +39,7 @@ class Setup:
     """Of one node."""
 
     nodes: int
-    adapter_dropout: bool = False
+    lora: LoraSettings = field(default_factory=LoraSettings)
 
     @property
     def world_size(self) -> int:
@@ -49,7 +54,8 @@ class Setup:
     @property
     def fixed_bytes(self) -> int:
         """Of a number of a linear layer's weight that does not learn, see `adapt.fixed`."""
-        return self.number_bytes if self.engine in ("single", "ddp") else 4
+        held_small = self.engine in ("single", "ddp") and not self.lora.dora
+        return self.number_bytes if held_small else 4
 
 
 def engine_name(name: str, world_size: int) -> Engine:
@@ -62,28 +68,43 @@ def engine_name(name: str, world_size: int) -> Engine:
 def learning_of(
     config: Any,
     strategy: str | Sequence[Rule],
-    rank: int,
-    whole: Collection[tuple[int, ...]] = (),
+    lora: LoraSettings,
+    whole: Collection[Shape] = (),
+    family: Family = PHI3_VISION,
 ) -> tuple[str, Strategy, Holdings]:
     """Say what learns, part by part, and what it takes to hold it.
 
-    A part in which some weights learn counts as if all of them did: an upper bound.
+    A part in which some weights learn counts as if all of them did: an upper bound. Adapters count
+    as if all layers of a part had some, as wide as to learn as many numbers.
 
     Args:
         config: of the model.
         strategy: a name, `qlora` among them, or rules.
-        rank: of adapters.
+        lora: of the adapters.
         whole: shapes that are never held in 4 bits, whatever the rules say.
+        family: of the model.
+
+    Raises:
+        ConfigError: a rule decides for no weight, or nothing learns.
     """
     name = strategy if isinstance(strategy, str) else "rules"
-    fates = fates_of(config, rules_of(strategy), rank, whole)
-    learning = Strategy(*(_part(fates, part) for part in ("vision", "projector", "language")))
-    return name, learning, count_holdings(fates)
+    made = assign_without_weights(config, family, rules_of(strategy), lora, whole)
+    learning = Strategy(*(_part(made, part) for part in PARTS))
+    return name, learning, count_holdings(made)
 
 
-def _part(fates: Sequence[Fate], part: str) -> Learning:
-    own = [fate for fate in fates if fate.weight.name.startswith(f"{part}.")]
-    rank = max(fate.adapter_rank for fate in own)
-    if any(fate.learns for fate in own):
-        return Learning(weights=True, adapter_rank=rank)
-    return Learning(weights=False, adapter_rank=rank) if rank else NOTHING
+def _part(made: Assigned, part: str) -> Learning:
+    own = [one for one in made.assignments if one.part_name.startswith(f"{part}.")]
+    weights = any(one.learn for one in own if one.rank is None)
+    adapters = sum(one.elements for one in own if one.rank is not None)
+    if not adapters:
+        return Learning(weights=True) if weights else NOTHING
+    sides = sum(
+        module.in_features + module.out_features
+        for name, module in made.model.named_modules()
+        if isinstance(module, nn.Linear)
+        and ".lora_" not in name
+        and made.family.part_name(name).startswith(f"{part}.")
+        and not made.family.is_unused(made.model, f"{name}.weight")
+    )
+    return Learning(weights=weights, adapter_rank=adapters / sides)

@@ -1,16 +1,16 @@
-"""A model's sizes + rules -> every weight, what becomes of it, and how much that is (pure).
+"""A model without weights + the real rules -> what is held, and how much of it learns."""
 
-The names are those that rules speak of, `part.name`; a test holds them against the model itself.
-"""
-
-import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foveal.adapt.strategy import first_match
-from foveal.config import Rule
-from foveal.models.phi3_vision.vision import UNUSED_LAYERS
+import torch
+from torch import nn
+
+from foveal.adapt.quantize import Shape, bare_model, quantized_layers
+from foveal.adapt.strategy import Assignment, assign
+from foveal.config import LoraSettings, Rule
+from foveal.models.family import Family
 
 QUANTIZED_BLOCK, QUANTIZED_GROUP = 64, 256
 """Weights that share a scale, and scales that share one (Dettmers et al., QLoRA, section 3)."""
@@ -20,139 +20,19 @@ FOUR_BIT_BYTES = 0.5 + (1 + 4 / QUANTIZED_GROUP) / QUANTIZED_BLOCK
 
 
 @dataclass(frozen=True)
-class Weight:
-    """One tensor of the model, before any adapter."""
+class Assigned:
+    """A model without weights whose rules are assigned, its adapters beside its layers."""
 
-    name: str
-    """`part.name`."""
+    model: Any
+    family: Family
+    assignments: Sequence[Assignment]
+    packed: frozenset[str]
+    """Names of the layers in 4 bits."""
 
-    shape: tuple[int, ...]
-    is_linear: bool = False
-    is_used: bool = True
-    """Whether a forward pass reads it."""
-
-    beside_linear: bool = False
-    """Whether it is a linear layer's bias: adapters leave that as it is."""
-
-    @property
-    def elements(self) -> int:
-        """Numbers in it."""
-        return math.prod(self.shape)
-
-    @property
-    def block(self) -> str | None:
-        """Name of the repeated layer that it stands in, if it stands in one."""
-        head, layers, rest = self.name.partition("layers.")
-        return f"{head}{layers}{rest.split('.')[0]}" if layers else None
-
-
-@dataclass(frozen=True)
-class Fate:
-    """What becomes of a weight."""
-
-    weight: Weight
-    learns: bool
-    adapter_rank: int = 0
-    four_bits: bool = False
-
-    @property
-    def learnt_elements(self) -> int:
-        """Numbers that have a gradient: all of the weight's, or its adapter's."""
-        return self.weight.elements if self.learns else self.adapter_elements
-
-    @property
-    def adapter_elements(self) -> int:
-        """Numbers of the adapter beside it."""
-        return self.adapter_rank * sum(self.weight.shape) if self.adapter_rank else 0
-
-
-def list_weights(config: Any) -> Iterator[Weight]:
-    """Name every weight of a Phi-3.5-vision model, in no particular order."""
-    width, mlp, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size
-    head = width // config.num_attention_heads
-    kept = 2 * config.num_key_value_heads * head
-    yield Weight("language.embed_tokens.weight", (vocabulary, width))
-    yield Weight("language.norm.weight", (width,))
-    yield Weight("language.lm_head.weight", (vocabulary, width), is_linear=True)
-    for number in range(config.num_hidden_layers):
-        layer = f"language.layers.{number}."
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            yield Weight(f"{layer}{name}.weight", (width,))
-        for name, shape in (
-            ("self_attn.qkv_proj", (width + kept, width)),
-            ("self_attn.o_proj", (width, width)),
-            ("mlp.gate_up_proj", (2 * mlp, width)),
-            ("mlp.down_proj", (width, mlp)),
-        ):
-            yield Weight(f"{layer}{name}.weight", shape, is_linear=True)
-    merged = 4 * config.vision_config.hidden_size
-    yield Weight("projector.glb_GN", (1, 1, merged))
-    yield Weight("projector.sub_GN", (1, 1, 1, merged))
-    for place, inputs in ((0, merged), (2, width)):
-        yield Weight(f"projector.img_projection.{place}.weight", (width, inputs), is_linear=True)
-        yield Weight(f"projector.img_projection.{place}.bias", (width,), beside_linear=True)
-    yield from _tower_weights(config.vision_config)
-
-
-def _tower_weights(config: Any) -> Iterator[Weight]:
-    width, mlp, patch = config.hidden_size, config.intermediate_size, config.patch_size
-    patches = (config.image_size // patch) ** 2
-    tower = "vision.vision_model."
-    yield Weight(f"{tower}embeddings.class_embedding", (width,))
-    yield Weight(f"{tower}embeddings.patch_embedding.weight", (width, 3, patch, patch))
-    yield Weight(f"{tower}embeddings.position_embedding.weight", (patches + 1, width))
-    for name in ("pre_layrnorm", "post_layernorm"):
-        for kind in ("weight", "bias"):
-            used = name == "pre_layrnorm"
-            yield Weight(f"{tower}{name}.{kind}", (width,), is_used=used)
-    for number in range(config.num_hidden_layers):
-        layer = f"{tower}encoder.layers.{number}."
-        used = number < config.num_hidden_layers - UNUSED_LAYERS
-        for name in ("layer_norm1", "layer_norm2"):
-            for kind in ("weight", "bias"):
-                yield Weight(f"{layer}{name}.{kind}", (width,), is_used=used)
-        for name, shape in (
-            *((f"self_attn.{one}_proj", (width, width)) for one in ("q", "k", "v", "out")),
-            ("mlp.fc1", (mlp, width)),
-            ("mlp.fc2", (width, mlp)),
-        ):
-            yield Weight(f"{layer}{name}.weight", shape, is_linear=True, is_used=used)
-            yield Weight(f"{layer}{name}.bias", shape[:1], is_used=used, beside_linear=True)
-
-
-def fates_of(
-    config: Any, rules: Sequence[Rule], rank: int, whole: Collection[tuple[int, ...]] = ()
-) -> tuple[Fate, ...]:
-    """Decide for every weight as `adapt.strategy.assign` does, without a model.
-
-    Args:
-        config: of the model.
-        rules: of the strategy; the first that matches decides.
-        rank: of adapters.
-        whole: shapes that are never held in 4 bits, whatever the rules say.
-    """
-    return tuple(_fate(weight, rules, rank, whole) for weight in list_weights(config))
-
-
-def _fate(
-    weight: Weight, rules: Sequence[Rule], rank: int, whole: Collection[tuple[int, ...]]
-) -> Fate:
-    rule = first_match(weight.name, rules)
-    if rule is None:
-        return Fate(weight, learns=False)
-    small = rule.quantize and may_be_packed(weight) and weight.shape not in whole
-    if not weight.is_used:
-        return Fate(weight, learns=False, four_bits=small)
-    if rule.adapter and weight.is_linear:
-        return Fate(weight, learns=False, adapter_rank=rule.rank or rank, four_bits=small)
-    if small:
-        return Fate(weight, learns=False, four_bits=True)
-    return Fate(weight, learns=rule.learn and not (rule.adapter and weight.beside_linear))
-
-
-def may_be_packed(weight: Weight) -> bool:
-    """Tell whether a rule may hold a weight in 4 bits: in a linear layer, but not the head."""
-    return weight.is_linear and weight.name != "language.lm_head.weight"
+    def is_packed(self, name: str) -> bool:
+        """Tell whether a weight is held in 4 bits."""
+        layer = name.removesuffix(".weight").removesuffix(".base_layer")
+        return name.endswith(".weight") and layer in self.packed
 
 
 @dataclass(frozen=True)
@@ -174,6 +54,9 @@ class Holdings:
     frozen_linear: int
     """Of linear layers, that autocast copies to 16 bits at each use."""
 
+    unread_linear: int
+    """Of linear layers that no forward pass reads."""
+
     largest_block: int
     """Numbers of the largest repeated layer, adapters included."""
 
@@ -181,24 +64,55 @@ class Holdings:
     """Numbers that stand in no repeated layer: embedding, head, projector."""
 
 
-def count_holdings(fates: Sequence[Fate]) -> Holdings:
+def assign_without_weights(
+    config: Any,
+    family: Family,
+    rules: Sequence[Rule],
+    lora: LoraSettings,
+    whole: Collection[Shape] = (),
+) -> Assigned:
+    """Decide for every weight as a run does, by the same code.
+
+    Args:
+        config: of the model.
+        family: of the model.
+        rules: of the strategy; the first that matches decides.
+        lora: of the adapters.
+        whole: shapes that are never held in 4 bits, whatever the rules say.
+
+    Raises:
+        ConfigError: a rule decides for no weight, or nothing learns.
+    """
+    model = bare_model(config)
+    packed = quantized_layers(model, family, rules, whole)
+    with torch.device("meta"):
+        assignments = assign(model, family, rules, 0.0, 0.0, lora)
+    return Assigned(model, family, assignments, frozenset(packed))
+
+
+def count_holdings(made: Assigned) -> Holdings:
     """Add up the fates of all weights."""
-    blocks: dict[str | None, int] = {}
-    for fate in fates:
-        block = fate.weight.block
-        blocks[block] = blocks.get(block, 0) + fate.weight.elements + fate.adapter_elements
-    outside = blocks.pop(None, 0)
-    linear = [fate for fate in fates if fate.weight.is_linear and fate.weight.is_used]
+    model, family = made.model, made.family
+    elements = {one.name: one.elements for one in made.assignments}
+    learnt = [one for one in made.assignments if one.learn]
+    adapters = sum(one.elements for one in made.assignments if one.rank is not None)
+    four_bit = sum(count for name, count in elements.items() if made.is_packed(name))
+    linear = [f"{name}.weight" for name, one in model.named_modules() if isinstance(one, nn.Linear)]
+    learns = {one.name for one in learnt}
+    # A head that is the embedding too stands among the parameters once, under that name.
+    frozen = [one for one in linear if one not in learns and not made.is_packed(one)]
+    frozen = [one for one in frozen if one in elements]
+    unread = sum(elements[one] for one in frozen if family.is_unused(model, one))
+    blocks = [sum(one.numel() for one in block.parameters()) for block in family.blocks(model)]
     return Holdings(
-        whole=sum(fate.weight.elements for fate in fates if not fate.four_bits),
-        four_bit=sum(fate.weight.elements for fate in fates if fate.four_bits),
-        learnt=sum(fate.learnt_elements for fate in fates),
-        learnt_tensors=sum(2 if fate.adapter_rank else fate.learns for fate in fates),
-        adapters=sum(fate.adapter_elements for fate in fates),
-        learnt_linear=sum(fate.learnt_elements for fate in linear),
-        frozen_linear=sum(
-            fate.weight.elements for fate in linear if not (fate.learns or fate.four_bits)
-        ),
-        largest_block=max(blocks.values(), default=0),
-        outside_blocks=outside,
+        whole=sum(elements.values()) - adapters - four_bit,
+        four_bit=four_bit,
+        learnt=sum(one.elements for one in learnt),
+        learnt_tensors=len(learnt),
+        adapters=adapters,
+        learnt_linear=sum(elements[one] for one in linear if one in learns),
+        frozen_linear=sum(elements[one] for one in frozen) - unread,
+        unread_linear=unread,
+        largest_block=max(blocks, default=0),
+        outside_blocks=sum(elements.values()) - sum(blocks),
     )
