@@ -23,6 +23,7 @@ from foveal.data.shapes import ImageShape
 from foveal.errors import ModelError
 from foveal.models.cached_rows import reads_with_cache
 from foveal.models.family import Family
+from foveal.models.generation.characters import read_answer
 from foveal.models.image_settings import ImageBudget, set_images
 from foveal.models.shared_rows import choose_attention
 from foveal.models.stored_names import StoredNames
@@ -101,7 +102,7 @@ class HubReader:
 
     def decode_answer(self, ids: Sequence[int]) -> str:
         """Read the text of an answer up to its end."""
-        return self.words.decode(ids, frozenset(self.end_ids))
+        return read_answer(self.tokenizer, ids, self.end_ids)
 
     # -- images ----------------------------------------------------------------------------------
 

@@ -244,13 +244,6 @@ class ChatWords:
     def _text_part(self, text: str) -> list[Message]:
         return [{"type": "text", "text": self._marked(text)}] if text else []
 
-    def decode(self, ids: Sequence[int], ends: frozenset[int]) -> str:
-        """Read the text of an answer up to its end."""
-        listed = list(ids)
-        end = next((place for place, one in enumerate(listed) if one in ends), len(listed))
-        text: str = self.tokenizer.decode(listed[:end], skip_special_tokens=True)
-        return text.strip()
-
 
 def _message(role: str, text: str, form: ContentForm) -> Message:
     return {"role": role, "content": text if form == "text" else [{"type": "text", "text": text}]}

@@ -1,8 +1,9 @@
 """Tokens of an answer that was cut anywhere -> its text, in whole characters, and its bytes."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 
 HALF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"
@@ -39,6 +40,19 @@ def whole_characters(
         if not text.endswith(HALF_A_CHARACTER):
             return kept, text
     return whole, decode(whole)
+
+
+def read_answer(tokenizer: Any, ids: Sequence[int], ends: Collection[int]) -> str:
+    """Read the text of an answer up to its end, in whole characters.
+
+    Args:
+        tokenizer: of transformers.
+        ids: as they were made.
+        ends: of which the first ends it.
+    """
+    special = set(tokenizer.all_special_ids)
+    said = [one for one in takewhile(lambda one: one not in ends, ids) if one not in special]
+    return whole_characters(said, tokenizer.decode)[1].strip()
 
 
 def token_bytes(tokenizer: Any, token: int) -> bytes:

@@ -17,7 +17,7 @@ from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
 from foveal.data.media import Picture, naming
 from foveal.data.message import IMAGE_TAG, tag_order, write_tags
-from foveal.models.generation.characters import whole_characters
+from foveal.models.generation.characters import read_answer
 from foveal.models.phi3_vision.chat import (
     Message,
     answer_spans,
@@ -331,10 +331,7 @@ class Phi3VProcessor(CropReader, ProcessorMixin):  # type: ignore[misc]
 
     def decode_answer(self, ids: Sequence[int]) -> str:
         """Read the text of an answer up to its end, in whole characters."""
-        ids = list(ids)
-        end = next((place for place, one in enumerate(ids) if one in self.end_ids), len(ids))
-        decode = partial(self.tokenizer.decode, skip_special_tokens=True)
-        return whole_characters(ids[:end], decode)[1].strip()
+        return read_answer(self.tokenizer, ids, self.end_ids)
 
 
 Phi3VisionImageProcessor = Phi3VImageProcessor
