@@ -285,7 +285,7 @@ class TrainingRun:
         if self.recipe.train.recompute != "auto":
             return self.recipe.train.recompute == "blocks"
         config, device = self.loaded.model.config, self.engine.device
-        if config.model_type != "phi3_v":
+        if not self.loaded.family.is_planned:
             return device.type != "cpu"
         needed = training_bytes(
             self.recipe,

@@ -169,7 +169,7 @@ def test_a_step_whose_scaled_gradients_overflow_is_left_out_and_the_scale_halves
 def test_the_first_steps_audits_pass(tmp_path, family, device, strategy):
     trial = Trial(tmp_path, family, device, strategy=strategy)
     audit_sharing(
-        trial.engine, trial.loss, trial.rows()[0], trial.dataset, trial.loaded.processor, "token"
+        trial.engine, trial.loss, trial.rows()[0], trial.dataset, trial.loaded, "token"
     )
     audit = GradientAudit(trial.engine, trial.loaded.model, trial.assignments, True)
     assert trial.step(audit).applied
@@ -224,12 +224,12 @@ def ask(trial, **how):
     for number, example in enumerate(trial.dataset.examples):
         (image,) = trial.dataset.image_numbers(number)
         fact = trial.dataset.images[image]
-        cut = build_batch(
+        pixels = build_batch(
             trial.rows(share=False, tokens_per_pass=1)[number],
             trial.dataset,
             trial.loaded.processor,
-        ).pixels["pixel_values"]
-        shown = PromptImage(image, fact.tokens, (fact.rows, fact.columns), lambda cut=cut: cut)
+        ).pixels
+        shown = PromptImage(image, fact.shape, lambda pixels=pixels: pixels)
         entries = tuple(example.entries[: example.prompt_entries].tolist())
         requests.append(Request(Prompt(entries, (shown,)), 8, Sampling(**how)))
     trial.loaded.model.eval()

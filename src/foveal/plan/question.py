@@ -82,7 +82,7 @@ class Question:
     def setup(self, hardware: Hardware, gpus: int, nodes: int) -> Setup:
         """Say how the recipe would run there; `auto` settings are decided as a run decides them."""
         recipe = self.recipe
-        if self.family is not PHI3_VISION:
+        if not self.family.is_planned:
             raise ConfigError(
                 f"model {recipe.model}: what a pass of model_type {self.config.model_type!r} keeps "
                 "and takes cannot be planned yet; foveal train runs it, and recomputes on a GPU "
