@@ -1,4 +1,4 @@
-"""More tiny families, for the table of model types: what transformers lists beside those we hold."""
+"""More tiny families for the table of model types, beside those that we hold."""
 
 from typing import Any
 
@@ -125,13 +125,6 @@ def qwen3_5_moe() -> Written:
     }
     tower = {**QWEN_TOWER, "num_position_embeddings": 64}
     return _on_qwens_words("Qwen3_5Moe", "Qwen3VLProcessor", text, tower)
-
-
-@family
-def qwen4_exp() -> Written:
-    text = {"rope_parameters": QWEN35_ROPE, **LINEAR, **EXPERTS}
-    tower = {**QWEN_TOWER, "num_position_embeddings": 64}
-    return _on_qwens_words("Qwen4Exp", "Qwen3VLProcessor", text, tower)
 
 
 def _glm(kind: str, processor: str, images: str = "Glm4vImageProcessor", **text: Any) -> Written:
