@@ -92,6 +92,7 @@ class Loaded:
         # Twice the digits: what is left then is a difference of what is computed, not of rounding,
         # of which a random model makes more than a tuned one.
         self.model, self.processor = self.loaded.model.double(), self.loaded.processor
+        self.model.config.get_text_config()._experts_implementation = "eager"  # others: no doubles
         self.examples, self.dataset = read_dataset(data, self.processor)
         self.folder = data.parent
         self.loss = RowLoss(self.model, self.loaded.family)
@@ -133,8 +134,9 @@ class Loaded:
         inputs = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
         own = self.processor.processor
         if images:
-            made = own(text=[own.image_token * len(images)], images=[images], return_tensors="pt")
-            taken = inspect.signature(self.model.get_image_features).parameters
+            text = self.processor.placeholder * len(images)
+            made = own(text=[text], images=[images], return_tensors="pt")
+            taken = inspect.signature(self.model.model.get_image_features).parameters
             inputs |= {name: one for name, one in made.items() if name in taken}
             inputs["pixel_values"] = inputs["pixel_values"].double()
         for name in ("mm_token_type_ids", "token_type_ids"):

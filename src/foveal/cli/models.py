@@ -40,6 +40,20 @@ def ask(
 
 
 @app.command(rich_help_panel=PANEL)
+def models() -> None:
+    """List the model types that tests held to transformers' own code, on tiny models."""
+    from foveal.models.known import ALONE, CACHED, REFUSED, SHARED
+
+    found = dict.fromkeys(SHARED, "exact, questions share an image's row")
+    found |= dict.fromkeys(CACHED, "exact, questions share an image through a cache")
+    found |= dict.fromkeys(ALONE, "exact, each example by itself; training alone, no answers")
+    found |= {one: f"refused: {reason}" for one, reason in REFUSED.items()}
+    for model_type, says in sorted(found.items()):
+        typer.echo(f"{model_type:24} {says}")
+    typer.echo("Any other type of transformers is looked at when it is loaded, and then said so.")
+
+
+@app.command(rich_help_panel=PANEL)
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[Path, typer.Argument(help="New folder.")],

@@ -249,8 +249,21 @@ def load(
         processor = family.load_processor(name, image_budget)
     except (ImportError, OSError, ValueError, SafetensorError, StrictDataclassError) as error:
         raise ModelError(f"model {name}: {_one_line(error)}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise _unknown_form(name, error) from error
     keep_layout(model)
     return _probed(name, LoadedModel(model, processor, family))
+
+
+def _unknown_form(name: str, error: Exception) -> Exception:
+    """Say of a type that no test of ours holds that it is not of the common form."""
+    model_type = read_model_type(name)
+    if model_type in FAMILIES:
+        return error
+    return ModelError(
+        f"model {name}: model_type {model_type!r} is not of the form that is known here "
+        f"({type(error).__name__}: {_one_line(error)}); `foveal models` lists those that are"
+    )
 
 
 def _probed(name: str, loaded: LoadedModel) -> LoadedModel:
@@ -261,7 +274,10 @@ def _probed(name: str, loaded: LoadedModel) -> LoadedModel:
     if family.route == "plain" or model.config.model_type in FAMILIES:
         return loaded
     was_training = model.training
-    exact = rows_are_exact(replace(loaded, model=model.eval()))
+    try:
+        exact = rows_are_exact(replace(loaded, model=model.eval()))
+    except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise _unknown_form(name, error) from error
     model.train(was_training)
     if exact:
         return loaded

@@ -7,7 +7,7 @@ can be asked for is refused when the model is loaded, by name.
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,9 +53,11 @@ class HubReader:
         self.config = config
         self.model_class = model_class
         self.image_token_id = int(config.image_token_id)
-        taken = inspect.signature(model_class.get_image_features).parameters
+        taken = inspect.signature(_bare_class(config, model_class).get_image_features).parameters
         self._image_inputs = tuple(taken)
         self._shapes: dict[tuple[int, int], ImageShape] = {}
+        # What a prompt holds for an image; most call it by the token that takes features.
+        self.placeholder = getattr(processor, "image_placeholder_token", processor.image_token)
         self.image_text = self._look_at_images()
         template = processor.chat_template or processor.tokenizer.chat_template
         if not template:
@@ -93,7 +95,16 @@ class HubReader:
         return tuple(self._generation_ends())
 
     def encode_turns(self, turns: Sequence[AskedTurn], system: str = "") -> EncodedTurns:
-        """Encode a conversation through the model's chat template."""
+        """Encode a conversation through the model's chat template.
+
+        Raises:
+            ValueError: it has several images, of which this model reads each in another way.
+        """
+        if self.reads_one_image and sum(turn.num_images for turn in turns) > 1:
+            raise ValueError(
+                "this model reads an image in another way beside others; give each image a line "
+                "of its own"
+            )
         return self.words.encode_turns(turns, system)
 
     def encode_answer(self, assistant: str) -> list[int]:
@@ -108,7 +119,7 @@ class HubReader:
 
     def _process(self, images: Sequence[Image.Image]) -> Any:
         """Run the model's own processor on a text of images alone."""
-        text = self.processor.image_token * len(images)
+        text = self.placeholder * len(images)
         return self.processor(
             text=[text],
             images=[list(images)],
@@ -117,6 +128,10 @@ class HubReader:
         )
 
     def _written(self, made: Any) -> list[str]:
+        if "text_replacement_offsets" not in made:
+            raise ModelError(
+                f"model {self.name}: its processor does not say what stands for an image"
+            )
         return [one["replacement"] for one in made["text_replacement_offsets"][0]]
 
     def _look_at_images(self) -> ImageText:
@@ -124,8 +139,9 @@ class HubReader:
         texts = self._written(self._process([image, image]))
         if texts[0] != texts[1]:
             raise ModelError(f"model {self.name}: an image's number stands in its text")
+        self.reads_one_image = self._written(self._process([image])) != texts[:1]
         lead, _, tail = self._cut(texts[0])
-        return ImageText(self.processor.image_token, lead, tail)
+        return ImageText(self.placeholder, lead, tail)
 
     def _cut(self, text: str) -> tuple[str, str, str]:
         """Cut what stands for an image into plain text, its own run, and plain text."""
@@ -193,7 +209,7 @@ class HubReader:
     @cached_property
     def _rope_index(self) -> Callable[..., Any] | None:
         """The model's own way to place tokens on several axes, where it has one; no weights."""
-        inner = AutoModel._model_mapping[type(self.config)]
+        inner = _bare_class(self.config, self.model_class)
         if not hasattr(inner, "get_rope_index"):
             return None
         stand_in = SimpleNamespace(
@@ -255,12 +271,19 @@ class HubFamily(Family):
         towers = [one for one in self.config.sub_configs if one != "text_config"]
         chosen = choose_attention(attention, tuple(towers))
         own = chosen.pop("")
-        model = self.model_class.from_pretrained(
+        load = partial(
+            self.model_class.from_pretrained,
             name,
             dtype=dtype or torch.float32,
-            attn_implementation=chosen | {"text_config": own},
             quantization_config=quantization,
         )
+        try:
+            model = load(attn_implementation=chosen | {"text_config": own})
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            plain = dict.fromkeys(chosen, "eager")  # a tower that knows no other attention
+            model = load(attn_implementation=plain | {"text_config": own})
         if model.config.get_text_config()._attn_implementation != own:
             raise ModelError(f"model {name}: its decoder takes no attention of ours")
         return model
@@ -271,6 +294,13 @@ class HubFamily(Family):
         if isinstance(image_budget, Mapping):
             set_images(name, processor, image_budget)
         return HubReader(name, processor, self.config, self.model_class)
+
+    def encode_images(self, model: Any, pixels: Mapping[str, Any]) -> Any:
+        """Run the tower and the projector; the features stand in `pooler_output`.
+
+        The bare model is asked: not every head hands all that it takes on to it.
+        """
+        return model.model.get_image_features(**pixels, return_dict=True)
 
     def is_unused(self, model: Any, name: str) -> bool:
         """Tell whether a weight stands behind the tower layer whose features are taken."""
@@ -286,7 +316,11 @@ def load_hub_processor(name: str) -> Any:
         return AutoProcessor.from_pretrained(name)
     try:
         return AutoProcessor.from_pretrained(name)
-    except (ImportError, ValueError):
+    except (
+        ImportError,
+        ValueError,
+        RecursionError,
+    ):  # the last: a clip reader that looks for itself
         found = _processor_class(name)
         if not _needed(found):
             raise
@@ -322,11 +356,17 @@ def _without_clips(processor_class: Any) -> Any:
 
 def _processor_class(name: str) -> Any:
     import transformers
-    from transformers import AutoConfig
+    from transformers import AutoConfig, ProcessorMixin
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
+    stated = ProcessorMixin.get_processor_dict(name)[0].get("processor_class")
     model_type = AutoConfig.from_pretrained(name).model_type
-    return getattr(transformers, PROCESSOR_MAPPING_NAMES[model_type])
+    return getattr(transformers, stated or PROCESSOR_MAPPING_NAMES.get(model_type, ""))
+
+
+def _bare_class(config: Any, model_class: Any) -> Any:
+    """Find the class of the model below the head; the head's where transformers has no other."""
+    return AutoModel._model_mapping.get(type(config), None) or model_class
 
 
 def _find_parts(name: str, model: Any) -> dict[str, tuple[str, ...]]:
