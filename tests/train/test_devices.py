@@ -168,9 +168,7 @@ def test_a_step_whose_scaled_gradients_overflow_is_left_out_and_the_scale_halves
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_first_steps_audits_pass(tmp_path, family, device, strategy):
     trial = Trial(tmp_path, family, device, strategy=strategy)
-    audit_sharing(
-        trial.engine, trial.loss, trial.rows()[0], trial.dataset, trial.loaded, "token"
-    )
+    audit_sharing(trial.engine, trial.loss, trial.rows()[0], trial.dataset, trial.loaded, "token")
     audit = GradientAudit(trial.engine, trial.loaded.model, trial.assignments, True)
     assert trial.step(audit).applied
     assert not audit.pending
