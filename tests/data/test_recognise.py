@@ -43,7 +43,11 @@ def text(value, **how) -> bytes:
         ("d.jsonl", text(OURS, indent=1), "one JSON object over several lines"),
         ("d.json", text(COCO), "COCO's annotations"),
         ("d.json", text([LABELS]), "Label Studio's whole export"),
-        ("d.jsonl.gz", gzip.compress(text(OURS), mtime=0), "packed by gzip; unpack it: gunzip --keep d"),
+        (
+            "d.jsonl.gz",
+            gzip.compress(text(OURS), mtime=0),
+            "packed by gzip; unpack it: gunzip --keep d",
+        ),
         ("d.jsonl.bz2", bz2.compress(text(OURS)), "packed by bzip2; unpack it: bunzip2"),
         ("d.jsonl.xz", lzma.compress(text(OURS)), "packed by xz; unpack it: unxz"),
         ("d.jsonl", text(OURS).decode().encode("utf-16"), "UTF-16 text; write it as UTF-8: iconv"),
