@@ -19,7 +19,6 @@ ALONE = ("paligemma",)
 REFUSED = {
     "got_ocr2": "its processor takes no list of images",
     "granite4_vision": "its tower gives features in another form",
-    "granite_docling": "its processor takes no text of an image alone",
     "idefics2": "its processor does not say what stands for an image",
     "minicpmv4_6": "its processor needs torchvision",
     "minicpmv4_7": "its processor needs torchvision",
