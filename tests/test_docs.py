@@ -123,6 +123,16 @@ SMALL = (
 )
 
 
+def test_the_page_of_models_is_what_the_table_says():
+    from foveal.models.known import ALONE, CACHED, REFUSED, SHARED
+
+    page = (ROOT / "docs" / "models.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "`" in line]
+    listed = [set(re.findall(r"`(\w+)`", row)) for row in rows]
+    assert listed[:3] == [set(SHARED), set(CACHED), set(ALONE)]
+    assert rows[3:] == [f"| `{one}` | {reason} |" for one, reason in sorted(REFUSED.items())]
+
+
 def to_run() -> list[tuple[str, list[str]]]:
     """Take the commands that run on own data, in the order of the pages; each once."""
     found = {

@@ -740,28 +740,3 @@ def qianfan_ocr() -> Written:
     )
     settings = {"processor_class": "QianfanOCRProcessor", "image_seq_length": 4}
     return config, tokenizer, images, settings
-
-
-@family
-def granite_docling() -> Written:
-    places = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-    tokenizer = make_tokenizer(
-        ["<|im_start|>", "<|im_end|>", "<fake_token_around_image>", "<global-img>", *places],
-        {"image_token": "<image>"},
-    )
-    tokenizer.chat_template = chatml("<image>")
-    config = _of(
-        "GraniteDocling",
-        "GraniteDoclingForConditionalGeneration",
-        text_config=_flat(_text(tokenizer, "<|im_end|>")),
-        vision_config={**TOWER, "out_hidden_size": 64, "scale_factor": 2},
-        pad_token_id=tokenizer.pad_token_id,
-        **_ids(tokenizer, image_token_id="<image>"),
-    )
-    images = image_processor(
-        "GraniteDoclingImageProcessor",
-        size={"longest_edge": 96},
-        max_image_size={"longest_edge": 32},
-    )
-    settings = {"processor_class": "GraniteDoclingProcessor", "image_seq_len": 4}
-    return config, tokenizer, images, settings

@@ -300,7 +300,7 @@ class HubFamily(Family):
 
         The bare model is asked: not every head hands all that it takes on to it.
         """
-        return model.model.get_image_features(**pixels, return_dict=True)
+        return super().encode_images(model.model, pixels)
 
     def is_unused(self, model: Any, name: str) -> bool:
         """Tell whether a weight stands behind the tower layer whose features are taken."""

@@ -10,7 +10,7 @@ SHARED = (
 )
 """A row of several questions is what transformers makes of each sample: loss and gradients."""
 
-CACHED = ("lfm3_vl", "qwen3_5", "qwen3_5_moe")
+CACHED = ("lfm3_vl", "qwen3_5")
 """The same, by a prefix that is read once and gone on from: decoders that carry a state."""
 
 ALONE = ("paligemma",)
@@ -19,7 +19,6 @@ ALONE = ("paligemma",)
 REFUSED = {
     "got_ocr2": "its processor takes no list of images",
     "granite4_vision": "its tower gives features in another form",
-    "granite_docling": "its processor takes no text of an image alone",
     "idefics2": "its processor does not say what stands for an image",
     "minicpmv4_6": "its processor needs torchvision",
     "minicpmv4_7": "its processor needs torchvision",
