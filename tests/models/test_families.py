@@ -17,11 +17,13 @@ from foveal.data.dataset import read_dataset
 from foveal.data.encode import AskedTurn
 from foveal.data.rows import Group, Plan, Row
 from foveal.data.shapes import expand_entries
+from foveal.errors import ModelError
 from foveal.evaluate.opening import Opener
 from foveal.evaluate.questions import questions_of
 from foveal.models import shared_rows
 from foveal.models.family import load
 from foveal.models.generation.generator import Generator, Request, generate
+from foveal.models.generation.prompt import Prompt
 from foveal.models.shared_rows import RowView, token_places
 from foveal.train.audit import VANISHING
 from foveal.train.loss import RowLoss
@@ -333,3 +335,11 @@ def test_prompts_are_those_of_the_models_own_template(family):
     entries = family.processor.encode_turns([AskedTurn("which number is it?", 1, None)]).entries
     ids, _ = expand_entries(np.asarray(entries, np.int32), [family.processor.shape(*image.size)])
     assert ids.tolist() == whole
+
+
+def test_a_model_that_is_read_in_its_own_way_says_that_it_cannot_be_asked(data, tmp_path):
+    one = Loaded(write_tiny("qwen3_vl", tmp_path), data)
+    plain = replace(one.loaded, family=one.loaded.family.reading_plainly())
+    entries = one.processor.encode_turns([AskedTurn("what?", 0, None)]).entries
+    with pytest.raises(ModelError, match="'qwen3_vl' trains here, each example by itself"):
+        generate(Generator(plain), [Request(Prompt(tuple(entries)), 2)])

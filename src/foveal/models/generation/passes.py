@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from foveal.data.batch import ForwardInputs
+from foveal.errors import ModelError
 from foveal.models.cached_rows import read
 from foveal.models.family import LoadedModel
 from foveal.models.forward import hand_out, hidden_states
@@ -39,9 +40,18 @@ def run_pass(loaded: LoadedModel, parts: Sequence[Growing]) -> list[Tensor]:
 
     Returns:
         (tokens, hidden) of each part.
+
+    Raises:
+        ModelError: the model is read in its own way alone, which holds no prefix for others.
     """
     if loaded.family.route == "cache":
         return _run_on_strands(loaded, parts)
+    if loaded.family.route == "plain":
+        kind = loaded.model.config.model_type
+        raise ModelError(
+            f"model_type {kind!r} trains here, each example by itself, and cannot be asked yet; "
+            "train without data.validation and let transformers answer"
+        )
     model, device = loaded.model, loaded.model.device
     sight = loaded.family.image_sight(model)
     trees = {tree: place for place, tree in enumerate(dict.fromkeys(one.tree for one in parts))}
