@@ -58,7 +58,7 @@ from foveal.train.checkpoint import (
     resume_key,
 )
 from foveal.train.engine import make_engine
-from foveal.train.folders import make_folder, set_aside
+from foveal.train.folders import drop_parts, make_folder, set_aside
 from foveal.train.incidents import Incidents
 from foveal.train.learner import Learner, make_learner
 from foveal.train.log import RunLog
@@ -181,6 +181,7 @@ class TrainingRun:
             self._check_sharing(plan)
         optimizer = learner.make_optimizer()
         if engine.is_main:
+            drop_parts(self.run)
             save_recipe(recipe, self.run / "recipe.yaml")
             write_json(self.run / "machine.json", describe_machine())
             write_json(self.run / "data.json", self._describe_data())

@@ -58,9 +58,12 @@ def write_model_settings(
     """
     config = read_tree(base / "config.json")
     name_own_code(config, base, base_name)
-    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    name = "torch_dtype" if "torch_dtype" in config else "dtype"
+    followed, config[name] = config.get(name), dtype
     for branch in [one for one in config.values() if isinstance(one, dict)]:
-        branch |= {key: dtype for key in ("torch_dtype", "dtype") if key in branch}
+        # What said the same as the whole goes on saying so; another format is the base's business.
+        same = [key for key in ("torch_dtype", "dtype") if followed and branch.get(key) == followed]
+        branch |= dict.fromkeys(same, dtype)
     write_tree(out / "config.json", config)
     generation = base / "generation_config.json"
     tree = read_tree(generation) if generation.is_file() else _tokens_of(config)

@@ -35,6 +35,14 @@ def drop_folder(place: Path) -> None:
     shutil.rmtree(gone)
 
 
+def drop_parts(run: Path) -> None:
+    """Take away what a run that was killed while it wrote a file has left beside it."""
+    for folder in (run, *run.glob("evaluation/*")):
+        for part in folder.glob(".*.part"):
+            if part.is_file():
+                part.unlink(missing_ok=True)
+
+
 def make_folder(run: Path) -> None:
     """See that a run has its folder before anything is paid for.
 
