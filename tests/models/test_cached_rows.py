@@ -34,7 +34,7 @@ from foveal.models.cached_rows import (
     repeat,
 )
 from foveal.models.family import load
-from foveal.models.hub import load_hub_processor
+from foveal.models.hub_processor import load_hub_processor
 from foveal.models.probe import rows_are_exact
 from foveal.train.engine import Engine
 from foveal.train.learner import make_learner

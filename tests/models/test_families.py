@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_models import write_tiny
 
 from foveal.data.batch import Batch, build_batch
@@ -343,3 +344,13 @@ def test_a_model_that_is_read_in_its_own_way_says_that_it_cannot_be_asked(data, 
     entries = one.processor.encode_turns([AskedTurn("what?", 0, None)]).entries
     with pytest.raises(ModelError, match="'qwen3_vl' trains here, each example by itself"):
         generate(Generator(plain), [Request(Prompt(tuple(entries)), 2)])
+
+
+@pytest.mark.parametrize("gone", ["model.language_model.layers.1.mlp.up_proj.weight", "lm_head"])
+def test_a_folder_that_lacks_weights_is_refused_by_name(tmp_path, gone):
+    folder = write_tiny("qwen3_vl", tmp_path)
+    file = folder / "model.safetensors"
+    kept = {name: one for name, one in load_file(file).items() if not name.startswith(gone)}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"1 of its weights are in none .* such as {gone}"):
+        load(str(folder), None)

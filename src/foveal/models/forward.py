@@ -51,10 +51,10 @@ def hidden_states(
     attention = model.config.get_text_config()._attn_implementation
     if not str(attention).startswith(PREFIX):
         raise ValueError(f"no packed rows with attention {attention!r}")
-    # The tower before the words: gradients come in the reverse order, and processes that share
-    # them as they come, with images and without, need one order.
     if family.route == "cache":
         return _read_groups(model, family, inputs, groups)
+    # The tower before the words: gradients come in the reverse order, and processes that share
+    # them as they come, with images and without, need one order.
     images = {"image": place_features(family, model, inputs)} if inputs.pixels else None
     seen = {"trees": trees} if trees else {"row": _view(model, family, inputs, groups)}
     axes = inputs.positions

@@ -7,7 +7,7 @@ can be asked for is refused when the model is loaded, by name.
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,12 +24,12 @@ from foveal.errors import ModelError
 from foveal.models.cached_rows import reads_with_cache
 from foveal.models.family import Family
 from foveal.models.generation.characters import read_answer
+from foveal.models.hub_processor import load_hub_processor
 from foveal.models.image_settings import ImageBudget, set_images
 from foveal.models.shared_rows import choose_attention
 from foveal.models.stored_names import StoredNames
 from foveal.models.words import ChatWords, ImageText
 
-TEXT_INPUTS = ("input_ids", "attention_mask", "text_replacement_offsets")
 PROBE_SIZE = (96, 80)
 REMEMBERED_SHAPES = 100_000
 """Sizes whose shapes stay known; distinct pictures of a data set share many."""
@@ -276,14 +276,20 @@ class HubFamily(Family):
             name,
             dtype=dtype or torch.float32,
             quantization_config=quantization,
+            output_loading_info=True,
         )
         try:
-            model = load(attn_implementation=chosen | {"text_config": own})
+            model, found = load(attn_implementation=chosen | {"text_config": own})
         except ValueError as error:
             if "scaled_dot_product_attention" not in str(error):
                 raise
             plain = dict.fromkeys(chosen, "eager")  # a tower that knows no other attention
-            model = load(attn_implementation=plain | {"text_config": own})
+            model, found = load(attn_implementation=plain | {"text_config": own})
+        if missing := sorted(found["missing_keys"]):  # transformers draws them at random
+            raise ModelError(
+                f"model {name}: {len(missing)} of its weights are in none of its files, such as "
+                f"{missing[0]}; fetch the folder again"
+            )
         if model.config.get_text_config()._attn_implementation != own:
             raise ModelError(f"model {name}: its decoder takes no attention of ours")
         return model
@@ -305,63 +311,6 @@ class HubFamily(Family):
     def is_unused(self, model: Any, name: str) -> bool:
         """Tell whether a weight stands behind the tower layer whose features are taken."""
         return name.startswith(self._unused)
-
-
-def load_hub_processor(name: str) -> Any:
-    """Load a model's processor; without torchvision, that of a family with clips as well."""
-    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
-    from transformers.utils import is_torchvision_available
-
-    if is_torchvision_available():
-        return AutoProcessor.from_pretrained(name)
-    try:
-        return AutoProcessor.from_pretrained(name)
-    except (
-        ImportError,
-        ValueError,
-        RecursionError,
-    ):  # the last: a clip reader that looks for itself
-        found = _processor_class(name)
-        if not _needed(found):
-            raise
-        # Its clips need torchvision, and so all of it is refused: taken apart, images do not.
-        settings, _ = found.get_processor_dict(name)
-        known = set(inspect.signature(found.__init__).parameters) - {"self", "kwargs"}
-        own = {key: one for key, one in settings.items() if key in known - set(_needed(found))}
-        own["image_processor"] = AutoImageProcessor.from_pretrained(name, backend="pil")
-        own["tokenizer"] = AutoTokenizer.from_pretrained(name)
-        return _without_clips(found)(**dict.fromkeys(_needed(found)), **own)
-
-
-def _needed(processor_class: Any) -> list[str]:
-    """Name what a processor must be given: beside words and images, what reads clips and sounds."""
-    parameters = inspect.signature(processor_class.__init__).parameters
-    return [
-        name
-        for name in parameters
-        if name.endswith(("video_processor", "feature_extractor", "audio_processor"))
-    ]
-
-
-@lru_cache
-def _without_clips(processor_class: Any) -> Any:
-    def check(self: Any, argument_name: str, argument: Any) -> Any:
-        if argument is None:
-            return None
-        return processor_class.check_argument_for_proper_class(self, argument_name, argument)
-
-    body = {"check_argument_for_proper_class": check, "__module__": processor_class.__module__}
-    return type(processor_class.__name__, (processor_class,), body)
-
-
-def _processor_class(name: str) -> Any:
-    import transformers
-    from transformers import AutoConfig, ProcessorMixin
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-
-    stated = ProcessorMixin.get_processor_dict(name)[0].get("processor_class")
-    model_type = AutoConfig.from_pretrained(name).model_type
-    return getattr(transformers, stated or PROCESSOR_MAPPING_NAMES.get(model_type, ""))
 
 
 def _bare_class(config: Any, model_class: Any) -> Any:
