@@ -44,25 +44,6 @@ from foveal.train.recompute import recompute_blocks
 RECURRENT = ["qwen3_5", "lfm3_vl"]
 
 
-class InDouble:
-    """Stands for `torch` in modelling code that casts to float32 by name."""
-
-    float32 = torch.float64
-
-    def __getattr__(self, name):
-        return getattr(torch, name)
-
-
-@pytest.fixture(scope="module")
-def in_double():
-    """Compute in float64 throughout: what differs then differs by more than rounding."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        for kind in ("qwen3_5", "lfm2", "lfm3", "lfm3_vl"):
-            patch.setattr(f"transformers.models.{kind}.modeling_{kind}.torch", InDouble())
-        yield
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Folders of tiny models, written once."""

@@ -55,7 +55,8 @@ class Alone:
                 messages.append({"role": "assistant", "content": said})
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
         images = [image for _, shown, _ in turns for image in shown]
-        return self.processor(text=[text], images=images or None, return_tensors="pt")
+        made = self.processor(text=[text], images=images or None, return_tensors="pt")
+        return made.to(torch.float64)
 
     def answer(self, turns, stop_ids):
         inputs = self.inputs(turns)
@@ -83,11 +84,12 @@ class Alone:
 
 
 @pytest.fixture(scope="module", params=RECURRENT)
-def both(request, tmp_path_factory):
+def both(request, tmp_path_factory, in_double):
     folder = write_tiny(request.param, tmp_path_factory.mktemp(request.param))
     loaded = load(str(folder), None)
-    loaded.model.eval()
+    loaded.model.double().eval()
     alone = Alone(folder)
+    alone.model.double()
     stop_ids = Generator(loaded).stop_ids
     return loaded, alone, [alone.answer(turns, stop_ids) for turns in CONVERSATIONS]
 
@@ -173,4 +175,4 @@ def test_continuations_are_as_likely_as_transformers_says(both):
     found = score(loaded, [(one, continuations) for one in asked])
     for turns, sums in zip(CONVERSATIONS, found, strict=True):
         expected = [alone.likelihood(turns, ids) for ids in continuations]
-        assert sums == pytest.approx(expected, rel=1e-5)
+        assert sums == pytest.approx(expected, rel=1e-9)
