@@ -29,12 +29,12 @@ import httpx
 from PIL import Image
 
 from foveal.assemble import quiet_libraries
-from foveal.deliver.serve.app import Settings
-from foveal.deliver.serve.limits import Limits
-from foveal.deliver.serve.opening import open_models
-from foveal.deliver.serve.server import address_of, build_app, listen, make_server
 from foveal.machine import free_memory
 from foveal.models.phi3_vision.tiny import write_tiny
+from foveal.serve.app import Settings
+from foveal.serve.limits import Limits
+from foveal.serve.opening import open_models
+from foveal.serve.server import address_of, build_app, listen, make_server
 
 GROWTH_BYTES = 32 * 2**20
 """That the second half of a load may add, over what the first half needed."""

@@ -37,18 +37,18 @@ from foveal.data.convert import convert
 from foveal.data.dataset import read_dataset
 from foveal.data.example import read_examples, write_examples
 from foveal.data.parallel import in_new_process
-from foveal.demo import DATA, LESSONS, read_scenes
-from foveal.demo_statements import (
+from foveal.demo.statements import (
     Lesson,
     examples_of,
     statements_about_one,
     statements_about_two,
 )
+from foveal.demo.walk import DATA, LESSONS, read_scenes
 from foveal.evaluate.evaluation import evaluate_into
 from foveal.models.family import load
 from foveal.plan.this_machine import machine_name
 from foveal.run import TrainingRun
-from foveal.train.engine import Engine
+from foveal.train.engines.one_process import Engine
 
 NUM_CROPS = 4
 LEARNING: dict[str, Any] = {

@@ -25,8 +25,9 @@ from foveal.data.example import Example
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.media import open_image
 from foveal.data.rows import Plan
+from foveal.machine import pick_device
 from foveal.models.family import LoadedModel
-from foveal.train.engine import Engine, pick_device
+from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.optim import rate_scale, set_rate
 from foveal.train.step import train_step

@@ -10,8 +10,8 @@ from typing import Any
 
 from foveal.config import Recipe, load_recipe, quoted
 from foveal.errors import ConfigError, UserError
-from foveal.prepare import prepare
-from foveal.reproduce import RECIPES
+from foveal.published.rows import RECIPES
+from foveal.published.tasks import prepare
 
 ALPHA_RATIO_TO_WONDER_AT = 4.0
 """The recipe uses 0.5 and 2; more is most likely an alpha given as a ratio."""

@@ -13,11 +13,11 @@ from typing import Any
 from openai import OpenAI
 from PIL import Image
 
-from foveal.deliver.serve.app import Endpoint
-from foveal.deliver.serve.limits import Limits
-from foveal.deliver.serve.server import address_of, listen, make_server
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Request, Token
+from foveal.serve.app import Endpoint
+from foveal.serve.limits import Limits
+from foveal.serve.server import address_of, listen, make_server
 
 LINES = (
     "The total is 12.50 dollars.",

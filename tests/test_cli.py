@@ -151,7 +151,7 @@ def test_a_disk_that_takes_no_more_is_one_line_with_the_files_name(
     def refuse(*_, **__):
         raise OSError(error, os.strerror(error), "page.html")
 
-    monkeypatch.setattr("foveal.evaluate.report.write_report", refuse)
+    monkeypatch.setattr("foveal.report.report.write_report", refuse)
     monkeypatch.setattr(sys, "argv", ["foveal", *command])
     with pytest.raises(SystemExit) as ended:
         main()

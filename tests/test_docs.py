@@ -107,7 +107,7 @@ RUN_ELSEWHERE = {
     "export": "tests/deliver",
     "push": "tests/deliver",
     "reproduce": "tests/test_reproduce.py",
-    "serve": "tests/deliver/serve",
+    "serve": "tests/serve",
 }
 NOT_HERE = ("microsoft/", "docvqa", "out/mine", "OUT", "SOURCE", "recipe.yaml", "--measure")
 """Of models and data that a test does not have, names that stand for others, what takes long."""

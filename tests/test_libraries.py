@@ -100,7 +100,7 @@ def test_a_library_that_writes_to_standard_output_by_itself_is_caught_too(tmp_pa
 def test_our_own_errors_are_still_heard(tmp_path, capsys):
     remarks = Remarks()
     remarks.keep_in(tmp_path / "libraries.log")
-    remarks.handle(record("foveal.deliver.serve.scheduler", "an answer failed"))
+    remarks.handle(record("foveal.serve.scheduler", "an answer failed"))
     assert capsys.readouterr().err == "an answer failed\n"
     assert not (tmp_path / "libraries.log").exists()
 

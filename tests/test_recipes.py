@@ -11,10 +11,10 @@ from rich.console import Console
 from tiny import SIZES, pages
 
 from foveal.config import Recipe, load_recipe, save_recipe, setting_names
+from foveal.config.explain import explain_settings
 from foveal.errors import ConfigError
-from foveal.explain import explain_settings
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.reproduce import RECIPES, list_rows, published_scores, row_name
+from foveal.published.rows import RECIPES, list_rows, published_scores, row_name
 from foveal.run import TrainingRun
 from foveal.train.checkpoint import resume_key
 

@@ -30,9 +30,13 @@ import torch  # noqa: E402
 from foveal.assemble import quiet_libraries  # noqa: E402
 from foveal.bench.page import SIZES  # noqa: E402
 from foveal.bench.versions import versions  # noqa: E402
-from foveal.machine import free_memory  # noqa: E402
+from foveal.machine import (  # noqa: E402
+    DTYPES,
+    Precision,
+    free_memory,
+    pick_device,
+)
 from foveal.plan.this_machine import machine_name, matrix_speed  # noqa: E402
-from foveal.train.engine import DTYPES, Precision, pick_device  # noqa: E402
 from on_gpu import answers, choice, kernels, right  # noqa: E402
 from on_gpu.fast import Speeds  # noqa: E402
 from on_gpu.record import Record, Values, give_back_memory  # noqa: E402

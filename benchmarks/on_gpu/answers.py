@@ -8,9 +8,9 @@ import evaluation
 import serve_load
 import torch
 
+from foveal.machine import pick_device
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.plan.question import published_model
-from foveal.train.engine import pick_device
 from on_gpu.record import Record, Values
 
 PART = "answers"

@@ -25,10 +25,11 @@ from foveal.data.dataset import Dataset
 from foveal.data.example import Example, Turn
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan
+from foveal.machine import Precision
 from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision.family import FAMILY
 from foveal.models.shared_rows import FASTEST, choose_attention
-from foveal.train.engine import Engine, Precision
+from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.step import train_step
 from on_gpu.record import Record, Values

@@ -11,7 +11,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from foveal.bench.side import Case
-from foveal.train.engine import Precision
+from foveal.machine import Precision
 from on_gpu.record import Record, Values
 from on_gpu.steps import Trial, make_side
 

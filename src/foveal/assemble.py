@@ -34,7 +34,7 @@ from foveal.models.family import Family, LoadedModel, find_family, load, most_to
 from foveal.plan.epoch import make_plan
 from foveal.storage import write_text
 from foveal.train.checkpoint import checkpoints
-from foveal.train.engine import Engine
+from foveal.train.engines.one_process import Engine
 
 TINY = "phi3-vision-tiny"
 """A recipe's `model` that is made from nothing: small, with random weights."""

@@ -1,11 +1,29 @@
-"""This machine -> what a run must know of it, and what a reader of its numbers wants to know."""
+"""This machine: its devices, number formats and memory, and what a reader of numbers asks of it."""
 
 import os
 import platform
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import torch
+
+Precision = Literal["float32", "bf16", "fp16"]
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device() -> torch.device:
+    """This process's accelerator, or the CPU."""
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None
+    device = torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
+    torch.accelerator.set_device_index(device.index)
+    # Float32 means float32: of convolutions alone, cuDNN would round it to 10 bits by itself.
+    torch.backends.cudnn.allow_tf32 = False
+    return device
 
 
 def free_memory(device: torch.device) -> int:
@@ -20,18 +38,14 @@ def free_memory(device: torch.device) -> int:
 
 def describe_machine() -> dict[str, str | int]:
     """What a reader of the numbers wants to know of the machine."""
-    import transformers
-
-    import foveal
-
     on_gpu = torch.cuda.is_available()
     name = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
     return {
         "platform": platform.platform(),
         "python": sys.version.split()[0],
-        "foveal": foveal.__version__,
+        "foveal": version("foveal"),
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": version("transformers"),
         "device": str(torch.accelerator.current_accelerator() or "cpu"),
         "device_name": name,
         "devices": int(os.environ.get("WORLD_SIZE", "1")),

@@ -29,7 +29,6 @@ from foveal.errors import ConfigError, RunError, UserError
 from foveal.evaluate.evaluation import evaluate_into
 from foveal.evaluate.kept import describe_question, set_aside_others
 from foveal.evaluate.prediction import Scores
-from foveal.evaluate.report import write_report
 from foveal.libraries import LIBRARIES_LOG, REMARKS
 from foveal.machine import describe_machine, free_memory
 from foveal.models.family import LoadedModel, most_tokens
@@ -39,6 +38,7 @@ from foveal.plan.epoch import make_plan
 from foveal.plan.memory import CPU_SLACK
 from foveal.plan.room import training_bytes
 from foveal.plan.setup import engine_name
+from foveal.report.report import write_report
 from foveal.storage import FAILED_WRITES, write_json
 from foveal.train.audit import (
     GradientAudit,
@@ -57,7 +57,7 @@ from foveal.train.checkpoint import (
     read_progress,
     resume_key,
 )
-from foveal.train.engine import make_engine
+from foveal.train.engines.choose import make_engine
 from foveal.train.folders import drop_parts, make_folder, set_aside
 from foveal.train.incidents import Incidents
 from foveal.train.learner import Learner, make_learner

@@ -14,14 +14,14 @@ from foveal.data.encode import encode
 from foveal.data.example import ImageFolder, parse_example
 from foveal.data.media import image_size
 from foveal.deliver.answerer import Answerer
-from foveal.deliver.serve.conversation import read_conversation
-from foveal.deliver.serve.limits import Limits
-from foveal.deliver.serve.messages import ChatRequest
-from foveal.deliver.serve.pictures import read_address
-from foveal.deliver.serve.served import Served
 from foveal.models.family import load
 from foveal.models.generation.generator import Generator
 from foveal.models.phi3_vision.tiny import write_tiny
+from foveal.serve.conversation import read_conversation
+from foveal.serve.limits import Limits
+from foveal.serve.messages import ChatRequest
+from foveal.serve.pictures import read_address
+from foveal.serve.served import Served
 
 SYSTEM = "Be brief."
 IMAGE = None

@@ -4,7 +4,7 @@ import pytest
 from html_page import read_page
 from run_folders import make_whole_run
 
-from foveal.evaluate.report import write_report
+from foveal.report.report import write_report
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from foveal.models.cached_rows import (
 from foveal.models.family import load
 from foveal.models.hub_processor import load_hub_processor
 from foveal.models.probe import rows_are_exact
-from foveal.train.engine import Engine
+from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.loss import RowLoss
 from foveal.train.recompute import recompute_blocks

@@ -33,7 +33,7 @@ from foveal.train.checkpoint import (
     read_progress,
     save_checkpoint,
 )
-from foveal.train.engine import Engine
+from foveal.train.engines.one_process import Engine
 from foveal.train.log import RunLog
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -17,13 +17,14 @@ from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan
+from foveal.machine import pick_device
 from foveal.models.family import load
 from foveal.models.generation.generator import Generator, Request, generate
 from foveal.models.generation.prompt import Prompt, PromptImage
 from foveal.models.generation.sampling import Sampling
-from foveal.train import engine as engines
 from foveal.train.audit import GradientAudit, audit_sharing
-from foveal.train.engine import Engine
+from foveal.train.engines import several_processes as engines
+from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.step import backward_rows, train_step
 
@@ -315,6 +316,6 @@ def test_float32_on_a_gpu_is_float32_in_convolutions_too(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(CUDA))
     monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    assert engines.pick_device() == torch.device(CUDA, 0)
+    assert pick_device() == torch.device(CUDA, 0)
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32

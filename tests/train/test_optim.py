@@ -13,9 +13,9 @@ from foveal.train.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from foveal.train.engine import Engine
-from foveal.train.engine_deepspeed import ZeroEngine
-from foveal.train.engine_fsdp import ShardedEngine
+from foveal.train.engines.fsdp2 import ShardedEngine
+from foveal.train.engines.one_process import Engine
+from foveal.train.engines.zero2 import ZeroEngine
 from foveal.train.optim import build_optimizer, rate_scale, set_rate
 
 

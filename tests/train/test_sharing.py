@@ -13,7 +13,7 @@ from foveal.config import LoraSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.rows import Plan
-from foveal.train.engine import Engine
+from foveal.train.engines.one_process import Engine
 from foveal.train.loss import RowLoss
 from foveal.train.step import backward_rows
 

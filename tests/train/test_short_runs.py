@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from foveal.cli import app
 from foveal.config import TrainSettings, save_recipe
 from foveal.errors import ModelError, RunError
-from foveal.evaluate.report import write_report
 from foveal.models.phi3_vision.tiny import write_tiny
+from foveal.report.report import write_report
 from foveal.run import TrainingRun
 from foveal.train.optim import rate_scale
 

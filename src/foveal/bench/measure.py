@@ -19,7 +19,7 @@ from foveal.errors import ConfigError
 from foveal.plan.arithmetic import proportions
 from foveal.plan.resident import reset_most_resident, resident_bytes
 from foveal.plan.this_machine import machine_name, matrix_speed
-from foveal.train.engine import hand_back_free_memory
+from foveal.train.engines.allocator import hand_back_free_memory
 
 STRATEGIES = ("full", "frozen_vision", "lora")
 QUESTIONS = (1, 4)

@@ -13,11 +13,11 @@ from foveal.data.dataset import Dataset, build_dataset
 from foveal.data.encode import TurnsSetting, encode
 from foveal.data.example import Example, ImageFolder, Turn
 from foveal.errors import ConfigError
+from foveal.machine import pick_device
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.reading import CropReader
 from foveal.models.shared_rows import choose_attention
-from foveal.train.engine import pick_device
 
 NUM_CROPS = 16
 PICTURE = "page.bmp"

@@ -14,12 +14,13 @@ from foveal.bench.recipe_way import RecipeInputs, RecipeWay, recipe_inputs
 from foveal.config import LoraSettings, TrainSettings
 from foveal.data.batch import Batch, build_batch
 from foveal.data.rows import Plan
+from foveal.machine import Precision
 from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision.family import FAMILY
 from foveal.models.shared_rows import choose_attention
 from foveal.plan.arithmetic import strategy_of, useful_work
 from foveal.plan.epoch import count_row, targets_of
-from foveal.train.engine import Engine, Precision
+from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.step import train_step
 

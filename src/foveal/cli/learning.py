@@ -21,7 +21,7 @@ def demo(
     """Train a tiny model on real bundled pictures, in minutes, and write a report."""
     from rich.console import Console
 
-    from foveal.demo import GPU_COMMAND, run_demo
+    from foveal.demo.walk import GPU_COMMAND, run_demo
 
     announce(run_demo(out, Console(stderr=True)))
     typer.echo(f"On GPUs, with your own data:\n  {GPU_COMMAND}")
@@ -168,7 +168,7 @@ def evaluate(
         from foveal.assemble import quiet_libraries
         from foveal.deliver.opening import open_model
         from foveal.evaluate.evaluation import evaluate_model
-        from foveal.train.engine import make_engine
+        from foveal.train.engines.choose import make_engine
 
         model, data = named(places, "RUN_OR_MODEL", "DATA")
         quiet_libraries()
@@ -208,11 +208,11 @@ def report(
 ) -> None:
     """Write one self-contained page about a run, or comparing runs."""
     if len(runs) == 1:
-        from foveal.evaluate.report import write_report
+        from foveal.report.report import write_report
 
         page = write_report(runs[0], out=out)
     else:
-        from foveal.evaluate.comparison import write_comparison
+        from foveal.report.comparison import write_comparison
 
         page = write_comparison(runs, out or Path("comparison.html"))
     typer.echo(f"report: {page}")

@@ -144,9 +144,9 @@ def serve(
     Exit status: 0 stopped by SIGTERM, 2 something to mend, 130 stopped by Ctrl-C.
     """
     try:
-        from foveal.deliver.serve.app import Settings
-        from foveal.deliver.serve.limits import Limits
-        from foveal.deliver.serve.server import serve as serve_model
+        from foveal.serve.app import Settings
+        from foveal.serve.limits import Limits
+        from foveal.serve.server import serve as serve_model
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing: pip install 'foveal[serve]'") from error
     from foveal.assemble import quiet_libraries

@@ -16,12 +16,12 @@ def recipes(
 ) -> None:
     """List the published rows that can be run again, with their scores."""
     if explain:
-        from foveal.explain import explain_settings
+        from foveal.config.explain import explain_settings
 
         typer.echo(explain_settings(), nl=False)
         return
     from foveal.config import load_recipe
-    from foveal.reproduce import RECIPES, list_rows, published_scores, row_name
+    from foveal.published.rows import RECIPES, list_rows, published_scores, row_name
 
     for path in list_rows():
         recipe = load_recipe(path)
@@ -44,7 +44,7 @@ def reproduce(
     """Run a published row again: convert, check, evaluate, train, evaluate, compare."""
     from rich.console import Console
 
-    from foveal.reproduce import reproduce as run_again
+    from foveal.published.rows import reproduce as run_again
 
     place = out or Path("runs") / name
     for line in run_again(name, source, place, tuple(overrides or ()), Console(stderr=True)):

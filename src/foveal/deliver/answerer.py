@@ -9,6 +9,7 @@ from foveal.data.encode import TurnProcessor
 from foveal.data.media import Picture, image_size, naming, open_image, open_picture
 from foveal.deliver.opening import open_model
 from foveal.errors import DataError
+from foveal.machine import pick_device
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Generator, Limits, Request, check_fits, generate
 from foveal.models.generation.prompt import (
@@ -18,7 +19,6 @@ from foveal.models.generation.prompt import (
     prompt_image,
     prompt_of_turns,
 )
-from foveal.train.engine import pick_device
 
 Pictures: TypeAlias = Picture | Sequence[Picture]
 

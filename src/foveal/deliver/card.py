@@ -12,9 +12,9 @@ from foveal.config import Recipe, Settings, as_typed
 from foveal.deliver.proof import Proof
 from foveal.deliver.source import RunSource
 from foveal.evaluate.metrics import Score
-from foveal.evaluate.run_folder import changed_settings
+from foveal.machine import Precision
+from foveal.report.run_folder import changed_settings
 from foveal.storage import write_text
-from foveal.train.engine import Precision
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 

@@ -24,8 +24,8 @@ from foveal.deliver.settings import write_model_settings, write_processor_files
 from foveal.deliver.source import RunSource, find_source
 from foveal.deliver.tensors import StoredTensor, write_shards
 from foveal.errors import ModelError, RunError
+from foveal.machine import DTYPES, Precision
 from foveal.models.image_settings import changed_settings
-from foveal.train.engine import DTYPES, Precision
 from foveal.train.folders import beside, keep_folder
 
 MAX_SHARD_BYTES = 2_000_000_000

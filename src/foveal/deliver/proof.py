@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from foveal.machine import Precision
 from foveal.storage import write_json
-from foveal.train.engine import Precision
 
 FILE = "proof.json"
 

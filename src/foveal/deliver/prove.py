@@ -17,8 +17,8 @@ from foveal.deliver.reference import load_tuned, merge_with_peft, round_weights
 from foveal.deliver.source import RunSource
 from foveal.evaluate.metrics import Score
 from foveal.evaluate.prediction import Scores
+from foveal.machine import DTYPES, Precision, pick_device
 from foveal.models.family import LoadedModel, load
-from foveal.train.engine import DTYPES, Precision, pick_device
 
 SAME = {"float32": 1e-4, "bf16": 1e-3, "fp16": 1e-3}
 """Most that logits may differ from the run's own weights in the same number format, as a share of

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from foveal.data.dataset import Dataset
 from foveal.data.lines import Examples
 from foveal.data.rows import Plan
-from foveal.evaluate.charts import Chart
-from foveal.evaluate.drawing import Line, draw
-from foveal.evaluate.page import write_page
 from foveal.inspect.bars import draw_steps
 from foveal.inspect.seen import see_example
+from foveal.report.charts import Chart
+from foveal.report.page import write_page
+from foveal.report.plots import Line, draw
 
 STEPS = 3
 """Steps whose rows are drawn."""

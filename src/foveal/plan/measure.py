@@ -22,7 +22,7 @@ from foveal.plan.resident import reset_most_resident, resident_bytes
 from foveal.plan.seconds import Efficiency, Seconds
 from foveal.plan.setup import Setup
 from foveal.plan.this_machine import bring_in_libraries, measure_crop_seconds
-from foveal.train.engine import Engine
+from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.step import backward_rows, train_step
 

@@ -14,7 +14,7 @@ ZERO_BUCKET_NUMBERS = 500_000_000
 """Numbers that DeepSpeed gathers before it shares them, by default; twice, to go on meanwhile."""
 
 CPU_SLACK = 0.6
-"""Holes in glibc's heap with freed blocks kept (`train.engine.keep_freed_memory`), as a share of
+"""Holes in glibc's heap with freed blocks kept (`train.engines.allocator`), as a share of
 what comes and goes: 0.5 to 0.75 as seen without adapters; `--measure` knows better."""
 
 ADAPTER_SLACK, FOUR_BIT_SLACK = 1.9, 2.5

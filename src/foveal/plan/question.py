@@ -16,6 +16,7 @@ from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.rows import Plan, Row
 from foveal.errors import ConfigError, ModelError
+from foveal.machine import pick_device
 from foveal.models.family import Family, LoadedModel, find_family
 from foveal.models.phi3_vision.family import FAMILY as PHI3_VISION
 from foveal.models.shared_rows import FASTEST
@@ -25,7 +26,6 @@ from foveal.plan.epoch import Epoch, RowCounts, count_row, make_plan, plan_epoch
 from foveal.plan.hardware import Hardware
 from foveal.plan.setup import Precision, Recompute, Setup, engine_name, learning_of
 from foveal.plan.weights import Holdings
-from foveal.train.engine import pick_device
 from foveal.train.optim import count_steps
 
 PUBLISHED = ("microsoft/Phi-3.5-vision-instruct", "microsoft/Phi-3-vision-128k-instruct")

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from foveal.libraries import import_peft
+from foveal.machine import DTYPES, pick_device
 from foveal.models.phi3_vision.image import cut_crops
 from foveal.plan.hardware import ETHERNET, GB, PCIE4, Hardware
 from foveal.plan.memory import CPU_SLACK
 from foveal.plan.resident import resident_bytes
 from foveal.plan.seconds import Efficiency
 from foveal.storage import write_json
-from foveal.train.engine import DTYPES, pick_device
 
 MATRIX_SIDE, MATRIX_REPEATS = 3072, 3
 COPY_NUMBERS = 32_000_000

@@ -15,7 +15,7 @@ from foveal.data.rows import Group, Row
 from foveal.errors import RunError
 from foveal.models.family import LoadedModel
 from foveal.models.finite import explain_not_finite
-from foveal.train.engine import Engine
+from foveal.train.engines.one_process import Engine
 
 SHARED_TOLERANCE = 1e-4
 """Largest relative difference of a shared row from its separate samples, float32."""

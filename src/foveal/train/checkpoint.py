@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from foveal.config import Recipe, flatten
 from foveal.errors import RunError
-from foveal.train.engine import Engine
+from foveal.train.engines.one_process import Engine
 from foveal.train.folders import beside, drop_folder, keep_folder
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"

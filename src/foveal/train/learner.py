@@ -13,8 +13,9 @@ from foveal.adapt.strategy import Assignment, assign, rules_of
 from foveal.config import LoraSettings, Rule, TrainSettings
 from foveal.data.encode import TurnProcessor
 from foveal.errors import ConfigError
+from foveal.machine import DTYPES
 from foveal.models.family import LoadedModel
-from foveal.train.engine import DTYPES, Engine
+from foveal.train.engines.one_process import Engine
 from foveal.train.loss import RowLoss
 from foveal.train.optim import build_optimizer
 from foveal.train.recompute import recompute_blocks

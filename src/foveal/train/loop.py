@@ -13,7 +13,7 @@ from foveal.data.loader import StepLoader
 from foveal.errors import UserError
 from foveal.train.audit import GradientAudit
 from foveal.train.checkpoint import Progress, prune, save_checkpoint
-from foveal.train.engine import Engine
+from foveal.train.engines.one_process import Engine
 from foveal.train.incidents import Incidents
 from foveal.train.log import RunLog
 from foveal.train.memory import forget_peak

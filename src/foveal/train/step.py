@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from foveal.data.batch import Batch, LeftOut
-from foveal.train.engine import Engine
+from foveal.train.engines.one_process import Engine
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from foveal.data.loader import ASKS_TO_STOP
-from foveal.train.engine import Engine
+from foveal.train.engines.one_process import Engine
 
 STOPS = sorted(ASKS_TO_STOP)  # in the same order in every process
 

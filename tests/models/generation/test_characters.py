@@ -3,8 +3,8 @@
 import pytest
 from tiny_models import make_tokenizer
 
-from foveal.deliver.serve.text import AnswerText
 from foveal.models.generation.characters import token_bytes
+from foveal.serve.text import AnswerText
 
 
 @pytest.mark.parametrize(

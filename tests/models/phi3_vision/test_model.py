@@ -5,8 +5,8 @@ import torch
 from devices import places
 from golden_data import case, expand, formula_pixels, load_model, read_json
 
+from foveal.machine import pick_device
 from foveal.models.shared_rows import PREFIX
-from foveal.train.engine import pick_device
 
 BLOCKS, FLEX = f"{PREFIX}blocks", f"{PREFIX}flex"
 TINY_A = sorted(read_json("tiny_a/cases.json")["cases"])

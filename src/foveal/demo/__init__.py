@@ -1,0 +1,1 @@
+"""The whole walk on a tiny model and bundled images, for whoever tries foveal first."""

@@ -1,0 +1,76 @@
+"""The whole walk on a tiny model and bundled pictures: convert, evaluate, train, report."""
+
+import json
+import zipfile
+from itertools import chain
+from pathlib import Path
+
+from rich.console import Console
+
+from foveal.config import load_recipe, quoted
+from foveal.data.convert import convert
+from foveal.data.example import write_examples
+from foveal.demo.statements import (
+    Lesson,
+    Scene,
+    count_objects,
+    examples_of,
+    statements_about_one,
+    statements_about_two,
+)
+from foveal.run import Outcome, TrainingRun
+
+DATA = Path(__file__).parent / "data"
+EXAMPLES_PER_STEP = 24
+LESSONS = tuple(
+    Lesson(name, num_images, steps * EXAMPLES_PER_STEP // (1 + statements), statements, any_order)
+    for name, num_images, steps, statements, any_order in (
+        ("colors-in-order", 1, 120, 0, False),
+        ("colors-in-any-order", 1, 420, 0, True),
+        ("one-picture", 1, 450, 5, True),
+        ("two-pictures", 2, 1250, 7, True),
+    )
+)
+
+GPU_COMMAND = (
+    "torchrun --nproc-per-node 8 -m foveal.cli train recipes/nlvr2/full.yaml "
+    "data.train=train.jsonl data.validation=validation.jsonl run=runs/nlvr2"
+)
+
+
+def run_demo(out: Path, console: Console) -> Outcome:
+    """Leave a complete run folder in `out`: data, model, checkpoints, scores and report."""
+    data = out / "data"
+    console.print(f"Unpacking the bundled NLVR pictures into {data}", highlight=False)
+    convert("nlvr", DATA, data)
+    write_lessons(data)
+    files = {"train": data / "lessons.jsonl", "validation": data / "nlvr_pairs_dev.jsonl"}
+    recipe = load_recipe(DATA / "demo.yaml", (*quoted(run=out), *quoted("data.", **files)))
+    return TrainingRun(recipe, console).go()
+
+
+def write_lessons(data: Path, seed: int = 0) -> Path:
+    """Write the training file: to count, then statements about one picture, then about two."""
+    scenes = read_scenes(data)
+    statements = {1: statements_about_one(), 2: statements_about_two()}
+    path = data / "lessons.jsonl"
+    taught = (examples_of(one, scenes, statements[one.num_images], seed) for one in LESSONS)
+    write_examples(path, chain.from_iterable(taught))
+    return path
+
+
+def read_scenes(data: Path) -> list[Scene]:
+    """Find the unpacked training pictures and what NLVR says is in them."""
+    with zipfile.ZipFile(DATA / "nlvr_dev.zip") as archive:
+        lines = archive.read("nlvr/dev/dev.json").decode().splitlines()
+    counts = {
+        line["identifier"]: count_objects(line["structured_rep"]) for line in map(json.loads, lines)
+    }
+    pictures = sorted((data / "images" / "dev").glob("*/*.png"))
+    return [
+        Scene(
+            picture.relative_to(data / "images").as_posix(),
+            counts[picture.stem.removeprefix("dev-").rpartition("-")[0]],
+        )
+        for picture in pictures
+    ]

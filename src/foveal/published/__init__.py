@@ -1,0 +1,1 @@
+"""The published recipe: its tasks, and the rows of its tables."""

@@ -1,0 +1,1 @@
+"""A run folder -> its page, and a page of several runs beside each other."""

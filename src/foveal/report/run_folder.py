@@ -1,0 +1,214 @@
+"""A run folder on disk -> what it holds: recipe, measures, evaluations, incidents, machine."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from foveal.config import Recipe, Settings, load_recipe
+from foveal.errors import DataError, RunError
+from foveal.evaluate.kept import WEIGHTS, WORDS, differing, is_of_run, read_what
+from foveal.evaluate.metrics import METRICS
+from foveal.evaluate.prediction import (
+    Prediction,
+    Scores,
+    read_predictions,
+    read_scores,
+    score_predictions,
+)
+from foveal.report.measures import Measures, read_measures, read_objects
+
+NOTHING_LEARNT = "No weight has moved: this run has learnt nothing, and its scores are the base's."
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The answers of one moment of a run, and their scores."""
+
+    name: str
+    """`before`, `after`, or `step-N`."""
+
+    predictions: tuple[Prediction, ...]
+    scores: Scores
+    what: Mapping[str, object] = field(default_factory=dict)
+    """What was asked, as it was written down; see `Place`."""
+
+    is_whole: bool = True
+
+    def differs_from(self, other: "Evaluation") -> list[str]:
+        """List in words what else was asked than in another evaluation of the run."""
+        others = [name for name in differing(self.what, other.what) if name != WORDS[WEIGHTS]]
+        mine, theirs = (
+            {one.key: one.answers for one in each.predictions} for each in (self, other)
+        )
+        both = mine.keys() & theirs.keys()
+        same = mine.keys() == theirs.keys() or not (self.is_whole and other.is_whole)
+        if not same or any(mine[key] != theirs[key] for key in both):
+            others.append("data")
+        return list(dict.fromkeys(others))
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+        return self.name.replace("-", " ").capitalize()
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a run folder holds; what is missing is none or empty."""
+
+    folder: Path
+    recipe: Recipe | None
+    recipe_text: str
+    measures: Measures | None
+    evaluations: Mapping[str, Evaluation]
+    incidents: Sequence[Mapping[str, object]]
+    machine: Mapping[str, object]
+    data: Mapping[str, Mapping[str, object]]
+    """Role -> fingerprint and counts of the examples, as the run found them."""
+
+    remarks: Sequence[str] = ()
+    """What a reader must know before the numbers."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    @property
+    def steps(self) -> list[tuple[int, Evaluation]]:
+        """Evaluations along the way, by step."""
+        ways = [one for one in self.evaluations.values() if one.name.startswith("step-")]
+        return sorted(((_step_of(one.name), one) for one in ways), key=lambda way: way[0])
+
+    @property
+    def latest(self) -> Evaluation | None:
+        """The last evaluation there is."""
+        before = self.evaluations.get("before")
+        on_the_way = self.steps[-1][1] if self.steps else before
+        return self.evaluations.get("after", on_the_way)
+
+    @property
+    def before(self) -> Evaluation | None:
+        """The evaluation before the first step, where there is a later one to compare it with."""
+        before = self.evaluations.get("before")
+        return before if before is not self.latest else None
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        RunError: there is no such folder, or nothing of a run in it.
+        ConfigError, DataError: a file in it is broken.
+    """
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder; give the folder of a run")
+    recipe = folder / "recipe.yaml"
+    known = ("recipe.yaml", "metrics.jsonl", "evaluation")
+    if not any((folder / name).exists() for name in known):
+        raise RunError(f"{folder}: no run, it has none of {', '.join(known)}")
+    settings = load_recipe(recipe) if recipe.is_file() else None
+    metrics = settings.evaluate.metrics if settings else ("accuracy", "anls")
+    found = [_read_evaluation(one, metrics) for one in sorted((folder / "evaluation").glob("*"))]
+    evaluations, remarks = _asked_alike([one for one in found if one])
+    incidents = read_objects(folder / "incidents.jsonl")
+    remarks += [NOTHING_LEARNT for one in incidents if one.get("what") == "no weight moved"]
+    return Run(
+        folder=folder,
+        recipe=settings,
+        recipe_text=recipe.read_text(encoding="utf-8") if settings else "",
+        measures=read_measures(folder / "metrics.jsonl"),
+        evaluations=evaluations,
+        incidents=incidents,
+        machine=_read_object(folder / "machine.json"),
+        data={
+            role: facts
+            for role, facts in _read_object(folder / "data.json").items()
+            if isinstance(facts, dict)
+        },
+        remarks=remarks,
+    )
+
+
+def _read_evaluation(folder: Path, metrics: Sequence[str]) -> Evaluation | None:
+    path = folder / "predictions.jsonl"
+    if not is_of_run(folder.name) or not path.is_file():
+        return None
+    predictions = read_predictions(path, torn=True)
+    scores = folder / "scores.json"
+    return Evaluation(
+        folder.name,
+        tuple(predictions),
+        read_scores(scores) if scores.is_file() else score_predictions(predictions, metrics),
+        read_what(folder),
+        scores.is_file(),
+    )
+
+
+def _asked_alike(found: Sequence[Evaluation]) -> tuple[dict[str, Evaluation], list[str]]:
+    """Keep the evaluations that asked what the latest did; of the others, say what they did."""
+    by_name = {one.name: one for one in found}
+    steps = sorted((one for one in by_name if one.startswith("step-")), key=_step_of)
+    latest = next((by_name[one] for one in ("after", *steps[::-1]) if one in by_name), None)
+    remarks = []
+    for one in found:
+        others = one.differs_from(latest) if latest else []
+        if others:
+            assert latest
+            del by_name[one.name]
+            remarks.append(
+                f"The evaluation {one.name} asked something else than {latest.name} "
+                f"({', '.join(others)} changed), so it is not shown beside it."
+            )
+    return by_name, remarks
+
+
+def _step_of(name: str) -> int:
+    return int(name.removeprefix("step-"))
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); mend or remove it") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: not a JSON object; mend or remove it")
+    return found
+
+
+def answer_score(prediction: Prediction, metric: str) -> float | None:
+    """Find the score of one answer, as written down or worked out; none if neither is possible."""
+    if metric in prediction.scores:
+        return prediction.scores[metric]
+    if metric in METRICS:
+        return METRICS[metric](prediction.prediction, prediction.answers)
+    return None
+
+
+def changed_settings(recipe: Recipe) -> dict[str, object]:
+    """List the settings that are not at their default, and the model and the run."""
+    defaults = settings_of(Recipe(model=recipe.model, run=recipe.run))
+    return {
+        name: value
+        for name, value in settings_of(recipe).items()
+        if name in ("model", "run") or value != defaults[name]
+    }
+
+
+def settings_of(settings: Settings, prefix: str = "") -> dict[str, object]:
+    """List every setting and its value, dots between the names.
+
+    Not among them: published scores, which stand beside the scores, and what a recipe was built on.
+    """
+    found: dict[str, object] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Settings) and name != "base":
+            found |= settings_of(value, f"{prefix}{name}.")
+        elif name not in ("base", "published"):
+            found[prefix + name] = value
+    return found

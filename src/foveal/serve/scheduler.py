@@ -1,0 +1,229 @@
+"""Requests -> tokens: one thread owns the models, and every step serves all who are waiting.
+
+Requests join between two steps and leave when they end, so a short answer never waits for a long
+one. The thread hands tokens to each request's own queue and waits for no client: a slow one only
+fills its queue, which its longest answer bounds.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from foveal.models.generation.finite import NotFiniteError
+from foveal.models.generation.generator import NoAnswer, Request, Token
+from foveal.serve.problems import RequestError
+
+logger = logging.getLogger(__name__)
+
+
+class Decoder(Protocol):
+    """What the scheduler asks of the house's decoding loop."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing left to do."""
+        ...
+
+    @property
+    def num_active(self) -> int:
+        """Answers that are being written."""
+        ...
+
+    @property
+    def num_waiting(self) -> int:
+        """Answers that have not begun."""
+        ...
+
+    def add(self, request: Request) -> int:
+        """Take a request; returns the handle that its tokens bear."""
+        ...
+
+    def cancel(self, handle: int) -> None:
+        """Give a request up."""
+        ...
+
+    def step(self) -> list[Token | NoAnswer]:
+        """Make the next token of every request that has its place."""
+        ...
+
+
+@dataclass(frozen=True)
+class Grown:
+    """One answer of a job has grown by a token."""
+
+    choice: int
+    token: Token
+
+
+@dataclass(frozen=True)
+class Failed:
+    """There will be no answer."""
+
+    problem: RequestError
+
+
+Event = Grown | Failed
+
+
+@dataclass(eq=False)
+class Job:
+    """What one client waits for: one answer or several, on one model."""
+
+    model: str
+    requests: Sequence[Request]
+    """One for each answer."""
+
+    events: "asyncio.Queue[Event]" = field(default_factory=asyncio.Queue)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+
+
+@dataclass(frozen=True)
+class _Cancel:
+    job: Job
+    choice: int | None
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """Ends the thread."""
+
+
+class Scheduler:
+    """Runs jobs on models.
+
+    Args:
+        makers: model name -> how to begin a decoding loop; done again when one has failed.
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Decoder]]) -> None:
+        self._makers = dict(makers)
+        self._decoders = {model: make() for model, make in makers.items()}
+        self._commands: SimpleQueue[Job | _Cancel | _Stop] = SimpleQueue()
+        self._running: dict[tuple[str, int], tuple[Job, int]] = {}
+        self._thread = threading.Thread(target=self._run, name="models", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take jobs."""
+        self._thread.start()
+
+    def stop(self, seconds: float = 10) -> None:
+        """End the thread after its present step; whatever is unanswered is dropped."""
+        self._commands.put(_Stop())
+        self._thread.join(seconds)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether jobs are taken."""
+        return self._thread.is_alive()
+
+    @property
+    def num_active(self) -> int:
+        """Answers that are being written."""
+        return sum(one.num_active for one in self._decoders.values())
+
+    @property
+    def num_waiting(self) -> int:
+        """Answers that have not begun."""
+        return sum(one.num_waiting for one in self._decoders.values())
+
+    def submit(self, job: Job) -> None:
+        """Take a job; its events come in its own queue."""
+        self._commands.put(job)
+
+    def cancel(self, job: Job, choice: int | None = None) -> None:
+        """Give a job up, or one answer of it; what has ended is passed over."""
+        self._commands.put(_Cancel(job, choice))
+
+    # -- on the thread ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._take_commands():
+            for model, decoder in list(self._decoders.items()):
+                if not decoder.is_idle:
+                    self._step(model, decoder)
+
+    def _take_commands(self) -> bool:
+        """Do what was asked since the last step; waits where there is nothing else to do."""
+        idle = all(decoder.is_idle for decoder in self._decoders.values())
+        while True:
+            try:
+                command = self._commands.get(block=idle)
+            except Empty:
+                return True
+            idle = False
+            if isinstance(command, _Stop):
+                return False
+            if isinstance(command, Job):
+                self._add(command)
+            else:
+                self._forget(command.job, command.choice)
+
+    def _add(self, job: Job) -> None:
+        try:
+            for choice, request in enumerate(job.requests):
+                handle = self._decoders[job.model].add(request)
+                self._running[job.model, handle] = job, choice
+        except Exception as error:
+            self._forget(job, None)
+            self._tell([(job, _failed(error))])
+
+    def _forget(self, job: Job, choice: int | None) -> None:
+        for (model, handle), running in list(self._running.items()):
+            if running[0] is job and choice in (None, running[1]):
+                self._decoders[model].cancel(handle)
+                del self._running[model, handle]
+
+    def _step(self, model: str, decoder: Decoder) -> None:
+        try:
+            tokens = decoder.step()
+        except Exception as error:
+            self._start_over(model, error)
+            return
+        news: list[tuple[Job, Event]] = []
+        for token in tokens:  # those without an answer come first
+            running = self._running.get((model, token.handle))
+            if running is None:
+                continue  # another answer of its job has failed
+            job, choice = running
+            if isinstance(token, NoAnswer):
+                self._forget(job, None)
+                news.append((job, _failed(token.problem)))
+                continue
+            news.append((job, Grown(choice, token)))
+            if token.finish:
+                del self._running[model, token.handle]
+        self._tell(news)
+
+    def _start_over(self, model: str, error: Exception) -> None:
+        """Drop all answers of a model: what a broken step has left behind cannot be trusted."""
+        keys = [key for key in self._running if key[0] == model]
+        jobs = {self._running.pop(key)[0] for key in keys}
+        self._decoders[model] = self._makers[model]()
+        failed = _failed(error)
+        self._tell([(job, failed) for job in jobs])
+
+    def _tell(self, news: Sequence[tuple[Job, Event]]) -> None:
+        for loop in {job.loop for job, _ in news}:
+            own = [(job, event) for job, event in news if job.loop is loop]
+            try:
+                loop.call_soon_threadsafe(_put, own)
+            except RuntimeError:  # it has closed: nobody listens any more
+                logger.debug("%d events of a closed loop dropped", len(own))
+
+
+def _put(news: Sequence[tuple[Job, Event]]) -> None:
+    for job, event in news:
+        job.events.put_nowait(event)
+
+
+def _failed(error: Exception) -> Failed:
+    logger.error("an answer failed", exc_info=error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return Failed(RequestError(503, "no memory left for this request; send less, or come back"))
+    if isinstance(error, NotFiniteError):
+        return Failed(RequestError(500, f"no answer: {error}"))
+    return Failed(RequestError(500, "the model failed on this request; the server's log says how"))

@@ -1,0 +1,153 @@
+"""A model under the name that clients ask for, and how it reads what they send."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from foveal.errors import DataError
+from foveal.models.family import LoadedModel, most_tokens
+from foveal.models.generation.generator import Request, check_fits
+from foveal.models.generation.prompt import Pixels, Prompt, PromptImage, prompt_of_turns
+from foveal.models.generation.sampling import Sampling
+from foveal.serve.conversation import Conversation
+from foveal.serve.limits import Limits
+from foveal.serve.messages import ChatRequest
+from foveal.serve.pictures import PictureFile, measure
+from foveal.serve.problems import RequestError
+
+REMEMBERED_PICTURES = 32
+"""Latest pictures that stay cut, for the next question about them; 6 MB each at most."""
+
+
+class CutPictures:
+    """Pictures as the tower takes them, the latest remembered; several threads may use it."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._known: OrderedDict[str, Pixels] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def cut(self, picture: PictureFile) -> Pixels:
+        """Decode and cut a picture, unless that was done lately.
+
+        Raises:
+            RequestError: it is broken.
+        """
+        with self._lock:
+            if picture.identity in self._known:
+                self._known.move_to_end(picture.identity)
+                return self._known[picture.identity]
+        crops: Pixels = self._processor.pixels(picture.decode())
+        with self._lock:
+            self._known[picture.identity] = crops
+            if len(self._known) > REMEMBERED_PICTURES:
+                self._known.popitem(last=False)
+        return crops
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that clients may ask."""
+
+    name: str
+    loaded: LoadedModel
+    pictures: CutPictures
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def of(cls, name: str, loaded: LoadedModel) -> "Served":
+        """Name a model."""
+        return cls(name, loaded, CutPictures(loaded.processor))
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the `tokenizers` library."""
+        return self.loaded.processor.tokenizer.backend_tokenizer
+
+    def requests(
+        self, asked: ChatRequest, conversation: Conversation, limits: Limits
+    ) -> list[Request]:
+        """Turn what a client asks into what the decoding loop takes, one for each answer.
+
+        Sizes and lengths are checked before the first picture is decoded.
+
+        Raises:
+            RequestError: the pictures are broken or too large, the prompt is too long, or image
+                tags in the text do not match the pictures.
+        """
+        choices = asked.n or 1
+        if choices > limits.choices:
+            raise RequestError(400, f"n: at most {limits.choices} answers", "invalid_value", "n")
+        sizes = measure(conversation.pictures, limits)
+        prompt = self._prompt(conversation, sizes)
+        most_tokens = self._answer_tokens(asked, prompt, limits)
+        prompt = replace(prompt, images=self._cut(prompt.images, conversation.pictures))
+        sampling = Sampling(asked.temperature or 0.0, asked.top_p or 1.0)
+        seeds = [None if asked.seed is None else asked.seed + one for one in range(choices)]
+        logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
+        return [
+            Request(prompt, most_tokens, replace(sampling, seed=seed), logprobs=logprobs)
+            for seed in seeds
+        ]
+
+    def _prompt(self, conversation: Conversation, sizes: Sequence[tuple[int, int]]) -> Prompt:
+        """Encode a conversation; its pictures are known by their sizes alone so far."""
+        processor = self.loaded.processor
+        images = iter(
+            _described(picture, size, processor)
+            for picture, size in zip(conversation.pictures, sizes, strict=True)
+        )
+        turns = [
+            (turn.user, [next(images) for _ in turn.pictures], turn.assistant)
+            for turn in conversation.turns
+        ]
+        try:
+            return prompt_of_turns(turns, processor, conversation.system)
+        except ValueError as error:
+            raise RequestError(400, str(error), "bad_image_tags", "messages") from error
+
+    def _answer_tokens(self, asked: ChatRequest, prompt: Prompt, limits: Limits) -> int:
+        """Find the longest answer: what was asked for, or what is usual and still fits."""
+        wanted = asked.most_tokens
+        if wanted is None:
+            most = most_tokens(self.loaded.model.config) or limits.answer_tokens + prompt.tokens
+            wanted = max(1, min(limits.answer_tokens, most - prompt.tokens))
+        try:
+            check_fits(self.loaded, prompt, wanted)
+        except ValueError as error:
+            raise RequestError(400, str(error), "context_length_exceeded", "messages") from error
+        return wanted
+
+    def _cut(
+        self, images: Sequence[PromptImage], pictures: Sequence[PictureFile]
+    ) -> tuple[PromptImage, ...]:
+        """Decode and cut the pictures one after the other, so that one at a time is large."""
+        return tuple(
+            replace(image, pixels=_Cut(self.pictures.cut(picture)))
+            for image, picture in zip(images, pictures, strict=True)
+        )
+
+
+def _described(picture: PictureFile, size: tuple[int, int], processor: Any) -> PromptImage:
+    try:
+        shape = processor.shape(*size)
+    except (DataError, ValueError) as error:
+        raise RequestError(400, f"{picture.name}: {error}", "bad_picture_shape") from error
+    return PromptImage(picture.identity, shape, _not_cut_yet)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What is there already."""
+
+    pixels: Pixels
+
+    def __call__(self) -> Pixels:
+        return self.pixels
+
+
+def _not_cut_yet() -> Pixels:
+    raise AssertionError("the picture was to be cut before its prompt is read")

@@ -1,0 +1,1 @@
+"""One process or several behind the same few verbs; no other room asks which is running."""

@@ -1,0 +1,126 @@
+"""What turning tokens into text promises: the same text as all at once, and never past a stop."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+import foveal
+from foveal.models.generation.characters import whole_characters
+from foveal.serve.text import AnswerText
+
+FOLDER = Path(foveal.__file__).parent / "models" / "phi3_vision" / "tokenizer"
+PUBLISHED = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+END = 32007
+BYTES = st.integers(3, 258)
+PIECES = st.one_of(BYTES, st.integers(259, 31999), st.sampled_from([END, 29871, 1]))
+
+
+def said(ids, stops=()):
+    text = AnswerText(PUBLISHED, stops)
+    return [*(text.add(one) for one in ids), text.finish()]
+
+
+def ids_of(text):
+    return PUBLISHED.encode(text, add_special_tokens=False).ids
+
+
+@settings(max_examples=400)
+@given(st.lists(PIECES, max_size=12))
+def test_pieces_joined_are_the_whole_answer(ids):
+    _, whole = whole_characters([one for one in ids if one not in (1, END)], PUBLISHED.decode)
+    assert "".join(said(ids)) == whole.strip()
+
+
+@settings(max_examples=300)
+@given(st.text(max_size=8), st.sampled_from([(), (" ",), ("a",), ("\n", "é")]), st.integers(0, 9))
+def test_the_bytes_of_all_tokens_are_the_text_wherever_it_ends(text, stops, cut):
+    ids = ids_of(text)
+    growing = AnswerText(PUBLISHED, stops)
+    pieces, shares = [], []
+    for one in ids[: len(ids) - cut]:
+        pieces.append(growing.add(one))
+        shares += growing.settled()
+        shown = b"".join(share.bytes for share in shares)
+        assert "".join(pieces).encode().startswith(shown), "no byte before its text"
+        if growing.stopped:
+            break
+    added = len(pieces)
+    pieces.append(growing.finish())
+    shares += growing.settled()
+    assert len(shares) == added
+    assert b"".join(share.bytes for share in shares).decode() == "".join(pieces)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens_cut", "left"),
+    [("a 🦊🦊", 1, "a 🦊"), ("a 🦊🦊", 3, "a 🦊"), ("🦊", 1, ""), ("a 🦊🦊", 0, "a 🦊🦊")],
+)
+def test_an_answer_that_is_cut_within_a_character_ends_before_it(text, tokens_cut, left):
+    ids = ids_of(text)
+    assert "".join(said(ids[: len(ids) - tokens_cut])) == left
+
+
+def test_a_stop_of_one_space_does_not_meet_the_space_before_the_first_word():
+    pieces = said(ids_of("The total is"), (" ",))
+    assert "".join(pieces) == "The"
+    assert "".join(said(ids_of("The total is"), (" T",))) == "The total is"
+    assert "".join(said(ids_of("\nThe"), ("\n",))) == "", "what the model wrote itself counts"
+
+
+def test_text_comes_as_it_grows():
+    pieces = said(ids_of("The total is twelve."))
+    assert pieces[0] == "The"
+    assert sum(map(bool, pieces)) > 3
+
+
+def test_a_character_of_several_bytes_is_never_cut():
+    ids = ids_of("a 🦊 b")
+    assert len(ids) > 5, "the fox is spelt in bytes"
+    assert not any("\ufffd" in piece for piece in said(ids))
+
+
+def test_bytes_without_end_are_read_once_and_not_at_each_of_them(monkeypatch):
+    decoded = []
+    growing = AnswerText(PUBLISHED)
+    usual = growing._decode
+    monkeypatch.setattr(growing, "_decode", lambda: (decoded.append(1), usual())[1])
+    spelt = [3 + byte for byte in "🦊".encode()] * 500  # byte b is token b + 3
+    assert "".join(growing.add(one) for one in spelt) == ""
+    assert growing.finish() == "🦊" * 500
+    assert len(decoded) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "left"),
+    [
+        ("one two three", ("two",), "one"),
+        ("one two three", ("three", "two"), "one"),
+        ("one\n\ntwo", ("\n",), "one"),
+        ("aaab", ("aab",), "a"),
+        ("abcabd", ("abd",), "abc"),
+        ("never met", ("zzz",), "never met"),
+        ("half a sto", ("stop",), "half a sto"),
+        ("stop", ("stop",), ""),
+    ],
+)
+def test_an_answer_ends_before_its_stop(text, stops, left):
+    growing = AnswerText(PUBLISHED, stops)
+    pieces = []
+    for one in ids_of(text):
+        pieces.append(growing.add(one))
+        if growing.stopped:
+            break
+    pieces.append(growing.finish())
+    assert "".join(pieces) == left
+    assert growing.stopped == (left != text)
+
+
+@settings(max_examples=200)
+@given(st.text("ab", max_size=14), st.lists(st.text("ab", min_size=1, max_size=3), max_size=2))
+def test_no_piece_ever_shows_part_of_a_stop(text, stops):
+    whole = "".join(said(ids_of(text), stops))
+    ends = [place for stop in stops if (place := text.find(stop)) >= 0]
+    assert whole == text[: min(ends, default=len(text))]
