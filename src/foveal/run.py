@@ -1,6 +1,6 @@
 """From a recipe: build the pieces, evaluate, train, evaluate again, report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,9 +85,22 @@ class Outcome:
 
 
 class TrainingRun:
-    """One run of a recipe, from its folder's state to its report."""
+    """One run of a recipe, from its folder's state to its report.
 
-    def __init__(self, recipe: Recipe, console: Console, fresh: bool = False) -> None:
+    Args:
+        recipe: to run.
+        console: where it speaks.
+        fresh: whether to set aside what stands in its folder and begin anew.
+        scored: told, in the main process, the name of each evaluation that is whole.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        console: Console,
+        fresh: bool = False,
+        scored: Callable[[str], None] = lambda _: None,
+    ) -> None:
         if not recipe.data.train_files:
             raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
         quiet_libraries()
@@ -100,6 +113,7 @@ class TrainingRun:
         self.trackers: Trackers | None = None
         self._ended: Ending = "failed"
         self.run = recipe.run
+        self._scored = scored
         if fresh and self.engine.is_main:
             set_aside(self.run)
         self.engine.wait()
@@ -439,6 +453,8 @@ class TrainingRun:
             )
         if self.trackers and scores:
             self.trackers.scores(name, step, scores)
+        if scores and self.engine.is_main:
+            self._scored(name)
         return scores
 
     def _write_out(self) -> Path | None:
