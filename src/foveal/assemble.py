@@ -143,6 +143,11 @@ def check_scores(recipe: Recipe) -> None:
     find_metrics(recipe.evaluate.metrics)
     best = recipe.train.best_metric
     if not best:
+        if recipe.train.stop_after_worse:
+            raise ConfigError(
+                "train.stop_after_worse needs train.best_metric, the score that has to become "
+                f"better; give one of {', '.join(recipe.evaluate.metrics)}"
+            )
         return
     for name, value in (
         ("data.validation", recipe.data.validation),

@@ -244,6 +244,10 @@ class TrainSettings(Settings):
     evaluate_every_steps: PositiveInt | None = None
     """Steps from validation to validation; none: before and after alone."""
 
+    stop_after_worse: PositiveInt | None = None
+    """Validations in a row without a better best_metric after which the run ends; none: it goes on
+    to its last step."""
+
     recompute: Literal["none", "blocks", "auto"] = "auto"
     """Recompute activations in the backward pass: saves memory, costs a third of the speed."""
 

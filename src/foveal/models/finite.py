@@ -19,6 +19,23 @@ def explain_not_finite(loaded: LoadedModel, work: Callable[[], object]) -> str:
         loaded: model that the work runs.
         work: passes of it, in the number format in which they failed.
     """
+    found = find_not_finite(loaded, work)
+    if found:
+        return found
+    precision = precision_of(loaded.model)
+    return (
+        f"what comes behind its last layer gives numbers that are not finite in {precision}: "
+        f"{_advice(loaded.model, precision)}"
+    )
+
+
+def find_not_finite(loaded: LoadedModel, work: Callable[[], object]) -> str:
+    """Do some work once more, and name its first layer whose numbers are not finite; empty: none.
+
+    Args:
+        loaded: model that the work runs.
+        work: passes of it, in the number format in which they failed.
+    """
     found: list[str] = []
     hooks = [
         module.register_forward_hook(partial(_look, found, name))
@@ -30,8 +47,9 @@ def explain_not_finite(loaded: LoadedModel, work: Callable[[], object]) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    layer = loaded.family.part_name(found[0]) if found else "what comes behind its last layer"
-    module = loaded.model.get_submodule(found[0]) if found else loaded.model
+    if not found:
+        return ""
+    layer, module = loaded.family.part_name(found[0]), loaded.model.get_submodule(found[0])
     precision = precision_of(loaded.model)
     return f"{layer} gives numbers that are not finite in {precision}: {_advice(module, precision)}"
 

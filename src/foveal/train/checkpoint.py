@@ -137,6 +137,7 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
         "train.keep_checkpoints",
         "train.evaluate_every_steps",
         "train.recompute",
+        "train.stop_after_worse",
         "train.max_bad_steps",
     }
     flat = flatten(recipe.model_dump(mode="json"))

@@ -98,7 +98,8 @@ class Engine:
                 one.grad = torch.zeros_like(one)
         self.scaler.unscale_(optimizer)
         norm = self.gradient_norm()
-        torch.nn.utils.clip_grads_with_norm_(self.parameters, largest, norm)
+        if norm.isfinite():  # else they are dropped, and first looked at
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, largest, norm)
         return norm
 
     def gradient_norm(self) -> Tensor:
