@@ -1,4 +1,4 @@
-"""A run whose score becomes no better ends at one and the same step, however often it was stopped."""
+"""A run whose score becomes no better ends at one and the same step, however it got there."""
 
 import io
 import json
@@ -98,5 +98,5 @@ def test_scores_of_later_steps_that_an_earlier_start_left_do_not_count(tmp_path)
 
 
 def test_patience_without_a_score_to_wait_for_is_refused(place):
-    with pytest.raises(ConfigError, match="stop_after_worse needs train.best_metric"):
+    with pytest.raises(ConfigError, match=r"stop_after_worse needs train\.best_metric"):
         TrainingRun(patient(place, train__best_metric=None), Console(quiet=True))

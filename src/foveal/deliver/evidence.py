@@ -13,7 +13,7 @@ from foveal.config import EvaluateSettings, Recipe
 from foveal.data.batch import build_batch
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, build_dataset
-from foveal.data.encode import encode
+from foveal.data.encode import encode, read_as
 from foveal.data.example import Example, ImageFolder, read_examples
 from foveal.data.rows import Group, Row
 from foveal.errors import DataError, RunError
@@ -66,7 +66,7 @@ def find_examples(recipe: Recipe, processor: Any) -> Examples:
     if not examples:
         raise DataError(f"{data}: no examples; write one conversation a line")
     folder = ImageFolder(data, recipe.data.images)
-    processor.turns = recipe.data.turns
+    read_as(processor, recipe.data)
     encoded = [encode(example, processor, folder) for example in examples]
     return Examples(data, examples, build_dataset(encoded, processor), scored)
 

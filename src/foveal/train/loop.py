@@ -133,9 +133,7 @@ def train(
             rate = set_rate(optimizer, rate_scale(work.step, total_steps, settings))
             audit = hooks.audit if hooks.audit.pending else None
             clip = settings.gradient_clip
-            seen = train_step(
-                engine, loss, optimizer, work.batches, clip, audit, hooks.explain
-            )
+            seen = train_step(engine, loss, optimizer, work.batches, clip, audit, hooks.explain)
             taken = work.step + 1
             if log:
                 log.write(taken, seen, rate, time.perf_counter() - started)

@@ -9,6 +9,7 @@ from foveal.models.family import PARTS, LoadedModel
 from foveal.models.finite import find_not_finite
 from foveal.train.engines.one_process import Engine
 
+
 def explain_step(engine: Engine, loaded: LoadedModel, rows: Sequence[Batch]) -> str:
     """Say which layer's numbers are the first that are not finite; all processes ask alike.
 
