@@ -49,7 +49,9 @@ def overlap_table(ours: Sequence[Box], theirs: Sequence[Box]) -> NDArray[np.floa
     sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
     common = sides.clip(0).prod(-1)
     union = _area(one) + _area(other) - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    overlaps: NDArray[np.float64] = np.zeros_like(common)
+    np.divide(common, union, out=overlaps, where=union > 0)
+    return overlaps
 
 
 def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
