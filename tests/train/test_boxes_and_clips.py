@@ -77,6 +77,13 @@ def test_a_run_learns_boxes_in_its_numbers_and_is_scored_in_those_of_the_data(pl
     evaluate(place / "run", place / "train.jsonl", place / "again")
     again = (place / "again" / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(one)["prediction"] for one in again] == [one["prediction"] for one in lines]
+    # An export is proven by the same scores, and its card says how it speaks.
+    words = ["export", str(place / "run"), str(place / "out"), "--merge", "--dtype", "float32"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "speaks of boxes in pixels of the page" in (place / "out" / "README.md").read_text()
+    proof = json.loads((place / "out" / "proof.json").read_text())
+    assert proof["scores"]["iou"]
     bare_model = place / "run" / "final"
     evaluate(bare_model, place / "train.jsonl", place / "bare", "--boxes", "pixels")
     bare = (place / "bare" / "predictions.jsonl").read_text().splitlines()

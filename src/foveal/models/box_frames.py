@@ -18,6 +18,19 @@ TOP_FIRST = ("gemma3", "gemma4")
 so is likely, and not confirmed (google/gemma-3-4b-it, discussion 38)."""
 
 
+def describe_frame(model_type: str) -> str:
+    """Say in words which numbers a tuned model of some type speaks in."""
+    if model_type == "phi3_v":
+        return (
+            "pixels of the page that a picture is enlarged to before it is cut into crops, white "
+            "borders too"
+        )
+    if model_type in RESIZED_PIXELS:
+        return "pixels of the picture as its image processor resizes it"
+    first = ", top and bottom before left and right" if model_type in TOP_FIRST else ""
+    return f"thousandths of the picture's width and height{first}"
+
+
 def box_frame_of(model_type: str, grid: Sequence[int], patch_size: int | None) -> BoxFrame:
     """Find the numbers of an image.
 

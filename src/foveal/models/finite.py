@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from foveal.models.family import LoadedModel
 
+BROKEN_WEIGHTS = "its weights are not"
+
 FORMATS = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -81,8 +83,10 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 def _advice(module: nn.Module, precision: str) -> str:
     own = (one for one in module.parameters() if one.is_floating_point())
-    if not all(bool(one.isfinite().all()) for one in own):
-        return "its weights are not; take another checkpoint"
+    # Of a weight that is cut, this process's share: the others may not ask.
+    shares: Any = (one.to_local() if hasattr(one, "to_local") else one for one in own)
+    if not all(bool(one.isfinite().all()) for one in shares):
+        return f"{BROKEN_WEIGHTS}; take another checkpoint"
     if precision == "fp16":
         return "they grow beyond its range; use precision=bf16 or float32"
     return "its weights or what it is given are too large; take another checkpoint"

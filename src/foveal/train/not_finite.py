@@ -6,7 +6,7 @@ import torch
 
 from foveal.data.batch import Batch
 from foveal.models.family import PARTS, LoadedModel
-from foveal.models.finite import find_not_finite
+from foveal.models.finite import BROKEN_WEIGHTS, find_not_finite
 from foveal.train.engines.one_process import Engine
 
 
@@ -24,7 +24,8 @@ def explain_step(engine: Engine, loaded: LoadedModel, rows: Sequence[Batch]) -> 
     with engine.autocast():
         forward = find_not_finite(loaded, lambda: _read(engine, rows))
     if found := [one for one in engine.gather([forward]) if one]:
-        return found[0]
+        # Of a weight that is cut, one process alone may hold what is no number.
+        return min(found, key=lambda one: BROKEN_WEIGHTS not in one)
     spoilt = engine.gather(_spoilt_places(loaded))
     where = min(spoilt)[-1] if spoilt else "some weight"
     scale = engine.loss_scale
@@ -33,7 +34,7 @@ def explain_step(engine: Engine, loaded: LoadedModel, rows: Sequence[Batch]) -> 
 
 
 def _read(engine: Engine, rows: Sequence[Batch]) -> None:
-    with torch.no_grad():
+    with torch.no_grad(), engine.reading():
         for place, row in enumerate(rows):
             with engine.passes(last=place == len(rows) - 1):
                 engine.module(row.to(engine.device))

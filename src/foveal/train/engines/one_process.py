@@ -80,6 +80,11 @@ class Engine:
         """Surround one forward and backward pass; only the last of a step need be shared."""
         yield
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Surround forward passes that no backward pass follows."""
+        yield
+
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of this process's share of the loss.
 
