@@ -11,6 +11,7 @@ import yaml
 from foveal.config import Recipe, Settings, as_typed
 from foveal.deliver.proof import Proof
 from foveal.deliver.source import RunSource
+from foveal.deliver.weight_only import WeightOnly
 from foveal.evaluate.metrics import Score
 from foveal.machine import Precision
 from foveal.models.box_frames import describe_frame
@@ -29,6 +30,7 @@ def write_card(
     *,
     as_model: bool,
     proof: Proof | None,
+    bits: WeightOnly | None = None,
 ) -> None:
     """Write the model card of a folder that will be called `name`."""
     environment = jinja2.Environment(
@@ -56,6 +58,7 @@ def write_card(
         turns=recipe.data.turns,
         examples=describe_examples(recipe),
         dtype=dtype,
+        held=bits.line() if bits else "",
         settings=public_settings(recipe),
         fingerprint=source.progress.data_fingerprint,
         proof=proof,
