@@ -18,7 +18,12 @@ def test_training_asking_and_the_template_write_one_system_text(family, tmp_path
         {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
         {"role": "user", "content": [{"type": "text", "text": "what is it?"}]},
     ]
-    written = processor.processor.apply_chat_template(messages, add_generation_prompt=True)
+    written = processor.tokenizer.apply_chat_template(
+        messages,
+        chat_template=processor.processor.chat_template,
+        add_generation_prompt=True,
+        tokenize=False,
+    )
     expected = processor.tokenizer(written, add_special_tokens=False)["input_ids"]
     trained = processor.encode_turns([AskedTurn("what is it?", 0, "red")], SYSTEM)
     prompt = [
