@@ -12,6 +12,9 @@ class WordProcessor:
     image_token_id = 1
     turns = "recipe"
 
+    def words_fingerprint(self):
+        return "words"
+
     def encode_turns(self, turns, system=""):
         entries, learnt, images, first = [*map(self.number, system.split())], [], 0, 0
         learnt += [False] * len(entries)

@@ -95,7 +95,8 @@ class TrainingRun:
         self.recipe = recipe
         self.engine = make_engine(recipe.engine, recipe.precision)
         self.console = console if self.engine.is_main else Console(quiet=True)
-        self.run = recipe.run
+        self._anyones_console = console  # of the process that encodes for all others
+        self.run, self._fresh = recipe.run, fresh
         if fresh and self.engine.is_main:
             set_aside(self.run)
         self.engine.wait()
@@ -140,9 +141,17 @@ class TrainingRun:
             self._tell(line)
 
     def _read(self, files: list[Path], weights: Sequence[float] = ()) -> tuple[Examples, Dataset]:
-        data, cache = self.recipe.data, self.run / ".cache"
-        processor = self.loaded.processor
-        return read_dataset(files, processor, data.images, cache, data.workers, weights)
+        data = self.recipe.data
+        return read_dataset(
+            files,
+            self.loaded.processor,
+            data.images,
+            data.cache or self.run / ".cache",
+            data.workers,
+            weights,
+            self._anyones_console,
+            self._fresh,
+        )
 
     def go(self) -> Outcome:
         """Train to the end, or to a request to stop.
@@ -232,7 +241,12 @@ class TrainingRun:
         recipe, engine, model = self.recipe, self.engine, self.loaded.model
         batches = RowBatches(self.dataset, self.loaded.processor, recipe.train.loss_weighting)
         loader = StepLoader(
-            plan, batches, engine.rank, recipe.data.workers, engine.device.type == "cuda"
+            plan,
+            batches,
+            engine.rank,
+            recipe.data.workers,
+            engine.device.type == "cuda",
+            engine.largest,
         )
         hooks = LoopHooks(
             progress=self._progress,

@@ -15,9 +15,9 @@ class CountingPlan(Plan):
 
     asked: list[int]
 
-    def step(self, index):
+    def rows_of(self, index, rank):
         self.asked.append(index)
-        return super().step(index)
+        return super().rows_of(index, rank)
 
 
 @pytest.fixture(params=[1.0, 0.5, 2.5], ids="weight {}".format)

@@ -75,6 +75,10 @@ class DataSettings(Settings):
     images: Path | None = None
     """Folder that image paths start from; none: `images` beside the JSONL file, or its folder."""
 
+    cache: Path | None = None
+    """Folder that keeps encoded examples and image sizes, about 300 bytes an example, for all runs
+    that name it; none: `.cache` in the run's folder, for its own processes and restarts."""
+
     columns: Columns = Columns()
     """Which columns of Parquet rows hold what."""
 

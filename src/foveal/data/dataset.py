@@ -1,68 +1,87 @@
-"""JSONL files + a processor -> Dataset: all that a plan and a batch need, no picture opened."""
+"""JSONL files + a processor -> Dataset: all that a plan and a batch need, no image opened."""
 
-import hashlib
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from foveal.data.encode import Encoded, TurnProcessor, encode
+from foveal.data.columns import (
+    Arrays,
+    Columns,
+    ColumnWriter,
+    Ragged,
+    beside,
+    blocks,
+    digest_of,
+    lay_end_to_end,
+    map_columns,
+    number_by_first,
+    sum_lists,
+)
+from foveal.data.encode import Encoded, TurnProcessor
+from foveal.data.encoding import Noticed, encode_file
 from foveal.data.epochs import Shown
-from foveal.data.example import ImageFolder, numbered_lines, parse_line
+from foveal.data.image_sizes import image_sizes
 from foveal.data.lines import Examples
-from foveal.data.media import image_sizes
 from foveal.data.packed import (
     EncodedExamples,
+    ExampleColumns,
+    ExamplesBuilder,
     ImageFact,
     ImageFacts,
-    RaggedBuilder,
-    Texts,
-    TextsBuilder,
+    PathsOfFiles,
+    Prompts,
 )
-from foveal.data.parallel import parallel
-from foveal.data.remarks import Remarks, look_at
+from foveal.data.remarks import Remarks
 from foveal.data.shapes import ImageShape
-from foveal.data.sizes import Sizes
+from foveal.data.sizes import Beginnings, Sizes
 from foveal.errors import DataError
+from foveal.storage import FAILED_WRITES, folder_written_whole, locked, write_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["Dataset", "ImageFact", "build_dataset", "read_dataset"]
 
-LINES_A_PROCESS = 8192
-"""Lines that are handed to a process at once; fewer are encoded before one has started."""
+FINGERPRINT = "fingerprint"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples as tokens, the pictures they speak of, and what both cost."""
+    """Examples as tokens, the images they speak of, and what both cost."""
 
     examples: Sequence[Encoded]
     images: Sequence[ImageFact]
     sizes: Sizes
     fingerprint: str
-    """Changes when an example, a picture's size or the encoding does."""
+    """Changes when an example, an image's size or the encoding does."""
 
     remarks: Remarks = field(default_factory=Remarks)
     """What was noticed while reading."""
 
+    @property
+    def targets(self) -> NDArray[np.int32]:
+        """Tokens of each example that are learnt, (examples,)."""
+        if isinstance(self.examples, EncodedExamples):
+            return self.examples.targets
+        return np.asarray([np.count_nonzero(one.learnt) for one in self.examples], np.int32)
+
     def without_targets(self) -> list[int]:
         """List the examples in which nothing is learnt."""
-        if isinstance(self.examples, EncodedExamples):
-            silent: list[int] = self.examples.without_targets().tolist()
-            return silent
-        return [place for place, one in enumerate(self.examples) if not one.learnt.any()]
+        silent: list[int] = np.flatnonzero(self.targets == 0).tolist()
+        return silent
 
     def learnt_tokens(self) -> int:
         """Count the tokens that are learnt."""
-        if isinstance(self.examples, EncodedExamples):
-            return int(self.examples.learnt.sum())
-        return sum(int(one.learnt.sum()) for one in self.examples)
+        return int(self.targets.sum(dtype=np.int64))
 
     def image_numbers(self, example: int) -> list[int]:
-        """Places in `images` of the pictures of an example."""
+        """Places in `images` of the images of an example."""
         numbers: list[int] = self.sizes.images.take([example])[0]
         return numbers
 
@@ -74,143 +93,274 @@ def read_dataset(
     cache: Path | None = None,
     workers: int = 1,
     weights: Sequence[float] = (),
+    console: "Console | None" = None,
+    fresh: bool = False,
 ) -> tuple[Examples, Dataset]:
     """Read and encode JSONL files, one behind the other.
+
+    Of the processes that share a cache one works, and the others map what it made.
 
     Args:
         paths: of the files.
         processor: of the model that will read them.
         images: folder that image paths start from; none: beside each file.
-        cache: folder that remembers, from one run to the next, where lines start and how large
-            pictures are.
-        workers: processes that encode and read headers of pictures, where there are many.
+        cache: folder that keeps encoded examples, where lines start and how large images are;
+            none: all is worked out here and now.
+        workers: processes that encode and read headers of images, where there are many.
         weights: how often an epoch shows each file; empty: once.
+        console: to show progress on.
+        fresh: whether to take nothing from the cache that is older than this process.
 
     Raises:
-        DataError: a file or a picture's header cannot be read, or there is no example.
+        DataError: a file or an image's header cannot be read, there is no example, or the cache
+            cannot be written.
     """
     paths = [paths] if isinstance(paths, Path) else paths
-    examples = Examples(paths, cache)
-    sizes_cache = cache / f"{paths[0].stem}-sizes.json" if cache else None
-    remarks = Remarks()
-    encoded = _encode_all(examples, processor, images, remarks, workers)
-    counts = [len(file) for file in examples.files]
-    shown = tuple(map(Shown, counts, weights or [1.0] * len(counts)))
-    for path, one in zip(paths, shown, strict=True):
-        if not one.an_epoch:
-            raise DataError(
-                f"{path}: weight {one.weight:g} of {one.examples} examples shows none of them"
-            )
-    weighted = shown if any(one.weight != 1 for one in shown) else ()
-    dataset = build_dataset(encoded, processor, sizes_cache, workers, weighted)
-    return examples, replace(dataset, remarks=remarks)
+    with _in_turn(cache, paths):
+        examples = Examples(paths, cache)
+        counts = [len(file) for file in examples.files]
+        shown = tuple(map(Shown, counts, weights or [1.0] * len(counts)))
+        for path, one in zip(paths, shown, strict=True):
+            if not one.an_epoch:
+                raise DataError(
+                    f"{path}: weight {one.weight:g} of {one.examples} examples shows none of them"
+                )
+        kept = cache / "encoded" if cache else None
+        encoded = [
+            encode_file(path, processor, images, kept, workers, console, fresh) for path in paths
+        ]
+        remarks = Remarks()
+        for path, file in zip(paths, encoded, strict=True):
+            _add_remarks(remarks, path, file.noticed)
+        weighted = shown if any(one.weight != 1 for one in shown) else ()
+        dataset = _assemble(
+            [file.columns for file in encoded],
+            processor,
+            kept / digest_of("".join(file.name for file in encoded).encode()).hex()
+            if kept
+            else None,
+            workers,
+            weighted,
+            remarks,
+        )
+    return examples, dataset
 
 
-def _encode_all(
-    examples: Examples,
-    processor: TurnProcessor,
-    images: Path | None,
-    remarks: Remarks,
-    workers: int,
-) -> Iterator[Encoded]:
-    for path in (file.path for file in examples.files):
-        work = partial(_encode_line, path, ImageFolder(path, images), processor)
-        identities = array("q")
-        for read in parallel(work, numbered_lines(path), workers, LINES_A_PROCESS):
-            identities.append(hash(read.encoded.id))
-            for message in read.remarks:
-                remarks.add(path, read.number, message)
-            yield read.encoded
-        again = len(identities) - len(np.unique(np.frombuffer(identities, np.int64)))
-        if again:
-            remarks.add(path, 0, f"examples with the id of another: {again:,}")
+@contextmanager
+def _in_turn(cache: Path | None, paths: Sequence[Path]) -> Iterator[None]:
+    """Have one process at a time read files into a cache; the system ends the turn of a dead one.
 
-
-class _Read(NamedTuple):
-    """What came out of one line."""
-
-    number: int
-    encoded: Encoded
-    remarks: tuple[str, ...]
-
-
-def _encode_line(
-    path: Path, folder: ImageFolder, processor: TurnProcessor, numbered: tuple[int, bytes]
-) -> _Read:
-    number, line = numbered
-    example = parse_line(path, number, line)
+    Raises:
+        DataError: the cache cannot be written.
+    """
+    if cache is None:
+        yield
+        return
+    name = digest_of("\n".join(str(path.resolve()) for path in paths).encode(), 1).hex()
     try:
-        return _Read(number, encode(example, processor, folder), tuple(look_at(example)))
-    except (DataError, ValueError) as error:
+        with locked(cache / f".{name}.lock"):
+            yield
+    except OSError as error:
+        if error.errno not in FAILED_WRITES:
+            raise
         raise DataError(
-            f"{path}:{number} ({example.id}): {error}; `foveal check {path}` names every such line"
+            f"cannot write to {error.filename or cache}: {error.strerror}; free space and run the "
+            "same command again: it goes on from there"
         ) from error
 
 
+def _add_remarks(remarks: Remarks, path: Path, noticed: Noticed) -> None:
+    for number, message in noticed.first:
+        remarks.add(path, number, message)
+    remarks.count += noticed.count - len(noticed.first)
+    if noticed.same_ids:
+        remarks.add(path, 0, f"examples with the id of another: {noticed.same_ids:,}")
+
+
 def build_dataset(
-    encoded: Iterable[Encoded],
-    processor: TurnProcessor,
-    cache: Path | None = None,
-    workers: int = 1,
-    shown: tuple[Shown, ...] = (),
+    encoded: Iterable[Encoded], processor: TurnProcessor, workers: int = 1
 ) -> Dataset:
-    """Measure encoded examples; two paths to one file are one picture."""
-    numbers: dict[Path, int] = {}
-    ids = TextsBuilder()
-    prompts, rest, owned = RaggedBuilder(), RaggedBuilder(), RaggedBuilder()
-    learnt = bytearray()
-    entries = array("i")
-    digest = hashlib.blake2b(digest_size=16)
+    """Measure encoded examples; two paths to one file are one image."""
+    builder = ExamplesBuilder()
     for one in encoded:
-        own = [numbers.setdefault(path, len(numbers)) for path in one.images]
-        prompts.add(_name_images(one.entries[: one.prompt_entries], own))
-        rest.add(one.entries[one.prompt_entries :].tolist())
-        learnt += one.learnt[one.prompt_entries :].tobytes()
-        owned.add(own)
-        entries.append(len(one.entries))
-        ids.add(one.id)
-        digest.update(one.id.encode())
-        digest.update(one.entries.tobytes())
-    facts = _measure(list(numbers), processor, cache, workers)
-    lists = owned.build()
-    extra = np.concatenate([[0], np.cumsum(facts.tokens[lists.values] - 1)])[lists.offsets]
-    sizes = Sizes(
-        tokens=(np.frombuffer(entries, np.int32) + np.diff(extra)).astype(np.int32),
-        prompts=prompts.build(),
-        images=lists,
-        image_tokens=facts.tokens,
-        image_crops=facts.crops,
-        shown=shown,
-    )
-    for values in (sizes.tokens, sizes.images.values, sizes.image_tokens, sizes.image_crops):
-        digest.update(values.tobytes())
-    examples = EncodedExamples(
-        ids.build(),
-        sizes.prompts,
-        rest.build(),
-        np.frombuffer(learnt, np.bool_),
-        lists,
-        facts,
-    )
-    return Dataset(examples, facts, sizes, digest.hexdigest())
+        builder.add(one)
+    return _assemble([builder.build()], processor, None, workers, (), Remarks())
 
 
-def _measure(
-    paths: Sequence[Path], processor: TurnProcessor, cache: Path | None, workers: int
-) -> ImageFacts:
-    sizes = image_sizes(paths, cache, workers)
+# -- files of examples -> one data set ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Measured(Columns):
+    """What hangs on the sizes of images, of all files together."""
+
+    tokens: NDArray[np.int32]
+    families: NDArray[np.int32]
+    extra_tokens: NDArray[np.int32]
+    crops: NDArray[np.int32]
+    later_crops: NDArray[np.int32]
+    beginning_tokens: NDArray[np.int32]
+    images: Ragged
+    shape_numbers: NDArray[np.int32]
+    image_tokens: NDArray[np.int32]
+    image_crops: NDArray[np.int32]
+
+
+def _assemble(
+    files: Sequence[ExampleColumns],
+    processor: TurnProcessor,
+    cache: Path | None,
+    workers: int,
+    shown: tuple[Shown, ...],
+    remarks: Remarks,
+) -> Dataset:
+    """Number the images of all files, measure them, and what hangs on them."""
+    examples = EncodedExamples(files)
+    names = beside([file.path_names for file in files])
+    paths: Sequence[str] = files[0].paths
+    numbers = None  # of an only file: its own
+    if len(files) > 1:
+        numbers, firsts = number_by_first(names)
+        names, paths = names[firsts], PathsOfFiles([file.paths for file in files], firsts)
+    sizes = image_sizes(paths, cache and cache.with_name(f"{cache.name}-sizes"), workers, names)
+    shapes, each = _shapes_of(sizes, paths, processor)
+    place = None
+    if cache:
+        asked = [repr(shapes).encode(), np.ascontiguousarray(each).data.cast("B")]
+        state = digest_of(b"".join(map(bytes, asked)), 1).hex()
+        place = cache.with_name(f"{cache.name}-{state}")
+    measured, fingerprint = _measured(files, numbers, shapes, each, place)
+    beginnings = Beginnings(
+        measured.families,
+        measured.extra_tokens,
+        measured.crops,
+        measured.later_crops,
+        measured.beginning_tokens,
+    )
+    found = Sizes(
+        measured.tokens,
+        Prompts(examples, measured.images),
+        measured.images,
+        measured.image_tokens,
+        measured.image_crops,
+        shown,
+        beginnings,
+        place,
+    )
+    facts = ImageFacts(paths, shapes, measured.shape_numbers)
+    return Dataset(examples, facts, found, fingerprint, remarks)
+
+
+def _shapes_of(
+    sizes: NDArray[np.int32], paths: Sequence[str], processor: TurnProcessor
+) -> tuple[tuple[ImageShape, ...], NDArray[np.int32]]:
+    """Find the shape of each image; distinct ones in the order in which they are met.
+
+    Raises:
+        DataError: an image has none; it is named.
+    """
+    packed = sizes[:, 0].astype(np.int64) << 32 | sizes[:, 1]
+    _, firsts, which = np.unique(packed, return_index=True, return_inverse=True)
     shapes: dict[ImageShape, int] = {}
-    numbers: dict[tuple[int, int], int] = {}
-    for path, size in zip(paths, sizes, strict=True):
-        if size not in numbers:
-            try:
-                numbers[size] = shapes.setdefault(processor.shape(*size), len(shapes))
-            except (DataError, ValueError) as error:  # it knows no name
-                raise DataError(f"{path}: {error}") from error
-    each = np.asarray([numbers[size] for size in sizes], np.int32)
-    return ImageFacts(Texts.of(map(str, paths)), tuple(shapes), each)
+    numbers = np.zeros(len(firsts), np.int32)
+    for at in np.argsort(firsts).tolist():
+        first = int(firsts[at])
+        try:
+            shape = processor.shape(*sizes[first].tolist())
+        except (DataError, ValueError) as error:  # it knows no name
+            raise DataError(f"{paths[first]}: {error}") from error
+        numbers[at] = shapes.setdefault(shape, len(shapes))
+    return tuple(shapes), numbers[which]
 
 
-def _name_images(prompt: np.ndarray, own: list[int]) -> list[int]:
-    """Replace an example's own image numbers by those of the whole data set."""
-    return [-1 - own[-1 - entry] if entry < 0 else entry for entry in prompt.tolist()]
+def _measured(
+    files: Sequence[ExampleColumns],
+    numbers: NDArray[np.int32] | None,
+    shapes: Sequence[ImageShape],
+    each: NDArray[np.int32],
+    place: Path | None,
+) -> tuple[_Measured, str]:
+    """Work out what hangs on the images' sizes, or map what was worked out before."""
+    known = map_columns(place) if place else None
+    if place and known:
+        return _Measured.of_arrays(known), (place / FINGERPRINT).read_text(encoding="utf-8")
+    pieces = _pieces(files, numbers, shapes, each)
+    if place is None:
+        made = _Measured.of_arrays(lay_end_to_end(pieces))
+        return made, _fingerprint(files, made)
+    with folder_written_whole(place) as folder:
+        with ColumnWriter(folder) as writer:
+            for named in pieces:
+                writer.append(named)
+        made = _Measured.of_arrays(map_columns(folder) or {})
+        write_text(folder / FINGERPRINT, _fingerprint(files, made))
+    return _measured(files, numbers, shapes, each, place)
+
+
+def _pieces(
+    files: Sequence[ExampleColumns],
+    numbers: NDArray[np.int32] | None,
+    shapes: Sequence[ImageShape],
+    each: NDArray[np.int32],
+) -> Iterator[Arrays]:
+    """Measure all examples, a block at a time, and then say what was measured of all."""
+    image_tokens = np.asarray([shape.tokens for shape in shapes], np.int32)[each]
+    image_crops = np.asarray([shape.crops for shape in shapes], np.int32)[each]
+    nobody = np.zeros(0, np.int32)
+    before = 0
+    for file in files:
+        own = nobody if numbers is None else numbers[before : before + len(file.paths)]
+        before += len(file.paths)
+        for rows in blocks(len(file)):
+            offsets = file.images.offsets[rows.start : rows.stop + 1]
+            owned = file.images.values[offsets[0] : offsets[-1]]
+            owned = owned if numbers is None else own[owned]
+            offsets = offsets - offsets[0]
+            starts, ends = offsets[:-1], offsets[1:]
+            of_prompt = starts + file.prompt_images[rows]
+            extra = image_tokens[owned] - 1
+            prompt_extra = sum_lists(extra, starts, of_prompt)
+            crops = sum_lists(image_crops[owned], starts, of_prompt)
+            entries = np.diff(file.entries.offsets[rows.start : rows.stop + 1]).astype(np.int32)
+            yield {
+                "tokens": entries + sum_lists(extra, starts, ends),
+                "extra_tokens": prompt_extra,
+                "crops": crops,
+                "later_crops": sum_lists(image_crops[owned], starts, ends) - crops,
+                "beginning_tokens": file.beginning_entries[rows] + prompt_extra,
+                "images.values": owned,
+                "images.offsets": offsets,
+            }
+    yield {
+        "families": _families(beside([file.beginnings for file in files])),
+        "shape_numbers": each,
+        "image_tokens": image_tokens,
+        "image_crops": image_crops,
+    }
+
+
+def _families(beginnings: NDArray[np.uint64]) -> NDArray[np.int32]:
+    """Number the examples by what their prompts begin with; one without images is alone."""
+    names = beginnings.copy()
+    alone = np.flatnonzero(~beginnings.any(axis=1))
+    names[alone, 0] = alone
+    return number_by_first(names)[0]
+
+
+def _fingerprint(files: Sequence[ExampleColumns], measured: _Measured) -> str:
+    digest = blake2b(digest_size=16)
+    for file in files:
+        for rows in blocks(len(file)):
+            ids = file.ids.offsets[rows.start : rows.stop + 1]
+            ends = file.entries.offsets[rows.start : rows.stop + 1]
+            texts = file.ids.content[ids[0] : ids[-1]].tobytes()
+            entries = file.entries.values[ends[0] : ends[-1]].tobytes()
+            of_ids, of_entries = (ids - ids[0]).tolist(), (4 * (ends - ends[0])).tolist()
+            for at in range(rows.stop - rows.start):
+                digest.update(texts[of_ids[at] : of_ids[at + 1]])
+                digest.update(entries[of_entries[at] : of_entries[at + 1]])
+    sizes = measured.tokens, measured.images.values, measured.image_tokens, measured.image_crops
+    for array in sizes:
+        for rows in blocks(len(array)):
+            digest.update(np.ascontiguousarray(array[rows]))
+    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
@@ -43,6 +44,11 @@ class EncodedTurns(NamedTuple):
     """Entries before the first answer."""
 
 
+def fingerprint_words(*settings: object) -> str:
+    """Name what words are encoded with: tokenizer, template, settings, as texts."""
+    return blake2b(repr(settings).encode(), digest_size=16).hexdigest()
+
+
 class TurnProcessor(Protocol):
     """What the data walk asks of a model: its words, its images, where tokens stand."""
 
@@ -54,6 +60,10 @@ class TurnProcessor(Protocol):
     @property
     def long_context_tokens(self) -> int | None:
         """Length above which an example is treated as long; none: no difference."""
+        ...
+
+    def words_fingerprint(self) -> str:
+        """Name all that the entries of a conversation hang on."""
         ...
 
     def encode_turns(self, turns: Sequence[AskedTurn], system: str = "") -> EncodedTurns:

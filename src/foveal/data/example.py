@@ -1,6 +1,7 @@
 """Example: one conversation and the images it speaks of; one line of a JSONL file."""
 
 import json
+import os
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -159,6 +160,10 @@ def write_examples(path: Path, examples: Iterable[Example]) -> int:
     return written
 
 
+MOST_REMEMBERED_PATHS = 20_000
+"""Images that are looked for once: most have several questions."""
+
+
 class ImageFolder:
     """Where the image paths of a JSONL file start from.
 
@@ -169,6 +174,7 @@ class ImageFolder:
     def __init__(self, data: Path, images: Path | None = None) -> None:
         roots = (images,) if images else (data.parent / "images", data.parent)
         self.roots = tuple(root.resolve() for root in roots)
+        self._found: dict[str, Path] = {}
 
     def find(self, path: str) -> Path:
         """Turn a path of an example into a file.
@@ -176,9 +182,17 @@ class ImageFolder:
         Raises:
             DataError: the path leaves the folder, or there is no such file.
         """
+        found = self._found.get(path)
+        if found is None:
+            found = self._look_for(path)
+            if len(self._found) < MOST_REMEMBERED_PATHS:
+                self._found[path] = found
+        return found
+
+    def _look_for(self, path: str) -> Path:
         for root in self.roots:
             try:
-                candidate = (root / path).resolve()
+                candidate = Path(os.path.realpath(os.path.join(root, path)))
                 is_file = candidate.is_file()
             except (OSError, ValueError) as error:  # too long, or holds a NUL
                 raise DataError(f"image {path!r}: {error}; rename it") from None

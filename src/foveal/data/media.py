@@ -1,10 +1,9 @@
 """A file with a picture or a clip -> RGB pictures, sizes and identities, opened safely."""
 
-import json
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import file_digest
 from io import BytesIO
@@ -13,9 +12,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from foveal.data.parallel import parallel
 from foveal.errors import DataError
-from foveal.storage import write_text
 
 MAX_PIXELS = 178_956_970
 """Most pixels of a picture, width x height: where Pillow itself takes it for a bomb."""
@@ -163,59 +160,12 @@ def measure_image(source: Path | BinaryIO, name: object) -> tuple[int, int]:
         return image.width, image.height
 
 
-def image_sizes(
-    paths: Sequence[Path], cache: Path | None = None, workers: int = 1
-) -> list[tuple[int, int]]:
-    """Read (width, height) of many pictures, in processes, remembered from one run to the next.
-
-    Args:
-        paths: pictures; a path may occur more than once and is read once.
-        cache: file that remembers sizes by path, bytes and time of change; a broken one is rebuilt.
-        workers: processes; 0 or 1: none beside this one.
-
-    Raises:
-        DataError: a picture cannot be used; the first of them is named.
-    """
-    known = _read_cache(cache) if cache else {}
-    stamps = {path: _stamp(path) for path in dict.fromkeys(paths)}
-    unread = [path for path, stamp in stamps.items() if known.get(str(path), [])[2:] != stamp]
-    sizes = parallel(image_size, unread, workers, chunk=1024)
-    for path, size in zip(unread, sizes, strict=True):
-        known[str(path)] = [*size, *stamps[path]]
-    if cache and unread:
-        _write_cache(cache, known)
-    found = (known[str(path)] for path in paths)
-    return [(width, height) for width, height, *_ in found]
-
-
 def stamp_of(status: os.stat_result) -> list[int]:
     """Tell a file from any that stood in its place before, though length and time were kept.
 
     Its time of change can be set, as copying does; when that was done cannot.
     """
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
-def _stamp(path: Path) -> list[int]:
-    try:
-        return stamp_of(path.stat())
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-
-
-_Known = dict[str, list[int]]  # path -> width, height, and the stamp of the file
-
-
-def _read_cache(cache: Path) -> _Known:
-    try:
-        known = json.loads(cache.read_bytes())
-        return {path: [int(one) for one in held] for path, held in known.items() if len(held) == 6}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}  # absent or broken: only time is lost
-
-
-def _write_cache(cache: Path, known: _Known) -> None:
-    write_text(cache, json.dumps(known, separators=(",", ":")))
 
 
 def frame_indices(total_frames: int, num_frames: int = 8) -> list[int]:

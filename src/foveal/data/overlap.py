@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from foveal.data.columns import digest_of
 from foveal.data.dataset import Dataset
+from foveal.data.packed import EncodedExamples
 
 
 def describe_overlap(training: Dataset, validation: Dataset) -> str:
@@ -13,15 +16,9 @@ def describe_overlap(training: Dataset, validation: Dataset) -> str:
     The same tokens, answers too, and pictures of the same number of bytes make the same example,
     whatever its id and wherever its files lie.
     """
-    # Most are told apart by their lengths, which are at hand; the rest by their tokens.
-    lengths = np.unique(validation.sizes.tokens)
-    candidates = np.flatnonzero(np.isin(training.sizes.tokens, lengths)).tolist()
-    wanted = {_tokens(validation, place) for place in range(len(validation.examples))}
-    learnt = {
-        (_tokens(training, place), _picture_bytes(training, place))
-        for place in candidates
-        if _tokens(training, place) in wanted
-    }
+    # Most are told apart by the names of their entries, which are at hand; the rest by the entries.
+    candidates = np.flatnonzero(np.isin(_names(training), _names(validation))).tolist()
+    learnt = {(_tokens(training, place), _picture_bytes(training, place)) for place in candidates}
     again = [
         place
         for place in range(len(validation.examples))
@@ -34,6 +31,13 @@ def describe_overlap(training: Dataset, validation: Dataset) -> str:
         f"too, such as {validation.examples[again[0]].id}: their scores tell what was learnt by "
         "heart"
     )
+
+
+def _names(dataset: Dataset) -> NDArray[np.uint64]:
+    if isinstance(dataset.examples, EncodedExamples):
+        return dataset.examples.contents
+    names = b"".join(digest_of(one.entries.tobytes(), 1) for one in dataset.examples)
+    return np.frombuffer(names, np.uint64)
 
 
 def _tokens(dataset: Dataset, place: int) -> bytes:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from foveal.data.encode import AskedTurn, EncodedTurns, TurnsSetting
+from foveal.data.encode import AskedTurn, EncodedTurns, TurnsSetting, fingerprint_words
 from foveal.data.shapes import ImageShape
 from foveal.errors import ModelError
 from foveal.models.cached_rows import reads_with_cache
@@ -93,6 +93,11 @@ class HubReader:
     @cached_property
     def _ends(self) -> tuple[int, ...]:
         return tuple(self._generation_ends())
+
+    def words_fingerprint(self) -> str:
+        """Name all that the entries of a conversation hang on."""
+        about = (type(self).__qualname__, self.turns, self.reads_one_image)
+        return fingerprint_words(*about, self.words.fingerprint())
 
     def encode_turns(self, turns: Sequence[AskedTurn], system: str = "") -> EncodedTurns:
         """Encode a conversation through the model's chat template.

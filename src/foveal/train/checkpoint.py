@@ -128,6 +128,7 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
     free = {
         "run",
         "engine",
+        "data.cache",
         "data.workers",
         "data.validation",
         "data.images",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from foveal.data.encode import AskedTurn, EncodedTurns, TurnsSetting
+from foveal.data.encode import AskedTurn, EncodedTurns, TurnsSetting, fingerprint_words
 from foveal.data.shapes import ImageShape
 from foveal.models.phi3_vision.image import crop_grid, cut_crops, num_image_tokens
 
@@ -54,6 +54,10 @@ class CropReader:
     def encode_system(self, text: str) -> list[int]:
         """Encode a system message, which stands in place of the first prompt's first token."""
         raise NotImplementedError
+
+    def words_fingerprint(self) -> str:
+        """Name all that the entries of a conversation hang on."""
+        return fingerprint_words(type(self).__qualname__, self.turns)
 
     def encode_turns(self, turns: Sequence[AskedTurn], system: str = "") -> EncodedTurns:
         """Encode a conversation; every turn is a prompt of its own, and its answer is learnt."""
