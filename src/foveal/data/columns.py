@@ -23,7 +23,7 @@ Arrays = Mapping[str, NDArray[Any]]
 _Number = TypeVar("_Number", bound=np.generic)
 
 KINDS = "columns.json"
-"""Names each column's type and the length of its rows; written last, so a folder has it or is torn."""
+"""Names each column's type and the form of its rows; written last: a folder has it or is torn."""
 
 BLOCK_ROWS = 2**19
 """Rows that are worked on at once where all are: what is in memory besides the maps."""
@@ -136,11 +136,7 @@ class ColumnWriter:
             OSError: the disk is full, say; numpy's own writing would not notice.
         """
         for name, given in named.items():
-            array = given
-            if name.endswith(".offsets"):
-                last = self._ends.get(name)
-                array = given if last is None else given[1:] + last
-                self._ends[name] = (last or 0) + int(given[-1])
+            array = _going_on(name, given, self._ends)
             if name not in self._files:
                 self._kinds[name] = (array.dtype.str, list(array.shape[1:]))
                 self._files[name] = self._open.enter_context((self._folder / name).open("wb"))
@@ -172,7 +168,7 @@ def map_columns(folder: Path) -> dict[str, NDArray[Any]] | None:
     try:
         kinds = json.loads((folder / KINDS).read_text(encoding="utf-8"))
         return {name: _map(folder / name, *kind) for name, kind in kinds.items()}
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return None  # absent or broken: only time is lost
 
 
@@ -186,12 +182,20 @@ def _map(path: Path, kind: str, row: list[int]) -> NDArray[Any]:
 def lay_end_to_end(pieces: Iterable[Arrays]) -> dict[str, NDArray[Any]]:
     """Join arrays of the same names in memory, as a `ColumnWriter` would on the disk."""
     found: dict[str, list[NDArray[Any]]] = {}
+    ends: dict[str, int] = {}
     for named in pieces:
         for name, array in named.items():
-            before = found.setdefault(name, [])
-            goes_on = before and name.endswith(".offsets")
-            before.append(array[1:] + before[-1][-1] if goes_on else array)
+            found.setdefault(name, []).append(_going_on(name, array, ends))
     return {name: beside(arrays) for name, arrays in found.items()}
+
+
+def _going_on(name: str, array: NDArray[Any], ends: dict[str, int]) -> NDArray[Any]:
+    """Have offsets go on from where those of the same name ended."""
+    if not name.endswith(".offsets"):
+        return array
+    last = ends.get(name)
+    ends[name] = (last or 0) + int(array[-1])
+    return array if last is None else array[1:] + last
 
 
 def kept_array(path: Path, make: Callable[[], NDArray[_Number]]) -> NDArray[_Number]:
@@ -257,4 +261,5 @@ def sum_lists(
 ) -> NDArray[np.int32]:
     """Add up stretches of values, (stretches,)."""
     before = np.concatenate([[0], np.cumsum(each, dtype=np.int64)])
-    return (before[ends] - before[starts]).astype(np.int32)
+    found: NDArray[np.int32] = (before[ends] - before[starts]).astype(np.int32)
+    return found

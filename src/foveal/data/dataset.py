@@ -1,33 +1,25 @@
 """JSONL files + a processor -> Dataset: all that a plan and a batch need, no image opened."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from shutil import rmtree
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveal.data.columns import (
-    Arrays,
-    Columns,
-    ColumnWriter,
-    Ragged,
-    beside,
-    blocks,
     digest_of,
-    lay_end_to_end,
-    map_columns,
     number_by_first,
-    sum_lists,
 )
 from foveal.data.encode import Encoded, TurnProcessor
 from foveal.data.encoding import Noticed, encode_file
 from foveal.data.epochs import Shown
 from foveal.data.image_sizes import image_sizes
 from foveal.data.lines import Examples
+from foveal.data.measured import measure, shapes_of
 from foveal.data.packed import (
     EncodedExamples,
     ExampleColumns,
@@ -38,17 +30,17 @@ from foveal.data.packed import (
     Prompts,
 )
 from foveal.data.remarks import Remarks
-from foveal.data.shapes import ImageShape
 from foveal.data.sizes import Beginnings, Sizes
 from foveal.errors import DataError
-from foveal.storage import FAILED_WRITES, folder_written_whole, locked, write_text
+from foveal.storage import FAILED_WRITES, locked
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["Dataset", "ImageFact", "build_dataset", "read_dataset"]
 
-FINGERPRINT = "fingerprint"
+STATES_KEPT = 4
+"""States of the same files, as with other images or another model, that a cache remembers."""
 
 
 @dataclass(frozen=True)
@@ -116,50 +108,18 @@ def read_dataset(
             cannot be written.
     """
     paths = [paths] if isinstance(paths, Path) else paths
-    with _in_turn(cache, paths):
-        examples = Examples(paths, cache)
-        counts = [len(file) for file in examples.files]
-        shown = tuple(map(Shown, counts, weights or [1.0] * len(counts)))
-        for path, one in zip(paths, shown, strict=True):
-            if not one.an_epoch:
-                raise DataError(
-                    f"{path}: weight {one.weight:g} of {one.examples} examples shows none of them"
-                )
-        kept = cache / "encoded" if cache else None
-        encoded = [
-            encode_file(path, processor, images, kept, workers, console, fresh) for path in paths
-        ]
-        remarks = Remarks()
-        for path, file in zip(paths, encoded, strict=True):
-            _add_remarks(remarks, path, file.noticed)
-        weighted = shown if any(one.weight != 1 for one in shown) else ()
-        dataset = _assemble(
-            [file.columns for file in encoded],
-            processor,
-            kept / digest_of("".join(file.name for file in encoded).encode()).hex()
-            if kept
-            else None,
-            workers,
-            weighted,
-            remarks,
-        )
-    return examples, dataset
-
-
-@contextmanager
-def _in_turn(cache: Path | None, paths: Sequence[Path]) -> Iterator[None]:
-    """Have one process at a time read files into a cache; the system ends the turn of a dead one.
-
-    Raises:
-        DataError: the cache cannot be written.
-    """
+    called = time.time()  # what others have done since, while this waited, need not be done again
     if cache is None:
-        yield
-        return
+        return _read(paths, processor, images, None, workers, weights, console, 0.0, 0.0)
+    # One process at a time for the same files; the system ends the turn of a dead one.
     name = digest_of("\n".join(str(path.resolve()) for path in paths).encode(), 1).hex()
+    place = cache / "encoded" / name
     try:
-        with locked(cache / f".{name}.lock"):
-            yield
+        with locked(place.with_name(f".{name}.lock")):
+            fresh_from = called if fresh else 0.0
+            return _read(
+                paths, processor, images, place, workers, weights, console, called, fresh_from
+            )
     except OSError as error:
         if error.errno not in FAILED_WRITES:
             raise
@@ -167,6 +127,48 @@ def _in_turn(cache: Path | None, paths: Sequence[Path]) -> Iterator[None]:
             f"cannot write to {error.filename or cache}: {error.strerror}; free space and run the "
             "same command again: it goes on from there"
         ) from error
+
+
+def _read(
+    paths: Sequence[Path],
+    processor: TurnProcessor,
+    images: Path | None,
+    place: Path | None,
+    workers: int,
+    weights: Sequence[float],
+    console: "Console | None",
+    called: float,
+    fresh_from: float,
+) -> tuple[Examples, Dataset]:
+    """Read files, alone; what is kept stands beside `place`."""
+    examples = Examples(paths, place and place.parent.parent)
+    counts = [len(file) for file in examples.files]
+    shown = tuple(map(Shown, counts, weights or [1.0] * len(counts)))
+    for path, one in zip(paths, shown, strict=True):
+        if not one.an_epoch:
+            raise DataError(
+                f"{path}: weight {one.weight:g} of {one.examples} examples shows none of them"
+            )
+    kept = place and place.parent
+    encoded = [
+        encode_file(path, processor, images, kept, workers, console, fresh_from) for path in paths
+    ]
+    remarks = Remarks()
+    for path, file in zip(paths, encoded, strict=True):
+        _add_remarks(remarks, path, file.noticed)
+    files = [file.columns for file in encoded]
+    state = digest_of("".join(file.name for file in encoded).encode(), 1).hex()
+    numbered = _number_images(files)
+    sizes = image_sizes(
+        numbered.paths,
+        place and place.with_name(f"{place.name}-sizes"),
+        workers,
+        numbered.names,
+        max(called, fresh_from),
+    )
+    place = place and place.with_name(f"{place.name}-{state}")
+    weighted = shown if any(one.weight != 1 for one in shown) else ()
+    return examples, _assemble(files, numbered, sizes, processor, place, weighted, remarks)
 
 
 def _add_remarks(remarks: Remarks, path: Path, noticed: Noticed) -> None:
@@ -184,52 +186,48 @@ def build_dataset(
     builder = ExamplesBuilder()
     for one in encoded:
         builder.add(one)
-    return _assemble([builder.build()], processor, None, workers, (), Remarks())
+    files = [builder.build()]
+    numbered = _number_images(files)
+    sizes = image_sizes(numbered.paths, None, workers, numbered.names)
+    return _assemble(files, numbered, sizes, processor)
 
 
-# -- files of examples -> one data set ---------------------------------------------------------------
+class _NumberedImages(NamedTuple):
+    """The distinct images of all files."""
+
+    paths: Sequence[str]
+    names: NDArray[np.uint64]
+    numbers: NDArray[np.int32] | None
+    """Of the images of each file, one file behind the other; none: an only file's own."""
 
 
-@dataclass(frozen=True)
-class _Measured(Columns):
-    """What hangs on the sizes of images, of all files together."""
-
-    tokens: NDArray[np.int32]
-    families: NDArray[np.int32]
-    extra_tokens: NDArray[np.int32]
-    crops: NDArray[np.int32]
-    later_crops: NDArray[np.int32]
-    beginning_tokens: NDArray[np.int32]
-    images: Ragged
-    shape_numbers: NDArray[np.int32]
-    image_tokens: NDArray[np.int32]
-    image_crops: NDArray[np.int32]
+def _number_images(files: Sequence[ExampleColumns]) -> _NumberedImages:
+    if len(files) == 1:
+        return _NumberedImages(files[0].paths, files[0].path_names, None)
+    names = np.concatenate([file.path_names for file in files])
+    numbers, firsts = number_by_first(names)
+    paths = PathsOfFiles([file.paths for file in files], firsts)
+    return _NumberedImages(paths, names[firsts], numbers)
 
 
 def _assemble(
     files: Sequence[ExampleColumns],
+    numbered: _NumberedImages,
+    sizes: NDArray[np.int32],
     processor: TurnProcessor,
-    cache: Path | None,
-    workers: int,
-    shown: tuple[Shown, ...],
-    remarks: Remarks,
+    place: Path | None = None,
+    shown: tuple[Shown, ...] = (),
+    remarks: Remarks | None = None,
 ) -> Dataset:
-    """Number the images of all files, measure them, and what hangs on them."""
+    """Work out what hangs on the images' sizes, and put all together."""
+    paths = numbered.paths
+    shapes, each = shapes_of(sizes, paths, processor)
+    if place:
+        asked = repr(shapes).encode() + each.tobytes()
+        place = place.with_name(f"{place.name}-{digest_of(asked, 1).hex()}")
+        _forget_older(place)
+    measured, fingerprint = measure(files, numbered.numbers, shapes, each, place)
     examples = EncodedExamples(files)
-    names = beside([file.path_names for file in files])
-    paths: Sequence[str] = files[0].paths
-    numbers = None  # of an only file: its own
-    if len(files) > 1:
-        numbers, firsts = number_by_first(names)
-        names, paths = names[firsts], PathsOfFiles([file.paths for file in files], firsts)
-    sizes = image_sizes(paths, cache and cache.with_name(f"{cache.name}-sizes"), workers, names)
-    shapes, each = _shapes_of(sizes, paths, processor)
-    place = None
-    if cache:
-        asked = [repr(shapes).encode(), np.ascontiguousarray(each).data.cast("B")]
-        state = digest_of(b"".join(map(bytes, asked)), 1).hex()
-        place = cache.with_name(f"{cache.name}-{state}")
-    measured, fingerprint = _measured(files, numbers, shapes, each, place)
     beginnings = Beginnings(
         measured.families,
         measured.extra_tokens,
@@ -248,119 +246,13 @@ def _assemble(
         place,
     )
     facts = ImageFacts(paths, shapes, measured.shape_numbers)
-    return Dataset(examples, facts, found, fingerprint, remarks)
+    return Dataset(examples, facts, found, fingerprint, remarks or Remarks())
 
 
-def _shapes_of(
-    sizes: NDArray[np.int32], paths: Sequence[str], processor: TurnProcessor
-) -> tuple[tuple[ImageShape, ...], NDArray[np.int32]]:
-    """Find the shape of each image; distinct ones in the order in which they are met.
-
-    Raises:
-        DataError: an image has none; it is named.
-    """
-    packed = sizes[:, 0].astype(np.int64) << 32 | sizes[:, 1]
-    _, firsts, which = np.unique(packed, return_index=True, return_inverse=True)
-    shapes: dict[ImageShape, int] = {}
-    numbers = np.zeros(len(firsts), np.int32)
-    for at in np.argsort(firsts).tolist():
-        first = int(firsts[at])
-        try:
-            shape = processor.shape(*sizes[first].tolist())
-        except (DataError, ValueError) as error:  # it knows no name
-            raise DataError(f"{paths[first]}: {error}") from error
-        numbers[at] = shapes.setdefault(shape, len(shapes))
-    return tuple(shapes), numbers[which]
-
-
-def _measured(
-    files: Sequence[ExampleColumns],
-    numbers: NDArray[np.int32] | None,
-    shapes: Sequence[ImageShape],
-    each: NDArray[np.int32],
-    place: Path | None,
-) -> tuple[_Measured, str]:
-    """Work out what hangs on the images' sizes, or map what was worked out before."""
-    known = map_columns(place) if place else None
-    if place and known:
-        return _Measured.of_arrays(known), (place / FINGERPRINT).read_text(encoding="utf-8")
-    pieces = _pieces(files, numbers, shapes, each)
-    if place is None:
-        made = _Measured.of_arrays(lay_end_to_end(pieces))
-        return made, _fingerprint(files, made)
-    with folder_written_whole(place) as folder:
-        with ColumnWriter(folder) as writer:
-            for named in pieces:
-                writer.append(named)
-        made = _Measured.of_arrays(map_columns(folder) or {})
-        write_text(folder / FINGERPRINT, _fingerprint(files, made))
-    return _measured(files, numbers, shapes, each, place)
-
-
-def _pieces(
-    files: Sequence[ExampleColumns],
-    numbers: NDArray[np.int32] | None,
-    shapes: Sequence[ImageShape],
-    each: NDArray[np.int32],
-) -> Iterator[Arrays]:
-    """Measure all examples, a block at a time, and then say what was measured of all."""
-    image_tokens = np.asarray([shape.tokens for shape in shapes], np.int32)[each]
-    image_crops = np.asarray([shape.crops for shape in shapes], np.int32)[each]
-    nobody = np.zeros(0, np.int32)
-    before = 0
-    for file in files:
-        own = nobody if numbers is None else numbers[before : before + len(file.paths)]
-        before += len(file.paths)
-        for rows in blocks(len(file)):
-            offsets = file.images.offsets[rows.start : rows.stop + 1]
-            owned = file.images.values[offsets[0] : offsets[-1]]
-            owned = owned if numbers is None else own[owned]
-            offsets = offsets - offsets[0]
-            starts, ends = offsets[:-1], offsets[1:]
-            of_prompt = starts + file.prompt_images[rows]
-            extra = image_tokens[owned] - 1
-            prompt_extra = sum_lists(extra, starts, of_prompt)
-            crops = sum_lists(image_crops[owned], starts, of_prompt)
-            entries = np.diff(file.entries.offsets[rows.start : rows.stop + 1]).astype(np.int32)
-            yield {
-                "tokens": entries + sum_lists(extra, starts, ends),
-                "extra_tokens": prompt_extra,
-                "crops": crops,
-                "later_crops": sum_lists(image_crops[owned], starts, ends) - crops,
-                "beginning_tokens": file.beginning_entries[rows] + prompt_extra,
-                "images.values": owned,
-                "images.offsets": offsets,
-            }
-    yield {
-        "families": _families(beside([file.beginnings for file in files])),
-        "shape_numbers": each,
-        "image_tokens": image_tokens,
-        "image_crops": image_crops,
-    }
-
-
-def _families(beginnings: NDArray[np.uint64]) -> NDArray[np.int32]:
-    """Number the examples by what their prompts begin with; one without images is alone."""
-    names = beginnings.copy()
-    alone = np.flatnonzero(~beginnings.any(axis=1))
-    names[alone, 0] = alone
-    return number_by_first(names)[0]
-
-
-def _fingerprint(files: Sequence[ExampleColumns], measured: _Measured) -> str:
-    digest = blake2b(digest_size=16)
-    for file in files:
-        for rows in blocks(len(file)):
-            ids = file.ids.offsets[rows.start : rows.stop + 1]
-            ends = file.entries.offsets[rows.start : rows.stop + 1]
-            texts = file.ids.content[ids[0] : ids[-1]].tobytes()
-            entries = file.entries.values[ends[0] : ends[-1]].tobytes()
-            of_ids, of_entries = (ids - ids[0]).tolist(), (4 * (ends - ends[0])).tolist()
-            for at in range(rows.stop - rows.start):
-                digest.update(texts[of_ids[at] : of_ids[at + 1]])
-                digest.update(entries[of_entries[at] : of_entries[at + 1]])
-    sizes = measured.tokens, measured.images.values, measured.image_tokens, measured.image_crops
-    for array in sizes:
-        for rows in blocks(len(array)):
-            digest.update(np.ascontiguousarray(array[rows]))
-    return digest.hexdigest()
+def _forget_older(place: Path) -> None:
+    """Keep what was worked out for a few states of the same files; others who map it keep it."""
+    first, *_ = place.name.split("-")
+    others = [one for one in place.parent.glob(f"{first}-*-*") if one != place]
+    others.sort(key=lambda one: one.stat().st_mtime)
+    for old in others[: -STATES_KEPT + 1]:
+        rmtree(old, ignore_errors=True)

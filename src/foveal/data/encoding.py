@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from glob import escape
 from hashlib import blake2b
 from io import BytesIO
 from itertools import pairwise
@@ -32,7 +33,6 @@ from foveal.data.columns import (
 )
 from foveal.data.encode import Encoded, TurnProcessor, encode
 from foveal.data.example import ImageFolder, holds_anything, parse_example
-from foveal.data.image_sizes import STARTED
 from foveal.data.media import stamp_of
 from foveal.data.packed import ExampleColumns, ExamplesBuilder
 from foveal.data.parallel import parallel
@@ -84,7 +84,7 @@ def encode_file(
     cache: Path | None = None,
     workers: int = 1,
     console: "Console | None" = None,
-    fresh: bool = False,
+    not_before: float = 0.0,
 ) -> EncodedFile:
     """Encode a file, or map what was encoded before.
 
@@ -97,7 +97,7 @@ def encode_file(
         cache: folder of what is kept; none: nothing is.
         workers: processes that encode.
         console: to show progress on.
-        fresh: whether to take nothing that was there before this process began.
+        not_before: take nothing that was made earlier, in seconds since 1970.
 
     Raises:
         DataError: a line is no example, or changed meanwhile; it is named by its number.
@@ -110,8 +110,7 @@ def encode_file(
             made = list(_each(encoder, _cut(path), workers, count))
         return _finish_in_memory(made)
     place = _place(cache, path, stamp, images, processor)
-    if fresh:
-        _drop_older(place)
+    _drop_older(place, not_before)
     if found := _map_file(place):
         return found
     parts = place.with_name(f".{place.name}.pieces")
@@ -149,7 +148,7 @@ def _place(
     where = _short(os.fsencode(path.resolve()))
     state = _short(json.dumps(stamp).encode())
     other = [str(images and images.resolve()), processor.words_fingerprint(), code_fingerprint()]
-    for former in cache.glob(f"*{path.stem}-{where}-*"):
+    for former in cache.glob(f"*{escape(path.stem)}-{where}-*"):
         if former.is_dir() and state not in former.name:
             rmtree(former, ignore_errors=True)  # who has it mapped keeps it
     return cache / f"{path.stem}-{where}-{state}-{_short(json.dumps(other).encode())}"
@@ -172,20 +171,19 @@ def code_fingerprint() -> str:
     return digest.hexdigest()
 
 
-def _drop_older(place: Path) -> None:
-    """Drop what was made before this process began; another of the same run made the rest."""
+def _drop_older(place: Path, time: float) -> None:
     for folder in (place, place.with_name(f".{place.name}.pieces")):
-        if folder.exists() and folder.stat().st_mtime < STARTED:
+        if folder.exists() and folder.stat().st_mtime < time:
             rmtree(folder)
 
 
 def _map_file(place: Path) -> EncodedFile | None:
     named = map_columns(place)
+    if not named:
+        return None
     try:
         noticed = json.loads((place / NOTICED).read_text(encoding="utf-8"))
-        return named and EncodedFile(
-            ExampleColumns.of_arrays(named), Noticed(**noticed), place.name
-        )
+        return EncodedFile(ExampleColumns.of_arrays(named), Noticed(**noticed), place.name)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -233,7 +231,7 @@ class _Encoder:
             return self._encode(span)
         if not self.file(span).exists():
             content = BytesIO()
-            np.savez(content, **self._encode(span))
+            np.savez(content, **dict[str, Any](self._encode(span)))
             write_bytes(self.file(span), content.getvalue())
         return {}
 
@@ -245,13 +243,15 @@ class _Encoder:
     def read(self, span: Span, *names: str) -> dict[str, Any]:
         """Read a piece that is kept; a broken one is made again."""
         try:
-            with np.load(self.file(span)) as arrays:
-                return {name: arrays[name] for name in names or arrays}
+            return self._load(span, names)
         except (OSError, ValueError, KeyError, BadZipFile):
             self.file(span).unlink(missing_ok=True)
             self(span)
-            with np.load(self.file(span)) as arrays:
-                return {name: arrays[name] for name in names or arrays}
+            return self._load(span, names)
+
+    def _load(self, span: Span, names: Sequence[str]) -> dict[str, Any]:
+        with self.file(span).open("rb") as file, np.load(file) as arrays:
+            return {name: arrays[name] for name in names or arrays}
 
     def _encode(self, span: Span) -> Arrays:
         start, end = span

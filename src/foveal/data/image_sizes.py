@@ -4,6 +4,7 @@ import os
 import time
 from array import array
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,6 @@ from foveal.data.parallel import parallel
 from foveal.errors import DataError
 from foveal.storage import folder_written_whole, write_text
 
-STARTED = time.time()
-"""When this process began: what another has looked at since then need not be looked at again."""
-
 LOOKED_AT = "looked-at"
 """Names when somebody last saw that every file is the one that was measured."""
 
@@ -27,18 +25,19 @@ def image_sizes(
     cache: Path | None = None,
     workers: int = 1,
     names: NDArray[np.uint64] | None = None,
+    since: float = inf,
 ) -> NDArray[np.int32]:
     """Read (width, height) of many images, in processes, remembered from one run to the next.
 
-    Every file is looked at once a start, by one of the processes that share the cache: bytes, time
-    of change, when that was set, and which file it is. Content that changed under all four is not
-    noticed here, and where its shape differs, when it is opened.
+    Every file is looked at: bytes, time of change, when that was set, and which file it is. Content
+    that changed under all four is not noticed here, but when it is opened, where its shape differs.
 
     Args:
         paths: of images.
         cache: folder that remembers sizes; a broken one is made anew.
         workers: processes; 0 or 1: none beside this one.
         names: (images, 2), `digest_of` each path; none: worked out here.
+        since: when another process need not have looked before, for this one to trust it.
 
     Returns:
         (images, 2), width and height of the upright images.
@@ -50,13 +49,13 @@ def image_sizes(
         digests = b"".join(digest_of(os.fsencode(path)) for path in paths)
         names = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     known = map_columns(cache) if cache else None
-    if cache and known and np.array_equal(known["names"], names) and _looked_at(cache):
+    if cache and known and np.array_equal(known["names"], names) and _looked_at(cache, since):
         return known["sizes"]
     stamps = _stamps(paths)
     sizes = np.zeros((len(paths), 2), np.int32)
     unread = _take_known(known, names, stamps, sizes) if known else np.ones(len(paths), bool)
     places = np.flatnonzero(unread)
-    found = parallel(image_size, (Path(paths[at]) for at in places), workers, chunk=1024)
+    found = parallel(image_size, (Path(paths[at]) for at in places.tolist()), workers, chunk=1024)
     for at, size in zip(places.tolist(), found, strict=True):
         sizes[at] = size
     if cache and (len(places) or not known or len(known["names"]) != len(names)):
@@ -67,9 +66,9 @@ def image_sizes(
     return sizes
 
 
-def _looked_at(cache: Path) -> bool:
+def _looked_at(cache: Path, since: float) -> bool:
     try:
-        return float((cache / LOOKED_AT).read_text(encoding="utf-8")) > STARTED
+        return float((cache / LOOKED_AT).read_text(encoding="utf-8")) > since
     except (OSError, ValueError):
         return False
 
@@ -92,7 +91,8 @@ def _take_known(
         at = order[np.minimum(found, len(order) - 1)]
     same = (known["names"][at] == names).all(axis=1) & (known["stamps"][at] == stamps).all(axis=1)
     sizes[same] = known["sizes"][at[same]]
-    return ~same
+    left: NDArray[np.bool_] = ~same
+    return left
 
 
 def _stamps(paths: Sequence[str | Path]) -> NDArray[np.int64]:

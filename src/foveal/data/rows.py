@@ -215,7 +215,7 @@ class Plan:
         return [examples[places == block] for block in range(len(self._ranks))]
 
     def _places(self, examples: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Give each example a block; a family stays together unless it is much of a block's work."""
+        """Give each example a block; a family is cut only where it is much of a block's work."""
         sizes, costs = self.sizes, self.costs
         tokens = sizes.tokens[examples].astype(np.float64)
         keys = 2 * sizes.beginnings.families[examples].astype(np.int64) + (tokens > self._longest)
@@ -252,7 +252,7 @@ class Plan:
             shown, rounds = shown_in_epoch(self.sizes.shown, families, self.seed, epoch)
             # What is shown again meets its first showing no more than any other example.
             apart = families[shown].astype(np.int64) * (rounds.max() + 1) + rounds
-            families = np.unique(apart, return_inverse=True)[1]
+            families = np.unique(apart, return_inverse=True)[1].astype(np.int32)
             examples = shown.astype(np.int32)
         if self.order == "as_is":
             return examples
