@@ -130,6 +130,8 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
         "engine",
         "data.cache",
         "data.workers",
+        "log.trackers",
+        "log.project",
         "data.validation",
         "data.images",
         "data.max_bad_fraction",
