@@ -26,7 +26,7 @@ from rich.console import Console
 from safetensors import safe_open
 
 from foveal.config import Recipe, load_recipe
-from foveal.data import dataset, encoding
+from foveal.data import dataset, pieces
 from foveal.run import TrainingRun
 from foveal.train import loop
 from foveal.train.checkpoint import OPTIMIZER, WEIGHTS, checkpoints, read_progress
@@ -180,7 +180,7 @@ def same(run: Path, whole: Path) -> bool:
 def storm(recipe: Recipe, out: Path, kills: int, seed: int, only: str | None = None) -> bool:
     """Run once in peace, then under kills, run after run, until there were enough."""
     choose, phases = random.Random(seed), Phases()
-    encoding.PIECE_BYTES = PIECE_BYTES
+    pieces.PIECE_BYTES = PIECE_BYTES
 
     def place(name: str) -> Recipe:
         return recipe.model_copy(update={"run": out / name})

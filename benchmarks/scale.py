@@ -4,8 +4,8 @@
 
 Lines are made up: four short questions about each page, of which a thousand small ones are drawn. A
 process reads them as a run does, plans its first step and one in the midst, and lays the rows out;
-no model is loaded. What it holds is memory that it alone has written, above that at ten lines; of
-all processes together, what they map is counted once. `--before` names another checkout, measured
+no model is loaded. What it holds is memory that it alone has written, beyond that for 10,000
+lines; of all processes together, what they map is counted once. `--before` names another checkout, measured
 in turn with this one. Needs about a kilobyte of disk a line.
 """
 
@@ -137,10 +137,14 @@ def plan_step(build: Path, ranks: int) -> tuple[float, float]:
     return seconds, balance
 
 
+FEW = 10_000
+"""Lines that a process holds about nothing for, beside its libraries."""
+
+
 def measure_lines(builds: dict[str, Path], folder: Path, lines: int, asked: Any) -> None:
     """Measure each build at so many lines, and print."""
     data = make_lines(folder, lines)
-    few = make_lines(folder, 10)
+    few = make_lines(folder, FEW)
     for name, build in builds.items():
         cache = folder / f"cache-{name}-{lines}"
         (first,), _ = run_processes(build, data, cache, 1, asked.workers)
@@ -152,16 +156,18 @@ def measure_lines(builds: dict[str, Path], folder: Path, lines: int, asked: Any)
         for processes in asked.processes:
             base, base_node = run_processes(build, few, cache, processes, 0)
             said, node = run_processes(build, data, cache, processes, asked.workers)
+            more = max(lines - FEW, 1)
             own = max(one["own"] for one in said) - max(one["own"] for one in base)
             size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
             print(
                 f"| {name} | {lines:,} | | {size / lines:,.0f} | {processes} | "
-                f"{max(one['first'] for one in said):.1f} | {own / lines:,.0f} | "
+                f"{max(one['first'] for one in said):.1f} | {own / more:,.0f} | "
                 f"{(node - base_node) / 1e6:,.0f} |",
                 flush=True,
             )
         shutil.rmtree(cache)
-    data.unlink()
+    if lines != FEW:
+        data.unlink()
 
 
 def main() -> None:

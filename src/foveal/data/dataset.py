@@ -15,7 +15,7 @@ from foveal.data.columns import (
     number_by_first,
 )
 from foveal.data.encode import Encoded, TurnProcessor
-from foveal.data.encoding import Noticed, encode_file
+from foveal.data.encoding import drop_older, encode_file
 from foveal.data.epochs import Shown
 from foveal.data.image_sizes import image_sizes
 from foveal.data.lines import Examples
@@ -29,6 +29,7 @@ from foveal.data.packed import (
     PathsOfFiles,
     Prompts,
 )
+from foveal.data.pieces import Noticed
 from foveal.data.remarks import Remarks
 from foveal.data.sizes import Beginnings, Sizes
 from foveal.errors import DataError
@@ -101,7 +102,7 @@ def read_dataset(
         workers: processes that encode and read headers of images, where there are many.
         weights: how often an epoch shows each file; empty: once.
         console: to show progress on.
-        fresh: whether to take nothing from the cache that is older than this process.
+        fresh: whether to take nothing from the cache that is older than this call.
 
     Raises:
         DataError: a file or an image's header cannot be read, there is no example, or the cache
@@ -117,6 +118,10 @@ def read_dataset(
     try:
         with locked(place.with_name(f".{name}.lock")):
             fresh_from = called if fresh else 0.0
+            for torn in place.parent.glob(f".{name}-*.part"):  # by a kill
+                rmtree(torn)
+            for one in place.parent.glob(f"{name}-*"):
+                drop_older(one, fresh_from)
             return _read(
                 paths, processor, images, place, workers, weights, console, called, fresh_from
             )

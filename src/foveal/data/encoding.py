@@ -6,65 +6,44 @@ last. What is kept is named by all that it hangs on, so that it can be out of da
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from glob import escape
 from hashlib import blake2b
-from io import BytesIO
-from itertools import pairwise
 from pathlib import Path
 from shutil import rmtree
-from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 import foveal
-from foveal.data.columns import (
-    Arrays,
-    ColumnWriter,
-    Ragged,
-    Texts,
-    lay_end_to_end,
-    map_columns,
-    number_by_first,
-)
-from foveal.data.encode import Encoded, TurnProcessor, encode
-from foveal.data.example import ImageFolder, holds_anything, parse_example
-from foveal.data.media import stamp_of
-from foveal.data.packed import ExampleColumns, ExamplesBuilder
+from foveal.data.archives import state_of
+from foveal.data.columns import Arrays, ColumnWriter, lay_end_to_end, map_columns
+from foveal.data.encode import TurnProcessor
+from foveal.data.packed import ExampleColumns
 from foveal.data.parallel import parallel
-from foveal.data.remarks import SHOWN, look_at
+from foveal.data.pieces import (
+    PIECE_BYTES,
+    KeptPieces,
+    Noticed,
+    PieceEncoder,
+    PiecesInMemory,
+    Span,
+    add_up_noticed,
+    cut,
+    joined,
+    noticed_in,
+)
 from foveal.errors import DataError
-from foveal.storage import folder_written_whole, write_bytes, write_json
+from foveal.storage import folder_written_whole, locked, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-PIECE_BYTES = 2**23
-"""Bytes of a file that are encoded together: what a kill costs, and a process is handed."""
-
 FEWEST_PIECES = 4
 """Pieces that are worth a second process: it needs seconds to start."""
 
-NOTICED, ABOUT = "noticed.json", "about"
-
-
-@dataclass(frozen=True)
-class Noticed:
-    """What was noticed while a file, or a piece of it, was read."""
-
-    lines: int
-    """Of the file, empty ones too."""
-
-    count: int
-    first: Sequence[tuple[int, str]]
-    """The first few: number of the line, and what is odd about it."""
-
-    same_ids: int = 0
-    """Examples with the id of another."""
+NOTICED = "noticed.json"
 
 
 @dataclass(frozen=True)
@@ -86,9 +65,7 @@ def encode_file(
     console: "Console | None" = None,
     not_before: float = 0.0,
 ) -> EncodedFile:
-    """Encode a file, or map what was encoded before.
-
-    Only one process at a time may do it for one cache, see `read_dataset`.
+    """Encode a file, or map what was encoded before; of several processes one does it.
 
     Args:
         path: of a JSONL file.
@@ -104,30 +81,43 @@ def encode_file(
         OSError: the cache cannot be written.
     """
     stamp = _stamp(path)
-    encoder = _Encoder(path, images, processor)
+    encoder = PieceEncoder(path, images, processor)
     if cache is None:
         with _counting(console, path, stamp[0]) as count:
-            made = list(_each(encoder, _cut(path), workers, count))
+            made = list(_each(encoder, cut(path), workers, count))
         return _finish_in_memory(made)
-    place = _place(cache, path, stamp, images, processor)
-    _drop_older(place, not_before)
-    if found := _map_file(place):
-        return found
-    parts = place.with_name(f".{place.name}.pieces")
-    spans = _cut(path)
+    with locked(cache / f".{_name(path)}.lock"):
+        place = _place(cache, path, stamp, images, processor)
+        for one in cache.glob(f"*{escape(place.name)}*"):
+            drop_older(one, not_before)
+        return _map_file(place) or _encode_into(place, stamp, encoder, workers, console)
+
+
+def _encode_into(
+    place: Path,
+    stamp: list[int],
+    encoder: PieceEncoder,
+    workers: int,
+    console: "Console | None",
+) -> EncodedFile:
+    path, parts = encoder.path, place.with_name(f".{place.name}.pieces")
+    for torn in place.parent.glob(f".{escape(place.name)}.*.part"):  # by a kill
+        rmtree(torn)
+    spans = cut(path)
     kept = replace(encoder, parts=parts)
     with _counting(console, path, stamp[0]) as count:
         for _ in _each(kept, spans, workers, count):
             pass
-    if _stamp(path) != stamp:
-        raise DataError(f"{path}: it changed while it was read; start again")
-    pieces = _Pieces(kept, spans)
+    pieces = KeptPieces(kept, spans)
+    if _stamp(path) != stamp or not all(one.still_holds for one in pieces.noticed()):
+        rmtree(parts)
+        raise DataError(f"{path}: it, or its images, changed while it was read; start again")
     with folder_written_whole(place) as beside, ColumnWriter(beside) as writer:
         identities = []
-        for named in _joined(pieces):
+        for named in joined(pieces):
             writer.append(named)
             identities.append(named["identities"])
-        write_json(beside / NOTICED, vars(_add_up(pieces.noticed, identities)))
+        write_json(beside / NOTICED, vars(add_up_noticed(pieces.noticed(), identities)))
     rmtree(parts)
     found = _map_file(place)
     assert found
@@ -136,7 +126,7 @@ def encode_file(
 
 def _stamp(path: Path) -> list[int]:
     try:
-        return stamp_of(path.stat())
+        return state_of(path)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; give a JSONL file of examples") from error
 
@@ -145,13 +135,16 @@ def _place(
     cache: Path, path: Path, stamp: list[int], images: Path | None, processor: TurnProcessor
 ) -> Path:
     """Name all that the encoded examples of a file hang on; forget what it was before."""
-    where = _short(os.fsencode(path.resolve()))
     state = _short(json.dumps(stamp).encode())
     other = [str(images and images.resolve()), processor.words_fingerprint(), code_fingerprint()]
-    for former in cache.glob(f"*{escape(path.stem)}-{where}-*"):
+    for former in cache.glob(f"*{escape(_name(path))}-*"):
         if former.is_dir() and state not in former.name:
             rmtree(former, ignore_errors=True)  # who has it mapped keeps it
-    return cache / f"{path.stem}-{where}-{state}-{_short(json.dumps(other).encode())}"
+    return cache / f"{_name(path)}-{state}-{_short(json.dumps(other).encode())}"
+
+
+def _name(path: Path) -> str:
+    return f"{path.stem}-{_short(os.fsencode(path.resolve()))}"
 
 
 def _short(content: bytes) -> str:
@@ -171,10 +164,10 @@ def code_fingerprint() -> str:
     return digest.hexdigest()
 
 
-def _drop_older(place: Path, time: float) -> None:
-    for folder in (place, place.with_name(f".{place.name}.pieces")):
-        if folder.exists() and folder.stat().st_mtime < time:
-            rmtree(folder)
+def drop_older(folder: Path, time: float) -> None:
+    """Drop a folder that was made before a time, in seconds since 1970."""
+    if folder.is_dir() and folder.stat().st_mtime < time:
+        rmtree(folder)
 
 
 def _map_file(place: Path) -> EncodedFile | None:
@@ -182,31 +175,17 @@ def _map_file(place: Path) -> EncodedFile | None:
     if not named:
         return None
     try:
-        noticed = json.loads((place / NOTICED).read_text(encoding="utf-8"))
-        return EncodedFile(ExampleColumns.of_arrays(named), Noticed(**noticed), place.name)
+        noticed = Noticed(**json.loads((place / NOTICED).read_text(encoding="utf-8")))
+        if not noticed.still_holds:
+            rmtree(place)
+            return None
+        return EncodedFile(ExampleColumns.of_arrays(named), noticed, place.name)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-# -- pieces ---------------------------------------------------------------------------------------
-
-
-Span = tuple[int, int]
-"""Where a piece of a file starts and ends, in bytes; always behind a line break."""
-
-
-def _cut(path: Path) -> list[Span]:
-    size, cuts = path.stat().st_size, [0]
-    with path.open("rb") as file:
-        while cuts[-1] < size:
-            file.seek(cuts[-1] + PIECE_BYTES)
-            file.readline()
-            cuts.append(min(file.tell(), size))
-    return list(pairwise(cuts))
-
-
 def _each(
-    encoder: "_Encoder", spans: Sequence[Span], workers: int, count: Callable[[int], None]
+    encoder: "PieceEncoder", spans: Sequence[Span], workers: int, count: Callable[[int], None]
 ) -> Iterator[Arrays]:
     """Encode pieces in order, in processes where there are many."""
     made = parallel(encoder, spans, workers if len(spans) >= FEWEST_PIECES else 0, 1)
@@ -215,154 +194,9 @@ def _each(
         yield arrays
 
 
-@dataclass(frozen=True)
-class _Encoder:
-    """Encodes a piece of a file; a process that was started afresh takes it along."""
-
-    path: Path
-    images: Path | None
-    processor: TurnProcessor
-    parts: Path | None = None
-    """Folder to keep pieces in; none: they are handed back."""
-
-    def __call__(self, span: Span) -> Arrays:
-        """Encode a piece, unless it is kept already."""
-        if self.parts is None:
-            return self._encode(span)
-        if not self.file(span).exists():
-            content = BytesIO()
-            np.savez(content, **dict[str, Any](self._encode(span)))
-            write_bytes(self.file(span), content.getvalue())
-        return {}
-
-    def file(self, span: Span) -> Path:
-        """Name the file of a piece."""
-        assert self.parts
-        return self.parts / f"{span[0]}-{span[1]}.npz"
-
-    def read(self, span: Span, *names: str) -> dict[str, Any]:
-        """Read a piece that is kept; a broken one is made again."""
-        try:
-            return self._load(span, names)
-        except (OSError, ValueError, KeyError, BadZipFile):
-            self.file(span).unlink(missing_ok=True)
-            self(span)
-            return self._load(span, names)
-
-    def _load(self, span: Span, names: Sequence[str]) -> dict[str, Any]:
-        with self.file(span).open("rb") as file, np.load(file) as arrays:
-            return {name: arrays[name] for name in names or arrays}
-
-    def _encode(self, span: Span) -> Arrays:
-        start, end = span
-        with self.path.open("rb") as file:
-            file.seek(start)
-            content = file.read(end - start)
-        builder, folder = ExamplesBuilder(), ImageFolder(self.path, self.images)
-        number, count, first = 0, 0, list[tuple[int, str]]()
-        for number, line in enumerate(BytesIO(content), start=1):
-            if not holds_anything(line):
-                continue
-            one, messages = self._encode_line(folder, start, number, line)
-            builder.add(one)
-            count += len(messages)
-            first += [(number, message) for message in messages[: SHOWN - len(first)]]
-        about = json.dumps([number, count, first]).encode()
-        return {**builder.build().arrays(), ABOUT: np.frombuffer(about, np.uint8)}
-
-    def _encode_line(
-        self, folder: ImageFolder, start: int, number: int, line: bytes
-    ) -> tuple[Encoded, list[str]]:
-        try:
-            example = parse_example(line)
-        except ValueError as error:  # only now does it matter how many lines stand before
-            number += self._lines_before(start)
-            raise DataError(f"{self.path}:{number}: {error}") from None
-        try:
-            return encode(example, self.processor, folder), list(look_at(example))
-        except (DataError, ValueError) as error:
-            number += self._lines_before(start)
-            raise DataError(
-                f"{self.path}:{number} ({example.id}): {error}; "
-                f"`foveal check {self.path}` names every such line"
-            ) from error
-
-    def _lines_before(self, start: int) -> int:
-        with self.path.open("rb") as file:
-            blocks = iter(partial(file.read, PIECE_BYTES), b"")
-            lines = position = 0
-            for block in blocks:
-                lines += block[: max(start - position, 0)].count(b"\n")
-                position += len(block)
-                if position >= start:
-                    break
-        return lines
-
-
-class _Pieces:
-    """The pieces of a file, read one at a time; notes what was noticed in each."""
-
-    def __init__(self, encoder: _Encoder, spans: Sequence[Span]) -> None:
-        self._encoder = encoder
-        self._spans = spans
-        self.noticed: list[Noticed] = []
-
-    def names(self) -> list[Any]:
-        """Name the paths of the images of each piece."""
-        return [self._encoder.read(span, "path_names")["path_names"] for span in self._spans]
-
-    def __iter__(self) -> Iterator[Arrays]:
-        for span in self._spans:
-            arrays = self._encoder.read(span)
-            self.noticed.append(_noticed(arrays))
-            yield arrays
-
-
-def _noticed(arrays: Arrays) -> Noticed:
-    return Noticed(*json.loads(arrays[ABOUT].tobytes()))
-
-
-def _add_up(pieces: Sequence[Noticed], identities: Sequence[Any]) -> Noticed:
-    """Put together what was noticed in the pieces of a file, lines counted on."""
-    lines = count = 0
-    first: list[tuple[int, str]] = []
-    for one in pieces:
-        first += [(lines + number, message) for number, message in one.first]
-        lines, count = lines + one.lines, count + one.count
-    ids = np.concatenate(identities) if identities else np.zeros(0, np.uint64)
-    return Noticed(lines, count, first[:SHOWN], len(ids) - len(np.unique(ids)))
-
-
-def _joined(pieces: Any) -> Iterator[Arrays]:
-    """Lay pieces behind each other, their images numbered on."""
-    names = [*pieces.names()]
-    numbers, firsts = number_by_first(np.concatenate(names)) if names else ((), ())
-    at = 0
-    for arrays in pieces:
-        table = ExampleColumns.of_arrays(arrays)
-        end = at + len(table.paths)
-        new = np.asarray(firsts)[np.searchsorted(firsts, at) : np.searchsorted(firsts, end)] - at
-        own = np.asarray(numbers[at:end], np.int32)
-        yield replace(
-            table,
-            images=Ragged(own[table.images.values], table.images.offsets),
-            paths=Texts.of(table.paths[int(place)] for place in new),
-            path_names=table.path_names[new],
-        ).arrays()
-        at = end
-
-
-class _InMemory(list[Mapping[str, Any]]):
-    """Pieces that are kept nowhere."""
-
-    def names(self) -> list[Any]:
-        """Name the paths of the images of each piece."""
-        return [arrays["path_names"] for arrays in self]
-
-
 def _finish_in_memory(made: Sequence[Arrays]) -> EncodedFile:
-    columns = lay_end_to_end(_joined(_InMemory(made)))
-    noticed = _add_up([_noticed(arrays) for arrays in made], [columns["identities"]])
+    columns = lay_end_to_end(joined(PiecesInMemory(made)))
+    noticed = add_up_noticed([noticed_in(arrays) for arrays in made], [columns["identities"]])
     return EncodedFile(ExampleColumns.of_arrays(columns), noticed, "")
 
 

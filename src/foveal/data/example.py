@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from foveal.data.archives import ENDINGS, state_of
 from foveal.errors import DataError
 from foveal.storage import written_whole
 
@@ -168,12 +169,22 @@ class ImageFolder:
     """Where the image paths of a JSONL file start from.
 
     By default the `images` folder beside the file, then the file's own folder; a path that
-    leaves its folder is refused.
+    leaves its folder is refused. A zip or tar file is a folder too.
     """
 
-    def __init__(self, data: Path, images: Path | None = None) -> None:
+    def __init__(self, data: Path, images: Path | None = None, indices: Path | None = None) -> None:
+        """Find the folders.
+
+        Args:
+            data: the file.
+            images: folder that paths start from, in place of those.
+            indices: folder that keeps where things are in archives.
+        """
         roots = (images,) if images else (data.parent / "images", data.parent)
         self.roots = tuple(root.resolve() for root in roots)
+        self._indices = indices
+        self.archives: dict[str, list[int]] = {}
+        """Archives in which something was found, and their states at that time."""
         self._found: dict[str, Path] = {}
 
     def find(self, path: str) -> Path:
@@ -200,4 +211,10 @@ class ImageFolder:
                 raise DataError(f"image {path} lies outside {root}; move it inside")
             if is_file:
                 return candidate
+            if any(ending in path or ending in root.name for ending in ENDINGS):
+                from foveal.data.archive_index import find_member  # which needs numpy
+
+                if member := find_member(candidate, self._indices):
+                    self.archives[str(member.archive)] = state_of(member.archive)
+                    return member.path
         raise DataError(f"image {path} is not in {' or '.join(map(str, self.roots))}")

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from foveal.data.archives import state_of
 from foveal.data.columns import ColumnWriter, digest_of, map_columns
-from foveal.data.media import image_size, stamp_of
+from foveal.data.media import image_size
 from foveal.data.parallel import parallel
 from foveal.errors import DataError
 from foveal.storage import folder_written_whole, write_text
@@ -99,7 +100,7 @@ def _stamps(paths: Sequence[str | Path]) -> NDArray[np.int64]:
     stamps = array("q")
     for path in paths:
         try:
-            stamps.extend(stamp_of(os.stat(path)))
+            stamps.extend(state_of(path))
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}") from error
     return np.frombuffer(stamps, np.int64).reshape(-1, 4)

@@ -4,7 +4,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import file_digest
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from foveal.data.archives import member_at, open_file
 from foveal.errors import DataError
 
 MAX_PIXELS = 178_956_970
@@ -160,14 +161,6 @@ def measure_image(source: Path | BinaryIO, name: object) -> tuple[int, int]:
         return image.width, image.height
 
 
-def stamp_of(status: os.stat_result) -> list[int]:
-    """Tell a file from any that stood in its place before, though length and time were kept.
-
-    Its time of change can be set, as copying does; when that was done cannot.
-    """
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
 def frame_indices(total_frames: int, num_frames: int = 8) -> list[int]:
     """Spread `num_frames` over a clip, floor(k * total / num); a short clip repeats frames."""
     if total_frames < 1 or num_frames < 1:
@@ -238,7 +231,7 @@ def image_identity(path: Path) -> str:
         DataError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
@@ -276,7 +269,9 @@ _quiet = _Quiet()
 @contextmanager
 def _header(source: Path | BinaryIO, name: object) -> Iterator[Image.Image]:
     """Open a picture as far as its header, undecoded."""
-    with _quiet:
+    with ExitStack() as opened, _quiet:
+        if isinstance(source, Path) and member_at(source):
+            source = opened.enter_context(_naming_file(source))
         try:
             image = Image.open(source, formats=FORMATS)
         except UnidentifiedImageError as error:
@@ -292,6 +287,16 @@ def _header(source: Path | BinaryIO, name: object) -> Iterator[Image.Image]:
         with image:
             _check_pixels(name, *image.size)
             yield image
+
+
+@contextmanager
+def _naming_file(path: Path) -> Iterator[BinaryIO]:
+    try:
+        file = open_file(path)
+    except OSError as error:
+        raise DataError(f"{path}: {_reason(error)}; give a picture's path") from error
+    with file:
+        yield file
 
 
 def _check_pixels(name: object, width: int, height: int) -> None:

@@ -1,10 +1,9 @@
 """Two data sets -> what the second holds that is learnt from in the first."""
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
+from foveal.data.archives import size_bytes
 from foveal.data.columns import digest_of
 from foveal.data.dataset import Dataset
 from foveal.data.packed import EncodedExamples
@@ -45,5 +44,4 @@ def _tokens(dataset: Dataset, place: int) -> bytes:
 
 
 def _picture_bytes(dataset: Dataset, place: int) -> tuple[int, ...]:
-    paths = (Path(dataset.images[image].path) for image in dataset.image_numbers(place))
-    return tuple(path.stat().st_size if path.exists() else -1 for path in paths)
+    return tuple(size_bytes(dataset.images[image].path) for image in dataset.image_numbers(place))

@@ -1,6 +1,7 @@
 """A folder of answers -> those that still stand; what was answered otherwise is set aside."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -8,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from foveal.config import EvaluateSettings
+from foveal.data.archives import file_of
 from foveal.data.dataset import Dataset
 from foveal.data.example import Example
 from foveal.data.media import image_identity
@@ -58,7 +60,7 @@ def describe_question(
 
 def _content(path: Path) -> str:
     try:
-        status = path.stat()
+        status = os.stat(file_of(path))
         return _identity(path, status.st_size, status.st_mtime_ns)
     except (OSError, DataError):  # whoever opens it says so
         return "gone"
