@@ -26,7 +26,7 @@ from rich.console import Console
 from safetensors import safe_open
 
 from foveal.config import Recipe, load_recipe
-from foveal.data import dataset, pieces
+from foveal.data import dataset, piecewise
 from foveal.run import TrainingRun
 from foveal.train import loop
 from foveal.train.checkpoint import OPTIMIZER, WEIGHTS, checkpoints, read_progress
@@ -75,7 +75,7 @@ class Phases:
     def watch_runs(self) -> None:
         """In a forked process: have a run say what it does."""
         dataset.encode_file = self.during("encoding", dataset.encode_file)
-        dataset.measure = self.during("encoding", dataset.measure)
+        dataset.measure_examples = self.during("encoding", dataset.measure_examples)
         loop.save_checkpoint = self.during("saving", loop.save_checkpoint)
         loop.prune = self.during("saving", loop.prune)
         TrainingRun.evaluate = self.during("evaluating", TrainingRun.evaluate)  # type: ignore[method-assign]
@@ -180,7 +180,7 @@ def same(run: Path, whole: Path) -> bool:
 def storm(recipe: Recipe, out: Path, kills: int, seed: int, only: str | None = None) -> bool:
     """Run once in peace, then under kills, run after run, until there were enough."""
     choose, phases = random.Random(seed), Phases()
-    pieces.PIECE_BYTES = PIECE_BYTES
+    piecewise.PIECE_BYTES = PIECE_BYTES
 
     def place(name: str) -> Recipe:
         return recipe.model_copy(update={"run": out / name})

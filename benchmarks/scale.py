@@ -4,9 +4,9 @@
 
 Lines are made up: four short questions about each page, of which a thousand small ones are drawn. A
 process reads them as a run does, plans its first step and one in the midst, and lays the rows out;
-no model is loaded. What it holds is memory that it alone has written, beyond that for 10,000
-lines; of all processes together, what they map is counted once. `--before` names another checkout, measured
-in turn with this one. Needs about a kilobyte of disk a line.
+no model is loaded. What it holds is memory that it alone has written, beyond that for 10,000 lines;
+of all processes together, what they map is counted once. `--before` names another checkout,
+measured in turn with this one. Needs about a kilobyte of disk a line.
 """
 
 import argparse

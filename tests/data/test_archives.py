@@ -10,7 +10,7 @@ from tiny import pages
 from words import WordProcessor
 
 from foveal.data import archive_index
-from foveal.data.archives import ENDINGS, file_of, member_at, open_file, size_bytes
+from foveal.data.archives import ENDINGS, file_of, member_at, open_stored, size_bytes
 from foveal.data.check import check_file
 from foveal.data.dataset import read_dataset
 from foveal.data.example import ImageFolder
@@ -105,7 +105,7 @@ def test_a_header_is_read_without_the_rest_of_the_image(shelf, monkeypatch):
     monkeypatch.setattr("os.pread", lambda *given: read.append(given[1]) or usual(*given))
     assert image_size(path) == (900, 700)
     assert sum(read) <= 2**17
-    with open_file(path) as file:
+    with open_stored(path) as file:
         assert file.read() == (folder / "a.png").read_bytes()
         assert file.seek(-4, 2) == size_bytes(path) - 4
         assert len(file.read()) == 4
@@ -140,7 +140,7 @@ def test_of_two_members_with_one_name_the_last_is_taken_as_unpacking_leaves_it(s
         for number in (0, 1):
             tar.add(shelf / "plain" / "images" / f"data-{number}.png", "page.png")
     found = archive_index.find_member(shelf / "pages.tar" / "page.png")
-    with open_file(found.path) as file:
+    with open_stored(found.path) as file:
         assert file.read() == (shelf / "plain" / "images" / "data-1.png").read_bytes()
 
 

@@ -13,7 +13,7 @@ from published import make_processor
 from tiny import make_picture, pages, turn, write_data
 from words import WordProcessor
 
-from foveal.data import pieces, rows
+from foveal.data import piecewise, rows
 from foveal.data.batch import build_batch, open_as_planned
 from foveal.data.check import check_file, count_tokens
 from foveal.data.dataset import build_dataset, read_dataset
@@ -137,7 +137,7 @@ def test_what_nobody_wants_is_noticed_while_reading_and_what_cannot_be_is_refuse
 
 
 def test_processes_encode_alike_and_name_the_same_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 150)
+    monkeypatch.setattr(piecewise, "PIECE_BYTES", 150)
     data, processor = mixed(tmp_path), WordProcessor()
     with data.open("a") as file:
         file.write(json.dumps({"id": "x", "conversations": [turn("</s>", "a")]}) + "\n\n")

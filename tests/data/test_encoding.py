@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import pages
+from published import make_processor
+from tiny import pages, turn, write_data
 from words import WordProcessor
 
-from foveal.data import encoding, pieces
-from foveal.data.columns import Ragged, Texts
+from foveal.data import encoding, image_sizes, piecewise
+from foveal.data.column_files import Ragged, Texts
 from foveal.data.dataset import read_dataset
 from foveal.data.encode import encode
 from foveal.data.example import ImageFolder, read_examples
@@ -51,7 +52,7 @@ def encoded_lines(monkeypatch):
         seen.append(example.id)
         return encode(example, *others)
 
-    monkeypatch.setattr(pieces, "encode", noting)
+    monkeypatch.setattr(piecewise, "encode", noting)
     return seen
 
 
@@ -59,7 +60,7 @@ def encoded_lines(monkeypatch):
 def test_kept_examples_are_those_that_are_worked_out_at_once(tmp_path, monkeypatch, piece_bytes):
     data, processor = pages(tmp_path, 3, 4), WordProcessor()
     whole = contents(read(data, processor))
-    monkeypatch.setattr(pieces, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(piecewise, "PIECE_BYTES", piece_bytes)
     monkeypatch.setattr(encoding, "FEWEST_PIECES", 10_000)
     assert contents(read(data, processor)) == whole
     for _ in range(2):
@@ -78,8 +79,14 @@ def test_examples_are_encoded_once_and_then_mapped(tmp_path, monkeypatch):
     assert len(seen) == 4
     assert contents(read(data, WordProcessor(), cache=cache)) == first
     assert len(seen) == 4
-    read(data, WordProcessor(), cache=cache, fresh=True)
+    measured = []
+    usual = image_sizes.image_size
+    monkeypatch.setattr(image_sizes, "image_size", lambda one: measured.append(one) or usual(one))
+    read(data, WordProcessor(), cache=cache)
+    assert len(measured) == 0
+    assert contents(read(data, WordProcessor(), cache=cache, fresh=True)) == first
     assert len(seen) == 8
+    assert len(measured) == 2
 
 
 def test_another_file_state_folder_or_processor_is_encoded_anew(tmp_path, monkeypatch):
@@ -113,6 +120,24 @@ def test_a_change_of_one_file_encodes_that_file_alone(tmp_path, monkeypatch):
     assert contents(kept) == contents(read(files, WordProcessor()))
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_who_shows_the_same_images_in_the_same_order_shares_them(tmp_path, cached):
+    pages(tmp_path, 2, 1)
+    names = ["data-0.png", "data-1.png"]
+    asked = [
+        [turn("<|image_2|><|image_1|> One?", "1", names)],
+        [turn("<|image_1|><|image_2|> Two?", "2", names[::-1])],
+        [turn("<|image_1|><|image_2|> Three?", "3", names)],
+        [turn("None?", "4")],
+        [turn("None?", "5")],
+    ]
+    data = write_data(tmp_path / "asked.jsonl", asked)
+    dataset = read(data, make_processor(4), cache=tmp_path / "cache" if cached else None)
+    assert dataset.sizes.beginnings.families.tolist() == [0, 0, 1, 2, 3]
+    first, second, *_ = dataset.sizes.prompts.take(range(5))
+    assert [entry for entry in first if entry < 0] == [entry for entry in second if entry < 0]
+
+
 def test_what_was_noticed_is_said_again_with_its_lines_when_it_is_mapped(tmp_path, monkeypatch):
     data = pages(tmp_path, 2, 3)
     lines = data.read_text().splitlines()
@@ -121,7 +146,7 @@ def test_what_was_noticed_is_said_again_with_its_lines_when_it_is_mapped(tmp_pat
         line["conversations"][0]["user"] = " "
         lines[at] = json.dumps(line | {"id": "example-0"})
     data.write_text("\n\n".join(lines) + "\n")
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 200)
+    monkeypatch.setattr(piecewise, "PIECE_BYTES", 200)
     monkeypatch.setattr(encoding, "FEWEST_PIECES", 10_000)
     for _ in range(2):
         said = list(read(data, WordProcessor(), cache=tmp_path / "cache").remarks.lines())
@@ -133,7 +158,7 @@ def test_a_bad_line_is_named_by_its_number_in_the_file(tmp_path, monkeypatch):
     data = pages(tmp_path, 2, 3)
     lines = data.read_text().splitlines()
     data.write_text("\n".join([*lines[:4], "", "{", lines[5]]) + "\n")
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 200)
+    monkeypatch.setattr(piecewise, "PIECE_BYTES", 200)
     monkeypatch.setattr(encoding, "FEWEST_PIECES", 10_000)
     for cache in (None, tmp_path / "cache"):
         with pytest.raises(DataError, match=r"data\.jsonl:6: not JSON"):
@@ -155,7 +180,7 @@ def test_a_run_that_was_killed_while_it_encoded_goes_on_behind_the_last_piece(
     tmp_path, monkeypatch
 ):
     data, cache = pages(tmp_path, 4, 4), tmp_path / "cache"
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 300)
+    monkeypatch.setattr(piecewise, "PIECE_BYTES", 300)
     monkeypatch.setattr(encoding, "FEWEST_PIECES", 10_000)
     seen = []
 
@@ -165,7 +190,7 @@ def test_a_run_that_was_killed_while_it_encoded_goes_on_behind_the_last_piece(
         seen.append(example.id)
         return encode(example, *others)
 
-    monkeypatch.setattr(pieces, "encode", dying)
+    monkeypatch.setattr(piecewise, "encode", dying)
     with pytest.raises(KeyboardInterrupt):
         read(data, WordProcessor(), cache=cache)
     before = seen.copy()
@@ -180,7 +205,7 @@ def test_a_run_that_was_killed_while_it_encoded_goes_on_behind_the_last_piece(
 
 def test_a_broken_piece_is_made_again(tmp_path, monkeypatch):
     data, cache = pages(tmp_path, 4, 4), tmp_path / "cache"
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 300)
+    monkeypatch.setattr(piecewise, "PIECE_BYTES", 300)
     monkeypatch.setattr(encoding, "FEWEST_PIECES", 10_000)
     usual = encoding.joined
 
@@ -200,16 +225,16 @@ import sys
 sys.path[:0] = [{tests!r}]
 from pathlib import Path
 from words import WordProcessor
-from foveal.data import encoding, pieces
+from foveal.data import encoding, piecewise
 from foveal.data.dataset import read_dataset
 if __name__ == "__main__":
-    usual = pieces.encode
+    usual = piecewise.encode
     def noting(example, *others):
         with open({notes!r}, "a") as file:
             file.write(example.id + "\\n")
         return usual(example, *others)
-    pieces.encode = noting
-    pieces.PIECE_BYTES = 2000
+    piecewise.encode = noting
+    piecewise.PIECE_BYTES = 2000
     encoding.FEWEST_PIECES = 10_000
     print(read_dataset(Path({data!r}), WordProcessor(), cache=Path({cache!r}))[1].fingerprint)
 """

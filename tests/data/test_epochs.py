@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveal.data.columns import Ragged
+from foveal.data.column_files import Ragged
 from foveal.data.epochs import Shown, shown_in_epoch
 from foveal.data.rows import Plan
 from foveal.data.sizes import Sizes

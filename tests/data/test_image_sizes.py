@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from foveal.data import image_sizes as module
-from foveal.data.columns import KINDS
+from foveal.data.column_files import KINDS
 from foveal.data.image_sizes import image_sizes
 from foveal.errors import DataError
 

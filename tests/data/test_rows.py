@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveal.data import rows
-from foveal.data.columns import Ragged
-from foveal.data.deal import deal
+from foveal.data import epochs, rows
+from foveal.data.column_files import Ragged
+from foveal.data.deal import deal, spread
 from foveal.data.rows import Costs, Group, Plan, Row, summarize
 from foveal.data.sizes import Sizes, families
 
@@ -539,3 +539,25 @@ def test_a_rank_among_many_plans_its_own_block_alone(monkeypatch):
     assert ranks == 8
     assert sum(len(bundle.members) for bundle in bundles) < 512 // 4
     assert not plan_of(a_mix(64, 2), world_size=8).is_agreed_upon
+
+
+def test_work_is_spread_by_its_cost_over_blocks_of_as_many_ranks_as_each_has():
+    # The costliest first: 9 and 7 take a block each, 6 and 5 the lighter one; of 8 and 4 ranks the
+    # first has twice the work.
+    assert spread(np.array([5.0, 9, 6, 7]), [1, 1]).tolist() == [0, 0, 1, 1]
+    blocks = spread(np.ones(12), [8, 4])
+    assert np.bincount(blocks).tolist() == [8, 4]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 7])
+def test_the_order_does_not_depend_on_how_many_families_are_looked_at_together(
+    monkeypatch, at_once
+):
+    counts = [3, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 3, 1, 1, 1, 1, 2, 1, 1, 1]
+    asked = [question(page, word) for page, count in enumerate(counts) for word in range(count)]
+    sizes = sizes_of(asked, [4] * len(counts))
+    plans = [plan_of(sizes, examples_per_step=4, seed=seed) for seed in range(6)]
+    whole = [plan.examples(0).tolist() + plan.examples(3).tolist() for plan in plans]
+    monkeypatch.setattr(epochs, "AT_ONCE", at_once)
+    plans = [plan_of(sizes, examples_per_step=4, seed=seed) for seed in range(6)]
+    assert [plan.examples(0).tolist() + plan.examples(3).tolist() for plan in plans] == whole

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from foveal.bench.page import NUM_CROPS, SIZES
 from foveal.bench.recipe_way import recipe_pixels
-from foveal.data.columns import Ragged
+from foveal.data.column_files import Ragged
 from foveal.data.parallel import in_new_process
 from foveal.data.rows import Plan
 from foveal.data.sizes import Sizes

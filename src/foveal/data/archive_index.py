@@ -17,8 +17,8 @@ from struct import unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.archives import ENDINGS, Member, state_of
-from foveal.data.columns import Columns, ColumnWriter, digest_of, map_columns
+from foveal.data.archives import ENDINGS, ArchiveMember, state_of
+from foveal.data.column_files import ColumnTable, ColumnWriter, digest_of, map_columns
 from foveal.errors import DataError
 from foveal.storage import folder_written_whole, locked
 
@@ -27,7 +27,7 @@ INDICES_AT_HAND = 64
 
 
 @dataclass(frozen=True)
-class ArchiveIndex(Columns):
+class ArchiveIndex(ColumnTable):
     """Where each member of an archive is; in the order of the first word of its name's digest."""
 
     names: NDArray[np.uint64]
@@ -37,7 +37,7 @@ class ArchiveIndex(Columns):
     lengths: NDArray[np.int64]
     packed: NDArray[np.bool_]
 
-    def find(self, archive: Path, name: str) -> Member | None:
+    def find(self, archive: Path, name: str) -> ArchiveMember | None:
         """Find a member; of several with one name the last, as unpacking leaves it."""
         wanted = np.frombuffer(digest_of(os.fsencode(name)), np.uint64)
         first, last = (
@@ -46,11 +46,11 @@ class ArchiveIndex(Columns):
         for at in reversed(range(first, last)):
             if self.names[at, 1] == wanted[1]:
                 start, length = int(self.starts[at]), int(self.lengths[at])
-                return Member(archive, start, length, bool(self.packed[at]), name)
+                return ArchiveMember(archive, start, length, bool(self.packed[at]), name)
         return None
 
 
-def find_member(path: Path, cache: Path | None = None) -> Member | None:
+def find_member(path: Path, cache: Path | None = None) -> ArchiveMember | None:
     """Find what a path through an archive leads to; none: it leads through none, or to nothing.
 
     Args:
@@ -95,8 +95,8 @@ def _read_index(archive: Path) -> ArchiveIndex:
     names = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     table = np.frombuffer(numbers, np.int64).reshape(-1, 3)
     order = np.argsort(names[:, 0], kind="stable")
-    starts, lengths, packed = (np.ascontiguousarray(table[order, column]) for column in range(3))
-    return ArchiveIndex(names[order], starts, lengths, packed.astype(np.bool_))
+    starts, lengths, deflated = (np.ascontiguousarray(table[order, column]) for column in range(3))
+    return ArchiveIndex(names[order], starts, lengths, deflated.astype(np.bool_))
 
 
 _Found = tuple[str, int, int, bool]
@@ -107,7 +107,7 @@ def _tar_members(archive: Path) -> Iterator[_Found]:
         while (one := tar.next()) is not None:
             if one.isreg() and not one.issparse():
                 yield one.name, one.offset_data, one.size, False
-            tar.members.clear()  # a million of them would stay
+            vars(tar)["members"].clear()  # a million of them would stay
 
 
 def _zip_members(archive: Path) -> Iterator[_Found]:

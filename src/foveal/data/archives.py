@@ -9,7 +9,7 @@ import os
 import re
 import zlib
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from foveal.errors import DataError
 
@@ -19,7 +19,7 @@ ENDINGS = (".tar", ".zip")
 _PLACE = re.compile(r"(.+\.(?i:tar|zip))#(\d+)\+(\d+)(z?)/(.+)", re.DOTALL)
 
 
-class Member(NamedTuple):
+class ArchiveMember(NamedTuple):
     """A file in an archive."""
 
     archive: Path
@@ -37,14 +37,14 @@ class Member(NamedTuple):
         return Path(f"{self.archive}#{self.start}+{self.length}{packed}/{self.name}")
 
 
-def member_at(path: str | Path) -> Member | None:
+def member_at(path: str | Path) -> ArchiveMember | None:
     """Read the path of a member; none: it is that of a file."""
     text = str(path)
     found = _PLACE.fullmatch(text) if "#" in text else None
     if not found:
         return None
     archive, start, length, packed, name = found.groups()
-    return Member(Path(archive), int(start), int(length), bool(packed), name)
+    return ArchiveMember(Path(archive), int(start), int(length), bool(packed), name)
 
 
 def file_of(path: str | Path) -> str | Path:
@@ -78,7 +78,7 @@ def size_bytes(path: Path) -> int:
     return path.stat().st_size if path.exists() else -1
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_stored(path: Path) -> io.BufferedReader | io.BytesIO:
     """Open a file, or a member of an archive, of which no more is read than is asked for.
 
     Raises:
@@ -101,7 +101,7 @@ def open_file(path: Path) -> BinaryIO:
 class _Part(io.RawIOBase):
     """A stretch of a file, as a file."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: ArchiveMember) -> None:
         self._file = member.archive.open("rb", buffering=0)
         self._start, self._length, self._at = member.start, member.length, 0
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.columns import (
+from foveal.data.column_files import (
     digest_of,
     number_by_first,
 )
@@ -19,7 +19,7 @@ from foveal.data.encoding import drop_older, encode_file
 from foveal.data.epochs import Shown
 from foveal.data.image_sizes import image_sizes
 from foveal.data.lines import Examples
-from foveal.data.measured import measure, shapes_of
+from foveal.data.measured import measure_examples, shapes_of
 from foveal.data.packed import (
     EncodedExamples,
     ExampleColumns,
@@ -29,7 +29,7 @@ from foveal.data.packed import (
     PathsOfFiles,
     Prompts,
 )
-from foveal.data.pieces import Noticed
+from foveal.data.piecewise import Noticed
 from foveal.data.remarks import Remarks
 from foveal.data.sizes import Beginnings, Sizes
 from foveal.errors import DataError
@@ -231,7 +231,7 @@ def _assemble(
         asked = repr(shapes).encode() + each.tobytes()
         place = place.with_name(f"{place.name}-{digest_of(asked, 1).hex()}")
         _forget_older(place)
-    measured, fingerprint = measure(files, numbered.numbers, shapes, each, place)
+    measured, fingerprint = measure_examples(files, numbered.numbers, shapes, each, place)
     examples = EncodedExamples(files)
     beginnings = Beginnings(
         measured.families,

@@ -12,17 +12,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 from glob import escape
 from hashlib import blake2b
+from importlib.metadata import version
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING
 
 import foveal
 from foveal.data.archives import state_of
-from foveal.data.columns import Arrays, ColumnWriter, lay_end_to_end, map_columns
+from foveal.data.column_files import Arrays, ColumnWriter, lay_end_to_end, map_columns
 from foveal.data.encode import TurnProcessor
 from foveal.data.packed import ExampleColumns
 from foveal.data.parallel import parallel
-from foveal.data.pieces import (
+from foveal.data.piecewise import (
     PIECE_BYTES,
     KeptPieces,
     Noticed,
@@ -30,7 +31,7 @@ from foveal.data.pieces import (
     PiecesInMemory,
     Span,
     add_up_noticed,
-    cut,
+    cut_into_pieces,
     joined,
     noticed_in,
 )
@@ -84,7 +85,7 @@ def encode_file(
     encoder = PieceEncoder(path, images, processor)
     if cache is None:
         with _counting(console, path, stamp[0]) as count:
-            made = list(_each(encoder, cut(path), workers, count))
+            made = list(_each(encoder, cut_into_pieces(path), workers, count))
         return _finish_in_memory(made)
     with locked(cache / f".{_name(path)}.lock"):
         place = _place(cache, path, stamp, images, processor)
@@ -103,7 +104,7 @@ def _encode_into(
     path, parts = encoder.path, place.with_name(f".{place.name}.pieces")
     for torn in place.parent.glob(f".{escape(place.name)}.*.part"):  # by a kill
         rmtree(torn)
-    spans = cut(path)
+    spans = cut_into_pieces(path)
     kept = replace(encoder, parts=parts)
     with _counting(console, path, stamp[0]) as count:
         for _ in _each(kept, spans, workers, count):
@@ -154,10 +155,8 @@ def _short(content: bytes) -> str:
 @cache
 def code_fingerprint() -> str:
     """Name the code that encodes: nobody has to remember that what is kept is another's."""
-    import tokenizers
-    import transformers
-
-    digest = blake2b(f"{transformers.__version__} {tokenizers.__version__}".encode())
+    libraries = [version(name) for name in ("transformers", "tokenizers", "numpy")]
+    digest = blake2b(repr(libraries).encode())
     package = Path(foveal.__file__).parent
     for file in sorted([*package.glob("data/*.py"), *package.glob("models/**/*.py")]):
         digest.update(file.read_bytes())

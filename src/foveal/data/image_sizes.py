@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveal.data.archives import state_of
-from foveal.data.columns import ColumnWriter, digest_of, map_columns
+from foveal.data.column_files import ColumnWriter, digest_of, map_columns
 from foveal.data.media import image_size
 from foveal.data.parallel import parallel
 from foveal.errors import DataError

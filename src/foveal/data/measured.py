@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.columns import (
+from foveal.data.column_files import (
     Arrays,
-    Columns,
+    ColumnTable,
     ColumnWriter,
     Ragged,
-    beside,
     blocks,
+    end_to_end,
     lay_end_to_end,
     map_columns,
     number_by_first,
@@ -30,7 +30,7 @@ FINGERPRINT = "fingerprint"
 
 
 @dataclass(frozen=True)
-class Measured(Columns):
+class MeasuredExamples(ColumnTable):
     """What hangs on the sizes of images, of all files together."""
 
     tokens: NDArray[np.int32]
@@ -67,28 +67,28 @@ def shapes_of(
     return tuple(shapes), numbers[which]
 
 
-def measure(
+def measure_examples(
     files: Sequence[ExampleColumns],
     numbers: NDArray[np.int32] | None,
     shapes: Sequence[ImageShape],
     each: NDArray[np.int32],
     place: Path | None,
-) -> tuple[Measured, str]:
+) -> tuple[MeasuredExamples, str]:
     """Work out what hangs on the images' sizes, or map what was worked out before."""
     known = map_columns(place) if place else None
     if place and known:
-        return Measured.of_arrays(known), (place / FINGERPRINT).read_text(encoding="utf-8")
+        return MeasuredExamples.of_arrays(known), (place / FINGERPRINT).read_text(encoding="utf-8")
     pieces = _pieces(files, numbers, shapes, each)
     if place is None:
-        made = Measured.of_arrays(lay_end_to_end(pieces))
+        made = MeasuredExamples.of_arrays(lay_end_to_end(pieces))
         return made, _fingerprint(files, made)
     with folder_written_whole(place) as folder:
         with ColumnWriter(folder) as writer:
             for named in pieces:
                 writer.append(named)
-        made = Measured.of_arrays(map_columns(folder) or {})
+        made = MeasuredExamples.of_arrays(map_columns(folder) or {})
         write_text(folder / FINGERPRINT, _fingerprint(files, made))
-    return measure(files, numbers, shapes, each, place)
+    return measure_examples(files, numbers, shapes, each, place)
 
 
 def _pieces(
@@ -126,7 +126,7 @@ def _pieces(
                 "images.offsets": offsets,
             }
     yield {
-        "families": _families(beside([file.beginnings for file in files])),
+        "families": _families(end_to_end([file.beginnings for file in files])),
         "shape_numbers": each,
         "image_tokens": image_tokens,
         "image_crops": image_crops,
@@ -141,7 +141,7 @@ def _families(beginnings: NDArray[np.uint64]) -> NDArray[np.int32]:
     return number_by_first(names)[0]
 
 
-def _fingerprint(files: Sequence[ExampleColumns], measured: Measured) -> str:
+def _fingerprint(files: Sequence[ExampleColumns], measured: MeasuredExamples) -> str:
     digest = blake2b(digest_size=16)
     for file in files:
         for rows in blocks(len(file)):

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from foveal.data.archives import member_at, open_file
+from foveal.data.archives import member_at, open_stored
 from foveal.errors import DataError
 
 MAX_PIXELS = 178_956_970
@@ -231,7 +231,7 @@ def image_identity(path: Path) -> str:
         DataError: the file cannot be read.
     """
     try:
-        with open_file(path) as file:
+        with open_stored(path) as file:
             return file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
@@ -292,7 +292,7 @@ def _header(source: Path | BinaryIO, name: object) -> Iterator[Image.Image]:
 @contextmanager
 def _naming_file(path: Path) -> Iterator[BinaryIO]:
     try:
-        file = open_file(path)
+        file = open_stored(path)
     except OSError as error:
         raise DataError(f"{path}: {_reason(error)}; give a picture's path") from error
     with file:

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveal.data.archives import size_bytes
-from foveal.data.columns import digest_of
+from foveal.data.column_files import digest_of
 from foveal.data.dataset import Dataset
 from foveal.data.packed import EncodedExamples
 

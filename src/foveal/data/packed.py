@@ -11,7 +11,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.columns import Columns, Ragged, Texts, beside, digest_of
+from foveal.data.column_files import ColumnTable, Ragged, Texts, digest_of, end_to_end
 from foveal.data.encode import Encoded
 from foveal.data.shapes import ImageShape
 
@@ -20,7 +20,7 @@ ALONE = bytes(16)
 
 
 @dataclass(frozen=True)
-class ExampleColumns(Columns):
+class ExampleColumns(ColumnTable):
     """The examples of a file, or of a piece of one. A new fact of each is one more field."""
 
     ids: Texts
@@ -178,12 +178,12 @@ class EncodedExamples(Sequence[Encoded]):
     @property
     def targets(self) -> NDArray[np.int32]:
         """Tokens of each that are to be predicted, (examples,)."""
-        return beside([file.targets for file in self.files])
+        return end_to_end([file.targets for file in self.files])
 
     @property
     def contents(self) -> NDArray[np.uint64]:
         """Name the entries of each, (examples,)."""
-        return beside([file.contents for file in self.files])
+        return end_to_end([file.contents for file in self.files])
 
 
 class Prompts:

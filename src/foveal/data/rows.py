@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.columns import digest_of, kept_array
+from foveal.data.column_files import digest_of, kept_array
 from foveal.data.deal import Bundle, Member, Share, deal, spread
 from foveal.data.epochs import Shown, random_bits, shown_in_epoch, shuffled
 from foveal.data.sizes import Sizes, common_run

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.columns import Ragged, sum_lists
+from foveal.data.column_files import Ragged, sum_lists
 from foveal.data.epochs import Shown
 
 

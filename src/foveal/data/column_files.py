@@ -86,7 +86,7 @@ class Texts(Sequence[str]):
         return self.content[start:end].tobytes().decode("utf-8", "surrogateescape")
 
 
-class Columns:
+class ColumnTable:
     """Base of a dataclass whose fields are arrays, `Ragged` and `Texts`: a table, row by row."""
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -186,7 +186,7 @@ def lay_end_to_end(pieces: Iterable[Arrays]) -> dict[str, NDArray[Any]]:
     for named in pieces:
         for name, array in named.items():
             found.setdefault(name, []).append(_going_on(name, array, ends))
-    return {name: beside(arrays) for name, arrays in found.items()}
+    return {name: end_to_end(arrays) for name, arrays in found.items()}
 
 
 def _going_on(name: str, array: NDArray[Any], ends: dict[str, int]) -> NDArray[Any]:
@@ -217,7 +217,7 @@ def kept_array(path: Path, make: Callable[[], NDArray[_Number]]) -> NDArray[_Num
     return np.load(path, mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return]
 
 
-def beside(arrays: Sequence[NDArray[_Number]]) -> NDArray[_Number]:
+def end_to_end(arrays: Sequence[NDArray[_Number]]) -> NDArray[_Number]:
     """Lay arrays end to end; one alone stays where it is mapped."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 

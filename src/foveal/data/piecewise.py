@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from foveal.data.archives import state_of
-from foveal.data.columns import Arrays, Ragged, Texts, number_by_first
+from foveal.data.column_files import Arrays, Ragged, Texts, number_by_first
 from foveal.data.encode import Encoded, TurnProcessor, encode
 from foveal.data.example import ImageFolder, holds_anything, parse_example
 from foveal.data.packed import ExampleColumns, ExamplesBuilder
@@ -59,7 +59,7 @@ Span = tuple[int, int]
 """Where a piece of a file starts and ends, in bytes; always behind a line break."""
 
 
-def cut(path: Path) -> list[Span]:
+def cut_into_pieces(path: Path) -> list[Span]:
     """Cut a file into pieces of whole lines."""
     size, cuts = path.stat().st_size, [0]
     with path.open("rb") as file:
