@@ -10,7 +10,7 @@ from tiny import pages
 from words import WordProcessor
 
 from foveal.data import archive_index
-from foveal.data.archives import ENDINGS, file_of, member_at, open_stored, size_bytes
+from foveal.data.archives import ENDINGS, containing_file, member_at, open_stored, size_bytes
 from foveal.data.check import check_file
 from foveal.data.dataset import read_dataset
 from foveal.data.example import ImageFolder
@@ -66,7 +66,7 @@ def test_images_in_an_archive_are_those_of_the_folder_that_was_packed(shelf, kin
         _, found = read_dataset(packed(shelf, kind), WordProcessor(), cache=cache)
         assert found.sizes.tokens.tolist() == plain.sizes.tokens.tolist()
         for one, other in zip(found.images, plain.images, strict=True):
-            assert file_of(one.path) == place(shelf / "packed", kind)
+            assert containing_file(one.path) == place(shelf / "packed", kind)
             assert one.path.name == other.path.name
             assert np.array_equal(open_image(one.path), open_image(other.path))
             assert image_identity(one.path) == image_identity(other.path)
@@ -84,7 +84,7 @@ def test_an_archive_may_be_the_images_folder_itself(shelf, kind):
     pack(kind, archive, shelf / "plain" / "images")
     data = shelf / "plain" / "data.jsonl"
     _, found = read_dataset(data, WordProcessor(), images=archive)
-    assert [file_of(one.path) for one in found.images] == [archive] * 3
+    assert [containing_file(one.path) for one in found.images] == [archive] * 3
     folder = ImageFolder(data, archive)
     for outside in ("../../plain/images/data-0.png", "/etc/hostname"):
         with pytest.raises(DataError, match="lies outside"):

@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from foveal.data.frames import file_of
 from foveal.errors import DataError
 
 ENDINGS = (".tar", ".zip")
@@ -47,10 +48,11 @@ def member_at(path: str | Path) -> ArchiveMember | None:
     return ArchiveMember(Path(archive), int(start), int(length), bool(packed), name)
 
 
-def file_of(path: str | Path) -> str | Path:
-    """Name the file that holds what a path leads to."""
-    member = member_at(path)
-    return member.archive if member else path
+def containing_file(path: str | Path) -> Path:
+    """Name the file that holds what a path leads to: itself, its clip, the archive around it."""
+    stored = file_of(Path(path))
+    member = member_at(stored)
+    return member.archive if member else stored
 
 
 def state_of(path: str | Path) -> list[int]:
@@ -59,7 +61,7 @@ def state_of(path: str | Path) -> list[int]:
     Raises:
         OSError: it is gone.
     """
-    return stamp_of(os.stat(file_of(path)))
+    return stamp_of(os.stat(containing_file(path)))
 
 
 def stamp_of(status: os.stat_result) -> list[int]:
@@ -72,22 +74,24 @@ def stamp_of(status: os.stat_result) -> list[int]:
 
 def size_bytes(path: Path) -> int:
     """Count the bytes of a file, or of what an archive holds of it; -1: it is gone."""
-    member = member_at(path)
+    stored = file_of(path)
+    member = member_at(stored)
     if member and member.archive.exists():
         return member.length
-    return path.stat().st_size if path.exists() else -1
+    return stored.stat().st_size if stored.exists() else -1
 
 
 def open_stored(path: Path) -> io.BufferedReader | io.BytesIO:
-    """Open a file, or a member of an archive, of which no more is read than is asked for.
+    """Open a file, or what an archive holds of it, of which no more is read than is asked for.
 
     Raises:
         OSError: there is no such file.
         DataError: the member is cut short or broken.
     """
-    member = member_at(path)
+    stored = file_of(path)
+    member = member_at(stored)
     if member is None:
-        return path.open("rb")
+        return stored.open("rb")
     part = io.BufferedReader(_Part(member), 2**16)
     if not member.packed:
         return part

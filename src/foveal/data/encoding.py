@@ -17,7 +17,6 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING
 
-import foveal
 from foveal.data.archives import state_of
 from foveal.data.column_files import Arrays, ColumnWriter, lay_end_to_end, map_columns
 from foveal.data.encode import TurnProcessor
@@ -137,7 +136,8 @@ def _place(
 ) -> Path:
     """Name all that the encoded examples of a file hang on; forget what it was before."""
     state = _short(json.dumps(stamp).encode())
-    other = [str(images and images.resolve()), processor.words_fingerprint(), code_fingerprint()]
+    reads = processor.words_fingerprint(), processor.boxes, processor.frame_choice
+    other = [str(images and images.resolve()), repr(reads), code_fingerprint()]
     for former in cache.glob(f"*{escape(_name(path))}-*"):
         if former.is_dir() and state not in former.name:
             rmtree(former, ignore_errors=True)  # who has it mapped keeps it
@@ -157,7 +157,7 @@ def code_fingerprint() -> str:
     """Name the code that encodes: nobody has to remember that what is kept is another's."""
     libraries = [version(name) for name in ("transformers", "tokenizers", "numpy")]
     digest = blake2b(repr(libraries).encode())
-    package = Path(foveal.__file__).parent
+    package = Path(__file__).parents[1]
     for file in sorted([*package.glob("data/*.py"), *package.glob("models/**/*.py")]):
         digest.update(file.read_bytes())
     return digest.hexdigest()

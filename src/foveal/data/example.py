@@ -4,12 +4,14 @@ import json
 import os
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from foveal.data.archives import ENDINGS, state_of
+from foveal.data.archives import ENDINGS, containing_file, state_of
+from foveal.data.frames import parse_frame
 from foveal.errors import DataError
 from foveal.storage import written_whole
 
@@ -21,6 +23,9 @@ class Turn(BaseModel):
 
     images: tuple[str, ...] = ()
     """Paths, relative to the images folder."""
+
+    videos: tuple[str, ...] = ()
+    """Paths of clips, whose frames stand behind the images."""
 
     user: str
     assistant: str
@@ -53,7 +58,7 @@ class Example(BaseModel):
 
     @property
     def images(self) -> tuple[str, ...]:
-        """Image paths of all turns, in order."""
+        """Image paths of all turns, in order; clips are not among them."""
         return tuple(path for turn in self.turns for path in turn.images)
 
     def to_json(self) -> str:
@@ -183,22 +188,32 @@ class ImageFolder:
         roots = (images,) if images else (data.parent / "images", data.parent)
         self.roots = tuple(root.resolve() for root in roots)
         self._indices = indices
-        self.archives: dict[str, list[int]] = {}
-        """Archives in which something was found, and their states at that time."""
+        self.states: dict[str, list[int]] = {}
+        """Files that paths or entries hang on, as archives, and their states at that time."""
         self._found: dict[str, Path] = {}
 
     def find(self, path: str) -> Path:
-        """Turn a path of an example into a file.
+        """Turn a path of an example into a file, or the name of a clip's frame into its own.
 
         Raises:
             DataError: the path leaves the folder, or there is no such file.
         """
         found = self._found.get(path)
         if found is None:
-            found = self._look_for(path)
+            frame = parse_frame(path)
+            found = (
+                Path(str(replace(frame, clip=str(self.find(frame.clip)))))
+                if frame
+                else self._look_for(path)
+            )
             if len(self._found) < MOST_REMEMBERED_PATHS:
                 self._found[path] = found
         return found
+
+    def note_states(self, paths: Iterable[Path]) -> None:
+        """Note the states of files whose content matters before they are opened."""
+        for path in map(containing_file, paths):
+            self.states[str(path)] = state_of(path)
 
     def _look_for(self, path: str) -> Path:
         for root in self.roots:
@@ -215,6 +230,6 @@ class ImageFolder:
                 from foveal.data.archive_index import find_member  # which needs numpy
 
                 if member := find_member(candidate, self._indices):
-                    self.archives[str(member.archive)] = state_of(member.archive)
+                    self.note_states([member.path])
                     return member.path
         raise DataError(f"image {path} is not in {' or '.join(map(str, self.roots))}")

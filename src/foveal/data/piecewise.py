@@ -15,7 +15,7 @@ import numpy as np
 
 from foveal.data.archives import state_of
 from foveal.data.column_files import Arrays, Ragged, Texts, number_by_first
-from foveal.data.encode import Encoded, TurnProcessor, encode
+from foveal.data.encode import Encoded, TurnProcessor, encode, holds_boxes
 from foveal.data.example import ImageFolder, holds_anything, parse_example
 from foveal.data.packed import ExampleColumns, ExamplesBuilder
 from foveal.data.remarks import SHOWN, look_at
@@ -43,15 +43,15 @@ class Noticed:
     same_ids: int = 0
     """Examples with the id of another."""
 
-    archives: Mapping[str, list[int]] = field(default_factory=dict)
-    """Archives in which images were found, and the state in which they were."""
+    states: Mapping[str, list[int]] = field(default_factory=dict)
+    """Other files that entries hang on, and the states in which they were: archives, since paths
+    say where in them images are; clips; images in which boxes lie."""
 
     @property
     def still_holds(self) -> bool:
-        """Whether images are still where they were found in archives."""
+        """Whether those files are what they were."""
         return all(
-            os.path.exists(path) and state_of(path) == state
-            for path, state in self.archives.items()
+            os.path.exists(path) and state_of(path) == state for path, state in self.states.items()
         )
 
 
@@ -122,7 +122,7 @@ class PieceEncoder:
             builder.add(one)
             count += len(messages)
             first += [(number, message) for message in messages[: SHOWN - len(first)]]
-        about = json.dumps([number, count, first, 0, folder.archives]).encode()
+        about = json.dumps([number, count, first, 0, folder.states]).encode()
         return {**builder.build().arrays(), ABOUT: np.frombuffer(about, np.uint8)}
 
     def _folder(self) -> ImageFolder:
@@ -138,12 +138,18 @@ class PieceEncoder:
             number += self._lines_before(start)
             raise DataError(f"{self.path}:{number}: {error}") from None
         try:
-            return encode(example, self.processor, folder), list(look_at(example))
+            one = encode(example, self.processor, folder)
+            if any(turn.videos for turn in example.turns) or (
+                self.processor.boxes and holds_boxes(example)
+            ):
+                folder.note_states(one.images)
+            return one, list(look_at(example))
         except (DataError, ValueError) as error:
             number += self._lines_before(start)
+            recipe = " --recipe RECIPE" if self.processor.boxes else ""  # it says what boxes count
             raise DataError(
                 f"{self.path}:{number} ({example.id}): {error}; "
-                f"`foveal check {self.path}` names every such line"
+                f"`foveal check {self.path}{recipe}` names every such line"
             ) from error
 
     def _lines_before(self, start: int) -> int:
@@ -191,8 +197,8 @@ def add_up_noticed(pieces: Sequence[Noticed], identities: Sequence[Any]) -> Noti
         first += [(lines + number, message) for number, message in one.first]
         lines, count = lines + one.lines, count + one.count
     ids = np.concatenate(identities) if identities else np.zeros(0, np.uint64)
-    archives = {path: state for one in pieces for path, state in one.archives.items()}
-    return Noticed(lines, count, first[:SHOWN], len(ids) - len(np.unique(ids)), archives)
+    states = {path: state for one in pieces for path, state in one.states.items()}
+    return Noticed(lines, count, first[:SHOWN], len(ids) - len(np.unique(ids)), states)
 
 
 def joined(pieces: Any) -> Iterator[Arrays]:

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from foveal.config import EvaluateSettings
-from foveal.data.archives import file_of
+from foveal.data.archives import containing_file
 from foveal.data.dataset import Dataset
 from foveal.data.example import Example
 from foveal.data.media import image_identity
@@ -60,7 +60,7 @@ def describe_question(
 
 def _content(path: Path) -> str:
     try:
-        status = os.stat(file_of(path))
+        status = os.stat(containing_file(path))
         return _identity(path, status.st_size, status.st_mtime_ns)
     except (OSError, DataError):  # whoever opens it says so
         return "gone"

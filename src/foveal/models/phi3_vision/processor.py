@@ -287,7 +287,7 @@ class Phi3VProcessor(CropReader, ProcessorMixin):  # type: ignore[misc]
     def words_fingerprint(self) -> str:
         """Name all that the entries of a conversation hang on."""
         words = self.tokenizer.backend_tokenizer.to_str()
-        return fingerprint_words(type(self).__qualname__, self.turns, words)
+        return fingerprint_words(super().words_fingerprint(), words)
 
     def _control(self, token: str) -> int:
         return self._control_ids[token]
