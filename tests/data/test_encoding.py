@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numbered_clips import write_clip
 from published import make_processor
-from tiny import pages, turn, write_data
+from tiny import make_picture, pages, turn, write_data
 from words import WordProcessor
 
 from foveal.data import encoding, image_sizes, piecewise
@@ -20,6 +21,7 @@ from foveal.data.column_files import Ragged, Texts
 from foveal.data.dataset import read_dataset
 from foveal.data.encode import encode
 from foveal.data.example import ImageFolder, read_examples
+from foveal.data.frames import FrameChoice
 from foveal.errors import DataError
 
 TESTS = Path(__file__).parents[1]
@@ -136,6 +138,44 @@ def test_who_shows_the_same_images_in_the_same_order_shares_them(tmp_path, cache
     assert dataset.sizes.beginnings.families.tolist() == [0, 0, 1, 2, 3]
     first, second, *_ = dataset.sizes.prompts.take(range(5))
     assert [entry for entry in first if entry < 0] == [entry for entry in second if entry < 0]
+
+
+def test_boxes_are_moved_anew_when_their_image_or_what_they_count_changes(tmp_path):
+    make_picture(tmp_path / "images" / "a.png", 0, (300, 200))
+    data = write_data(
+        tmp_path / "data.jsonl", [[turn("Where is it?", "[30, 20, 60, 40]", ["a.png"])]]
+    )
+    cache, processor = tmp_path / "cache", make_processor(4)
+    processor.boxes = "pixels"
+    seen = [read(data, processor, cache=cache)]
+    make_picture(tmp_path / "images" / "a.png", 0, (150, 100))
+    seen.append(read(data, processor, cache=cache))
+    assert contents(seen[1]) == contents(read(data, processor))
+    processor.boxes = "thousandths"
+    seen.append(read(data, processor, cache=cache))
+    processor.image_processor.num_crops = 1  # cuts them from an image of another size
+    seen.append(read(data, processor, cache=cache))
+    assert contents(seen[3]) == contents(read(data, processor))
+    processor.boxes = None
+    seen.append(read(data, processor, cache=cache))
+    assert len({one.examples[0].entries.tobytes() for one in seen}) == 5
+
+
+def test_frames_are_chosen_anew_when_a_clip_is_another_one(tmp_path):
+    clip = tmp_path / "images" / "clip.avi"
+    clip.parent.mkdir()
+    data = write_data(
+        tmp_path / "data.jsonl", [[{"videos": ["clip.avi"], "user": "?", "assistant": "!"}]]
+    )
+    cache, processor = tmp_path / "cache", WordProcessor()
+    processor.frame_choice = FrameChoice(8, 1.0)
+    found = []
+    for frames in (100, 50):  # 25 a second
+        write_clip(clip, "mpeg4", range(frames), b_frames=0)
+        found.append(len(read(data, processor, cache=cache).images))
+    processor.frame_choice = FrameChoice(3)
+    found.append(len(read(data, processor, cache=cache).images))
+    assert found == [4, 2, 3]
 
 
 def test_what_was_noticed_is_said_again_with_its_lines_when_it_is_mapped(tmp_path, monkeypatch):
