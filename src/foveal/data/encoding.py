@@ -178,7 +178,8 @@ def _map_file(place: Path) -> EncodedFile | None:
         if not noticed.still_holds:
             rmtree(place)
             return None
-        return EncodedFile(ExampleColumns.of_arrays(named), noticed, place.name)
+        name = f"{place.name} {sorted(noticed.states.items())}"
+        return EncodedFile(ExampleColumns.of_arrays(named), noticed, name)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
