@@ -61,6 +61,9 @@ class Columns(Settings):
     messages: str | None = None
     """Column of whole conversations, in place of question and answer."""
 
+    ask: str | None = None
+    """No column: what every row is asked, where none asks, as with pictures and their captions."""
+
 
 class DataSettings(Settings):
     """Which examples, and how they become rows."""
