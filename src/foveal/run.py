@@ -93,7 +93,7 @@ class TrainingRun:
         check_scores(recipe)
         check_attention(recipe)
         self.recipe = recipe
-        self.engine = make_engine(recipe.engine, recipe.precision)
+        self.engine = make_engine(recipe.engine, recipe.precision, recipe.sharding)
         self.console = console if self.engine.is_main else Console(quiet=True)
         self.run = recipe.run
         if fresh and self.engine.is_main:
@@ -397,8 +397,8 @@ class TrainingRun:
         """
         if self.validation is None:
             return None
+        learnt = fingerprint_model(self.loaded.model, learns, self.engine.whole_tensor)
         with self.engine.whole():
-            learnt = fingerprint_model(self.loaded.model, learns, self.engine.whole_tensor)
             return evaluate_into(
                 self.run / "evaluation" / name,
                 self.loaded,

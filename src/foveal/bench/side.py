@@ -80,7 +80,7 @@ class Side:
                 case.strategy,
                 SETTINGS.model_copy(update={"optimizer": case.optimizer}),
                 LORA,
-                case.way == "recompute",
+                RECOMPUTE.get(case.way, "none"),
                 partial(RecipeWay, attention=attention) if case.way == "recipe" else None,
             )
         self.optimizer = learner.make_optimizer()

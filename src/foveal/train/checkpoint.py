@@ -138,6 +138,8 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
         "train.evaluate_every_steps",
         "train.recompute",
         "train.max_bad_steps",
+        "sharding.gather",
+        "sharding.group",
     }
     flat = flatten(recipe.model_dump(mode="json"))
     return {
