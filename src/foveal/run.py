@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ from foveal.models.fingerprint import fingerprint_model, learns
 from foveal.models.shared_rows import attention_of
 from foveal.plan.epoch import make_plan
 from foveal.plan.memory import CPU_SLACK
-from foveal.plan.room import training_bytes
+from foveal.plan.room import cheapest_that_fits, training_bytes
 from foveal.plan.setup import engine_name
 from foveal.report.report import write_report
 from foveal.storage import FAILED_WRITES, write_json
@@ -64,6 +65,7 @@ from foveal.train.learner import Learner, make_learner
 from foveal.train.log import RunLog
 from foveal.train.loop import LoopHooks, Stopped, train
 from foveal.train.optim import count_steps, warmup_steps
+from foveal.train.recompute import Recompute
 from foveal.train.stop import StopRequest, asked_by_any, stop_requests
 
 
@@ -182,7 +184,7 @@ class TrainingRun:
         recipe, engine, loaded = self.recipe, self.engine, self.loaded
         plan = self._plan()
         learner = make_learner(
-            engine, loaded, recipe.strategy, recipe.train, recipe.lora, self._recomputes(plan)
+            engine, loaded, recipe.strategy, recipe.train, recipe.lora, self._recompute(plan)
         )
         assignments, total_steps = (
             learner.assignments,
@@ -295,14 +297,15 @@ class TrainingRun:
         route = self.loaded.family.route
         return make_plan(self.recipe, self.dataset, self.engine.world_size, long, route)
 
-    def _recomputes(self, plan: Plan) -> bool:
-        """Decide whether blocks are run again in the backward pass instead of kept."""
+    def _recompute(self, plan: Plan) -> Recompute:
+        """Decide what is made again in the backward pass instead of kept."""
         if self.recipe.train.recompute != "auto":
-            return self.recipe.train.recompute == "blocks"
+            return self.recipe.train.recompute
         config, device = self.loaded.model.config, self.engine.device
         if not self.loaded.family.is_planned:
-            return device.type != "cpu"
-        needed = training_bytes(
+            return "none" if device.type == "cpu" else "blocks"
+        bytes_with = partial(
+            training_bytes,
             self.recipe,
             config,
             self.loaded.family,
@@ -313,7 +316,9 @@ class TrainingRun:
             CPU_SLACK if device.type == "cpu" else 0.0,
             self.loaded.model.device.type == device.type,
         )
-        return needed > free_memory(device)
+        # Of several processes the one with least room decides: blocks are alike in all of them.
+        free = min(self.engine.gather([free_memory(device)]))
+        return cheapest_that_fits(lambda one: bytes_with(recompute=one), free)
 
     def _progress(self, step: int) -> Progress:
         return Progress(

@@ -14,9 +14,9 @@ from foveal.models.phi3_vision.family import FAMILY as PHI3_VISION
 from foveal.plan.activations import Attention
 from foveal.plan.arithmetic import NOTHING, Learning, Strategy
 from foveal.plan.weights import Assigned, Holdings, assign_without_weights, count_holdings
+from foveal.train.recompute import Recompute
 
 Engine = Literal["single", "ddp", "fsdp2", "zero2"]
-Recompute = Literal["none", "blocks"]
 Precision = Literal["float32", "bf16", "fp16"]
 ENGINES: tuple[Engine, ...] = ("single", "ddp", "zero2", "fsdp2")
 

@@ -89,8 +89,9 @@ def make_learner(
     # A cut has one number format, and DoRA measures the weights that it leaves alone.
     if not (engine.cuts_state or lora.dora):
         hold_fixed_weights(model, DTYPES[engine.precision])
-    if recompute != "none":
+    if recompute == "blocks":
         engine.spare_memory()
+    if recompute != "none":
         recompute_blocks(model, family, recompute)
     blank = blank_pixels(loaded.processor) if engine.world_size > 1 else None
     loss = wrap(model) if wrap else RowLoss(model, family, blank)

@@ -78,8 +78,10 @@ def keep_what_is_dear(model: Any, family: Family) -> None:
 
 
 def second_halves(model: Any) -> frozenset[tuple[int, ...]]:
-    """List the shapes, (rank, out), of what adapters multiply by last: as wide as their layer and
-    made of next to nothing, unlike their first halves."""
+    """List the shapes, (rank, out), of what adapters multiply by last.
+
+    What comes out is as wide as their layer and made of next to nothing.
+    """
     return frozenset(
         (one.shape[1], one.shape[0])
         for name, one in model.named_parameters()

@@ -1,0 +1,151 @@
+"""What is made again in the backward pass saves memory, and changes no gradient."""
+
+import gc
+from dataclasses import replace
+
+import pytest
+import torch
+from test_devices import Trial, distance, make_qwen3_vl
+from tiny import make_model
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+from foveal.bench.page import SIZES
+from foveal.bench.side import Case, Side
+from foveal.config import LoraSettings
+from foveal.plan.activations import kept_for_backward
+from foveal.plan.arithmetic import strategy_of
+from foveal.train.recompute import DearOutputs
+
+WIDE = replace(
+    SIZES["tiny"], tower_width=128, width=256, mlp=683, heads=4, layers=4, tower_layers=5,
+    vocabulary=160,
+)  # fmt: skip
+"""Of the published model's proportions, so that blocks hold nearly all that is kept."""
+
+
+class Alive(TorchDispatchMode):
+    """Knows all storages that were made under it, and which of them are still there."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.made = {}
+        self.weights = {one.untyped_storage().data_ptr() for one in model.parameters()}
+
+    def __torch_dispatch__(self, operation, types, arguments=(), named=None):
+        made = operation(*arguments, **(named or {}))
+        for one in tree_leaves(made):
+            if isinstance(one, torch.Tensor):
+                storage = one.untyped_storage()
+                if storage.data_ptr() not in self.weights:
+                    held = StorageWeakRef(storage)
+                    self.made[held.cdata] = held, storage.nbytes()
+        return made
+
+    @property
+    def num_bytes(self):
+        gc.collect()
+        return sum(size for held, size in self.made.values() if not held.expired())
+
+
+def kept_bytes(strategy, questions, way, precision, folder, monkeypatch):
+    """Bytes that a forward pass leaves behind, and what a plan says of them."""
+    monkeypatch.setitem(SIZES, "wide", WIDE)
+    side = Side(Case("wide", strategy, questions, way, precision), folder)
+    side.step()  # the first one shows which products are not asked for again
+    with Alive(side.model) as alive, side.engine.autocast():
+        loss = side.way(side.rows[0])
+    found = alive.num_bytes
+    assert loss.requires_grad
+    return found, side
+
+
+@pytest.mark.parametrize("questions", [1, 4])
+@pytest.mark.parametrize(
+    ("strategy", "precision", "most"),
+    [
+        ("full", "float32", 0.6),
+        ("frozen_vision", "float32", 0.6),
+        ("lora", "bf16", 0.6),
+        ("lora", "float32", 0.66),  # whose layers keep no copies of weights to be spared
+    ],
+)
+def test_light_keeps_little_more_than_half(
+    tmp_path, monkeypatch, strategy, precision, most, questions
+):
+    given = strategy, questions
+    whole, _ = kept_bytes(*given, "shared", precision, tmp_path, monkeypatch)
+    light, side = kept_bytes(*given, "light", precision, tmp_path, monkeypatch)
+    assert 0.2 * whole < light <= most * whole
+    number_bytes = 4 if precision == "float32" else 2
+    learning = strategy_of(strategy, LoraSettings().rank)
+    kept = kept_for_backward(side.model.config, learning, side.counts[0], number_bytes, "blocks")
+    assert kept.held_bytes("light") == pytest.approx(light, rel=0.1)
+
+
+@pytest.mark.parametrize("make", [make_model, make_qwen3_vl], ids=["phi3_vision", "qwen3_vl"])
+@pytest.mark.parametrize("strategy", ["full", "frozen_vision", "lora"])
+def test_light_gives_the_gradients_of_keeping_all(tmp_path, make, strategy):
+    kept = Trial(tmp_path, make, "cpu", strategy=strategy)
+    again = Trial(tmp_path, make, "cpu", strategy=strategy, recompute="light")
+    for _ in range(2):  # the second step knows what the first one asked for again
+        (loss, wanted), (loss_again, found) = kept.gradients(), again.gradients()
+        assert loss == loss_again
+        assert distance(found, wanted) < 1e-6
+
+
+class Sum(nn.Module):
+    """Two layers and their input, added up, with or without a norm between."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.norm = nn.LayerNorm(8) if norm else nn.Identity()
+
+    def forward(self, inputs):
+        return inputs + self.norm(self.second(torch.relu(self.first(inputs))))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_last_product_is_kept_only_where_something_behind_it_asks_for_it(norm):
+    block, dear = Sum(norm), DearOutputs(frozenset())
+    inputs = torch.randn(4, 8, requires_grad=True)
+    for _ in range(3):
+        out = checkpoint(block, inputs, use_reentrant=False, context_fn=dear.contexts)
+        out.sum().backward()
+    assert dear.products == 2
+    dear.contexts()
+    assert dear.needs_last is norm
+
+
+def test_attention_that_drops_at_random_is_made_again_with_what_it_drew():
+    def block(states):
+        made = nn.functional.scaled_dot_product_attention(*states, dropout_p=0.5)
+        return (made * nn.functional.dropout(made, 0.5)).sum()
+
+    states = torch.randn(3, 1, 2, 5, 8, dtype=torch.float64)
+    found = []
+    for again in (False, True):
+        one = states.clone().requires_grad_()
+        torch.manual_seed(0)
+        how = {"use_reentrant": False, "context_fn": DearOutputs(frozenset()).contexts}
+        (checkpoint(block, one, **how) if again else block(one)).backward()
+        found.append(one.grad)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
+
+
+def test_a_square_of_scores_is_made_again_and_what_it_weighs_is_kept():
+    dear = DearOutputs(frozenset({(4, 32)}))
+    queries, scores, values = torch.randn(2, 40, 2), torch.randn(2, 40, 40), torch.randn(2, 40, 2)
+    product, plain = torch.ops.aten.bmm.default, torch.ops.aten.mm.default
+    for operation, sides, is_kept in (
+        (product, (queries, queries.mT), False),
+        (product, (scores, values), True),
+        (plain, (torch.randn(5, 4), torch.randn(4, 32)), False),  # an adapter's second half
+        (plain, (torch.randn(5, 4), torch.randn(4, 31)), True),
+        (torch.ops.aten.add.Tensor, (scores, scores), False),
+    ):
+        assert (dear.decide(None, operation, *sides).name == "MUST_SAVE") is is_kept
