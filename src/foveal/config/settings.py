@@ -288,9 +288,8 @@ class ShardingSettings(Settings):
     """How engine fsdp2 brings a block's weights together."""
 
     gather: Literal["float32", "precision"] = "float32"
-    """Format in which they travel: precision, the run's own, half the bytes; weights that are no
-    matrices, such as norms', are then rounded to it on the way, and gradients are added up in
-    float32 all the same."""
+    """Format in which linear layers travel: precision, the run's own, half the bytes for the same
+    numbers. All else and all gradients travel in float32."""
 
     group: Literal["all", "node"] = "all"
     """Processes that one copy is cut over: all; node, those of one node, which holds a whole copy

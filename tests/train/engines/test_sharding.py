@@ -38,9 +38,8 @@ def run_on_two_nodes(place: Place, jobs: list[Job]) -> None:
         )
         for node in range(2)
     ]
-    for node in nodes:
-        _, said = node.communicate(timeout=600)
-        assert node.returncode == 0, said
+    said = [node.communicate(timeout=600)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said[0]
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +75,15 @@ def test_two_nodes_with_a_copy_each_log_and_end_as_one_process(place, run):
             assert float((weight - theirs[name]).norm() / (weight.norm() + 1e-9)) < 1e-4, name
 
 
-def test_weights_that_travelled_in_16_bits_begin_with_the_same_losses_to_the_bit(place):
-    """Norms of the model are ones and its biases zeros, which 16 bits hold, until they learn."""
+def test_weights_that_travel_in_16_bits_give_the_numbers_of_those_that_do_not(place):
     whole, rounded = place.metrics("bf16"), place.metrics("bf16-in-bf16")
-    assert whole[0]["loss"] == rounded[0]["loss"]
-    for key in ("loss", "gradient_norm"):
+    assert [line["loss"] for line in rounded[:2]] == [line["loss"] for line in whole[:2]]
+    for key in ("loss", "gradient_norm"):  # gradients are added up in another order
         expected = [line[key] for line in whole]
-        assert [line[key] for line in rounded] == pytest.approx(expected, rel=2e-3)
+        assert [line[key] for line in rounded] == pytest.approx(expected, rel=1e-5)
 
 
-class Seen(nn.Linear):
+class Watched(nn.Module):
     """Remembers in what format its weights came."""
 
     def forward(self, inputs):
@@ -93,21 +91,30 @@ class Seen(nn.Linear):
         return super().forward(inputs)
 
 
+class Seen(Watched, nn.Linear):
+    """Of linear layers."""
+
+
+class SeenNorm(Watched, nn.LayerNorm):
+    """Of norms."""
+
+
 def test_blocks_travel_in_the_runs_precision_and_all_else_and_gradients_in_float32():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     engine = ShardedEngine("bf16", ShardingSettings(gather="precision"))
-    block, head = Seen(4, 4), Seen(4, 4)
+    linear, norm, head = Seen(4, 4), SeenNorm(4), Seen(4, 4)
+    block = nn.Sequential(norm, linear)
     exact = {name: one.detach().clone() for name, one in block.named_parameters()}
     module = engine.prepare(nn.Sequential(block, head), [block])
     inputs = torch.randn(2, 4)
     with engine.autocast():
         engine.backward(module(inputs).float().sum())
-    assert block.came == (torch.bfloat16, torch.bfloat16)
-    assert head.came == (torch.float32, torch.float32)
+    assert linear.came == (torch.bfloat16, torch.bfloat16)
+    assert norm.came == head.came == (torch.float32, torch.float32)
     assert {one.grad.dtype for one in module.parameters()} == {torch.float32}
-    with engine.whole():  # what autocast does not round is not rounded where answers are made
-        assert torch.equal(block.bias, exact["bias"])
-        assert torch.equal(block.weight, exact["weight"].bfloat16())
+    with engine.whole():
+        assert torch.equal(linear.weight, exact["1.weight"].bfloat16())
+        assert torch.equal(norm.weight, exact["0.weight"])
     assert {one.dtype for one in module.parameters()} == {torch.float32}
     for name, one in exact.items():
         assert torch.equal(engine.whole_tensor(dict(block.named_parameters())[name]), one)

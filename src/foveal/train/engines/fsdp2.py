@@ -18,6 +18,9 @@ from foveal.machine import DTYPES, Precision
 from foveal.train.engines.one_process import norm_of
 from foveal.train.engines.several_processes import GroupEngine
 
+ITS_OWN = MixedPrecisionPolicy()
+"""Weights travel in the format that they have."""
+
 
 class Root(nn.Module):
     """Stands above all that is cut; run without inputs, it only brings its own weights together."""
@@ -36,11 +39,10 @@ class ShardedEngine(GroupEngine):
 
     A block's weights come together while it runs, in float32, and autocast computes with them as
     on every other engine: the numbers are the same, so a run may go on from one to the other.
-    Gathered in the run's own precision, matrices come to the bits that autocast would make of
-    them; a block's norms are rounded once more than elsewhere. What stands in no block is gathered
-    in float32 all the same: of a rounded embedding, all that layers add up would be 16 bits wide.
-    Gradients are cut after each pass, not only after a step's last: no process ever holds all of
-    them.
+    Gathered in the run's own precision, linear layers come to the bits that autocast would make of
+    them. All else is gathered in float32 all the same: of a rounded embedding or norm, all that
+    layers add up would be 16 bits wide. Gradients are cut after each pass, not only after a step's
+    last: no process ever holds all of them.
 
     Weights in 4 bits are cut as they are packed. Their scales, a few percent of their size, stay
     whole: bitsandbytes' layers hold them outside of the weights.
@@ -58,6 +60,7 @@ class ShardedEngine(GroupEngine):
         self.sharding = sharding or ShardingSettings()
         super().__init__(precision)
         self._is_whole = False
+        self._exact: list[Any] = []
         self.copies = 1 if self.sharding.group == "all" else self._count_nodes()
         """Of the whole model, over all processes."""
 
@@ -77,14 +80,18 @@ class ShardedEngine(GroupEngine):
         else:  # ranks of a node come one after the other
             names = ("copies", "shares")
             mesh = init_device_mesh(kind, (self.copies, each), mesh_dim_names=names)
-        travel = MixedPrecisionPolicy()
-        if self.sharding.gather == "precision" and self.precision != "float32":
-            travel = MixedPrecisionPolicy(
-                DTYPES[self.precision], torch.float32, cast_forward_inputs=False
-            )
+        rounds = self.sharding.gather == "precision" and self.precision != "float32"
+        rounded = MixedPrecisionPolicy(
+            DTYPES[self.precision], torch.float32, cast_forward_inputs=False
+        )
         # A block moves to the device when it is cut: no device ever holds all of the model.
         for block in blocks:
-            fully_shard(block, mesh=mesh, mp_policy=travel)
+            can_round = rounds and not list(block.parameters(recurse=False))
+            for part in parts_to_keep_exact(block) if can_round else ():
+                # Small, so it stays whole till the backward pass, which may run it again.
+                fully_shard(part, mesh=mesh, reshard_after_forward=False)
+                self._exact.append(part)
+            fully_shard(block, mesh=mesh, mp_policy=rounded if can_round else ITS_OWN)
         root = Root(module)
         fully_shard(root, mesh=mesh)
         return root
@@ -132,13 +139,10 @@ class ShardedEngine(GroupEngine):
             return
         with torch.no_grad():
             self.module()  # FSDP2 takes what runs first for the root
-        vectors = self._whole_vectors()
         shards = [one for one in self.module.modules() if isinstance(one, FSDPModule)]
         self.module.set_reshard_after_forward(False)
         for shard in shards:
             shard.unshard()
-        for module, name, exact in vectors:
-            module.register_parameter(name, exact)
         self._is_whole = True
         try:
             yield
@@ -147,21 +151,8 @@ class ShardedEngine(GroupEngine):
             for shard in shards:
                 shard.reshard()
             self.module.set_reshard_after_forward(True)
-            self.module.set_reshard_after_forward(False, recurse=False)
-
-    def _whole_vectors(self) -> list[tuple[nn.Module, str, nn.Parameter]]:
-        """Bring weights together that travel rounded and are not computed with so elsewhere.
-
-        Resharding puts the shares back in their places.
-        """
-        if self.sharding.gather == "float32":
-            return []
-        return [
-            (module, name, nn.Parameter(self.whole_tensor(one.detach()), one.requires_grad))
-            for module in self.module.modules()
-            for name, one in module.named_parameters(recurse=False)
-            if one.dim() < 2
-        ]
+            for one in (self.module, *self._exact):
+                one.set_reshard_after_forward(False, recurse=False)
 
     def release(self) -> None:
         """Give the main process its module back, plain and whole; nothing is run after this.
@@ -177,3 +168,19 @@ class ShardedEngine(GroupEngine):
                         tensor.detach().cpu() if self.is_main else torch.empty(0), one.requires_grad
                     )
                 setattr(module, name, plain[one])
+
+
+def parts_to_keep_exact(block: nn.Module) -> list[nn.Module]:
+    """List a block's outermost parts that hold weights of their own and are no linear layers.
+
+    Autocast rounds what linear layers compute with, and leaves the rest alone.
+    """
+    found: list[nn.Module] = []
+    for part in block.children():
+        if isinstance(part, nn.Linear):
+            continue
+        if list(part.parameters(recurse=False)):
+            found.append(part)
+        else:
+            found += parts_to_keep_exact(part)
+    return found
