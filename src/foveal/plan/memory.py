@@ -135,7 +135,7 @@ def estimate_memory(
             kept and nothing has adapters.
     """
     slack *= slack_factor(setup)
-    shares = shares_of(setup.holdings, setup.engine, setup.world_size, setup.fixed_bytes)
+    shares = shares_of(setup.holdings, setup.engine, setup.shares, setup.fixed_bytes)
     kept = kept_for_backward(
         setup.config,
         setup.learning,

@@ -114,6 +114,7 @@ class Question:
             gpus,
             nodes,
             recipe.lora,
+            recipe.sharding,
         )
 
     def with_strategy(self, setup: Setup, strategy: str, hardware: Hardware) -> Setup:

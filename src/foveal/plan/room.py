@@ -72,6 +72,7 @@ def training_bytes(
         plan.world_size,
         1,
         recipe.lora,
+        recipe.sharding,
     )
     targets = targets_of(dataset.examples)
     steps = [plan.step(index) for index in range(min(STEPS_LOOKED_AT, plan.steps_per_epoch))]
