@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from foveal import run
+from foveal.cli import main
 from foveal.train.stop import stop_requests
 
 BUSY = """
