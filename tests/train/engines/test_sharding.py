@@ -19,6 +19,7 @@ from foveal.train.engines.fsdp2 import ShardedEngine
 
 BY_NODE = {"engine": "fsdp2", "sharding__group": "node"}
 BF16 = {"precision": "bf16", "train__max_steps": 3, "train__evaluate_every_steps": 2}
+IN_BF16 = {**BF16, **BY_NODE, "sharding__gather": "precision"}
 
 
 def run_on_two_nodes(place: Place, jobs: list[Job]) -> None:
@@ -57,7 +58,8 @@ def place(tmp_path_factory) -> Place:
             job("by-node", **BY_NODE),
             job("one-by-node", "one", **BY_NODE),
             job("bf16", **BF16, engine="fsdp2"),
-            job("bf16-in-bf16", **BF16, **BY_NODE, sharding__gather="precision"),
+            job("bf16-in-bf16", **IN_BF16),
+            job("bf16-light", **IN_BF16, train__recompute="light"),
         ],
     )
     return made
@@ -75,8 +77,9 @@ def test_two_nodes_with_a_copy_each_log_and_end_as_one_process(place, run):
             assert float((weight - theirs[name]).norm() / (weight.norm() + 1e-9)) < 1e-4, name
 
 
-def test_weights_that_travel_in_16_bits_give_the_numbers_of_those_that_do_not(place):
-    whole, rounded = place.metrics("bf16"), place.metrics("bf16-in-bf16")
+@pytest.mark.parametrize("run", ["bf16-in-bf16", "bf16-light"])
+def test_weights_that_travel_in_16_bits_give_the_numbers_of_those_that_do_not(place, run):
+    whole, rounded = place.metrics("bf16"), place.metrics(run)
     assert [line["loss"] for line in rounded[:2]] == [line["loss"] for line in whole[:2]]
     for key in ("loss", "gradient_norm"):  # gradients are added up in another order
         expected = [line[key] for line in whole]
