@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
+from foveal.bench import side
 from foveal.bench.page import SIZES
 from foveal.bench.side import Case, Side
 from foveal.config import LoraSettings
@@ -23,6 +24,9 @@ WIDE = replace(
     vocabulary=160,
 )  # fmt: skip
 """Of the published model's proportions, so that blocks hold nearly all that is kept."""
+
+LORA = LoraSettings(rank=8, alpha=16)
+"""A sixteenth of the tower's width, as 64 is of the published model's."""
 
 
 class Alive(TorchDispatchMode):
@@ -52,13 +56,14 @@ class Alive(TorchDispatchMode):
 def kept_bytes(strategy, questions, way, precision, folder, monkeypatch):
     """Bytes that a forward pass leaves behind, and what a plan says of them."""
     monkeypatch.setitem(SIZES, "wide", WIDE)
-    side = Side(Case("wide", strategy, questions, way, precision), folder)
-    side.step()  # the first one shows which products are not asked for again
-    with Alive(side.model) as alive, side.engine.autocast():
-        loss = side.way(side.rows[0])
+    monkeypatch.setattr(side, "LORA", LORA)
+    one = Side(Case("wide", strategy, questions, way, precision), folder)
+    one.step()  # the first one shows which products are not asked for again
+    with Alive(one.model) as alive, one.engine.autocast():
+        loss = one.way(one.rows[0])
     found = alive.num_bytes
     assert loss.requires_grad
-    return found, side
+    return found, one
 
 
 @pytest.mark.parametrize("questions", [1, 4])
@@ -76,11 +81,11 @@ def test_light_keeps_little_more_than_half(
 ):
     given = strategy, questions
     whole, _ = kept_bytes(*given, "shared", precision, tmp_path, monkeypatch)
-    light, side = kept_bytes(*given, "light", precision, tmp_path, monkeypatch)
+    light, one = kept_bytes(*given, "light", precision, tmp_path, monkeypatch)
     assert 0.2 * whole < light <= most * whole
     number_bytes = 4 if precision == "float32" else 2
-    learning = strategy_of(strategy, LoraSettings().rank)
-    kept = kept_for_backward(side.model.config, learning, side.counts[0], number_bytes, "blocks")
+    learning = strategy_of(strategy, LORA.rank)
+    kept = kept_for_backward(one.model.config, learning, one.counts[0], number_bytes, "blocks")
     assert kept.held_bytes("light") == pytest.approx(light, rel=0.1)
 
 
