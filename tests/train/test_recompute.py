@@ -113,20 +113,22 @@ def test_a_last_product_is_kept_only_where_something_behind_it_asks_for_it(norm)
     assert dear.needs_last is norm
 
 
-def test_attention_that_drops_at_random_is_made_again_with_what_it_drew():
-    def block(states):
-        made = nn.functional.scaled_dot_product_attention(*states, dropout_p=0.5)
-        return (made * nn.functional.dropout(made, 0.5)).sum()
-
-    states = torch.randn(3, 1, 2, 5, 8, dtype=torch.float64)
-    found = []
-    for again in (False, True):
-        one = states.clone().requires_grad_()
-        torch.manual_seed(0)
-        how = {"use_reentrant": False, "context_fn": DearOutputs(frozenset()).contexts}
-        (checkpoint(block, one, **how) if again else block(one)).backward()
-        found.append(one.grad)
-    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
+@pytest.mark.parametrize(
+    "name", ["flash_attention_for_cpu", "flash_attention", "efficient_attention"]
+)
+def test_attention_is_kept_unless_it_drops_at_random(name):
+    """What it drew would not be drawn again, and all behind it would draw other numbers."""
+    operation = getattr(torch.ops.aten, f"_scaled_dot_product_{name}").default
+    places = [one.name for one in operation._schema.arguments]
+    dear, states = DearOutputs(frozenset()), [torch.randn(1, 2, 5, 8)] * 3
+    given = [*states, *[None] * (places.index("dropout_p") - 3)]
+    for arguments, named, policy in (
+        (states, {}, "MUST_SAVE"),
+        ([*given, 0.0], {}, "MUST_SAVE"),
+        ([*given, 0.5], {}, "PREFER_RECOMPUTE"),
+        (states, {"dropout_p": 0.5}, "PREFER_RECOMPUTE"),
+    ):
+        assert dear.decide(None, operation, *arguments, **named).name == policy
 
 
 def test_a_square_of_scores_is_made_again_and_what_it_weighs_is_kept():
