@@ -65,6 +65,7 @@ def place(tmp_path_factory) -> Place:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["by-node", "one-by-node"])
 def test_two_nodes_with_a_copy_each_log_and_end_as_one_process(place, run):
     one, four = place.metrics("one"), place.metrics(run)
@@ -77,6 +78,7 @@ def test_two_nodes_with_a_copy_each_log_and_end_as_one_process(place, run):
             assert float((weight - theirs[name]).norm() / (weight.norm() + 1e-9)) < 1e-4, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["bf16-in-bf16", "bf16-light"])
 def test_weights_that_travel_in_16_bits_give_the_numbers_of_those_that_do_not(place, run):
     whole, rounded = place.metrics("bf16"), place.metrics(run)
