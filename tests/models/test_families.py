@@ -139,9 +139,11 @@ class Loaded:
         if images:
             text = self.processor.placeholder * len(images)
             made = own(text=[text], images=[images], return_tensors="pt")
-            taken = inspect.signature(self.model.model.get_image_features).parameters
-            inputs |= {name: one for name, one in made.items() if name in taken}
-            inputs["pixel_values"] = inputs["pixel_values"].double()
+            reads = getattr(self.model.model, "get_image_features", self.model.model.forward)
+            taken = inspect.signature(reads).parameters
+            inputs = {name: one for name, one in made.items() if name in taken} | inputs
+            doubled = {n: one.double() for n, one in inputs.items() if one.is_floating_point()}
+            inputs |= doubled
         for name in ("mm_token_type_ids", "token_type_ids"):
             if name in inspect.signature(self.model.model.forward).parameters:
                 inputs[name] = (ids == self.processor.image_token_id).long()[None]

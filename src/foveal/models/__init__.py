@@ -9,6 +9,7 @@ FAMILIES = {
     "internvl": "foveal.models.hub",
     "llava": "foveal.models.hub",
     "llava_next": "foveal.models.hub",
+    "phi4_multimodal": "foveal.models.phi4_multimodal",
     "qwen2_5_vl": "foveal.models.hub",
     "qwen3_vl": "foveal.models.hub",
     "smolvlm": "foveal.models.hub",

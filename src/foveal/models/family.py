@@ -102,6 +102,18 @@ class Family:
         }
         return model.get_image_features(**own, return_dict=True)
 
+    def decoder_inputs(self, model: Any, ids: Any, images: Any) -> dict[str, Any]:
+        """Hand ids and what the tower made of their images to the bare model, in its own words.
+
+        Args:
+            model: of transformers, bare.
+            ids: (1, length), int64.
+            images: what `encode_images` returned, handed out to the places in `ids`; none: there
+                are none.
+        """
+        placed = None if images is None else {"image": images}
+        return {"input_ids": ids, "mm_encoder_outputs": placed}
+
     def image_sight(self, model: Any) -> ImageSight:
         """Say what the tokens of an image see of it."""
         return "causal"

@@ -55,16 +55,15 @@ def hidden_states(
         return _read_groups(model, family, inputs, groups)
     # The tower before the words: gradients come in the reverse order, and processes that share
     # them as they come, with images and without, need one order.
-    images = {"image": place_features(family, model, inputs)} if inputs.pixels else None
+    images = place_features(family, model, inputs) if inputs.pixels else None
     seen = {"trees": trees} if trees else {"row": _view(model, family, inputs, groups)}
     axes = inputs.positions
     hidden: Tensor = model.model(
-        input_ids=inputs.input_ids,
         position_ids=axes[0] if len(axes) == 1 else axes,
         # Four axes: a model takes it for a mask that is made, and makes none of its own.
         attention_mask=torch.zeros(1, 1, 1, 1, device=inputs.input_ids.device),
-        mm_encoder_outputs=images,
         use_cache=False,
+        **family.decoder_inputs(model, inputs.input_ids, images),
         **seen,
     ).last_hidden_state[0]
     return hidden
@@ -87,12 +86,11 @@ def _plain_states(
     if "image_grid_thw" in inputs.pixels:  # positions hang on it
         indices = torch.tensor(inputs.image_indices, device=is_image.device)
         grids = {"image_grid_thw": inputs.pixels["image_grid_thw"][indices]}
-    images = {"image": place_features(family, model, inputs)} if inputs.pixels else None
+    images = place_features(family, model, inputs) if inputs.pixels else None
     hidden: Tensor = model.model(
-        input_ids=inputs.input_ids,
         attention_mask=torch.ones_like(inputs.input_ids),
-        mm_encoder_outputs=images,
         use_cache=False,
+        **family.decoder_inputs(model, inputs.input_ids, images),
         **types,
         **grids,
     ).last_hidden_state[0]
