@@ -26,9 +26,7 @@ def _images(name: str, **settings: Any) -> Any:
 def phi4_multimodal() -> Written:
     ends = ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
     tokenizer = make_tokenizer(ends, {"image_token": "<|image|>", "audio_token": "<|audio|>"})
-    tokenizer.chat_template = chat_template(
-        "<|ROLE|>CONTENT<|end|>", "<|assistant|>", "<|image|>"
-    )
+    tokenizer.chat_template = chat_template("<|ROLE|>CONTENT<|end|>", "<|assistant|>", "<|image|>")
     text = {key: one for key, one in _text(tokenizer, "<|end|>").items() if key != "head_dim"}
     factors = 8 * 3 // 4  # half of the three quarters of a head that turn
     rope = {
@@ -77,7 +75,9 @@ PIXTRAL = {
 
 
 def _pixtral(kind: str, text_type: str, merge: int, **more_settings: Any) -> Written:
-    tokenizer = make_tokenizer(["[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]"], bos="<s>")
+    tokenizer = make_tokenizer(
+        ["[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]"], bos="<s>"
+    )
     tokenizer.chat_template = (
         "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}[INST]"
         "{% for part in message['content'] %}{% if part['type'] == 'image' %}[IMG]"

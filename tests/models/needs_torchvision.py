@@ -4,8 +4,8 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-import torchvision_alone  # noqa: F401  # first of all that looks for torchvision
 import tiny_models_torchvision  # noqa: F401  # enters its families
+import torchvision_alone  # noqa: F401  # first of all that looks for torchvision
 from tiny_models import write_tiny
 from transformers.models.phi4_multimodal.modeling_phi4_multimodal import (
     Phi4MultimodalRotaryEmbedding,
