@@ -30,6 +30,7 @@ from foveal.data.lines import Examples
 from foveal.errors import ConfigError
 from foveal.evaluate.metrics import find_metrics
 from foveal.libraries import remarks_are_caught
+from foveal.models.compressed import is_compressed
 from foveal.models.family import Family, LoadedModel, find_family, load, most_tokens
 from foveal.plan.epoch import make_plan
 from foveal.storage import write_text
@@ -58,6 +59,11 @@ def load_for_run(
             make_tiny(recipe, files, run / "model", again=not checkpoints(run / "checkpoints"))
         engine.wait()
         name = str(run / "model")
+    if is_compressed(name):
+        raise ConfigError(
+            f"model={name}: its weights are in fewer bits; give the whole model that it was made "
+            "from (strategy=qlora holds that in 4 bits by itself)"
+        )
     rules, precision = rules_of(recipe.strategy), recipe.precision
     found = _look_at_four_bits(name, recipe, run, engine)
     for line in found.lines():

@@ -1,6 +1,6 @@
 """From a recipe: build the pieces, evaluate, train, evaluate again, report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,12 +59,13 @@ from foveal.train.checkpoint import (
 )
 from foveal.train.engines.choose import make_engine
 from foveal.train.folders import drop_parts, make_folder, set_aside
-from foveal.train.incidents import Incidents
+from foveal.train.incidents import INCIDENTS, Incidents
 from foveal.train.learner import Learner, make_learner
 from foveal.train.log import RunLog
 from foveal.train.loop import LoopHooks, Stopped, train
 from foveal.train.optim import count_steps, warmup_steps
 from foveal.train.stop import StopRequest, asked_by_any, stop_requests
+from foveal.train.trackers import Ending, Trackers, check_trackers
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,35 @@ class Outcome:
 
 
 class TrainingRun:
-    """One run of a recipe, from its folder's state to its report."""
+    """One run of a recipe, from its folder's state to its report.
 
-    def __init__(self, recipe: Recipe, console: Console, fresh: bool = False) -> None:
+    Args:
+        recipe: to run.
+        console: where it speaks.
+        fresh: whether to set aside what stands in its folder and begin anew.
+        scored: told, in the main process, the name of each evaluation that is whole.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        console: Console,
+        fresh: bool = False,
+        scored: Callable[[str], None] = lambda _: None,
+    ) -> None:
         if not recipe.data.train_files:
             raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
         quiet_libraries()
         check_scores(recipe)
         check_attention(recipe)
+        check_trackers(recipe)
         self.recipe = recipe
         self.engine = make_engine(recipe.engine, recipe.precision)
         self.console = console if self.engine.is_main else Console(quiet=True)
+        self.trackers: Trackers | None = None
+        self._ended: Ending = "failed"
         self.run = recipe.run
+        self._scored = scored
         if fresh and self.engine.is_main:
             set_aside(self.run)
         self.engine.wait()
@@ -152,7 +170,9 @@ class TrainingRun:
         """
         try:
             with stop_requests() as request:
-                return self._go(request)
+                outcome = self._go(request)
+            self._ended = "stopped" if outcome.stopped else "done"
+            return outcome
         except UserError:
             raise  # every process knows it alike
         except Exception as error:
@@ -163,6 +183,9 @@ class TrainingRun:
                     "free space and run the same command again"
                 ) from error
             raise
+        finally:
+            if self.trackers:
+                self.trackers.close(self._ended)
 
     def _go(self, request: StopRequest) -> Outcome:
         recipe, engine, loaded = self.recipe, self.engine, self.loaded
@@ -186,11 +209,12 @@ class TrainingRun:
             write_json(self.run / "machine.json", describe_machine())
             write_json(self.run / "data.json", self._describe_data())
             self._set_aside_others()
+            self.trackers = self._open_trackers(plan, (first_step, total_steps))
         engine.wait()
         self._introduce(assignments, plan, total_steps, stored)
         unlearnt = sum_weights(engine, loaded.model)
         # Before the checkpoint is read: where the answers no longer stand, they are made again.
-        before = self.evaluate("before", request)
+        before = self.evaluate("before", 0, request)
         if stopping := asked_by_any(engine, request):
             return Outcome(self.run, Stopped(stopping, first_step), None, None, None)
         if checkpoint and stored:
@@ -213,7 +237,7 @@ class TrainingRun:
         has_learnt = sum_weights(engine, loaded.model) != unlearnt
         if not has_learnt:
             incidents.record_nothing_learnt(total_steps)
-        after = self.evaluate("after", request)
+        after = self.evaluate("after", total_steps, request)
         if stopping := asked_by_any(engine, request):
             return Outcome(self.run, Stopped(stopping, total_steps), before, None, None)
         report = self._write_out()
@@ -236,13 +260,13 @@ class TrainingRun:
         )
         hooks = LoopHooks(
             progress=self._progress,
-            evaluate=lambda step: self.evaluate(f"step-{step}", request),
+            evaluate=lambda step: self.evaluate(f"step-{step}", step, request),
             audit=GradientAudit(engine, model, learner.assignments, bool(self.dataset.images)),
             best=self._best,
         )
         log = None
         if engine.is_main:
-            log = RunLog(self.run, *steps, self.console, incidents.left_out)
+            log = RunLog(self.run, *steps, self.console, incidents.left_out, self.trackers)
         try:
             return train(
                 engine,
@@ -275,6 +299,24 @@ class TrainingRun:
             }
             for role, one in sets.items()
         }
+
+    def _open_trackers(self, plan: Plan, steps: tuple[int, int]) -> Trackers:
+        """Tell the trackers what is run, and on what."""
+        numbers = {
+            "steps": steps[1],
+            "steps_a_pass": plan.steps_per_epoch,
+            "examples": len(self.dataset.examples),
+            "images": len(self.dataset.images),
+            "processes": self.engine.world_size,
+        }
+        try:
+            trackers = Trackers(self.recipe, steps, numbers, self._tell)
+        except UserError:
+            self.engine.abandon()  # the other processes do not know of it
+            raise
+        files = ("recipe.yaml", "data.json", "machine.json")
+        trackers.attach([self.run / name for name in files])
+        return trackers
 
     def _plan(self) -> Plan:
         long = self.loaded.processor.long_context_tokens
@@ -389,7 +431,7 @@ class TrainingRun:
                 )
                 return
 
-    def evaluate(self, name: str, request: StopRequest) -> Scores | None:
+    def evaluate(self, name: str, step: int, request: StopRequest) -> Scores | None:
         """Answer and score the validation examples; answers that still stand are kept.
 
         Returns:
@@ -399,7 +441,7 @@ class TrainingRun:
             return None
         with self.engine.whole():
             learnt = fingerprint_model(self.loaded.model, learns, self.engine.whole_tensor)
-            return evaluate_into(
+            scores = evaluate_into(
                 self.run / "evaluation" / name,
                 self.loaded,
                 *self.validation,
@@ -409,6 +451,11 @@ class TrainingRun:
                 f"{self.model_fingerprint} {learnt}",
                 lambda: request.signal is not None,
             )
+        if self.trackers and scores:
+            self.trackers.scores(name, step, scores)
+        if scores and self.engine.is_main:
+            self._scored(name)
+        return scores
 
     def _write_out(self) -> Path | None:
         """Write the tuned model and the report; returns where the report is."""
@@ -421,6 +468,9 @@ class TrainingRun:
             if note:
                 self._say(note)
             report = write_report(self.run)
+        if self.trackers:
+            scores = sorted((self.run / "evaluation").glob("*/scores.json"))
+            self.trackers.attach([*filter(None, [report]), self.run / INCIDENTS, *scores])
         self.engine.wait()
         return report
 

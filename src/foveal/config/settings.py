@@ -282,6 +282,23 @@ class EvaluateSettings(Settings):
         return tuple(dict.fromkeys(label for choice in choices if (label := choice.strip())))
 
 
+class LogSettings(Settings):
+    """Where a run is followed, beside its folder."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
+    """Who is sent each step, the scores, the recipe and the report: tensorboard, into the run's
+    folder; wandb, mlflow and trackio as their own environment variables say, without a network
+    too. A run that goes on stays one run there, and no step is sent twice."""
+
+    project: str = "foveal"
+    """Project there (mlflow: experiment); the run is called as its folder is."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _once(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(trackers))
+
+
 class Base(Settings):
     """What a recipe was built on when it was read, and what that says otherwise."""
 
@@ -307,6 +324,7 @@ class Recipe(Settings):
     data: DataSettings = DataSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    log: LogSettings = LogSettings()
     lora: LoraSettings = LoraSettings()
     quantization: QuantizationSettings = QuantizationSettings()
 

@@ -11,6 +11,7 @@ import yaml
 from foveal.config import Recipe, Settings, as_typed
 from foveal.deliver.proof import Proof
 from foveal.deliver.source import RunSource
+from foveal.deliver.weight_only import WeightOnly
 from foveal.evaluate.metrics import Score
 from foveal.machine import Precision
 from foveal.report.run_folder import changed_settings
@@ -27,6 +28,7 @@ def write_card(
     *,
     as_model: bool,
     proof: Proof | None,
+    bits: WeightOnly | None = None,
 ) -> None:
     """Write the model card of a folder that will be called `name`."""
     environment = jinja2.Environment(
@@ -53,6 +55,7 @@ def write_card(
         turns=recipe.data.turns,
         examples=describe_examples(recipe),
         dtype=dtype,
+        held=bits.line() if bits else "",
         settings=public_settings(recipe),
         fingerprint=source.progress.data_fingerprint,
         proof=proof,

@@ -129,6 +129,8 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
         "run",
         "engine",
         "data.workers",
+        "log.trackers",
+        "log.project",
         "data.validation",
         "data.images",
         "data.max_bad_fraction",
