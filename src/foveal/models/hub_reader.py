@@ -28,6 +28,9 @@ class HubReader:
     """Reads words and images through a model's own processor: a `TurnProcessor` of the walk."""
 
     long_context_tokens: int | None = None
+    cuts_images = False
+    """Whether an image is laid out as a grid of crops, which `cut` makes."""
+
     turns: TurnsSetting = "template"
     """How turns follow each other: as the model's own template has them."""
 
@@ -72,6 +75,11 @@ class HubReader:
         if stated is None:
             stated = self.tokenizer.eos_token_id
         return list(stated) if isinstance(stated, list) else [] if stated is None else [stated]
+
+    @property
+    def image_backend(self) -> str:
+        """Which library resizes images: their pixels differ a little."""
+        return str(self.processor.image_processor.backend)
 
     @property
     def tokenizer(self) -> Any:
