@@ -123,6 +123,16 @@ class Family:
         placed = None if images is None else {"image": images}
         return {"input_ids": ids, "mm_encoder_outputs": placed}
 
+    def token_types(self, model: Any, ids: Any, answer_start: int | None) -> Any:
+        """Say what the model's own code is told of each token, (1, length), int64.
+
+        Args:
+            model: of transformers, bare.
+            ids: (1, length), int64; one example.
+            answer_start: where its first answer begins; none: it is all asked.
+        """
+        return (ids == self.image_token_id(model)).long()
+
     def image_sight(self, model: Any) -> ImageSight:
         """Say what the tokens of an image see of it."""
         return "causal"
