@@ -53,9 +53,8 @@ def one_image(data):
 
 @pytest.mark.parametrize("name", sorted({*SHARED} - {*HELD, *NEEDS_TORCHVISION} | {*ALONE}))
 def test_loss_and_gradients_are_those_of_transformers(name, data, one_image, tmp_path):
-    one = held.Loaded(
-        write_tiny(name, tmp_path), one_image if name in (*ONE_IMAGE, *ALONE) else data
-    )
+    shown = one_image if name in (*ONE_IMAGE, *ALONE) else data
+    one = held.Loaded(write_tiny(name, tmp_path), shown)
     assert one.loaded.family.route == ROUTES[name]
     rows = one.alone() if ROUTES[name] == "plain" else one.rows()
     loss, gradients = one.learn(rows)

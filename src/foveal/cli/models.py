@@ -46,7 +46,7 @@ def models() -> None:
 
     found = dict.fromkeys(SHARED, "exact, questions share an image's row")
     found |= dict.fromkeys(CACHED, "exact, questions share an image through a cache")
-    found |= dict.fromkeys(ALONE, "exact, each example by itself; training alone, no answers")
+    found |= dict.fromkeys(ALONE, "exact, each example by itself")
     found |= {one: f"refused: {reason}" for one, reason in REFUSED.items()}
     for some, what in ((NEEDS_TORCHVISION, "with torchvision"), (ONE_IMAGE, "one image each")):
         found |= {one: f"{found[one]}; {what}" for one in some}

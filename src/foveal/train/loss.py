@@ -97,9 +97,7 @@ class RowLoss(nn.Module):
             batch,
             groups=batch.groups,
             plainly=plainly,
-            answer_start=int(batch.predictors[0]) + 1
-            if plainly and len(batch.predictors)
-            else None,
+            answer_start=batch.answer_start if plainly else None,
         )
         head = self.family.head(self.model)
         total = answer_loss(hidden[batch.predictors], head, batch.targets, batch.weights)
