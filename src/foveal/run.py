@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ from foveal.train.audit import (
     audit_targets,
     sum_weights,
 )
-from foveal.train.best import best_checkpoint
+from foveal.train.best import best_checkpoint, explain_stall
 from foveal.train.checkpoint import (
     Progress,
     check_same_run,
@@ -62,7 +63,8 @@ from foveal.train.folders import drop_parts, make_folder, set_aside
 from foveal.train.incidents import INCIDENTS, Incidents
 from foveal.train.learner import Learner, make_learner
 from foveal.train.log import RunLog
-from foveal.train.loop import LoopHooks, Stopped, train
+from foveal.train.loop import EndedEarly, LoopHooks, Stopped, train
+from foveal.train.not_finite import explain_step
 from foveal.train.optim import count_steps, warmup_steps
 from foveal.train.stop import StopRequest, asked_by_any, stop_requests
 from foveal.train.trackers import Ending, Trackers, check_trackers
@@ -237,21 +239,24 @@ class TrainingRun:
             recipe.data.max_bad_fraction,
             engine.is_main,
         )
-        stopped = None
+        ended, steps = None, total_steps
         if first_step < total_steps:
-            stopped = self._learn(
+            ended = self._learn(
                 learner, optimizer, plan, (first_step, total_steps), incidents, request
             )
-        if stopped:
-            return Outcome(self.run, stopped, None, None, None)
+        if isinstance(ended, Stopped):
+            return Outcome(self.run, ended, None, None, None)
+        if ended:
+            self._say(ended.reason)
+            steps = ended.step
         has_learnt = sum_weights(engine, loaded.model) != unlearnt
         if not has_learnt:
-            incidents.record_nothing_learnt(total_steps)
-        after = self.evaluate("after", total_steps, request)
+            incidents.record_nothing_learnt(steps)
+        after = self.evaluate("after", steps, request)
         if stopping := asked_by_any(engine, request):
-            return Outcome(self.run, Stopped(stopping, total_steps), before, None, None)
+            return Outcome(self.run, Stopped(stopping, steps), before, None, None)
         report = self._write_out()
-        return Outcome(self.run, None, before, after, report, total_steps, has_learnt)
+        return Outcome(self.run, None, before, after, report, steps, has_learnt)
 
     def _learn(
         self,
@@ -261,7 +266,7 @@ class TrainingRun:
         steps: tuple[int, int],
         incidents: Incidents,
         request: StopRequest,
-    ) -> Stopped | None:
+    ) -> Stopped | EndedEarly | None:
         """Take the steps of a run, from the first one on that is still to be taken."""
         recipe, engine, model = self.recipe, self.engine, self.loaded.model
         batches = RowBatches(self.dataset, self.loaded.processor, recipe.train.loss_weighting)
@@ -273,6 +278,8 @@ class TrainingRun:
             evaluate=lambda step: self.evaluate(f"step-{step}", step, request),
             audit=GradientAudit(engine, model, learner.assignments, bool(self.dataset.images)),
             best=self._best,
+            stalled=self._stalled,
+            explain=partial(explain_step, engine, self.loaded),
         )
         log = None
         if engine.is_main:
@@ -377,6 +384,12 @@ class TrainingRun:
     def _best(self) -> Path | None:
         metric = self.recipe.train.best_metric
         return best_checkpoint(self.run, metric) if metric else None
+
+    def _stalled(self, step: int) -> str:
+        train = self.recipe.train
+        if not (train.best_metric and train.stop_after_worse):
+            return ""
+        return explain_stall(self.run, train.best_metric, train.stop_after_worse, step)
 
     def _find_checkpoint(self) -> tuple[Path | None, Progress | None]:
         """Find where the run stands; it must be this run."""

@@ -14,6 +14,8 @@ from foveal.deliver.source import RunSource
 from foveal.deliver.weight_only import WeightOnly
 from foveal.evaluate.metrics import Score
 from foveal.machine import Precision
+from foveal.models.box_frames import describe_frame
+from foveal.models.family import read_model_type
 from foveal.report.run_folder import changed_settings
 from foveal.storage import write_text
 
@@ -53,6 +55,7 @@ def write_card(
         step=f"{source.progress.step:,}",
         num_crops=recipe.data.num_crops if source.family.image_budget == "num_crops" else 0,
         image_settings=recipe.data.image_settings,
+        boxes=describe_frame(read_model_type(str(source.base))) if recipe.data.boxes else "",
         turns=recipe.data.turns if source.family.joins_turns_as_published else "template",
         examples=describe_examples(recipe),
         dtype=dtype,

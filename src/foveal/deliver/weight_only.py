@@ -144,7 +144,8 @@ class WeightOnly:
         return (places.to(dtype) * scale).reshape(weight.shape)
 
     def _grouped(self, weight: Tensor) -> Tensor:
-        return weight.unflatten(-1, (-1, self.group_size or weight.shape[-1]))
+        groups: Tensor = weight.unflatten(-1, (-1, self.group_size or weight.shape[-1]))
+        return groups
 
     def round_model(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Round a model's weights as its files do; they stay float32 to compute with."""

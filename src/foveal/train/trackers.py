@@ -9,6 +9,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from io import StringIO
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -285,7 +286,7 @@ class Trackers:
         for name in list(self._open):
             for file in files:
                 if file.is_file() and name in self._open:
-                    self._send(name, lambda one, file=file: one.attach(file))
+                    self._send(name, methodcaller("attach", file))
 
     def flush(self) -> None:
         """See that what lies in the run's folder is whole."""
