@@ -12,6 +12,7 @@ from foveal.config.settings import (
     Recipe,
     Rule,
     Settings,
+    ShardingSettings,
     TrainSettings,
     setting_names,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "Recipe",
     "Rule",
     "Settings",
+    "ShardingSettings",
     "TrainSettings",
     "as_typed",
     "flatten",

@@ -165,6 +165,19 @@ def read_as(processor: Any, data: DataSettings) -> None:
     processor.frame_choice = FrameChoice(data.frames, data.frames_per_second)
 
 
+class ReadTurns(NamedTuple):
+    """The turns of an example as a model is to read them."""
+
+    turns: list[AskedTurn]
+    """With boxes in the model's numbers."""
+
+    images: list[list[Path]]
+    """Of each turn, frames of clips too."""
+
+    boxes: BoxMap | None
+    """What moved the boxes; none: there are none."""
+
+
 def encode(example: Example, processor: TurnProcessor, folder: ImageFolder) -> Encoded:
     """Turn an example into tokens; every turn is a prompt of its own, its answer is learnt.
 
@@ -172,19 +185,31 @@ def encode(example: Example, processor: TurnProcessor, folder: ImageFolder) -> E
         DataError: an image or a clip is not there, or cannot be read.
         ValueError: image tags written in a text do not match its images, or a box is none.
     """
-    shown = [show_turn(turn, folder, processor.frame_choice) for turn in example.turns]
-    images = tuple(chain.from_iterable(shown))
-    turns = asked_turns(example, [len(some) for some in shown])
-    if processor.boxes and holds_boxes(example):
-        turns = place_boxes(example, turns, [known_size(path) for path in images], processor)
-    encoded = processor.encode_turns(turns, example.system)
+    read = read_turns(example, processor, folder)
+    encoded = processor.encode_turns(read.turns, example.system)
     return Encoded(
         example.id,
         np.asarray(encoded.entries, np.int32),
         np.asarray(encoded.learnt, np.bool_),
         encoded.prompt_entries,
-        images,
+        tuple(chain.from_iterable(read.images)),
     )
+
+
+def read_turns(example: Example, processor: TurnProcessor, folder: ImageFolder) -> ReadTurns:
+    """Find the images of an example's turns, and move the boxes in their texts.
+
+    Raises:
+        DataError: an image or a clip is not there, or cannot be read.
+        ValueError: a box is none, or it is open in which image it lies.
+    """
+    shown = [show_turn(turn, folder, processor.frame_choice) for turn in example.turns]
+    turns = asked_turns(example, [len(some) for some in shown])
+    if not (processor.boxes and holds_boxes(example)):
+        return ReadTurns(turns, shown, None)
+    sizes = [known_size(path) for path in chain.from_iterable(shown)]
+    boxes = box_map_for(example, sizes, processor)
+    return ReadTurns(move_boxes(turns, boxes), shown, boxes)
 
 
 def show_turn(turn: Turn, folder: ImageFolder, choice: FrameChoice) -> list[Path]:
@@ -225,29 +250,21 @@ def _size_in_state(path: Path, _state: tuple[int, ...]) -> tuple[int, int]:
 
 def holds_boxes(example: Example) -> bool:
     """Tell whether any text of an example speaks of a box."""
-    return any(
-        read_boxes(text)
-        for turn in example.turns
-        for text in (turn.user, turn.assistant, *turn.choices)
-    )
+    return any(read_boxes(text) for turn in example.turns for text in turn.texts)
 
 
-def place_boxes(
-    example: Example,
-    turns: Sequence[AskedTurn],
-    sizes: Sequence[tuple[int, int]],
-    processor: TurnProcessor,
-) -> list[AskedTurn]:
-    """Write the boxes of an example in the numbers that a model speaks in.
+def box_map_for(
+    example: Example, sizes: Sequence[tuple[int, int]], processor: TurnProcessor
+) -> BoxMap:
+    """Find what moves the boxes of an example that holds some.
 
     Args:
         example: whose texts hold boxes.
-        turns: of it.
         sizes: (width, height) of all its images.
         processor: of the model.
 
     Raises:
-        ValueError: a box is none, or it is open in which image it lies.
+        ValueError: it is open in which image they lie, or they are to be chosen from.
     """
     boxes = find_box_map(sizes, processor)
     if boxes is None:
@@ -257,6 +274,15 @@ def place_boxes(
         )
     if any(read_boxes(choice) for turn in example.turns for choice in turn.choices):
         raise ValueError("choices hold boxes, which cannot be chosen from; leave choices out")
+    return boxes
+
+
+def move_boxes(turns: Sequence[AskedTurn], boxes: BoxMap) -> list[AskedTurn]:
+    """Write the boxes of turns in the numbers that a model speaks in.
+
+    Raises:
+        ValueError: a box is none.
+    """
     return [
         AskedTurn(
             boxes.to_model(turn.user),

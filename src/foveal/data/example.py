@@ -37,6 +37,11 @@ class Turn(BaseModel):
     """Closed set of labels that the answer is one of; empty: an open answer."""
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """All that a model may read or write in this turn."""
+        return (self.user, self.assistant, *self.choices)
+
+    @property
     def accepted(self) -> tuple[str, ...]:
         """Answers that an evaluation accepts."""
         return self.answers or (self.assistant,)

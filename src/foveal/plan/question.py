@@ -25,9 +25,10 @@ from foveal.plan.activations import Attention
 from foveal.plan.arithmetic import Strategy
 from foveal.plan.epoch import Epoch, RowCounts, count_row, make_plan, plan_epoch, targets_of
 from foveal.plan.hardware import Hardware
-from foveal.plan.setup import Precision, Recompute, Setup, engine_name, learning_of
+from foveal.plan.setup import Precision, Setup, engine_name, learning_of
 from foveal.plan.weights import Holdings
 from foveal.train.optim import count_steps
+from foveal.train.recompute import Recompute
 
 PUBLISHED = ("microsoft/Phi-3.5-vision-instruct", "microsoft/Phi-3-vision-128k-instruct")
 """Whose sizes and tokenizer come with this package: a plan for them downloads nothing."""
@@ -115,6 +116,7 @@ class Question:
             gpus,
             nodes,
             recipe.lora,
+            recipe.sharding,
         )
 
     def with_strategy(self, setup: Setup, strategy: str, hardware: Hardware) -> Setup:

@@ -142,6 +142,8 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
         "train.recompute",
         "train.stop_after_worse",
         "train.max_bad_steps",
+        "sharding.gather",
+        "sharding.group",
     }
     flat = flatten(recipe.model_dump(mode="json"))
     return {
