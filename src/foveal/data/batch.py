@@ -73,6 +73,11 @@ class Batch(ForwardInputs):
     plainly: bool = False
     """Whether the model is to read it in its own way, see `models.forward`: of one example."""
 
+    @property
+    def answer_start(self) -> int | None:
+        """Where the first answer of a row of one example begins; none: it has none."""
+        return int(self.predictors[0]) + 1 if len(self.predictors) else None
+
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device."""
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
