@@ -131,7 +131,7 @@ def _texts(example: Example) -> Iterator[str]:
     if example.system:
         yield f"\n{example.system}"
     for turn in example.turns:
-        yield from (f"\n{turn.user}", turn.user, turn.assistant)
+        yield from (f"\n{turn.user}", turn.user, turn.assistant, *turn.rejected)
 
 
 def check_scores(recipe: Recipe) -> None:

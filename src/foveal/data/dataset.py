@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from foveal.data.encode import Encoded, TurnProcessor, encode
+from foveal.data.encode import Encoded, TurnProcessor, encode, encode_pairs
 from foveal.data.epochs import Shown
 from foveal.data.example import ImageFolder, numbered_lines, parse_line
 from foveal.data.lines import Examples
@@ -74,6 +74,7 @@ def read_dataset(
     cache: Path | None = None,
     workers: int = 1,
     weights: Sequence[float] = (),
+    pairs: bool = False,
 ) -> tuple[Examples, Dataset]:
     """Read and encode JSONL files, one behind the other.
 
@@ -85,6 +86,8 @@ def read_dataset(
             pictures are.
         workers: processes that encode and read headers of pictures, where there are many.
         weights: how often an epoch shows each file; empty: once.
+        pairs: make a set of each turn's answer and its rejected ones, instead of learning every
+            answer.
 
     Raises:
         DataError: a file or a picture's header cannot be read, or there is no example.
@@ -93,54 +96,88 @@ def read_dataset(
     examples = Examples(paths, cache)
     sizes_cache = cache / f"{paths[0].stem}-sizes.json" if cache else None
     remarks = Remarks()
-    encoded = _encode_all(examples, processor, images, remarks, workers)
-    counts = [len(file) for file in examples.files]
-    shown = tuple(map(Shown, counts, weights or [1.0] * len(counts)))
-    for path, one in zip(paths, shown, strict=True):
+    weights = weights or [1.0] * len(paths)
+    for path, file, weight in zip(paths, examples.files, weights, strict=True):
+        one = Shown(len(file), weight)
         if not one.an_epoch:
             raise DataError(
                 f"{path}: weight {one.weight:g} of {one.examples} examples shows none of them"
             )
-    weighted = shown if any(one.weight != 1 for one in shown) else ()
-    dataset = build_dataset(encoded, processor, sizes_cache, workers, weighted)
+    encoded = _Encoding(examples, processor, images, remarks, workers, pairs)
+    dataset = build_dataset(encoded, processor, sizes_cache, workers)
+    if any(weight != 1 for weight in weights):
+        shown = tuple(map(Shown, encoded.sets_of_files, weights))
+        sizes = replace(dataset.sizes, shown=shown)
+        dataset = replace(dataset, sizes=sizes)
+    if pairs:
+        sets = np.cumsum([0, *encoded.answers_of_sets], dtype=np.int64)
+        dataset = replace(dataset, sizes=replace(dataset.sizes, sets=sets))
     return examples, replace(dataset, remarks=remarks)
 
 
-def _encode_all(
-    examples: Examples,
-    processor: TurnProcessor,
-    images: Path | None,
-    remarks: Remarks,
-    workers: int,
-) -> Iterator[Encoded]:
-    for path in (file.path for file in examples.files):
-        work = partial(_encode_line, path, ImageFolder(path, images), processor)
-        identities = array("q")
-        for read in parallel(work, numbered_lines(path), workers, LINES_A_PROCESS):
-            identities.append(hash(read.encoded.id))
-            for message in read.remarks:
-                remarks.add(path, read.number, message)
-            yield read.encoded
-        again = len(identities) - len(np.unique(np.frombuffer(identities, np.int64)))
-        if again:
-            remarks.add(path, 0, f"examples with the id of another: {again:,}")
+class _Encoding:
+    """Lines as tokens, answer by answer, and how many of those belong together."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        processor: TurnProcessor,
+        images: Path | None,
+        remarks: Remarks,
+        workers: int,
+        pairs: bool,
+    ) -> None:
+        self.files = [file.path for file in examples.files]
+        self.processor = processor
+        self.images = images
+        self.remarks = remarks
+        self.workers = workers
+        self.pairs = pairs
+        self.answers_of_sets = array("q")
+        self.sets_of_files: list[int] = []
+
+    def __iter__(self) -> Iterator[Encoded]:
+        """Read every file, once."""
+        for path in self.files:
+            folder = ImageFolder(path, self.images)
+            work = partial(_encode_line, path, folder, self.processor, self.pairs)
+            identities, before = array("q"), len(self.answers_of_sets)
+            for read in parallel(work, numbered_lines(path), self.workers, LINES_A_PROCESS):
+                identities.append(hash(read.sets[0][0].id))
+                for message in read.remarks:
+                    self.remarks.add(path, read.number, message)
+                for answers in read.sets:
+                    self.answers_of_sets.append(len(answers))
+                    yield from answers
+            self.sets_of_files.append(len(self.answers_of_sets) - before)
+            again = len(identities) - len(np.unique(np.frombuffer(identities, np.int64)))
+            if again:
+                self.remarks.add(path, 0, f"examples with the id of another: {again:,}")
 
 
 class _Read(NamedTuple):
     """What came out of one line."""
 
     number: int
-    encoded: Encoded
+    sets: list[list[Encoded]]
     remarks: tuple[str, ...]
 
 
 def _encode_line(
-    path: Path, folder: ImageFolder, processor: TurnProcessor, numbered: tuple[int, bytes]
+    path: Path,
+    folder: ImageFolder,
+    processor: TurnProcessor,
+    pairs: bool,
+    numbered: tuple[int, bytes],
 ) -> _Read:
     number, line = numbered
     example = parse_line(path, number, line)
     try:
-        return _Read(number, encode(example, processor, folder), tuple(look_at(example)))
+        if pairs:
+            sets = list(encode_pairs(example, processor, folder))
+        else:
+            sets = [[encode(example, processor, folder)]]
+        return _Read(number, sets, tuple(look_at(example)))
     except (DataError, ValueError) as error:
         raise DataError(
             f"{path}:{number} ({example.id}): {error}; `foveal check {path}` names every such line"
@@ -152,7 +189,6 @@ def build_dataset(
     processor: TurnProcessor,
     cache: Path | None = None,
     workers: int = 1,
-    shown: tuple[Shown, ...] = (),
 ) -> Dataset:
     """Measure encoded examples; two paths to one file are one picture."""
     numbers: dict[Path, int] = {}
@@ -180,7 +216,6 @@ def build_dataset(
         images=lists,
         image_tokens=facts.tokens,
         image_crops=facts.crops,
-        shown=shown,
     )
     for values in (sizes.tokens, sizes.images.values, sizes.image_tokens, sizes.image_crops):
         digest.update(values.tobytes())

@@ -1,6 +1,6 @@
 """Example + a processor -> Encoded: token ids, and which of them are learnt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
@@ -144,6 +144,54 @@ def encode(example: Example, processor: TurnProcessor, folder: ImageFolder) -> E
         encoded.prompt_entries,
         tuple(folder.find(path) for path in example.images),
     )
+
+
+def encode_pairs(
+    example: Example, processor: TurnProcessor, folder: ImageFolder
+) -> Iterator[list[Encoded]]:
+    """Encode each turn that has rejected answers: the assistant's answer, then those.
+
+    They begin with the same prompt, all that was said before the answer; the answer is learnt.
+
+    Raises:
+        DataError: an image is not there, or no turn has a rejected answer.
+        ValueError: image tags do not match, or two answers come to the same tokens.
+    """
+    if not any(turn.rejected for turn in example.turns):
+        raise DataError(
+            'no turn has a "rejected" answer, and objective=preferences learns from nothing else'
+        )
+    turns = asked_turns(example)
+    images = tuple(folder.find(path) for path in example.images)
+    shown = 0
+    for place, turn in enumerate(example.turns):
+        shown += len(turn.images)
+        if not turn.rejected:
+            continue
+        before = turns[:place]
+        answers = [
+            _answer(
+                example.id,
+                processor.encode_turns(
+                    [*before, turns[place]._replace(assistant=text)], example.system
+                ),
+                images[:shown],
+            )
+            for text in (turn.assistant, *turn.rejected)
+        ]
+        if len({one.entries.tobytes() for one in answers}) < len(answers):
+            raise ValueError(
+                f"turn {place + 1}: two of its answers are the same tokens to the model, and such "
+                "a pair teaches nothing; drop one"
+            )
+        yield answers
+
+
+def _answer(name: str, encoded: EncodedTurns, images: tuple[Path, ...]) -> Encoded:
+    """Take all before the last answer for the prompt."""
+    entries, learnt = np.asarray(encoded.entries, np.int32), np.asarray(encoded.learnt, np.bool_)
+    start = int(np.flatnonzero(~learnt)[-1]) + 1
+    return Encoded(name, entries, np.arange(len(entries)) >= start, start, images)
 
 
 def asked_turns(example: Example) -> list[AskedTurn]:

@@ -6,7 +6,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+)
 
 from foveal.errors import DataError
 from foveal.storage import written_whole
@@ -28,6 +35,21 @@ class Turn(BaseModel):
 
     choices: tuple[str, ...] = ()
     """Closed set of labels that the answer is one of; empty: an open answer."""
+
+    rejected: tuple[str, ...] = ()
+    """Worse answers than the assistant's, each of which makes a pair with it; one may stand in
+    the line by itself."""
+
+    @field_validator("rejected", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return (value,)
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_serializer("rejected")
+    def _alone(self, value: tuple[str, ...]) -> str | tuple[str, ...]:
+        return value[0] if len(value) == 1 else value
 
     @property
     def accepted(self) -> tuple[str, ...]:

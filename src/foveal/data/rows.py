@@ -1,6 +1,6 @@
 """Sizes of examples -> which of them share a step, a rank, a row and a prefix; opens no file."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Literal
@@ -122,7 +122,10 @@ def summarize(
 
 
 class Plan:
-    """Every step of a run; a pure function of its arguments, so ranks agree without talking."""
+    """Every step of a run; a pure function of its arguments, so ranks agree without talking.
+
+    Answers that stand in a set never part: they share a row, however large it is.
+    """
 
     def __init__(
         self,
@@ -147,11 +150,16 @@ class Plan:
         self.share_images = share_images
         self.order = order
         self.costs = costs
-        files = sizes.shown or (Shown(len(sizes.tokens)),)
+        files = sizes.shown or (Shown(sizes.num_sets),)
         self.steps_per_epoch = -(-sum(file.an_epoch for file in files) // examples_per_step)
         self._latest_order: tuple[int, NDArray[np.int64]] | None = None
-        self._families = families(sizes.prompts)
-        self._long = sizes.tokens > (long_context_tokens or np.inf)
+        # Of each set: its family, its tokens, whether it is long, and whether a part of it is.
+        firsts = sizes.first_of_sets()
+        self._tokens = np.add.reduceat(sizes.tokens, firsts)
+        self._families = families(sizes.prompts)[firsts]
+        is_long = sizes.tokens > (long_context_tokens or np.inf)
+        self._long = np.logical_or.reduceat(is_long, firsts)
+        self._mixed = self._long != np.logical_and.reduceat(is_long, firsts)
         # Of each example: tokens that the images of its prompt add to their entries, the price
         # of the crops of those images, and that of the images of later turns.
         entries, owners = image_entries(sizes.prompts)
@@ -161,10 +169,16 @@ class Plan:
         self._crops = np.bincount(owners, costs.crop * sizes.image_crops[shown], count)
         crops = costs.crop * sizes.image_crops[sizes.images.values]
         owners = np.repeat(np.arange(count), np.diff(sizes.images.offsets))
-        self._later_crops = np.bincount(owners, crops, count) - self._crops
+        self._later_crops = (np.bincount(owners, crops, count) - self._crops)[firsts]
 
     def examples(self, step: int) -> NDArray[np.int64]:
         """List the examples of a step, whether or not they share images."""
+        if self.sizes.sets is None:
+            return self._sets(step)
+        members = self.sizes.members(self._sets(step))
+        return np.fromiter(chain.from_iterable(members), np.int64)
+
+    def _sets(self, step: int) -> NDArray[np.int64]:
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._latest_order is None or self._latest_order[0] != epoch:
             self._latest_order = (epoch, self._epoch_order(epoch))
@@ -173,13 +187,13 @@ class Plan:
 
     def step(self, index: int) -> Step:
         """Plan a step, counted over all epochs; needs none of the steps before it."""
-        shares = deal(self._bundles(self.examples(index)), self.world_size)
+        shares = deal(self._bundles(self._sets(index)), self.world_size)
         ranks = [self._rows(share) for share in shares]
         passes = max(map(len, ranks))
         return Step(tuple(rows + (Row(),) * (passes - len(rows)) for rows in ranks))
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
-        """List the examples of an epoch."""
+        """List the sets of an epoch."""
         examples, families = np.arange(len(self._families)), self._families
         if self.sizes.shown:
             examples, rounds = shown_in_epoch(self.sizes.shown, families, self.seed, epoch)
@@ -190,32 +204,41 @@ class Plan:
             return examples
         return examples[shuffled(families, self.examples_per_step, random_bits(self.seed, epoch))]
 
-    def _bundles(self, examples: NDArray[np.int64]) -> list[Bundle]:
-        """Put the examples of a step together by family; a long one never joins a short one."""
-        columns = (examples, self.sizes.tokens[examples], self._later_crops[examples])
-        members = map(Member, *[column.tolist() for column in columns])
-        keys = zip(self._families[examples].tolist(), self._long[examples].tolist(), strict=True)
+    def _bundles(self, sets: NDArray[np.int64]) -> list[Bundle]:
+        """Put the sets of a step together by family; a long one never joins a short one."""
+        keys = zip(self._families[sets].tolist(), self._long[sets].tolist(), strict=True)
         together: dict[tuple[int, bool], list[Member]] = {}
-        for key, member in zip(keys, members, strict=True):
-            together.setdefault(key, []).append(member)
-        grouped = [member.example for some in together.values() for member in some]
-        prompts = iter(self.sizes.prompts.take(grouped if self.share_images else []))
-        return [
-            self._bundle(key, some, list(islice(prompts, len(some))))
-            for key, some in together.items()
-        ]
+        columns = (self._tokens[sets], self._later_crops[sets])
+        members = map(Member, self.sizes.members(sets), *[column.tolist() for column in columns])
+        for key, member, is_mixed in zip(keys, members, self._mixed[sets].tolist(), strict=True):
+            # One that is long and short shares nothing, not even within: it has no family.
+            own = (-1 - member.examples[0], True) if is_mixed else key
+            together.setdefault(own, []).append(member)
+        grouped = chain.from_iterable([one.examples for some in together.values() for one in some])
+        prompts = iter(self.sizes.prompts.take(list(grouped) if self.share_images else []))
+        return [self._bundle(key, some, prompts) for key, some in together.items()]
+
+    def _shares(self, key: tuple[int, bool]) -> bool:
+        return self.share_images and key[0] >= 0
 
     def _bundle(
-        self, key: tuple[int, bool], members: list[Member], prompts: list[list[int]]
+        self, key: tuple[int, bool], members: list[Member], prompts: Iterator[list[int]]
     ) -> Bundle:
         """Measure the prefix of members that have none yet, and price what comes behind it."""
-        prefix = self._prefix_tokens(members[0].example, prompts) if prompts else 0
+        first, count = members[0].examples[0], sum([len(one.examples) for one in members])
+        own = list(islice(prompts, count))
+        prefix = self._prefix_tokens(first, own) if own and self._shares(key) else 0
         behind = [
-            Member(example, tokens - prefix, cost + self.costs.text(tokens - prefix, prefix))
-            for example, tokens, cost in members
+            Member(examples, tokens - prefix * len(examples), cost + self._price(examples, prefix))
+            for examples, tokens, cost in members
         ]
-        shared_cost = self.costs.text(prefix) + float(self._crops[members[0].example])
+        shared_cost = self.costs.text(prefix) + float(self._crops[first])
         return Bundle(key, prefix, shared_cost, self.tokens_per_pass - prefix, behind)
+
+    def _price(self, examples: tuple[int, ...], prefix: int) -> float:
+        """Price what examples have behind a prefix."""
+        tokens = [int(self.sizes.tokens[one]) - prefix for one in examples]
+        return sum([self.costs.text(one, prefix) for one in tokens])
 
     def _prefix_tokens(self, example: int, prompts: list[list[int]]) -> int:
         """Count the tokens that prompts of one family begin with; `example` is one of it."""
@@ -223,45 +246,50 @@ class Plan:
             return int(self.sizes.tokens[example])
         return common_run(prompts) + int(self._expansion[example])
 
-    def _groups(self, bundle: Bundle) -> Iterator[tuple[int, Group]]:
-        """Cut a bundle into groups that keep to the budget, with their tokens."""
+    def _groups(self, bundle: Bundle) -> Iterator[tuple[int, tuple[Group, ...]]]:
+        """Cut a bundle into groups that keep to the budget, with the tokens of those that meet."""
+        shares = self._shares(bundle.key)
         pieces: list[list[Member]] = []
         room = 0
         for member in bundle.members:
-            if not (pieces and self.share_images and member.tokens <= room):
+            if not (pieces and shares and member.tokens <= room):
                 pieces.append([])
                 room = bundle.room
             pieces[-1].append(member)
             room -= member.tokens
         for piece in pieces:
-            examples = tuple([member.example for member in piece])
+            examples = tuple(chain.from_iterable([member.examples for member in piece]))
+            if not shares:
+                alone = [Group((one,), int(self.sizes.tokens[one])) for one in examples]
+                yield sum(group.prefix_tokens for group in alone), tuple(alone)
+                continue
             prefix = bundle.prefix_tokens
-            if len(piece) == 1:
+            if len(examples) == 1:
                 prefix += piece[0].tokens
             elif not bundle.whole or len(pieces) > 1:
                 prefix = self._prefix_tokens(examples[0], self.sizes.prompts.take(examples))
             longer = prefix - bundle.prefix_tokens
-            tokens = prefix + sum([member.tokens - longer for member in piece])
-            yield tokens, Group(examples, prefix)
+            behind = sum([member.tokens for member in piece]) - longer * len(examples)
+            yield prefix + behind, (Group(examples, prefix),)
 
     def _rows(self, share: Share) -> tuple[Row, ...]:
         """Pack a rank's groups: the longest first, beside its images, else where it fits best."""
-        groups = [group for bundle in share.bundles.values() for group in self._groups(bundle)]
+        pieces = [piece for bundle in share.bundles.values() for piece in self._groups(bundle)]
         rows: list[tuple[int, Row]] = []
-        for tokens, group in sorted(groups, key=lambda pair: -pair[0]):
+        for tokens, groups in sorted(pieces, key=lambda pair: -pair[0]):
             fitting = [pair for pair in rows if pair[0] + tokens <= self.tokens_per_pass]
-            used, row = self._best(fitting, group) if fitting else (0, Row())
+            used, row = self._best(fitting, groups) if fitting else (0, Row())
             if fitting:
                 rows.remove((used, row))
-            rows.append((used + tokens, Row((*row.groups, group))))
+            rows.append((used + tokens, Row((*row.groups, *groups))))
         # Sharded ranks wait for each other in every pass: the n-th passes should be alike.
         return tuple(row for _, row in sorted(rows, key=lambda pair: -pair[0]))
 
-    def _best(self, fitting: list[tuple[int, Row]], group: Group) -> tuple[int, Row]:
-        """Choose a row that shows an image of the group, else the fullest."""
+    def _best(self, fitting: list[tuple[int, Row]], groups: tuple[Group, ...]) -> tuple[int, Row]:
+        """Choose a row that shows an image of the groups, else the fullest."""
         if len(fitting) == 1:
             return fitting[0]
-        images = Row((group,)).images(self.sizes)
+        images = Row(groups).images(self.sizes)
         return max(
             fitting, key=lambda pair: (not images.isdisjoint(pair[1].images(self.sizes)), pair[0])
         )
