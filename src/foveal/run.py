@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from safetensors import SafetensorError
 
@@ -63,7 +65,10 @@ from foveal.train.incidents import Incidents
 from foveal.train.learner import Learner, make_learner
 from foveal.train.log import RunLog
 from foveal.train.loop import LoopHooks, Stopped, train
+from foveal.train.objective import ANSWERS, Objective
 from foveal.train.optim import count_steps, warmup_steps
+from foveal.train.preference import Preferences
+from foveal.train.reference import ReferenceKey, compare_with_reference, find_reference
 from foveal.train.stop import StopRequest, asked_by_any, stop_requests
 
 
@@ -108,7 +113,10 @@ class TrainingRun:
         validation = [self._unpack(data.validation)] if data.validation else []
         self.loaded = load_for_run(recipe, self.run, self.engine, files, self._tell)
         self.model_fingerprint = fingerprint_model(self.loaded.model)
-        _, self.dataset = self._read(files, weights)
+        self.learns_pairs = recipe.objective == "preferences"
+        self.objective: Objective = Preferences(recipe.preference) if self.learns_pairs else ANSWERS
+        self.reference: NDArray[np.float32] | None = None
+        _, self.dataset = self._read(files, weights, self.learns_pairs)
         self.validation = self._read(validation) if validation else None
         self._check()
 
@@ -139,10 +147,12 @@ class TrainingRun:
         for line in [*remarks, *(self.validation[1].remarks.lines() if self.validation else ())]:
             self._tell(line)
 
-    def _read(self, files: list[Path], weights: Sequence[float] = ()) -> tuple[Examples, Dataset]:
+    def _read(
+        self, files: list[Path], weights: Sequence[float] = (), pairs: bool = False
+    ) -> tuple[Examples, Dataset]:
         data, cache = self.recipe.data, self.run / ".cache"
         processor = self.loaded.processor
-        return read_dataset(files, processor, data.images, cache, data.workers, weights)
+        return read_dataset(files, processor, data.images, cache, data.workers, weights, pairs)
 
     def go(self) -> Outcome:
         """Train to the end, or to a request to stop.
@@ -178,6 +188,9 @@ class TrainingRun:
         checkpoint, stored = self._find_checkpoint()
         first_step = stored.step if stored else 0
         if first_step < total_steps:
+            # No weight has been touched yet: neither by a step nor by the checkpoint.
+            if self.learns_pairs and not self._find_reference(plan, total_steps, request):
+                return Outcome(self.run, Stopped(request.signal or 0, first_step), None, None, None)
             self._check_sharing(plan)
         optimizer = learner.make_optimizer()
         if engine.is_main:
@@ -230,15 +243,13 @@ class TrainingRun:
     ) -> Stopped | None:
         """Take the steps of a run, from the first one on that is still to be taken."""
         recipe, engine, model = self.recipe, self.engine, self.loaded.model
-        batches = RowBatches(self.dataset, self.loaded.processor, recipe.train.loss_weighting)
-        loader = StepLoader(
-            plan, batches, engine.rank, recipe.data.workers, engine.device.type == "cuda"
-        )
+        loader = self._loader(plan)
         hooks = LoopHooks(
             progress=self._progress,
             evaluate=lambda step: self.evaluate(f"step-{step}", request),
             audit=GradientAudit(engine, model, learner.assignments, bool(self.dataset.images)),
             best=self._best,
+            objective=self.objective,
         )
         log = None
         if engine.is_main:
@@ -262,6 +273,38 @@ class TrainingRun:
             if log:
                 log.close()
 
+    def _loader(self, plan: Plan) -> StepLoader:
+        data, engine = self.recipe.data, self.engine
+        weighting = self.recipe.train.loss_weighting
+        batches = RowBatches(self.dataset, self.loaded.processor, weighting, self.reference)
+        return StepLoader(plan, batches, engine.rank, data.workers, engine.device.type == "cuda")
+
+    def _find_reference(self, plan: Plan, total_steps: int, request: StopRequest) -> bool:
+        """See how likely the answers are before the run; false where it was asked to stop."""
+        settings = self.recipe.preference
+        if not settings.compares:
+            return True
+        self.reference = find_reference(
+            self.run,
+            ReferenceKey(self.model_fingerprint, self.dataset.fingerprint, self.recipe.precision),
+            self.engine,
+            self.loaded.model,
+            self.engine.module,
+            self._loader(plan),
+            total_steps,
+            self.console,
+            request,
+        )
+        if self.reference is None:
+            return False
+        row = next(row for rank in plan.step(0).ranks for row in rank if row.groups)
+        said = compare_with_reference(
+            self.engine, self.engine.module, self._loader(plan).batches[row], settings
+        )
+        if said:
+            self._tell(said)
+        return True
+
     def _describe_data(self) -> dict[str, dict[str, str | int]]:
         """Say what the examples were when the run began, for who reads of it later."""
         sets = {"training": self.dataset}
@@ -270,7 +313,7 @@ class TrainingRun:
         return {
             role: {
                 "fingerprint": one.fingerprint,
-                "examples": len(one.examples),
+                "examples": one.sizes.num_sets,
                 "pictures": len(one.images),
             }
             for role, one in sets.items()
@@ -357,7 +400,7 @@ class TrainingRun:
             )
         self.console.print(strategy_table(assignments))
         self._say(
-            f"{len(self.dataset.examples):,} examples, {len(self.dataset.images):,} pictures; "
+            f"{self.dataset.sizes.num_sets:,} examples, {len(self.dataset.images):,} pictures; "
             f"steps {first_step} to {total_steps}, {plan.steps_per_epoch:,} a pass; "
             f"{self.engine.device}, {self.recipe.precision}"
         )
@@ -386,6 +429,8 @@ class TrainingRun:
                     self.dataset,
                     self.loaded,
                     self.recipe.train.loss_weighting,
+                    self.objective,
+                    self.reference,
                 )
                 return
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,19 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer):
             yield name, layer
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Run a model as it was before it had adapters."""
+    layers = [layer for _, layer in adapted_layers(model)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def merge_adapters(model: nn.Module) -> None:

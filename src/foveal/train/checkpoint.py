@@ -140,10 +140,12 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
         "train.max_bad_steps",
     }
     flat = flatten(recipe.model_dump(mode="json"))
+    # Runs that began before there were preferences say nothing of them.
+    unread = () if recipe.objective == "preferences" else ("objective", "preference.")
     return {
         name: value
         for name, value in flat.items()
-        if name not in free and not name.startswith(("evaluate.", "published", "base"))
+        if name not in free and not name.startswith(("evaluate.", "published", "base", *unread))
     }
 
 

@@ -63,10 +63,11 @@ class RunLog:
             "images": seen.images,
             "seconds": round(seconds, 4),
             "memory_bytes": step_memory_bytes(),
+            **seen.measures,
         }
         self._lines.write(json.dumps(measured) + "\n")
         self._lines.flush()
-        for name in ("loss", "learning_rate", "gradient_norm"):
+        for name in ("loss", "learning_rate", "gradient_norm", *seen.measures):
             self._events.add_scalar(name, measured[name], step)
         self._events.add_scalar("examples_per_second", seen.examples / seconds, step)
         self._left_out += len(seen.left_out)

@@ -17,6 +17,7 @@ from foveal.train.engines.one_process import Engine
 from foveal.train.incidents import Incidents
 from foveal.train.log import RunLog
 from foveal.train.memory import forget_peak
+from foveal.train.objective import ANSWERS, Objective
 from foveal.train.optim import rate_scale, set_rate
 from foveal.train.step import train_step
 from foveal.train.stop import StopRequest, asked_by_any
@@ -45,6 +46,9 @@ class LoopHooks:
 
     best: Callable[[], Path | None]
     """The checkpoint that is kept however old it is."""
+
+    objective: Objective = ANSWERS
+    """What is made small."""
 
 
 def train(
@@ -113,7 +117,15 @@ def train(
             torch.manual_seed(_mix(settings.seed, work.step, engine.rank))
             rate = set_rate(optimizer, rate_scale(work.step, total_steps, settings))
             audit = hooks.audit if hooks.audit.pending else None
-            seen = train_step(engine, loss, optimizer, work.batches, settings.gradient_clip, audit)
+            seen = train_step(
+                engine,
+                loss,
+                optimizer,
+                work.batches,
+                settings.gradient_clip,
+                audit,
+                hooks.objective,
+            )
             taken = work.step + 1
             if log:
                 log.write(taken, seen, rate, time.perf_counter() - started)
