@@ -182,24 +182,16 @@ def run(front: Front, arguments: list[str] | None = None) -> None:
         front.task, flags.data_dir, flags.output_dir / "data", full_train=full, rank=rank
     )
 
-    class CookbookRun(TrainingRun):
-        """A run that leaves the recipe's two files as well."""
-
-        def evaluate(self, name: str, request: Any) -> Any:
-            scores = super().evaluate(name, request)
-            written = self.run / f"eval_{name}.json"
-            if (
-                scores
-                and self.engine.is_main
-                and name in ("before", "after")
-                and not written.exists()
-            ):
-                score = write_answers(front, self.run, name)
-                print(f"{front.title} {name} finetuning: {score}", flush=True)
-            return scores
+    def leave_answers(name: str) -> None:
+        """Leave the recipe's file of an evaluation as well."""
+        written = flags.output_dir / f"eval_{name}.json"
+        if name in ("before", "after") and not written.exists():
+            score = write_answers(front, flags.output_dir, name)
+            print(f"{front.title} {name} finetuning: {score}", flush=True)
 
     console = Console(stderr=True, force_terminal=None if flags.tqdm else False)
-    outcome = CookbookRun(recipe_of(front, flags, *files), console).go()
+    recipe = recipe_of(front, flags, *files)
+    outcome = TrainingRun(recipe, console, scored=leave_answers).go()
     if rank == 0:
         announce(outcome)
 

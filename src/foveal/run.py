@@ -1,6 +1,6 @@
 """From a recipe: build the pieces, evaluate, train, evaluate again, report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,9 +89,22 @@ class Outcome:
 
 
 class TrainingRun:
-    """One run of a recipe, from its folder's state to its report."""
+    """One run of a recipe, from its folder's state to its report.
 
-    def __init__(self, recipe: Recipe, console: Console, fresh: bool = False) -> None:
+    Args:
+        recipe: to run.
+        console: where it speaks.
+        fresh: whether to set aside what stands in its folder and begin anew.
+        scored: told, in the main process, the name of each evaluation that is whole.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        console: Console,
+        fresh: bool = False,
+        scored: Callable[[str], None] = lambda _: None,
+    ) -> None:
         if not recipe.data.train_files:
             raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
         quiet_libraries()
@@ -101,6 +114,7 @@ class TrainingRun:
         self.engine = make_engine(recipe.engine, recipe.precision)
         self.console = console if self.engine.is_main else Console(quiet=True)
         self.run = recipe.run
+        self._scored = scored
         if fresh and self.engine.is_main:
             set_aside(self.run)
         self.engine.wait()
@@ -444,7 +458,7 @@ class TrainingRun:
             return None
         with self.engine.whole():
             learnt = fingerprint_model(self.loaded.model, learns, self.engine.whole_tensor)
-            return evaluate_into(
+            scores = evaluate_into(
                 self.run / "evaluation" / name,
                 self.loaded,
                 *self.validation,
@@ -454,6 +468,9 @@ class TrainingRun:
                 f"{self.model_fingerprint} {learnt}",
                 lambda: request.signal is not None,
             )
+        if scores and self.engine.is_main:
+            self._scored(name)
+        return scores
 
     def _write_out(self) -> Path | None:
         """Write the tuned model and the report; returns where the report is."""

@@ -5,31 +5,33 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import anyio
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from openai.types import Model
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from foveal.models.generation.generator import Request as Asked
-from foveal.serve.answering import (
+from foveal.serve.conversation import read_conversation
+from foveal.serve.exchange import (
     CLIENT_LEFT,
     ClientLeftError,
     EventStream,
+    Exchange,
     complete,
     while_waited_for,
 )
-from foveal.serve.conversation import read_conversation
-from foveal.serve.exchange import Exchange
 from foveal.serve.fetch import fetch
 from foveal.serve.gate import Gate
 from foveal.serve.guard import Guard
 from foveal.serve.headers import SafeHeaders, read_page
 from foveal.serve.limits import Limits
 from foveal.serve.measures import Measures
-from foveal.serve.messages import ChatRequest, ModelCard, ModelList, parse_request
+from foveal.serve.messages import ChatRequest, parse_request
 from foveal.serve.pictures import read_address
 from foveal.serve.problems import RequestError
 from foveal.serve.reading import Body, discard, read_body
@@ -112,7 +114,7 @@ class Endpoint:
             raise
         else:
             exchange.close(200)
-            return JSONResponse(completion.model_dump())
+            return JSONResponse(completion.model_dump(exclude_unset=True))
         finally:
             exchange.close(CLIENT_LEFT)
 
@@ -187,20 +189,22 @@ def _add_routes(app: FastAPI, endpoint: Endpoint, guard: Guard) -> None:
         return Response(endpoint.measures.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models", dependencies=guarded)
-    async def models() -> ModelList:
-        return ModelList(data=[_card(one) for one in endpoint.served.values()])
+    async def models() -> Response:
+        cards = [_card(one) for one in endpoint.served.values()]
+        return JSONResponse({"object": "list", "data": cards})
 
     @app.get("/v1/models/{name:path}", dependencies=guarded)
-    async def model(name: str) -> ModelCard:
-        return _card(endpoint.find(name))
+    async def model(name: str) -> Response:
+        return JSONResponse(_card(endpoint.find(name)))
 
     @app.post("/v1/chat/completions", dependencies=guarded)
     async def chat(request: Request) -> Response:
         return await endpoint.chat(request)
 
 
-def _card(served: Served) -> ModelCard:
-    return ModelCard(id=served.name, created=served.created)
+def _card(served: Served) -> dict[str, Any]:
+    card = Model(id=served.name, created=served.created, object="model", owned_by="foveal")
+    return card.model_dump(exclude_unset=True)
 
 
 def _add_handlers(app: FastAPI, endpoint: Endpoint) -> None:

@@ -1,21 +1,47 @@
-"""One request from its arrival to its end: tokens in, pieces of answers out, its place freed."""
+"""One request from its arrival to its end: tokens in; a whole answer, or events of it, out."""
 
 import asyncio
+import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+from uuid import uuid4
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from openai.types import CompletionUsage
+from openai.types.chat import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionMessage,
+    ChatCompletionTokenLogprob,
+)
+from openai.types.chat.chat_completion import Choice
+from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
+from openai.types.chat.chat_completion_chunk import ChoiceDelta
+from openai.types.completion_usage import PromptTokensDetails
+from starlette.types import Receive, Scope, Send
 
 from foveal.models.generation.generator import Token
 from foveal.serve.gate import Place
 from foveal.serve.limits import Limits
 from foveal.serve.logprobs import name_logprobs
 from foveal.serve.measures import Measures
-from foveal.serve.messages import ChatRequest, FinishReason, TokenLogprob
+from foveal.serve.messages import ChatRequest
 from foveal.serve.problems import RequestError
 from foveal.serve.scheduler import Failed, Grown, Job, Scheduler
 from foveal.serve.served import Served
 from foveal.serve.text import AnswerText
+
+CLIENT_LEFT = 499
+"""Status, in our own measures alone, of a request whose client did not wait."""
+
+Result = TypeVar("Result")
+
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +50,7 @@ class Piece:
 
     choice: int
     text: str
-    logprobs: tuple[TokenLogprob, ...]
+    logprobs: tuple[ChatCompletionTokenLogprob, ...]
     finish: FinishReason | None
 
 
@@ -145,3 +171,152 @@ class Exchange:
 
     def _age(self) -> float:
         return time.monotonic() - self._arrived
+
+
+class ClientLeftError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+async def while_waited_for(request: Request, work: Awaitable[Result]) -> Result:
+    """Do work for a client, whose body is read, as long as it stays.
+
+    Raises:
+        ClientLeftError: it has gone; the work was cancelled.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_until_gone(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientLeftError
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def complete(exchange: Exchange) -> ChatCompletion:
+    """Wait for the whole answer; what it leaves unset is not said."""
+    count = len(exchange.job.requests)
+    texts = [""] * count
+    finishes: list[FinishReason] = ["length"] * count
+    numbers: list[list[ChatCompletionTokenLogprob]] = [[] for _ in range(count)]
+    async for piece in exchange.pieces():
+        texts[piece.choice] += piece.text
+        numbers[piece.choice] += piece.logprobs
+        finishes[piece.choice] = piece.finish or "length"
+    choices = [
+        Choice(
+            index=index,
+            message=ChatCompletionMessage(role="assistant", content=texts[index], refusal=None),
+            logprobs=_named(numbers[index]) if exchange.asked.logprobs else None,
+            finish_reason=finishes[index],
+        )
+        for index in range(count)
+    ]
+    return ChatCompletion(
+        object="chat.completion",
+        id=new_id(),
+        created=int(time.time()),
+        model=exchange.served.name,
+        choices=choices,
+        usage=usage_of(exchange),
+        system_fingerprint=None,
+    )
+
+
+async def events(exchange: Exchange) -> AsyncIterator[str]:
+    """Write the answers as server-sent events while they grow."""
+    name, identity, created = exchange.served.name, new_id(), int(time.time())
+    options = exchange.asked.stream_options
+    with_usage = options is not None and options.include_usage
+
+    def event(choices: list[ChunkChoice], usage: CompletionUsage | None = None) -> str:
+        chunk = ChatCompletionChunk(
+            object="chat.completion.chunk",
+            id=identity,
+            created=created,
+            model=name,
+            choices=choices,
+            system_fingerprint=None,
+            **({"usage": usage} if with_usage else {}),
+        )
+        return f"data: {json.dumps(chunk.model_dump(exclude_unset=True))}\n\n"
+
+    for index in range(len(exchange.job.requests)):
+        yield event([_grown(index, ChoiceDelta(role="assistant", content=""))])
+    try:
+        async for piece in exchange.pieces():
+            if piece.text or piece.logprobs or piece.finish:
+                said = ChoiceDelta(content=piece.text) if piece.text or piece.logprobs else None
+                yield event([_grown(piece.choice, said or ChoiceDelta(), piece)])
+    except RequestError as problem:
+        exchange.close(problem.status)
+        yield f"data: {json.dumps(problem.body())}\n\n"
+        return
+    exchange.close(200)
+    if with_usage:
+        yield event([], usage_of(exchange))
+    yield "data: [DONE]\n\n"
+
+
+def _grown(index: int, delta: ChoiceDelta, piece: Piece | None = None) -> ChunkChoice:
+    return ChunkChoice(
+        index=index,
+        delta=delta,
+        logprobs=_named(piece.logprobs) if piece and piece.logprobs else None,
+        finish_reason=piece.finish if piece else None,
+    )
+
+
+def _named(numbers: Sequence[ChatCompletionTokenLogprob]) -> Any:
+    # As a mapping: a choice and a piece of one have a class of their own for the same fields.
+    return {"content": list(numbers), "refusal": None}
+
+
+class EventStream(StreamingResponse):
+    """Sends the events of an exchange, and ends it however the sending ends.
+
+    Args:
+        exchange: to be streamed.
+        seconds: for the whole of it; a client that does not read gets no more.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, exchange: Exchange, seconds: float) -> None:
+        super().__init__(events(exchange), headers={"Cache-Control": "no-store"})
+        self._exchange = exchange
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            pass  # the connection is cut, which is all that can still be said
+        finally:
+            self._exchange.close(CLIENT_LEFT)
+
+
+def usage_of(exchange: Exchange) -> CompletionUsage:
+    """Count the tokens of an exchange."""
+    return CompletionUsage(
+        prompt_tokens=exchange.prompt_tokens,
+        completion_tokens=exchange.answer_tokens,
+        total_tokens=exchange.prompt_tokens + exchange.answer_tokens,
+        prompt_tokens_details=PromptTokensDetails(image_tokens=exchange.image_tokens),
+    )
+
+
+def new_id() -> str:
+    """Name an answer."""
+    return f"chatcmpl-{uuid4().hex}"

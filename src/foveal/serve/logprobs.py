@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from openai.types.chat import ChatCompletionTokenLogprob
+from openai.types.chat.chat_completion_token_logprob import TopLogprob
+
 from foveal.models.generation.characters import BYTE, token_bytes
 from foveal.models.generation.generator import Token
-from foveal.serve.messages import TokenLogprob, TopLogprob
 from foveal.serve.text import Share
 
 LEAST = -9999.0
@@ -13,7 +15,7 @@ LEAST = -9999.0
 
 def name_logprobs(
     token: Token, tokenizer: Any, share: Share | None = None
-) -> tuple[TokenLogprob, ...]:
+) -> tuple[ChatCompletionTokenLogprob, ...]:
     """Name a token and the likeliest ones in its place; nothing if no numbers were asked for.
 
     Args:
@@ -28,7 +30,7 @@ def name_logprobs(
     own = _named(tokenizer, token.id, token.logprob, begins)
     if share is not None:
         own = own.model_copy(update={"bytes": list(share.bytes)})
-    return (TokenLogprob(**own.model_dump(), top_logprobs=likeliest),)
+    return (ChatCompletionTokenLogprob(**own.model_dump(), top_logprobs=likeliest),)
 
 
 def _named(tokenizer: Any, token: int, logprob: float, begins: bool) -> TopLogprob:
