@@ -204,7 +204,10 @@ def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
     files = [unpacked(file.path, cache, data.columns) for file in data.train_files]
     weights = [file.weight for file in data.train_files]
     with processor_for(recipe, files) as (family, _, processor):
-        examples, dataset = read_dataset(files, processor, data.images, None, data.workers, weights)
+        pairs = recipe.objective == "preferences"
+        examples, dataset = read_dataset(
+            files, processor, data.images, None, data.workers, weights, pairs
+        )
         long = processor.long_context_tokens
     settings = {"model": recipe.model, "order": data.order}
     if family.image_budget == "num_crops":

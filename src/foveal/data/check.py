@@ -46,6 +46,9 @@ class TokenCounts:
     learnt: int
     """Tokens of all turns that are learnt."""
 
+    rejected: tuple[tuple[int, int], ...] = ()
+    """Turn from 1, and all tokens up to the end of a rejected answer of it."""
+
 
 CountTokens = Callable[[Example, Sequence[tuple[int, int]]], TokenCounts]
 """From an example and the (width, height) of its images; a function of a module, or a partial."""
@@ -57,7 +60,7 @@ def count_tokens(
     """Count as a run over the same processor would."""
     from foveal.data.encode import asked_turns  # and numpy, which checking alone needs not
 
-    turns, left = [], iter(zip(example.images, sizes, strict=True))
+    turns, rejected, left = [], [], iter(zip(example.images, sizes, strict=True))
     asked = asked_turns(example)
     learnt = images = before = 0
     for number, turn in enumerate(example.turns, start=1):
@@ -66,7 +69,11 @@ def count_tokens(
         tokens, learnt = len(encoded.entries) + images, sum(encoded.learnt)
         turns.append(tokens - before)
         before = tokens
-    return TokenCounts(tuple(turns), learnt)
+        for text in turn.rejected:
+            worse = [*asked[: number - 1], asked[number - 1]._replace(assistant=text)]
+            entries = processor.encode_turns(worse, example.system).entries
+            rejected.append((number, len(entries) + images))
+    return TokenCounts(tuple(turns), learnt, tuple(rejected))
 
 
 def _image_tokens(processor: "TurnProcessor", name: str, size: tuple[int, int]) -> int:
@@ -83,6 +90,9 @@ class Summary:
     lines: int = 0
     examples: int = 0
     turns: int = 0
+    pairs: int = 0
+    """Rejected answers: each makes a pair with the answer of its turn."""
+
     images: int = 0
     """Different pictures."""
 
@@ -162,6 +172,7 @@ class _Finding:
     warnings: tuple[str, ...] = ()
     identity: str | None = None
     num_turns: int = 0
+    num_pairs: int = 0
     images: tuple[tuple[str, Path], ...] = ()
     """As the line calls them, and as they are found."""
 
@@ -244,6 +255,7 @@ class FileCheck(Iterator[Problem]):
         summary = self.summary
         summary.examples += 1
         summary.turns += finding.num_turns
+        summary.pairs += finding.num_pairs
         summary.several_turns += finding.num_turns > 1
         summary.tokens += finding.tokens
         if finding.closed:
@@ -301,6 +313,7 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
         warnings=tuple(dict.fromkeys(warnings)),
         identity=example.id,
         num_turns=len(example.turns),
+        num_pairs=sum(len(turn.rejected) for turn in example.turns),
         images=tuple(found),
         answer=example.turns[-1].assistant,
         closed=bool(example.turns[-1].choices),
@@ -349,6 +362,12 @@ def _length_problems(
                 f"turn {number}: {total} tokens up to here, more than {rules.max_tokens}"
             )
             break
+    problems += [
+        f"turn {number}: {tokens} tokens up to a rejected answer's end, more than "
+        f"{rules.max_tokens}"
+        for number, tokens in counts.rejected
+        if rules.max_tokens is not None and tokens > rules.max_tokens
+    ]
     if not counts.learnt:
         problems.append("no token of it would be learnt")
     return sum(counts.turns), problems

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from foveal.data.example import Example, ImageFolder
 from foveal.data.shapes import ImageShape, expand_entries
+from foveal.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

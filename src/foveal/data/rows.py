@@ -1,6 +1,6 @@
 """Sizes of examples -> which of them share a step, a rank, a row and a prefix; opens no file."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Literal

@@ -7,7 +7,6 @@ from torch import Tensor
 from foveal.config import PreferenceSettings
 from foveal.data.batch import Batch, Pairs
 
-
 SURE = 1e-7
 """Nats a token below which an answer counts as certain."""
 
@@ -31,8 +30,7 @@ class Preferences:
         return pair_losses(output, batch.pairs, self.settings).sum()
 
     def measure(self, output: Tensor, batch: Batch) -> list[float]:
-        """Sum over pairs: which are preferred, by how much, how likely both answers are, how far
-        they have come from the reference; nats but the first.
+        """Sum over pairs: whether one is preferred, then by how many nats, and so on.
 
         Without a reference, an answer is measured by itself, by the token, and has no distance.
         """
