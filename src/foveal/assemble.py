@@ -29,6 +29,7 @@ from foveal.data.example import Example, ImageFolder
 from foveal.data.lines import Examples
 from foveal.errors import ConfigError
 from foveal.evaluate.metrics import find_metrics
+from foveal.evaluate.prediction import PREFERRED
 from foveal.libraries import remarks_are_caught
 from foveal.models.family import Family, LoadedModel, find_family, load, most_tokens
 from foveal.plan.epoch import make_plan
@@ -150,7 +151,7 @@ def check_scores(recipe: Recipe) -> None:
     ):
         if not value:
             raise ConfigError(f"train.best_metric={best} needs {name}; give it, or leave that out")
-    if best not in (*recipe.evaluate.metrics, "auroc"):
+    if best not in (*recipe.evaluate.metrics, "auroc", PREFERRED):
         known = ", ".join(recipe.evaluate.metrics)
         raise ConfigError(f"train.best_metric={best} is not among evaluate.metrics: {known}")
 

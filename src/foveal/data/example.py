@@ -10,9 +10,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
-    field_serializer,
     field_validator,
+    model_serializer,
 )
 
 from foveal.errors import DataError
@@ -47,9 +48,14 @@ class Turn(BaseModel):
             return (value,)
         return tuple(value) if isinstance(value, list) else value
 
-    @field_serializer("rejected")
-    def _alone(self, value: tuple[str, ...]) -> str | tuple[str, ...]:
-        return value[0] if len(value) == 1 else value
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `rejected` out where there is none: answers go by how their question is written."""
+        written: dict[str, Any] = write(self)
+        rejected = written.pop("rejected", ())
+        if rejected:
+            written["rejected"] = rejected[0] if len(rejected) == 1 else rejected
+        return written
 
     @property
     def accepted(self) -> tuple[str, ...]:

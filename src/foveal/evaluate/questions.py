@@ -22,6 +22,9 @@ class Question:
     choices: tuple[str, ...]
     """What the answer is one of; empty: an open answer."""
 
+    compared: tuple[str, ...] = ()
+    """The assistant's answer and those rejected for it; empty: there are none."""
+
 
 def questions_of(
     number: int,
@@ -49,7 +52,9 @@ def questions_of(
         entries = tuple(encoded.entries[:start].tolist())
         # Every turn of an example, and of others on the same pictures, begins like its first.
         prompt = Prompt(entries, images, shared_entries=shared)
-        yield Question(number, turn, prompt, example.turns[turn].choices or choices)
+        asked = example.turns[turn]
+        compared = (asked.assistant, *asked.rejected) if asked.rejected else ()
+        yield Question(number, turn, prompt, asked.choices or choices, compared)
 
 
 def _shown(image: int, dataset: Dataset, opener: Opener) -> PromptImage:

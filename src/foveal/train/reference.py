@@ -189,7 +189,7 @@ def compare_with_reference(
         return None
     worst = int(difference.argmax())
     return (
-        f"before the first step the loss of a pair is {float(ours[worst]):.4f}, where the model "
-        f"that answers are compared with gives {float(expected[worst]):.4f}: what begins to learn "
-        "is not that model (lora.initialization=orthogonal moves it); else report this"
+        f"before the first step the loss of a pair is {float(ours[worst]):.4f}, where untouched "
+        f"weights give {float(expected[worst]):.4f}: what answers are compared with is not the "
+        f"model that begins; delete {REFERENCE} in the run folder to have it made again"
     )
