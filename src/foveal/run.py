@@ -147,6 +147,13 @@ class TrainingRun:
     def _check(self) -> None:
         """Say what was noticed while reading, before anything is paid for."""
         audit_targets(self.dataset)
+        alone = self.loaded.family.route == "plain"
+        if self.learns_pairs and self.engine.gathers_blocks and alone:
+            # A row is as many passes as it has answers, and each process has rows of its own.
+            raise ConfigError(
+                "engine=fsdp2 cannot learn preferences with a model that reads each answer by "
+                "itself; use engine=ddp or engine=zero2"
+            )
         overlap = ""
         if self.validation:
             overlap = describe_overlap(self.dataset, self.validation[1])

@@ -106,14 +106,21 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
     """Run a model as it was before it had adapters."""
-    layers = [layer for _, layer in adapted_layers(model)]
-    for layer in layers:
-        layer.enable_adapters(False)
+    _enable_adapters(model, False)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.enable_adapters(True)
+        _enable_adapters(model, True)
+
+
+def _enable_adapters(model: nn.Module, enabled: bool) -> None:
+    for _, layer in adapted_layers(model):
+        learning = [(one, one.requires_grad) for one in layer.parameters()]
+        layer.enable_adapters(enabled)
+        # peft says of switched-off adapters that they do not learn. An engine that gathers weights
+        # would remember it from the first pass on.
+        for one, learns in learning:
+            one.requires_grad_(learns)
 
 
 def merge_adapters(model: nn.Module) -> None:

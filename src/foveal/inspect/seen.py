@@ -99,7 +99,8 @@ def see_example(
     encoded, numbers = dataset.examples[place], dataset.image_numbers(place)
     distinct = list(dict.fromkeys(numbers))
     lengths = [dataset.images[one].shape.tokens for one in numbers]
-    runs, answers = tuple(_runs(encoded, lengths, processor)), ()
+    runs = tuple(_runs(encoded, lengths, processor))
+    answers: tuple[SeenAnswer, ...] = ()
     if dataset.sizes.sets is not None:
         (members,) = dataset.sizes.members(np.asarray(dataset.sizes.set_of([place])))
         answers = tuple(_see_answers([dataset.examples[one] for one in members], processor))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from foveal.data.batch import Batch
 from foveal.models.family import Family
 from foveal.models.forward import blank_features, hidden_states
-from foveal.models.likelihood import POSITIONS_PER_CHUNK, sum_by_answer, target_losses
+from foveal.models.likelihood import sum_by_answer, target_losses
 
 
 def answer_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weights: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def answer_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weights: Tenso
         raise ValueError(f"{len(hidden)} states, {len(targets)} targets, {len(weights)} weights")
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     losses = target_losses(hidden, head, targets)
-    for some, own in zip(losses, weights.split(POSITIONS_PER_CHUNK), strict=True):
+    for some, own in zip(losses, weights.split([len(one) for one in losses]), strict=True):
         total = total + (some * own).sum()
     return total
 
