@@ -1,4 +1,4 @@
-"""Pairs are learnt by models of every route as each answer, read by itself, says that they should."""
+"""Pairs are learnt by models of every route as answers that are read by themselves say."""
 
 from dataclasses import replace
 
