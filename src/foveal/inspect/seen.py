@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveal.data.batch import open_as_planned
+from foveal.data.boxes import Box
 from foveal.data.dataset import Dataset
 from foveal.data.encode import Encoded
 from foveal.errors import DataError
@@ -38,6 +39,9 @@ class SeenPicture:
 
     problem: str = ""
     """Why it cannot be shown."""
+
+    boxes: tuple[Box, ...] = ()
+    """Of what is learnt, each edge as a share of what is shown."""
 
     @property
     def crops(self) -> int:
@@ -100,6 +104,7 @@ def see_example(
     distinct = list(dict.fromkeys(numbers))
     lengths = [dataset.images[one].shape.tokens for one in numbers]
     runs = tuple(_runs(encoded, lengths, processor))
+    said = processor.decode_answer(encoded.entries[encoded.learnt].tolist())
     answers: tuple[SeenAnswer, ...] = ()
     if dataset.sizes.sets is not None:
         (members,) = dataset.sizes.members(np.asarray(dataset.sizes.set_of([place])))
@@ -111,7 +116,7 @@ def see_example(
         line=line,
         tokens=int(dataset.sizes.tokens[place]),
         learnt=int(encoded.learnt.sum()),
-        pictures=tuple(see_picture(dataset, one, processor) for one in distinct[:PICTURES]),
+        pictures=tuple(see_picture(dataset, one, processor, said) for one in distinct[:PICTURES]),
         more_pictures=max(0, len(distinct) - PICTURES),
         runs=runs,
         answers=answers,
@@ -150,13 +155,21 @@ def _as_text(written: bytes) -> str:
         return "".join(f"<0x{byte:02X}>" for byte in written)
 
 
-def see_picture(dataset: Dataset, number: int, processor: Any) -> SeenPicture:
-    """Cut a picture as for the model, and lay the crops side by side again."""
+def see_picture(dataset: Dataset, number: int, processor: Any, answers: str = "") -> SeenPicture:
+    """Cut a picture as for the model, and lay the crops side by side again.
+
+    Args:
+        dataset: that it belongs to.
+        number: of the picture.
+        processor: that reads it.
+        answers: texts that may speak of boxes in it, in the model's numbers.
+    """
     fact = dataset.images[number]
     try:
         image = open_as_planned(fact, processor)
     except DataError as error:
         return SeenPicture(fact.path.name, problem=str(error))
+    boxes = processor.box_frame(*image.size).shares(answers) if processor.boxes else ()
     rows, columns = fact.shape.grid[-2:] if hasattr(processor, "cut") else (0, 0)
     overview = ""
     if hasattr(processor, "cut"):
@@ -165,7 +178,15 @@ def see_picture(dataset: Dataset, number: int, processor: Any) -> SeenPicture:
         if len(crops) > 1:
             overview = _uri(image.resize((side, side), Image.Resampling.BICUBIC))
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    return SeenPicture(fact.path.name, rows, columns, fact.shape.tokens, _uri(image), overview)
+    return SeenPicture(
+        fact.path.name,
+        rows,
+        columns,
+        fact.shape.tokens,
+        _uri(image),
+        overview,
+        boxes=tuple(boxes),
+    )
 
 
 def _joined(crops: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:

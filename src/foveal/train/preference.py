@@ -11,13 +11,22 @@ SURE = 1e-7
 """Nats a token below which an answer counts as certain."""
 
 
+PAIR_MEASURES: tuple[str, ...] = (
+    "preferred",
+    "margin",
+    "chosen_log_probability",
+    "rejected_log_probability",
+    "distance",
+)
+"""Names of what a step says of its pairs; the last one where they are compared with a reference."""
+
+
 class Preferences:
     """Of each pair, the chosen answer is to gain on the rejected one."""
 
     def __init__(self, settings: PreferenceSettings) -> None:
         self.settings = settings
-        names = "preferred", "margin", "chosen_log_probability", "rejected_log_probability"
-        self.measures: tuple[str, ...] = (*names, "distance") if settings.compares else names
+        self.measures = PAIR_MEASURES if settings.compares else PAIR_MEASURES[:-1]
 
     def total(self, output: Tensor, batch: Batch) -> Tensor:
         """Sum the losses of the row's pairs, (), float32.

@@ -131,6 +131,7 @@ def find_reference(
     try:
         with (
             torch.no_grad(),
+            engine.reading(),
             without_adapters(model),
             Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar,
         ):
@@ -177,7 +178,7 @@ def compare_with_reference(
     pairs = batch.pairs
     assert pairs is not None
     loss.eval()
-    with torch.no_grad(), engine.autocast():
+    with torch.no_grad(), engine.reading(), engine.autocast():
         output: Tensor = loss(batch)
     ours, expected = (
         pair_losses(one, pairs, settings) for one in (output.float(), pairs.reference)

@@ -1,7 +1,7 @@
 """The rows of a step -> one optimizer step: every loss added up, divided once."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -40,6 +40,9 @@ class StepMeasures:
 
     applied: bool = False
     """Whether the weights moved: a step that is not finite is not applied."""
+
+    cause: str = ""
+    """Where the numbers of a step that was not applied stopped being finite."""
 
 
 def backward_rows(
@@ -95,6 +98,7 @@ def train_step(
     batches: Iterable[Batch],
     gradient_clip: float,
     audit: Callable[[bool], None] | None = None,
+    explain: Callable[[Sequence[Batch]], str] = lambda _: "",
     objective: Objective = ANSWERS,
 ) -> StepMeasures:
     """Take one optimizer step; a loss or gradient that is not finite leaves the weights alone.
@@ -107,9 +111,11 @@ def train_step(
         gradient_clip: largest norm of all gradients together.
         audit: called while the gradients are in place, before they are used, with whether any
             process saw a picture.
+        explain: says of the rows, while the gradients are in place, what is not finite in them.
         objective: what is made small.
     """
-    seen = backward_rows(engine, loss, batches, objective)
+    rows = list(batches)
+    seen = backward_rows(engine, loss, rows, objective)
     if audit and seen.examples:
         audit(seen.images > 0)
     norm = float(engine.clip(optimizer, gradient_clip))
@@ -117,6 +123,8 @@ def train_step(
     if finite:
         engine.advance(optimizer)
     else:
+        # A step that was left without examples has nothing that could be explained.
+        seen = replace(seen, cause=explain(rows) if seen.examples else "")
         engine.forget(optimizer)
         seen = replace(seen, example_ids=tuple(engine.gather(list(seen.example_ids))))
     return replace(seen, gradient_norm=norm, applied=finite)
