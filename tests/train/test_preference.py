@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from pairs import pair_pages
 from tiny import make_model
 
-from foveal.config import PreferenceSettings
+from foveal.adapt.adapters import without_adapters
+from foveal.adapt.strategy import assign, rules_of
+from foveal.config import LoraSettings, PreferenceSettings
 from foveal.data.batch import Pairs, build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.rows import Group, Plan, Row
@@ -220,3 +222,23 @@ def test_a_step_says_how_its_pairs_stand(tmp_path, loaded):
         sum(alone[1::2]) / 4, rel=1e-4
     )
     assert seen.measures["distance"] == pytest.approx(sum(map(abs, gains)) / 8, rel=1e-4)
+
+
+def test_without_its_adapters_a_model_answers_as_it_did_before_and_keeps_what_learns(tmp_path):
+    loaded = make_model(tmp_path / "model")
+    _, dataset = read_dataset(pair_pages(tmp_path, 1, 1), loaded.processor, pairs=True)
+    (batch,) = rows_of(dataset, loaded.processor, None, True)
+    module = RowLoss(loaded.model, loaded.family)
+    with torch.no_grad():
+        before = module(batch)
+        rules = rules_of("lora")
+        assign(loaded.model, loaded.family, rules, 1e-3, 0.0, LoraSettings(rank=4, alpha=8))
+        for name, one in loaded.model.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(one, std=0.02)
+        learning = [one.requires_grad for one in loaded.model.parameters()]
+        with without_adapters(loaded.model):
+            assert module(batch).tolist() == before.tolist()
+            assert [one.requires_grad for one in loaded.model.parameters()] == learning
+        assert (module(batch) - before).abs().max() > 0.01
+    assert [one.requires_grad for one in loaded.model.parameters()] == learning
