@@ -161,7 +161,7 @@ def check_same_run(checkpoint: Path, stored: Progress, now: Progress) -> None:
     Raises:
         RunError: names what changed.
     """
-    was = resume_key(Recipe(model="", run=Path())) | stored.recipe
+    was = {**resume_key(Recipe(model="", run=Path())), **stored.recipe}
     changed = [
         f"{name} was {was.get(name)!r}, is {now.recipe.get(name)!r}"
         for name in sorted(stored.recipe.keys() | now.recipe.keys())
