@@ -223,7 +223,7 @@ def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
     files = [unpacked(file.path, cache, data.columns) for file in data.train_files]
     weights = [file.weight for file in data.train_files]
     with processor_for(recipe, files) as (family, _, processor):
-        pairs = recipe.objective == "preferences"
+        pairs = recipe.learns_pairs
         examples, dataset = read_dataset(
             files, processor, data.images, None, data.workers, weights, pairs
         )

@@ -67,9 +67,8 @@ from foveal.train.learner import Learner, make_learner
 from foveal.train.log import RunLog
 from foveal.train.loop import EndedEarly, LoopHooks, Stopped, train
 from foveal.train.not_finite import explain_step
-from foveal.train.objective import ANSWERS, Objective
 from foveal.train.optim import count_steps, warmup_steps
-from foveal.train.preference import Preferences
+from foveal.train.preference import objective_of
 from foveal.train.reference import ReferenceKey, compare_with_reference, find_reference
 from foveal.train.stop import StopRequest, asked_by_any, stop_requests
 from foveal.train.trackers import Ending, Trackers, check_trackers
@@ -133,10 +132,9 @@ class TrainingRun:
         validation = [self._unpack(data.validation)] if data.validation else []
         self.loaded = load_for_run(recipe, self.run, self.engine, files, self._tell)
         self.model_fingerprint = fingerprint_model(self.loaded.model)
-        self.learns_pairs = recipe.objective == "preferences"
-        self.objective: Objective = Preferences(recipe.preference) if self.learns_pairs else ANSWERS
+        self.objective = objective_of(recipe)
         self.reference: NDArray[np.float32] | None = None
-        _, self.dataset = self._read(files, weights, self.learns_pairs)
+        _, self.dataset = self._read(files, weights, self.recipe.learns_pairs)
         self.validation = self._read(validation) if validation else None
         self._check()
 
@@ -154,7 +152,7 @@ class TrainingRun:
         """Say what was noticed while reading, before anything is paid for."""
         audit_targets(self.dataset)
         alone = self.loaded.family.route == "plain"
-        if self.learns_pairs and self.engine.gathers_blocks and alone:
+        if self.recipe.learns_pairs and self.engine.gathers_blocks and alone:
             # A row is as many passes as it has answers, and each process has rows of its own.
             raise ConfigError(
                 "engine=fsdp2 cannot learn preferences with a model that reads each answer by "
@@ -221,7 +219,7 @@ class TrainingRun:
         first_step = stored.step if stored else 0
         if first_step < total_steps:
             # No weight has been touched yet: neither by a step nor by the checkpoint.
-            if self.learns_pairs and not self._find_reference(plan, total_steps, request):
+            if self.recipe.learns_pairs and not self._find_reference(plan, total_steps, request):
                 return Outcome(self.run, Stopped(request.signal or 0, first_step), None, None, None)
             self._check_sharing(plan)
         optimizer = learner.make_optimizer()

@@ -400,6 +400,11 @@ class Recipe(Settings):
     published: dict[str, Fraction | str] | None = None
     """Published scores to stand beside this run's, 0 to 1 by metric, and their `source`."""
 
+    @property
+    def learns_pairs(self) -> bool:
+        """Whether answers are compared with rejected ones."""
+        return self.objective == "preferences"
+
 
 def setting_names(settings: type[BaseModel], prefix: str = "") -> list[str]:
     """List every setting below `settings`, dots between the names."""

@@ -174,7 +174,7 @@ def ask(recipe: Recipe, load_model: ModelLoader) -> Question:
     cache = recipe.run / ".cache"
     files = [unpacked(file.path, cache, data.columns) for file in data.train_files]
     weights = [file.weight for file in data.train_files]
-    pairs = recipe.objective == "preferences"
+    pairs = recipe.learns_pairs
     _, dataset = read_dataset(files, processor, data.images, None, data.workers, weights, pairs)
     return Question(recipe, family, config, processor, dataset)
 

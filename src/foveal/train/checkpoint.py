@@ -144,7 +144,7 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
     }
     flat = flatten(recipe.model_dump(mode="json"))
     # Runs that began before there were preferences say nothing of them.
-    unread = () if recipe.objective == "preferences" else ("objective", "preference.")
+    unread = () if recipe.learns_pairs else ("objective", "preference.")
     return {
         name: value
         for name, value in flat.items()

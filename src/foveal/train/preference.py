@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.config import PreferenceSettings
+from foveal.config import PreferenceSettings, Recipe
 from foveal.data.batch import Batch, Pairs
+from foveal.train.objective import ANSWERS, Objective
 
 SURE = 1e-7
 """Nats a token below which an answer counts as certain."""
@@ -57,6 +58,11 @@ class Preferences:
             distances,
         )
         return [float(one.sum()) for one in each[: len(self.measures)]]
+
+
+def objective_of(recipe: Recipe) -> Objective:
+    """Choose what a recipe makes small."""
+    return Preferences(recipe.preference) if recipe.learns_pairs else ANSWERS
 
 
 def pair_losses(policy: Tensor, pairs: Pairs, settings: PreferenceSettings) -> Tensor:
