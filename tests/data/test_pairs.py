@@ -33,6 +33,8 @@ def test_one_rejected_answer_stands_by_itself_and_several_in_a_list():
     assert parse_example(line % '["no", "never"]').turns[0].rejected == ("no", "never")
     for written in ('"no"', '["no","never"]'):
         assert f'"rejected":{written}' in parse_example(line % written).to_json()
+    without = parse_example('{"id": "a", "conversations": [{"user": "q", "assistant": "yes"}]}')
+    assert "rejected" not in without.model_dump_json()  # answers go by how questions are written
     with pytest.raises(ValueError, match=r'"conversations\.0\.rejected'):
         parse_example(line % "[1]")
 
