@@ -17,10 +17,15 @@ from foveal.train.loss import RowLoss
 from foveal.train.preference import Preferences, pair_losses
 
 CHOSEN = PreferenceSettings(beta=0.2, answer_weight=0.3)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
 ROUTES = {"qwen2_5_vl": "rows", "gemma3": "rows", "qwen3_5": "cache", "paligemma": "plain"}
 
 
-def in_double(batch):
+def doubled(batch):
     pixels = {n: p.double() if p.is_floating_point() else p for n, p in batch.pixels.items()}
     return replace(batch, pixels=pixels)
 
@@ -31,7 +36,7 @@ def gradients_of(model):
 
 
 @pytest.mark.parametrize("name", ROUTES)
-def test_rows_of_pairs_are_what_separate_answers_are(tmp_path, name):
+def test_rows_of_pairs_are_what_separate_answers_are(tmp_path, name, in_double):
     loaded = load(str(write_tiny(name, tmp_path / "model")), None, "blocks")
     assert loaded.family.route == ROUTES[name]
     model = loaded.model.double()  # what is left then is no rounding
@@ -48,7 +53,7 @@ def test_rows_of_pairs_are_what_separate_answers_are(tmp_path, name):
     )
     total = 0.0
     for row in plan.step(0).ranks[0]:
-        batch = in_double(build_batch(row, dataset, loaded.processor, reference=reference))
+        batch = doubled(build_batch(row, dataset, loaded.processor, reference=reference))
         value = Preferences(CHOSEN).total(loss(batch), batch)
         value.backward()
         total += value.item()
@@ -57,7 +62,7 @@ def test_rows_of_pairs_are_what_separate_answers_are(tmp_path, name):
     said = []
     for place, tokens in enumerate(dataset.sizes.tokens.tolist()):
         row = Row((Group((place,), tokens),))
-        batch = in_double(build_batch(row, dataset, loaded.processor, reference=reference))
+        batch = doubled(build_batch(row, dataset, loaded.processor, reference=reference))
         said.append((batch, loss(replace(batch, plainly=True))))
     answers = torch.cat([one for _, one in said])
     lengths = tuple(one.pairs.lengths[0] for one, _ in said)
@@ -71,8 +76,8 @@ def test_rows_of_pairs_are_what_separate_answers_are(tmp_path, name):
     )
     whole = pair_losses(answers, pairs, CHOSEN).sum()
     whole.backward()
-    assert total == pytest.approx(whole.item(), rel=1e-6)
+    assert total == pytest.approx(whole.item(), rel=1e-9)
     for weight, gradient in gradients_of(model).items():
         if not weight.endswith("k_proj.bias"):  # zero but for rounding
             difference = float((ours[weight] - gradient).norm())
-            assert difference < 1e-5 * float(gradient.norm()) + 1e-9, weight
+            assert difference < 1e-7 * float(gradient.norm()) + 1e-9, weight
