@@ -118,7 +118,7 @@ def train(way: str, work: Work, watch: Watch) -> None:
             STRATEGIES[work.strategy],
             work.settings,
             LoraSettings(),
-            recompute=False,
+            recompute="none",
             wrap=RecipeWay if way == "recipe" else None,
         )
     optimizer = learner.make_optimizer()

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from tiny import SIZES, make_picture, turn, write_data
 
 from foveal.config import load_recipe
+from foveal.data import rows
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 from foveal.train.log import RunLog
@@ -106,11 +107,15 @@ class Job:
     stop_at: int = 0
     """Step behind which it is asked to stop."""
 
+    ranks_of_a_block: int = rows.RANKS_OF_A_BLOCK
+    """Ranks that plan their steps together; others ask each other how many passes there are."""
+
     def run(self, console: Console) -> None:
         recipe = load_recipe(Path(self.recipe), tuple(self.overrides))
         if self.begun_by and os.environ.get("RANK", "0") == "0":  # the others wait for it
             stop_in_the_middle(Path(self.begun_by), recipe.run)
-        with asked_to_stop(self.stop_at), a_high_loss_scale():
+        near = patch.object(rows, "RANKS_OF_A_BLOCK", self.ranks_of_a_block)
+        with asked_to_stop(self.stop_at), a_high_loss_scale(), near:
             TrainingRun(recipe, console).go()
 
 

@@ -100,7 +100,7 @@ def ragged_steps(attention: str, size_name: str, precision: Precision) -> Ragged
     model.set_attn_implementation(choose_attention(attention))
     processor = LetterProcessor(size)
     loaded = LoadedModel(model, processor, FAMILY)
-    learner = make_learner(engine, loaded, "lora", SETTINGS, LORA, recompute=False)
+    learner = make_learner(engine, loaded, "lora", SETTINGS, LORA, recompute="none")
     optimizer = learner.make_optimizer()
     with TemporaryDirectory() as folder:
         dataset = ragged_pages(size, Path(folder))

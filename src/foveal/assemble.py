@@ -223,9 +223,14 @@ def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
     files = [unpacked(file.path, cache, data.columns) for file in data.train_files]
     weights = [file.weight for file in data.train_files]
     with processor_for(recipe, files) as (family, _, processor):
-        pairs = recipe.learns_pairs
         examples, dataset = read_dataset(
-            files, processor, data.images, None, data.workers, weights, pairs
+            files,
+            processor,
+            data.images,
+            data.cache,
+            data.workers,
+            weights,
+            pairs=recipe.learns_pairs,
         )
         long = processor.long_context_tokens
     settings = {"model": recipe.model, "order": data.order}

@@ -39,7 +39,7 @@ from foveal.models.fingerprint import fingerprint_model, learns
 from foveal.models.shared_rows import attention_of
 from foveal.plan.epoch import make_plan
 from foveal.plan.memory import CPU_SLACK
-from foveal.plan.room import training_bytes
+from foveal.plan.room import cheapest_that_fits, training_bytes
 from foveal.plan.setup import engine_name
 from foveal.report.report import write_report
 from foveal.storage import FAILED_WRITES, write_json
@@ -69,6 +69,7 @@ from foveal.train.loop import EndedEarly, LoopHooks, Stopped, train
 from foveal.train.not_finite import explain_step
 from foveal.train.optim import count_steps, warmup_steps
 from foveal.train.preference import objective_of
+from foveal.train.recompute import Recompute
 from foveal.train.reference import ReferenceKey, compare_with_reference, find_reference
 from foveal.train.stop import StopRequest, asked_by_any, stop_requests
 from foveal.train.trackers import Ending, Trackers, check_trackers
@@ -114,11 +115,12 @@ class TrainingRun:
         check_attention(recipe)
         check_trackers(recipe)
         self.recipe = recipe
-        self.engine = make_engine(recipe.engine, recipe.precision)
+        self.engine = make_engine(recipe.engine, recipe.precision, recipe.sharding)
         self.console = console if self.engine.is_main else Console(quiet=True)
+        self._anyones_console = console  # of the process that encodes for all others
         self.trackers: Trackers | None = None
         self._ended: Ending = "failed"
-        self.run = recipe.run
+        self.run, self._fresh = recipe.run, fresh
         self._scored = scored
         if fresh and self.engine.is_main:
             set_aside(self.run)
@@ -175,9 +177,18 @@ class TrainingRun:
     def _read(
         self, files: list[Path], weights: Sequence[float] = (), pairs: bool = False
     ) -> tuple[Examples, Dataset]:
-        data, cache = self.recipe.data, self.run / ".cache"
-        processor = self.loaded.processor
-        return read_dataset(files, processor, data.images, cache, data.workers, weights, pairs)
+        data = self.recipe.data
+        return read_dataset(
+            files,
+            self.loaded.processor,
+            data.images,
+            data.cache or self.run / ".cache",
+            data.workers,
+            weights,
+            self._anyones_console,
+            self._fresh,
+            pairs,
+        )
 
     def go(self) -> Outcome:
         """Train to the end, or to a request to stop.
@@ -208,7 +219,7 @@ class TrainingRun:
         recipe, engine, loaded = self.recipe, self.engine, self.loaded
         plan = self._plan()
         learner = make_learner(
-            engine, loaded, recipe.strategy, recipe.train, recipe.lora, self._recomputes(plan)
+            engine, loaded, recipe.strategy, recipe.train, recipe.lora, self._recompute(plan)
         )
         assignments, total_steps = (
             learner.assignments,
@@ -313,7 +324,8 @@ class TrainingRun:
         data, engine = self.recipe.data, self.engine
         weighting = self.recipe.train.loss_weighting
         batches = RowBatches(self.dataset, self.loaded.processor, weighting, self.reference)
-        return StepLoader(plan, batches, engine.rank, data.workers, engine.device.type == "cuda")
+        on_gpu = engine.device.type == "cuda"
+        return StepLoader(plan, batches, engine.rank, data.workers, on_gpu, engine.largest)
 
     def _find_reference(self, plan: Plan, total_steps: int, request: StopRequest) -> bool:
         """See how likely the answers are before the run; false where it was asked to stop."""
@@ -378,14 +390,15 @@ class TrainingRun:
         route = self.loaded.family.route
         return make_plan(self.recipe, self.dataset, self.engine.world_size, long, route)
 
-    def _recomputes(self, plan: Plan) -> bool:
-        """Decide whether blocks are run again in the backward pass instead of kept."""
+    def _recompute(self, plan: Plan) -> Recompute:
+        """Decide what is made again in the backward pass instead of kept."""
         if self.recipe.train.recompute != "auto":
-            return self.recipe.train.recompute == "blocks"
+            return self.recipe.train.recompute
         config, device = self.loaded.model.config, self.engine.device
         if not self.loaded.family.is_planned:
-            return device.type != "cpu"
-        needed = training_bytes(
+            return "none" if device.type == "cpu" else "blocks"
+        bytes_with = partial(
+            training_bytes,
             self.recipe,
             config,
             self.loaded.family,
@@ -396,7 +409,9 @@ class TrainingRun:
             CPU_SLACK if device.type == "cpu" else 0.0,
             self.loaded.model.device.type == device.type,
         )
-        return needed > free_memory(device)
+        # Of several processes the one with least room decides: blocks are alike in all of them.
+        free = min(self.engine.gather([free_memory(device)]))
+        return cheapest_that_fits(lambda one: bytes_with(recompute=one), free)
 
     def _progress(self, step: int) -> Progress:
         return Progress(
@@ -502,8 +517,8 @@ class TrainingRun:
         """
         if self.validation is None:
             return None
+        learnt = fingerprint_model(self.loaded.model, learns, self.engine.whole_tensor)
         with self.engine.whole():
-            learnt = fingerprint_model(self.loaded.model, learns, self.engine.whole_tensor)
             scores = evaluate_into(
                 self.run / "evaluation" / name,
                 self.loaded,

@@ -26,11 +26,11 @@ def run(strategies, as_json, monkeypatch):
 def test_every_way_of_every_strategy_stands_in_the_table(monkeypatch):
     results, page = run(("full", "lora"), False, monkeypatch)
     measured = [(one.strategy, one.questions, one.way) for one in results]
-    single = ["recipe", "shared", "recompute"]
+    single = ["recipe", "shared", "light", "recompute"]
     ways = [(1, way) for way in single] + [(4, way) for way in ["recipe", "separate", *single[1:]]]
     assert measured == [(strategy, *way) for strategy in ("full", "lora") for way in ways]
     assert page.count("recipe's way") == 4
-    assert len(re.findall(r"40% *$", page, re.MULTILINE)) == 10
+    assert len(re.findall(r"40% *$", page, re.MULTILINE)) == 14
     assert "1 threads" in page
 
 
@@ -79,19 +79,19 @@ def test_the_ways_take_turns(monkeypatch):
 
 @pytest.mark.parametrize("strategy", ["full", "frozen_vision", "lora"])
 def test_each_way_takes_the_same_optimizer_steps(strategy, tmp_path):
-    ways = ("recipe", "separate", "shared", "recompute")
+    ways = ("recipe", "separate", "shared", "light", "recompute")
     sides = [Side(Case("tiny", strategy, 4, way), tmp_path) for way in ways]
     losses = torch.tensor([[side.step() for _ in range(3)] for side in sides])
-    torch.testing.assert_close(losses, losses[:1].expand(4, 3), rtol=1e-5, atol=0)
+    torch.testing.assert_close(losses, losses[:1].expand(5, 3), rtol=1e-5, atol=0)
     assert losses[0, 2] < losses[0, 0]
 
 
 def test_only_sharing_saves_useful_work(tmp_path):
-    ways = ("recipe", "separate", "shared", "recompute")
+    ways = ("recipe", "separate", "shared", "light", "recompute")
     sides = [Side(Case("tiny", "full", 4, way), tmp_path) for way in ways]
-    recipe, separate, shared, recompute = (side.operations for side in sides)
+    recipe, separate, shared, light, recompute = (side.operations for side in sides)
     assert recipe == separate > 3 * shared
-    assert shared == recompute
+    assert shared == light == recompute
     assert len({side.tokens for side in sides}) == 1
 
 

@@ -360,4 +360,4 @@ def test_processes_that_share_blocks_refuse_such_a_model_before_they_wait_for_ev
     engine.gathers_blocks = True
     loaded = load(str(made("qwen3_5")), None)
     with pytest.raises(ConfigError, match=r"engine=fsdp2 .* use engine=ddp"):
-        make_learner(engine, loaded, "full", TrainSettings(), LoraSettings(), recompute=False)
+        make_learner(engine, loaded, "full", TrainSettings(), LoraSettings(), recompute="none")

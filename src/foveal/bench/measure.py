@@ -25,7 +25,7 @@ STRATEGIES = ("full", "frozen_vision", "lora")
 QUESTIONS = (1, 4)
 """A page's questions: no sharing possible, and about what a page of DocVQA has."""
 
-WAYS: tuple[Way, ...] = ("recipe", "separate", "shared", "recompute")
+WAYS: tuple[Way, ...] = ("recipe", "separate", "shared", "light", "recompute")
 
 
 def run_bench(

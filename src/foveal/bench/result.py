@@ -15,6 +15,7 @@ WAYS = {
     "recipe": "recipe's way",
     "separate": "not shared",
     "shared": "ours",
+    "light": "light",
     "recompute": "recomputed",
 }
 

@@ -22,9 +22,12 @@ from foveal.plan.arithmetic import strategy_of, useful_work
 from foveal.plan.epoch import count_row, targets_of
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
+from foveal.train.recompute import Recompute
 from foveal.train.step import train_step
 
-Way = Literal["recipe", "separate", "shared", "recompute"]
+Way = Literal["recipe", "separate", "shared", "light", "recompute"]
+RECOMPUTE: dict[Way, Recompute] = {"light": "light", "recompute": "blocks"}
+"""Way -> what it makes again in the backward pass; the others make nothing again."""
 
 SETTINGS = TrainSettings()
 LORA = LoraSettings()
@@ -41,7 +44,7 @@ class Case:
 
     way: Way
     """`recipe`; ours with a page for each question; with all questions behind one page; the same
-    with blocks recomputed in the backward pass."""
+    with what is cheap made again in the backward pass; with whole blocks run again."""
 
     precision: Precision = "float32"
     attention: str = "auto"
@@ -61,7 +64,7 @@ class Side:
             dataset.sizes,
             examples_per_step=case.questions,
             tokens_per_pass=size.tokens_per_pass,
-            share_images=case.way in ("shared", "recompute"),
+            share_images=case.way not in ("recipe", "separate"),
         )
         planned = plan.step(0).ranks[0]
         rows = [build_batch(row, dataset, processor) for row in planned]
@@ -80,7 +83,7 @@ class Side:
                 case.strategy,
                 SETTINGS.model_copy(update={"optimizer": case.optimizer}),
                 LORA,
-                case.way == "recompute",
+                RECOMPUTE.get(case.way, "none"),
                 partial(RecipeWay, attention=attention) if case.way == "recipe" else None,
             )
         self.optimizer = learner.make_optimizer()

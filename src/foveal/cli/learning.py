@@ -81,11 +81,16 @@ def train(
     from foveal.config import load_recipe
 
     loaded = load_recipe(recipe, tuple(overrides or ()))
-    from rich.console import Console
+    try:
+        from rich.console import Console
 
-    from foveal.run import TrainingRun
+        from foveal.run import TrainingRun
 
-    announce(TrainingRun(loaded, Console(stderr=True), fresh).go())
+        run = TrainingRun(loaded, Console(stderr=True), fresh)
+    except KeyboardInterrupt:  # from then on the run itself sees it
+        typer.echo("Stopped before the first step; the same command begins again.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    announce(run.go())
 
 
 def announce(outcome: "Outcome") -> None:

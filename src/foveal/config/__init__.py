@@ -13,6 +13,7 @@ from foveal.config.settings import (
     Recipe,
     Rule,
     Settings,
+    ShardingSettings,
     TrainSettings,
     setting_names,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "Recipe",
     "Rule",
     "Settings",
+    "ShardingSettings",
     "TrainSettings",
     "as_typed",
     "flatten",

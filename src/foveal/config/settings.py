@@ -61,6 +61,9 @@ class Columns(Settings):
     messages: str | None = None
     """Column of whole conversations, in place of question and answer."""
 
+    ask: str | None = None
+    """No column: what every row is asked, where none asks, as with pictures and their captions."""
+
 
 class DataSettings(Settings):
     """Which examples, and how they become rows."""
@@ -74,6 +77,10 @@ class DataSettings(Settings):
 
     images: Path | None = None
     """Folder that image paths start from; none: `images` beside the JSONL file, or its folder."""
+
+    cache: Path | None = None
+    """Folder that keeps encoded examples and image sizes, about 300 bytes an example, for all runs
+    that name it; none: `.cache` in the run's folder, for its own processes and restarts."""
 
     columns: Columns = Columns()
     """Which columns of Parquet rows hold what."""
@@ -260,8 +267,10 @@ class TrainSettings(Settings):
     """Validations in a row without a better best_metric after which the run ends; none: it goes on
     to its last step."""
 
-    recompute: Literal["none", "blocks", "auto"] = "auto"
-    """Recompute activations in the backward pass: saves memory, costs a third of the speed."""
+    recompute: Literal["none", "light", "blocks", "auto"] = "auto"
+    """What is computed again in the backward pass instead of kept: light, all but what matrix
+    products and attention made, for a few percent of the speed; blocks, whole layers, for a
+    quarter; auto, the cheapest of the three that fits this device's memory."""
 
     max_bad_steps: PositiveInt = 5
     """Steps in a row with a loss or gradient that is not finite before the run stops."""
@@ -349,6 +358,18 @@ class LogSettings(Settings):
         return tuple(dict.fromkeys(trackers))
 
 
+class ShardingSettings(Settings):
+    """How engine fsdp2 brings a block's weights together."""
+
+    gather: Literal["float32", "precision"] = "float32"
+    """Format in which linear layers travel: precision, the run's own, half the bytes for the same
+    numbers. All else and all gradients travel in float32."""
+
+    group: Literal["all", "node"] = "all"
+    """Processes that one copy is cut over: all; node, those of one node, which holds a whole copy
+    so that gradients alone cross between nodes, once a step."""
+
+
 class Base(Settings):
     """What a recipe was built on when it was read, and what that says otherwise."""
 
@@ -393,6 +414,8 @@ class Recipe(Settings):
     """How processes share the work: ddp, a whole model in each; fsdp2, weights, gradients and
     optimizer cut over all; zero2, DeepSpeed's, a whole model in each but the optimizer cut; auto:
     one process alone, ddp under torchrun."""
+
+    sharding: ShardingSettings = ShardingSettings()
 
     attention: Literal["auto", "blocks", "sdpa", "eager", "flex", "flash_attention_2"] = "auto"
     """How attention is computed; auto: the fastest that this machine has."""

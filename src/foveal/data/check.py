@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
+from foveal.data.archives import size_bytes
 from foveal.data.example import Example, ImageFolder, numbered_lines, parse_example
 from foveal.data.frames import FrameChoice, file_of
 from foveal.data.media import image_identity, image_size, open_image, shows_one_colour
@@ -360,7 +361,7 @@ class _Elsewhere:
                 for path in _images_of(line, folder, ImageFolder(file)):
                     if path not in seen:
                         seen.add(path)
-                        self._by_length.setdefault(path.stat().st_size, []).append((path, file))
+                        self._by_length.setdefault(size_bytes(path), []).append((path, file))
         self._identity = lru_cache(maxsize=None)(image_identity)
 
     def find(self, path: Path) -> str | None:
@@ -368,7 +369,7 @@ class _Elsewhere:
         if not self._by_length:
             return None
         path = file_of(path)
-        for other, file in self._by_length.get(path.stat().st_size, ()):
+        for other, file in self._by_length.get(size_bytes(path), ()):
             if other == path or self._identity(other) == self._identity(path):
                 return f"{file.name}, as {other.name}"
         return None

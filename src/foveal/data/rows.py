@@ -1,16 +1,29 @@
 """Sizes of examples -> which of them share a step, a rank, a row and a prefix; opens no file."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
-from typing import Literal
+from functools import partial
+from itertools import chain, islice, pairwise
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.deal import Bundle, Member, Share, deal
+from foveal.data.column_files import digest_of, kept_array
+from foveal.data.deal import Bundle, Member, Share, deal, spread
 from foveal.data.epochs import Shown, random_bits, shown_in_epoch, shuffled
-from foveal.data.sizes import Sizes, common_run, families, image_entries
+from foveal.data.sizes import Sizes, common_run
+
+RANKS_OF_A_BLOCK = 8
+"""Ranks that a step is dealt to example by example. More are dealt families first, block by block,
+and each plans its own block alone: what a rank plans does not grow with their number."""
+
+PART_OF_A_BLOCK = 0.25
+"""Share of a block's work above which a family is cut before it is dealt."""
+
+WORTH_KEEPING = 100_000
+"""Examples whose order is worth a file for all processes."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +80,11 @@ class Costs:
     crop: float = 47.0
     """A crop through the vision tower."""
 
-    def text(self, tokens: int, seen: int = 0) -> float:
-        """Price tokens that see each other causally, and all `seen` tokens before them."""
+    def text(self, tokens: Any, seen: Any = 0) -> Any:
+        """Price tokens that see each other causally, and all `seen` tokens before them.
+
+        Numbers, or arrays of them.
+        """
         return self.token * tokens + self.pair * tokens * (seen + (tokens + 1) / 2)
 
     def group(self, group: Group, sizes: Sizes) -> float:
@@ -152,33 +168,31 @@ class Plan:
         self.costs = costs
         files = sizes.shown or (Shown(sizes.num_sets),)
         self.steps_per_epoch = -(-sum(file.an_epoch for file in files) // examples_per_step)
-        self._latest_order: tuple[int, NDArray[np.int64]] | None = None
-        # Of each set: its family, its tokens, whether it is long, and whether a part of it is.
-        firsts = sizes.first_of_sets()
-        self._tokens = np.add.reduceat(sizes.tokens, firsts)
-        self._families = families(sizes.prompts)[firsts]
-        is_long = sizes.tokens > (long_context_tokens or np.inf)
-        self._long = np.logical_or.reduceat(is_long, firsts)
-        self._mixed = self._long != np.logical_and.reduceat(is_long, firsts)
-        # Of each example: tokens that the images of its prompt add to their entries, the price
-        # of the crops of those images, and that of the images of later turns.
-        entries, owners = image_entries(sizes.prompts)
-        shown = -1 - sizes.prompts.values[entries]
-        count = len(sizes.tokens)
-        self._expansion = np.bincount(owners, sizes.image_tokens[shown] - 1, count)
-        self._crops = np.bincount(owners, costs.crop * sizes.image_crops[shown], count)
-        crops = costs.crop * sizes.image_crops[sizes.images.values]
-        owners = np.repeat(np.arange(count), np.diff(sizes.images.offsets))
-        self._later_crops = (np.bincount(owners, crops, count) - self._crops)[firsts]
+        self._latest_order: tuple[int, NDArray[np.int32]] | None = None
+        self._border = long_context_tokens or np.inf
+        # Of each set, what planning asks of an example.
+        begun, firsts = sizes.beginnings, sizes.firsts
+        self._families, self._begun = begun.families[firsts], begun.tokens[firsts]
+        self._crops, self._later_crops = begun.crops[firsts], begun.later_crops[firsts]
+        self._tokens = self._longest = self._shortest = sizes.tokens
+        if sizes.sets is not None:
+            tokens, starts = sizes.tokens, sizes.sets[:-1]
+            self._tokens = np.add.reduceat(tokens, starts)
+            self._longest = np.maximum.reduceat(tokens, starts)
+            self._shortest = np.minimum.reduceat(tokens, starts)
+        blocks = -(-world_size // RANKS_OF_A_BLOCK)
+        cuts = [world_size * block // blocks for block in range(blocks + 1)]
+        self._first_ranks = cuts[:-1]
+        self._ranks = [end - start for start, end in pairwise(cuts)]
 
-    def examples(self, step: int) -> NDArray[np.int64]:
+    def examples(self, step: int) -> NDArray[np.int32]:
         """List the examples of a step, whether or not they share images."""
         if self.sizes.sets is None:
             return self._sets(step)
         members = self.sizes.members(self._sets(step))
-        return np.fromiter(chain.from_iterable(members), np.int64)
+        return np.fromiter(chain.from_iterable(members), np.int32)
 
-    def _sets(self, step: int) -> NDArray[np.int64]:
+    def _sets(self, step: int) -> NDArray[np.int32]:
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._latest_order is None or self._latest_order[0] != epoch:
             self._latest_order = (epoch, self._epoch_order(epoch))
@@ -187,30 +201,93 @@ class Plan:
 
     def step(self, index: int) -> Step:
         """Plan a step, counted over all epochs; needs none of the steps before it."""
-        shares = deal(self._bundles(self._sets(index)), self.world_size)
-        ranks = [self._rows(share) for share in shares]
+        shares = zip(self._blocks(index), self._ranks, strict=True)
+        ranks = [rows for sets, number in shares for rows in self._deal(sets, number)]
         passes = max(map(len, ranks))
         return Step(tuple(rows + (Row(),) * (passes - len(rows)) for rows in ranks))
 
-    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
-        """List the sets of an epoch."""
-        examples, families = np.arange(len(self._families)), self._families
+    def rows_of(self, index: int, rank: int) -> tuple[Row, ...]:
+        """Plan what one rank does in a step, without the rows of ranks that are not near it.
+
+        Where `is_agreed_upon`, other ranks may have more rows, and have to say so.
+        """
+        block = bisect_right(self._first_ranks, rank) - 1
+        dealt = self._deal(self._blocks(index)[block], self._ranks[block])
+        rows, passes = dealt[rank - self._first_ranks[block]], max(map(len, dealt))
+        return rows + (Row(),) * (passes - len(rows))
+
+    @property
+    def is_agreed_upon(self) -> bool:
+        """Whether ranks have to ask each other how many passes a step has."""
+        return len(self._ranks) > 1
+
+    def _deal(self, sets: NDArray[np.int32], ranks: int) -> list[tuple[Row, ...]]:
+        """Deal sets to ranks that are near each other, one by one where it pays."""
+        return [self._rows(share) for share in deal(self._bundles(sets), ranks)]
+
+    def _blocks(self, index: int) -> list[NDArray[np.int32]]:
+        """Share the sets of a step out to blocks of ranks, by what they will about cost."""
+        sets = self._sets(index)
+        if len(self._ranks) == 1:
+            return [sets]
+        places = self._places(sets)
+        return [sets[places == block] for block in range(len(self._ranks))]
+
+    def _places(self, sets: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Give each set a block; a family is cut only where it is much of a block's work."""
+        costs, counts = self.costs, self.sizes.counts(sets)
+        tokens = self._tokens[sets].astype(np.float64)
+        is_long = self._longest[sets] > self._border
+        keys = 2 * self._families[sets].astype(np.int64) + is_long
+        _, firsts, family = np.unique(keys, return_index=True, return_inverse=True)
+        several = (np.bincount(family) > 1)[family] | (counts > 1)
+        known = self._begun[sets] if self.share_images else np.zeros(len(tokens))
+        prefix = np.where(several, known, tokens * self.share_images)
+        own = costs.text(tokens - counts * prefix, prefix)
+        own += costs.crop * self._later_crops[sets]
+        shared = costs.text(prefix) + costs.crop * self._crops[sets]
+        # Cut where a family's work, member by member, passes a border.
+        most = PART_OF_A_BLOCK * (own.sum() + shared[firsts].sum()) / len(self._ranks)
+        order = np.argsort(family, kind="stable")
+        before = np.cumsum(own[order]) - own[order]
+        starts = before[np.concatenate([[0], np.cumsum(np.bincount(family))[:-1]])]
+        pieces = np.empty(len(sets), np.int64)
+        pieces[order] = (before - starts[family[order]]) // most
+        pieces += family * (pieces.max() + 1)
+        _, firsts, piece = np.unique(pieces, return_index=True, return_inverse=True)
+        return spread(np.bincount(piece, own) + shared[firsts], self._ranks)[piece]
+
+    def _epoch_order(self, epoch: int) -> NDArray[np.int32]:
+        """List the sets of an epoch; one process of a machine works it out."""
+        if self.sizes.folder is None or len(self.sizes.tokens) < WORTH_KEEPING:
+            return self._draw(epoch)
+        said = (self.seed, epoch, self.examples_per_step, self.order, self.sizes.shown)
+        name = digest_of(repr(said).encode(), 1).hex()
+        return kept_array(self.sizes.folder / f"order-{name}.npy", partial(self._draw, epoch))
+
+    def _draw(self, epoch: int) -> NDArray[np.int32]:
+        families = self._families
+        examples = np.arange(len(families), dtype=np.int32)
         if self.sizes.shown:
-            examples, rounds = shown_in_epoch(self.sizes.shown, families, self.seed, epoch)
+            shown, rounds = shown_in_epoch(self.sizes.shown, families, self.seed, epoch)
             # What is shown again meets its first showing no more than any other example.
-            apart = families[examples] * (rounds.max() + 1) + rounds
-            families = np.unique(apart, return_inverse=True)[1]
+            apart = families[shown].astype(np.int64) * (rounds.max() + 1) + rounds
+            families = np.unique(apart, return_inverse=True)[1].astype(np.int32)
+            examples = shown.astype(np.int32)
         if self.order == "as_is":
             return examples
         return examples[shuffled(families, self.examples_per_step, random_bits(self.seed, epoch))]
 
-    def _bundles(self, sets: NDArray[np.int64]) -> list[Bundle]:
+    def _bundles(self, sets: NDArray[np.int32]) -> list[Bundle]:
         """Put the sets of a step together by family; a long one never joins a short one."""
-        keys = zip(self._families[sets].tolist(), self._long[sets].tolist(), strict=True)
+        longs = self._longest[sets] > self._border
+        mixed = (longs & (self._shortest[sets] <= self._border)).tolist()
+        later = self.costs.crop * self._later_crops[sets]
+        columns = self._tokens[sets].tolist(), later.tolist()
+        members = map(Member, self.sizes.members(sets), *columns)
+        keys = zip(self._families[sets].tolist(), longs.tolist(), strict=True)
         together: dict[tuple[int, bool], list[Member]] = {}
-        columns = (self._tokens[sets], self._later_crops[sets])
-        members = map(Member, self.sizes.members(sets), *[column.tolist() for column in columns])
-        for key, member, is_mixed in zip(keys, members, self._mixed[sets].tolist(), strict=True):
+        for key, member, is_mixed in zip(keys, members, mixed, strict=True):
             # One that is long and short shares nothing, not even within: it has no family.
             own = (-1 - member.examples[0], True) if is_mixed else key
             together.setdefault(own, []).append(member)
@@ -232,7 +309,8 @@ class Plan:
             Member(examples, tokens - prefix * len(examples), cost + self._price(examples, prefix))
             for examples, tokens, cost in members
         ]
-        shared_cost = self.costs.text(prefix) + float(self._crops[first])
+        crops = self.costs.crop * int(self.sizes.beginnings.crops[first])
+        shared_cost = self.costs.text(prefix) + crops
         return Bundle(key, prefix, shared_cost, self.tokens_per_pass - prefix, behind)
 
     def _price(self, examples: tuple[int, ...], prefix: int) -> float:
@@ -244,7 +322,7 @@ class Plan:
         """Count the tokens that prompts of one family begin with; `example` is one of it."""
         if len(prompts) == 1:
             return int(self.sizes.tokens[example])
-        return common_run(prompts) + int(self._expansion[example])
+        return common_run(prompts) + int(self.sizes.beginnings.extra_tokens[example])
 
     def _groups(self, bundle: Bundle) -> Iterator[tuple[int, tuple[Group, ...]]]:
         """Cut a bundle into groups that keep to the budget, with the tokens of those that meet."""

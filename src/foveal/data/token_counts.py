@@ -42,13 +42,13 @@ def count_tokens(
 ) -> TokenCounts:
     """Count as a run over the same processor would."""
     # And numpy, which checking alone needs not.
-    from foveal.data.encode import asked_turns, holds_boxes, place_boxes
+    from foveal.data.encode import asked_turns, box_map_for, holds_boxes, move_boxes
 
     turns, rejected = [], []
     asked = asked_turns(example, [len(some) for some in shown])
     if processor.boxes and holds_boxes(example):
         sizes = [one.size for some in shown for one in some]
-        asked = place_boxes(example, asked, sizes, processor)
+        asked = move_boxes(asked, box_map_for(example, sizes, processor))
     learnt = images = before = 0
     for number, some in enumerate(shown, start=1):
         encoded = processor.encode_turns(asked[:number], example.system)

@@ -101,7 +101,8 @@ def _cost(questions: Sequence[Question], dataset: Dataset) -> float:
     prefix = questions[0].prompt.prefix_tokens
     shown = {image for one in questions for image in dataset.image_numbers(one.example)}
     price = costs.text(prefix) + costs.crop * int(dataset.sizes.image_crops[list(shown)].sum())
-    return price + sum(costs.text(one.prompt.tokens - prefix, prefix) for one in questions)
+    price += sum(costs.text(one.prompt.tokens - prefix, prefix) for one in questions)
+    return float(price)
 
 
 def deal(found: Sequence[Family], world_size: int) -> list[list[Family]]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from foveal.data.boxes import BoxFrame, BoxUnit
-from foveal.data.encode import AskedTurn, EncodedTurns, TurnsSetting
+from foveal.data.encode import AskedTurn, EncodedTurns, TurnsSetting, fingerprint_words
 from foveal.data.frames import FrameChoice
 from foveal.data.shapes import ImageShape
 from foveal.errors import ModelError
@@ -102,6 +102,12 @@ class HubReader:
     @cached_property
     def _ends(self) -> tuple[int, ...]:
         return tuple(self._generation_ends())
+
+    def words_fingerprint(self) -> str:
+        """Name all that the entries of a conversation hang on."""
+        images = self.boxes and self.processor.image_processor.to_json_string()  # boxes lie in them
+        about = (type(self).__qualname__, self.turns, self.reads_one_image, images)
+        return fingerprint_words(*about, self.words.fingerprint())
 
     def encode_turns(self, turns: Sequence[AskedTurn], system: str = "") -> EncodedTurns:
         """Encode a conversation through the model's chat template.

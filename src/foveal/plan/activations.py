@@ -13,6 +13,7 @@ from foveal.models.likelihood import POSITIONS_PER_CHUNK
 from foveal.models.phi3_vision.vision import UNUSED_LAYERS
 from foveal.plan.arithmetic import Learning, Strategy
 from foveal.plan.epoch import RowCounts
+from foveal.train.recompute import Recompute
 
 Attention = Literal["blocks", "sdpa", "eager", "flex", "flash_attention_2"]
 FULL_BYTES = 4
@@ -24,8 +25,17 @@ class Layer:
     """What one repeated layer keeps, and what it is given."""
 
     kept_bytes: int
+    light_bytes: int
+    """Of the residual, matrix products and attention, which a layer keeps where the rest is made
+    again."""
+
     input_bytes: int
     """Of the residual, which a recomputed layer keeps in place of all else."""
+
+    def held_bytes(self, recompute: Recompute) -> int:
+        """What it keeps from its forward to its backward pass."""
+        held = {"none": self.kept_bytes, "light": self.light_bytes, "blocks": self.input_bytes}
+        return held[recompute]
 
 
 @dataclass(frozen=True)
@@ -48,33 +58,29 @@ class Kept:
     logits_work_bytes: int
     """Beside them while the loss goes back: gradients of the logits."""
 
-    @property
-    def tower_bytes(self) -> int:
+    def tower_bytes(self, recompute: Recompute) -> int:
         """All that the tower keeps."""
-        return self.tower_layer.kept_bytes * self.tower_layers + self.tower_rest_bytes
+        return self.tower_layer.held_bytes(recompute) * self.tower_layers + self.tower_rest_bytes
 
-    @property
-    def decoder_bytes(self) -> int:
+    def decoder_bytes(self, recompute: Recompute) -> int:
         """All that the decoder keeps."""
-        return self.decoder_layer.kept_bytes * self.decoder_layers + self.decoder_rest_bytes
+        layers = self.decoder_layer.held_bytes(recompute) * self.decoder_layers
+        return layers + self.decoder_rest_bytes
 
-    @property
-    def total_bytes(self) -> int:
-        """All parts."""
-        parts = self.tower_bytes + self.projector_bytes + self.decoder_bytes
+    def held_bytes(self, recompute: Recompute) -> int:
+        """All parts; the rotation is there whatever is run again."""
+        parts = self.tower_bytes(recompute) + self.projector_bytes + self.decoder_bytes(recompute)
         return parts + self.rotation_bytes + self.logits_bytes
 
     @property
-    def recomputed_bytes(self) -> int:
-        """All parts where repeated layers keep their inputs alone; the rotation is still there."""
-        tower = self.tower_layer.input_bytes * self.tower_layers + self.tower_rest_bytes
-        decoder = self.decoder_layer.input_bytes * self.decoder_layers + self.decoder_rest_bytes
-        return tower + self.projector_bytes + decoder + self.rotation_bytes + self.logits_bytes
+    def total_bytes(self) -> int:
+        """All parts where nothing is run again."""
+        return self.held_bytes("none")
 
-    @property
-    def largest_layer_bytes(self) -> int:
-        """What the largest layer keeps while it is run again."""
-        return max(self.tower_layer.kept_bytes, self.decoder_layer.kept_bytes)
+    def largest_layer_bytes(self, recompute: Recompute) -> int:
+        """What the largest layer keeps beside it while it is run again."""
+        layers = self.tower_layer, self.decoder_layer
+        return max(one.kept_bytes - one.held_bytes(recompute) for one in layers)
 
 
 def kept_for_backward(
@@ -140,7 +146,7 @@ class _Widths:
     def tower_layer(self, config: Any, learning: Learning, row: RowCounts) -> Layer:
         """Two norms, four projections, attention, and two layers around an activation."""
         if not learning.learns:
-            return Layer(0, 0)
+            return Layer(0, 0, 0)
         width, mlp, heads = (
             config.hidden_size,
             config.intermediate_size,
@@ -159,7 +165,22 @@ class _Widths:
         else:
             kept += rows * heads * FULL_BYTES
         kept += self.adapters(learning, 5 * width + mlp, 6, rows)
-        return Layer(kept, rows * width * FULL_BYTES)
+        products = 3 * width + width + mlp  # queries, keys, values; output; first of the two
+        light = self._light(learning, width, products, 6) + width * self.number_bytes
+        if self.attention != "eager":
+            light += heads * FULL_BYTES
+        return Layer(kept, int(rows * light), rows * width * FULL_BYTES)
+
+    def _light(self, learning: Learning, width: int, products: int, layers: int) -> float:
+        """Count, a token, the residual and products that are kept where the rest is made again.
+
+        The last product goes into a sum, which needs it no more. With adapters it is made before
+        what its adapter keeps, and is kept.
+        """
+        numbers: float = products
+        if learning.adapter_rank:
+            numbers += width + learning.adapter_rank * layers
+        return width * FULL_BYTES + numbers * self.number_bytes
 
     @property
     def eager_bytes(self) -> int:
@@ -186,7 +207,7 @@ class _Widths:
     def decoder_layer(self, config: Any, learning: Learning, row: RowCounts) -> Layer:
         """Two norms, attention, and a gated layer."""
         if not learning.learns:
-            return Layer(0, 0)
+            return Layer(0, 0, 0)
         width, mlp = config.hidden_size, config.intermediate_size
         head = width // config.num_attention_heads
         keys = config.num_key_value_heads * head
@@ -199,7 +220,11 @@ class _Widths:
         kept = row.tokens * (norms + numbers * self.number_bytes)
         kept += self._attention(config, row)
         kept += self.adapters(learning, 3 * width + mlp, 4, row.tokens)
-        return Layer(kept, row.tokens * width * FULL_BYTES)
+        products = (width + 2 * keys) + width + 2 * mlp  # attention's four, gate and up
+        light = self._light(learning, width, products, 4) + width * self.number_bytes
+        if self.attention != "eager":
+            light += config.num_attention_heads * FULL_BYTES
+        return Layer(kept, int(row.tokens * light), row.tokens * width * FULL_BYTES)
 
     def _attention(self, config: Any, row: RowCounts) -> int:
         """What the kind of attention keeps beside queries, keys and values."""

@@ -92,9 +92,7 @@ def find_worst(setup: Setup, epoch: Epoch) -> RowCounts:
 def weigh(setup: Setup, row: RowCounts) -> int:
     """Bytes that hang on what is in a row."""
     kept = kept_for_backward(setup.config, setup.learning, row, setup.number_bytes, setup.attention)
-    if setup.recompute == "none":
-        return kept.total_bytes
-    return kept.recomputed_bytes + kept.largest_layer_bytes
+    return kept.held_bytes(setup.recompute) + kept.largest_layer_bytes(setup.recompute)
 
 
 def estimate_rows(

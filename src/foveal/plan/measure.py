@@ -143,7 +143,7 @@ def run_rows(job: Job, dataset: Any, processor: Any) -> Measured:
     bring_in_libraries()
     base = _held(engine.device)
     loaded = job.load_model(job.recipe)
-    train, again = job.recipe.train, job.setup.recompute == "blocks"
+    train, again = job.recipe.train, job.setup.recompute
     learner = make_learner(engine, loaded, job.recipe.strategy, train, job.recipe.lora, again)
     optimizer = learner.make_optimizer()
     loss = learner.loss.train()

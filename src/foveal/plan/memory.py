@@ -135,7 +135,7 @@ def estimate_memory(
             kept and nothing has adapters.
     """
     slack *= slack_factor(setup)
-    shares = shares_of(setup.holdings, setup.engine, setup.world_size, setup.fixed_bytes)
+    shares = shares_of(setup.holdings, setup.engine, setup.shares, setup.fixed_bytes)
     kept = kept_for_backward(
         setup.config,
         setup.learning,
@@ -171,7 +171,7 @@ def estimate_memory(
 def slack_factor(setup: Setup) -> float:
     """Say how many times as many holes a setup leaves as one without adapters.
 
-    None where it recomputes: freed blocks are handed back then (`Engine.spare_memory`).
+    None where it runs blocks again: freed blocks are handed back then (`Engine.spare_memory`).
     """
     if setup.recompute == "blocks":
         return 0.0
@@ -184,16 +184,14 @@ def _moments(
     setup: Setup, row: RowCounts, kept: Kept, gradients: int, accumulated: bool
 ) -> list[tuple[str, int, int, int, int, int, int]]:
     """Moments, each with gradients, tower, decoder, logits, weight copies and workspace."""
-    again = setup.recompute == "blocks"
-    tower, decoder = kept.tower_bytes, kept.decoder_bytes
-    if again:
-        tower = kept.tower_layer.input_bytes * kept.tower_layers + kept.tower_rest_bytes
-        decoder = kept.decoder_layer.input_bytes * kept.decoder_layers + kept.decoder_rest_bytes
-    tower += kept.projector_bytes
-    decoder += kept.rotation_bytes
+    again = setup.recompute != "none"
+    tower = kept.tower_bytes(setup.recompute) + kept.projector_bytes
+    decoder = kept.decoder_bytes(setup.recompute) + kept.rotation_bytes
     tower_work, decoder_work = layer_work(setup, row)
-    tower_back = tower_work + (kept.tower_layer.kept_bytes if again else 0)
-    decoder_back = decoder_work + (kept.decoder_layer.kept_bytes if again else 0)
+    tower_back, decoder_back = (
+        work + (layer.kept_bytes - layer.held_bytes(setup.recompute) if again else 0)
+        for work, layer in ((tower_work, kept.tower_layer), (decoder_work, kept.decoder_layer))
+    )
     before = gradients if accumulated else 0
     copies = copied_weights(setup, again)
     left = 0 if again else copies

@@ -25,9 +25,10 @@ from foveal.plan.activations import Attention
 from foveal.plan.arithmetic import Strategy
 from foveal.plan.epoch import Epoch, RowCounts, count_row, make_plan, plan_epoch, targets_of
 from foveal.plan.hardware import Hardware
-from foveal.plan.setup import Precision, Recompute, Setup, engine_name, learning_of
+from foveal.plan.setup import Precision, Setup, engine_name, learning_of
 from foveal.plan.weights import Holdings
 from foveal.train.optim import count_steps
+from foveal.train.recompute import Recompute
 
 PUBLISHED = ("microsoft/Phi-3.5-vision-instruct", "microsoft/Phi-3-vision-128k-instruct")
 """Whose sizes and tokenizer come with this package: a plan for them downloads nothing."""
@@ -115,6 +116,7 @@ class Question:
             gpus,
             nodes,
             recipe.lora,
+            recipe.sharding,
         )
 
     def with_strategy(self, setup: Setup, strategy: str, hardware: Hardware) -> Setup:
@@ -174,8 +176,15 @@ def ask(recipe: Recipe, load_model: ModelLoader) -> Question:
     cache = recipe.run / ".cache"
     files = [unpacked(file.path, cache, data.columns) for file in data.train_files]
     weights = [file.weight for file in data.train_files]
-    pairs = recipe.learns_pairs
-    _, dataset = read_dataset(files, processor, data.images, None, data.workers, weights, pairs)
+    _, dataset = read_dataset(
+        files,
+        processor,
+        data.images,
+        data.cache,
+        data.workers,
+        weights,
+        pairs=recipe.learns_pairs,
+    )
     return Question(recipe, family, config, processor, dataset)
 
 

@@ -137,7 +137,7 @@ def rank_seconds(
     overhead = efficiency.pass_seconds * len(rows) + copying(setup, len(rows), hardware, efficiency)
     busy = tower + decoder + attention + head + elementwise + recompute + overhead
     passes = max(1, len(rows))
-    forward_share = 1 / 3 if setup.recompute == "none" else 1 / 4
+    forward_share = 1 / 4 if setup.recompute == "blocks" else 1 / 3
     shared = exchange(
         setup,
         passes,
@@ -179,7 +179,7 @@ def work_of(setup: Setup, row: RowCounts, pairs: float) -> Work:
 
 def recomputed(setup: Setup, row: RowCounts, pairs: float) -> Work:
     """Count what is run a second time in the backward pass: repeated layers that learn."""
-    if setup.recompute == "none":
+    if setup.recompute != "blocks":
         return Work(0.0, 0.0, 0.0, 0.0, 0.0)
     crops = row.crops if setup.learning.tower.learns else 0
     forward = strategy_of("forward", 0)
@@ -187,9 +187,9 @@ def recomputed(setup: Setup, row: RowCounts, pairs: float) -> Work:
 
 
 def moved_bytes(setup: Setup, row: RowCounts) -> float:
-    """Count what passes keep for their backward pass; made once more where blocks are run again."""
+    """Count what passes keep for their backward pass; made once more where any of it is."""
     kept = kept_for_backward(setup.config, setup.learning, row, setup.number_bytes, setup.attention)
-    again = 1 / 3 if setup.recompute == "blocks" else 0.0
+    again = 1 / 3 if setup.recompute != "none" else 0.0
     return kept.total_bytes * (1 + again)
 
 

@@ -8,15 +8,15 @@ from torch import nn
 
 from foveal.adapt.quantize import Shape
 from foveal.adapt.strategy import rules_of
-from foveal.config import LoraSettings, Rule
+from foveal.config import LoraSettings, Rule, ShardingSettings
 from foveal.models.family import PARTS, Family
 from foveal.models.phi3_vision.family import FAMILY as PHI3_VISION
 from foveal.plan.activations import Attention
 from foveal.plan.arithmetic import NOTHING, Learning, Strategy
 from foveal.plan.weights import Assigned, Holdings, assign_without_weights, count_holdings
+from foveal.train.recompute import Recompute
 
 Engine = Literal["single", "ddp", "fsdp2", "zero2"]
-Recompute = Literal["none", "blocks"]
 Precision = Literal["float32", "bf16", "fp16"]
 ENGINES: tuple[Engine, ...] = ("single", "ddp", "zero2", "fsdp2")
 
@@ -40,6 +40,22 @@ class Setup:
 
     nodes: int
     lora: LoraSettings = field(default_factory=LoraSettings)
+    sharding: ShardingSettings = field(default_factory=ShardingSettings)
+
+    @property
+    def is_cut_by_node(self) -> bool:
+        """Whether each node holds a whole copy of what is cut."""
+        return self.engine == "fsdp2" and self.sharding.group == "node"
+
+    @property
+    def shares(self) -> int:
+        """Processes that a copy of what is cut is cut over."""
+        return self.gpus if self.is_cut_by_node else self.world_size
+
+    @property
+    def travelling_bytes(self) -> int:
+        """Of a number of a block's weight while it is brought together."""
+        return self.number_bytes if self.sharding.gather == "precision" else 4
 
     @property
     def world_size(self) -> int:

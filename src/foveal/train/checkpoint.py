@@ -128,6 +128,7 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
     free = {
         "run",
         "engine",
+        "data.cache",
         "data.workers",
         "log.trackers",
         "log.project",
@@ -141,6 +142,8 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
         "train.recompute",
         "train.stop_after_worse",
         "train.max_bad_steps",
+        "sharding.gather",
+        "sharding.group",
     }
     flat = flatten(recipe.model_dump(mode="json"))
     # Runs that began before there were preferences say nothing of them.

@@ -6,7 +6,9 @@ import pytest
 import torch
 from PIL import Image
 from tiny import make_model, make_picture
+from tiny_models import write_tiny as write_family
 
+from foveal.models.family import load
 from foveal.models.generation.finite import NotFiniteError
 from foveal.models.generation.generator import Generator, Limits, NoAnswer, Request, generate
 from foveal.models.generation.prompt import prompt_image, prompt_of_turns
@@ -134,3 +136,24 @@ def test_the_likelihoods_of_others_are_those_of_a_sound_model(tiny, page):
         score(tiny, [(sound, choices), (other, choices)])
     assert error.value.place == 1
     assert score(tiny, [(sound, choices)]) == expected
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_5", "gemma3"])
+@pytest.mark.parametrize("way", ["generate", "score"])
+def test_other_families_name_their_layer_by_every_route(tmp_path, page, kind, way):
+    loaded = load(str(write_family(kind, tmp_path / "family")), None)
+    loaded.model.eval()
+    prompt = ask(loaded, "what is it?", page)
+    with torch.no_grad():
+        loaded.model.get_decoder().layers[1].mlp.down_proj.weight[0, 0] = math.inf
+
+    def answer():
+        if way == "generate":
+            return generate(Generator(loaded), [Request(prompt, 4)])
+        return score(loaded, [(prompt, [[5, 6], [7]])])
+
+    layer = r"^language\.layers\.1\.mlp\.down_proj gives"
+    with pytest.raises(NotFiniteError, match=layer) as error:
+        answer()
+    assert "not finite in float32: its weights are not" in str(error.value)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any
+from urllib.parse import unquote
 
 from foveal.data.convert.draft import Picture
 from foveal.data.convert.source import Entry
@@ -18,6 +19,9 @@ WRAPPERS = ("bytes", "path", "image", "image_url", "url")
 
 _ENDINGS = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
 _LONGEST_PATH = 1024
+
+_UPLOADED = re.compile(r"/data/(?:upload/\d+/[0-9a-f]{8}-(.+)|local-files/\?d=(.+))$")
+"""Address that Label Studio gives a picture -> its name before, or its path below the folder."""
 
 
 def pictures_of(value: Any, split: str, find: Find) -> list[Picture]:
@@ -63,6 +67,8 @@ def picture_of(value: Any, split: str, find: Find) -> Picture:
             raise UnfitError("a picture that is neither bytes nor a path")
         return Picture(content, target_of(split, content))
     found = find(value.removeprefix("file://"))
+    if found is None and (uploaded := _UPLOADED.match(value)):
+        found = find(unquote(uploaded[1] or uploaded[2]))
     if found is None:
         raise UnfitError("no picture of that name")
     # Folders are kept: LLaVA's mixture has files of one name in several.

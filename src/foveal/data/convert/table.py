@@ -7,10 +7,12 @@ from typing import Any
 
 from foveal.data.convert.columns import Reading, drafts_of_row, read_rows
 from foveal.data.convert.draft import Draft, LeftOut, Options
+from foveal.data.convert.label_studio import is_task, row_of_task
 from foveal.data.convert.reading import read_json, read_lines
 from foveal.data.convert.rows import Hub
 from foveal.data.convert.source import Entry, Source
 from foveal.data.convert.splits import split_of
+from foveal.data.convert.values import UnfitError
 from foveal.errors import DataError
 
 LONGEST_FIELD = 2**28
@@ -33,10 +35,15 @@ def _drafts(source: Source, files: list[Entry], options: Options) -> Iterator[Dr
         split = split_of(file.stem, file.folders) or "train"
         for number, row in enumerate(READERS[file.suffix](file), start=1):
             name = f"{file}, row {number}"
-            if isinstance(row, dict):
-                yield from drafts_of_row(row, split, name, reading, source.find)
-            else:
+            if not isinstance(row, dict):
                 yield LeftOut(name, "not a row of named columns")
+                continue
+            try:
+                held = row_of_task(row) if is_task(row) else row
+            except UnfitError as error:
+                yield LeftOut(name, str(error))
+                continue
+            yield from drafts_of_row(held, split, name, reading, source.find)
 
 
 def _csv_rows(file: Entry) -> Iterator[Any]:

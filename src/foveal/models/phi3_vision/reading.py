@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveal.data.boxes import BoxFrame, BoxUnit
-from foveal.data.encode import AskedTurn, EncodedTurns, TurnsSetting
+from foveal.data.encode import AskedTurn, EncodedTurns, TurnsSetting, fingerprint_words
 from foveal.data.frames import FrameChoice
 from foveal.data.shapes import ImageShape
 from foveal.models.phi3_vision.image import crop_grid, cut_crops, num_image_tokens
@@ -62,6 +62,11 @@ class CropReader:
     def encode_system(self, text: str) -> list[int]:
         """Encode a system message, which stands in place of the first prompt's first token."""
         raise NotImplementedError
+
+    def words_fingerprint(self) -> str:
+        """Name all that the entries of a conversation hang on."""
+        images = self.boxes and (self.num_crops, self.crop_size)  # boxes lie in what they make
+        return fingerprint_words(type(self).__qualname__, self.turns, images)
 
     def encode_turns(self, turns: Sequence[AskedTurn], system: str = "") -> EncodedTurns:
         """Encode a conversation; every turn is a prompt of its own, and its answer is learnt."""
