@@ -58,9 +58,9 @@ def write_inspection(
     sizes = dataset.sizes
     count = min(number, sizes.num_sets)
     places = [k * sizes.num_sets // count for k in range(count)]
-    firsts = sizes.first_of_sets()[places].tolist()
-    lines = places
+    firsts = lines = places
     if sizes.sets is not None:
+        firsts = sizes.sets[places].tolist()
         lines = np.asarray(_lines_of_sets(examples))[places].tolist()
     shown = [
         see_example(first, _line(examples, line), examples[line].source, dataset, processor)
