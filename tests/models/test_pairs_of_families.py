@@ -80,4 +80,5 @@ def test_rows_of_pairs_are_what_separate_answers_are(tmp_path, name, in_double):
     for weight, gradient in gradients_of(model).items():
         if not weight.endswith("k_proj.bias"):  # zero but for rounding
             difference = float((ours[weight] - gradient).norm())
-            assert difference < 1e-7 * float(gradient.norm()) + 1e-9, weight
+            # Some models turn positions in float32 whatever they are asked.
+            assert difference < 1e-6 * float(gradient.norm()) + 1e-9, weight
