@@ -27,7 +27,7 @@ KINDS = {
 }
 ENGINES = ("ddp", "fsdp2", "zero2")
 ENDS = ("", "-halves")
-FAST = [("ddp", "full"), ("fsdp2", "lora")]
+FAST = [("fsdp2", "lora")]
 
 
 def make_pairs(folder) -> Place:
