@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from unittest.mock import patch
 
+import tiny_models
 import torch
 import yaml
 from rich.console import Console
@@ -183,9 +184,12 @@ class Place:
         return load_file(self.folder / run / "final" / "model.safetensors")
 
 
-def make_place(folder: Path) -> Place:
-    """Make a model and data to run on."""
-    write_tiny(folder / "model", 0, SIZES)
+def make_place(folder: Path, family: str = "phi3_v") -> Place:
+    """Make a model of a family and data to run on."""
+    if family == "phi3_v":
+        write_tiny(folder / "model", 0, SIZES)
+    else:
+        tiny_models.write_tiny(family, folder / "model")
     ragged_data(folder)
     return Place(folder)
 

@@ -1,5 +1,6 @@
 """This machine: its devices, number formats and memory, and what a reader of numbers asks of it."""
 
+import json
 import os
 import platform
 import sys
@@ -34,6 +35,15 @@ def free_memory(device: torch.device) -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return 8 * 2**30
+
+
+def read_machine(file: Path) -> dict[str, str | int]:
+    """Read what was written of a machine; nothing where there is nothing to be read."""
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
 
 
 def describe_machine() -> dict[str, str | int]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from foveal.adapt.files import save_adapter
-from foveal.adapt.strategy import Assignment, strategy_table
+from foveal.adapt.strategy import Assignment, rules_of, strategy_table
 from foveal.assemble import (
     check_attention,
     check_scores,
@@ -27,13 +27,13 @@ from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.overlap import describe_overlap
 from foveal.data.remarks import check_lengths
 from foveal.data.rows import Plan, Row
-from foveal.deliver.export import write_final
+from foveal.deliver.export import why_no_final, write_final
 from foveal.errors import ConfigError, RunError, UserError
 from foveal.evaluate.evaluation import evaluate_into
 from foveal.evaluate.kept import describe_question, set_aside_others
 from foveal.evaluate.prediction import Scores
 from foveal.libraries import LIBRARIES_LOG, REMARKS
-from foveal.machine import describe_machine, free_memory
+from foveal.machine import describe_machine, free_memory, read_machine
 from foveal.models.family import LoadedModel, most_tokens
 from foveal.models.fingerprint import fingerprint_model, learns
 from foveal.models.shared_rows import attention_of
@@ -151,7 +151,16 @@ class TrainingRun:
         return unpacked(path, self.run / ".cache", self.recipe.data.columns)
 
     def _check(self) -> None:
-        """Say what was noticed while reading, before anything is paid for."""
+        """Say what was noticed while reading, before anything is paid for.
+
+        Raises:
+            ConfigError: what would be learnt could not be written.
+        """
+        self._no_final = why_no_final(self.recipe, self.loaded.family)
+        if self._no_final and not any(one.adapter for one in rules_of(self.recipe.strategy)):
+            raise ConfigError(f"{self._no_final}; learn adapters, strategy=lora")
+        if self._no_final:
+            self._tell(f"{self._no_final}: the run ends with its adapter, not with a whole model")
         audit_targets(self.dataset)
         alone = self.loaded.family.route == "plain"
         if self.recipe.learns_pairs and self.engine.gathers_blocks and alone:
@@ -168,6 +177,7 @@ class TrainingRun:
             self.dataset.examples,
             most_tokens(self.loaded.model.config),
             self.recipe.train.tokens_per_pass,
+            self.loaded.family.image_setting,
         )
         notes = filter(None, [self.loaded.note, long, overlap])
         remarks = [*self.dataset.remarks.lines(), *notes]
@@ -237,7 +247,7 @@ class TrainingRun:
         if engine.is_main:
             drop_parts(self.run)
             save_recipe(recipe, self.run / "recipe.yaml")
-            write_json(self.run / "machine.json", describe_machine())
+            self._describe_machine()
             write_json(self.run / "data.json", self._describe_data())
             self._set_aside_others()
             self.trackers = self._open_trackers(plan, (first_step, total_steps))
@@ -352,6 +362,17 @@ class TrainingRun:
         if said:
             self._tell(said)
         return True
+
+    def _describe_machine(self) -> None:
+        """Write down what the run goes on with; say so where images are now read otherwise."""
+        file, backend = self.run / "machine.json", self.loaded.processor.image_backend
+        before = read_machine(file).get("image_backend", backend)
+        if before != backend:
+            self._tell(
+                f"The run began with images read by {before}, now it is {backend}, whose pixels "
+                "differ a little; install or remove torchvision to go on as it began"
+            )
+        write_json(file, describe_machine() | {"image_backend": backend})
 
     def _describe_data(self) -> dict[str, dict[str, str | int]]:
         """Say what the examples were when the run began, for who reads of it later."""
@@ -542,7 +563,7 @@ class TrainingRun:
         if self.engine.is_main:
             if self.recipe.train.best_metric:
                 prune(self.run / "checkpoints", self.recipe.train.keep_checkpoints, self._best())
-            note = save_final(self.loaded, self.run)
+            note = save_final(self.loaded, self.run, whole=not self._no_final)
             if note:
                 self._say(note)
             report = write_report(self.run)
@@ -553,10 +574,15 @@ class TrainingRun:
         return report
 
 
-def save_final(loaded: LoadedModel, run: Path) -> str | None:
+def save_final(loaded: LoadedModel, run: Path, whole: bool = True) -> str | None:
     """Write the tuned model, adapters merged, as the run's folder `final`.
 
     Adapters also stand by themselves in a folder `adapter` beside it, for peft.
+
+    Args:
+        loaded: what was tuned.
+        run: its folder.
+        whole: whether a whole model can be written.
 
     Returns:
         What a reader of the folders must know, if anything.
@@ -571,5 +597,6 @@ def save_final(loaded: LoadedModel, run: Path) -> str | None:
         raise RunError(
             f"cannot write {run / 'adapter'}: {reason}; free space, run again"
         ) from error
-    write_final(run)
+    if whole:
+        write_final(run)
     return note

@@ -107,7 +107,8 @@ def announce(outcome: "Outcome") -> None:
         before = (outcome.before or {}).get(name)
         was = f"  (before {before.value:.3f})" if before else ""
         typer.echo(f"{name}: {score.value:.3f}  [{score.low:.3f}, {score.high:.3f}]{was}")
-    typer.echo(f"model:  {outcome.run / 'final'}")
+    whole = outcome.run / "final"
+    typer.echo(f"model:  {whole if whole.exists() else outcome.run / 'adapter'}")
     typer.echo(f"report: {outcome.report}")
     if not outcome.has_learnt:
         typer.echo(

@@ -42,12 +42,14 @@ def ask(
 @app.command(rich_help_panel=PANEL)
 def models() -> None:
     """List the model types that tests held to transformers' own code, on tiny models."""
-    from foveal.models.known import ALONE, CACHED, REFUSED, SHARED
+    from foveal.models.known import ALONE, CACHED, NEEDS_TORCHVISION, ONE_IMAGE, REFUSED, SHARED
 
     found = dict.fromkeys(SHARED, "exact, questions share an image's row")
     found |= dict.fromkeys(CACHED, "exact, questions share an image through a cache")
-    found |= dict.fromkeys(ALONE, "exact, each example by itself; training alone, no answers")
+    found |= dict.fromkeys(ALONE, "exact, each example by itself")
     found |= {one: f"refused: {reason}" for one, reason in REFUSED.items()}
+    for some, what in ((NEEDS_TORCHVISION, "with torchvision"), (ONE_IMAGE, "one image each")):
+        found |= {one: f"{found[one]}; {what}" for one in some}
     for model_type, says in sorted(found.items()):
         typer.echo(f"{model_type:24} {says}")
     typer.echo("Any other type of transformers is looked at when it is loaded, and then said so.")

@@ -14,14 +14,14 @@ PANEL = "The published recipe"
 def recipes(
     explain: Annotated[bool, typer.Option(help="Write a recipe with every setting.")] = False,
 ) -> None:
-    """List the published rows that can be run again, with their scores."""
+    """List the published rows that can be run again, with scores, and recipes of other models."""
     if explain:
         from foveal.config.explain import explain_settings
 
         typer.echo(explain_settings(), nl=False)
         return
     from foveal.config import load_recipe
-    from foveal.published.rows import RECIPES, list_rows, published_scores, row_name
+    from foveal.published.rows import RECIPES, list_rows, list_starts, published_scores, row_name
 
     for path in list_rows():
         recipe = load_recipe(path)
@@ -29,7 +29,14 @@ def recipes(
         beside = ", ".join(f"{name} {value:.4f}" if name else "-" for name, value in scores.items())
         model = recipe.model.rpartition("/")[2]
         typer.echo(f"{row_name(path):32} {recipe.precision:6} {beside:24} {model}")
-    typer.echo(f"in {RECIPES}; run one with `foveal reproduce NAME`")
+    for path in list_starts():
+        recipe = load_recipe(path)
+        model = recipe.model.rpartition("/")[2]
+        typer.echo(f"{row_name(path):32} {recipe.precision:6} {'-':24} {model}")
+    typer.echo(
+        f"in {RECIPES}; `foveal reproduce NAME` runs a row with a score, "
+        "`foveal train FILE data.train=...` any of them"
+    )
 
 
 @app.command(rich_help_panel=PANEL)

@@ -9,7 +9,7 @@ import os
 import re
 import zlib
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from foveal.data.frames import file_of
 from foveal.errors import DataError
@@ -81,7 +81,7 @@ def size_bytes(path: Path) -> int:
     return stored.stat().st_size if stored.exists() else -1
 
 
-def open_stored(path: Path) -> BinaryIO:
+def open_stored(path: Path) -> "io.BufferedReader[Any] | io.BytesIO":
     """Open a file, or what an archive holds of it, of which no more is read than is asked for.
 
     Raises:

@@ -112,6 +112,21 @@ class Batch(ForwardInputs):
         """What the row's share of a loss is divided by: weights of targets, or pairs."""
         return float(self.weights.sum()) if self.pairs is None else float(len(self.pairs.chosen))
 
+    @property
+    def answer_starts(self) -> tuple[int | None, ...]:
+        """Of each example of a row that shares nothing, where its answer begins; none: it has none.
+
+        Counted from the example's own start.
+        """
+        predictors = self.predictors.tolist()
+        starts = (
+            [one for one in predictors if group.start <= one < group.end] for group in self.groups
+        )
+        return tuple(
+            own[0] + 1 - group.start if own else None
+            for own, group in zip(starts, self.groups, strict=True)
+        )
+
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device."""
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))

@@ -81,6 +81,16 @@ class TurnProcessor(Protocol):
         """Name all that the entries of a conversation hang on."""
         ...
 
+    @property
+    def cuts_images(self) -> bool:
+        """Whether an image is laid out as a grid of crops, which `cut` makes."""
+        ...
+
+    @property
+    def image_backend(self) -> str:
+        """Which library resizes images: `pil` or `torchvision`, whose pixels differ a little."""
+        ...
+
     def encode_turns(self, turns: Sequence[AskedTurn], system: str = "") -> EncodedTurns:
         """Encode a conversation, as the model will be asked and as it shall answer.
 

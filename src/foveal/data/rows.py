@@ -316,7 +316,7 @@ class Plan:
     def _price(self, examples: tuple[int, ...], prefix: int) -> float:
         """Price what examples have behind a prefix."""
         tokens = [int(self.sizes.tokens[one]) - prefix for one in examples]
-        return sum([self.costs.text(one, prefix) for one in tokens])
+        return float(sum([self.costs.text(one, prefix) for one in tokens]))
 
     def _prefix_tokens(self, example: int, prompts: list[list[int]]) -> int:
         """Count the tokens that prompts of one family begin with; `example` is one of it."""

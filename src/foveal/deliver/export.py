@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from foveal.config import Recipe
 from foveal.deliver.adapter_folder import write_adapter
 from foveal.deliver.card import write_card
 from foveal.deliver.evidence import find_examples
@@ -21,8 +22,8 @@ from foveal.deliver.proof import Proof
 from foveal.deliver.prove import prove
 from foveal.deliver.same_base import check_same_base
 from foveal.deliver.settings import write_model_settings, write_processor_files
-from foveal.deliver.source import RunSource, find_source
-from foveal.deliver.tensors import StoredTensor, in_format, write_shards
+from foveal.deliver.source import RunSource, find_base, find_source
+from foveal.deliver.tensors import StoredTensor, find_tensors, in_format, write_shards
 from foveal.deliver.weight_only import (
     WeightFormat,
     WeightOnly,
@@ -31,6 +32,7 @@ from foveal.deliver.weight_only import (
 )
 from foveal.errors import ModelError, RunError
 from foveal.machine import DTYPES, Precision
+from foveal.models.family import Family
 from foveal.models.image_settings import changed_settings
 from foveal.train.folders import beside, keep_folder
 
@@ -144,6 +146,22 @@ def export_run(
     if proven.problems():
         return Exported(unproven, proven, norms)
     return Exported(unproven.rename(out), proven, norms)
+
+
+def why_no_final(recipe: Recipe, family: Family) -> str:
+    """Say, before anything is paid for, why a run's whole model could not be written; or nothing.
+
+    transformers puts some weights of some bases together, such as those of experts, and what has
+    been put together is in no file under a name of its own.
+    """
+    if not family.keeps_stored_names:
+        return ""
+    try:
+        for name in find_tensors(find_base(recipe.run, recipe)):
+            family.own_name(name)
+    except ModelError as error:
+        return str(error)
+    return ""
 
 
 def write_final(run: Path) -> None:

@@ -74,7 +74,7 @@ def write_inspection(
         title=examples.files[0].path.name,
         settings=settings,
         facts=_facts(dataset),
-        charts=_charts(dataset, cuts=hasattr(processor, "cut")),
+        charts=_charts(dataset, cuts=processor.cuts_images),
         remarks=list(dataset.remarks.lines()),
         shown=shown,
         width=width,

@@ -170,9 +170,9 @@ def see_picture(dataset: Dataset, number: int, processor: Any, answers: str = ""
     except DataError as error:
         return SeenPicture(fact.path.name, problem=str(error))
     boxes = processor.box_frame(*image.size).shares(answers) if processor.boxes else ()
-    rows, columns = fact.shape.grid[-2:] if hasattr(processor, "cut") else (0, 0)
+    rows, columns = fact.shape.grid[-2:] if processor.cuts_images else (0, 0)
     overview = ""
-    if hasattr(processor, "cut"):
+    if processor.cuts_images:
         crops = processor.cut(image).numpy()
         image, side = Image.fromarray(_joined(crops, rows, columns)), crops.shape[-1]
         if len(crops) > 1:

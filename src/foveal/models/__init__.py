@@ -9,12 +9,14 @@ FAMILIES = {
     "internvl": "foveal.models.hub",
     "llava": "foveal.models.hub",
     "llava_next": "foveal.models.hub",
+    "paligemma": "foveal.models.paligemma",
+    "phi4_multimodal": "foveal.models.phi4_multimodal",
     "qwen2_5_vl": "foveal.models.hub",
     "qwen3_vl": "foveal.models.hub",
     "smolvlm": "foveal.models.hub",
 }
 """`model_type` of a model's config.json -> module whose `derive_family` makes its family; of these,
-a test holds that rows are exact."""
+a test holds that they are read exactly."""
 
 GENERIC = "foveal.models.hub"
 """Module that makes a family for every other type that transformers has."""

@@ -18,7 +18,7 @@ from foveal.models.generation.tree import Growth
 from foveal.models.shared_rows import PREFIX, RowView
 
 TYPE_INPUTS = ("mm_token_type_ids", "token_type_ids")
-"""What models are told of each token: 1 where it takes a feature of an image."""
+"""By what name models are told something of each token."""
 
 
 def hidden_states(
@@ -29,6 +29,7 @@ def hidden_states(
     groups: tuple[GroupSpan, ...] = (),
     trees: tuple[Growth, ...] = (),
     plainly: bool = False,
+    answer_starts: Sequence[int | None] = (),
 ) -> Tensor:
     """Run a model up to its final norm.
 
@@ -40,6 +41,8 @@ def hidden_states(
         trees: of new tokens, while decoding.
         plainly: read each example of a row as the model's own code reads it, with its own positions
             and masks: as a check of ours, or where ours cannot be had.
+        answer_starts: of each example that is read so, where its first answer begins, from its own
+            start; none: all of it is asked.
 
     Returns:
         (length, hidden).
@@ -49,7 +52,10 @@ def hidden_states(
             apart share a prefix.
     """
     if plainly or family.route == "plain":
-        made = [_plain_states(model, family, one) for one in _apart(model, family, inputs, groups)]
+        rows = list(_apart(model, family, inputs, groups))
+        starts = answer_starts or [None] * len(rows)
+        pairs = zip(rows, starts, strict=True)
+        made = [_plain_states(model, family, row, start) for row, start in pairs]
         return made[0] if len(made) == 1 else torch.cat(made)
     attention = model.config.get_text_config()._attn_implementation
     if not str(attention).startswith(PREFIX):
@@ -58,16 +64,15 @@ def hidden_states(
         return _read_groups(model, family, inputs, groups)
     # The tower before the words: gradients come in the reverse order, and processes that share
     # them as they come, with images and without, need one order.
-    images = {"image": place_features(family, model, inputs)} if inputs.pixels else None
+    images = place_features(family, model, inputs) if inputs.pixels else None
     seen = {"trees": trees} if trees else {"row": _view(model, family, inputs, groups)}
     axes = inputs.positions
     hidden: Tensor = model.model(
-        input_ids=inputs.input_ids,
         position_ids=axes[0] if len(axes) == 1 else axes,
         # Four axes: a model takes it for a mask that is made, and makes none of its own.
         attention_mask=torch.zeros(1, 1, 1, 1, device=inputs.input_ids.device),
-        mm_encoder_outputs=images,
         use_cache=False,
+        **family.decoder_inputs(model, inputs.input_ids, images),
         **seen,
     ).last_hidden_state[0]
     return hidden
@@ -100,21 +105,22 @@ def _apart(
         )
 
 
-def _plain_states(model: Any, family: Family, inputs: ForwardInputs) -> Tensor:
+def _plain_states(
+    model: Any, family: Family, inputs: ForwardInputs, answer_start: int | None
+) -> Tensor:
     """Run one example in the model's own way."""
     taken = inspect.signature(model.model.forward).parameters
-    is_image = (inputs.input_ids == family.image_token_id(model)).long()
-    types = {name: is_image for name in TYPE_INPUTS if name in taken}
+    told = family.token_types(model, inputs.input_ids, answer_start)
+    types = {name: told for name in TYPE_INPUTS if name in taken}
     grids: dict[str, Tensor] = {}
     if "image_grid_thw" in inputs.pixels:  # positions hang on it
-        indices = torch.tensor(inputs.image_indices, device=is_image.device)
+        indices = torch.tensor(inputs.image_indices, device=told.device)
         grids = {"image_grid_thw": inputs.pixels["image_grid_thw"][indices]}
-    images = {"image": place_features(family, model, inputs)} if inputs.pixels else None
+    images = place_features(family, model, inputs) if inputs.pixels else None
     hidden: Tensor = model.model(
-        input_ids=inputs.input_ids,
         attention_mask=torch.ones_like(inputs.input_ids),
-        mm_encoder_outputs=images,
         use_cache=False,
+        **family.decoder_inputs(model, inputs.input_ids, images),
         **types,
         **grids,
     ).last_hidden_state[0]

@@ -37,6 +37,12 @@ def list_rows() -> list[Path]:
     return [path for task in TASKS for path in sorted((RECIPES / task).glob("*.yaml"))]
 
 
+def list_starts() -> list[Path]:
+    """List the recipes that other families may start from: of no published row."""
+    rows = set(list_rows())
+    return [path for path in sorted(RECIPES.glob("*/*.yaml")) if path not in rows]
+
+
 def row_name(path: Path) -> str:
     """`.../recipes/docvqa/lora.yaml` -> docvqa/lora."""
     return path.relative_to(RECIPES).with_suffix("").as_posix()

@@ -80,8 +80,14 @@ class RowLoss(nn.Module):
             # must come to the blocks in one order.
             blank = {name: one.to(batch.input_ids.device) for name, one in self.blank.items()}
             extra = blank_features(self.family, self.model, blank)
+        plainly = batch.plainly or self.family.route == "plain"
         hidden = hidden_states(
-            self.model, self.family, batch, groups=batch.groups, plainly=batch.plainly
+            self.model,
+            self.family,
+            batch,
+            groups=batch.groups,
+            plainly=plainly,
+            answer_starts=batch.answer_starts if plainly else (),
         )
         head = self.family.head(self.model)
         predicting = hidden[batch.predictors]

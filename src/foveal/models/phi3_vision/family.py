@@ -25,6 +25,7 @@ class Phi3VisionFamily(Family):
     """The published models, through modelling code of our own."""
 
     image_budget = "num_crops"
+    joins_turns_as_published = True
     is_planned = True
     renamed = SHARED_EMBEDDING
 

@@ -19,6 +19,8 @@ from foveal.models.phi3_vision.image import crop_grid, cut_crops, num_image_toke
 class CropReader:
     """Reads conversations turn by turn, and pictures as square crops."""
 
+    cuts_images = True
+    image_backend = "pil"
     long_context_tokens: int | None = 4096
     """Length above which the long rotary factors hold, as the model's configuration says."""
 
