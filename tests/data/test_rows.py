@@ -1,6 +1,6 @@
 """What the planner promises."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import chain
 from random import Random
@@ -561,3 +561,20 @@ def test_the_order_does_not_depend_on_how_many_families_are_looked_at_together(
     monkeypatch.setattr(epochs, "AT_ONCE", at_once)
     plans = [plan_of(sizes, examples_per_step=4, seed=seed) for seed in range(6)]
     assert [plan.examples(0).tolist() + plan.examples(3).tolist() for plan in plans] == whole
+
+
+def test_the_order_of_an_epoch_is_worked_out_once_and_those_of_old_epochs_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "WORTH_KEEPING", 1)
+    plain = sizes_of([question(page // 3, page) for page in range(30)], [4] * 10)
+    kept = replace(plain, folder=tmp_path)
+    drawn = []
+    usual = epochs.shuffled
+    monkeypatch.setattr(rows, "shuffled", lambda *given: drawn.append(1) or usual(*given))
+    wanted = [plan_of(plain, seed=3).examples(epoch).tolist() for epoch in range(7)]
+    drawn.clear()
+    for _ in range(2):  # as two processes would
+        assert [plan_of(kept, seed=3).examples(6).tolist() for _ in range(2)] == [wanted[6]] * 2
+    assert len(drawn) == 1
+    assert [plan_of(kept, seed=3).examples(epoch).tolist() for epoch in range(7)] == wanted
+    assert plan_of(kept, seed=4).examples(0).tolist() != wanted[0]
+    assert len(list(tmp_path.glob("order-*.npy"))) == rows.ORDERS_KEPT

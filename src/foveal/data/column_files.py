@@ -6,7 +6,7 @@ copy for all processes of a machine, which it takes back when it needs it.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
 from hashlib import blake2b
 from io import BytesIO
@@ -198,23 +198,31 @@ def _going_on(name: str, array: NDArray[Any], ends: dict[str, int]) -> NDArray[A
     return array if last is None else array[1:] + last
 
 
-def kept_array(path: Path, make: Callable[[], NDArray[_Number]]) -> NDArray[_Number]:
+def kept_array(path: Path, make: Callable[[], NDArray[_Number]], kept: int) -> NDArray[_Number]:
     """Map an array that one process works out for all.
 
     Args:
-        path: of the file.
+        path: of the file, `kind-name.npy`.
         make: works it out.
+        kept: arrays of this kind that the folder remembers; who has an older one mapped keeps it.
 
     Raises:
         OSError: it cannot be written.
     """
-    if not path.exists():
-        with locked(path.with_suffix(".lock")):
-            if not path.exists():
-                content = BytesIO()  # numpy does not notice that a disk is full
-                np.save(content, make())
-                write_bytes(path, content.getvalue())
-    return np.load(path, mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return]
+    while True:
+        try:
+            return np.load(path, mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return]
+        except FileNotFoundError:
+            with locked(path.with_suffix(".lock")):
+                if not path.exists():
+                    content = BytesIO()  # numpy does not notice that a disk is full
+                    np.save(content, make())
+                    write_bytes(path, content.getvalue())
+            with suppress(FileNotFoundError):  # another process lets go of them too
+                kind = path.stem.split("-")[0]
+                former = [one for one in path.parent.glob(f"{kind}-*.npy") if one != path]
+                for old in sorted(former, key=lambda one: one.stat().st_mtime)[: 1 - kept]:
+                    old.unlink()
 
 
 def end_to_end(arrays: Sequence[NDArray[_Number]]) -> NDArray[_Number]:

@@ -25,6 +25,9 @@ PART_OF_A_BLOCK = 0.25
 WORTH_KEEPING = 100_000
 """Examples whose order is worth a file for all processes."""
 
+ORDERS_KEPT = 4
+"""Epochs whose orders stay on the disk, 4 bytes an example each."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -263,7 +266,8 @@ class Plan:
             return self._draw(epoch)
         said = (self.seed, epoch, self.examples_per_step, self.order, self.sizes.shown)
         name = digest_of(repr(said).encode(), 1).hex()
-        return kept_array(self.sizes.folder / f"order-{name}.npy", partial(self._draw, epoch))
+        path = self.sizes.folder / f"order-{name}.npy"
+        return kept_array(path, partial(self._draw, epoch), ORDERS_KEPT)
 
     def _draw(self, epoch: int) -> NDArray[np.int32]:
         families = self._families
