@@ -69,7 +69,7 @@ def recipe(folder: Path, run: str, model: str, seed: int, rate: float, **more: o
             "seed": seed,
             "epochs": epochs,
             "learning_rate": rate,
-            "examples_per_step": 32,
+            "examples_per_step": 24,
             "warmup_steps": 10,
         },
         "evaluate": {"max_new_tokens": 16},
@@ -115,11 +115,11 @@ def main() -> None:
     """Run every seed and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pages", type=int, default=200)
+    parser.add_argument("--pages", type=int, default=1200)
     parser.add_argument("--held-out", type=int, default=60)
-    parser.add_argument("--epochs", type=float, default=6)
+    parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--pair-epochs", type=float, default=2)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--pair-rate", type=float, default=1e-4)
     parser.add_argument("--loss", default="dpo")
     parser.add_argument("--beta", type=float, default=0.1)
