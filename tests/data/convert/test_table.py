@@ -357,3 +357,10 @@ def test_label_studios_whole_export_becomes_questions_and_what_was_said(tmp_path
         "a task that nobody has labelled",
         "marks that are neither a choice nor a text (rectanglelabels)",
     }
+
+
+def test_a_command_that_gave_nothing_leaves_its_folder_to_the_mended_one(tmp_path):
+    with pytest.raises(DataError, match=r"where text is the answer, say what is asked: columns="):
+        convert_rows(tmp_path, [flat(text="Red.")])
+    (turn,) = convert_rows(tmp_path, [flat(text="Red.")], question="Colour?")
+    assert turn["assistant"] == "Red."

@@ -104,7 +104,7 @@ def test_a_conversion_without_an_example_says_why_most_were_left_out(tmp_path):
         (tmp_path / "source" / "cat" / f"{number}.png").touch()
     with pytest.raises(DataError, match="no example came out of it; left out: 3 x"):
         convert("imagefolder", tmp_path / "source", tmp_path / "out")
-    assert os.listdir(tmp_path / "out") == ["conversion.json"]
+    assert os.listdir(tmp_path / "out") == []
 
 
 def limited(folder: Path, code: str) -> subprocess.CompletedProcess[str]:

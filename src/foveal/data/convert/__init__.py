@@ -14,7 +14,7 @@ from foveal.data.convert.rows import Hub
 from foveal.data.convert.source import Source
 from foveal.data.convert.statements import convert_hateful_memes, convert_nlvr, convert_nlvr2
 from foveal.data.convert.table import convert_table
-from foveal.data.convert.write import Converted, Progress, claim, write_drafts
+from foveal.data.convert.write import Converted, Progress, claim, unclaim, write_drafts
 from foveal.errors import DataError
 
 __all__ = ["KINDS", "Converted", "Options", "Progress", "convert"]
@@ -89,4 +89,10 @@ def convert(
     named |= {"clips": "whole"} if options.keep_clips else {}
     claim(out, kind=kind, options=repr(options), source=fingerprint, **named)
     left_out = [LeftOut(name, "a link out of the source, or to a folder") for name in links_out]
-    return write_drafts(drafts, out, kind, left_out=left_out, workers=workers, progress=progress)
+    try:
+        return write_drafts(
+            drafts, out, kind, left_out=left_out, workers=workers, progress=progress
+        )
+    except DataError:
+        unclaim(out)  # so that a mended command may have the folder
+        raise

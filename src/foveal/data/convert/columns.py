@@ -278,7 +278,10 @@ def _says_all(named: Columns) -> bool:
 
 def _missing(what: str, row: Mapping[str, Any]) -> str:
     usual = ", ".join(name for names in USUAL_NAMES[what] for name in names)
+    captions = [name for name in _CAPTIONS if name in row]
     alike = ", or ask every row the same: columns={ask: ...}" if what == "question" else ""
+    if what == "answer" and captions:
+        alike = f"; where {captions[0]} is the answer, say what is asked: columns={{ask: ...}}"
     return (
         f"no column of the {what} ({usual}) among {', '.join(row)}; "
         f"name it: columns={{{what}: NAME}}{alike}"

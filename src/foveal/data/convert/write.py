@@ -193,3 +193,10 @@ def claim(out: Path, **settings: str) -> None:
         raise DataError(f"{out}: not empty, and not from a conversion; give a new folder")
     else:
         write_bytes(mark, text.encode())
+
+
+def unclaim(out: Path) -> None:
+    """Give a folder up again, if its conversion left nothing in it but its mark."""
+    mark = out / "conversion.json"
+    if list(out.iterdir()) == [mark]:
+        mark.unlink()
