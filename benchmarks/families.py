@@ -55,8 +55,11 @@ def plain_way(loaded: LoadedModel, examples: Any, folder: Path) -> Callable[[], 
         for example in examples:
             turn = example.turns[0]
             parts = [{"type": "image"} for _ in turn.images] + [{"type": "text", "text": turn.user}]
-            text = own.apply_chat_template(
-                [{"role": "user", "content": parts}], add_generation_prompt=True
+            text = own.tokenizer.apply_chat_template(
+                [{"role": "user", "content": parts}],
+                chat_template=own.chat_template or own.tokenizer.chat_template,
+                add_generation_prompt=True,
+                tokenize=False,
             )
             images = [Image.open(folder / "images" / path).convert("RGB") for path in turn.images]
             made = own(text=[text], images=[images], return_tensors="pt")
