@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from safetensors import SafetensorError
 
@@ -66,7 +68,9 @@ from foveal.train.log import RunLog
 from foveal.train.loop import EndedEarly, LoopHooks, Stopped, train
 from foveal.train.not_finite import explain_step
 from foveal.train.optim import count_steps, warmup_steps
+from foveal.train.preference import objective_of
 from foveal.train.recompute import Recompute
+from foveal.train.reference import ReferenceKey, compare_with_reference, find_reference
 from foveal.train.stop import StopRequest, asked_by_any, stop_requests
 from foveal.train.trackers import Ending, Trackers, check_trackers
 
@@ -130,7 +134,9 @@ class TrainingRun:
         validation = [self._unpack(data.validation)] if data.validation else []
         self.loaded = load_for_run(recipe, self.run, self.engine, files, self._tell)
         self.model_fingerprint = fingerprint_model(self.loaded.model)
-        _, self.dataset = self._read(files, weights)
+        self.objective = objective_of(recipe)
+        self.reference: NDArray[np.float32] | None = None
+        _, self.dataset = self._read(files, weights, self.recipe.learns_pairs)
         self.validation = self._read(validation) if validation else None
         self._check()
 
@@ -156,6 +162,13 @@ class TrainingRun:
         if self._no_final:
             self._tell(f"{self._no_final}: the run ends with its adapter, not with a whole model")
         audit_targets(self.dataset)
+        alone = self.loaded.family.route == "plain"
+        if self.recipe.learns_pairs and self.engine.gathers_blocks and alone:
+            # A row is as many passes as it has answers, and each process has rows of its own.
+            raise ConfigError(
+                "engine=fsdp2 cannot learn preferences with a model that reads each answer by "
+                "itself; use engine=ddp or engine=zero2"
+            )
         overlap = ""
         if self.validation:
             overlap = describe_overlap(self.dataset, self.validation[1])
@@ -171,7 +184,9 @@ class TrainingRun:
         for line in [*remarks, *(self.validation[1].remarks.lines() if self.validation else ())]:
             self._tell(line)
 
-    def _read(self, files: list[Path], weights: Sequence[float] = ()) -> tuple[Examples, Dataset]:
+    def _read(
+        self, files: list[Path], weights: Sequence[float] = (), pairs: bool = False
+    ) -> tuple[Examples, Dataset]:
         data = self.recipe.data
         return read_dataset(
             files,
@@ -182,6 +197,7 @@ class TrainingRun:
             weights,
             self._anyones_console,
             self._fresh,
+            pairs,
         )
 
     def go(self) -> Outcome:
@@ -223,6 +239,9 @@ class TrainingRun:
         checkpoint, stored = self._find_checkpoint()
         first_step = stored.step if stored else 0
         if first_step < total_steps:
+            # No weight has been touched yet: neither by a step nor by the checkpoint.
+            if self.recipe.learns_pairs and not self._find_reference(plan, total_steps, request):
+                return Outcome(self.run, Stopped(request.signal or 0, first_step), None, None, None)
             self._check_sharing(plan)
         optimizer = learner.make_optimizer()
         if engine.is_main:
@@ -279,15 +298,7 @@ class TrainingRun:
     ) -> Stopped | EndedEarly | None:
         """Take the steps of a run, from the first one on that is still to be taken."""
         recipe, engine, model = self.recipe, self.engine, self.loaded.model
-        batches = RowBatches(self.dataset, self.loaded.processor, recipe.train.loss_weighting)
-        loader = StepLoader(
-            plan,
-            batches,
-            engine.rank,
-            recipe.data.workers,
-            engine.device.type == "cuda",
-            engine.largest,
-        )
+        loader = self._loader(plan)
         hooks = LoopHooks(
             progress=self._progress,
             evaluate=lambda step: self.evaluate(f"step-{step}", step, request),
@@ -295,6 +306,7 @@ class TrainingRun:
             best=self._best,
             stalled=self._stalled,
             explain=partial(explain_step, engine, self.loaded),
+            objective=self.objective,
         )
         log = None
         if engine.is_main:
@@ -318,6 +330,39 @@ class TrainingRun:
             if log:
                 log.close()
 
+    def _loader(self, plan: Plan) -> StepLoader:
+        data, engine = self.recipe.data, self.engine
+        weighting = self.recipe.train.loss_weighting
+        batches = RowBatches(self.dataset, self.loaded.processor, weighting, self.reference)
+        on_gpu = engine.device.type == "cuda"
+        return StepLoader(plan, batches, engine.rank, data.workers, on_gpu, engine.largest)
+
+    def _find_reference(self, plan: Plan, total_steps: int, request: StopRequest) -> bool:
+        """See how likely the answers are before the run; false where it was asked to stop."""
+        settings = self.recipe.preference
+        if not settings.compares:
+            return True
+        self.reference = find_reference(
+            self.run,
+            ReferenceKey(self.model_fingerprint, self.dataset.fingerprint, self.recipe.precision),
+            self.engine,
+            self.loaded.model,
+            self.engine.module,
+            self._loader(plan),
+            total_steps,
+            self.console,
+            request,
+        )
+        if self.reference is None:
+            return False
+        row = next(row for rank in plan.step(0).ranks for row in rank if row.groups)
+        said = compare_with_reference(
+            self.engine, self.engine.module, self._loader(plan).batches[row], settings
+        )
+        if said:
+            self._tell(said)
+        return True
+
     def _describe_machine(self) -> None:
         """Write down what the run goes on with; say so where images are now read otherwise."""
         file, backend = self.run / "machine.json", self.loaded.processor.image_backend
@@ -337,7 +382,7 @@ class TrainingRun:
         return {
             role: {
                 "fingerprint": one.fingerprint,
-                "examples": len(one.examples),
+                "examples": one.sizes.num_sets,
                 "pictures": len(one.images),
             }
             for role, one in sets.items()
@@ -451,7 +496,7 @@ class TrainingRun:
             )
         self.console.print(strategy_table(assignments))
         self._say(
-            f"{len(self.dataset.examples):,} examples, {len(self.dataset.images):,} pictures; "
+            f"{self.dataset.sizes.num_sets:,} examples, {len(self.dataset.images):,} pictures; "
             f"steps {first_step} to {total_steps}, {plan.steps_per_epoch:,} a pass; "
             f"{self.engine.device}, {self.recipe.precision}"
         )
@@ -480,6 +525,8 @@ class TrainingRun:
                     self.dataset,
                     self.loaded,
                     self.recipe.train.loss_weighting,
+                    self.objective,
+                    self.reference,
                 )
                 return
 

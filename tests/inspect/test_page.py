@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from html_page import EVIL, read_page
+from pairs import CHOSEN, REJECTED, pair_pages
 from PIL import Image
 from tiny import make_model, make_picture, pages, turn, write_data
 
@@ -131,3 +132,18 @@ def test_a_recipes_examples_are_inspected_without_training(tmp_path):
     page = read_page(tmp_path / "page.html")
     assert "data.jsonl" in page.of("h1")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_answers_of_a_pair_stand_side_by_side_behind_their_prompt(tmp_path, loaded):
+    file = pair_pages(tmp_path, 1, 2, rejected=2, places=(1, 3))
+    examples, dataset = read_dataset(file, loaded.processor, pairs=True)
+    plan = Plan(dataset.sizes, examples_per_step=6, tokens_per_pass=900)
+    out = tmp_path / "page.html"
+    write_inspection(out, examples, dataset, loaded.processor, plan, 20, {"model": "tiny"})
+    end = "<|end|> ⏎\n<|endoftext|>"
+    learnt = "".join(read_page(out).of("learnt"))
+    said = [CHOSEN[1], REJECTED[1], f"{REJECTED[1]} Really.", CHOSEN[3]]
+    assert learnt.startswith("".join(f" {one}{end}" for one in said))
+    seen = see_example(3, "line", "", dataset, loaded.processor)
+    assert [one.role for one in seen.answers] == ["chosen", "rejected", "rejected"]
+    assert {run.kind for run in seen.runs} == {"image", "read"}

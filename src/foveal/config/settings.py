@@ -276,6 +276,40 @@ class TrainSettings(Settings):
     """Steps in a row with a loss or gradient that is not finite before the run stops."""
 
 
+class PreferenceSettings(Settings):
+    """How pairs of answers are learnt from, where `objective` is preferences."""
+
+    loss: Literal["dpo", "ipo", "cdpo", "orpo"] = "dpo"
+    """dpo: chosen answers gain on rejected ones, compared with the model that the run began from;
+    ipo: up to a margin and no further, by the token; cdpo: dpo, where some pairs may be the wrong
+    way round; orpo: without comparing, and the chosen answers are learnt too."""
+
+    beta: PositiveFloat = 0.1
+    """How dear it is to leave the model that the run began from: lower moves further. ipo's tau;
+    orpo's lambda, of which higher moves further."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of the pairs that are taken to be the wrong way round; cdpo's alone."""
+
+    answer_weight: NonNegativeFloat = 0.0
+    """Adds so much of the ordinary loss on the chosen answers, by the token; 0: none; orpo has it
+    once by itself."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether the loss asks how likely the answers were before the run."""
+        return self.loss != "orpo"
+
+    @model_validator(mode="after")
+    def _smooths_or_not(self) -> Self:
+        if (self.loss == "cdpo") != (self.label_smoothing > 0):
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing:g} does not go with loss={self.loss}; cdpo "
+                "needs one above 0, such as 0.1, and no other loss reads it"
+            )
+        return self
+
+
 class EvaluateSettings(Settings):
     """How answers are made and scored."""
 
@@ -360,6 +394,11 @@ class Recipe(Settings):
 
     data: DataSettings = DataSettings()
     train: TrainSettings = TrainSettings()
+
+    objective: Literal["answers", "preferences"] = "answers"
+    """What is learnt: every answer; or, of each turn with `rejected` answers, to prefer its own."""
+
+    preference: PreferenceSettings = PreferenceSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     log: LogSettings = LogSettings()
     lora: LoraSettings = LoraSettings()
@@ -383,6 +422,11 @@ class Recipe(Settings):
 
     published: dict[str, Fraction | str] | None = None
     """Published scores to stand beside this run's, 0 to 1 by metric, and their `source`."""
+
+    @property
+    def learns_pairs(self) -> bool:
+        """Whether answers are compared with rejected ones."""
+        return self.objective == "preferences"
 
 
 def setting_names(settings: type[BaseModel], prefix: str = "") -> list[str]:

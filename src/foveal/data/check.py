@@ -46,6 +46,9 @@ class Summary:
     lines: int = 0
     examples: int = 0
     turns: int = 0
+    pairs: int = 0
+    """Rejected answers: each makes a pair with the answer of its turn."""
+
     images: int = 0
     """Different pictures."""
 
@@ -128,6 +131,7 @@ class _Finding:
     warnings: tuple[str, ...] = ()
     identity: str | None = None
     num_turns: int = 0
+    num_pairs: int = 0
     images: tuple[tuple[str, Path], ...] = ()
     """As the line calls them, and as they are found."""
 
@@ -211,6 +215,7 @@ class FileCheck(Iterator[Problem]):
         summary = self.summary
         summary.examples += 1
         summary.turns += finding.num_turns
+        summary.pairs += finding.num_pairs
         summary.several_turns += finding.num_turns > 1
         summary.tokens += finding.tokens
         if finding.closed:
@@ -274,6 +279,7 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
         warnings=tuple(dict.fromkeys(warnings)),
         identity=example.id,
         num_turns=len(example.turns),
+        num_pairs=sum(len(turn.rejected) for turn in example.turns),
         images=tuple(found),
         answer=example.turns[-1].assistant,
         closed=bool(example.turns[-1].choices),
@@ -332,6 +338,12 @@ def _length_problems(
                 f"turn {number}: {total} tokens up to here, more than {rules.max_tokens}"
             )
             break
+    problems += [
+        f"turn {number}: {tokens} tokens up to a rejected answer's end, more than "
+        f"{rules.max_tokens}"
+        for number, tokens in counts.rejected
+        if rules.max_tokens is not None and tokens > rules.max_tokens
+    ]
     if not counts.learnt:
         problems.append("no token of it would be learnt")
     return sum(counts.turns), problems

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, NamedTuple
@@ -88,6 +88,7 @@ def read_dataset(
     weights: Sequence[float] = (),
     console: "Console | None" = None,
     fresh: bool = False,
+    pairs: bool = False,
 ) -> tuple[Examples, Dataset]:
     """Read and encode JSONL files, one behind the other.
 
@@ -103,6 +104,8 @@ def read_dataset(
         weights: how often an epoch shows each file; empty: once.
         console: to show progress on.
         fresh: whether to take nothing from the cache that is older than this call.
+        pairs: make a set of each turn's answer and its rejected ones, instead of learning every
+            answer.
 
     Raises:
         DataError: a file or an image's header cannot be read, there is no example, or the cache
@@ -111,7 +114,7 @@ def read_dataset(
     paths = [paths] if isinstance(paths, Path) else paths
     called = time.time()  # what others have done since, while this waited, need not be done again
     if cache is None:
-        return _read(paths, processor, images, None, workers, weights, console, 0.0, 0.0)
+        return _read(paths, processor, images, None, workers, weights, console, 0.0, 0.0, pairs)
     # One process at a time for the same files; the system ends the turn of a dead one.
     name = digest_of("\n".join(str(path.resolve()) for path in paths).encode(), 1).hex()
     place = cache / "encoded" / name
@@ -123,7 +126,16 @@ def read_dataset(
             for one in place.parent.glob(f"{name}-*"):
                 drop_older(one, fresh_from)
             return _read(
-                paths, processor, images, place, workers, weights, console, called, fresh_from
+                paths,
+                processor,
+                images,
+                place,
+                workers,
+                weights,
+                console,
+                called,
+                fresh_from,
+                pairs,
             )
     except OSError as error:
         if error.errno not in FAILED_WRITES:
@@ -144,6 +156,7 @@ def _read(
     console: "Console | None",
     called: float,
     fresh_from: float,
+    pairs: bool,
 ) -> tuple[Examples, Dataset]:
     """Read files, alone; what is kept stands beside `place`."""
     examples = Examples(paths, place and place.parent.parent)
@@ -156,7 +169,8 @@ def _read(
             )
     kept = place and place.parent
     encoded = [
-        encode_file(path, processor, images, kept, workers, console, fresh_from) for path in paths
+        encode_file(path, processor, images, kept, workers, console, fresh_from, pairs)
+        for path in paths
     ]
     remarks = Remarks()
     for path, file in zip(paths, encoded, strict=True):
@@ -172,8 +186,18 @@ def _read(
         max(called, fresh_from),
     )
     place = place and place.with_name(f"{place.name}-{state}")
+    if pairs:
+        shown = tuple(
+            Shown(int(file.begins_set.sum()), one.weight)
+            for file, one in zip(files, shown, strict=True)
+        )
     weighted = shown if any(one.weight != 1 for one in shown) else ()
-    return examples, _assemble(files, numbered, sizes, processor, place, weighted, remarks)
+    dataset = _assemble(files, numbered, sizes, processor, place, weighted, remarks)
+    if not pairs:
+        return examples, dataset
+    begins = np.concatenate([file.begins_set for file in files])
+    sets = np.flatnonzero(np.append(begins, True))
+    return examples, replace(dataset, sizes=replace(dataset.sizes, sets=sets))
 
 
 def _add_remarks(remarks: Remarks, path: Path, noticed: Noticed) -> None:

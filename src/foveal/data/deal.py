@@ -15,9 +15,9 @@ WORTH_SWAPPING, WORTH_PARTING = 0.99, 0.95
 
 
 class Member(NamedTuple):
-    """An example of a bundle, its tokens behind the prefix, and what they cost."""
+    """Examples of a bundle that never part, their tokens behind the prefix, and what they cost."""
 
-    example: int
+    examples: tuple[int, ...]
     tokens: int
     cost: float
 

@@ -1,7 +1,7 @@
 """Example + a processor -> Encoded: token ids, and which of them are learnt."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain
@@ -204,6 +204,44 @@ def encode(example: Example, processor: TurnProcessor, folder: ImageFolder) -> E
         encoded.prompt_entries,
         tuple(chain.from_iterable(read.images)),
     )
+
+
+def encode_pairs(
+    example: Example, processor: TurnProcessor, folder: ImageFolder
+) -> Iterator[list[Encoded]]:
+    """Encode each turn that has rejected answers: the assistant's answer, then those.
+
+    They begin with the same prompt, all that was said before the answer; the answer is learnt.
+
+    Raises:
+        DataError: as `encode`, or no turn has a rejected answer.
+        ValueError: as `encode`, or two answers come to the same tokens.
+    """
+    if not any(turn.rejected for turn in example.turns):
+        raise DataError(
+            'no turn has a "rejected" answer, and objective=preferences learns from nothing else'
+        )
+    for place, turn in enumerate(example.turns):
+        if not turn.rejected:
+            continue
+        answers = []
+        for text in (turn.assistant, *turn.rejected):
+            turns = (*example.turns[:place], turn.model_copy(update={"assistant": text}))
+            answered = example.model_copy(update={"turns": turns})
+            answers.append(_last_answer(encode(answered, processor, folder)))
+        if len({one.entries.tobytes() for one in answers}) < len(answers):
+            raise ValueError(
+                f"turn {place + 1}: two of its answers are the same tokens to the model, and such "
+                "a pair teaches nothing; drop one"
+            )
+        yield answers
+
+
+def _last_answer(encoded: Encoded) -> Encoded:
+    """Learn the last answer alone, and take all before it for the prompt."""
+    start = int(np.flatnonzero(~encoded.learnt)[-1]) + 1
+    learnt = np.arange(len(encoded.entries)) >= start
+    return replace(encoded, learnt=learnt, prompt_entries=start)
 
 
 def read_turns(example: Example, processor: TurnProcessor, folder: ImageFolder) -> ReadTurns:

@@ -64,6 +64,7 @@ def encode_file(
     workers: int = 1,
     console: "Console | None" = None,
     not_before: float = 0.0,
+    pairs: bool = False,
 ) -> EncodedFile:
     """Encode a file, or map what was encoded before; of several processes one does it.
 
@@ -75,19 +76,20 @@ def encode_file(
         workers: processes that encode.
         console: to show progress on.
         not_before: take nothing that was made earlier, in seconds since 1970.
+        pairs: put answers beside those that are rejected for them.
 
     Raises:
         DataError: a line is no example, or changed meanwhile; it is named by its number.
         OSError: the cache cannot be written.
     """
     stamp = _stamp(path)
-    encoder = PieceEncoder(path, images, processor)
+    encoder = PieceEncoder(path, images, processor, pairs)
     if cache is None:
         with _counting(console, path, stamp[0]) as count:
             made = list(_each(encoder, cut_into_pieces(path), workers, count))
         return _finish_in_memory(made)
     with locked(cache / f".{_name(path)}.lock"):
-        place = _place(cache, path, stamp, images, processor)
+        place = _place(cache, path, stamp, encoder)
         for one in cache.glob(f"*{escape(place.name)}*"):
             drop_older(one, not_before)
         return _map_file(place) or _encode_into(place, stamp, encoder, workers, console)
@@ -131,13 +133,14 @@ def _stamp(path: Path) -> list[int]:
         raise DataError(f"{path}: {error.strerror}; give a JSONL file of examples") from error
 
 
-def _place(
-    cache: Path, path: Path, stamp: list[int], images: Path | None, processor: TurnProcessor
-) -> Path:
+def _place(cache: Path, path: Path, stamp: list[int], encoder: PieceEncoder) -> Path:
     """Name all that the encoded examples of a file hang on; forget what it was before."""
     state = _short(json.dumps(stamp).encode())
+    images, processor = encoder.images, encoder.processor
     reads = processor.words_fingerprint(), processor.boxes, processor.frame_choice
     other = [str(images and images.resolve()), repr(reads), code_fingerprint()]
+    if encoder.pairs:
+        other.append("pairs")
     for former in cache.glob(f"*{escape(_name(path))}-*"):
         if former.is_dir() and state not in former.name:
             rmtree(former, ignore_errors=True)  # who has it mapped keeps it

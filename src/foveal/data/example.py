@@ -8,7 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from foveal.data.archives import ENDINGS, containing_file, state_of
 from foveal.data.frames import parse_frame
@@ -35,6 +43,26 @@ class Turn(BaseModel):
 
     choices: tuple[str, ...] = ()
     """Closed set of labels that the answer is one of; empty: an open answer."""
+
+    rejected: tuple[str, ...] = ()
+    """Worse answers than the assistant's, each of which makes a pair with it; one may stand in
+    the line by itself."""
+
+    @field_validator("rejected", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return (value,)
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `rejected` out where there is none: answers go by how their question is written."""
+        written: dict[str, Any] = write(self)
+        rejected = written.pop("rejected", ())
+        if rejected:
+            written["rejected"] = rejected[0] if len(rejected) == 1 else rejected
+        return written
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import signal
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -10,7 +10,9 @@ from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -30,10 +32,12 @@ class RowBatches(TorchDataset[Batch]):
     dataset: Dataset
     processor: TurnProcessor
     weighting: str
+    reference: NDArray[np.float32] | None = None
+    """(examples,) Log-probability of each answer before the run, where answers are compared."""
 
     def __getitem__(self, row: Row) -> Batch:
         """Lay out one row and open its pictures."""
-        return build_batch(row, self.dataset, self.processor, self.weighting)
+        return build_batch(row, self.dataset, self.processor, self.weighting, self.reference)
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,17 @@ class StepLoader:
         self._planned: dict[int, tuple[Row, ...]] = {}
 
     def steps(self, start: int, stop: int) -> Generator[StepBatches, None, None]:
-        """Yield steps `start` to `stop - 1`; use up the batches of one before the next.
+        """Yield steps `start` to `stop - 1`; see `some_steps`."""
+        return self.some_steps(range(start, stop))
+
+    def some_steps(self, numbers: Sequence[int]) -> Generator[StepBatches, None, None]:
+        """Yield steps by their numbers; use up the batches of one before the next.
 
         Whoever leaves early closes it, or the workers would outlive the error: they are deaf to
         requests to stop, also to those of the end of the program.
         """
         self._planned.clear()
-        rows = (row for step in range(start, stop) for row in self._rows(step))
+        rows = (row for step in numbers for row in self._rows(step))
         with _interrupts_blocked(), warnings.catch_warnings():
             # More workers than processors: they also wait for disks, and somebody asked for them.
             warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -98,7 +106,7 @@ class StepLoader:
             stream = iter(loader)
             workers = set(active_children()) - others
         try:
-            for step in range(start, stop):
+            for step in numbers:
                 own = len(self._rows(step))
                 self._planned.pop(step)
                 passes = self.most_of_all(own) if self.plan.is_agreed_upon else own
@@ -118,7 +126,7 @@ class StepLoader:
     def examples_in_a_pass(self) -> int:
         """Count the examples that one pass shows, as often as the files' weights say."""
         sizes = self.plan.sizes
-        return sum(file.an_epoch for file in sizes.shown) or len(sizes.tokens)
+        return sum(file.an_epoch for file in sizes.shown) or sizes.num_sets
 
     def _rows(self, step: int) -> tuple[Row, ...]:
         if step not in self._planned:  # workers are given rows before their step has come

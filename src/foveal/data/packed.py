@@ -34,6 +34,9 @@ class ExampleColumns(ColumnTable):
     prompt_entries: NDArray[np.int32]
     """(examples,) Entries of the first turn's prompt."""
 
+    begins_set: NDArray[np.bool_]
+    """(examples,) Whether it is the first of the answers to its prompt, or the only one."""
+
     targets: NDArray[np.int32]
     """(examples,) How many of its entries are to be predicted."""
 
@@ -53,7 +56,7 @@ class ExampleColumns(ColumnTable):
     """(examples,) Names the entries: equal ones are worth comparing."""
 
     identities: NDArray[np.uint64]
-    """(examples,) Names the id."""
+    """(examples,) Names the id; of several examples of a line, each another."""
 
     paths: Texts
     """Of each distinct image, in the order in which they are met."""
@@ -88,9 +91,16 @@ class ExamplesBuilder:
         self._images, self._image_ends = array("i"), array("q", [0])
         self._ends, self._counts = array("q", [0]), [array("i") for _ in range(4)]
         self._beginnings, self._contents, self._identities = bytearray(), bytearray(), bytearray()
+        self._begins_set = array("b")
 
-    def add(self, one: Encoded) -> None:
-        """Lay one more example behind the others."""
+    def add(self, one: Encoded, begins_set: bool = True, of_line: int = 0) -> None:
+        """Lay one more example behind the others.
+
+        Args:
+            one: as tokens.
+            begins_set: whether it is the first of the answers to its prompt.
+            of_line: number among the examples of its line, which have one id.
+        """
         own = [self._number(path) for path in one.images]
         entries = one.entries.tobytes()
         shown = np.flatnonzero(one.entries[: one.prompt_entries] < 0)
@@ -112,7 +122,9 @@ class ExamplesBuilder:
             counts.append(fact)
         self._beginnings += beginning
         self._contents += digest_of(entries, 1)
-        self._identities += digest_of(one.id.encode("utf-8", "surrogateescape"), 1)
+        self._begins_set.append(begins_set)
+        name = f"{one.id}\0{of_line}" if of_line else one.id
+        self._identities += digest_of(name.encode("utf-8", "surrogateescape"), 1)
 
     def _number(self, path: Path) -> int:
         number = self._numbers.setdefault(path, len(self._numbers))
@@ -132,6 +144,7 @@ class ExamplesBuilder:
             ),
             learnt=np.frombuffer(self._learnt, np.bool_),
             prompt_entries=prompt_entries,
+            begins_set=np.frombuffer(self._begins_set, np.bool_),
             targets=targets,
             images=Ragged(
                 np.frombuffer(self._images, np.int32), np.frombuffer(self._image_ends, np.int64)
@@ -179,6 +192,11 @@ class EncodedExamples(Sequence[Encoded]):
     def targets(self) -> NDArray[np.int32]:
         """Tokens of each that are to be predicted, (examples,)."""
         return end_to_end([file.targets for file in self.files])
+
+    @property
+    def begins_set(self) -> NDArray[np.bool_]:
+        """Whether each is the first of the answers to its prompt, (examples,)."""
+        return end_to_end([file.begins_set for file in self.files])
 
     @property
     def contents(self) -> NDArray[np.uint64]:

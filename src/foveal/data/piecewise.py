@@ -15,7 +15,7 @@ import numpy as np
 
 from foveal.data.archives import state_of
 from foveal.data.column_files import Arrays, Ragged, Texts, number_by_first
-from foveal.data.encode import Encoded, TurnProcessor, encode, holds_boxes
+from foveal.data.encode import Encoded, TurnProcessor, encode, encode_pairs, holds_boxes
 from foveal.data.example import ImageFolder, holds_anything, parse_example
 from foveal.data.packed import ExampleColumns, ExamplesBuilder
 from foveal.data.remarks import SHOWN, look_at
@@ -77,6 +77,9 @@ class PieceEncoder:
     path: Path
     images: Path | None
     processor: TurnProcessor
+    pairs: bool = False
+    """Whether answers are put beside those that are rejected for them."""
+
     parts: Path | None = None
     """Folder to keep pieces in; none: they are handed back."""
 
@@ -118,8 +121,12 @@ class PieceEncoder:
         for number, line in enumerate(BytesIO(content), start=1):
             if not holds_anything(line):
                 continue
-            one, messages = self._encode_line(folder, start, number, line)
-            builder.add(one)
+            sets, messages = self._encode_line(folder, start, number, line)
+            of_line = 0
+            for answers in sets:
+                for place, one in enumerate(answers):
+                    builder.add(one, place == 0, of_line)
+                    of_line += 1
             count += len(messages)
             first += [(number, message) for message in messages[: SHOWN - len(first)]]
         about = json.dumps([number, count, first, 0, folder.states]).encode()
@@ -131,19 +138,22 @@ class PieceEncoder:
 
     def _encode_line(
         self, folder: ImageFolder, start: int, number: int, line: bytes
-    ) -> tuple[Encoded, list[str]]:
+    ) -> tuple[list[list[Encoded]], list[str]]:
         try:
             example = parse_example(line)
         except ValueError as error:  # only now does it matter how many lines stand before
             number += self._lines_before(start)
             raise DataError(f"{self.path}:{number}: {error}") from None
         try:
-            one = encode(example, self.processor, folder)
+            if self.pairs:
+                sets = list(encode_pairs(example, self.processor, folder))
+            else:
+                sets = [[encode(example, self.processor, folder)]]
             if any(turn.videos for turn in example.turns) or (
                 self.processor.boxes and holds_boxes(example)
             ):
-                folder.note_states(one.images)
-            return one, list(look_at(example))
+                folder.note_states(sets[-1][0].images)
+            return sets, list(look_at(example))
         except (DataError, ValueError) as error:
             number += self._lines_before(start)
             recipe = " --recipe RECIPE" if self.processor.boxes else ""  # it says what boxes count

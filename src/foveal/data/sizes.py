@@ -71,6 +71,45 @@ class Sizes:
     folder: Path | None = None
     """Where all processes keep what is worked out of this; none: each for itself."""
 
+    sets: NDArray[np.int64] | None = None
+    """(sets + 1,) Where each set of answers to one prompt begins, and where the last one ends: they
+    never part. What a file shows and what a step holds is counted in sets. None: no example has
+    another beside it."""
+
+    @property
+    def num_sets(self) -> int:
+        """Count what a step is counted in."""
+        return len(self.tokens) if self.sets is None else len(self.sets) - 1
+
+    @property
+    def firsts(self) -> NDArray[np.int64] | slice:
+        """The first example of each set, to take out of a column."""
+        return slice(None) if self.sets is None else self.sets[:-1]
+
+    def counts(self, sets: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Count the examples of each of some sets."""
+        if self.sets is None:
+            return np.ones(len(sets), np.int64)
+        return self.sets[sets + 1] - self.sets[sets]
+
+    def members(self, sets: NDArray[np.int32]) -> list[tuple[int, ...]]:
+        """Name the examples of each of some sets."""
+        if self.sets is None:
+            return [(one,) for one in sets.tolist()]
+        starts, ends = self.sets[sets].tolist(), self.sets[sets + 1].tolist()
+        return [tuple(range(start, end)) for start, end in zip(starts, ends, strict=True)]
+
+    def set_of(self, examples: Sequence[int]) -> list[int]:
+        """Number the sets that examples belong to."""
+        if self.sets is None:
+            return list(examples)
+        found: list[int] = (np.searchsorted(self.sets, examples, side="right") - 1).tolist()
+        return found
+
+    def is_first(self, example: int) -> bool:
+        """Tell whether an example is the first of its set."""
+        return self.sets is None or self.sets[self.set_of([example])[0]] == example
+
     def __post_init__(self) -> None:
         if not len(self.tokens) == len(self.prompts) == len(self.images):
             raise ValueError(

@@ -1,7 +1,8 @@
 """Questions -> Predictions: chosen or written, as they come; each page is read once."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal
 
 from foveal.data.example import Example
@@ -48,15 +49,38 @@ def predict(
         rule: how answers are found.
 
     Yields:
-        Some predictions, as they come: not in the order of the questions.
+        Some predictions, as they come: not in the order of the questions. Where answers are
+        rejected, with how likely those are.
 
     Raises:
         ModelError: the model's numbers are not finite for a question; the message names it.
     """
+    compared = compare(loaded, examples, questions, rule)
     closed = [one for one in questions if rule.chooses(one)]
-    for batch in batches(closed, rule.tokens_per_batch):
-        yield choose(loaded, examples, batch)
-    yield from write(loaded, examples, [one for one in questions if not rule.chooses(one)], rule)
+    opened = [one for one in questions if not rule.chooses(one)]
+    chosen = (choose(loaded, examples, one) for one in batches(closed, rule.tokens_per_batch))
+    for some in chain(chosen, write(loaded, examples, opened, rule)):
+        yield [replace(one, compared=compared.get(one.key)) for one in some]
+
+
+def compare(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    questions: Sequence[Question],
+    rule: AnswerRule,
+) -> dict[tuple[str, int], tuple[float, ...]]:
+    """Say of each question with rejected answers how likely its answers are, the given one first.
+
+    Returns:
+        (id, turn) -> log-probabilities of whole answers, nats.
+    """
+    found: dict[tuple[str, int], tuple[float, ...]] = {}
+    # As if the answers were what is to be chosen from.
+    asked = [replace(one, choices=one.compared) for one in questions if one.compared]
+    for batch in batches(asked, rule.tokens_per_batch):
+        for question, numbers in zip(batch, _likelihoods(loaded, examples, batch), strict=True):
+            found[examples[question.example].id, question.turn] = tuple(numbers)
+    return found
 
 
 def check_lengths(
@@ -72,12 +96,16 @@ def check_lengths(
     """
     for one in questions:
         labels = one.choices if rule.chooses(one) else ()
-        longest = max((len(label_ids(loaded, label)) for label in labels), default=0)
+        longest = _longest(loaded, labels) or rule.max_new_tokens
         try:
-            check_fits(loaded, one.prompt, longest or rule.max_new_tokens)
+            check_fits(loaded, one.prompt, max(longest, _longest(loaded, one.compared)))
         except ValueError as error:
             name = examples[one.example].id
             raise DataError(f"turn {one.turn} of {name!r}: {error}") from None
+
+
+def _longest(loaded: LoadedModel, answers: Sequence[str]) -> int:
+    return max((len(label_ids(loaded, answer)) for answer in answers), default=0)
 
 
 def write(
@@ -116,18 +144,24 @@ def choose(
 
     The token that ends an answer counts in, so that no label gains by being the start of another.
     """
-    ids = [[label_ids(loaded, label) for label in question.choices] for question in questions]
-    prompts = [question.prompt for question in questions]
-    try:
-        found = score(loaded, list(zip(prompts, ids, strict=True)))
-    except NotFiniteError as error:
-        raise _unanswered(examples, questions[error.place], error) from None
     predictions = []
-    for question, numbers in zip(questions, found, strict=True):
+    for question, numbers in zip(questions, _likelihoods(loaded, examples, questions), strict=True):
         scores = dict(zip(question.choices, numbers, strict=True))
         best = max(scores, key=lambda label: scores[label])
         predictions.append(_prediction(examples, question, best, scores))
     return predictions
+
+
+def _likelihoods(
+    loaded: LoadedModel, examples: Sequence[Example], questions: Sequence[Question]
+) -> list[list[float]]:
+    """Sum the log-probabilities of each of the choices of each question, in one pass."""
+    ids = [[label_ids(loaded, label) for label in question.choices] for question in questions]
+    prompts = [question.prompt for question in questions]
+    try:
+        return score(loaded, list(zip(prompts, ids, strict=True)))
+    except NotFiniteError as error:
+        raise _unanswered(examples, questions[error.place], error) from None
 
 
 def label_ids(loaded: LoadedModel, label: str) -> list[int]:

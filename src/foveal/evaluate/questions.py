@@ -27,6 +27,9 @@ class Question:
     boxes: BoxMap | None = None
     """What moves boxes of the answer into the data's numbers; none: it can hold none."""
 
+    compared: tuple[str, ...] = ()
+    """The assistant's answer and those rejected for it; empty: there are none."""
+
 
 def questions_of(
     number: int,
@@ -59,7 +62,11 @@ def questions_of(
         entries = tuple(encoded.entries[:start].tolist())
         # Every turn of an example, and of others on the same pictures, begins like its first.
         prompt = Prompt(entries, images, shared_entries=shared)
-        yield Question(number, turn, prompt, example.turns[turn].choices or choices, boxes)
+        asked = example.turns[turn]
+        compared = (asked.assistant, *asked.rejected) if asked.rejected else ()
+        if boxes:
+            compared = tuple(map(boxes.to_model, compared))
+        yield Question(number, turn, prompt, asked.choices or choices, boxes, compared)
 
 
 def _shown(image: int, dataset: Dataset, opener: Opener) -> PromptImage:

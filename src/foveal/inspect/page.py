@@ -55,11 +55,16 @@ def write_inspection(
         number: examples to show, spread over all.
         settings: names and values that the page states.
     """
-    count = min(number, len(dataset.examples))
-    places = [k * len(dataset.examples) // count for k in range(count)]
+    sizes = dataset.sizes
+    count = min(number, sizes.num_sets)
+    places = [k * sizes.num_sets // count for k in range(count)]
+    firsts = lines = places
+    if sizes.sets is not None:
+        firsts = sizes.sets[places].tolist()
+        lines = np.asarray(_lines_of_sets(examples))[places].tolist()
     shown = [
-        see_example(place, _line(examples, place), examples[place].source, dataset, processor)
-        for place in places
+        see_example(first, _line(examples, line), examples[line].source, dataset, processor)
+        for first, line in zip(firsts, lines, strict=True)
     ]
     width, steps = draw_steps(plan, STEPS)
     return write_page(
@@ -78,6 +83,12 @@ def write_inspection(
     )
 
 
+def _lines_of_sets(examples: Examples) -> list[int]:
+    """Name the example that each set of answers comes from: each turn that compares some."""
+    numbered = enumerate(examples)
+    return [place for place, one in numbered for turn in one.turns if turn.rejected]
+
+
 def _line(examples: Examples, place: int) -> str:
     file, number = examples.find(place)
     return f"{file.name}:{number}"
@@ -86,7 +97,7 @@ def _line(examples: Examples, place: int) -> str:
 def _facts(dataset: Dataset) -> Facts:
     sizes = dataset.sizes
     return Facts(
-        examples=len(dataset.examples),
+        examples=sizes.num_sets,
         pictures=len(dataset.images),
         tokens=int(sizes.tokens.sum(dtype=np.int64)),
         learnt=dataset.learnt_tokens(),

@@ -1,8 +1,9 @@
 """A packed row, or new tokens of trees -> hidden states, through a model's own code."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -28,7 +29,7 @@ def hidden_states(
     groups: tuple[GroupSpan, ...] = (),
     trees: tuple[Growth, ...] = (),
     plainly: bool = False,
-    answer_start: int | None = None,
+    answer_starts: Sequence[int | None] = (),
 ) -> Tensor:
     """Run a model up to its final norm.
 
@@ -38,19 +39,24 @@ def hidden_states(
         inputs: of the pass.
         groups: of a packed row.
         trees: of new tokens, while decoding.
-        plainly: read a row of one example as the model's own code reads it, with its own positions
+        plainly: read each example of a row as the model's own code reads it, with its own positions
             and masks: as a check of ours, or where ours cannot be had.
-        answer_start: of a row that is read so, where its first answer begins; none:
-            all of it is asked.
+        answer_starts: of each example that is read so, where its first answer begins, from its own
+            start; none: all of it is asked.
 
     Returns:
         (length, hidden).
 
     Raises:
-        ValueError: the decoder attends by no form that reads rows.
+        ValueError: the decoder attends by no form that reads rows, or examples that are to be read
+            apart share a prefix.
     """
     if plainly or family.route == "plain":
-        return _plain_states(model, family, inputs, groups, answer_start)
+        rows = list(_apart(model, family, inputs, groups))
+        starts = answer_starts or [None] * len(rows)
+        pairs = zip(rows, starts, strict=True)
+        made = [_plain_states(model, family, row, start) for row, start in pairs]
+        return made[0] if len(made) == 1 else torch.cat(made)
     attention = model.config.get_text_config()._attn_implementation
     if not str(attention).startswith(PREFIX):
         raise ValueError(f"no packed rows with attention {attention!r}")
@@ -72,20 +78,37 @@ def hidden_states(
     return hidden
 
 
-def _plain_states(
-    model: Any,
-    family: Family,
-    inputs: ForwardInputs,
-    groups: tuple[GroupSpan, ...],
-    answer_start: int | None,
-) -> Tensor:
-    """Run one example in the model's own way.
+def _apart(
+    model: Any, family: Family, inputs: ForwardInputs, groups: tuple[GroupSpan, ...]
+) -> Iterator[ForwardInputs]:
+    """Cut a row into its examples; each has all pixels, and says which it shows.
 
     Raises:
-        ValueError: it is a row of several.
+        ValueError: some share a prefix.
     """
-    if len(groups) != 1 or groups[0].branch_starts:
-        raise ValueError("a row of several examples cannot be read in the model's own way")
+    if len(groups) == 1 and not groups[0].branch_starts:
+        yield inputs
+        return
+    if not groups or any(group.branch_starts for group in groups):
+        raise ValueError("a row that shares a prefix cannot be read in the model's own way")
+    is_feature = inputs.input_ids[0] == family.image_token_id(model)
+    ends = [0, *accumulate(inputs.image_features[one] for one in inputs.image_indices)]
+    for group in groups:
+        before, behind = (int(is_feature[:end].sum()) for end in (group.start, group.end))
+        shown = inputs.image_indices[ends.index(before) : ends.index(behind)]
+        yield replace(
+            inputs,
+            input_ids=inputs.input_ids[:, group.start : group.end],
+            positions=inputs.positions[..., group.start : group.end],
+            pixels=inputs.pixels if shown else {},
+            image_indices=shown,
+        )
+
+
+def _plain_states(
+    model: Any, family: Family, inputs: ForwardInputs, answer_start: int | None
+) -> Tensor:
+    """Run one example in the model's own way."""
     taken = inspect.signature(model.model.forward).parameters
     told = family.token_types(model, inputs.input_ids, answer_start)
     types = {name: told for name in TYPE_INPUTS if name in taken}

@@ -9,10 +9,10 @@ input and of its weight.
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from foveal.models.likelihood import POSITIONS_PER_CHUNK
 from foveal.models.phi3_vision.vision import UNUSED_LAYERS
 from foveal.plan.arithmetic import Learning, Strategy
 from foveal.plan.epoch import RowCounts
-from foveal.train.loss import POSITIONS_PER_CHUNK
 from foveal.train.recompute import Recompute
 
 Attention = Literal["blocks", "sdpa", "eager", "flex", "flash_attention_2"]

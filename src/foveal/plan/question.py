@@ -176,7 +176,15 @@ def ask(recipe: Recipe, load_model: ModelLoader) -> Question:
     cache = recipe.run / ".cache"
     files = [unpacked(file.path, cache, data.columns) for file in data.train_files]
     weights = [file.weight for file in data.train_files]
-    _, dataset = read_dataset(files, processor, data.images, data.cache, data.workers, weights)
+    _, dataset = read_dataset(
+        files,
+        processor,
+        data.images,
+        data.cache,
+        data.workers,
+        weights,
+        pairs=recipe.learns_pairs,
+    )
     return Question(recipe, family, config, processor, dataset)
 
 

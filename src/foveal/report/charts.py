@@ -30,6 +30,7 @@ def training_charts(measures: Measures, machine: Mapping[str, object]) -> list[C
     """Draw loss, learning rate, gradient norm, throughput and memory against the step."""
     charts = [
         _loss_chart(measures),
+        *_pair_charts(measures),
         _chart(measures, "learning_rate", "Learning rate", "rate", kind="line"),
         _chart(measures, "gradient_norm", "Gradient norm", "norm before clipping"),
         _throughput_chart(measures),
@@ -39,7 +40,8 @@ def training_charts(measures: Measures, machine: Mapping[str, object]) -> list[C
 
 
 def _loss_chart(measures: Measures) -> Chart | None:
-    chart = _chart(measures, "loss", "Loss", "nats a token")
+    learns_pairs = "margin" in measures.columns
+    chart = _chart(measures, "loss", "Loss", "of a pair" if learns_pairs else "nats a token")
     if chart is None:
         return None
     loss = measures.columns["loss"]
@@ -47,6 +49,17 @@ def _loss_chart(measures: Measures) -> Chart | None:
     first, last = smooth[np.isfinite(smooth)][[0, -1]]
     words = f"From {first:.3g} to {last:.3g}, averaged over neighbouring steps.{_gaps(loss)}"
     return replace(chart, words=words)
+
+
+def _pair_charts(measures: Measures) -> list[Chart | None]:
+    """Draw how pairs stand, where a run learns from them."""
+    return [
+        _chart(measures, "preferred", "Pairs preferred", "share", y_range=(0, 1)),
+        _chart(measures, "margin", "Margin", "nats between both answers"),
+        _chart(measures, "chosen_log_probability", "Chosen answers", "log-probability, nats"),
+        _chart(measures, "rejected_log_probability", "Rejected answers", "log-probability, nats"),
+        _chart(measures, "distance", "Distance from the reference", "nats an answer"),
+    ]
 
 
 def _chart(

@@ -23,6 +23,7 @@ from foveal.report.charts import Chart, calibration_charts, progress_charts, tra
 from foveal.report.cost import cost
 from foveal.report.gallery import Gallery, Pair, choose, match
 from foveal.report.page import write_page
+from foveal.report.pairs import PairRow, pair_rows
 from foveal.report.run_folder import (
     Evaluation,
     Run,
@@ -82,6 +83,9 @@ class Page:
 
     unmeasured: Mapping[str, float]
     """Published scores that this run was not asked for."""
+
+    pair_rows: Sequence[PairRow]
+    """How likely the answers of pairs are."""
 
     chosen: int
     """Answers of the latest evaluation that were chosen out of a closed set, not written."""
@@ -151,6 +155,7 @@ def make_page(
         unmeasured={
             name: value for name, value in numbers.items() if latest and name not in latest.scores
         },
+        pair_rows=pair_rows(before, latest),
         chosen=sum(bool(one.choice_scores) for one in latest.predictions) if latest else 0,
         charts=training_charts(run.measures, run.machine) if run.measures else [],
         score_charts=[*progress_charts(run, main_metric), *calibration_charts(run)],

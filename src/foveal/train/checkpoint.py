@@ -146,10 +146,12 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
         "sharding.group",
     }
     flat = flatten(recipe.model_dump(mode="json"))
+    # Runs that began before there were preferences say nothing of them.
+    unread = () if recipe.learns_pairs else ("objective", "preference.")
     return {
         name: value
         for name, value in flat.items()
-        if name not in free and not name.startswith(("evaluate.", "published", "base"))
+        if name not in free and not name.startswith(("evaluate.", "published", "base", *unread))
     }
 
 

@@ -61,6 +61,7 @@ class RunLog:
             "images": seen.images,
             "seconds": round(seconds, 4),
             "memory_bytes": step_memory_bytes(),
+            **seen.measures,
         }
         self._lines.write(json.dumps(measured) + "\n")
         self._lines.flush()

@@ -17,6 +17,7 @@ from foveal.config import Recipe, flatten
 from foveal.errors import UserError
 from foveal.storage import write_json
 from foveal.train.journal import last_step, read_journal
+from foveal.train.preference import PAIR_MEASURES
 
 TRACKED = "trackers.json"
 """In a run's folder: under which name each tracker knows the run, and what it was sent."""
@@ -258,7 +259,7 @@ class Trackers:
 
     def step(self, measured: Mapping[str, Any]) -> None:
         """Send what a step measured, as its line in metrics.jsonl holds it."""
-        values = {name: measured[name] for name in SHOWN}
+        values = {name: measured[name] for name in (*SHOWN, *PAIR_MEASURES) if name in measured}
         values["examples_per_second"] = measured["examples"] / max(measured["seconds"], 1e-9)
         number = measured["step"]
         for name in list(self._open):

@@ -9,6 +9,7 @@ from foveal.data.convert.coco import convert_coco
 from foveal.data.convert.documents import convert_docvqa, convert_funsd, convert_sroie
 from foveal.data.convert.draft import Draft, LeftOut, Options
 from foveal.data.convert.folders import convert_imagefolder, convert_ucf101, convert_video_folder
+from foveal.data.convert.preferences import convert_preferences
 from foveal.data.convert.rows import Hub
 from foveal.data.convert.source import Source
 from foveal.data.convert.statements import convert_hateful_memes, convert_nlvr, convert_nlvr2
@@ -33,6 +34,7 @@ _HUB_KINDS: Mapping[str, Callable[[Source | Hub, Options], Iterable[Draft | Left
     "docvqa": convert_docvqa,
     "hateful-memes": convert_hateful_memes,
     "nlvr2": convert_nlvr2,
+    "preferences": convert_preferences,
     "table": convert_table,
 }
 

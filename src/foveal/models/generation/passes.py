@@ -84,7 +84,7 @@ def _read_anew(loaded: LoadedModel, part: Growing) -> Tensor:
             **_images(whole.images, loaded),
         ),
         groups=(GroupSpan(0, (), len(whole.ids)),),
-        answer_start=whole.answer_start,
+        answer_starts=(whole.answer_start,),
     )
     grow(part.tree, [NewTokens(node, len(part.stretch.ids))], model.device, "causal")  # its books
     node.read = whole
