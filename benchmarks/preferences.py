@@ -35,7 +35,7 @@ from ways import STRATEGIES
 
 from foveal.adapt.adapters import adapted_layers
 from foveal.assemble import quiet_libraries
-from foveal.bench.page import find_size
+from foveal.bench.random_page import find_size
 from foveal.bench.versions import versions
 from foveal.config import LoraSettings, PreferenceSettings, TrainSettings
 from foveal.data.dataset import Dataset, read_dataset
@@ -49,7 +49,7 @@ from foveal.plan.this_machine import machine_name
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.preference import Preferences
-from foveal.train.reference import ReferenceKey, find_reference
+from foveal.train.reference_answers import ReferenceKey, find_reference
 from foveal.train.step import train_step
 from foveal.train.stop import stop_requests
 

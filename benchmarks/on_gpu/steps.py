@@ -8,10 +8,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from foveal.bench.measure import Timed, step_peak, time_step
 from foveal.bench.side import LORA, Case, Side
+from foveal.bench.timing import Timed, step_peak, time_step
 from foveal.data.layout import GroupSpan
-from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.estimate import estimate_rows
 from foveal.plan.hardware import HARDWARE, Hardware
 from foveal.plan.setup import Setup, learning_of

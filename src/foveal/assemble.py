@@ -148,7 +148,7 @@ def _texts(example: Example) -> Iterator[str]:
         yield from (f"\n{turn.user}", turn.user, turn.assistant, *turn.rejected)
 
 
-def check_scores(recipe: Recipe) -> None:
+def check_metrics(recipe: Recipe) -> None:
     """See that a recipe's scores are known, and that of the best checkpoint among them.
 
     Raises:
@@ -216,7 +216,7 @@ def token_counter(recipe: Recipe, data: Path) -> tuple[CountTokens, int | None]:
 
 def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
     """Write a page about the training examples of a recipe, as its model will see them."""
-    from foveal.inspect.page import write_inspection
+    from foveal.inspect.inspection import write_inspection
 
     data = recipe.data
     cache = recipe.run / ".cache"

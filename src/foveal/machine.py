@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 
 Precision = Literal["float32", "bf16", "fp16"]
@@ -44,6 +45,19 @@ def read_machine(file: Path) -> dict[str, str | int]:
     except (OSError, ValueError):
         return {}
     return tree if isinstance(tree, dict) else {}
+
+
+def forget_peak() -> None:
+    """Begin to look for the most that tensors hold on the GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def step_memory_bytes() -> int:
+    """Tell the most that tensors held on the GPU since then; on a CPU, what the process holds."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return int(psutil.Process().memory_info().rss)
 
 
 def describe_machine() -> dict[str, str | int]:

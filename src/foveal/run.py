@@ -15,7 +15,7 @@ from foveal.adapt.files import save_adapter
 from foveal.adapt.strategy import Assignment, rules_of, strategy_table
 from foveal.assemble import (
     check_attention,
-    check_scores,
+    check_metrics,
     load_for_run,
     quiet_libraries,
 )
@@ -61,7 +61,6 @@ from foveal.train.checkpoint import (
     resume_key,
 )
 from foveal.train.engines.choose import make_engine
-from foveal.train.folders import drop_parts, make_folder, set_aside
 from foveal.train.incidents import INCIDENTS, Incidents
 from foveal.train.learner import Learner, make_learner
 from foveal.train.log import RunLog
@@ -70,9 +69,10 @@ from foveal.train.not_finite import explain_step
 from foveal.train.optim import count_steps, warmup_steps
 from foveal.train.preference import objective_of
 from foveal.train.recompute import Recompute
-from foveal.train.reference import ReferenceKey, compare_with_reference, find_reference
+from foveal.train.reference_answers import ReferenceKey, compare_with_reference, find_reference
 from foveal.train.stop import StopRequest, asked_by_any, stop_requests
 from foveal.train.trackers import Ending, Trackers, check_trackers
+from foveal.train.whole_folder import drop_parts, make_folder, set_aside
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class TrainingRun:
         if not recipe.data.train_files:
             raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
         quiet_libraries()
-        check_scores(recipe)
+        check_metrics(recipe)
         check_attention(recipe)
         check_trackers(recipe)
         self.recipe = recipe

@@ -7,12 +7,19 @@ import torch
 from PIL import Image
 
 from foveal.adapt.strategy import assign, rules_of
-from foveal.bench.page import PICTURE, SIZES, LetterProcessor, encode_page, make_model, make_page
+from foveal.bench.random_page import (
+    PICTURE,
+    SIZES,
+    LetterProcessor,
+    encode_page,
+    make_model,
+    make_random_page,
+)
 from foveal.bench.recipe_way import RecipeWay, recipe_inputs
 from foveal.data.batch import build_batch
 from foveal.data.example import Example, Turn
 from foveal.data.rows import Plan
-from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.phi3_vision.seam import FAMILY
 from foveal.train.loss import RowLoss
 
 SIZE = SIZES["tiny"]
@@ -69,7 +76,7 @@ def assert_same_gradients(loss, way):
 @pytest.mark.parametrize("questions", [1, 4])
 def test_the_recipes_way_gives_our_loss_and_our_gradients(both, questions, tmp_path):
     loss, way = both
-    dataset = make_page(SIZE, questions, tmp_path)
+    dataset = make_random_page(SIZE, questions, tmp_path)
     assert ours(loss, dataset) == pytest.approx(the_recipes(way, dataset), rel=1e-5)
     assert_same_gradients(loss, way)
 
@@ -87,7 +94,7 @@ def test_crops_that_only_pad_a_small_picture_change_nothing(both, tmp_path):
 
 
 def test_the_recipes_way_pays_for_what_the_recipe_pays_for(tmp_path):
-    dataset = make_page(SIZE, 1, tmp_path)
+    dataset = make_random_page(SIZE, 1, tmp_path)
     way = RecipeWay(make_model(SIZE)).train()
     tower = way.model.model.vision_embed_tokens.img_processor.vision_model
     passes, logits = [], []

@@ -23,7 +23,7 @@ from foveal.data.media import image_size
 from foveal.data.rows import Group, Row
 from foveal.data.token_counts import ShownSize, count_tokens
 from foveal.errors import DataError
-from foveal.evaluate.opening import Opener
+from foveal.evaluate.prefetch import Opener
 
 
 def mixed(folder):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from foveal.data import epochs, rows
 from foveal.data.column_files import Ragged
 from foveal.data.deal import deal, spread
-from foveal.data.rows import Costs, Group, Plan, Row, summarize
-from foveal.data.sizes import Sizes, families
+from foveal.data.rows import Costs, Group, Plan, Row, summarize_rows
+from foveal.data.sizes import Sizes, prompt_families
 
 USER, NEWLINE, END = 7, 8, 9
 TOKENS_ALONE = Costs(pair=0.0, crop=0.0)
@@ -224,10 +224,10 @@ def test_the_price_of_a_row_is_tokens_pairs_and_crops():
 
 def test_a_summary_adds_up_what_sharing_saved():
     sizes = sizes_of([question(0, 1), question(0, 2), text(8)], [10])
-    found = summarize([plan_of(sizes).step(0)], sizes)
+    found = summarize_rows([plan_of(sizes).step(0)], sizes)
     assert (found.examples, found.rows, found.tokens, found.saved_tokens) == (3, 1, 28, 12)
     assert found.balance == 1.0
-    idle = summarize([plan_of(sizes_of([text(8)]), world_size=4).step(0)], sizes_of([text(8)]))
+    idle = summarize_rows([plan_of(sizes_of([text(8)]), world_size=4).step(0)], sizes_of([text(8)]))
     assert (idle.rows, idle.balance) == (1, 0.25)
 
 
@@ -280,7 +280,7 @@ def test_sizes_that_do_not_belong_together_are_refused():
 
 def test_families_compare_the_whole_beginning():
     prompts = [[1, -1, 5], [1, -1, 6], [1, -2, 5], [1], [1], [], [], [-1, 1], [1, -1, 5, -1], [-1]]
-    found = families(Ragged.of(prompts)).tolist()
+    found = prompt_families(Ragged.of(prompts)).tolist()
     same = {(i, j) for i in range(10) for j in range(i) if found[i] == found[j]}
     assert same == {(1, 0), (9, 7)}
 
@@ -426,7 +426,7 @@ def test_a_shuffled_family_is_never_torn_apart(examples, world):
     sizes = sized(examples)
     plan = Plan(sizes, **(world | {"order": "shuffled"}))
     order = np.concatenate([plan.examples(at) for at in range(plan.steps_per_epoch)])
-    runs = families(sizes.prompts)[order]
+    runs = prompt_families(sizes.prompts)[order]
     assert 1 + np.count_nonzero(np.diff(runs)) == len(set(runs.tolist()))
 
 

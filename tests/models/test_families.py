@@ -19,7 +19,7 @@ from foveal.data.encode import AskedTurn
 from foveal.data.rows import Group, Plan, Row
 from foveal.data.shapes import expand_entries
 from foveal.errors import ModelError
-from foveal.evaluate.opening import Opener
+from foveal.evaluate.prefetch import Opener
 from foveal.evaluate.questions import questions_of
 from foveal.models import shared_rows
 from foveal.models.family import load

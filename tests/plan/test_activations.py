@@ -5,11 +5,11 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from foveal.adapt.strategy import assign, rules_of
-from foveal.bench.page import SIZES, LetterProcessor, make_model, make_page
+from foveal.bench.random_page import SIZES, LetterProcessor, make_model, make_random_page
 from foveal.config import LoraSettings
 from foveal.data.batch import build_batch
 from foveal.data.rows import Plan
-from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.phi3_vision.seam import FAMILY
 from foveal.models.shared_rows import choose_attention
 from foveal.plan.activations import kept_for_backward
 from foveal.plan.arithmetic import strategy_of
@@ -22,7 +22,7 @@ SIZE, RANK = SIZES["tiny"], 4
 
 @pytest.fixture(scope="module", params=[1, 4], ids=["a question", "four questions"])
 def page(request, tmp_path_factory):
-    dataset = make_page(SIZE, request.param, tmp_path_factory.mktemp("page"))
+    dataset = make_random_page(SIZE, request.param, tmp_path_factory.mktemp("page"))
     plan = Plan(dataset.sizes, examples_per_step=4, tokens_per_pass=SIZE.tokens_per_pass)
     row = plan.step(0).ranks[0][0]
     batch = build_batch(row, dataset, LetterProcessor(SIZE))

@@ -3,8 +3,8 @@
 import pytest
 
 from foveal.serve.conversation import read_conversation
+from foveal.serve.images import PictureFile
 from foveal.serve.messages import Message
-from foveal.serve.pictures import PictureFile
 from foveal.serve.problems import RequestError
 
 

@@ -18,7 +18,7 @@ from foveal.cli import app
 from foveal.data.boxes import BoxMap, box_edges
 from foveal.data.clips import read_frames
 from foveal.deliver.answerer import load_answerer
-from foveal.deliver.opening import open_model
+from foveal.deliver.open import open_model
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 

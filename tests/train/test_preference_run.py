@@ -18,8 +18,8 @@ from foveal.errors import DataError, RunError
 from foveal.evaluate.prediction import read_predictions, read_scores
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
-from foveal.train import reference as reference_module
-from foveal.train.reference import REFERENCE, VALUES
+from foveal.train import reference_answers as reference_module
+from foveal.train.reference_answers import REFERENCE, VALUES
 
 
 @pytest.fixture

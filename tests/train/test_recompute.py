@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from foveal.bench import side
-from foveal.bench.page import SIZES
+from foveal.bench.random_page import SIZES
 from foveal.bench.side import Case, Side
 from foveal.config import LoraSettings
 from foveal.plan.activations import kept_for_backward

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from foveal.bench.page import NUM_CROPS, SIZES
+from foveal.bench.random_page import NUM_CROPS, SIZES
 from foveal.bench.recipe_way import recipe_pixels
 from foveal.data.column_files import Ragged
 from foveal.data.parallel import in_new_process

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from transformers.models.phi3.modeling_phi3 import Phi3Model
 
-from foveal.bench.page import NUM_CROPS
+from foveal.bench.random_page import NUM_CROPS
 from foveal.data.dataset import Dataset
 from foveal.data.encode import IGNORED
 from foveal.data.media import open_image

@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from foveal.bench.page import LetterProcessor, find_size, make_model, make_page
+from foveal.bench.random_page import LetterProcessor, find_size, make_model, make_random_page
 from foveal.bench.recipe_way import RecipeInputs, RecipeWay, recipe_inputs
 from foveal.config import LoraSettings, TrainSettings
 from foveal.data.batch import Batch, build_batch
 from foveal.data.rows import Plan
 from foveal.machine import Precision
 from foveal.models.family import LoadedModel
-from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.phi3_vision.seam import FAMILY
 from foveal.models.shared_rows import choose_attention
 from foveal.plan.arithmetic import strategy_of, useful_work
 from foveal.plan.epoch import count_row, targets_of
@@ -59,7 +59,7 @@ class Side:
     def __init__(self, case: Case, folder: Path) -> None:
         size = find_size(case.size)
         processor = LetterProcessor(size)
-        dataset = make_page(size, case.questions, folder)
+        dataset = make_random_page(size, case.questions, folder)
         plan = Plan(
             dataset.sizes,
             examples_per_step=case.questions,

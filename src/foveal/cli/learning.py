@@ -181,7 +181,7 @@ def evaluate(
     else:
         from foveal.assemble import quiet_libraries
         from foveal.data.frames import FrameChoice
-        from foveal.deliver.opening import open_model
+        from foveal.deliver.open import open_model
         from foveal.evaluate.evaluation import evaluate_model
         from foveal.train.engines.choose import make_engine
 

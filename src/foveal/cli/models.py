@@ -153,8 +153,8 @@ def serve(
     Exit status: 0 stopped by SIGTERM, 2 something to mend, 130 stopped by Ctrl-C.
     """
     try:
-        from foveal.serve.app import Settings
-        from foveal.serve.limits import Limits
+        from foveal.serve.app import ServerSettings
+        from foveal.serve.limits import ServerLimits
         from foveal.serve.server import serve as serve_model
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing: pip install 'foveal[serve]'") from error
@@ -162,7 +162,7 @@ def serve(
     from foveal.machine import free_memory
 
     quiet_libraries()
-    limits = Limits(
+    limits = ServerLimits(
         places=places,
         running=answers,
         body_bytes=body_megabytes * 2**20,
@@ -173,7 +173,7 @@ def serve(
         model,
         host,
         port,
-        Settings(token or None, allow_urls, limits),
+        ServerSettings(token or None, allow_urls, limits),
         name=name,
         with_before=before,
         free_memory=free_memory,

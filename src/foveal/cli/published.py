@@ -21,7 +21,7 @@ def recipes(
         typer.echo(explain_settings(), nl=False)
         return
     from foveal.config import load_recipe
-    from foveal.published.rows import RECIPES, list_rows, list_starts, published_scores, row_name
+    from foveal.published.table import RECIPES, list_rows, list_starts, published_scores, row_name
 
     for path in list_rows():
         recipe = load_recipe(path)
@@ -51,10 +51,10 @@ def reproduce(
     """Run a published row again: convert, check, evaluate, train, evaluate, compare."""
     from rich.console import Console
 
-    from foveal.published.rows import reproduce as run_again
+    from foveal.published.table import reproduce_row
 
     place = out or Path("runs") / name
-    for line in run_again(name, source, place, tuple(overrides or ()), Console(stderr=True)):
+    for line in reproduce_row(name, source, place, tuple(overrides or ()), Console(stderr=True)):
         typer.echo(line)
 
 
@@ -69,7 +69,7 @@ def bench(
     """Measure a training step beside the published recipe's way, on this machine."""
     from rich.console import Console
 
-    from foveal.bench.measure import run_bench
+    from foveal.bench.timing import run_bench
 
     run_bench(size, rounds, tuple(strategies.split(",")), threads, as_json, Console())
 

@@ -122,7 +122,7 @@ class PlanStatistics:
     """Share of the time that ranks work, if they wait for the costliest after each step."""
 
 
-def summarize(
+def summarize_rows(
     steps: Iterable[Step], sizes: Sizes, costs: Costs = PHI35_VISION_COSTS
 ) -> PlanStatistics:
     """Add up steps."""

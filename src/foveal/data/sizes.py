@@ -141,11 +141,11 @@ def look_at_beginnings(
     last = prompts.offsets[:-1].copy()
     np.maximum.at(last, owners, entries + 1)
     begun = (last - prompts.offsets[:-1]).astype(np.int32)
-    found = families(prompts).astype(np.int32)
+    found = prompt_families(prompts).astype(np.int32)
     return Beginnings(found, extra, crops, all_crops - crops, begun + extra)
 
 
-def families(prompts: Ragged) -> NDArray[np.int64]:
+def prompt_families(prompts: Ragged) -> NDArray[np.int64]:
     """Number the examples so that equal numbers mean: the same up to the last image of the prompt.
 
     An example whose prompt shows no image has a number of its own.

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from foveal.data.boxes import BoxMap
 from foveal.data.encode import TurnProcessor, find_box_map
 from foveal.data.media import Picture, image_size, naming, open_image, open_picture
-from foveal.deliver.opening import open_model
+from foveal.deliver.open import open_model
 from foveal.errors import DataError
 from foveal.machine import pick_device
 from foveal.models.family import LoadedModel

@@ -8,9 +8,9 @@ from typing import Literal
 from foveal.data.example import Example
 from foveal.errors import DataError, ModelError
 from foveal.evaluate.prediction import Prediction
-from foveal.evaluate.questions import Question
+from foveal.evaluate.questions import AskedQuestion
 from foveal.models.family import LoadedModel
-from foveal.models.generation.finite import NotFiniteError
+from foveal.models.generation.finite_logits import NotFiniteError
 from foveal.models.generation.generator import Generator, Limits, NoAnswer, Request, check_fits
 from foveal.models.generation.score import score
 
@@ -29,7 +29,7 @@ class AnswerRule:
     tokens_per_batch: int = 16384
     """Tokens that are read or held at once, pages once."""
 
-    def chooses(self, question: Question) -> bool:
+    def chooses(self, question: AskedQuestion) -> bool:
         """Whether a question's answer is chosen, not written."""
         return self.answering != "generate" and bool(question.choices)
 
@@ -37,7 +37,7 @@ class AnswerRule:
 def predict(
     loaded: LoadedModel,
     examples: Sequence[Example],
-    questions: Sequence[Question],
+    questions: Sequence[AskedQuestion],
     rule: AnswerRule,
 ) -> Iterator[list[Prediction]]:
     """Answer questions.
@@ -55,18 +55,20 @@ def predict(
     Raises:
         ModelError: the model's numbers are not finite for a question; the message names it.
     """
-    compared = compare(loaded, examples, questions, rule)
+    compared = compare_pairs(loaded, examples, questions, rule)
     closed = [one for one in questions if rule.chooses(one)]
     opened = [one for one in questions if not rule.chooses(one)]
-    chosen = (choose(loaded, examples, one) for one in batches(closed, rule.tokens_per_batch))
+    chosen = (
+        choose_answers(loaded, examples, one) for one in batches(closed, rule.tokens_per_batch)
+    )
     for some in chain(chosen, write(loaded, examples, opened, rule)):
         yield [replace(one, compared=compared.get(one.key)) for one in some]
 
 
-def compare(
+def compare_pairs(
     loaded: LoadedModel,
     examples: Sequence[Example],
-    questions: Sequence[Question],
+    questions: Sequence[AskedQuestion],
     rule: AnswerRule,
 ) -> dict[tuple[str, int], tuple[float, ...]]:
     """Say of each question with rejected answers how likely its answers are, the given one first.
@@ -83,10 +85,10 @@ def compare(
     return found
 
 
-def check_lengths(
+def check_question_lengths(
     loaded: LoadedModel,
     examples: Sequence[Example],
-    questions: Sequence[Question],
+    questions: Sequence[AskedQuestion],
     rule: AnswerRule,
 ) -> None:
     """Refuse questions that leave no room for their answers, before any work.
@@ -111,7 +113,7 @@ def _longest(loaded: LoadedModel, answers: Sequence[str]) -> int:
 def write(
     loaded: LoadedModel,
     examples: Sequence[Example],
-    questions: Sequence[Question],
+    questions: Sequence[AskedQuestion],
     rule: AnswerRule,
 ) -> Iterator[list[Prediction]]:
     """Write answers token by token, greedily, many at once; who ends leaves its place to others."""
@@ -137,8 +139,8 @@ def write(
             yield ended
 
 
-def choose(
-    loaded: LoadedModel, examples: Sequence[Example], questions: Sequence[Question]
+def choose_answers(
+    loaded: LoadedModel, examples: Sequence[Example], questions: Sequence[AskedQuestion]
 ) -> list[Prediction]:
     """Choose the likeliest label of each question, by the log-likelihood of the whole label.
 
@@ -153,7 +155,7 @@ def choose(
 
 
 def _likelihoods(
-    loaded: LoadedModel, examples: Sequence[Example], questions: Sequence[Question]
+    loaded: LoadedModel, examples: Sequence[Example], questions: Sequence[AskedQuestion]
 ) -> list[list[float]]:
     """Sum the log-probabilities of each of the choices of each question, in one pass."""
     ids = [[label_ids(loaded, label) for label in question.choices] for question in questions]
@@ -172,9 +174,11 @@ def label_ids(loaded: LoadedModel, label: str) -> list[int]:
     return ids[:end]
 
 
-def batches(questions: Sequence[Question], tokens_per_batch: int) -> Iterator[list[Question]]:
+def batches(
+    questions: Sequence[AskedQuestion], tokens_per_batch: int
+) -> Iterator[list[AskedQuestion]]:
     """Cut questions, in their order, into batches within a budget; shared pages count once."""
-    batch: list[Question] = []
+    batch: list[AskedQuestion] = []
     room = tokens_per_batch
     pages: set[object] = set()
     for question in questions:
@@ -190,13 +194,13 @@ def batches(questions: Sequence[Question], tokens_per_batch: int) -> Iterator[li
         yield batch
 
 
-def _tokens_read(question: Question) -> int:
+def _tokens_read(question: AskedQuestion) -> int:
     # A letter is a token at most: labels are short beside a page, and need no exact count.
     return question.prompt.tokens + sum(map(len, question.choices))
 
 
 def _unanswered(
-    examples: Sequence[Example], question: Question, problem: NotFiniteError
+    examples: Sequence[Example], question: AskedQuestion, problem: NotFiniteError
 ) -> ModelError:
     name = examples[question.example].id
     return ModelError(f"no answer to turn {question.turn} of {name!r}: {problem}")
@@ -204,7 +208,7 @@ def _unanswered(
 
 def _prediction(
     examples: Sequence[Example],
-    question: Question,
+    question: AskedQuestion,
     answer: str,
     choice_scores: dict[str, float] | None = None,
 ) -> Prediction:

@@ -1,7 +1,7 @@
 """The families of models: a new one is one line here and one file beside it."""
 
 FAMILIES = {
-    "phi3_v": "foveal.models.phi3_vision.family",
+    "phi3_v": "foveal.models.phi3_vision.seam",
     "gemma3": "foveal.models.gemma",
     "gemma4": "foveal.models.gemma",
     "glm4v": "foveal.models.hub",

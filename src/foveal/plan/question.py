@@ -19,7 +19,7 @@ from foveal.data.rows import Plan, Row
 from foveal.errors import ConfigError, ModelError
 from foveal.machine import pick_device
 from foveal.models.family import Family, LoadedModel, find_family
-from foveal.models.phi3_vision.family import FAMILY as PHI3_VISION
+from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
 from foveal.models.shared_rows import FASTEST
 from foveal.plan.activations import Attention
 from foveal.plan.arithmetic import Strategy

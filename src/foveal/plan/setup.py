@@ -10,7 +10,7 @@ from foveal.adapt.quantize import Shape
 from foveal.adapt.strategy import rules_of
 from foveal.config import LoraSettings, Rule, ShardingSettings
 from foveal.models.family import PARTS, Family
-from foveal.models.phi3_vision.family import FAMILY as PHI3_VISION
+from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
 from foveal.plan.activations import Attention
 from foveal.plan.arithmetic import NOTHING, Learning, Strategy
 from foveal.plan.weights import Assigned, Holdings, assign_without_weights, count_holdings

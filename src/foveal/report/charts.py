@@ -8,8 +8,8 @@ import numpy as np
 
 from foveal.evaluate.metrics import METRICS, Score, calibration, calibration_error
 from foveal.evaluate.prediction import Prediction
-from foveal.report.measures import Measures, Numbers
-from foveal.report.page import metric_title
+from foveal.report.curves import Curves, Numbers
+from foveal.report.html import metric_title
 from foveal.report.plots import FAINT, SERIES, Line, draw, running_mean
 from foveal.report.run_folder import Run
 
@@ -26,7 +26,7 @@ class Chart:
     svg: str
 
 
-def training_charts(measures: Measures, machine: Mapping[str, object]) -> list[Chart]:
+def training_charts(measures: Curves, machine: Mapping[str, object]) -> list[Chart]:
     """Draw loss, learning rate, gradient norm, throughput and memory against the step."""
     charts = [
         _loss_chart(measures),
@@ -39,7 +39,7 @@ def training_charts(measures: Measures, machine: Mapping[str, object]) -> list[C
     return [chart for chart in charts if chart]
 
 
-def _loss_chart(measures: Measures) -> Chart | None:
+def _loss_chart(measures: Curves) -> Chart | None:
     learns_pairs = "margin" in measures.columns
     chart = _chart(measures, "loss", "Loss", "of a pair" if learns_pairs else "nats a token")
     if chart is None:
@@ -51,7 +51,7 @@ def _loss_chart(measures: Measures) -> Chart | None:
     return replace(chart, words=words)
 
 
-def _pair_charts(measures: Measures) -> list[Chart | None]:
+def _pair_charts(measures: Curves) -> list[Chart | None]:
     """Draw how pairs stand, where a run learns from them."""
     return [
         _chart(measures, "preferred", "Pairs preferred", "share", y_range=(0, 1)),
@@ -63,7 +63,7 @@ def _pair_charts(measures: Measures) -> list[Chart | None]:
 
 
 def _chart(
-    measures: Measures,
+    measures: Curves,
     column: str,
     title: str,
     y_label: str,
@@ -95,7 +95,7 @@ def _gaps(values: Numbers) -> str:
     return f" {gaps} of {len(values)} steps have no finite value." if gaps else ""
 
 
-def _throughput_chart(measures: Measures) -> Chart | None:
+def _throughput_chart(measures: Curves) -> Chart | None:
     columns = measures.columns
     if "examples" not in columns or "seconds" not in columns:
         return None
@@ -117,7 +117,7 @@ def _throughput_chart(measures: Measures) -> Chart | None:
     return Chart("Throughput", words + ".", svg)
 
 
-def _memory_chart(measures: Measures, on_cpu: bool) -> Chart | None:
+def _memory_chart(measures: Curves, on_cpu: bool) -> Chart | None:
     chart = _chart(measures, "memory_bytes", "Memory", "GB", divisor=1e9, y_range=(0, None))
     if chart is None:
         return None

@@ -21,8 +21,9 @@ from foveal.evaluate.metrics import (
 from foveal.evaluate.prediction import Prediction, common_labels, right_label
 from foveal.report.charts import Chart, calibration_charts, progress_charts, training_charts
 from foveal.report.cost import cost
-from foveal.report.gallery import Gallery, Pair, choose, match
-from foveal.report.page import write_page
+from foveal.report.gallery import Gallery, Pair, choose_cards, match
+from foveal.report.html import write_page
+from foveal.report.origins import Origins, setup_of
 from foveal.report.pairs import PairRow, pair_rows
 from foveal.report.run_folder import (
     Evaluation,
@@ -30,7 +31,6 @@ from foveal.report.run_folder import (
     answer_score,
     read_run,
 )
-from foveal.report.settings import Setup, setup_of
 
 MATRIX_LABELS = 12
 """Most labels of a confusion matrix; of more, the commonest confusions are listed."""
@@ -75,7 +75,7 @@ class Page:
     """All that the template shows."""
 
     run: Run
-    setup: Setup
+    setup: Origins
     notes: Sequence[str]
     rows: Sequence[ScoreRow]
     source: str
@@ -127,11 +127,11 @@ def write_report(
     found = read_run(run)
     if published is None:
         published = (found.recipe.published if found.recipe else None) or {}
-    page = make_page(found, data, images, published)
+    page = render_report(found, data, images, published)
     return write_page(out or run / "report.html", "report.html", page=page)
 
 
-def make_page(
+def render_report(
     run: Run, data: Path | None, images: Path | None, published: Mapping[str, float | str]
 ) -> Page:
     """Work out all that the page shows."""
@@ -160,7 +160,7 @@ def make_page(
         charts=training_charts(run.measures, run.machine) if run.measures else [],
         score_charts=[*progress_charts(run, main_metric), *calibration_charts(run)],
         confusions=confusions(run, pairs),
-        gallery=choose(
+        gallery=choose_cards(
             pairs,
             partial(_score, metric=main_metric),
             ImageFolder(data, images) if data and examples else None,

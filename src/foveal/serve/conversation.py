@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from foveal.data.message import SYSTEM_ROLES, join_system, write_turn
+from foveal.serve.images import PictureFile
 from foveal.serve.messages import ImageAddress, ImagePart, Message, TextPart
-from foveal.serve.pictures import PictureFile
 from foveal.serve.problems import RequestError
 
 Open = Callable[[ImageAddress, str], PictureFile]

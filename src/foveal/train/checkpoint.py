@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from foveal.config import Recipe, flatten
 from foveal.errors import RunError
 from foveal.train.engines.one_process import Engine
-from foveal.train.folders import beside, drop_folder, keep_folder
+from foveal.train.whole_folder import beside, drop_folder, keep_folder
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 NUMBERS = "numbers"

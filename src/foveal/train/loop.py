@@ -12,12 +12,12 @@ from foveal.config import TrainSettings
 from foveal.data.batch import Batch
 from foveal.data.loader import StepLoader
 from foveal.errors import UserError
+from foveal.machine import forget_peak
 from foveal.train.audit import GradientAudit
 from foveal.train.checkpoint import Progress, prune, save_checkpoint
 from foveal.train.engines.one_process import Engine
 from foveal.train.incidents import Incidents
 from foveal.train.log import RunLog
-from foveal.train.memory import forget_peak
 from foveal.train.objective import ANSWERS, Objective
 from foveal.train.optim import rate_scale, set_rate
 from foveal.train.step import train_step

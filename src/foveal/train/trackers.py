@@ -88,7 +88,7 @@ class Wandb(_Client):
         self._folder = recipe.run
         self._run = client.init(
             project=recipe.log.project,
-            name=name_of(recipe),
+            name=tracked_name(recipe),
             id=identity,
             dir=str(recipe.run),
             resume="allow",
@@ -127,7 +127,9 @@ class Mlflow(_Client):
         experiment = (
             found.experiment_id if found else self._client.create_experiment(recipe.log.project)
         )
-        self.identity = self._client.create_run(experiment, run_name=name_of(recipe)).info.run_id
+        self.identity = self._client.create_run(
+            experiment, run_name=tracked_name(recipe)
+        ).info.run_id
         for name, value in said.items():  # settings of a run cannot be changed there
             self._client.log_param(self.identity, name, value)
 
@@ -156,7 +158,7 @@ class Trackio(_Client):
         with remarks_kept():
             self._run = client.init(
                 project=recipe.log.project,
-                name=f"{name_of(recipe)}-{identity}",
+                name=f"{tracked_name(recipe)}-{identity}",
                 config=dict(said),
                 resume="allow",
                 embed=False,
@@ -217,7 +219,10 @@ class Trackers:
         self._state = _settled(_read(self._file), last_step(recipe.run / METRICS))
         self._open: dict[str, Tracker] = {}
         first_step, total = steps
-        said = {**settings_of(recipe), **{f"plan.{name}": value for name, value in plan.items()}}
+        said = {
+            **tracked_settings(recipe),
+            **{f"plan.{name}": value for name, value in plan.items()},
+        }
         for name in recipe.log.trackers:
             known = self._state.setdefault(name, {"run": "", "steps": 0, "scores": {}})
             if known.get("ended") and first_step == total:
@@ -346,7 +351,7 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def name_of(recipe: Recipe) -> str:
+def tracked_name(recipe: Recipe) -> str:
     """Name a run as its folder is called."""
     return recipe.run.resolve().name
 
@@ -365,7 +370,7 @@ def check_trackers(recipe: Recipe) -> None:
             )
 
 
-def settings_of(recipe: Recipe) -> dict[str, Any]:
+def tracked_settings(recipe: Recipe) -> dict[str, Any]:
     """Write every setting by its dotted name; what is neither number nor text, as JSON."""
     return {
         name: value if value is None or isinstance(value, str | int | float) else json.dumps(value)

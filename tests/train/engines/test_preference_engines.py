@@ -11,7 +11,7 @@ from pairs import CHOSEN, REJECTED, pair_pages
 from safetensors.torch import load_file
 from tiny import turn
 
-from foveal.train.reference import REFERENCE, VALUES
+from foveal.train.reference_answers import REFERENCE, VALUES
 
 PAIRS = {
     "objective": "preferences",

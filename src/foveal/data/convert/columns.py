@@ -13,10 +13,10 @@ from foveal.data.convert.chats import (
     number_places,
     refuse_foreign_tags,
 )
-from foveal.data.convert.draft import Draft, LeftOut, Options
-from foveal.data.convert.pictures import Find, pictures_of
-from foveal.data.convert.rows import Hub, open_splits
+from foveal.data.convert.draft import Draft, LeftOutRow, Options
+from foveal.data.convert.images import Find, pictures_of
 from foveal.data.convert.source import Source
+from foveal.data.convert.tables import Hub, open_splits
 from foveal.data.convert.values import UnfitError, present, refuse_meaningful, text_of, texts_of
 from foveal.data.example import Turn
 
@@ -74,7 +74,7 @@ class Reading:
 
 def read_rows(
     source: Source | Hub, config: str | None, options: Options
-) -> Iterator[Draft | LeftOut]:
+) -> Iterator[Draft | LeftOutRow]:
     """Draft each question of each row; a picture is named by its content, so it is stored once.
 
     Args:
@@ -107,7 +107,7 @@ def _nowhere(path: str) -> None:
 
 def drafts_of_row(
     row: Mapping[str, Any], split: str, name: str, reading: Reading, find: Find = _nowhere
-) -> Iterator[Draft | LeftOut]:
+) -> Iterator[Draft | LeftOutRow]:
     """Draft each question of a row, or say why there is none.
 
     Args:
@@ -120,7 +120,7 @@ def drafts_of_row(
     try:
         yield from _drafts(row, split, name, reading, find)
     except UnfitError as error:
-        yield LeftOut(name, str(error))
+        yield LeftOutRow(name, str(error))
 
 
 def _drafts(

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from foveal.data.convert.chats import SYSTEM_KEYS, conversation_of
-from foveal.data.convert.draft import Draft, LeftOut, Options
-from foveal.data.convert.pictures import Find
-from foveal.data.convert.rows import Hub, open_splits
+from foveal.data.convert.draft import Draft, LeftOutRow, Options
+from foveal.data.convert.images import Find
 from foveal.data.convert.source import Source
 from foveal.data.convert.splits import split_of
 from foveal.data.convert.table import READERS
+from foveal.data.convert.tables import Hub, open_splits
 from foveal.data.convert.values import UnfitError, present, refuse_meaningful, text_of
 from foveal.errors import DataError
 
@@ -24,7 +24,7 @@ MESSAGES = ("prompt", "conversations", "messages")
 """Columns of messages up to the one that is asked."""
 
 
-def convert_preferences(source: Source | Hub, options: Options) -> Iterator[Draft | LeftOut]:
+def convert_preferences(source: Source | Hub, options: Options) -> Iterator[Draft | LeftOutRow]:
     """Rows of `chosen` and `rejected`, with a question, or messages, before them or in them."""
     number_of_rows = 0
     for name, row, split in _rows(source):
@@ -33,7 +33,7 @@ def convert_preferences(source: Source | Hub, options: Options) -> Iterator[Draf
         try:
             yield draft_of_pair(row, split, find)
         except UnfitError as error:
-            yield LeftOut(name, str(error))
+            yield LeftOutRow(name, str(error))
     if not number_of_rows:
         raise DataError(f"{_place(source)}: no row in it")
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from foveal.data.convert.columns import Reading, drafts_of_row, read_rows
-from foveal.data.convert.draft import Draft, LeftOut, Options
+from foveal.data.convert.draft import Draft, LeftOutRow, Options
+from foveal.data.convert.json_entry import read_json, read_lines
 from foveal.data.convert.label_studio import is_task, row_of_task
-from foveal.data.convert.reading import read_json, read_lines
-from foveal.data.convert.rows import Hub
 from foveal.data.convert.source import Entry, Source
 from foveal.data.convert.splits import split_of
+from foveal.data.convert.tables import Hub
 from foveal.data.convert.values import UnfitError
 from foveal.errors import DataError
 
@@ -19,7 +19,7 @@ LONGEST_FIELD = 2**28
 """Characters of a CSV's field; a picture in base64 is long."""
 
 
-def convert_table(source: Source | Hub, options: Options) -> Iterable[Draft | LeftOut]:
+def convert_table(source: Source | Hub, options: Options) -> Iterable[Draft | LeftOutRow]:
     """Rows of pictures with questions and answers, or with messages; columns by name."""
     if isinstance(source, Hub) or source.match("*.parquet"):
         return read_rows(source, None, options)
@@ -29,19 +29,19 @@ def convert_table(source: Source | Hub, options: Options) -> Iterable[Draft | Le
     return _drafts(source, files, options)
 
 
-def _drafts(source: Source, files: list[Entry], options: Options) -> Iterator[Draft | LeftOut]:
+def _drafts(source: Source, files: list[Entry], options: Options) -> Iterator[Draft | LeftOutRow]:
     reading = Reading(options.columns, question=options.question, seed=options.seed, closed=False)
     for file in files:
         split = split_of(file.stem, file.folders) or "train"
         for number, row in enumerate(READERS[file.suffix](file), start=1):
             name = f"{file}, row {number}"
             if not isinstance(row, dict):
-                yield LeftOut(name, "not a row of named columns")
+                yield LeftOutRow(name, "not a row of named columns")
                 continue
             try:
                 held = row_of_task(row) if is_task(row) else row
             except UnfitError as error:
-                yield LeftOut(name, str(error))
+                yield LeftOutRow(name, str(error))
                 continue
             yield from drafts_of_row(held, split, name, reading, source.find)
 

@@ -17,7 +17,7 @@ from foveal.models.cached_rows import read
 from foveal.models.family import LoadedModel
 from foveal.models.forward import hand_out, hidden_states
 from foveal.models.generation.prompt import PromptImage, Stretch
-from foveal.models.generation.strands import Batch, Strand, line_up
+from foveal.models.generation.strands import Strand, StrandBatch, line_up
 from foveal.models.generation.tree import NewTokens, Node, Tree, grow
 
 
@@ -124,7 +124,7 @@ def _read_alike(loaded: LoadedModel, parts: Sequence[Growing]) -> Tensor:
     if strands:
         batch = line_up(strands, goes_on=all(part.node.strand for part in parts))
     else:
-        batch = Batch(DynamicCache(config=model.config), [0])
+        batch = StrandBatch(DynamicCache(config=model.config), [0])
     tokens = len(parts[0].stretch.ids)
     mask = batch.mask(tokens)
     shown = _images([image for part in parts for image in part.stretch.images], loaded)

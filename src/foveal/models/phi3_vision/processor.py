@@ -32,7 +32,7 @@ from foveal.models.phi3_vision.image_processor import (
     name_of,
     refuse_others,
 )
-from foveal.models.phi3_vision.reading import CropReader
+from foveal.models.phi3_vision.read_images import CropReader
 
 MOST_REMEMBERED_TEXTS = 20_000
 """Texts that are encoded once: labels, openings, and the questions asked of every picture."""

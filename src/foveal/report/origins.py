@@ -6,7 +6,7 @@ from hashlib import file_digest
 from pathlib import Path
 
 from foveal.config import Recipe, as_typed
-from foveal.report.run_folder import Run, changed_settings, settings_of
+from foveal.report.run_folder import Run, settings_beside_defaults, settings_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Source:
+class DataOrigin:
     """A file of examples that a run used."""
 
     role: str
@@ -32,7 +32,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Setup:
+class Origins:
     """What was run, and on what."""
 
     base: Path | None
@@ -47,24 +47,27 @@ class Setup:
     examples: Mapping[str, str]
     """Role -> in words, fingerprint and counts as they were when the run began."""
 
-    sources: Sequence[Source]
+    sources: Sequence[DataOrigin]
 
 
-def setup_of(run: Run) -> Setup:
+def setup_of(run: Run) -> Origins:
     """Gather what was run."""
     recipe, examples = run.recipe, {role: _in_words(facts) for role, facts in run.data.items()}
     if recipe is None:
-        return Setup(None, [], [], examples, [])
+        return Origins(None, [], [], examples, [])
     values = settings_of(recipe)
     below = recipe.base.otherwise if recipe.base else {}
-    return Setup(
+    return Origins(
         recipe.base.file if recipe.base else None,
         [
             Setting(name, as_typed(values[name]), as_typed(below[name]))
             for name in values
             if name in below
         ],
-        [Setting(name, as_typed(value)) for name, value in changed_settings(recipe).items()],
+        [
+            Setting(name, as_typed(value))
+            for name, value in settings_beside_defaults(recipe).items()
+        ],
         examples,
         _sources(recipe),
     )
@@ -76,15 +79,17 @@ def _in_words(facts: Mapping[str, object]) -> str:
     return ", ".join([*counts, *others])
 
 
-def _sources(recipe: Recipe) -> list[Source]:
+def _sources(recipe: Recipe) -> list[DataOrigin]:
     paths = [("Training", file.path) for file in recipe.data.train_files]
     if recipe.data.validation:
         paths.append(("Validation", recipe.data.validation))
     return [_source(role, path) for role, path in paths]
 
 
-def _source(role: str, path: Path) -> Source:
+def _source(role: str, path: Path) -> DataOrigin:
     if not path.is_file():
-        return Source(role, path, "", 0)
+        return DataOrigin(role, path, "", 0)
     with path.open("rb") as file:
-        return Source(role, path, file_digest(file, "sha256").hexdigest()[:12], path.stat().st_size)
+        return DataOrigin(
+            role, path, file_digest(file, "sha256").hexdigest()[:12], path.stat().st_size
+        )

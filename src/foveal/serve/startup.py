@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 
 from foveal.config import load_recipe
-from foveal.deliver.opening import open_model, read_base_name
+from foveal.deliver.open import open_model, read_base_name
 from foveal.deliver.place import ADAPTER_CONFIG, find_image_budget
 from foveal.machine import pick_device
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Limits as DecodingLimits
 from foveal.models.image_settings import ImageBudget
-from foveal.serve.limits import Limits
+from foveal.serve.limits import ServerLimits
 from foveal.serve.served import Served
 
 FreeMemory = Callable[[torch.device], int]
@@ -48,7 +48,7 @@ def find_before(place: str) -> str | None:
         return None
 
 
-def name_of(place: str) -> str:
+def served_name(place: str) -> str:
     """Name a model for clients: a hub name as it is, a folder by its last part."""
     folder = Path(place)
     return folder.resolve().name if folder.exists() else place
@@ -84,7 +84,7 @@ def open_models(
     Raises:
         ModelError: one cannot be read.
     """
-    name = name or name_of(place)
+    name = name or served_name(place)
     image_budget = find_image_budget(place)
     tuned = open_served(place, name, image_budget)
     before = find_before(place)
@@ -107,7 +107,7 @@ def weight_bytes(loaded: LoadedModel) -> int:
     return sum(weight.nbytes for weight in loaded.model.parameters())
 
 
-def decoding_limits(served: Served, limits: Limits, free_bytes: float) -> DecodingLimits:
+def decoding_limits(served: Served, limits: ServerLimits, free_bytes: float) -> DecodingLimits:
     """Say how much one model may hold, given the memory that is left for it."""
     config = served.loaded.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

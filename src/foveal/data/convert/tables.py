@@ -52,7 +52,7 @@ def open_splits(
             where = f"{source.name}: no such folder, and on the hub"
         else:
             where = str(source.path)
-        raise DataError(f"{where}: {explain(error)}") from error
+        raise DataError(f"{where}: {explain_columns(error)}") from error
     return {
         SPLITS.get(split, split): (_rows(stream), counts.get(split))
         for split, stream in streams.items()
@@ -79,7 +79,7 @@ def stream_rows(name: str, *where: str | None, split: str, **options: Any) -> It
         else:  # a stream cannot be sliced
             stream = datasets.load_dataset(*where, split=split, **options).to_iterable_dataset()
     except Exception as error:  # of the network, the hub, the cache or the file
-        raise DataError(f"{name}: {explain(error)}") from error
+        raise DataError(f"{name}: {explain_columns(error)}") from error
     return _rows(stream)
 
 
@@ -104,7 +104,9 @@ def _rows(stream: Any) -> Iterator[Row]:
         for row in stream.decode(False):
             yield row | {column: _named(row[column], names) for column, names in labels.items()}
     except Exception as error:  # of the network or the file, and long after it was opened
-        raise DataError(f"rows broke off ({explain(error)}); convert again to go on") from error
+        raise DataError(
+            f"rows broke off ({explain_columns(error)}); convert again to go on"
+        ) from error
 
 
 def _named(number: int | None, names: Sequence[str]) -> str | None:
@@ -112,7 +114,7 @@ def _named(number: int | None, names: Sequence[str]) -> str | None:
     return None if number is None or number < 0 else names[number]
 
 
-def explain(error: Exception) -> str:
+def explain_columns(error: Exception) -> str:
     """Say in one line what went wrong."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
@@ -140,7 +142,9 @@ def check_columns(files: Sequence[str]) -> None:
         try:
             names = set(parquet.read_schema(file).names)
         except (OSError, ValueError) as error:
-            raise DataError(f"{file}: no Parquet file ({explain(error)}); replace it") from error
+            raise DataError(
+                f"{file}: no Parquet file ({explain_columns(error)}); replace it"
+            ) from error
         first = names if first is None else first
         if names != first:
             raise DataError(

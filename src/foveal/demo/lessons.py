@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.convert.statements import CHOICES, ask
+from foveal.data.convert.statements import CHOICES, ask_statement
 from foveal.data.example import Example, Turn
 
 COLORS = {"yellow": "Yellow", "blue": "#0099ff", "black": "Black"}
@@ -182,7 +182,7 @@ def examples_of(
         for index in randomness.permutation(taken)[: lesson.statements_per_draw]:
             turn = Turn(
                 images=images,
-                user=ask(statements[index].sentence),
+                user=ask_statement(statements[index].sentence),
                 assistant=CHOICES[0] if truths[index] else CHOICES[1],
                 choices=CHOICES,
             )

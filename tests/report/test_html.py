@@ -9,7 +9,7 @@ from run_folders import evaluate, make_run, measure
 
 from foveal.data.example import Example, Turn, write_examples
 from foveal.evaluate.prediction import Prediction
-from foveal.report.page import chance, cut, duration, metric_title, percent, points
+from foveal.report.html import chance, cut, duration, metric_title, percent, points
 from foveal.report.report import write_report
 
 

@@ -17,7 +17,7 @@ from foveal.data.example import read_examples
 from foveal.errors import ConfigError, DataError
 from foveal.evaluate.metrics import Score
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.published.rows import compare, find_row, reproduce
+from foveal.published.table import compare_with_published, find_row, reproduce_row
 from foveal.published.tasks import prepare
 
 SMALL = (
@@ -65,10 +65,10 @@ def test_a_row_is_converted_checked_trained_and_compared(source, tmp_path):
 
 def test_ours_and_the_published_score_stand_in_one_line():
     recipe = load_recipe(find_row("hateful_memes/full_fp16"))
-    (line,) = compare(recipe, {"accuracy": Score(0.8612, 0.83, 0.8891, 500)})
+    (line,) = compare_with_published(recipe, {"accuracy": Score(0.8612, 0.83, 0.8891, 500)})
     assert line.startswith("accuracy: ours 0.8612 [0.8300, 0.8891] - published 0.8540 (Phi-3.5-")
     unpublished = load_recipe(find_row("ucf101/full"))
-    (line,) = compare(unpublished, {"accuracy": Score(1.0, 1.0, 1.0, 5)})
+    (line,) = compare_with_published(unpublished, {"accuracy": Score(1.0, 1.0, 1.0, 5)})
     assert line.endswith("- none published")
 
 
@@ -87,7 +87,7 @@ def test_a_row_that_is_not_there_names_the_nearest():
 )
 def test_a_wrong_override_is_told_before_data_are_fetched(tmp_path, override, said):
     with pytest.raises(ConfigError, match=said):
-        reproduce("docvqa/full", tmp_path / "none", tmp_path, [override], Console(quiet=True))
+        reproduce_row("docvqa/full", tmp_path / "none", tmp_path, [override], Console(quiet=True))
 
 
 def test_all_of_docvqa_is_learnt_from_and_the_small_set_scored(source, tmp_path):

@@ -9,7 +9,7 @@ from tiny import make_model, make_picture
 from tiny_models import write_tiny as write_family
 
 from foveal.models.family import load
-from foveal.models.generation.finite import NotFiniteError
+from foveal.models.generation.finite_logits import NotFiniteError
 from foveal.models.generation.generator import Generator, Limits, NoAnswer, Request, generate
 from foveal.models.generation.prompt import prompt_image, prompt_of_turns
 from foveal.models.generation.score import score

@@ -8,16 +8,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from foveal.bench import measure
-from foveal.bench.measure import Timed, make_results, run_bench, time_in_turn
+from foveal.bench import timing
 from foveal.bench.side import Case, Side
+from foveal.bench.timing import Timed, make_results, run_bench, time_in_turn
 from foveal.errors import ConfigError
 from foveal.plan import this_machine
 
 
 def run(strategies, as_json, monkeypatch):
     monkeypatch.setattr(this_machine, "MATRIX_SIDE", 64)
-    monkeypatch.setattr(measure, "peak_of", lambda case: 10 if case.way == "recipe" else 4)
+    monkeypatch.setattr(timing, "peak_of", lambda case: 10 if case.way == "recipe" else 4)
     page = io.StringIO()
     results = run_bench("tiny", 1, strategies, 1, as_json, Console(file=page, width=80))
     return results, page.getvalue()
@@ -70,7 +70,7 @@ def test_the_ways_take_turns(monkeypatch):
         def step(self):
             steps.append(self.way)
 
-    monkeypatch.setattr(measure, "Side", Counting)
+    monkeypatch.setattr(timing, "Side", Counting)
     cases = [Case("tiny", "full", 1, way) for way in ("recipe", "shared")]
     timed = time_in_turn(cases, 3)
     assert steps == ["recipe", "shared"] * 3
@@ -96,7 +96,7 @@ def test_only_sharing_saves_useful_work(tmp_path):
 
 
 def test_the_peak_of_a_step_is_taken_in_a_process_of_its_own():
-    peak = measure.peak_of(Case("tiny", "full", 1, "shared"))
+    peak = timing.peak_of(Case("tiny", "full", 1, "shared"))
     assert 10**5 < peak < 10**9
 
 

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from foveal.serve import served
-from foveal.serve.limits import Limits
-from foveal.serve.pictures import PictureFile, measure, read_address
+from foveal.serve.images import PictureFile, measure_images, read_address
+from foveal.serve.limits import ServerLimits
 from foveal.serve.problems import RequestError
 from foveal.serve.served import CutPictures
 
-LIMITS = Limits(picture_bytes=2000, pictures=3, pixels=10_000)
+LIMITS = ServerLimits(picture_bytes=2000, pictures=3, pixels=10_000)
 
 
 def picture(size=(60, 40)):
@@ -65,15 +65,15 @@ def test_a_web_address_is_handed_to_the_fetcher():
 
 def test_sizes_come_from_headers_and_add_up():
     files = [PictureFile("a", picture(size=(100, 50))), PictureFile("b", picture(size=(50, 50)))]
-    assert measure(files, LIMITS) == [(100, 50), (50, 50)]
+    assert measure_images(files, LIMITS) == [(100, 50), (50, 50)]
     with pytest.raises(RequestError, match="b: 50x50 takes the request to 12500 pixels") as caught:
-        measure([*files[:1], *files], LIMITS)
+        measure_images([*files[:1], *files], LIMITS)
     assert caught.value.status == 413
 
 
 def test_too_many_pictures_are_refused():
     with pytest.raises(RequestError, match="4 pictures are more than 3") as caught:
-        measure([PictureFile("a", picture(size=(1, 1)))] * 4, LIMITS)
+        measure_images([PictureFile("a", picture(size=(1, 1)))] * 4, LIMITS)
     assert caught.value.status == 413
 
 
@@ -90,14 +90,14 @@ def png_that_claims(width, height):
 @pytest.mark.parametrize("side", [200, 20_000, 2_000_000])
 def test_a_bomb_is_refused_before_it_is_decoded(side):
     with pytest.raises(RequestError, match="pixels") as caught:
-        measure([PictureFile("bomb", png_that_claims(side, side))], LIMITS)
+        measure_images([PictureFile("bomb", png_that_claims(side, side))], LIMITS)
     assert caught.value.status == 413
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
 def test_what_is_no_picture_is_refused_in_a_sentence(data):
     with pytest.raises(RequestError, match="picture 2: not a picture of a kind we open") as caught:
-        measure([PictureFile("picture 2", data)], LIMITS)
+        measure_images([PictureFile("picture 2", data)], LIMITS)
     assert (caught.value.status, caught.value.code) == (400, "broken_picture")
 
 
@@ -105,7 +105,7 @@ def test_a_picture_cut_short_is_refused_in_a_sentence():
     held = io.BytesIO()
     Image.effect_noise((90, 90), 60).save(held, "PNG")
     short = PictureFile("picture 1", held.getvalue()[:-2000])
-    assert measure([short], LIMITS) == [(90, 90)]
+    assert measure_images([short], LIMITS) == [(90, 90)]
     with pytest.raises(RequestError, match="picture 1: broken picture") as caught:
         short.decode()
     assert caught.value.status == 400

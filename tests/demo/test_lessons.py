@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from foveal.demo.statements import (
+from foveal.demo.lessons import (
     Lesson,
     Scene,
     count,

@@ -13,7 +13,7 @@ from foveal.data.rows import Plan
 from foveal.inspect.bars import draw_steps
 from foveal.inspect.seen import see_example
 from foveal.report.charts import Chart
-from foveal.report.page import write_page
+from foveal.report.html import write_page
 from foveal.report.plots import Line, draw
 
 STEPS = 3

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import torch
 from rich.console import Console
 
-from foveal.bench.page import find_size, make_model
+from foveal.bench.random_page import find_size, make_model
 from foveal.bench.result import Machine, Result, print_results, to_json
 from foveal.bench.side import Case, Side, Way
 from foveal.data.parallel import in_new_process

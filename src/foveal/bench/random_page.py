@@ -16,7 +16,7 @@ from foveal.errors import ConfigError
 from foveal.machine import pick_device
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
-from foveal.models.phi3_vision.reading import CropReader
+from foveal.models.phi3_vision.read_images import CropReader
 from foveal.models.shared_rows import choose_attention
 
 NUM_CROPS = 16
@@ -206,7 +206,7 @@ class LetterProcessor(CropReader):
         return list(assistant.encode("ascii"))
 
 
-def make_page(size: BenchSize, questions: int, folder: Path, seed: int = 0) -> Dataset:
+def make_random_page(size: BenchSize, questions: int, folder: Path, seed: int = 0) -> Dataset:
     """Write a page of random pixels and ask questions of random letters about it.
 
     Args:

@@ -53,7 +53,7 @@ def published_scores(recipe: Recipe) -> dict[str, float]:
     return {name: x for name, x in (recipe.published or {}).items() if isinstance(x, float)}
 
 
-def reproduce(
+def reproduce_row(
     name: str, source: Path | None, out: Path, overrides: Sequence[str], console: Console
 ) -> list[str]:
     """Convert, check, evaluate, train, evaluate; returns the lines that compare the scores.
@@ -85,11 +85,13 @@ def reproduce(
     outcome = TrainingRun(recipe, console).go()
     if outcome.stopped:
         return [f"stopped at step {outcome.stopped.step}; the same command goes on from there"]
-    lines = compare(recipe, outcome.after or {}, overrides)
+    lines = compare_with_published(recipe, outcome.after or {}, overrides)
     return [f"report: {outcome.report}", *lines] if rank == 0 else []
 
 
-def compare(recipe: Recipe, ours: Scores, overrides: Sequence[str] = ()) -> list[str]:
+def compare_with_published(
+    recipe: Recipe, ours: Scores, overrides: Sequence[str] = ()
+) -> list[str]:
     """Set our scores beside the published ones."""
     source = (recipe.published or {}).get("source", "")
     changed = f", with {' '.join(overrides)}" if overrides else ""

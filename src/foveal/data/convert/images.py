@@ -1,4 +1,4 @@
-"""What a row names as its pictures (bytes, paths, addresses, what wraps them) -> `Picture`s."""
+"""What a row names as its pictures (bytes, paths, addresses, what wraps them) -> `DraftImage`s."""
 
 import base64
 import re
@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import unquote
 
-from foveal.data.convert.draft import Picture
+from foveal.data.convert.draft import DraftImage
 from foveal.data.convert.source import Entry
 from foveal.data.convert.values import UnfitError, present
 
@@ -24,7 +24,7 @@ _UPLOADED = re.compile(r"/data/(?:upload/\d+/[0-9a-f]{8}-(.+)|local-files/\?d=(.
 """Address that Label Studio gives a picture -> its name before, or its path below the folder."""
 
 
-def pictures_of(value: Any, split: str, find: Find) -> list[Picture]:
+def pictures_of(value: Any, split: str, find: Find) -> list[DraftImage]:
     """Read one picture or a list of them.
 
     Args:
@@ -41,7 +41,7 @@ def pictures_of(value: Any, split: str, find: Find) -> list[Picture]:
     return [picture_of(one, split, find) for one in (value if isinstance(value, list) else [value])]
 
 
-def picture_of(value: Any, split: str, find: Find) -> Picture:
+def picture_of(value: Any, split: str, find: Find) -> DraftImage:
     """Read one picture.
 
     Raises:
@@ -51,7 +51,7 @@ def picture_of(value: Any, split: str, find: Find) -> Picture:
         value = next((value[key] for key in WRAPPERS if key in value), None)
         return picture_of(value, split, find)
     if isinstance(value, bytes):
-        return Picture(value, target_of(split, value))
+        return DraftImage(value, target_of(split, value))
     if not isinstance(value, str):
         raise UnfitError("a picture that is neither bytes nor a path")
     if value.startswith("data:"):
@@ -59,13 +59,13 @@ def picture_of(value: Any, split: str, find: Find) -> Picture:
         if content is None:
             raise UnfitError("a picture in broken base64")
         kind = re.match(r"data:image/(\w+)", value)
-        return Picture(content, target_of(split, content, kind[1] if kind else "img"))
+        return DraftImage(content, target_of(split, content, kind[1] if kind else "img"))
     if re.match(r"(https?|s3|gs)://", value):
         raise UnfitError("a picture on the web; fetch it and name its file")
     if len(value) > _LONGEST_PATH:
         if not (content := _decoded(value)):
             raise UnfitError("a picture that is neither bytes nor a path")
-        return Picture(content, target_of(split, content))
+        return DraftImage(content, target_of(split, content))
     found = find(value.removeprefix("file://"))
     if found is None and (uploaded := _UPLOADED.match(value)):
         found = find(unquote(uploaded[1] or uploaded[2]))
@@ -73,7 +73,7 @@ def picture_of(value: Any, split: str, find: Find) -> Picture:
         raise UnfitError("no picture of that name")
     # Folders are kept: LLaVA's mixture has files of one name in several.
     name = f"{split}/{found.name}" if isinstance(found, Entry) else target_of(split, found)
-    return Picture(found, name)
+    return DraftImage(found, name)
 
 
 def _decoded(text: str) -> bytes | None:

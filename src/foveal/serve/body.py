@@ -9,8 +9,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from foveal.serve.limits import Limits
-from foveal.serve.pictures import PictureFile, checked
+from foveal.serve.images import PictureFile, checked
+from foveal.serve.limits import ServerLimits
 from foveal.serve.problems import RequestError
 
 DISCARDED = 4
@@ -30,7 +30,7 @@ class Body:
     uploads: tuple[PictureFile, ...] = ()
 
 
-async def read_body(request: Request, limits: Limits) -> Body:
+async def read_body(request: Request, limits: ServerLimits) -> Body:
     """Read a request as JSON, or as a form of one JSON field and pictures.
 
     Raises:
@@ -53,7 +53,7 @@ async def read_body(request: Request, limits: Limits) -> Body:
         ) from None
 
 
-async def discard(request: Request, limits: Limits) -> None:
+async def discard(request: Request, limits: ServerLimits) -> None:
     """Read a refused body away: a client that still sends would not hear the answer."""
     left = DISCARDED * limits.body_bytes
     if _stated_length(request) > left:
@@ -73,7 +73,7 @@ def _stated_length(request: Request) -> int:
     return int(stated) if stated.isdecimal() else 0
 
 
-async def _pieces(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
+async def _pieces(request: Request, limits: ServerLimits) -> AsyncGenerator[bytes, None]:
     """Pass a body on as it comes, counted."""
     too_large = RequestError(
         413, f"the body has more than {limits.body_bytes} bytes; send less", "body_too_large"
@@ -92,7 +92,7 @@ async def _pieces(request: Request, limits: Limits) -> AsyncGenerator[bytes, Non
         raise too_large
 
 
-async def _read_form(request: Request, limits: Limits) -> Body:
+async def _read_form(request: Request, limits: ServerLimits) -> Body:
     pieces = _pieces(request, limits)
     parser = MultiPartParser(
         request.headers,

@@ -1,4 +1,4 @@
-"""metrics.jsonl on disk -> Measures: what a run wrote down at each step."""
+"""metrics.jsonl on disk -> Curves: what a run wrote down at each step."""
 
 import json
 import math
@@ -15,7 +15,7 @@ Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Measures:
+class Curves:
     """What a run wrote down at each step, in order, each step once."""
 
     steps: Numbers  # (steps,)
@@ -39,7 +39,7 @@ class Measures:
         return float(known.max()) if known.size else None
 
 
-def read_measures(path: Path) -> Measures | None:
+def read_measures(path: Path) -> Curves | None:
     """Read metrics.jsonl; none where there is no file or no line. The later line of a step counts.
 
     Raises:
@@ -56,7 +56,7 @@ def read_measures(path: Path) -> Measures | None:
         return None
     steps = sorted(found)
     names = {name for line in lines for name in line} - {"step"}
-    return Measures(
+    return Curves(
         steps=np.array(steps, float),
         columns={name: _column([found[step] for step in steps], name) for name in names},
         seconds=float(np.nansum(_column(lines, "seconds"))),

@@ -11,7 +11,7 @@ from PIL.Image import Image
 
 from foveal.data.media import TooManyPixelsError, decode_image, measure_image
 from foveal.errors import DataError
-from foveal.serve.limits import Limits
+from foveal.serve.limits import ServerLimits
 from foveal.serve.problems import RequestError
 
 Fetch = Callable[[str], bytes]
@@ -44,7 +44,7 @@ class PictureFile:
             raise _problem_of(error) from error
 
 
-def read_address(url: str, name: str, limits: Limits, fetch: Fetch | None) -> PictureFile:
+def read_address(url: str, name: str, limits: ServerLimits, fetch: Fetch | None) -> PictureFile:
     """Read a picture from where a request says it is.
 
     Args:
@@ -73,7 +73,7 @@ def read_address(url: str, name: str, limits: Limits, fetch: Fetch | None) -> Pi
     )
 
 
-def decode_data_uri(rest: str, name: str, limits: Limits) -> bytes:
+def decode_data_uri(rest: str, name: str, limits: ServerLimits) -> bytes:
     """Decode what stands behind `data:`.
 
     Raises:
@@ -92,7 +92,7 @@ def decode_data_uri(rest: str, name: str, limits: Limits) -> bytes:
         raise RequestError(400, f"{name}: its base64 is broken ({error})", "bad_url") from error
 
 
-def checked(picture: PictureFile, limits: Limits) -> PictureFile:
+def checked(picture: PictureFile, limits: ServerLimits) -> PictureFile:
     """Refuse a file that is too large.
 
     Raises:
@@ -103,13 +103,13 @@ def checked(picture: PictureFile, limits: Limits) -> PictureFile:
     return picture
 
 
-def _too_many_bytes(name: str, limits: Limits) -> RequestError:
+def _too_many_bytes(name: str, limits: ServerLimits) -> RequestError:
     return RequestError(
         413, f"{name}: more than {limits.picture_bytes} bytes; make it smaller", "picture_too_large"
     )
 
 
-def measure(pictures: Sequence[PictureFile], limits: Limits) -> list[tuple[int, int]]:
+def measure_images(pictures: Sequence[PictureFile], limits: ServerLimits) -> list[tuple[int, int]]:
     """Read (width, height) of pictures from their headers, before any is decoded.
 
     Raises:

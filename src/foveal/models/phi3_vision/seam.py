@@ -14,8 +14,8 @@ from foveal.models.family import Family
 from foveal.models.image_settings import ImageBudget
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.processor import Phi3VisionProcessor
+from foveal.models.phi3_vision.strict import SHARED_EMBEDDING
 from foveal.models.phi3_vision.vision import UNUSED_LAYERS
-from foveal.models.phi3_vision.weights import SHARED_EMBEDDING
 from foveal.models.shared_rows import choose_attention
 
 TOWER = "model.vision_embed_tokens.img_processor.vision_model."
