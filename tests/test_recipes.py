@@ -15,7 +15,7 @@ from foveal.config import Recipe, load_recipe, save_recipe, setting_names
 from foveal.config.explain import explain_settings
 from foveal.errors import ConfigError
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.published.table import RECIPES, list_rows, list_starts, published_scores, row_name
+from foveal.published.reproduce import RECIPES, list_rows, list_starts, published_scores, row_name
 from foveal.run import TrainingRun
 from foveal.train.checkpoint import resume_key
 

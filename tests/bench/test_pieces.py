@@ -12,7 +12,7 @@ from rich.console import Console
 
 from foveal.bench import pieces
 from foveal.bench.pieces import make_sizes, plan_all, run_pieces
-from foveal.bench.recipe_way import recipe_pixels
+from foveal.bench.recipe_step import recipe_pixels
 from foveal.data.sizes import prompt_families
 from foveal.models.phi3_vision.image import CLIP_MEAN, CLIP_STD, cut_crops, global_view, normalize
 

@@ -18,9 +18,9 @@ from foveal.models.family import load
 from foveal.models.generation.generator import Generator
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.serve.conversation import read_conversation
-from foveal.serve.images import read_address
 from foveal.serve.limits import ServerLimits
 from foveal.serve.messages import ChatRequest
+from foveal.serve.sent_images import read_address
 from foveal.serve.served import Served
 
 SYSTEM = "Be brief."

@@ -16,10 +16,10 @@ from foveal.data.token_counts import ShownSize, count_tokens
 from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.serve.conversation import Conversation, Said
-from foveal.serve.images import PictureFile
 from foveal.serve.limits import ServerLimits
 from foveal.serve.messages import ChatRequest
 from foveal.serve.problems import RequestError
+from foveal.serve.sent_images import PictureFile
 from foveal.serve.served import Served
 
 

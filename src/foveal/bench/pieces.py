@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from foveal.bench.random_page import NUM_CROPS, SIZES
-from foveal.bench.recipe_way import recipe_pixels
+from foveal.bench.recipe_step import recipe_pixels
 from foveal.data.column_files import Ragged
 from foveal.data.parallel import in_new_process
 from foveal.data.rows import Plan

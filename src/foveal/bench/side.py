@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from foveal.bench.random_page import LetterProcessor, find_size, make_model, make_random_page
-from foveal.bench.recipe_way import RecipeInputs, RecipeWay, recipe_inputs
+from foveal.bench.recipe_step import RecipeInputs, RecipeWay, recipe_inputs
 from foveal.config import LoraSettings, TrainSettings
 from foveal.data.batch import Batch, build_batch
 from foveal.data.rows import Plan

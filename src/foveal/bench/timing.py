@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from foveal.bench.random_page import find_size, make_model
-from foveal.bench.result import Machine, Result, print_results, to_json
+from foveal.bench.result import Machine, Result, print_results, results_to_json
 from foveal.bench.side import Case, Side, Way
 from foveal.data.parallel import in_new_process
 from foveal.errors import ConfigError
@@ -71,7 +71,7 @@ def run_bench(
     machine = Machine(machine_name(), torch.get_num_threads(), max(speeds))
     results = make_results(measured, machine.matrix_speed)
     if as_json:
-        console.out(to_json(size, machine, shape, results), highlight=False)
+        console.out(results_to_json(size, machine, shape, results), highlight=False)
     else:
         print_results(console, size, machine, shape, results)
     return results

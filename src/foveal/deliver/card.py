@@ -12,7 +12,7 @@ from foveal.config import Recipe, Settings, as_typed
 from foveal.deliver.export_source import RunSource
 from foveal.deliver.proof import Proof
 from foveal.deliver.weight_only import WeightOnly
-from foveal.evaluate.metrics import Score
+from foveal.evaluate.intervals import Score
 from foveal.machine import Precision
 from foveal.models.box_frames import describe_frame
 from foveal.models.family import read_model_type

@@ -16,7 +16,7 @@ from foveal.deliver.open import put_adapter
 from foveal.deliver.proof import Proof, ScoreCheck
 from foveal.deliver.reference import load_tuned, merge_with_peft, round_weights
 from foveal.deliver.weight_only import WeightOnly
-from foveal.evaluate.metrics import Score
+from foveal.evaluate.intervals import Score
 from foveal.evaluate.prediction import Scores
 from foveal.machine import DTYPES, Precision, pick_device
 from foveal.models.family import LoadedModel, load

@@ -13,7 +13,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from foveal.data.example import Example
 from foveal.errors import DataError
-from foveal.evaluate.metrics import DRAWS, Score, find_metrics, macro_auroc, plain, score
+from foveal.evaluate.closed_answers import macro_auroc
+from foveal.evaluate.intervals import DRAWS, Score, score
+from foveal.evaluate.metrics import find_metrics, plain
 from foveal.storage import write_json, written_whole
 
 PREFERRED = "preferred"

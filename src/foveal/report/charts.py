@@ -6,7 +6,9 @@ from itertools import cycle
 
 import numpy as np
 
-from foveal.evaluate.metrics import METRICS, Score, calibration, calibration_error
+from foveal.evaluate.closed_answers import calibration, calibration_error
+from foveal.evaluate.intervals import Score
+from foveal.evaluate.metrics import METRICS
 from foveal.evaluate.prediction import Prediction
 from foveal.report.curves import Curves, Numbers
 from foveal.report.html import metric_title

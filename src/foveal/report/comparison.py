@@ -7,7 +7,7 @@ from pathlib import Path
 
 from foveal.config import as_typed
 from foveal.errors import RunError
-from foveal.evaluate.metrics import Difference, Score
+from foveal.evaluate.intervals import Difference, Score
 from foveal.report.charts import COMPARED, Chart, loss_comparison, progress_comparison
 from foveal.report.cost import cost
 from foveal.report.html import write_page

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from foveal.evaluate.metrics import Difference, Score, difference, score
+from foveal.evaluate.intervals import Difference, Score, difference, score
 from foveal.evaluate.prediction import Prediction
 from foveal.report.run_folder import Evaluation
 

@@ -9,15 +9,9 @@ from foveal.config import Columns
 from foveal.data.convert.unpack import unpacked
 from foveal.data.example import Example, ImageFolder, read_examples
 from foveal.errors import UserError
-from foveal.evaluate.metrics import (
-    Confusion,
-    Difference,
-    Score,
-    auroc_difference,
-    confusion,
-    difference,
-    plain,
-)
+from foveal.evaluate.closed_answers import Confusion, auroc_difference, confusion
+from foveal.evaluate.intervals import Difference, Score, difference
+from foveal.evaluate.metrics import plain
 from foveal.evaluate.prediction import Prediction, common_labels, right_label
 from foveal.report.charts import Chart, calibration_charts, progress_charts, training_charts
 from foveal.report.cost import cost

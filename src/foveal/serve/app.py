@@ -30,11 +30,11 @@ from foveal.serve.fetch import fetch
 from foveal.serve.gate import Gate
 from foveal.serve.guard import Guard
 from foveal.serve.headers import SafeHeaders, read_page
-from foveal.serve.images import read_address
 from foveal.serve.limits import ServerLimits
 from foveal.serve.messages import ChatRequest, parse_request
 from foveal.serve.problems import RequestError
 from foveal.serve.scheduler import Job, Scheduler
+from foveal.serve.sent_images import read_address
 from foveal.serve.served import Served
 from foveal.serve.telemetry import Telemetry
 

@@ -9,9 +9,9 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from foveal.serve.images import PictureFile, checked
 from foveal.serve.limits import ServerLimits
 from foveal.serve.problems import RequestError
+from foveal.serve.sent_images import PictureFile, checked
 
 DISCARDED = 4
 """Times the limit of a body that is read and thrown away, so that a client hears why."""

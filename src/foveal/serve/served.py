@@ -13,10 +13,10 @@ from foveal.models.generation.generator import Request, check_fits
 from foveal.models.generation.prompt import Pixels, Prompt, PromptImage, prompt_of_turns
 from foveal.models.generation.sampling import Sampling
 from foveal.serve.conversation import Conversation
-from foveal.serve.images import PictureFile, measure_images
 from foveal.serve.limits import ServerLimits
 from foveal.serve.messages import ChatRequest
 from foveal.serve.problems import RequestError
+from foveal.serve.sent_images import PictureFile, measure_images
 
 REMEMBERED_PICTURES = 32
 """Latest pictures that stay cut, for the next question about them; 6 MB each at most."""

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from foveal.serve import served
-from foveal.serve.images import PictureFile, measure_images, read_address
 from foveal.serve.limits import ServerLimits
 from foveal.serve.problems import RequestError
+from foveal.serve.sent_images import PictureFile, measure_images, read_address
 from foveal.serve.served import CutPictures
 
 LIMITS = ServerLimits(picture_bytes=2000, pictures=3, pixels=10_000)

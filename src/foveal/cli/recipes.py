@@ -21,7 +21,13 @@ def recipes(
         typer.echo(explain_settings(), nl=False)
         return
     from foveal.config import load_recipe
-    from foveal.published.table import RECIPES, list_rows, list_starts, published_scores, row_name
+    from foveal.published.reproduce import (
+        RECIPES,
+        list_rows,
+        list_starts,
+        published_scores,
+        row_name,
+    )
 
     for path in list_rows():
         recipe = load_recipe(path)
@@ -51,7 +57,7 @@ def reproduce(
     """Run a published row again: convert, check, evaluate, train, evaluate, compare."""
     from rich.console import Console
 
-    from foveal.published.table import reproduce_row
+    from foveal.published.reproduce import reproduce_row
 
     place = out or Path("runs") / name
     for line in reproduce_row(name, source, place, tuple(overrides or ()), Console(stderr=True)):

@@ -15,9 +15,9 @@ from foveal.cli import app
 from foveal.config import load_recipe
 from foveal.data.example import read_examples
 from foveal.errors import ConfigError, DataError
-from foveal.evaluate.metrics import Score
+from foveal.evaluate.intervals import Score
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.published.table import compare_with_published, find_row, reproduce_row
+from foveal.published.reproduce import compare_with_published, find_row, reproduce_row
 from foveal.published.tasks import prepare
 
 SMALL = (
