@@ -30,10 +30,10 @@ from torch import Tensor
 
 from foveal.adapt.quantize import skeleton
 from foveal.adapt.strategy import assign, rules_of
-from foveal.assemble import quiet_libraries
 from foveal.config import DataSettings, EvaluateSettings, LoraSettings, Recipe, Rule, save_recipe
 from foveal.data.example import Example, Turn, write_examples
 from foveal.deliver.export import Exported, export_run
+from foveal.inputs import quiet_libraries
 from foveal.models.family import find_family
 from foveal.plan.resident import reset_most_resident, resident_bytes
 from foveal.train.checkpoint import STATE, WEIGHTS, Progress

@@ -19,9 +19,9 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image
 
-from foveal.assemble import load_in_passing
 from foveal.config import DataSettings, Recipe, TrainSettings
 from foveal.data.example import Example, Turn, write_examples
+from foveal.inputs import load_in_passing
 from foveal.models.phi3_vision.tiny import TinySizes, write_tiny
 from foveal.plan.compare import Machines, decide
 from foveal.plan.estimate import estimate_rows

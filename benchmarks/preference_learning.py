@@ -18,12 +18,12 @@ import numpy as np
 from draw_pages import FEATURES, draw_pages
 from rich.console import Console
 
-from foveal.assemble import TINY
 from foveal.bench.versions import versions
 from foveal.config import Recipe
 from foveal.data.example import Example, read_examples, write_examples
 from foveal.evaluate.intervals import difference
 from foveal.evaluate.prediction import PREFERRED, read_predictions, read_scores
+from foveal.inputs import TINY
 from foveal.plan.this_machine import machine_name
 from foveal.run import TrainingRun
 

@@ -34,7 +34,6 @@ from torch import Tensor
 from ways import STRATEGIES
 
 from foveal.adapt.adapters import adapted_layers
-from foveal.assemble import quiet_libraries
 from foveal.bench.random_page import find_size
 from foveal.bench.versions import versions
 from foveal.config import LoraSettings, PreferenceSettings, TrainSettings
@@ -44,6 +43,7 @@ from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.media import open_image
 from foveal.data.parallel import in_new_process
 from foveal.data.rows import Plan
+from foveal.inputs import quiet_libraries
 from foveal.models.family import LoadedModel
 from foveal.plan.this_machine import machine_name
 from foveal.train.engines.one_process import Engine

@@ -25,13 +25,13 @@ import foveal
 from foveal.adapt.files import save_adapter
 from foveal.adapt.quantize import plan_quantization, skeleton
 from foveal.adapt.strategy import rules_of, strategy_table
-from foveal.assemble import quiet_libraries
 from foveal.config import LoraSettings, QuantizationSettings, TrainSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import Dataset, build_dataset
 from foveal.data.encode import TurnProcessor, encode
 from foveal.data.example import Example, ImageFolder, Turn
 from foveal.data.rows import Group, Row
+from foveal.inputs import quiet_libraries
 from foveal.models.family import load
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.processor import Phi3VisionImageProcessor, Phi3VisionProcessor

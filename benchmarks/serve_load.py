@@ -28,7 +28,7 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
-from foveal.assemble import quiet_libraries
+from foveal.inputs import quiet_libraries
 from foveal.machine import free_memory
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.serve.app import ServerSettings

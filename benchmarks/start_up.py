@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 
 from draw_pages import draw_pages
 
-from foveal.assemble import make_tiny
 from foveal.config import DataSettings, Recipe
+from foveal.inputs import make_tiny
 from foveal.plan.this_machine import machine_name
 
 

@@ -30,7 +30,6 @@ from draw_pages import draw_pages
 from rich.console import Console
 from ways import WAYS, Work, train
 
-from foveal.assemble import make_tiny
 from foveal.bench.versions import versions
 from foveal.config import EvaluateSettings, Recipe, TrainSettings
 from foveal.data.convert import convert
@@ -45,6 +44,7 @@ from foveal.demo.lessons import (
 )
 from foveal.demo.walk import DATA, LESSONS, read_scenes
 from foveal.evaluate.evaluation import evaluate_into
+from foveal.inputs import make_tiny
 from foveal.models.family import load
 from foveal.plan.this_machine import machine_name
 from foveal.run import TrainingRun

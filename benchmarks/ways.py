@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from foveal.assemble import quiet_libraries
 from foveal.bench.recipe_step import RecipeWay, recipe_inputs
 from foveal.bench.side import recipe_step
 from foveal.config import LoraSettings, Rule, TrainSettings
@@ -25,6 +24,7 @@ from foveal.data.example import Example
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.media import open_image
 from foveal.data.rows import Plan
+from foveal.inputs import quiet_libraries
 from foveal.machine import pick_device
 from foveal.models.family import LoadedModel
 from foveal.train.engines.one_process import Engine

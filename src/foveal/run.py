@@ -1,6 +1,6 @@
 """From a recipe: build the pieces, evaluate, train, evaluate again, report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,32 +9,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from safetensors import SafetensorError
 
-from foveal.adapt.files import save_adapter
-from foveal.adapt.strategy import Assignment, rules_of, strategy_table
-from foveal.assemble import (
-    check_attention,
-    check_metrics,
-    load_for_run,
-    quiet_libraries,
-)
+from foveal.adapt.strategy import strategy_table
 from foveal.config import Recipe, save_recipe
-from foveal.data.convert.unpack import unpacked
-from foveal.data.dataset import Dataset, read_dataset
-from foveal.data.lines import Examples
 from foveal.data.loader import RowBatches, StepLoader
-from foveal.data.overlap import describe_overlap
-from foveal.data.remarks import check_lengths
 from foveal.data.rows import Plan, Row
-from foveal.deliver.export import why_no_final, write_final
+from foveal.deliver.final import save_final
 from foveal.errors import ConfigError, RunError, UserError
 from foveal.evaluate.evaluation import evaluate_into
 from foveal.evaluate.kept import describe_question, set_aside_others
 from foveal.evaluate.prediction import Scores
+from foveal.inputs import check_attention, check_metrics, open_inputs, quiet_libraries
+from foveal.introduction import introduction, write_machine
 from foveal.libraries import LIBRARIES_LOG, REMARKS
-from foveal.machine import describe_machine, free_memory, read_machine
-from foveal.models.family import LoadedModel, most_tokens
+from foveal.machine import free_memory
 from foveal.models.fingerprint import fingerprint_model, learns
 from foveal.models.shared_rows import attention_of
 from foveal.plan.epoch import make_plan
@@ -47,7 +35,6 @@ from foveal.train.audit import (
     GradientAudit,
     audit_pictures,
     audit_sharing,
-    audit_targets,
     sum_weights,
 )
 from foveal.train.best import best_checkpoint, explain_stall
@@ -66,7 +53,7 @@ from foveal.train.learner import Learner, make_learner
 from foveal.train.log import RunLog
 from foveal.train.loop import EndedEarly, LoopHooks, Stopped, train
 from foveal.train.not_finite import explain_step
-from foveal.train.optim import count_steps, warmup_steps
+from foveal.train.optim import count_steps
 from foveal.train.preference import objective_of
 from foveal.train.recompute import Recompute
 from foveal.train.reference_answers import ReferenceKey, compare_with_reference, find_reference
@@ -117,10 +104,9 @@ class TrainingRun:
         self.recipe = recipe
         self.engine = make_engine(recipe.engine, recipe.precision, recipe.sharding)
         self.console = console if self.engine.is_main else Console(quiet=True)
-        self._anyones_console = console  # of the process that encodes for all others
         self.trackers: Trackers | None = None
         self._ended: Ending = "failed"
-        self.run, self._fresh = recipe.run, fresh
+        self.run = recipe.run
         self._scored = scored
         if fresh and self.engine.is_main:
             set_aside(self.run)
@@ -129,76 +115,14 @@ class TrainingRun:
         if self.engine.is_main:
             REMARKS.keep_in(self.run / LIBRARIES_LOG)
         torch.manual_seed(recipe.train.seed)
-        data, weights = recipe.data, [file.weight for file in recipe.data.train_files]
-        files = [self._unpack(file.path) for file in data.train_files]
-        validation = [self._unpack(data.validation)] if data.validation else []
-        self.loaded = load_for_run(recipe, self.run, self.engine, files, self._tell)
-        self.model_fingerprint = fingerprint_model(self.loaded.model)
+        self.inputs = open_inputs(recipe, self.engine, self._tell, console, fresh)
+        self.loaded, self.dataset = self.inputs.loaded, self.inputs.dataset
+        self.validation = self.inputs.validation
         self.objective = objective_of(recipe)
         self.reference: NDArray[np.float32] | None = None
-        _, self.dataset = self._read(files, weights, self.recipe.learns_pairs)
-        self.validation = self._read(validation) if validation else None
-        self._check()
 
     def _tell(self, line: str) -> None:
         self.console.print(line, style="yellow", highlight=False, markup=False)
-
-    def _unpack(self, path: Path) -> Path:
-        """Find the JSONL file of what the recipe names; the main process unpacks, others wait."""
-        if self.engine.is_main:
-            unpacked(path, self.run / ".cache", self.recipe.data.columns)
-        self.engine.wait()
-        return unpacked(path, self.run / ".cache", self.recipe.data.columns)
-
-    def _check(self) -> None:
-        """Say what was noticed while reading, before anything is paid for.
-
-        Raises:
-            ConfigError: what would be learnt could not be written.
-        """
-        self._no_final = why_no_final(self.recipe, self.loaded.family)
-        if self._no_final and not any(one.adapter for one in rules_of(self.recipe.strategy)):
-            raise ConfigError(f"{self._no_final}; learn adapters, strategy=lora")
-        if self._no_final:
-            self._tell(f"{self._no_final}: the run ends with its adapter, not with a whole model")
-        audit_targets(self.dataset)
-        alone = self.loaded.family.route == "plain"
-        if self.recipe.learns_pairs and self.engine.gathers_blocks and alone:
-            # A row is as many passes as it has answers, and each process has rows of its own.
-            raise ConfigError(
-                "engine=fsdp2 cannot learn preferences with a model that reads each answer by "
-                "itself; use engine=ddp or engine=zero2"
-            )
-        overlap = ""
-        if self.validation:
-            overlap = describe_overlap(self.dataset, self.validation[1])
-        long = check_lengths(
-            self.dataset.sizes.tokens,
-            self.dataset.examples,
-            most_tokens(self.loaded.model.config),
-            self.recipe.train.tokens_per_pass,
-            self.loaded.family.image_setting,
-        )
-        notes = filter(None, [self.loaded.note, long, overlap])
-        remarks = [*self.dataset.remarks.lines(), *notes]
-        for line in [*remarks, *(self.validation[1].remarks.lines() if self.validation else ())]:
-            self._tell(line)
-
-    def _read(
-        self, files: list[Path], weights: Sequence[float] = (), pairs: bool = False
-    ) -> tuple[Examples, Dataset]:
-        data = self.recipe.data
-        return read_dataset(
-            files,
-            self.loaded.processor,
-            data.images,
-            data.cache or self.run / ".cache",
-            data.workers,
-            weights,
-            self._anyones_console,
-            self._fresh,
-            pairs,
-        )
 
     def go(self) -> Outcome:
         """Train to the end, or to a request to stop.
@@ -247,12 +171,19 @@ class TrainingRun:
         if engine.is_main:
             drop_parts(self.run)
             save_recipe(recipe, self.run / "recipe.yaml")
-            self._describe_machine()
-            write_json(self.run / "data.json", self._describe_data())
+            backend = loaded.processor.image_backend
+            for line in write_machine(self.run / "machine.json", backend):
+                self._tell(line)
+            write_json(self.run / "data.json", self.inputs.describe())
             self._set_aside_others()
             self.trackers = self._open_trackers(plan, (first_step, total_steps))
         engine.wait()
-        self._introduce(assignments, plan, total_steps, stored)
+        if first_step < total_steps:
+            self.console.print(strategy_table(assignments))
+        for line in introduction(
+            recipe, engine, self.dataset, plan, (first_step, total_steps), stored
+        ):
+            self._say(line)
         unlearnt = sum_weights(engine, loaded.model)
         # Before the checkpoint is read: where the answers no longer stand, they are made again.
         before = self.evaluate("before", 0, request)
@@ -344,7 +275,9 @@ class TrainingRun:
             return True
         self.reference = find_reference(
             self.run,
-            ReferenceKey(self.model_fingerprint, self.dataset.fingerprint, self.recipe.precision),
+            ReferenceKey(
+                self.inputs.model_fingerprint, self.dataset.fingerprint, self.recipe.precision
+            ),
             self.engine,
             self.loaded.model,
             self.engine.module,
@@ -362,31 +295,6 @@ class TrainingRun:
         if said:
             self._tell(said)
         return True
-
-    def _describe_machine(self) -> None:
-        """Write down what the run goes on with; say so where images are now read otherwise."""
-        file, backend = self.run / "machine.json", self.loaded.processor.image_backend
-        before = read_machine(file).get("image_backend", backend)
-        if before != backend:
-            self._tell(
-                f"The run began with images read by {before}, now it is {backend}, whose pixels "
-                "differ a little; install or remove torchvision to go on as it began"
-            )
-        write_json(file, describe_machine() | {"image_backend": backend})
-
-    def _describe_data(self) -> dict[str, dict[str, str | int]]:
-        """Say what the examples were when the run began, for who reads of it later."""
-        sets = {"training": self.dataset}
-        if self.validation:
-            sets["validation"] = self.validation[1]
-        return {
-            role: {
-                "fingerprint": one.fingerprint,
-                "examples": one.sizes.num_sets,
-                "pictures": len(one.images),
-            }
-            for role, one in sets.items()
-        }
 
     def _open_trackers(self, plan: Plan, steps: tuple[int, int]) -> Trackers:
         """Tell the trackers what is run, and on what."""
@@ -440,7 +348,7 @@ class TrainingRun:
             resume_key(self.recipe),
             self.dataset.fingerprint,
             self.engine.world_size,
-            self.model_fingerprint,
+            self.inputs.model_fingerprint,
             self.engine.loss_scale,
         )
 
@@ -476,37 +384,6 @@ class TrainingRun:
         if said:
             self.console.print(said, style="yellow", highlight=False, markup=False)
 
-    def _introduce(
-        self,
-        assignments: Sequence[Assignment],
-        plan: Plan,
-        total_steps: int,
-        stored: Progress | None,
-    ) -> None:
-        first_step = stored.step if stored else 0
-        if first_step == total_steps:
-            self._say(f"Finished: all {total_steps:,} steps of {self.run} are taken")
-            return
-        if stored:
-            self._say(f"Going on from {self.run / 'checkpoints'}, step {first_step}")
-        if stored and stored.world_size != self.engine.world_size:
-            self._say(
-                f"It ran on {stored.world_size} processes, now on {self.engine.world_size}: each "
-                "step still has the same examples, but its sums are rounded in another order"
-            )
-        self.console.print(strategy_table(assignments))
-        self._say(
-            f"{self.dataset.sizes.num_sets:,} examples, {len(self.dataset.images):,} pictures; "
-            f"steps {first_step} to {total_steps}, {plan.steps_per_epoch:,} a pass; "
-            f"{self.engine.device}, {self.recipe.precision}"
-        )
-        asked, given = self.recipe.train.warmup_steps, warmup_steps(total_steps, self.recipe.train)
-        if given < asked:
-            self._say(
-                f"train.warmup_steps={asked} is more than half of the run: the rate climbs in the "
-                f"first {given} of {total_steps} steps"
-            )
-
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False)
 
@@ -515,20 +392,19 @@ class TrainingRun:
 
         The same row on every process: engines may need all of them for each pass.
         """
-        for row in (row for rank in plan.step(0).ranks for row in rank):
-            shared = [group for group in row.groups if len(group.examples) > 1]
-            if shared:
-                audit_sharing(
-                    self.engine,
-                    self.engine.module,
-                    Row((shared[0],)),
-                    self.dataset,
-                    self.loaded,
-                    self.recipe.train.loss_weighting,
-                    self.objective,
-                    self.reference,
-                )
-                return
+        groups = (group for rank in plan.step(0).ranks for row in rank for group in row.groups)
+        shared = next((group for group in groups if len(group.examples) > 1), None)
+        if shared:
+            audit_sharing(
+                self.engine,
+                self.engine.module,
+                Row((shared,)),
+                self.dataset,
+                self.loaded,
+                self.recipe.train.loss_weighting,
+                self.objective,
+                self.reference,
+            )
 
     def evaluate(self, name: str, step: int, request: StopRequest) -> Scores | None:
         """Answer and score the validation examples; answers that still stand are kept.
@@ -547,7 +423,7 @@ class TrainingRun:
                 self.recipe.evaluate,
                 self.engine,
                 self.console,
-                f"{self.model_fingerprint} {learnt}",
+                f"{self.inputs.model_fingerprint} {learnt}",
                 lambda: request.signal is not None,
             )
         if self.trackers and scores:
@@ -563,7 +439,7 @@ class TrainingRun:
         if self.engine.is_main:
             if self.recipe.train.best_metric:
                 prune(self.run / "checkpoints", self.recipe.train.keep_checkpoints, self._best())
-            note = save_final(self.loaded, self.run, whole=not self._no_final)
+            note = save_final(self.loaded, self.run, whole=not self.inputs.no_final)
             if note:
                 self._say(note)
             report = write_report(self.run)
@@ -572,31 +448,3 @@ class TrainingRun:
             self.trackers.attach([*filter(None, [report]), self.run / INCIDENTS, *scores])
         self.engine.wait()
         return report
-
-
-def save_final(loaded: LoadedModel, run: Path, whole: bool = True) -> str | None:
-    """Write the tuned model, adapters merged, as the run's folder `final`.
-
-    Adapters also stand by themselves in a folder `adapter` beside it, for peft.
-
-    Args:
-        loaded: what was tuned.
-        run: its folder.
-        whole: whether a whole model can be written.
-
-    Returns:
-        What a reader of the folders must know, if anything.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    try:
-        note = save_adapter(loaded.model, run / "adapter")
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(
-            f"cannot write {run / 'adapter'}: {reason}; free space, run again"
-        ) from error
-    if whole:
-        write_final(run)
-    return note

@@ -11,8 +11,8 @@ from tiny import SIZES, make_model
 from foveal.adapt.files import save_adapter
 from foveal.adapt.quantize import plan_quantization
 from foveal.adapt.strategy import assign, rules_of
-from foveal.assemble import quiet_libraries
 from foveal.config import LoraSettings, QuantizationSettings, Rule
+from foveal.inputs import quiet_libraries
 from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny
 

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from tiny import WHOLE_BLOCKS, make_model, pages
 
 from foveal.adapt.quantize import read_record
-from foveal.assemble import load_in_passing
 from foveal.config import Recipe, load_recipe
 from foveal.deliver.export import export_run
 from foveal.deliver.export_source import find_source
 from foveal.errors import RunError
+from foveal.inputs import load_in_passing
 from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.plan import command

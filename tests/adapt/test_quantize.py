@@ -8,9 +8,9 @@ from tiny import SIZES, make_model
 
 from foveal.adapt.quantize import plan_quantization
 from foveal.adapt.strategy import assign, rules_of, summarize
-from foveal.assemble import quiet_libraries
 from foveal.config import LoraSettings, QuantizationSettings, Rule
 from foveal.errors import ConfigError
+from foveal.inputs import quiet_libraries
 from foveal.models.family import load
 from foveal.models.nf4 import is_quantized
 from foveal.models.phi3_vision.tiny import write_tiny

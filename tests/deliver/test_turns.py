@@ -28,7 +28,7 @@ def test_an_exported_folder_says_it_beside_the_crops(tmp_path):
 
 
 def test_a_recipe_gives_it_to_training_and_to_the_plan(tmp_path):
-    from foveal.assemble import processor_for
+    from foveal.inputs import processor_for
 
     make_model(tmp_path / "base")
     data = pages(tmp_path)

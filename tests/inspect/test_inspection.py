@@ -12,10 +12,10 @@ from pairs import CHOSEN, REJECTED, pair_pages
 from PIL import Image
 from tiny import make_model, make_picture, pages, turn, write_data
 
-from foveal.assemble import inspect_data
 from foveal.config import DataSettings, Recipe
 from foveal.data.dataset import read_dataset
 from foveal.data.rows import Plan
+from foveal.inputs import inspect_data
 from foveal.inspect.bars import draw_steps
 from foveal.inspect.inspection import write_inspection
 from foveal.inspect.seen import see_example, see_picture

@@ -8,7 +8,7 @@ from small_runs import recipe
 from tiny import pages
 from tiny_models import write_tiny
 
-from foveal.assemble import inspect_data
+from foveal.inputs import inspect_data
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

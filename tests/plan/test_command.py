@@ -98,7 +98,7 @@ def test_what_is_assumed_of_processors_is_not_assumed_of_a_gpu(tmp_path, monkeyp
 
 
 def test_rows_are_run_for_real_beside_their_estimates(tmp_path, monkeypatch):
-    from foveal.assemble import load_in_passing
+    from foveal.inputs import load_in_passing
 
     kept = {}
     monkeypatch.setattr(command, "store_efficiency", kept.__setitem__)

@@ -13,12 +13,12 @@ from small_runs import losses, recipe, run, same_bits, weights
 from tiny import SIZES, make_picture, turn, write_data
 from typer.testing import CliRunner
 
-from foveal.assemble import inspect_data
 from foveal.cli import app
 from foveal.data.boxes import BoxMap, box_edges
 from foveal.data.clips import read_frames
 from foveal.deliver.answerer import load_answerer
 from foveal.deliver.open import open_model
+from foveal.inputs import inspect_data
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 

@@ -129,7 +129,7 @@ def check(
         count_tokens, max_tokens, choice = None, None, FrameChoice()
         if loaded:
             choice = FrameChoice(loaded.data.frames, loaded.data.frames_per_second)
-            from foveal.assemble import token_counter
+            from foveal.inputs import token_counter
 
             count_tokens, max_tokens = token_counter(loaded, file)
         problems = check_file(
@@ -203,6 +203,6 @@ def inspect(
     from foveal.config import load_recipe
 
     loaded = load_recipe(recipe, (*(overrides or ()), f"data.train={data}"))
-    from foveal.assemble import inspect_data
+    from foveal.inputs import inspect_data
 
     typer.echo(f"inspection: {inspect_data(loaded, out, number)}")

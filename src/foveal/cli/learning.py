@@ -47,8 +47,8 @@ def plan(
     """
     from rich.console import Console
 
-    from foveal.assemble import load_in_passing
     from foveal.config import load_recipe
+    from foveal.inputs import load_in_passing
     from foveal.plan.command import run_plan
 
     loaded = load_recipe(recipe, tuple(overrides or ()))
@@ -179,10 +179,10 @@ def evaluate(
         (data,) = named(places, "DATA")
         folder, scores = score_made_elsewhere(predictions, Path(data), out, settings, console)
     else:
-        from foveal.assemble import quiet_libraries
         from foveal.data.frames import FrameChoice
         from foveal.deliver.open import open_model
         from foveal.evaluate.evaluation import evaluate_model
+        from foveal.inputs import quiet_libraries
         from foveal.train.engines.choose import make_engine
 
         model, data = named(places, "RUN_OR_MODEL", "DATA")

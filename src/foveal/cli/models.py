@@ -22,9 +22,9 @@ def ask(
     """Answer one question about one or several pictures, in the terminal."""
     import json
 
-    from foveal.assemble import quiet_libraries
     from foveal.data.media import names_picture
     from foveal.deliver.answerer import load_answerer
+    from foveal.inputs import quiet_libraries
 
     *images, question = words
     if not question.strip() or names_picture(question):
@@ -83,8 +83,8 @@ def export(
         raise ConfigError(f"--quantize {quantize}: give int8, fp8 or int4")
     from rich.console import Console
 
-    from foveal.assemble import quiet_libraries
     from foveal.deliver.export import export_run
+    from foveal.inputs import quiet_libraries
 
     quiet_libraries()
     console = Console(stderr=True)
@@ -158,7 +158,7 @@ def serve(
         from foveal.serve.server import serve as serve_model
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing: pip install 'foveal[serve]'") from error
-    from foveal.assemble import quiet_libraries
+    from foveal.inputs import quiet_libraries
     from foveal.machine import free_memory
 
     quiet_libraries()

@@ -1,9 +1,9 @@
-"""A recipe -> its parts: the model, the processor alone, the plan of its steps."""
+"""A recipe -> what a run, and each command that speaks of one, is about: model and examples."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -11,6 +11,7 @@ from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from rich.console import Console
 from transformers import PretrainedConfig
 
 from foveal.adapt.quantize import (
@@ -23,25 +24,147 @@ from foveal.adapt.quantize import (
 from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe
 from foveal.data.convert.unpack import unpacked
-from foveal.data.dataset import read_dataset
+from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.encode import read_as
 from foveal.data.example import Example, ImageFolder
 from foveal.data.frames import FrameName
 from foveal.data.lines import Examples
+from foveal.data.overlap import describe_overlap
+from foveal.data.remarks import check_lengths
 from foveal.data.token_counts import CountTokens, count_tokens
+from foveal.deliver.export import why_no_final
 from foveal.errors import ConfigError
 from foveal.evaluate.metrics import find_metrics
 from foveal.evaluate.prediction import PREFERRED
 from foveal.libraries import remarks_are_caught
 from foveal.models.compressed import is_compressed
 from foveal.models.family import Family, LoadedModel, find_family, load, most_tokens
+from foveal.models.fingerprint import fingerprint_model
 from foveal.plan.epoch import make_plan
 from foveal.storage import write_text
+from foveal.train.audit import audit_targets
 from foveal.train.checkpoint import checkpoints
 from foveal.train.engines.one_process import Engine
 
 TINY = "phi3-vision-tiny"
 """A recipe's `model` that is made from nothing: small, with random weights."""
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run learns from and is measured on."""
+
+    loaded: LoadedModel
+    model_fingerprint: str
+    dataset: Dataset
+    validation: tuple[Examples, Dataset] | None
+    no_final: str
+    """Why no whole model can be written at the end; empty: one can."""
+
+    def describe(self) -> dict[str, dict[str, str | int]]:
+        """Say what the examples were when the run began, for who reads of it later."""
+        sets = {"training": self.dataset}
+        if self.validation:
+            sets["validation"] = self.validation[1]
+        return {
+            role: {
+                "fingerprint": one.fingerprint,
+                "examples": one.sizes.num_sets,
+                "pictures": len(one.images),
+            }
+            for role, one in sets.items()
+        }
+
+    def remarks(self, tokens_per_pass: int) -> list[str]:
+        """Say what was noticed while reading, before anything is paid for."""
+        validation = self.validation[1] if self.validation else None
+        long = check_lengths(
+            self.dataset.sizes.tokens,
+            self.dataset.examples,
+            most_tokens(self.loaded.model.config),
+            tokens_per_pass,
+            self.loaded.family.image_setting,
+        )
+        overlap = describe_overlap(self.dataset, validation) if validation else ""
+        notes = filter(None, [self.loaded.note, long, overlap])
+        of_validation = validation.remarks.lines() if validation else []
+        return [*self.dataset.remarks.lines(), *notes, *of_validation]
+
+
+def open_inputs(
+    recipe: Recipe,
+    engine: Engine,
+    tell: Callable[[str], None],
+    console: Console,
+    fresh: bool = False,
+) -> RunInputs:
+    """Open what a recipe names; the main process unpacks and makes, the others wait for it.
+
+    Args:
+        recipe: to run.
+        engine: of the run.
+        tell: says a line that is to be noticed.
+        console: of this process, which may be the one that encodes for all others.
+        fresh: encode anew what was encoded before.
+
+    Raises:
+        ConfigError: what would be learnt could not be written, or not on this engine.
+        DataError: the examples cannot be read.
+    """
+    data, cache = recipe.data, recipe.run / ".cache"
+
+    def unpack(path: Path) -> Path:
+        if engine.is_main:
+            unpacked(path, cache, data.columns)
+        engine.wait()
+        return unpacked(path, cache, data.columns)
+
+    def read(
+        files: list[Path], weights: Sequence[float] = (), pairs: bool = False
+    ) -> tuple[Examples, Dataset]:
+        return read_dataset(
+            files,
+            loaded.processor,
+            data.images,
+            data.cache or cache,
+            data.workers,
+            weights,
+            console,
+            fresh,
+            pairs,
+        )
+
+    files = [unpack(file.path) for file in data.train_files]
+    validation = [unpack(data.validation)] if data.validation else []
+    loaded = load_for_run(recipe, recipe.run, engine, files, tell)
+    fingerprint = fingerprint_model(loaded.model)
+    _, dataset = read(files, [file.weight for file in data.train_files], recipe.learns_pairs)
+    inputs = RunInputs(
+        loaded,
+        fingerprint,
+        dataset,
+        read(validation) if validation else None,
+        why_no_final(recipe, loaded.family),
+    )
+    _check_writable(recipe, inputs.no_final, tell)
+    audit_targets(dataset)
+    if recipe.learns_pairs and engine.gathers_blocks and loaded.family.route == "plain":
+        # A row is as many passes as it has answers, and each process has rows of its own.
+        raise ConfigError(
+            "engine=fsdp2 cannot learn preferences with a model that reads each answer by "
+            "itself; use engine=ddp or engine=zero2"
+        )
+    for line in inputs.remarks(recipe.train.tokens_per_pass):
+        tell(line)
+    return inputs
+
+
+def _check_writable(recipe: Recipe, no_final: str, tell: Callable[[str], None]) -> None:
+    if not no_final:
+        return
+    if not any(one.adapter for one in rules_of(recipe.strategy)):
+        raise ConfigError(f"{no_final}; learn adapters, strategy=lora")
+    tell(f"{no_final}: the run ends with its adapter, not with a whole model")
 
 
 def load_for_run(
