@@ -52,7 +52,7 @@ def test_columns_are_named_to_check_and_to_convert(tmp_path):
     assert line["conversations"][0]["user"] == "first?"
 
 
-@pytest.mark.parametrize("columns", ["ask", "ask=question", "question=", "question"])
+@pytest.mark.parametrize("columns", ["ask", "asked=question", "question=", "question"])
 def test_columns_written_otherwise_are_refused(tmp_path, columns):
     path = put_rows(tmp_path / "x.parquet", ask=["?"], reply=["a"])
     code, (said,) = run("check", path, "--columns", columns)
