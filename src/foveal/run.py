@@ -300,19 +300,22 @@ class TrainingRun:
         if self.recipe.train.recompute != "auto":
             return self.recipe.train.recompute == "blocks"
         config, device = self.loaded.model.config, self.engine.device
-        if not self.loaded.family.is_planned:
+        try:
+            needed = training_bytes(
+                self.recipe,
+                config,
+                self.loaded.family,
+                self.loaded.processor,
+                plan,
+                self.dataset,
+                engine_name(self.recipe.engine, self.engine.world_size),
+                attention_of(config),
+                CPU_SLACK if device.type == "cpu" else 0.0,
+                self.loaded.model.device.type == device.type,
+            )
+        except ConfigError as error:  # a model whose code looks at its numbers cannot be asked
+            self._tell(f"train.recompute=auto: {error}")
             return device.type != "cpu"
-        needed = training_bytes(
-            self.recipe,
-            config,
-            self.loaded.family,
-            plan,
-            self.dataset,
-            engine_name(self.recipe.engine, self.engine.world_size),
-            attention_of(config),
-            CPU_SLACK if device.type == "cpu" else 0.0,
-            self.loaded.model.device.type == device.type,
-        )
         return needed > free_memory(device)
 
     def _progress(self, step: int) -> Progress:

@@ -1,6 +1,7 @@
 """A plan speaks of the very run: its steps, its examples, and what it holds and learns."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -11,9 +12,11 @@ from tiny_models import write_tiny as write_family
 from foveal.config import Recipe
 from foveal.errors import ConfigError
 from foveal.models.phi3_vision.tiny import write_tiny
+from foveal.plan.compare import Machines, decide
 from foveal.plan.hardware import find_hardware
 from foveal.plan.memory import shares_of
 from foveal.plan.question import ask
+from foveal.plan.this_machine import ASSUMED
 from foveal.run import TrainingRun
 from foveal.train.learner import make_learner
 from foveal.train.optim import count_steps
@@ -140,8 +143,15 @@ def test_layers_in_4_bits_without_adapters_are_weighed_in_4_bits(place):
     assert other.learnt == one.learnt
 
 
-def test_a_model_whose_passes_are_not_known_is_refused_in_a_line(tmp_path, place):
-    write_family("qwen3_vl", tmp_path / "model")
-    recipe = recipe_in(place, model=str(tmp_path / "model"))
-    with pytest.raises(ConfigError, match="'qwen3_vl'"):
-        ask(recipe, None).setup(find_hardware("a100-80gb"), 1, 1)
+@pytest.mark.parametrize("name", ["qwen3_vl", "gemma3"])
+def test_every_family_is_planned_and_holds_what_its_run_holds(tmp_path, place, name):
+    write_family(name, tmp_path / "model")
+    recipe = recipe_in(place, model=str(tmp_path / "model"), data={"num_crops": None})
+    assert_equal(recipe)
+    machines = Machines(find_hardware("a100-80gb"), ASSUMED, 1, 1)
+    question = ask(recipe, None)
+    kept = decide(question, machines)
+    assert kept.fits
+    assert kept.setup.recompute == "none"
+    small = replace(machines.hardware, memory_bytes=kept.memory.total_bytes)
+    assert decide(question, replace(machines, hardware=small)).setup.recompute == "blocks"

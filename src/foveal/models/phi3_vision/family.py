@@ -25,7 +25,6 @@ class Phi3VisionFamily(Family):
     """The published models, through modelling code of our own."""
 
     image_budget = "num_crops"
-    is_planned = True
     renamed = SHARED_EMBEDDING
 
     def load_model(
