@@ -146,7 +146,7 @@ def test_layers_in_4_bits_without_adapters_are_weighed_in_4_bits(place):
 @pytest.mark.parametrize("name", ["qwen3_vl", "gemma3"])
 def test_every_family_is_planned_and_holds_what_its_run_holds(tmp_path, place, name):
     write_family(name, tmp_path / "model")
-    recipe = recipe_in(place, model=str(tmp_path / "model"), data={"num_crops": None})
+    recipe = recipe_in(place, model=str(tmp_path / "model"))
     assert_equal(recipe)
     machines = Machines(find_hardware("a100-80gb"), ASSUMED, 1, 1)
     question = ask(recipe, None)
