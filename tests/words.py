@@ -3,6 +3,7 @@
 from zlib import crc32
 
 from foveal.data.encode import EncodedTurns
+from foveal.data.frames import FrameChoice
 from foveal.data.shapes import ImageShape
 
 
@@ -11,6 +12,8 @@ class WordProcessor:
 
     image_token_id = 1
     turns = "recipe"
+    boxes = None
+    frame_choice = FrameChoice()
 
     def encode_turns(self, turns, system=""):
         entries, learnt, images, first = [*map(self.number, system.split())], [], 0, 0

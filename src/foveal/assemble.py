@@ -22,14 +22,17 @@ from foveal.adapt.quantize import (
 )
 from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe
-from foveal.data.check import CountTokens, count_tokens
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import read_dataset
+from foveal.data.encode import read_as
 from foveal.data.example import Example, ImageFolder
+from foveal.data.frames import FrameName
 from foveal.data.lines import Examples
+from foveal.data.token_counts import CountTokens, count_tokens
 from foveal.errors import ConfigError
 from foveal.evaluate.metrics import find_metrics
 from foveal.libraries import remarks_are_caught
+from foveal.models.compressed import is_compressed
 from foveal.models.family import Family, LoadedModel, find_family, load, most_tokens
 from foveal.plan.epoch import make_plan
 from foveal.storage import write_text
@@ -58,13 +61,18 @@ def load_for_run(
             make_tiny(recipe, files, run / "model", again=not checkpoints(run / "checkpoints"))
         engine.wait()
         name = str(run / "model")
+    if is_compressed(name):
+        raise ConfigError(
+            f"model={name}: its weights are in fewer bits; give the whole model that it was made "
+            "from (strategy=qlora holds that in 4 bits by itself)"
+        )
     rules, precision = rules_of(recipe.strategy), recipe.precision
     found = _look_at_four_bits(name, recipe, run, engine)
     for line in found.lines():
         tell(line)
     quantization = plan_quantization(name, rules, recipe.quantization, precision, found.whole)
     loaded = load(name, recipe.data.image_budget, recipe.attention, quantization=quantization)
-    loaded.processor.turns = recipe.data.turns
+    read_as(loaded.processor, recipe.data)
     return loaded
 
 
@@ -108,7 +116,7 @@ def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path, again: bool =
         return
     images = ImageFolder(files[0], recipe.data.images)
     first = Examples(files[:1])[:200]
-    shown = [path for example in first for path in example.images][:32]
+    shown = [path for example in first for path in _first_looks(example)][:32]
     texts = {text for one in Examples(files) for text in _texts(one)}
     asked = [recipe.train.seed, recipe.data.num_crops, shown, sorted(texts)]
     made_from = sha256(json.dumps(asked).encode()).hexdigest()
@@ -124,6 +132,11 @@ def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path, again: bool =
         num_crops=recipe.data.num_crops,
     )
     write_text(note, made_from)
+
+
+def _first_looks(example: Example) -> Iterator[str]:
+    yield from example.images
+    yield from (str(FrameName(clip, 1, 8)) for turn in example.turns for clip in turn.videos)
 
 
 def _texts(example: Example) -> Iterator[str]:
@@ -143,6 +156,11 @@ def check_scores(recipe: Recipe) -> None:
     find_metrics(recipe.evaluate.metrics)
     best = recipe.train.best_metric
     if not best:
+        if recipe.train.stop_after_worse:
+            raise ConfigError(
+                "train.stop_after_worse needs train.best_metric, the score that has to become "
+                f"better; give one of {', '.join(recipe.evaluate.metrics)}"
+            )
         return
     for name, value in (
         ("data.validation", recipe.data.validation),
@@ -184,7 +202,7 @@ def processor_for(
             make_tiny(recipe, files, Path(name))
         family = find_family(name)
         processor: Any = family.load_processor(name, recipe.data.image_budget)
-        processor.turns = recipe.data.turns
+        read_as(processor, recipe.data)
         yield family, AutoConfig.from_pretrained(name), processor
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ from foveal.train.audit import (
     audit_targets,
     sum_weights,
 )
-from foveal.train.best import best_checkpoint
+from foveal.train.best import best_checkpoint, explain_stall
 from foveal.train.checkpoint import (
     Progress,
     check_same_run,
@@ -59,12 +60,14 @@ from foveal.train.checkpoint import (
 )
 from foveal.train.engines.choose import make_engine
 from foveal.train.folders import drop_parts, make_folder, set_aside
-from foveal.train.incidents import Incidents
+from foveal.train.incidents import INCIDENTS, Incidents
 from foveal.train.learner import Learner, make_learner
 from foveal.train.log import RunLog
-from foveal.train.loop import LoopHooks, Stopped, train
+from foveal.train.loop import EndedEarly, LoopHooks, Stopped, train
+from foveal.train.not_finite import explain_step
 from foveal.train.optim import count_steps, warmup_steps
 from foveal.train.stop import StopRequest, asked_by_any, stop_requests
+from foveal.train.trackers import Ending, Trackers, check_trackers
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,12 @@ class TrainingRun:
         quiet_libraries()
         check_scores(recipe)
         check_attention(recipe)
+        check_trackers(recipe)
         self.recipe = recipe
         self.engine = make_engine(recipe.engine, recipe.precision)
         self.console = console if self.engine.is_main else Console(quiet=True)
+        self.trackers: Trackers | None = None
+        self._ended: Ending = "failed"
         self.run = recipe.run
         self._scored = scored
         if fresh and self.engine.is_main:
@@ -166,7 +172,9 @@ class TrainingRun:
         """
         try:
             with stop_requests() as request:
-                return self._go(request)
+                outcome = self._go(request)
+            self._ended = "stopped" if outcome.stopped else "done"
+            return outcome
         except UserError:
             raise  # every process knows it alike
         except Exception as error:
@@ -177,6 +185,9 @@ class TrainingRun:
                     "free space and run the same command again"
                 ) from error
             raise
+        finally:
+            if self.trackers:
+                self.trackers.close(self._ended)
 
     def _go(self, request: StopRequest) -> Outcome:
         recipe, engine, loaded = self.recipe, self.engine, self.loaded
@@ -200,11 +211,12 @@ class TrainingRun:
             write_json(self.run / "machine.json", describe_machine())
             write_json(self.run / "data.json", self._describe_data())
             self._set_aside_others()
+            self.trackers = self._open_trackers(plan, (first_step, total_steps))
         engine.wait()
         self._introduce(assignments, plan, total_steps, stored)
         unlearnt = sum_weights(engine, loaded.model)
         # Before the checkpoint is read: where the answers no longer stand, they are made again.
-        before = self.evaluate("before", request)
+        before = self.evaluate("before", 0, request)
         if stopping := asked_by_any(engine, request):
             return Outcome(self.run, Stopped(stopping, first_step), None, None, None)
         if checkpoint and stored:
@@ -217,21 +229,24 @@ class TrainingRun:
             recipe.data.max_bad_fraction,
             engine.is_main,
         )
-        stopped = None
+        ended, steps = None, total_steps
         if first_step < total_steps:
-            stopped = self._learn(
+            ended = self._learn(
                 learner, optimizer, plan, (first_step, total_steps), incidents, request
             )
-        if stopped:
-            return Outcome(self.run, stopped, None, None, None)
+        if isinstance(ended, Stopped):
+            return Outcome(self.run, ended, None, None, None)
+        if ended:
+            self._say(ended.reason)
+            steps = ended.step
         has_learnt = sum_weights(engine, loaded.model) != unlearnt
         if not has_learnt:
-            incidents.record_nothing_learnt(total_steps)
-        after = self.evaluate("after", request)
+            incidents.record_nothing_learnt(steps)
+        after = self.evaluate("after", steps, request)
         if stopping := asked_by_any(engine, request):
-            return Outcome(self.run, Stopped(stopping, total_steps), before, None, None)
+            return Outcome(self.run, Stopped(stopping, steps), before, None, None)
         report = self._write_out()
-        return Outcome(self.run, None, before, after, report, total_steps, has_learnt)
+        return Outcome(self.run, None, before, after, report, steps, has_learnt)
 
     def _learn(
         self,
@@ -241,7 +256,7 @@ class TrainingRun:
         steps: tuple[int, int],
         incidents: Incidents,
         request: StopRequest,
-    ) -> Stopped | None:
+    ) -> Stopped | EndedEarly | None:
         """Take the steps of a run, from the first one on that is still to be taken."""
         recipe, engine, model = self.recipe, self.engine, self.loaded.model
         batches = RowBatches(self.dataset, self.loaded.processor, recipe.train.loss_weighting)
@@ -250,13 +265,15 @@ class TrainingRun:
         )
         hooks = LoopHooks(
             progress=self._progress,
-            evaluate=lambda step: self.evaluate(f"step-{step}", request),
+            evaluate=lambda step: self.evaluate(f"step-{step}", step, request),
             audit=GradientAudit(engine, model, learner.assignments, bool(self.dataset.images)),
             best=self._best,
+            stalled=self._stalled,
+            explain=partial(explain_step, engine, self.loaded),
         )
         log = None
         if engine.is_main:
-            log = RunLog(self.run, *steps, self.console, incidents.left_out)
+            log = RunLog(self.run, *steps, self.console, incidents.left_out, self.trackers)
         try:
             return train(
                 engine,
@@ -289,6 +306,24 @@ class TrainingRun:
             }
             for role, one in sets.items()
         }
+
+    def _open_trackers(self, plan: Plan, steps: tuple[int, int]) -> Trackers:
+        """Tell the trackers what is run, and on what."""
+        numbers = {
+            "steps": steps[1],
+            "steps_a_pass": plan.steps_per_epoch,
+            "examples": len(self.dataset.examples),
+            "images": len(self.dataset.images),
+            "processes": self.engine.world_size,
+        }
+        try:
+            trackers = Trackers(self.recipe, steps, numbers, self._tell)
+        except UserError:
+            self.engine.abandon()  # the other processes do not know of it
+            raise
+        files = ("recipe.yaml", "data.json", "machine.json")
+        trackers.attach([self.run / name for name in files])
+        return trackers
 
     def _plan(self) -> Plan:
         long = self.loaded.processor.long_context_tokens
@@ -331,6 +366,12 @@ class TrainingRun:
     def _best(self) -> Path | None:
         metric = self.recipe.train.best_metric
         return best_checkpoint(self.run, metric) if metric else None
+
+    def _stalled(self, step: int) -> str:
+        train = self.recipe.train
+        if not (train.best_metric and train.stop_after_worse):
+            return ""
+        return explain_stall(self.run, train.best_metric, train.stop_after_worse, step)
 
     def _find_checkpoint(self) -> tuple[Path | None, Progress | None]:
         """Find where the run stands; it must be this run."""
@@ -406,7 +447,7 @@ class TrainingRun:
                 )
                 return
 
-    def evaluate(self, name: str, request: StopRequest) -> Scores | None:
+    def evaluate(self, name: str, step: int, request: StopRequest) -> Scores | None:
         """Answer and score the validation examples; answers that still stand are kept.
 
         Returns:
@@ -426,6 +467,8 @@ class TrainingRun:
                 f"{self.model_fingerprint} {learnt}",
                 lambda: request.signal is not None,
             )
+        if self.trackers and scores:
+            self.trackers.scores(name, step, scores)
         if scores and self.engine.is_main:
             self._scored(name)
         return scores
@@ -441,6 +484,9 @@ class TrainingRun:
             if note:
                 self._say(note)
             report = write_report(self.run)
+        if self.trackers:
+            scores = sorted((self.run / "evaluation").glob("*/scores.json"))
+            self.trackers.attach([*filter(None, [report]), self.run / INCIDENTS, *scores])
         self.engine.wait()
         return report
 

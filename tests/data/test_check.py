@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from foveal.data.check import Problem, TokenCounts, check_file
+from foveal.data.check import Problem, check_file
 from foveal.data.example import read_examples
+from foveal.data.token_counts import TokenCounts
 from foveal.errors import DataError
 
 
@@ -137,10 +138,10 @@ def test_pictures_of_equal_length_but_other_content_are_not_taken_for_one(folder
     assert problems_of(folder, line("1", turn(images=["d.bmp"])), other_splits=[other]) == []
 
 
-def count_tokens(example, sizes):
+def count_tokens(example, shown):
     """Count words, and one token for ten pixels of width; an answer of "-" is not learnt."""
     turns = tuple(len(turn.user.split()) + len(turn.assistant.split()) for turn in example.turns)
-    images = sum(width // 10 for width, _ in sizes)
+    images = sum(one.size[0] // 10 for some in shown for one in some)
     learnt = sum(turn.assistant != "-" for turn in example.turns)
     return TokenCounts((turns[0] + images, *turns[1:]), learnt)
 
@@ -160,8 +161,9 @@ def test_turns_beyond_the_limit_and_examples_with_nothing_to_learn_are_found(fol
 
 
 def test_what_a_model_cannot_take_is_a_problem_of_the_line(folder):
-    def refuse(example, sizes):
-        raise ValueError(f"{sizes[0][0]}x{sizes[0][1]} is too elongated")
+    def refuse(example, shown):
+        width, height = shown[0][0].size
+        raise ValueError(f"{width}x{height} is too elongated")
 
     found = problems_of(folder, line("1"), count_tokens=refuse)
     assert found == [Problem(1, "30x20 is too elongated")]

@@ -1,46 +1,10 @@
 """What reading a clip promises in every container: the frames that it shows, by their places."""
 
-from collections.abc import Iterable
-from fractions import Fraction
-from pathlib import Path
-
-import av
-import numpy
 import pytest
-from PIL import Image
+from numbered_clips import SLOWING, number_shown, write_clip
 
+from foveal.data.clips import read_frames
 from foveal.data.convert import Options, convert
-from foveal.data.media import read_frames
-
-BITS, WIDTH, HEIGHT, TOTAL = 8, 128, 64, 100
-STEADY = [40 * place for place in range(TOTAL)]
-SLOWING = [40 * place for place in range(50)] + [2000 + 1000 * place for place in range(50)]
-
-
-def write(
-    path: Path, codec: str, milliseconds: Iterable[int] = STEADY, b_frames: int | None = None
-) -> None:
-    """Write frames of which each shows the binary digits of its place as eight bars."""
-    with av.open(str(path), "w") as clip:
-        stream = clip.add_stream(codec, rate=25)
-        stream.width, stream.height, stream.bit_rate = WIDTH, HEIGHT, 4_000_000
-        stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
-        if b_frames is not None:
-            stream.codec_context.max_b_frames = b_frames
-        for place, time in enumerate(milliseconds):
-            bars = numpy.array([255 * (place >> bit & 1) for bit in range(BITS)], numpy.uint8)
-            row = numpy.repeat(bars, WIDTH // BITS)[None, :, None]
-            pixels = numpy.ascontiguousarray(numpy.broadcast_to(row, (HEIGHT, WIDTH, 3)))
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            if b_frames is None:
-                frame.pts, frame.time_base = time, Fraction(1, 1000)
-            clip.mux(stream.encode(frame))
-        clip.mux(stream.encode())
-
-
-def shown(frame: Image.Image) -> int:
-    bars = numpy.asarray(frame).reshape(HEIGHT, BITS, -1)[:, :, 12:-12].mean((0, 2))
-    return sum(int(bar > 128) << bit for bit, bar in enumerate(bars))
 
 
 @pytest.mark.parametrize(
@@ -63,8 +27,8 @@ def shown(frame: Image.Image) -> int:
 )
 def test_a_clip_gives_the_frames_that_its_places_name(tmp_path, ending, codec, b_frames):
     clip = tmp_path / f"clip{ending}"
-    write(clip, codec, b_frames=b_frames)
-    assert [shown(frame) for frame in read_frames(clip)] == [0, 12, 25, 37, 50, 62, 75, 87]
+    write_clip(clip, codec, b_frames=b_frames)
+    assert [number_shown(frame) for frame in read_frames(clip)] == [0, 12, 25, 37, 50, 62, 75, 87]
 
 
 @pytest.mark.parametrize("ending", [".mkv", ".mp4"])
@@ -72,8 +36,8 @@ def test_a_clip_whose_rate_varies_gives_all_the_frames_that_were_asked_for(tmp_p
     # Through OpenCV, transformers 5.23.0 (read_video_opencv) gives one frame of the first: it takes
     # duration times nominal rate, 1276, for the number of its 100 frames.
     clip = tmp_path / f"clip{ending}"
-    write(clip, "libx264", SLOWING)
-    assert [shown(frame) for frame in read_frames(clip)] == [0, 12, 25, 37, 50, 62, 75, 87]
+    write_clip(clip, "libx264", SLOWING)
+    assert [number_shown(frame) for frame in read_frames(clip)] == [0, 12, 25, 37, 50, 62, 75, 87]
 
 
 def test_clips_in_every_container_that_can_be_opened_are_found_in_folders(tmp_path):
@@ -82,7 +46,7 @@ def test_clips_in_every_container_that_can_be_opened_are_found_in_folders(tmp_pa
     (source / "wave").mkdir(parents=True)
     for ending in endings:
         codec = {".asf": "msmpeg4", ".ogv": "libvpx"}.get(ending, "libx264")
-        write(source / "wave" / f"clip{ending}", codec, b_frames=0)
+        write_clip(source / "wave" / f"clip{ending}", codec, b_frames=0)
     options = Options(validation_fraction=0, num_frames=1)
     converted = convert("video-folder", source, tmp_path / "out", options=options)
     assert (converted.counts, converted.left_out) == (

@@ -14,12 +14,13 @@ from words import WordProcessor
 
 from foveal.data import dataset
 from foveal.data.batch import build_batch, open_as_planned
-from foveal.data.check import check_file, count_tokens
+from foveal.data.check import check_file
 from foveal.data.dataset import build_dataset, read_dataset
 from foveal.data.encode import encode
 from foveal.data.example import ImageFolder, read_examples
 from foveal.data.media import image_size
 from foveal.data.rows import Group, Row
+from foveal.data.token_counts import ShownSize, count_tokens
 from foveal.errors import DataError
 from foveal.evaluate.opening import Opener
 
@@ -104,8 +105,11 @@ def test_check_counts_the_tokens_that_a_run_would_have(tmp_path):
     data, processor = mixed(tmp_path), make_processor(4)
     _, dataset = read_dataset(data, processor)
     for number, example in enumerate(read_examples(data)):
-        sizes = [image_size(tmp_path / "images" / name) for name in example.images]
-        counts = count_tokens(processor, example, sizes)
+        shown = [
+            [ShownSize(name, image_size(tmp_path / "images" / name)) for name in one.images]
+            for one in example.turns
+        ]
+        counts = count_tokens(processor, example, shown)
         assert sum(counts.turns) == dataset.sizes.tokens[number]
         assert counts.learnt == dataset.examples[number].learnt.sum()
 
@@ -196,7 +200,9 @@ def test_a_picture_costs_what_the_published_processor_says(tmp_path, size, num_c
     assert dataset.images[0].shape.tokens == tokens
     (example,) = read_examples(data)
     text = len(dataset.examples[0].entries) - 1
-    assert sum(count_tokens(processor, example, [size]).turns) == text + tokens
+    assert (
+        sum(count_tokens(processor, example, [[ShownSize("a.bmp", size)]]).turns) == text + tokens
+    )
 
 
 def test_a_picture_of_another_shape_in_its_place_gives_other_tokens_in_the_next_run(tmp_path):

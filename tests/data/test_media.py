@@ -14,16 +14,15 @@ import numpy
 import pytest
 from PIL import Image
 
-from foveal.data import media
+from foveal.data import clips, media
+from foveal.data.clips import frame_indices, read_frames
 from foveal.data.media import (
     MAX_PIXELS,
     decode_image,
-    frame_indices,
     image_identity,
     image_size,
     image_sizes,
     open_image,
-    read_frames,
     to_rgb,
 )
 from foveal.errors import DataError, UserError
@@ -363,7 +362,7 @@ def test_a_sound_without_a_picture_is_no_clip(tmp_path):
 
 def test_a_clip_that_is_too_long_or_too_large_is_refused(tmp_path, monkeypatch):
     write_clip(tmp_path / "clip.avi", 12)
-    monkeypatch.setattr(media, "MAX_FRAMES", 11)
+    monkeypatch.setattr(clips, "MAX_FRAMES", 11)
     with pytest.raises(DataError, match=r"clip\.avi: more than 11 frames; cut it"):
         read_frames(tmp_path / "clip.avi")
     monkeypatch.setattr(media, "MAX_PIXELS", 64 * 48 - 1)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from foveal.deliver.tensors import find_tensors, write_shards
+from foveal.deliver.tensors import find_tensors, in_format, write_shards
 from foveal.errors import ModelError
 
 
-def shapes_of(tensors):
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+def planned(tensors, dtype=torch.float32):
+    return {name: tensor.to("meta", dtype) for name, tensor in tensors.items()}
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def tensors():
 
 
 def test_shards_hold_every_tensor_once_and_the_index_finds_them(tmp_path, tensors):
-    files = write_shards(tmp_path, shapes_of(tensors), tensors.__getitem__, torch.float32, 900)
+    files = write_shards(tmp_path, planned(tensors), tensors.__getitem__, 900)
     assert [file.name for file in files] == [
         f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)
     ]
@@ -39,7 +39,8 @@ def test_shards_hold_every_tensor_once_and_the_index_finds_them(tmp_path, tensor
 
 
 def test_a_small_model_is_one_file_in_the_number_format_asked_for(tmp_path, tensors):
-    write_shards(tmp_path, shapes_of(tensors), tensors.__getitem__, torch.bfloat16, 10**6)
+    rounded = {name: in_format(one, torch.bfloat16, name) for name, one in tensors.items()}
+    write_shards(tmp_path, planned(tensors, torch.bfloat16), rounded.__getitem__, 10**6)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     for name, tensor in load_file(tmp_path / "model.safetensors").items():
         assert tensor.equal(tensors[name].bfloat16())
@@ -52,18 +53,18 @@ import pathlib, torch
 from foveal.plan.resident import resident_bytes
 from foveal.deliver.tensors import find_tensors, write_shards
 folder = pathlib.Path({str(tmp_path)!r})
-shapes = {{f"weight.{{n}}": (1024, 1024) for n in range(20)}}
+planned = {{f"weight.{{n}}": torch.empty(1024, 1024, device="meta") for n in range(20)}}
 read = lambda name: torch.full((1024, 1024), float(name.split(".")[1]))
 size = 8 * 2**20
 (folder / "warm").mkdir()
-write_shards(folder / "warm", {{"weight.0": (1024, 1024)}}, read, torch.float32, size)
+write_shards(folder / "warm", {{"weight.0": planned["weight.0"]}}, read, size)
 find_tensors(folder / "warm")["weight.0"].read() + 1
 before = resident_bytes("VmHWM")
 (folder / "first").mkdir()
-write_shards(folder / "first", shapes, read, torch.float32, size)
+write_shards(folder / "first", planned, read, size)
 stored = find_tensors(folder / "first")
 (folder / "second").mkdir()
-write_shards(folder / "second", shapes, lambda n: stored[n].read() + 1, torch.float32, size)
+write_shards(folder / "second", planned, lambda n: stored[n].read() + 1, size)
 print(resident_bytes("VmHWM") - before)
 """
     # Freed tensors go back to the kernel: in the heap they leave holes, more or fewer by chance.
@@ -76,13 +77,11 @@ print(resident_bytes("VmHWM") - before)
     assert (last == 20).all()
 
 
-def test_a_number_that_the_format_cannot_hold_is_an_error(tmp_path):
-    tensors = {"a.weight": torch.tensor([1e5])}
+def test_a_number_that_the_format_cannot_hold_is_an_error():
     with pytest.raises(ModelError, match=r"a.weight is not finite in torch.float16; --dtype bf16"):
-        write_shards(tmp_path, {"a.weight": (1,)}, tensors.__getitem__, torch.float16, 10**6)
-    tensors["a.weight"] = torch.tensor([torch.nan])
+        in_format(torch.tensor([1e5]), torch.float16, "a.weight")
     with pytest.raises(ModelError, match=r"not finite in torch.bfloat16; in the run too"):
-        write_shards(tmp_path, {"a.weight": (1,)}, tensors.__getitem__, torch.bfloat16, 10**6)
+        in_format(torch.tensor([torch.nan]), torch.bfloat16, "a.weight")
 
 
 def test_pickled_weights_are_never_opened(tmp_path):
@@ -92,7 +91,7 @@ def test_pickled_weights_are_never_opened(tmp_path):
 
 
 def test_a_missing_shard_and_a_broken_file_are_named(tmp_path, tensors):
-    write_shards(tmp_path, shapes_of(tensors), tensors.__getitem__, torch.float32, 900)
+    write_shards(tmp_path, planned(tensors), tensors.__getitem__, 900)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(ModelError, match="model-00002-of-00003"):
         find_tensors(tmp_path)

@@ -9,10 +9,10 @@ from published import make_processor
 from tiny import turn, write_data
 from transformers import PretrainedConfig
 
-from foveal.data.check import count_tokens
 from foveal.data.dataset import build_dataset
 from foveal.data.encode import encode
 from foveal.data.example import ImageFolder, read_examples
+from foveal.data.token_counts import ShownSize, count_tokens
 from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision.family import FAMILY
 from foveal.serve.conversation import Conversation, Said
@@ -60,7 +60,10 @@ def test_the_endpoint_the_check_and_the_plan_count_the_same_tokens(
     dataset = build_dataset([encode(example, processor, ImageFolder(data))], processor)
     assert dataset.sizes.image_tokens.tolist() == [tokens]
     answer = len(processor.encode_answer("Yes."))
-    assert sum(count_tokens(processor, example, [size]).turns) == prompt.tokens + answer
+    assert (
+        sum(count_tokens(processor, example, [[ShownSize("page.png", size)]]).turns)
+        == prompt.tokens + answer
+    )
 
 
 def test_a_prompt_at_the_models_limit_is_refused_in_a_sentence_and_one_below_is_not():

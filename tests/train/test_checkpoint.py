@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,20 @@ def test_a_run_saves_what_it_evaluates_and_keeps_the_best_beside_the_newest(plac
 def test_a_best_that_could_not_be_known_is_refused_before_the_run(place, changes, said):
     with pytest.raises(ConfigError, match=said):
         TrainingRun(recipe(place, **changes), Console(quiet=True))
+
+
+def test_a_run_that_did_not_know_a_setting_goes_on_where_it_is_at_its_default(place):
+    run(recipe(place, max_steps=1))
+    (state,) = (place / "run" / "checkpoints").glob("*/state.json")
+    tree = json.loads(state.read_text())
+    del tree["recipe"]["data.frames"]
+    state.write_text(json.dumps(tree))
+    stored, known = read_progress(state.parent), recipe(place, max_steps=1)
+    now = replace(stored, recipe=module.resume_key(known))
+    module.check_same_run(state.parent, stored, now)
+    other = replace(now, recipe=now.recipe | {"data.frames": 4})
+    with pytest.raises(RunError, match=r"another run: data\.frames was 8, is 4; undo that"):
+        module.check_same_run(state.parent, stored, other)
 
 
 def test_a_loss_scale_goes_on_where_it_stood(place, monkeypatch):

@@ -43,6 +43,9 @@ def convert(
     source: Annotated[Path, typer.Argument(help="Folder, zip, or hub name.")],
     out: Annotated[Path, typer.Argument(help="Folder to fill: images/ and JSONL files.")],
     frames: Annotated[int, typer.Option(help="Pictures a clip.")] = 8,
+    keep_clips: Annotated[
+        bool, typer.Option("--keep-clips", help="Leave clips whole; a run takes their frames.")
+    ] = False,
     classes: Annotated[str, typer.Option(help="first10, all, or names with commas.")] = "all",
     split: Annotated[int, typer.Option(help="Official split of UCF-101.", min=1, max=3)] = 1,
     question: Annotated[str | None, typer.Option(help="What to ask of each picture.")] = None,
@@ -56,6 +59,7 @@ def convert(
 
     options = Options(
         num_frames=frames,
+        keep_clips=keep_clips,
         classes=classes,
         official_split=split,  # type: ignore[arg-type]  # the option's range
         question=question,
@@ -109,6 +113,7 @@ def check(
     from foveal.config import load_recipe
     from foveal.data.check import check_file
     from foveal.data.convert.unpack import find_rows, unpacked
+    from foveal.data.frames import FrameChoice
     from foveal.errors import ConfigError
 
     loaded = load_recipe(recipe) if recipe else None
@@ -121,8 +126,9 @@ def check(
                 f"{data}: --fix writes lines of a JSONL file; make one first: foveal convert table"
             )
         file = file or unpacked(data, Path(scratch), named)
-        count_tokens, max_tokens = None, None
+        count_tokens, max_tokens, choice = None, None, FrameChoice()
         if loaded:
+            choice = FrameChoice(loaded.data.frames, loaded.data.frames_per_second)
             from foveal.assemble import token_counter
 
             count_tokens, max_tokens = token_counter(loaded, file)
@@ -134,6 +140,7 @@ def check(
             other_splits=tuple(other or ()),
             count_tokens=count_tokens,
             max_tokens=max_tokens,
+            frame_choice=choice,
             fix=fix,
         )
         for problem in islice(problems, show):

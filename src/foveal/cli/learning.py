@@ -128,6 +128,14 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for the scores.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder that image paths start from.")] = None,
     num_crops: Annotated[int | None, typer.Option(help="Most crops a picture.")] = None,
+    boxes: Annotated[
+        Literal["pixels", "thousandths"] | None,
+        typer.Option(help="What numbers of boxes in the data count; of a run: as in training."),
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Most frames a clip.", min=1)] = None,
+    frames_per_second: Annotated[
+        float | None, typer.Option(help="Frames for each second of a clip.")
+    ] = None,
     answer: Annotated[
         Literal["auto", "generate", "choices"],
         typer.Option(help="Write answers, or choose the likeliest label of a closed set."),
@@ -166,6 +174,7 @@ def evaluate(
         folder, scores = score_made_elsewhere(predictions, Path(data), out, settings, console)
     else:
         from foveal.assemble import quiet_libraries
+        from foveal.data.frames import FrameChoice
         from foveal.deliver.opening import open_model
         from foveal.evaluate.evaluation import evaluate_model
         from foveal.train.engines.choose import make_engine
@@ -174,6 +183,13 @@ def evaluate(
         quiet_libraries()
         engine = make_engine("auto", precision)
         loaded = open_model(model, num_crops)
+        if boxes:
+            loaded.processor.boxes = boxes
+        if frames or frames_per_second:
+            usual = loaded.processor.frame_choice
+            loaded.processor.frame_choice = FrameChoice(
+                frames or usual.most, frames_per_second or usual.per_second
+            )
         loaded.model.to(engine.device)
         folder, scores = evaluate_model(
             loaded,

@@ -62,6 +62,10 @@ def export(
         str | None, typer.Option(help="bf16, fp16, float32; none: bf16, adapters float32.")
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="best, last, or a step.")] = "last",
+    quantize: Annotated[
+        str | None,
+        typer.Option(help="int8, fp8 or int4: the decoder's linear layers, for vLLM; merges."),
+    ] = None,
     proof: Annotated[bool, typer.Option(help="Load the folder again and compare it.")] = True,
 ) -> None:
     """Write a run's model as a folder for others, and prove that it is the model trained.
@@ -73,6 +77,8 @@ def export(
 
     if dtype not in (None, "bf16", "fp16", "float32"):
         raise ConfigError(f"--dtype {dtype}: give bf16, fp16 or float32")
+    if quantize not in (None, "int8", "fp8", "int4"):
+        raise ConfigError(f"--quantize {quantize}: give int8, fp8 or int4")
     from rich.console import Console
 
     from foveal.assemble import quiet_libraries
@@ -86,6 +92,7 @@ def export(
         merge=merge,
         dtype=dtype,  # type: ignore[arg-type]  # checked above
         checkpoint=checkpoint,
+        quantize=quantize,  # type: ignore[arg-type]  # checked above
         proof=proof,
         tell=lambda doing: console.print(doing, highlight=False),
     )

@@ -65,3 +65,15 @@ def bench(
     from foveal.bench.measure import run_bench
 
     run_bench(size, rounds, tuple(strategies.split(",")), threads, as_json, Console())
+
+
+@app.command(rich_help_panel="For whoever reads it all at once")
+def manual(
+    errors: Annotated[bool, typer.Option(help="List the messages of all errors.")] = True,
+) -> None:
+    """Print all commands, settings and errors in one text, as the code has them."""
+    from typer.main import get_command
+
+    from foveal.manual import write_manual
+
+    typer.echo(write_manual(get_command(app), errors), nl=False)

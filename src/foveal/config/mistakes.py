@@ -34,6 +34,7 @@ ELSEWHERE: Mapping[str, str] = {
     "output_dir": "run",
     "per_device_train_batch_size": "train.tokens_per_pass",
     "r": "lora.rank",
+    "report_to": "log.trackers",
     "save_total_limit": "train.keep_checkpoints",
     "torch_dtype": "precision",
     "warmup_ratio": "train.warmup_steps",

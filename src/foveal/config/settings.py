@@ -88,6 +88,18 @@ class DataSettings(Settings):
     order: Literal["shuffled", "as_is"] = "shuffled"
     """Which examples meet in a step: images at random with all their questions, or file order."""
 
+    boxes: Literal["pixels", "thousandths"] | None = None
+    """What the four numbers of a box, `[x1, y1, x2, y2]`, count in the data: pixels of the upright
+    picture, or thousandths of its width and height. The model learns them in its own numbers, and
+    its answers are moved back; none: four numbers are no box."""
+
+    frames: PositiveInt = 8
+    """Most frames that a clip is shown by, spread evenly over it."""
+
+    frames_per_second: PositiveFloat | None = None
+    """Frames for each second of a clip, as long as they are no more than `frames`; none: always
+    `frames`, whatever its length."""
+
     num_crops: PositiveInt = 16
     """Most crops that an image is cut into, besides its global view; 4 suits several images."""
 
@@ -244,6 +256,10 @@ class TrainSettings(Settings):
     evaluate_every_steps: PositiveInt | None = None
     """Steps from validation to validation; none: before and after alone."""
 
+    stop_after_worse: PositiveInt | None = None
+    """Validations in a row without a better best_metric after which the run ends; none: it goes on
+    to its last step."""
+
     recompute: Literal["none", "blocks", "auto"] = "auto"
     """Recompute activations in the backward pass: saves memory, costs a third of the speed."""
 
@@ -282,6 +298,23 @@ class EvaluateSettings(Settings):
         return tuple(dict.fromkeys(label for choice in choices if (label := choice.strip())))
 
 
+class LogSettings(Settings):
+    """Where a run is followed, beside its folder."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
+    """Who is sent each step, the scores, the recipe and the report: tensorboard, into the run's
+    folder; wandb, mlflow and trackio as their own environment variables say, without a network
+    too. A run that goes on stays one run there, and no step is sent twice."""
+
+    project: str = "foveal"
+    """Project there (mlflow: experiment); the run is called as its folder is."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _once(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(trackers))
+
+
 class Base(Settings):
     """What a recipe was built on when it was read, and what that says otherwise."""
 
@@ -307,6 +340,7 @@ class Recipe(Settings):
     data: DataSettings = DataSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    log: LogSettings = LogSettings()
     lora: LoraSettings = LoraSettings()
     quantization: QuantizationSettings = QuantizationSettings()
 

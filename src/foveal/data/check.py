@@ -6,21 +6,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from foveal.data.example import Example, ImageFolder, numbered_lines, parse_example
+from foveal.data.frames import FrameChoice, file_of
 from foveal.data.media import image_identity, image_size, open_image, shows_one_colour
 from foveal.data.parallel import parallel
 from foveal.data.recognise import other_kind, refuse_other_files
 from foveal.data.texts import example_problems, example_warnings
+from foveal.data.token_counts import CountTokens, ShownSize
 from foveal.errors import DataError
 from foveal.storage import written_whole
 
-if TYPE_CHECKING:
-    from foveal.data.encode import TurnProcessor
-
 MOST_LABELS = 100
 """Most different answers that still count as labels where a file names no choices."""
+
+EIGHT_FRAMES = FrameChoice()
+"""As a recipe has it that says nothing of clips."""
 
 MOST_WARNINGS = 1000
 """Most warnings that are kept; the others are counted."""
@@ -34,46 +36,6 @@ class Problem:
     """From 1."""
 
     message: str
-
-
-@dataclass(frozen=True)
-class TokenCounts:
-    """How long an example is for a model."""
-
-    turns: tuple[int, ...]
-    """Tokens of each turn: prompt, images and answer."""
-
-    learnt: int
-    """Tokens of all turns that are learnt."""
-
-
-CountTokens = Callable[[Example, Sequence[tuple[int, int]]], TokenCounts]
-"""From an example and the (width, height) of its images; a function of a module, or a partial."""
-
-
-def count_tokens(
-    processor: "TurnProcessor", example: Example, sizes: Sequence[tuple[int, int]]
-) -> TokenCounts:
-    """Count as a run over the same processor would."""
-    from foveal.data.encode import asked_turns  # and numpy, which checking alone needs not
-
-    turns, left = [], iter(zip(example.images, sizes, strict=True))
-    asked = asked_turns(example)
-    learnt = images = before = 0
-    for number, turn in enumerate(example.turns, start=1):
-        encoded = processor.encode_turns(asked[:number], example.system)
-        images += sum(_image_tokens(processor, *next(left)) - 1 for _ in turn.images)
-        tokens, learnt = len(encoded.entries) + images, sum(encoded.learnt)
-        turns.append(tokens - before)
-        before = tokens
-    return TokenCounts(tuple(turns), learnt)
-
-
-def _image_tokens(processor: "TurnProcessor", name: str, size: tuple[int, int]) -> int:
-    try:
-        return processor.shape(*size).tokens
-    except (DataError, ValueError) as error:
-        raise DataError(f"image {name}: {error}") from error
 
 
 @dataclass
@@ -111,6 +73,7 @@ def check_file(
     other_splits: Sequence[Path] = (),
     count_tokens: CountTokens | None = None,
     max_tokens: int | None = None,
+    frame_choice: FrameChoice = EIGHT_FRAMES,
     fix: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> "FileCheck":
@@ -124,6 +87,7 @@ def check_file(
         other_splits: files whose pictures must not occur in this one, compared by content.
         count_tokens: what a model makes of an example; none: lengths are not checked.
         max_tokens: longest example, in tokens.
+        frame_choice: which frames of clips are looked at.
         fix: file for the lines without a problem, written when all problems have been read.
         progress: called with the number of lines done.
 
@@ -140,7 +104,7 @@ def check_file(
         refuse_other_files(file)
     if fix is not None and fix.resolve() == data.resolve():
         raise DataError(f"{fix}: is the file being checked; write the good lines elsewhere")
-    rules = _Rules(ImageFolder(data, images), decode, count_tokens, max_tokens)
+    rules = _Rules(ImageFolder(data, images), decode, count_tokens, max_tokens, frame_choice)
     return FileCheck(data, rules, workers, other_splits, fix, progress)
 
 
@@ -152,6 +116,7 @@ class _Rules:
     decode: bool
     count_tokens: CountTokens | None
     max_tokens: int | None
+    frame_choice: FrameChoice
 
 
 @dataclass(frozen=True)
@@ -223,7 +188,8 @@ class FileCheck(Iterator[Problem]):
                 if path not in seen:
                     seen.add(path)
                     summary.images += 1
-                if twin := elsewhere.find(path):
+                twin = elsewhere.find(path)
+                if twin and f"image {name} is also in {twin}" not in messages:
                     messages.append(f"image {name} is also in {twin}")
             self._warn(number, finding)
             summary.problems += len(messages)
@@ -278,23 +244,29 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
         return _Finding((str(error),))
     messages, warnings = list(example_problems(example)), list(example_warnings(example))
     found: list[tuple[str, Path]] = []
-    sizes: list[tuple[int, int]] = []
-    for name in example.images:
-        try:
-            path = rules.folder.find(name)
-            seen = _probe(path, rules.decode)
-        except (DataError, OSError, ValueError) as error:  # a name may be too long, or hold a NUL
-            messages.append(
-                str(error) if isinstance(error, DataError) else f"image {name!r}: {error}"
-            )
-            continue
-        found.append((name, path))
-        sizes.append(seen.size)
-        if seen.one_colour:
-            warnings.append(f"image {name} shows one colour (an alpha channel is dropped)")
+    shown: list[list[ShownSize]] = []
+    broken = False
+    for turn in example.turns:
+        shown.append([])
+        for name in (*turn.images, *turn.videos):
+            try:
+                looks = [
+                    (path, _probe(path, rules.decode))
+                    for path in _paths(rules, name, is_clip=name in turn.videos)
+                ]
+            except (DataError, OSError, ValueError) as error:  # too long a name, or a NUL in it
+                broken = True
+                messages.append(
+                    str(error) if isinstance(error, DataError) else f"image {name!r}: {error}"
+                )
+                continue
+            found += [(name, path) for path, _ in looks]
+            shown[-1] += [ShownSize(name, seen.size) for _, seen in looks]
+            if all(seen.one_colour for _, seen in looks):
+                warnings.append(f"image {name} shows one colour (an alpha channel is dropped)")
     tokens = 0
-    if rules.count_tokens and len(sizes) == len(example.images):
-        tokens, problems = _length_problems(rules, example, sizes)
+    if rules.count_tokens and not broken:
+        tokens, problems = _length_problems(rules, example, shown)
         messages += problems
     return _Finding(
         messages=tuple(messages),
@@ -306,6 +278,16 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
         closed=bool(example.turns[-1].choices),
         tokens=tokens,
     )
+
+
+def _paths(rules: _Rules, name: str, is_clip: bool) -> list[Path]:
+    """Find an image, or the frames that are shown of a clip."""
+    path = rules.folder.find(name)
+    if not is_clip:
+        return [path]
+    from foveal.data.clips import choose_frames
+
+    return choose_frames(path, rules.frame_choice)
 
 
 class _Seen(NamedTuple):
@@ -334,11 +316,11 @@ def _probe(path: Path, decode: bool) -> _Seen:
 
 
 def _length_problems(
-    rules: _Rules, example: Example, sizes: Sequence[tuple[int, int]]
+    rules: _Rules, example: Example, shown: Sequence[Sequence[ShownSize]]
 ) -> tuple[int, list[str]]:
     assert rules.count_tokens is not None
     try:
-        counts = rules.count_tokens(example, sizes)
+        counts = rules.count_tokens(example, shown)
     except (DataError, ValueError) as error:
         return 0, [str(error)]
     total, problems = 0, []
@@ -370,9 +352,10 @@ class _Elsewhere:
         self._identity = lru_cache(maxsize=None)(image_identity)
 
     def find(self, path: Path) -> str | None:
-        """Say where else a picture occurs."""
+        """Say where else a picture occurs, or the clip that it is a frame of."""
         if not self._by_length:
             return None
+        path = file_of(path)
         for other, file in self._by_length.get(path.stat().st_size, ()):
             if other == path or self._identity(other) == self._identity(path):
                 return f"{file.name}, as {other.name}"
@@ -381,10 +364,10 @@ class _Elsewhere:
 
 def _images_of(line: bytes, *folders: ImageFolder) -> Iterator[Path]:
     try:
-        names = parse_example(line).images
+        example = parse_example(line)
     except ValueError:
         return  # the other file is checked in its own turn
-    for name in names:
+    for name in (*example.images, *(clip for turn in example.turns for clip in turn.videos)):
         for folder in folders:
             try:
                 yield folder.find(name)

@@ -142,8 +142,10 @@ def _encode_line(
     try:
         return _Read(number, encode(example, processor, folder), tuple(look_at(example)))
     except (DataError, ValueError) as error:
+        recipe = " --recipe RECIPE" if processor.boxes else ""  # it says what boxes count
         raise DataError(
-            f"{path}:{number} ({example.id}): {error}; `foveal check {path}` names every such line"
+            f"{path}:{number} ({example.id}): {error}; `foveal check {path}{recipe}` names every "
+            "such line"
         ) from error
 
 

@@ -2,13 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.example import Example, ImageFolder
+from foveal.config import DataSettings
+from foveal.data.boxes import BoxFrame, BoxMap, BoxUnit, box_edges, read_boxes
+from foveal.data.clips import choose_frames
+from foveal.data.example import Example, ImageFolder, Turn
+from foveal.data.frames import FrameChoice
+from foveal.data.media import image_size
 from foveal.data.shapes import ImageShape, expand_entries
 
 if TYPE_CHECKING:
@@ -46,6 +53,12 @@ class EncodedTurns(NamedTuple):
 class TurnProcessor(Protocol):
     """What the data walk asks of a model: its words, its images, where tokens stand."""
 
+    boxes: BoxUnit | None
+    """What numbers of boxes in the data count; none: four numbers are no box."""
+
+    frame_choice: FrameChoice
+    """Which frames of a clip are shown."""
+
     @property
     def image_token_id(self) -> int:
         """Id that takes a feature of an image."""
@@ -70,6 +83,10 @@ class TurnProcessor(Protocol):
 
     def shape(self, width: int, height: int) -> ImageShape:
         """Say what an image costs and how it stands in a text, from its size alone."""
+        ...
+
+    def box_frame(self, width: int, height: int) -> BoxFrame:
+        """Say in which numbers the model speaks of places in an image of some size, pixels."""
         ...
 
     def pixels(self, image: "Image") -> "Mapping[str, Tensor]":
@@ -129,23 +146,118 @@ class Expanded:
     """Of every image, in the order in which the text shows them."""
 
 
+def read_as(processor: Any, data: DataSettings) -> None:
+    """Let a processor read turns, boxes and clips as a recipe's data settings say."""
+    processor.turns = data.turns
+    processor.boxes = data.boxes
+    processor.frame_choice = FrameChoice(data.frames, data.frames_per_second)
+
+
 def encode(example: Example, processor: TurnProcessor, folder: ImageFolder) -> Encoded:
     """Turn an example into tokens; every turn is a prompt of its own, its answer is learnt.
 
     Raises:
-        DataError: an image is not there.
-        ValueError: image tags written in a text do not match its images.
+        DataError: an image or a clip is not there, or cannot be read.
+        ValueError: image tags written in a text do not match its images, or a box is none.
     """
-    encoded = processor.encode_turns(asked_turns(example), example.system)
+    shown = [show_turn(turn, folder, processor.frame_choice) for turn in example.turns]
+    images = tuple(chain.from_iterable(shown))
+    turns = asked_turns(example, [len(some) for some in shown])
+    if processor.boxes and holds_boxes(example):
+        turns = place_boxes(example, turns, [known_size(path) for path in images], processor)
+    encoded = processor.encode_turns(turns, example.system)
     return Encoded(
         example.id,
         np.asarray(encoded.entries, np.int32),
         np.asarray(encoded.learnt, np.bool_),
         encoded.prompt_entries,
-        tuple(folder.find(path) for path in example.images),
+        images,
     )
 
 
-def asked_turns(example: Example) -> list[AskedTurn]:
-    """List an example's turns."""
-    return [AskedTurn(one.user, len(one.images), one.assistant) for one in example.turns]
+def show_turn(turn: Turn, folder: ImageFolder, choice: FrameChoice) -> list[Path]:
+    """Find the images of a turn, and behind them the frames of its clips.
+
+    Raises:
+        DataError: one is not there, or a clip cannot be read.
+    """
+    clips = [choose_frames(folder.find(path), choice) for path in turn.videos]
+    return [*(folder.find(path) for path in turn.images), *chain.from_iterable(clips)]
+
+
+def asked_turns(example: Example, num_images: Sequence[int]) -> list[AskedTurn]:
+    """List an example's turns.
+
+    Args:
+        example: whose texts they are.
+        num_images: of each turn, frames of clips too.
+    """
+    return [
+        AskedTurn(turn.user, number, turn.assistant)
+        for turn, number in zip(example.turns, num_images, strict=True)
+    ]
+
+
+@lru_cache(4096)
+def known_size(path: Path) -> tuple[int, int]:
+    """Read (width, height) of an image once for all that is asked about it."""
+    return image_size(path)
+
+
+def holds_boxes(example: Example) -> bool:
+    """Tell whether any text of an example speaks of a box."""
+    return any(
+        read_boxes(text)
+        for turn in example.turns
+        for text in (turn.user, turn.assistant, *turn.choices)
+    )
+
+
+def place_boxes(
+    example: Example,
+    turns: Sequence[AskedTurn],
+    sizes: Sequence[tuple[int, int]],
+    processor: TurnProcessor,
+) -> list[AskedTurn]:
+    """Write the boxes of an example in the numbers that a model speaks in.
+
+    Args:
+        example: whose texts hold boxes.
+        turns: of it.
+        sizes: (width, height) of all its images.
+        processor: of the model.
+
+    Raises:
+        ValueError: a box is none, or it is open in which image it lies.
+    """
+    boxes = find_box_map(sizes, processor)
+    if boxes is None:
+        raise ValueError(
+            "a text speaks of a box, and not all images of the example have one size: give each "
+            "image a line of its own"
+        )
+    if any(read_boxes(choice) for turn in example.turns for choice in turn.choices):
+        raise ValueError("choices hold boxes, which cannot be chosen from; leave choices out")
+    return [
+        AskedTurn(
+            boxes.to_model(turn.user),
+            turn.num_images,
+            None if turn.assistant is None else boxes.to_model(turn.assistant),
+        )
+        for turn in turns
+    ]
+
+
+def find_box_map(sizes: Sequence[tuple[int, int]], processor: TurnProcessor) -> BoxMap | None:
+    """Find what moves boxes of the data into a model's numbers and back.
+
+    Args:
+        sizes: (width, height) of the images that the boxes may lie in.
+        processor: of the model.
+
+    Returns:
+        None where the data's numbers are no boxes, or it is open in which image they lie.
+    """
+    if processor.boxes is None or len(set(sizes)) != 1:
+        return None
+    return BoxMap(processor.box_frame(*sizes[0]), box_edges(processor.boxes, sizes[0]))

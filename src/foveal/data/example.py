@@ -3,11 +3,13 @@
 import json
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from foveal.data.frames import parse_frame
 from foveal.errors import DataError
 from foveal.storage import written_whole
 
@@ -19,6 +21,9 @@ class Turn(BaseModel):
 
     images: tuple[str, ...] = ()
     """Paths, relative to the images folder."""
+
+    videos: tuple[str, ...] = ()
+    """Paths of clips, whose frames stand behind the images."""
 
     user: str
     assistant: str
@@ -51,7 +56,7 @@ class Example(BaseModel):
 
     @property
     def images(self) -> tuple[str, ...]:
-        """Image paths of all turns, in order."""
+        """Image paths of all turns, in order; clips are not among them."""
         return tuple(path for turn in self.turns for path in turn.images)
 
     def to_json(self) -> str:
@@ -171,11 +176,13 @@ class ImageFolder:
         self.roots = tuple(root.resolve() for root in roots)
 
     def find(self, path: str) -> Path:
-        """Turn a path of an example into a file.
+        """Turn a path of an example into a file, or the name of a clip's frame into its own.
 
         Raises:
             DataError: the path leaves the folder, or there is no such file.
         """
+        if frame := parse_frame(path):
+            return Path(str(replace(frame, clip=str(self.find(frame.clip)))))
         for root in self.roots:
             try:
                 candidate = (root / path).resolve()

@@ -1,4 +1,4 @@
-"""A file with a picture or a clip -> RGB pictures, sizes and identities, opened safely."""
+"""A file with a picture -> an RGB picture, its size and its identity, opened safely."""
 
 import json
 import os
@@ -13,15 +13,13 @@ from typing import Any, BinaryIO, TypeAlias
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from foveal.data.frames import file_of, parse_frame
 from foveal.data.parallel import parallel
 from foveal.errors import DataError
 from foveal.storage import write_text
 
 MAX_PIXELS = 178_956_970
 """Most pixels of a picture, width x height: where Pillow itself takes it for a bomb."""
-
-MAX_FRAMES = 1_000_000
-"""Most frames of a clip: eleven hours at 25 a second."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """Kinds of pictures that are opened; others are refused unread (EPS would start a program)."""
@@ -35,8 +33,6 @@ _TURNS = {  # EXIF orientation -> what makes the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# A playlist may name any other file, so kinds that are lists are not on this one.
-_CLIP_OPTIONS = {"format_whitelist": "avi,mov,matroska,webm,mpeg,mpegvideo,mpegts,flv,asf,ogg,gif"}
 
 
 Picture: TypeAlias = str | Path | bytes | Image.Image
@@ -64,7 +60,7 @@ def open_picture(picture: Picture, name: object) -> Image.Image:
     if not isinstance(picture, Image.Image):
         kind = type(picture).__name__
         raise DataError(f"{name}: give a path, a Pillow image or bytes, not {kind}")
-    _check_pixels(name, *picture.size)
+    check_pixels(name, *picture.size)
     with _quiet:
         return _upright_rgb(picture, name)
 
@@ -87,11 +83,15 @@ def naming(name: object) -> Iterator[None]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open a picture as RGB, upright, the first frame of an animated one.
+    """Open a picture as RGB, upright, the first frame of an animated one; or a frame of a clip.
 
     Raises:
         DataError: there is no such file, or it is no picture, cut short, or too large.
     """
+    if frame := parse_frame(path):
+        from foveal.data.clips import open_frame  # it is built upon this file
+
+        return open_frame(frame)
     return decode_image(path, path)
 
 
@@ -110,7 +110,7 @@ def _upright_rgb(image: Image.Image, name: object) -> Image.Image:
         image.load()
         rgb = to_rgb(image)
     except Exception as error:  # decoders of broken bytes raise whatever they like
-        raise DataError(f"{name}: broken picture ({_reason(error)}); replace it") from error
+        raise DataError(f"{name}: broken picture ({reason_of(error)}); replace it") from error
     rgb = rgb if turn is None else rgb.transpose(turn)
     rgb.info.clear()  # what it says of up and down has been done: once is enough
     return rgb
@@ -152,6 +152,10 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: there is no such file, or it is no picture or too large.
     """
+    if frame := parse_frame(path):
+        from foveal.data.clips import frame_size  # it is built upon this file
+
+        return frame_size(frame)
     return measure_image(path, path)
 
 
@@ -198,7 +202,7 @@ def stamp_of(status: os.stat_result) -> list[int]:
 
 def _stamp(path: Path) -> list[int]:
     try:
-        return stamp_of(path.stat())
+        return stamp_of(file_of(path).stat())
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
 
@@ -218,69 +222,6 @@ def _write_cache(cache: Path, known: _Known) -> None:
     write_text(cache, json.dumps(known, separators=(",", ":")))
 
 
-def frame_indices(total_frames: int, num_frames: int = 8) -> list[int]:
-    """Spread `num_frames` over a clip, floor(k * total / num); a short clip repeats frames."""
-    if total_frames < 1 or num_frames < 1:
-        raise ValueError(f"no frames to take {num_frames} of {total_frames} from")
-    return [k * total_frames // num_frames for k in range(num_frames)]
-
-
-def read_frames(path: Path, num_frames: int = 8) -> list[Image.Image]:
-    """Read frames spread evenly over a clip, as RGB.
-
-    Raises:
-        DataError: there is no such file, or it is no clip, broken, too large or too long.
-    """
-    try:
-        # An open file, not a name: FFmpeg reads "a:b.avi" as an address.
-        with path.open("rb") as file:
-            return decode_frames(file, path, num_frames)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
-
-
-def decode_frames(source: BinaryIO, name: object, num_frames: int) -> list[Image.Image]:
-    """Read frames from a file or from bytes in memory; an error calls it `name`."""
-    # The header's count may lie; believed first, it spares honest clips a second pass.
-    frames, total, claimed = _take_frames(source, name, None, num_frames)
-    if total != claimed:
-        source.seek(0)
-        frames, total, _ = _take_frames(source, name, total, num_frames)
-    return [frames[index] for index in frame_indices(total, num_frames)]
-
-
-def _take_frames(
-    source: BinaryIO, name: object, expected: int | None, num_frames: int
-) -> tuple[dict[int, Image.Image], int, int]:
-    """Decode a whole clip: chosen frames by index, how many there are, how many the header says."""
-    import av
-
-    taken: dict[int, Image.Image] = {}
-    total = 0
-    try:
-        with av.open(source, "r", options=_CLIP_OPTIONS, metadata_errors="replace") as clip:
-            if not clip.streams.video:
-                raise DataError(f"{name}: no moving picture in it; leave it out")
-            stream = clip.streams.video[0]
-            _check_pixels(name, stream.codec_context.width, stream.codec_context.height)
-            claimed = stream.frames
-            expected = claimed if expected is None else expected
-            wanted = set(frame_indices(expected, num_frames)) if expected > 0 else set()
-            for frame in clip.decode(stream):
-                if total in wanted:
-                    taken[total] = Image.fromarray(frame.to_ndarray(format="rgb24"))
-                total += 1
-                if total > MAX_FRAMES:
-                    raise DataError(f"{name}: more than {MAX_FRAMES} frames; cut it")
-    except DataError:
-        raise
-    except Exception as error:  # decoders of broken bytes raise whatever they like
-        raise DataError(f"{name}: broken clip ({_reason(error)}); replace it") from error
-    if not total:
-        raise DataError(f"{name}: a clip without frames; leave it out")
-    return taken, total, claimed
-
-
 def image_identity(path: Path) -> str:
     """Name the content of a file: equal for equal bytes, whatever the file is called.
 
@@ -288,7 +229,7 @@ def image_identity(path: Path) -> str:
         DataError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with file_of(path).open("rb") as file:
             return file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
@@ -336,15 +277,20 @@ def _header(source: Path | BinaryIO, name: object) -> Iterator[Image.Image]:
                 f"{name}: more than {MAX_PIXELS} pixels; make it smaller"
             ) from error
         except OSError as error:
-            raise DataError(f"{name}: {_reason(error)}; give a picture's path") from error
+            raise DataError(f"{name}: {reason_of(error)}; give a picture's path") from error
         except Exception as error:  # decoders of broken bytes raise whatever they like
-            raise DataError(f"{name}: broken picture ({_reason(error)}); replace it") from error
+            raise DataError(f"{name}: broken picture ({reason_of(error)}); replace it") from error
         with image:
-            _check_pixels(name, *image.size)
+            check_pixels(name, *image.size)
             yield image
 
 
-def _check_pixels(name: object, width: int, height: int) -> None:
+def check_pixels(name: object, width: int, height: int) -> None:
+    """Refuse what has no pixels, or too many.
+
+    Raises:
+        DataError: it does.
+    """
     if not width or not height:
         raise DataError(f"{name}: {width}x{height} has no pixels; replace it")
     if width * height > MAX_PIXELS:
@@ -359,7 +305,8 @@ def _why_no_picture(source: Path | BinaryIO) -> str:
     return f"not a picture of a kind we open ({', '.join(FORMATS)})"
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Say in one line why a decoder gave up."""
     reason = getattr(error, "strerror", None) or str(error)  # without a path, which is said before
     return " ".join(reason.split()) or type(error).__name__
 

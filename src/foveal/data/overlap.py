@@ -1,10 +1,9 @@
 """Two data sets -> what the second holds that is learnt from in the first."""
 
-from pathlib import Path
-
 import numpy as np
 
 from foveal.data.dataset import Dataset
+from foveal.data.frames import file_of
 
 
 def describe_overlap(training: Dataset, validation: Dataset) -> str:
@@ -41,5 +40,5 @@ def _tokens(dataset: Dataset, place: int) -> bytes:
 
 
 def _picture_bytes(dataset: Dataset, place: int) -> tuple[int, ...]:
-    paths = (Path(dataset.images[image].path) for image in dataset.image_numbers(place))
+    paths = (file_of(dataset.images[image].path) for image in dataset.image_numbers(place))
     return tuple(path.stat().st_size if path.exists() else -1 for path in paths)

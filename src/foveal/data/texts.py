@@ -44,7 +44,9 @@ def _turn_problems(turn: Turn) -> Iterator[str]:
     if _IMAGE_TAG.search(turn.assistant):
         yield "assistant holds an image tag"
     named = [int(number) for number in _IMAGE_TAG.findall(turn.user)]
-    if named and sorted(named) != list(range(1, len(turn.images) + 1)):
+    if named and turn.videos:
+        yield "user holds image tags beside clips, whose frames have none; leave the tags out"
+    elif named and sorted(named) != list(range(1, len(turn.images) + 1)):
         tags = ", ".join(f"<|image_{number}|>" for number in named)
         yield f"user names {tags}, but the turn has {len(turn.images)} images"
     if turn.choices and turn.assistant not in turn.choices:

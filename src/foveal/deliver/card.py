@@ -11,8 +11,11 @@ import yaml
 from foveal.config import Recipe, Settings, as_typed
 from foveal.deliver.proof import Proof
 from foveal.deliver.source import RunSource
+from foveal.deliver.weight_only import WeightOnly
 from foveal.evaluate.metrics import Score
 from foveal.machine import Precision
+from foveal.models.box_frames import describe_frame
+from foveal.models.family import read_model_type
 from foveal.report.run_folder import changed_settings
 from foveal.storage import write_text
 
@@ -27,6 +30,7 @@ def write_card(
     *,
     as_model: bool,
     proof: Proof | None,
+    bits: WeightOnly | None = None,
 ) -> None:
     """Write the model card of a folder that will be called `name`."""
     environment = jinja2.Environment(
@@ -50,9 +54,11 @@ def write_card(
         validation=recipe.data.validation.name if recipe.data.validation else "",
         step=f"{source.progress.step:,}",
         num_crops=recipe.data.num_crops,
+        boxes=describe_frame(read_model_type(str(source.base))) if recipe.data.boxes else "",
         turns=recipe.data.turns,
         examples=describe_examples(recipe),
         dtype=dtype,
+        held=bits.line() if bits else "",
         settings=public_settings(recipe),
         fingerprint=source.progress.data_fingerprint,
         proof=proof,

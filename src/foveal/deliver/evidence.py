@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.config import EvaluateSettings, Recipe
+from foveal.config import DataSettings, EvaluateSettings, Recipe
 from foveal.data.batch import build_batch
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, build_dataset
-from foveal.data.encode import encode
+from foveal.data.encode import encode, read_as
 from foveal.data.example import Example, ImageFolder, read_examples
 from foveal.data.rows import Group, Row
 from foveal.errors import DataError, RunError
@@ -37,6 +37,9 @@ class Examples:
     dataset: Dataset
     scored: bool
     """Whether they are what the run's scores were made from."""
+
+    settings: DataSettings
+    """How the run read them."""
 
     @property
     def compared(self) -> list[int]:
@@ -66,9 +69,9 @@ def find_examples(recipe: Recipe, processor: Any) -> Examples:
     if not examples:
         raise DataError(f"{data}: no examples; write one conversation a line")
     folder = ImageFolder(data, recipe.data.images)
-    processor.turns = recipe.data.turns
+    read_as(processor, recipe.data)
     encoded = [encode(example, processor, folder) for example in examples]
-    return Examples(data, examples, build_dataset(encoded, processor), scored)
+    return Examples(data, examples, build_dataset(encoded, processor), scored, recipe.data)
 
 
 @torch.no_grad()
@@ -110,6 +113,7 @@ def _predict(
     only: Sequence[int],
 ) -> list[Prediction]:
     rule = AnswerRule(settings.answer, settings.max_new_tokens, settings.tokens_per_batch)
+    read_as(loaded.processor, examples.settings)
     with Opener(examples.dataset, loaded.processor) as opener:
         questions = [
             question

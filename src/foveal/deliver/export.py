@@ -22,7 +22,13 @@ from foveal.deliver.prove import prove
 from foveal.deliver.same_base import check_same_base
 from foveal.deliver.settings import write_model_settings, write_processor_files
 from foveal.deliver.source import RunSource, find_source
-from foveal.deliver.tensors import StoredTensor, write_shards
+from foveal.deliver.tensors import StoredTensor, in_format, write_shards
+from foveal.deliver.weight_only import (
+    WeightFormat,
+    WeightOnly,
+    plan_weight_only,
+    reads_compressed,
+)
 from foveal.errors import ModelError, RunError
 from foveal.machine import DTYPES, Precision
 from foveal.models.image_settings import changed_settings
@@ -71,6 +77,7 @@ def export_run(
     dtype: Precision | None = None,
     checkpoint: str = "last",
     proof: bool = True,
+    quantize: WeightFormat | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Exported:
@@ -85,6 +92,7 @@ def export_run(
         merge: fold adapters into the full-precision base.
         dtype: number format; none: bf16 for a model, float32 for adapters.
         checkpoint: `last`, `best`, or a step.
+        quantize: hold the decoder's linear layers in fewer bits; the model is whole then.
         proof: load the folder again and compare it; without, it is marked as unverified.
         max_shard_bytes: most bytes of a file, and of what memory holds of the model while writing.
         tell: called with what is being done.
@@ -93,12 +101,17 @@ def export_run(
         RunError, ModelError, DataError: something is missing or does not fit.
     """
     source = find_source(run, checkpoint)
-    as_model = merge or not source.adapters
+    as_model = merge or quantize is not None or not source.adapters
     for note in (*source.notes, *(() if as_model or not source.adapts_the_tower else (TOWER,))):
         tell(note)
     check_fits(source, as_model)
     check_same_base(source)
     chosen: Precision = dtype or ("bf16" if as_model else "float32")
+    bits = None
+    if quantize:
+        bits = plan_weight_only(str(source.base), source.family, quantize)
+        for line in filter(None, [bits.line(), bits.slow_line()]):
+            tell(line)
     unproven = out.with_name(out.name + UNPROVEN)
     for taken in (out, unproven):
         if taken.exists():
@@ -109,7 +122,7 @@ def export_run(
     tell("Writing")
     with new_folder(unproven) as folder:
         if as_model:
-            write_model(source, folder, chosen, processor, max_shard_bytes)
+            write_model(source, folder, chosen, processor, max_shard_bytes, bits)
         else:
             write_adapter(source, folder, DTYPES[chosen])
             write_processor_files(
@@ -120,14 +133,14 @@ def export_run(
                 turns=source.recipe.data.turns,
                 images=images_of(source, processor),
             )
-        write_card(source, folder, out.name, chosen, as_model=as_model, proof=None)
+        write_card(source, folder, out.name, chosen, as_model=as_model, proof=None, bits=bits)
     norms = four_bit_norms(source) if as_model else {}
     if examples is None:
         return Exported(unproven, None, norms)
     # Whatever happens from here on, the folder's name tells the truth.
-    proven = prove(source, unproven, chosen, examples, merged=as_model, tell=tell)
+    proven = prove(source, unproven, chosen, examples, merged=as_model, bits=bits, tell=tell)
     proven.write(unproven)
-    write_card(source, unproven, out.name, chosen, as_model=as_model, proof=proven)
+    write_card(source, unproven, out.name, chosen, as_model=as_model, proof=proven, bits=bits)
     if proven.problems():
         return Exported(unproven, proven, norms)
     return Exported(unproven.rename(out), proven, norms)
@@ -219,13 +232,11 @@ def write_model(
     dtype: Precision,
     processor: Any,
     max_shard_bytes: int,
+    bits: WeightOnly | None = None,
 ) -> None:
     """Write a whole model: the base's weights with what the run learnt, tensor by tensor."""
-    names, read = source.written_names, tuned_tensor(source)
-    shapes = {written: source.base_tensors[own].shape for written, own in names.items()}
-    write_shards(
-        folder, shapes, lambda written: read(names[written]), DTYPES[dtype], max_shard_bytes
-    )
+    planned, make = planned_tensors(source, DTYPES[dtype], bits)
+    write_shards(folder, planned, make, max_shard_bytes)
     write_model_settings(
         source.base,
         source.base_name,
@@ -235,7 +246,32 @@ def write_model(
         num_crops=source.recipe.data.num_crops,
         turns=source.recipe.data.turns,
         images=images_of(source, processor),
+        quantization=bits.settings() if bits else {},
     )
+
+
+def planned_tensors(
+    source: RunSource, dtype: torch.dtype, bits: WeightOnly | None
+) -> tuple[dict[str, Tensor], Callable[[str], Tensor]]:
+    """List the tensors of a whole model, without content, and make the function that makes one."""
+    names, read = source.written_names, tuned_tensor(source)
+    held, compressed = reads_compressed(bits, names, read, dtype) if bits else ({}, read)
+    planned: dict[str, Tensor] = {}
+    for written, own in names.items():
+        layer = written.removesuffix("weight")
+        if bits and bits.holds(own):
+            planned |= {name: one for name, one in held.items() if name.startswith(layer)}
+        else:
+            planned[written] = torch.empty(
+                source.base_tensors[own].shape, dtype=dtype, device="meta"
+            )
+
+    def make(name: str) -> Tensor:
+        if name in held:
+            return compressed(name)
+        return in_format(read(names[name]), dtype, name)
+
+    return planned, make
 
 
 def images_of(source: RunSource, processor: Any) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from foveal.adapt.adapters import ADAPTER, merge_adapters
-from foveal.deliver.place import ADAPTER_CONFIG, find_image_budget, find_model, find_turns
+from foveal.data.encode import read_as
+from foveal.deliver.place import ADAPTER_CONFIG, find_data_settings, find_image_budget, find_model
 from foveal.errors import ModelError
 from foveal.libraries import import_peft, without_bitsandbytes
 from foveal.models.family import LoadedModel, load
@@ -31,8 +32,7 @@ def open_model(place: str, image_budget: ImageBudget = None, dtype: Any = None) 
     folder = Path(found)
     if not (folder / ADAPTER_CONFIG).is_file():
         loaded = load(found, crops, dtype=dtype)
-        loaded.processor.turns = find_turns(place) or loaded.processor.turns
-        return loaded
+        return _reading_as(place, loaded)
     base = read_base_name(folder)
     try:
         loaded = load(base, crops, dtype=dtype)
@@ -45,8 +45,14 @@ def open_model(place: str, image_budget: ImageBudget = None, dtype: Any = None) 
         processor = loaded.family.load_processor(str(folder), crops)
         # An adapter's folder brings words and images, not the model's own sizes.
         processor.long_context_tokens = loaded.processor.long_context_tokens
-    processor.turns = find_turns(place) or processor.turns
-    return replace(loaded, processor=processor)
+    return _reading_as(place, replace(loaded, processor=processor))
+
+
+def _reading_as(place: str, loaded: LoadedModel) -> LoadedModel:
+    """Read turns, boxes and clips as a run did; from elsewhere, as the model's files say."""
+    if data := find_data_settings(place):
+        read_as(loaded.processor, data)
+    return loaded
 
 
 def read_base_name(folder: Path) -> str:

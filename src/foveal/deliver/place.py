@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from foveal.config import Recipe, load_recipe
-from foveal.data.encode import TurnsSetting
+from foveal.config import DataSettings, Recipe, load_recipe
 from foveal.errors import ModelError
 from foveal.models.image_settings import ImageBudget
 
@@ -44,10 +43,10 @@ def find_image_budget(place: str) -> ImageBudget:
     return recipe.data.image_budget if recipe else None
 
 
-def find_turns(place: str) -> TurnsSetting | None:
-    """Find how turns followed each other in a run's training; none: as the model's files say."""
+def find_data_settings(place: str) -> DataSettings | None:
+    """Find how the examples of a run were read; none: it is no run."""
     recipe = _recipe_of(Path(place))
-    return recipe.data.turns if recipe else None
+    return recipe.data if recipe else None
 
 
 def _recipe_of(place: Path) -> Recipe | None:

@@ -1,9 +1,11 @@
 """What comparing a written folder with its run gave, and whether that is enough."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from foveal.deliver.weight_only import WeightFormat
 from foveal.machine import Precision
 from foveal.storage import write_json
 
@@ -40,7 +42,8 @@ class Proof:
     rounding_difference: float
     """To the run's float32 weights, at most."""
 
-    rounding_limit: float
+    rounding_limit: float | None
+    """None: fewer bits may move logits as far as the scores allow."""
     equal_answers: int
     """Greedy, of as many as there are examples' turns."""
 
@@ -49,6 +52,9 @@ class Proof:
     scores: Mapping[str, ScoreCheck]
     scores_note: str | None = None
     """Which scores were not compared, and why."""
+
+    weights: WeightFormat | None = None
+    """Number format of the decoder's linear layers, where it is another than `dtype`."""
 
     four_bit_difference: float | None = None
     """Of the run's 4-bit base to the full-precision one that it was merged onto."""
@@ -61,10 +67,11 @@ class Proof:
                 f"logits differ by {self.difference:.2e} from the run's own, "
                 f"limit {self.difference_limit:.2e}"
             )
-        if not self.rounding_difference <= self.rounding_limit:
+        limit = math.inf if self.rounding_limit is None else self.rounding_limit
+        if not self.rounding_difference <= limit:
             found.append(
                 f"{self.dtype} moves logits by {self.rounding_difference:.2e}, "
-                f"limit {self.rounding_limit:.2e}; --dtype float32 keeps them"
+                f"limit {limit:.2e}; --dtype float32 keeps them"
             )
         if self.equal_answers < self.answers:
             found.append(f"{self.answers - self.equal_answers} of {self.answers} answers differ")
@@ -77,16 +84,18 @@ class Proof:
 
     def lines(self) -> list[str]:
         """Tell what was measured."""
+        form = self.weights or self.dtype
+        limit = "no limit" if self.rounding_limit is None else f"limit {self.rounding_limit:.2e}"
         lines = [
             (
                 f"logits on {len(self.examples)} examples: at most {self.difference:.2e} from the "
                 f"run's own (limit {self.difference_limit:.2e}), "
                 f"from float32 {self.rounding_difference:.2e} "
-                f"(limit {self.rounding_limit:.2e}); largest logit {self.largest_logit:.1f}"
+                f"({limit}); largest logit {self.largest_logit:.1f}"
             ),
             (
                 f"greedy answers: {self.equal_answers} of {self.answers} equal; "
-                f"{self.answers_changed_by_rounding} changed by {self.dtype}"
+                f"{self.answers_changed_by_rounding} changed by {form}"
             ),
         ]
         lines += [

@@ -15,6 +15,7 @@ from foveal.deliver.opening import put_adapter
 from foveal.deliver.proof import Proof, ScoreCheck
 from foveal.deliver.reference import load_tuned, merge_with_peft, round_weights
 from foveal.deliver.source import RunSource
+from foveal.deliver.weight_only import WeightOnly
 from foveal.evaluate.metrics import Score
 from foveal.evaluate.prediction import Scores
 from foveal.machine import DTYPES, Precision, pick_device
@@ -44,6 +45,7 @@ def prove(
     examples: Examples,
     *,
     merged: bool,
+    bits: WeightOnly | None = None,
     tell: Callable[[str], None],
 ) -> Proof:
     """Load a written folder and compare it with the run's own model, one after the other.
@@ -54,10 +56,11 @@ def prove(
         dtype: of its weights.
         examples: to compare on.
         merged: whether adapters were folded in.
+        bits: how layers are held in fewer bits.
         tell: called with what is being done.
     """
     device = roomy_device(source, tell)
-    run = _look_at_run(source, DTYPES[dtype], examples, device, merged, tell)
+    run = _look_at_run(source, DTYPES[dtype], examples, device, merged, bits, tell)
     four_bit_difference = None
     if merged and source.four_bit_layers:
         tell("Asking the run's own model on its 4-bit base")
@@ -80,7 +83,8 @@ def prove(
         difference=_apart(seen.logits, run.rounded.logits),
         difference_limit=SAME[dtype] * largest,
         rounding_difference=_apart(seen.logits, run.exact.logits),
-        rounding_limit=ROUNDED[dtype] * largest,
+        rounding_limit=None if bits else ROUNDED[dtype] * largest,
+        weights=bits.kind if bits else None,
         equal_answers=_equal(seen, run.rounded),
         answers=len(seen.answers),
         answers_changed_by_rounding=len(seen.answers) - _equal(run.rounded, run.exact),
@@ -105,6 +109,7 @@ def _look_at_run(
     examples: Examples,
     device: torch.device,
     merged: bool,
+    bits: WeightOnly | None,
     tell: Callable[[str], None],
 ) -> _RunSeen:
     tell("Loading the run's own model and asking it")
@@ -113,7 +118,10 @@ def _look_at_run(
     if merged:
         merge_with_peft(tuned)
     exact = _look(tuned, examples, source)
-    round_weights(tuned.model, dtype, only_adapters=not merged)
+    if bits:
+        bits.round_model(tuned.model, dtype)
+    else:
+        round_weights(tuned.model, dtype, only_adapters=not merged)
     rounded = _look(tuned, examples, source)
     expected = source.scores if examples.scored else None
     if examples.scored and expected is None:

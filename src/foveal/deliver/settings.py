@@ -43,6 +43,7 @@ def write_model_settings(
     num_crops: int,
     turns: TurnsSetting,
     images: Mapping[str, Any] = NO_CHANGES,
+    quantization: Mapping[str, Any] = NO_CHANGES,
 ) -> None:
     """Write config.json, the generation config, tokenizer and processor files.
 
@@ -55,8 +56,11 @@ def write_model_settings(
         num_crops: most crops a picture, as in training.
         images: settings of the image processor that are others than the base's.
         turns: how they followed each other in training.
+        quantization: how layers are held in fewer bits, in the words of their layout.
     """
     config = read_tree(base / "config.json")
+    if quantization:
+        config["quantization_config"] = dict(quantization)
     name_own_code(config, base, base_name)
     name = "torch_dtype" if "torch_dtype" in config else "dtype"
     followed, config[name] = config.get(name), dtype

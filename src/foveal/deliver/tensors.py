@@ -90,31 +90,23 @@ def tensors_of(file: Path) -> list[StoredTensor]:
 
 def write_shards(
     folder: Path,
-    shapes: Mapping[str, tuple[int, ...]],
+    planned: Mapping[str, Tensor],
     read: Callable[[str], Tensor],
-    dtype: torch.dtype,
     max_shard_bytes: int,
 ) -> list[Path]:
-    """Write tensors in one number format, in shards with their index.
+    """Write tensors in shards with their index.
 
     Args:
         folder: to write into.
-        shapes: name -> shape of every tensor, in order.
+        planned: every tensor, in order and without its content (on the meta device).
         read: makes the tensor of a name; each is asked for once, and let go with its shard.
-        dtype: of the files.
         max_shard_bytes: most bytes of a file, and of what memory holds at a time.
-
-    Raises:
-        ModelError: a number of a tensor is not finite in `dtype`.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    planned = {
-        name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()
-    }
-    split = split_torch_state_dict_into_shards(planned, max_shard_size=max_shard_bytes)
+    split = split_torch_state_dict_into_shards(dict(planned), max_shard_size=max_shard_bytes)
     for file, names in split.filename_to_tensors.items():
-        shard = {name: _in_format(read(name), dtype, name) for name in names}
+        shard = {name: read(name).contiguous() for name in names}
         save_file(shard, folder / file, metadata={"format": "pt"})
         del shard  # before the next one is read
     if split.is_sharded:
@@ -123,10 +115,15 @@ def write_shards(
     return [folder / file for file in split.filename_to_tensors]
 
 
-def _in_format(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    if not tensor.is_floating_point():  # a buffer that counts
-        return tensor.contiguous()
-    cast = tensor.to(dtype).contiguous()
+def in_format(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """Bring a weight into a number format; a buffer that counts stays as it is.
+
+    Raises:
+        ModelError: a number of it is not finite then.
+    """
+    if not tensor.is_floating_point():
+        return tensor
+    cast = tensor.to(dtype)
     if not bool(torch.isfinite(cast).all()):
         where = (
             "in the run too" if not bool(torch.isfinite(tensor).all()) else "--dtype bf16 holds it"

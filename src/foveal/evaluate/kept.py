@@ -10,6 +10,7 @@ from pathlib import Path
 from foveal.config import EvaluateSettings
 from foveal.data.dataset import Dataset
 from foveal.data.example import Example
+from foveal.data.frames import file_of
 from foveal.data.media import image_identity
 from foveal.errors import DataError
 from foveal.evaluate.prediction import (
@@ -58,7 +59,7 @@ def describe_question(
 
 def _content(path: Path) -> str:
     try:
-        status = path.stat()
+        status = file_of(path).stat()
         return _identity(path, status.st_size, status.st_mtime_ns)
     except (OSError, DataError):  # whoever opens it says so
         return "gone"

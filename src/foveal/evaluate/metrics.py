@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from rapidfuzz.distance import Levenshtein
 
 from foveal.errors import ConfigError
+from foveal.evaluate.box_overlap import iou, iou_above_half
 
 Metric = Callable[[str, Sequence[str]], float]
 """(prediction, accepted answers) -> score from 0 to 1; the best accepted answer counts."""
@@ -119,6 +120,8 @@ METRICS: Mapping[str, Metric] = {
     "anls": anls,
     "anls_cookbook": anls_cookbook,
     "exact_match": exact_match,
+    "iou": iou,
+    "iou_above_half": iou_above_half,
     "relaxed_accuracy": relaxed_accuracy,
     "token_f1": token_f1,
 }

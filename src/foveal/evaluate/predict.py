@@ -102,7 +102,9 @@ def write(
             made[token.handle].append(token.id)
             if token.finish:
                 text = loaded.processor.decode_answer(made.pop(token.handle))
-                ended.append(_prediction(examples, asked.pop(token.handle), text))
+                question = asked.pop(token.handle)
+                text = question.boxes.to_person(text) if question.boxes else text
+                ended.append(_prediction(examples, question, text))
         if ended:
             yield ended
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from foveal.data.boxes import BoxMap
 from foveal.data.dataset import Dataset
+from foveal.data.encode import find_box_map, known_size
 from foveal.data.example import Example
 from foveal.data.rows import PHI35_VISION_COSTS
 from foveal.evaluate.opening import Opener
@@ -21,6 +23,9 @@ class Question:
     prompt: Prompt
     choices: tuple[str, ...]
     """What the answer is one of; empty: an open answer."""
+
+    boxes: BoxMap | None = None
+    """What moves boxes of the answer into the data's numbers; none: it can hold none."""
 
 
 def questions_of(
@@ -44,12 +49,17 @@ def questions_of(
     answers_start = np.flatnonzero(learnt & ~np.concatenate([[False], learnt[:-1]]))
     images = tuple(_shown(image, dataset, opener) for image in dataset.image_numbers(number))
     first_prompt = encoded.entries[: encoded.prompt_entries]
+    sizes = []
+    if opener.processor.boxes:
+        numbers = dataset.image_numbers(number)
+        sizes = [known_size(dataset.images[image].path) for image in numbers]
+    boxes = find_box_map(sizes, opener.processor)
     shared = int(np.flatnonzero(first_prompt < 0).max(initial=-1)) + 1
     for turn, start in enumerate(answers_start):
         entries = tuple(encoded.entries[:start].tolist())
         # Every turn of an example, and of others on the same pictures, begins like its first.
         prompt = Prompt(entries, images, shared_entries=shared)
-        yield Question(number, turn, prompt, example.turns[turn].choices or choices)
+        yield Question(number, turn, prompt, example.turns[turn].choices or choices, boxes)
 
 
 def _shown(image: int, dataset: Dataset, opener: Opener) -> PromptImage:

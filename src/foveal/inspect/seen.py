@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveal.data.batch import open_as_planned
+from foveal.data.boxes import Box
 from foveal.data.dataset import Dataset
 from foveal.data.encode import Encoded
 from foveal.errors import DataError
@@ -38,6 +39,9 @@ class SeenPicture:
 
     problem: str = ""
     """Why it cannot be shown."""
+
+    boxes: tuple[Box, ...] = ()
+    """Of what is learnt, each edge as a share of what is shown."""
 
     @property
     def crops(self) -> int:
@@ -84,13 +88,16 @@ def see_example(
     encoded, numbers = dataset.examples[place], dataset.image_numbers(place)
     distinct = list(dict.fromkeys(numbers))
     lengths = [dataset.images[one].shape.tokens for one in numbers]
+    answers = processor.decode_answer(encoded.entries[encoded.learnt].tolist())
     return SeenExample(
         id=encoded.id,
         source=source,
         line=line,
         tokens=int(dataset.sizes.tokens[place]),
         learnt=int(encoded.learnt.sum()),
-        pictures=tuple(see_picture(dataset, one, processor) for one in distinct[:PICTURES]),
+        pictures=tuple(
+            see_picture(dataset, one, processor, answers) for one in distinct[:PICTURES]
+        ),
         more_pictures=max(0, len(distinct) - PICTURES),
         runs=tuple(_runs(encoded, lengths, processor)),
     )
@@ -117,13 +124,21 @@ def _as_text(written: bytes) -> str:
         return "".join(f"<0x{byte:02X}>" for byte in written)
 
 
-def see_picture(dataset: Dataset, number: int, processor: Any) -> SeenPicture:
-    """Cut a picture as for the model, and lay the crops side by side again."""
+def see_picture(dataset: Dataset, number: int, processor: Any, answers: str = "") -> SeenPicture:
+    """Cut a picture as for the model, and lay the crops side by side again.
+
+    Args:
+        dataset: that it belongs to.
+        number: of the picture.
+        processor: that reads it.
+        answers: texts that may speak of boxes in it, in the model's numbers.
+    """
     fact = dataset.images[number]
     try:
         image = open_as_planned(fact, processor)
     except DataError as error:
         return SeenPicture(fact.path.name, problem=str(error))
+    boxes = processor.box_frame(*image.size).shares(answers) if processor.boxes else ()
     rows, columns = fact.shape.grid[-2:] if hasattr(processor, "cut") else (0, 0)
     overview = ""
     if hasattr(processor, "cut"):
@@ -132,7 +147,15 @@ def see_picture(dataset: Dataset, number: int, processor: Any) -> SeenPicture:
         if len(crops) > 1:
             overview = _uri(image.resize((side, side), Image.Resampling.BICUBIC))
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    return SeenPicture(fact.path.name, rows, columns, fact.shape.tokens, _uri(image), overview)
+    return SeenPicture(
+        fact.path.name,
+        rows,
+        columns,
+        fact.shape.tokens,
+        _uri(image),
+        overview,
+        boxes=tuple(boxes),
+    )
 
 
 def _joined(crops: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from foveal.errors import ModelError
 from foveal.models import FAMILIES, GENERIC
+from foveal.models.compressed import read_whole
 from foveal.models.generation.tree import ImageSight
 from foveal.models.image_settings import ImageBudget
 from foveal.models.nf4 import keep_layout
@@ -242,7 +243,8 @@ def load(
 
     family = find_family(name)
     try:
-        model = family.load_model(name, attention, dtype, quantization)
+        with read_whole(name) as stored:
+            model = family.load_model(name, attention, dtype, quantization or stored)
         processor = family.load_processor(name, image_budget)
     except (ImportError, OSError, ValueError, SafetensorError, StrictDataclassError) as error:
         raise ModelError(f"model {name}: {_one_line(error)}") from error

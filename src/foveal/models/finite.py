@@ -9,11 +9,30 @@ from torch import Tensor, nn
 
 from foveal.models.family import LoadedModel
 
+BROKEN_WEIGHTS = "its weights are not"
+
 FORMATS = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def explain_not_finite(loaded: LoadedModel, work: Callable[[], object]) -> str:
     """Do some work once more, and say where its numbers stop being finite.
+
+    Args:
+        loaded: model that the work runs.
+        work: passes of it, in the number format in which they failed.
+    """
+    found = find_not_finite(loaded, work)
+    if found:
+        return found
+    precision = precision_of(loaded.model)
+    return (
+        f"what comes behind its last layer gives numbers that are not finite in {precision}: "
+        f"{_advice(loaded.model, precision)}"
+    )
+
+
+def find_not_finite(loaded: LoadedModel, work: Callable[[], object]) -> str:
+    """Do some work once more, and name its first layer whose numbers are not finite; empty: none.
 
     Args:
         loaded: model that the work runs.
@@ -30,8 +49,9 @@ def explain_not_finite(loaded: LoadedModel, work: Callable[[], object]) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    layer = loaded.family.part_name(found[0]) if found else "what comes behind its last layer"
-    module = loaded.model.get_submodule(found[0]) if found else loaded.model
+    if not found:
+        return ""
+    layer, module = loaded.family.part_name(found[0]), loaded.model.get_submodule(found[0])
     precision = precision_of(loaded.model)
     return f"{layer} gives numbers that are not finite in {precision}: {_advice(module, precision)}"
 
@@ -63,8 +83,10 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 def _advice(module: nn.Module, precision: str) -> str:
     own = (one for one in module.parameters() if one.is_floating_point())
-    if not all(bool(one.isfinite().all()) for one in own):
-        return "its weights are not; take another checkpoint"
+    # Of a weight that is cut, this process's share: the others may not ask.
+    shares: Any = (one.to_local() if hasattr(one, "to_local") else one for one in own)
+    if not all(bool(one.isfinite().all()) for one in shares):
+        return f"{BROKEN_WEIGHTS}; take another checkpoint"
     if precision == "fp16":
         return "they grow beyond its range; use precision=bf16 or float32"
     return "its weights or what it is given are too large; take another checkpoint"

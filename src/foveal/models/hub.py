@@ -18,9 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from foveal.data.boxes import BoxFrame, BoxUnit
 from foveal.data.encode import AskedTurn, EncodedTurns, TurnsSetting
+from foveal.data.frames import FrameChoice
 from foveal.data.shapes import ImageShape
 from foveal.errors import ModelError
+from foveal.models.box_frames import box_frame_of
 from foveal.models.cached_rows import reads_with_cache
 from foveal.models.family import Family
 from foveal.models.generation.characters import read_answer
@@ -41,6 +44,12 @@ class HubReader:
     long_context_tokens: int | None = None
     turns: TurnsSetting = "template"
     """How turns follow each other: as the model's own template has them."""
+
+    boxes: BoxUnit | None = None
+    """What numbers of boxes in the data count; see the recipe's `data.boxes`."""
+
+    frame_choice = FrameChoice()
+    """Which frames of a clip are shown, each as an image."""
 
     def __init__(self, name: str, processor: Any, config: Any, model_class: Any) -> None:
         """Look at a processor.
@@ -184,6 +193,11 @@ class HubReader:
         """Count what the tower sees: crops, or patches where it takes them one by one."""
         pixels = made["pixel_values"]
         return int(pixels.shape[0] * pixels.shape[1] if pixels.dim() == 5 else pixels.shape[0])
+
+    def box_frame(self, width: int, height: int) -> BoxFrame:
+        """Say in which numbers the model was taught to speak of places in an image."""
+        patch = getattr(self.processor.image_processor, "patch_size", None)
+        return box_frame_of(self.config.model_type, self.shape(width, height).grid, patch)
 
     def pixels(self, image: Image.Image) -> Mapping[str, Tensor]:
         """Turn an upright RGB image into what the tower takes."""

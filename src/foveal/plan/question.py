@@ -14,6 +14,7 @@ from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe, Rule
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
+from foveal.data.encode import read_as
 from foveal.data.rows import Plan, Row
 from foveal.errors import ConfigError, ModelError
 from foveal.machine import pick_device
@@ -150,7 +151,7 @@ def ask(recipe: Recipe, load_model: ModelLoader) -> Question:
     if not data.train_files:
         raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
     family, config, processor = read_model(recipe, load_model)
-    processor.turns = data.turns
+    read_as(processor, data)
     cache = recipe.run / ".cache"
     files = [unpacked(file.path, cache, data.columns) for file in data.train_files]
     weights = [file.weight for file in data.train_files]

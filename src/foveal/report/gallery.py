@@ -2,15 +2,19 @@
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from foveal.data.boxes import Box, BoxUnit, box_edges, read_boxes, shares_of
 from foveal.data.example import Example, ImageFolder
+from foveal.data.frames import name_frames
 from foveal.data.media import open_image
 from foveal.errors import DataError
+from foveal.evaluate.box_overlap import iou
 from foveal.evaluate.prediction import Prediction
 
 CARDS = 6
@@ -18,6 +22,9 @@ CARDS = 6
 
 PICTURES = 8
 """Pictures shown on one card; the rest are counted."""
+
+FRAMES = 4
+"""Frames shown of a clip."""
 
 PICTURE_BYTES = 3_000_000
 """Size of all pictures together, as they stand in the page."""
@@ -41,9 +48,14 @@ class Pair:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """Pictures that the model saw up to this turn."""
+        """Pictures that the model saw up to this turn; of clips some frames."""
         turns = self.example.turns[: self.after.turn + 1] if self.example else ()
-        return tuple(path for turn in turns for path in turn.images)
+        return tuple(path for turn in turns for path in (*turn.images, *_looks(turn.videos)))
+
+
+def _looks(clips: Sequence[str]) -> Iterator[str]:
+    for clip in clips:
+        yield from map(str, name_frames(Path(clip), FRAMES))
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,18 @@ class Picture:
     width: int = 0
     height: int = 0
     problem: str = ""
+    full_size: tuple[int, int] = (0, 0)
+    """(width, height) before it was shrunk."""
+
+
+@dataclass(frozen=True)
+class DrawnBox:
+    """A box that an answer speaks of, each edge as a share of the picture."""
+
+    whose: str
+    """`accepted` or `answered`."""
+
+    edges: Box
 
 
 @dataclass(frozen=True)
@@ -74,6 +98,7 @@ class Card:
 
     pictures: tuple[Picture, ...] = ()
     more_pictures: int = 0
+    boxes: tuple[DrawnBox, ...] = ()
 
     @property
     def gain(self) -> float:
@@ -118,6 +143,7 @@ def choose(
     score: Callable[[Prediction], float],
     folder: ImageFolder | None,
     seed: int = 0,
+    unit: BoxUnit | None = None,
 ) -> Gallery:
     """Choose the turns that teach most, and shrink their pictures.
 
@@ -126,6 +152,7 @@ def choose(
         score: score of one answer, 0 to 1; higher is better.
         folder: where pictures are; none: cards without pictures.
         seed: start of every random choice.
+        unit: what numbers of boxes in the data count; none: no box is drawn.
     """
     order = np.random.default_rng(seed).permutation(len(pairs))  # ties fall at random
     cards = [_card(pairs[place], score) for place in order]
@@ -142,7 +169,7 @@ def choose(
             groups.append(Group(title, words, tuple(first)))
             taken = {card.pair.after.key for card in first}
             cards = [card for card in cards if card.pair.after.key not in taken]
-    return with_pictures(groups, folder) if folder else Gallery(tuple(groups))
+    return with_pictures(groups, folder, unit) if folder else Gallery(tuple(groups))
 
 
 def _card(pair: Pair, score: Callable[[Prediction], float]) -> Card:
@@ -159,7 +186,9 @@ def _confident_mistake(card: Card) -> float:
     return card.confidence or 0 if card.after < 1 else 0
 
 
-def with_pictures(groups: Sequence[Group], folder: ImageFolder) -> Gallery:
+def with_pictures(
+    groups: Sequence[Group], folder: ImageFolder, unit: BoxUnit | None = None
+) -> Gallery:
     """Give every card its pictures; a picture that several cards show is kept once."""
     shown = [
         path for group in groups for card in group.cards for path in card.pair.images[:PICTURES]
@@ -170,18 +199,37 @@ def with_pictures(groups: Sequence[Group], folder: ImageFolder) -> Gallery:
         path: shrink(f"picture-{number}", path, folder, share) for number, path in enumerate(paths)
     }
     filled = [
-        replace(group, cards=tuple(_fill(card, pictures) for card in group.cards))
+        replace(group, cards=tuple(_fill(card, pictures, unit) for card in group.cards))
         for group in groups
     ]
     return Gallery(tuple(filled), tuple(picture for picture in pictures.values() if picture.uri))
 
 
-def _fill(card: Card, pictures: Mapping[str, Picture]) -> Card:
+def _fill(card: Card, pictures: Mapping[str, Picture], unit: BoxUnit | None) -> Card:
     images = card.pair.images
+    shown = tuple(pictures[path] for path in images[:PICTURES])
     return replace(
         card,
-        pictures=tuple(pictures[path] for path in images[:PICTURES]),
+        pictures=shown,
         more_pictures=max(0, len(images) - PICTURES),
+        boxes=_draw_boxes(card.pair.after, shown, unit) if unit else (),
+    )
+
+
+def _draw_boxes(
+    prediction: Prediction, shown: Sequence[Picture], unit: BoxUnit
+) -> tuple[DrawnBox, ...]:
+    """Place the boxes of an answer, and of the accepted one that it is nearest to."""
+    sizes = {one.full_size for one in shown if one.uri}
+    if len(sizes) != 1:
+        return ()
+    edges = box_edges(unit, sizes.pop())
+    said = prediction.prediction
+    accepted = max(prediction.answers, key=lambda one: iou(said, [one]), default="")
+    return tuple(
+        DrawnBox(whose, box)
+        for whose, text in (("accepted", accepted), ("answered", said))
+        for box in shares_of(read_boxes(text), edges)
     )
 
 
@@ -191,6 +239,7 @@ def shrink(name: str, path: str, folder: ImageFolder, most_bytes: int) -> Pictur
         image = open_image(folder.find(path))
     except DataError as error:
         return Picture(name, path, problem=str(error))
+    full_size = image.size
     for side in SIDES:
         image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3)
         file = io.BytesIO()
@@ -198,4 +247,4 @@ def shrink(name: str, path: str, folder: ImageFolder, most_bytes: int) -> Pictur
         uri = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
         if len(uri) <= most_bytes:
             break
-    return Picture(name, path, uri, image.width, image.height)
+    return Picture(name, path, uri, image.width, image.height, full_size=full_size)

@@ -159,6 +159,7 @@ def make_page(
             pairs,
             partial(_score, metric=main_metric),
             ImageFolder(data, images) if data and examples else None,
+            unit=recipe.data.boxes if recipe else None,
         ),
         incidents=run.incidents[:INCIDENTS],
         incident_columns=list(dict.fromkeys(name for one in run.incidents for name in one)),

@@ -113,6 +113,7 @@ def read_run(folder: Path) -> Run:
     found = [_read_evaluation(one, metrics) for one in sorted((folder / "evaluation").glob("*"))]
     evaluations, remarks = _asked_alike([one for one in found if one])
     incidents = read_objects(folder / "incidents.jsonl")
+    remarks += _early_end(folder, settings, evaluations)
     remarks += [NOTHING_LEARNT for one in incidents if one.get("what") == "no weight moved"]
     return Run(
         folder=folder,
@@ -129,6 +130,19 @@ def read_run(folder: Path) -> Run:
         },
         remarks=remarks,
     )
+
+
+def _early_end(
+    folder: Path, settings: Recipe | None, evaluations: Mapping[str, Evaluation]
+) -> list[str]:
+    steps = [_step_of(name) for name in evaluations if name.startswith("step-")]
+    if not (settings and steps and settings.train.best_metric and settings.train.stop_after_worse):
+        return []
+    from foveal.train.best import explain_stall  # and torch, which few pages need
+
+    patience = settings.train.stop_after_worse
+    reason = explain_stall(folder, settings.train.best_metric, patience, max(steps))
+    return [f"{reason}."] if reason else []
 
 
 def _read_evaluation(folder: Path, metrics: Sequence[str]) -> Evaluation | None:

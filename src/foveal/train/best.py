@@ -35,6 +35,37 @@ def best_checkpoint(run: Path, metric: str) -> Path | None:
     return max(scored)[-1] if scored else None
 
 
+def explain_stall(run: Path, metric: str, evaluations: int, step: int) -> str:
+    """Say that a score has not become better for some evaluations in a row; empty: it has.
+
+    Derived as the best checkpoint is, from the scores of the steps up to this one: a resumed run
+    ends at the step at which an uninterrupted one does.
+
+    Args:
+        run: its folder.
+        metric: a name in its scores.json.
+        evaluations: how many in a row are too many.
+        step: steps taken.
+    """
+    steps = {step_of(one): one for one in (run / "evaluation").glob("step-*") if _is_step(one)}
+    sign = -1.0 if metric.endswith(LOWER_IS_BETTER) else 1.0
+    values = {at: _score(steps[at], metric) for at in sorted(steps) if at <= step}
+    known = {at: value for at, value in values.items() if value is not None}
+    if not known:
+        return ""
+    best = max(known, key=lambda at: (sign * known[at], -at))  # as good is not better
+    if sum(at > best for at in known) < evaluations:
+        return ""
+    return (
+        f"Ended at step {step}: no {metric} in {evaluations} evaluations was better than "
+        f"{known[best]:.3f} at step {best}"
+    )
+
+
+def _is_step(evaluation: Path) -> bool:
+    return evaluation.name.removeprefix("step-").isdigit()
+
+
 def _score(evaluation: Path, metric: str) -> float | None:
     try:
         value = json.loads((evaluation / "scores.json").read_text(encoding="utf-8"))[metric][

@@ -129,6 +129,8 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
         "run",
         "engine",
         "data.workers",
+        "log.trackers",
+        "log.project",
         "data.validation",
         "data.images",
         "data.max_bad_fraction",
@@ -137,6 +139,7 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
         "train.keep_checkpoints",
         "train.evaluate_every_steps",
         "train.recompute",
+        "train.stop_after_worse",
         "train.max_bad_steps",
     }
     flat = flatten(recipe.model_dump(mode="json"))
@@ -150,15 +153,17 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
 def check_same_run(checkpoint: Path, stored: Progress, now: Progress) -> None:
     """Refuse to go on with another recipe or other data.
 
-    Another number of processes is no other run: a step is the same set of examples on any.
+    Another number of processes is no other run: a step is the same set of examples on any. Nor is a
+    setting that the run did not know yet, as long as it is at its default.
 
     Raises:
         RunError: names what changed.
     """
+    was = {**resume_key(Recipe(model="", run=Path())), **stored.recipe}
     changed = [
-        f"{name} was {stored.recipe.get(name)!r}, is {now.recipe.get(name)!r}"
+        f"{name} was {was.get(name)!r}, is {now.recipe.get(name)!r}"
         for name in sorted(stored.recipe.keys() | now.recipe.keys())
-        if stored.recipe.get(name) != now.recipe.get(name)
+        if was.get(name) != now.recipe.get(name)
     ]
     if stored.data_fingerprint != now.data_fingerprint:
         changed.append("the training data changed")

@@ -40,6 +40,7 @@ class Incidents:
         self.left_out = sum(line["what"] == LEFT_OUT for line in lines)
         bad = {line["step"] for line in lines if line["what"] == NOT_FINITE}
         self._left_out_now = 0
+        self._cause = ""
         self.bad_in_a_row = 0
         while first_step - self.bad_in_a_row in bad:
             self.bad_in_a_row += 1
@@ -56,12 +57,14 @@ class Incidents:
         self.left_out += len(lines)
         self.bad_in_a_row = 0 if seen.applied else self.bad_in_a_row + 1
         if not seen.applied:
+            self._cause = seen.cause
             lines.append(
                 {
                     "step": step,
                     "what": NOT_FINITE,
                     "loss": str(seen.loss),
                     "gradient_norm": str(seen.gradient_norm),
+                    "cause": seen.cause,
                     "examples": list(seen.example_ids),
                 }
             )
@@ -96,7 +99,8 @@ class Incidents:
         """
         if self.bad_in_a_row >= self.max_bad_steps:
             raise RunError(
-                f"step {step}: loss or gradient was not finite {self.bad_in_a_row} times in a row; "
+                f"step {step}: loss or gradient was not finite {self.bad_in_a_row} times in a row"
+                f"{f': {self._cause}' if self._cause else ''}; "
                 f"lower train.learning_rate or use precision=float32 (see {self.path})"
             )
         shown = max(given, one_pass)

@@ -1,6 +1,7 @@
 """Lines of JSON, each with its step -> a file that a resumed run takes back to where it stands."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ from foveal.storage import write_text
 def read_journal(path: Path, step: int) -> list[dict[str, Any]]:
     """Read the lines up to `step`; no file is no lines."""
     return [line for _, line in _kept(path, step)]
+
+
+def last_step(path: Path) -> int:
+    """Read the step of the last line; no file is step 0."""
+    return max((line["step"] for _, line in _kept(path, sys.maxsize)), default=0)
 
 
 def rewind_journal(path: Path, step: int) -> None:

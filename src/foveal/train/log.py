@@ -1,4 +1,4 @@
-"""Measures of a step -> metrics.jsonl, TensorBoard and a progress bar."""
+"""Measures of a step -> metrics.jsonl, the trackers and a progress bar."""
 
 import json
 import os
@@ -12,8 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from foveal.train.journal import rewind_journal
 from foveal.train.memory import step_memory_bytes
 from foveal.train.step import StepMeasures
-
-METRICS = "metrics.jsonl"
+from foveal.train.trackers import METRICS, Trackers
 
 
 class RunLog:
@@ -26,15 +25,14 @@ class RunLog:
         total_steps: int,
         show: Console | None,
         left_out: int = 0,
+        trackers: Trackers | None = None,
     ) -> None:
         """Go on where a run stands; `left_out` examples were missing from its steps so far."""
-        from torch.utils.tensorboard import SummaryWriter
-
         run.mkdir(parents=True, exist_ok=True)
         rewind_journal(run / METRICS, first_step)
         self._left_out = left_out
         self._lines = (run / METRICS).open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(run / "events"), purge_step=first_step + 1)
+        self._trackers = trackers
         self._bar = Progress(
             TextColumn("[bold]step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(),
@@ -66,9 +64,8 @@ class RunLog:
         }
         self._lines.write(json.dumps(measured) + "\n")
         self._lines.flush()
-        for name in ("loss", "learning_rate", "gradient_norm"):
-            self._events.add_scalar(name, measured[name], step)
-        self._events.add_scalar("examples_per_second", seen.examples / seconds, step)
+        if self._trackers:
+            self._trackers.step(measured)
         self._left_out += len(seen.left_out)
         for one in seen.left_out:
             self.note(f"Left out {one.example_id}: {one.reason}")
@@ -88,10 +85,10 @@ class RunLog:
         """See that every line is on the disk: a checkpoint counts on it."""
         self._lines.flush()
         os.fsync(self._lines.fileno())
-        self._events.flush()
+        if self._trackers:
+            self._trackers.flush()
 
     def close(self) -> None:
         """Close the files and leave the bar as it is."""
         self._bar.stop()
         self._lines.close()
-        self._events.close()

@@ -1,7 +1,7 @@
 """Step, log, evaluate, save, stop: the one loop of every run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from foveal.config import TrainSettings
+from foveal.data.batch import Batch
 from foveal.data.loader import StepLoader
 from foveal.errors import UserError
 from foveal.train.audit import GradientAudit
@@ -31,6 +32,14 @@ class Stopped:
 
 
 @dataclass(frozen=True)
+class EndedEarly:
+    """Why the loop had nothing more to gain before its last step."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class LoopHooks:
     """What the loop calls but does not know."""
 
@@ -45,6 +54,12 @@ class LoopHooks:
 
     best: Callable[[], Path | None]
     """The checkpoint that is kept however old it is."""
+
+    stalled: Callable[[int], str]
+    """Steps taken, and evaluated -> why no more are worth taking; empty: they are."""
+
+    explain: Callable[[Sequence[Batch]], str]
+    """This process's rows of a step that is not finite -> where it is not."""
 
 
 def train(
@@ -61,7 +76,7 @@ def train(
     incidents: Incidents,
     hooks: LoopHooks,
     request: StopRequest,
-) -> Stopped | None:
+) -> Stopped | EndedEarly | None:
     """Take the steps from `first_step` on; returns why it stopped early, if it did.
 
     Args:
@@ -106,6 +121,10 @@ def train(
                 hooks.evaluate(work.step)
                 if stopping := asked_by_any(engine, request):
                     return Stopped(stopping, taken)
+                # The main process has written the scores: others may not see them yet.
+                reason = engine.gather([hooks.stalled(taken) if engine.is_main else ""])[0]
+                if reason:
+                    return EndedEarly(taken, reason)
                 loss.train()
             started = time.perf_counter()
             forget_peak()
@@ -113,7 +132,8 @@ def train(
             torch.manual_seed(_mix(settings.seed, work.step, engine.rank))
             rate = set_rate(optimizer, rate_scale(work.step, total_steps, settings))
             audit = hooks.audit if hooks.audit.pending else None
-            seen = train_step(engine, loss, optimizer, work.batches, settings.gradient_clip, audit)
+            clip = settings.gradient_clip
+            seen = train_step(engine, loss, optimizer, work.batches, clip, audit, hooks.explain)
             taken = work.step + 1
             if log:
                 log.write(taken, seen, rate, time.perf_counter() - started)

@@ -1,7 +1,7 @@
 """The rows of a step -> one optimizer step: every loss added up, divided once."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,6 +36,9 @@ class StepMeasures:
 
     applied: bool = False
     """Whether the weights moved: a step that is not finite is not applied."""
+
+    cause: str = ""
+    """Where the numbers of a step that was not applied stopped being finite."""
 
 
 def backward_rows(engine: Engine, loss: nn.Module, batches: Iterable[Batch]) -> StepMeasures:
@@ -80,6 +83,7 @@ def train_step(
     batches: Iterable[Batch],
     gradient_clip: float,
     audit: Callable[[bool], None] | None = None,
+    explain: Callable[[Sequence[Batch]], str] = lambda _: "",
 ) -> StepMeasures:
     """Take one optimizer step; a loss or gradient that is not finite leaves the weights alone.
 
@@ -91,8 +95,10 @@ def train_step(
         gradient_clip: largest norm of all gradients together.
         audit: called while the gradients are in place, before they are used, with whether any
             process saw a picture.
+        explain: says of the rows, while the gradients are in place, what is not finite in them.
     """
-    seen = backward_rows(engine, loss, batches)
+    rows = list(batches)
+    seen = backward_rows(engine, loss, rows)
     if audit and seen.examples:
         audit(seen.images > 0)
     norm = float(engine.clip(optimizer, gradient_clip))
@@ -100,6 +106,8 @@ def train_step(
     if finite:
         engine.advance(optimizer)
     else:
+        # A step that was left without examples has nothing that could be explained.
+        seen = replace(seen, cause=explain(rows) if seen.examples else "")
         engine.forget(optimizer)
         seen = replace(seen, example_ids=tuple(engine.gather(list(seen.example_ids))))
     return replace(seen, gradient_norm=norm, applied=finite)

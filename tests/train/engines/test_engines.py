@@ -196,6 +196,8 @@ def test_a_step_that_is_not_finite_names_the_examples_of_every_process(place, en
     for ours, theirs in zip(one, several, strict=True):
         assert sorted(ours["examples"]) == sorted(theirs["examples"])
         assert len(ours["examples"]) == 4
+        assert ours["cause"] == theirs["cause"]
+        assert " gives numbers that are not finite in float32" in ours["cause"]
 
 
 def test_a_rank_that_dies_takes_the_others_down_with_a_message(place):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from foveal.config import Columns
 from foveal.data.convert.chats import convert_llava, convert_sharegpt
+from foveal.data.convert.coco import convert_coco
 from foveal.data.convert.documents import convert_docvqa, convert_funsd, convert_sroie
 from foveal.data.convert.draft import Draft, LeftOut, Options
 from foveal.data.convert.folders import convert_imagefolder, convert_ucf101, convert_video_folder
@@ -18,6 +19,7 @@ from foveal.errors import DataError
 __all__ = ["KINDS", "Converted", "Options", "Progress", "convert"]
 
 _FILE_KINDS: Mapping[str, Callable[[Source, Options], Iterable[Draft | LeftOut]]] = {
+    "coco": convert_coco,
     "funsd": convert_funsd,
     "imagefolder": convert_imagefolder,
     "llava": convert_llava,
@@ -80,7 +82,9 @@ def convert(
     else:
         raise DataError(f"{kind}: unknown kind of data set; give one of {', '.join(KINDS)}")
     columns = options.columns.model_dump_json(exclude_defaults=True)
+    # What is not among the options' words: a folder that was begun before they were still goes on.
     named = {} if options.columns == Columns() else {"columns": columns}
+    named |= {"clips": "whole"} if options.keep_clips else {}
     claim(out, kind=kind, options=repr(options), source=fingerprint, **named)
     left_out = [LeftOut(name, "a link out of the source, or to a folder") for name in links_out]
     return write_drafts(drafts, out, kind, left_out=left_out, workers=workers, progress=progress)

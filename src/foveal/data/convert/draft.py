@@ -18,6 +18,9 @@ class Options:
     num_frames: int = 8
     """Frames taken of a clip."""
 
+    keep_clips: bool = field(default=False, repr=False)
+    """Whether clips stay whole, and their frames are taken when they are needed."""
+
     classes: str = "all"
     """`all`, `first10` (any number) in the order of their names, or names between commas."""
 
@@ -48,11 +51,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip to be taken apart into frames, one JPEG each."""
+    """A clip to be taken apart into frames, one JPEG each; or to be copied as it is."""
 
     source: Entry
     targets: tuple[str, ...]
-    """Paths below OUT/images, one a frame."""
+    """Paths below OUT/images, one a frame, or that of the whole."""
+
+    stays_whole: bool = False
 
 
 @dataclass(frozen=True)

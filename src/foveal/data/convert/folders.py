@@ -84,7 +84,9 @@ def _read_list(file: Entry, split: str) -> dict[str, str]:
 
 
 def _reading_order(draft: Draft | LeftOut) -> str:
-    return draft.turns[0].images[0] if isinstance(draft, Draft) else draft.name
+    if isinstance(draft, LeftOut):
+        return draft.name
+    return (*draft.turns[0].images, *draft.turns[0].videos)[0]
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,10 @@ def _clip(
     classes: Sequence[str],
     options: Options,
 ) -> Draft:
+    if options.keep_clips:
+        whole = (f"{folder}/{stem.removesuffix(entry.suffix)}{entry.suffix}",)
+        turn = _question("video", (), class_name, classes, options, clips=whole)
+        return Draft(_split_in(folder), (turn,), (Clip(entry, whole, stays_whole=True),))
     targets = tuple(f"{folder}/{stem}.{k}.jpg" for k in range(options.num_frames))
     turn = _question("video", targets, class_name, classes, options)
     return Draft(_split_in(folder), (turn,), (Clip(entry, targets),))
@@ -233,11 +239,13 @@ def _question(
     class_name: str,
     classes: Sequence[str],
     options: Options,
+    clips: tuple[str, ...] = (),
 ) -> Turn:
     # The published recipe's words.
     asked = f"Classify the {what} into one of the following classes: {', '.join(classes)}."
     return Turn(
         images=targets,
+        videos=clips,
         user=options.question or asked,
         assistant=class_name,
         choices=tuple(classes),

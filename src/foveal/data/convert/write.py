@@ -8,10 +8,11 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 
+from foveal.data.clips import decode_frames
 from foveal.data.convert.draft import TWIN, Clip, Draft, LeftOut, Picture
 from foveal.data.convert.source import Entry
 from foveal.data.example import Example, write_examples
-from foveal.data.media import decode_frames, decode_image
+from foveal.data.media import decode_image
 from foveal.data.parallel import parallel
 from foveal.errors import DataError
 from foveal.storage import write_bytes
@@ -153,11 +154,16 @@ def _write_frames(images: Path, clip: Clip) -> None:
     targets = [_inside(images, target) for target in clip.targets]
     if all(target.exists() for target in targets):
         return
-    frames = decode_frames(BytesIO(clip.source.read()), str(clip.source), len(targets))
+    content, name = clip.source.read(), str(clip.source)
+    if clip.stays_whole:
+        decode_frames(BytesIO(content), name, 1)
+        write_bytes(targets[0], content)
+        return
+    frames = decode_frames(BytesIO(content), name, len(targets))
     for target, frame in zip(targets, frames, strict=True):
-        content = BytesIO()
-        frame.save(content, "JPEG", quality=JPEG_QUALITY)
-        write_bytes(target, content.getvalue())
+        picture = BytesIO()
+        frame.save(picture, "JPEG", quality=JPEG_QUALITY)
+        write_bytes(target, picture.getvalue())
 
 
 def _inside(images: Path, target: str) -> Path:

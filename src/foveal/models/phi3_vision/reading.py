@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from foveal.data.boxes import BoxFrame, BoxUnit
 from foveal.data.encode import AskedTurn, EncodedTurns, TurnsSetting
+from foveal.data.frames import FrameChoice
 from foveal.data.shapes import ImageShape
 from foveal.models.phi3_vision.image import crop_grid, cut_crops, num_image_tokens
 
@@ -22,6 +24,12 @@ class CropReader:
 
     turns: TurnsSetting = "recipe"
     """How the turns of a conversation follow each other; see the recipe's `data.turns`."""
+
+    boxes: BoxUnit | None = None
+    """What numbers of boxes in the data count; see the recipe's `data.boxes`."""
+
+    frame_choice = FrameChoice()
+    """Which frames of a clip are shown, each as a picture."""
 
     @property
     def image_token_id(self) -> int:
@@ -91,6 +99,12 @@ class CropReader:
         """Rows and columns of crops of a picture, from its size alone."""
         grid = crop_grid(width, height, self.num_crops, self.crop_size)
         return grid.rows, grid.columns
+
+    def box_frame(self, width: int, height: int) -> BoxFrame:
+        """Count pixels of the page that is cut into crops, white borders too."""
+        grid = crop_grid(width, height, self.num_crops, self.crop_size)
+        corner = (grid.width - grid.resized[0]) // 2, (grid.height - grid.resized[1]) // 2
+        return BoxFrame(grid.resized, corner, (grid.width, grid.height))
 
     def cut(self, image: Image.Image) -> Tensor:
         """Cut an RGB picture into its own crops, (crops, 3, size, size), uint8."""

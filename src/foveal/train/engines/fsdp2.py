@@ -85,6 +85,16 @@ class ShardedEngine(GroupEngine):
         return cut.clone()  # the share alone, not a view that keeps the whole one
 
     @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Surround forward passes that no backward pass follows, which would cut the root again."""
+        try:
+            yield
+        finally:
+            for shard in self.module.modules():
+                if isinstance(shard, FSDPModule):
+                    shard.reshard()
+
+    @contextmanager
     def whole(self) -> Iterator[None]:
         """Have every weight whole in each process, so that each runs the model on its own.
 

@@ -80,6 +80,11 @@ class Engine:
         """Surround one forward and backward pass; only the last of a step need be shared."""
         yield
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Surround forward passes that no backward pass follows."""
+        yield
+
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of this process's share of the loss.
 
@@ -98,7 +103,8 @@ class Engine:
                 one.grad = torch.zeros_like(one)
         self.scaler.unscale_(optimizer)
         norm = self.gradient_norm()
-        torch.nn.utils.clip_grads_with_norm_(self.parameters, largest, norm)
+        if norm.isfinite():  # else they are dropped, and first looked at
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, largest, norm)
         return norm
 
     def gradient_norm(self) -> Tensor:

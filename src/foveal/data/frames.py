@@ -1,0 +1,63 @@
+"""A clip in a turn -> the frames that are shown of it, each named as a path (pure).
+
+A frame is called by its clip's path and its place, as in `clip.avi#3of8`, or `clip.avi#3of8@2.0`
+where frames are taken by time. Whatever opens an image by its path opens a frame by such a name.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_NAME = re.compile(r"(?s)(.+)#(\d+)of(\d+)(?:@(\d+\.\d+))?")
+
+
+@dataclass(frozen=True)
+class FrameChoice:
+    """Which frames of a clip are shown."""
+
+    most: int = 8
+    """Frames of a clip, spread evenly over it."""
+
+    per_second: float | None = None
+    """Frames a second of the clip instead, as long as these are no more."""
+
+
+@dataclass(frozen=True)
+class FrameName:
+    """One of the frames that are shown of a clip."""
+
+    clip: str
+    number: int
+    """From 1."""
+
+    count: int
+    """Of all frames that are shown of the clip."""
+
+    per_second: float | None = None
+    """How many a second; none: they are spread evenly over the whole."""
+
+    def __str__(self) -> str:
+        rate = "" if self.per_second is None else f"@{float(self.per_second)}"
+        return f"{self.clip}#{self.number}of{self.count}{rate}"
+
+
+def parse_frame(path: str | Path) -> FrameName | None:
+    """Read a frame's name; none: it is the name of a file."""
+    found = _NAME.fullmatch(str(path)) if "#" in str(path) else None
+    if found is None:
+        return None
+    clip, number, count, rate = found.groups()
+    return FrameName(clip, int(number), int(count), float(rate) if rate else None)
+
+
+def file_of(path: Path) -> Path:
+    """Name the file that an image is read from: its own, or its clip's."""
+    frame = parse_frame(path)
+    return Path(frame.clip) if frame else path
+
+
+def name_frames(clip: Path, count: int, per_second: float | None = None) -> list[Path]:
+    """Name the frames that are shown of a clip, in order."""
+    return [
+        Path(str(FrameName(str(clip), number, count, per_second))) for number in range(1, count + 1)
+    ]

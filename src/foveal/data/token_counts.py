@@ -1,0 +1,63 @@
+"""An example and the sizes of its images -> how long each of its turns is for a model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from foveal.data.example import Example
+from foveal.errors import DataError
+
+if TYPE_CHECKING:
+    from foveal.data.encode import TurnProcessor
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """How long an example is for a model."""
+
+    turns: tuple[int, ...]
+    """Tokens of each turn: prompt, images and answer."""
+
+    learnt: int
+    """Tokens of all turns that are learnt."""
+
+
+class ShownSize(NamedTuple):
+    """An image of a turn, or a frame of a clip."""
+
+    name: str
+    size: tuple[int, int]
+    """(width, height)"""
+
+
+CountTokens = Callable[[Example, Sequence[Sequence[ShownSize]]], TokenCounts]
+"""From an example and what each of its turns shows; a function of a module, or a partial."""
+
+
+def count_tokens(
+    processor: "TurnProcessor", example: Example, shown: Sequence[Sequence[ShownSize]]
+) -> TokenCounts:
+    """Count as a run over the same processor would."""
+    # And numpy, which checking alone needs not.
+    from foveal.data.encode import asked_turns, holds_boxes, place_boxes
+
+    turns = []
+    asked = asked_turns(example, [len(some) for some in shown])
+    if processor.boxes and holds_boxes(example):
+        sizes = [one.size for some in shown for one in some]
+        asked = place_boxes(example, asked, sizes, processor)
+    learnt = images = before = 0
+    for number, some in enumerate(shown, start=1):
+        encoded = processor.encode_turns(asked[:number], example.system)
+        images += sum(_image_tokens(processor, *one) - 1 for one in some)
+        tokens, learnt = len(encoded.entries) + images, sum(encoded.learnt)
+        turns.append(tokens - before)
+        before = tokens
+    return TokenCounts(tuple(turns), learnt)
+
+
+def _image_tokens(processor: "TurnProcessor", name: str, size: tuple[int, int]) -> int:
+    try:
+        return processor.shape(*size).tokens
+    except (DataError, ValueError) as error:
+        raise DataError(f"image {name}: {error}") from error
