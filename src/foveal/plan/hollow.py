@@ -35,33 +35,18 @@ ATTENTION_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 CPU = torch.device("cpu")
 ON_SHAPES = {
-    getattr(getattr(aten, name), overload)
-    for names, overload in (
-        (
-            "mm addmm bmm t view _unsafe_view permute expand detach alias silu gelu rsqrt neg",
-            "default",
-        ),
-        ("cat clone silu_backward gelu_backward native_layer_norm unsqueeze squeeze", "default"),
-        ("add mul sub div", "Tensor"),
-        ("add mul div", "Scalar"),
-        ("transpose select split slice", ""),
-        ("mean sum pow", ""),
-    )
-    for name in names.split()
-    if overload and hasattr(getattr(aten, name), overload)
-} | {
-    aten.transpose.int,
-    aten.slice.Tensor,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.mean.dim,
-    aten.sum.dim_IntList,
-    aten.pow.Tensor_Scalar,
-    aten.select.int,
-    aten.sum.default,
-    aten.native_layer_norm_backward.default,
-    aten.fill_.Scalar,
+    *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default),
+    *(aten.add.Scalar, aten.mul.Scalar, aten.div.Scalar, aten.pow.Tensor_Scalar),
+    *(aten.mm.default, aten.addmm.default, aten.bmm.default, aten.rsqrt.default),
+    *(aten.silu.default, aten.silu_backward.default, aten.gelu.default, aten.gelu_backward.default),
+    *(aten.mean.dim, aten.sum.default, aten.sum.dim_IntList, aten.cat.default, aten.clone.default),
+    *(aten.t.default, aten.transpose.int, aten.permute.default, aten.expand.default),
+    *(aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.alias.default),
+    *(aten.slice.Tensor, aten.select.int, aten.split.Tensor, aten.split_with_sizes.default),
+    *(aten.detach.default, aten.native_layer_norm.default, aten.native_layer_norm_backward.default),
 }
+"""Operations that need no more than torch's kernels for shapes: most of a pass, and quicker so."""
+
 FORMATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -130,8 +115,10 @@ class Hollow(FakeTensorMode):
             made = self._run_on_shapes(func, args, kwargs)
         else:
             self._inside += 1  # of an operation that is put together from others
-            made = super().__torch_dispatch__(func, types, args, kwargs)
-            self._inside -= 1
+            try:
+                made = super().__torch_dispatch__(func, types, args, kwargs)
+            finally:
+                self._inside -= 1
         if self._inside:
             return made
         self._count(func, args, kwargs, made)
