@@ -237,7 +237,8 @@ def _whole(place: Any) -> list[Any]:
 def attend_causally(module: nn.Module, *states: Tensor, **arguments: Any) -> tuple[Tensor, Any]:
     """Attend over a whole row by one fused kernel: it keeps what flex and flash attention keep."""
     named = {name: arguments.get(name) for name in ("dropout", "scaling")}
-    return sdpa_attention_forward(module, *states[:3], None, is_causal=True, **named)
+    made: Tensor = sdpa_attention_forward(module, *states[:3], None, is_causal=True, **named)[0]
+    return made, None
 
 
 FUSED = PREFIX + "fused"

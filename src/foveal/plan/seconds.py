@@ -131,9 +131,9 @@ def rank_seconds(
         recompute = sum(_operations(costs, part, rows) for part in PARTS) / linear
         recompute += costs.language.attention_of_pair * pairs / fused
         recompute = max(0.0, recompute - tower - decoder - head - attention)
-    moved = sum(once.kept_bytes(row) for row in rows) if efficiency.moved else 0
+    moved = float(sum(once.kept_bytes(row) for row in rows)) if efficiency.moved else 0.0
     # Made once more where blocks are run again.
-    moved *= 1 if setup.recompute == "none" else 4 / 3
+    moved *= 1.0 if setup.recompute == "none" else 4 / 3
     elementwise = moved * efficiency.moved
     elementwise /= hardware.bandwidth_bytes_per_second * efficiency.bandwidth
     parts = setup.world_size if setup.engine in ("zero2", "fsdp2") else 1

@@ -154,7 +154,7 @@ def ask_model(
     with watch.hooks():
         spent = [watch.run(batch, goes_back) for batch, _ in made]
     solve = partial(_solve_part, counts, spent, watch)
-    head = family.head(model)
+    head: Any = family.head(model)
     square = ("token_squares",) if ask.attention in ("sdpa", "eager") else ()
     branched = any(one.branch_tokens for one in counts)
     branches = ("branch_cells", "branch_keys") if branched else ()
