@@ -105,8 +105,7 @@ class Hollow(FakeTensorMode):
         kwargs = kwargs or {}
         tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         if not any(isinstance(one, FakeTensor) for one in tensors):
-            dtype = kwargs.get("dtype") or torch.get_default_dtype()
-            if tensors or not dtype.is_floating_point:
+            if tensors or _makes_whole_numbers(func, args, kwargs):
                 with no_dispatch():
                     return func(*args, **kwargs)
         if func is aten.index.Tensor:
@@ -195,6 +194,9 @@ class Hollow(FakeTensorMode):
         """Begin a pass, whose first work is somebody's."""
         self.spent.clear()
         self.owner, self._goes_back = owner, False
+        # What nothing went back through hangs in a circle until Python looks for such.
+        self._storages = {key: (end, "", 0) for key, (end, _, _) in self._storages.items()}
+        self.held_bytes = 0
 
     def turn(self) -> None:
         """Write down, owner by owner, what the forward pass has kept; the pass goes back now."""
@@ -226,12 +228,24 @@ class Hollow(FakeTensorMode):
             self.owner = before
 
 
+def _makes_whole_numbers(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether an operation that makes a tensor from nothing makes one to count with."""
+    if kwargs.get("dtype") is not None:
+        return not kwargs["dtype"].is_floating_point
+    packet = getattr(func, "_overloadpacket", None)
+    return packet in (aten.arange, aten.full) and not any(isinstance(one, float) for one in args)
+
+
 def _whole(place: Any) -> list[Any]:
-    """Turn a real mask into the places that it names: the length of what it picks is known then."""
-    if place is None or isinstance(place, FakeTensor) or place.dtype != torch.bool:
+    """Turn a mask into the places that it names: the length of what it picks is known then.
+
+    A mask that hangs on numbers, as of crops that are not blank, is taken to pick everything.
+    """
+    if place is None or place.dtype != torch.bool:
         return [place]
     with no_dispatch():
-        return list(place.nonzero(as_tuple=True))
+        mask = torch.ones(place.shape) if isinstance(place, FakeTensor) else place
+        return list(mask.nonzero(as_tuple=True))
 
 
 def attend_causally(module: nn.Module, *states: Tensor, **arguments: Any) -> tuple[Tensor, Any]:

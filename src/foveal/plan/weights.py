@@ -86,10 +86,11 @@ def _adamw_8bit(weight: Tensor, _is_hidden: bool) -> int:
 
 def _adafactor(weight: Tensor, _is_hidden: bool) -> int:
     """Shazeer and Stern, Adafactor (2018), section 3: of a matrix the sums of rows and columns."""
+    size = FULL_BYTES  # of its mean square
     if weight.dim() < 2:
-        return FULL_BYTES * weight.numel()
+        return size + FULL_BYTES * weight.numel()
     rows, columns = weight.shape[-2:]
-    return FULL_BYTES * (weight.numel() // columns + weight.numel() // rows)
+    return size + FULL_BYTES * (weight.numel() // columns + weight.numel() // rows)
 
 
 def _muon(weight: Tensor, is_hidden: bool) -> int:
