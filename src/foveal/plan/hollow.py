@@ -103,13 +103,15 @@ class Hollow(FakeTensorMode):
         if func is torch.ops.prim.device.default:
             return args[0].fake_device
         kwargs = kwargs or {}
-        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-        if not any(isinstance(one, FakeTensor) for one in tensors):
-            if tensors or _makes_whole_numbers(func, args, kwargs):
-                with no_dispatch():
-                    return func(*args, **kwargs)
         if func is aten.index.Tensor:
             args = args[0], [place for one in args[1] for place in _whole(one)]
+        if func is aten._local_scalar_dense.default and _is_hollow_verdict(args[0]):
+            return True  # whatever is asked of numbers is taken to be so
+        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        is_real = not any(isinstance(one, FakeTensor) for one in tensors)
+        if is_real and (tensors or _makes_whole_numbers(func, args, kwargs)):
+            with no_dispatch():
+                return func(*args, **kwargs)
         if func in ON_SHAPES and all(isinstance(one, FakeTensor) for one in tensors):
             made = self._run_on_shapes(func, args, kwargs)
         else:
@@ -176,10 +178,11 @@ class Hollow(FakeTensorMode):
         self.held_bytes -= size
 
     def hollowed(self, tensor: Tensor) -> Tensor:
-        """Take a tensor's shape for it, if it holds what is computed with."""
-        if isinstance(tensor, FakeTensor) or tensor.dtype not in (*FORMATS, torch.uint8):
-            return tensor
-        return self.from_tensor(tensor)
+        """Take a tensor's shape for it, if it holds what is computed with; it is no pass's."""
+        if not isinstance(tensor, FakeTensor) and tensor.dtype in (*FORMATS, torch.uint8):
+            tensor = self.from_tensor(tensor)
+            self.leave_out(tensor)
+        return tensor
 
     def leave_out(self, tensor: Tensor) -> None:
         """Count a tensor, and copies of it in another format, to nobody: it is no pass's."""
@@ -236,6 +239,10 @@ def _makes_whole_numbers(func: Any, args: Any, kwargs: Mapping[str, Any]) -> boo
     return packet in (aten.arange, aten.full) and not any(isinstance(one, float) for one in args)
 
 
+def _is_hollow_verdict(tensor: Tensor) -> bool:
+    return isinstance(tensor, FakeTensor) and tensor.dtype == torch.bool
+
+
 def _whole(place: Any) -> list[Any]:
     """Turn a mask into the places that it names: the length of what it picks is known then.
 
@@ -279,4 +286,4 @@ def make_hollow(model: Any, mode: Hollow) -> None:
             if one is not None:
                 made = buffers[f"{path}.{name}" if path else name]
                 module._buffers[name] = mode.hollowed(made)
-                mode.leave_out(module._buffers[name])
+                mode.leave_out(module._buffers[name])  # also one that is hollow already

@@ -46,6 +46,7 @@ class Terms:
     crop_pairs: float = 0.0
     branch_cells: float = 0.0
     branch_keys: float = 0.0
+    prefix_squares: float = 0.0
     targets: float = 0.0
 
     def of(self, row: RowCounts) -> float:
@@ -59,6 +60,7 @@ class Terms:
             + self.crop_pairs * row.crop_pairs
             + self.branch_cells * row.branch_cells
             + self.branch_keys * row.branch_keys
+            + self.prefix_squares * row.prefix_squares
             + self.targets * row.targets
         )
 
@@ -157,7 +159,7 @@ def ask_model(
     head: Any = family.head(model)
     square = ("token_squares",) if ask.attention in ("sdpa", "eager") else ()
     branched = any(one.branch_tokens for one in counts)
-    branches = ("branch_cells", "branch_keys") if branched else ()
+    branches = ("branch_cells", "branch_keys", "prefix_squares") if branched else ()
     return PassCosts(
         vision=solve("vision", ("one", "image_tokens", "crops", "crop_pairs")),
         language=solve("language", ("one", "tokens", "image_tokens", *square, *branches)),
@@ -258,6 +260,7 @@ def _make_row(
         crops=sum(crops),
         targets=targets,
         crop_pairs=sum(one**2 for one in crops),
+        prefix_squares=prefix**2,
     )
     return batch, counts
 
