@@ -29,7 +29,12 @@ test: setup
 avx2: setup
 	$(AS_AVX2) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quiet -m "not slow" $(NUMERIC)
 
-slow: setup
+# Beside the environment, not in it: where it can be imported, transformers reads images with it.
+.torchvision/ready: .venv/ready
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .torchvision torchvision
+	touch $@
+
+slow: setup .torchvision/ready
 	$(BIN)/python -m pytest --quiet -m slow
 
 gpu: setup

@@ -28,16 +28,16 @@ import torch
 from draw_pages import PageStyle, draw_pages
 from ways import STRATEGIES, WAYS, Work, own_collator, train
 
-from foveal.bench.page import NUM_CROPS, PATCH_SIZE, BenchSize, find_size
+from foveal.bench.random_page import NUM_CROPS, PATCH_SIZE, BenchSize, find_size
 from foveal.bench.versions import versions
 from foveal.config import TrainSettings
 from foveal.data.dataset import read_dataset
 from foveal.data.example import read_examples
 from foveal.data.parallel import in_new_process
 from foveal.models.family import LoadedModel
-from foveal.models.phi3_vision.family import FAMILY
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.processor import Phi3VisionImageProcessor, Phi3VisionProcessor
+from foveal.models.phi3_vision.seam import FAMILY
 from foveal.models.phi3_vision.tiny import TinySizes, cut_vocabulary, tiny_config
 from foveal.models.shared_rows import choose_attention
 from foveal.plan.resident import reset_most_resident, resident_bytes

@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation.py --size standard --pages 2 --rounds 3
 
-`recipe`: as the published recipe evaluates, through its walk (see `foveal.bench.recipe_way`).
+`recipe`: as the published recipe evaluates, through its walk (see `foveal.bench.recipe_step`).
 `generate`: transformers' `generate` on our model, which already cuts, encodes and attends as ours.
 `ours`: all questions together, each page read once.
 
@@ -24,15 +24,15 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from foveal.bench.page import LetterProcessor, find_size, make_model, make_page
-from foveal.bench.recipe_way import RecipeInputs, RecipeWay, recipe_inputs
+from foveal.bench.random_page import LetterProcessor, find_size, make_model, make_random_page
+from foveal.bench.recipe_step import RecipeInputs, RecipeWay, recipe_inputs
 from foveal.data.dataset import Dataset
 from foveal.data.encode import IGNORED
-from foveal.evaluate.opening import Opener
+from foveal.evaluate.prefetch import Opener
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Generator, Request, generate
 from foveal.models.generation.prompt import Prompt, PromptImage
-from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.phi3_vision.seam import FAMILY
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def compare(
     """Let all ways answer the questions of some pages, in turn, on this machine's device.
 
     Args:
-        size_name: of `foveal.bench.page.SIZES`.
+        size_name: of `foveal.bench.random_page.SIZES`.
         pages: to ask about.
         questions: of each page.
         new_tokens: of each answer.
@@ -137,7 +137,7 @@ def compare(
         for page in range(pages):
             place = Path(folder) / str(page)
             place.mkdir()
-            datasets.append(make_page(size, questions, place, seed=page))
+            datasets.append(make_random_page(size, questions, place, seed=page))
             prompts += prompts_of(datasets[-1], Opener(datasets[-1], processor), page)
         ways: dict[str, Callable[[], list[list[int]]]] = {
             "recipe": lambda: [

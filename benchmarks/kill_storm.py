@@ -1,6 +1,6 @@
 """Kill a run again and again, at any instant, and see that it ends as one that was left alone.
 
-    python benchmarks/kill_storm.py [RECIPE] [key=value ...] [--kills 200] [--out FOLDER]
+    python benchmarks/kill_storm.py [RECIPE] [key=value ...] [--kills 200] [--only encoding]
 
 Without a recipe a tiny model learns from pictures made here. One process loads everything and
 forks the runs, so that a kill costs a second. Exit status: 0 all the same, 1 something differed.
@@ -26,12 +26,18 @@ from rich.console import Console
 from safetensors import safe_open
 
 from foveal.config import Recipe, load_recipe
+from foveal.data import dataset, piecewise
 from foveal.run import TrainingRun
 from foveal.train import loop
 from foveal.train.checkpoint import OPTIMIZER, WEIGHTS, checkpoints, read_progress
 
 ANYWHERE = "anywhere"
-PHASES = ("starting", "stepping", "saving", "evaluating", "between passes", "ending")
+PHASES = (
+    *("starting", "encoding", "stepping", "saving", "evaluating", "between passes", "ending"),
+)
+
+PIECE_BYTES = 200
+"""Bytes of a file that are encoded together: pieces enough to be killed between."""
 
 
 class Phases:
@@ -68,6 +74,8 @@ class Phases:
 
     def watch_runs(self) -> None:
         """In a forked process: have a run say what it does."""
+        dataset.encode_file = self.during("encoding", dataset.encode_file)
+        dataset.measure_examples = self.during("encoding", dataset.measure_examples)
         loop.save_checkpoint = self.during("saving", loop.save_checkpoint)
         loop.prune = self.during("saving", loop.prune)
         TrainingRun.evaluate = self.during("evaluating", TrainingRun.evaluate)  # type: ignore[method-assign]
@@ -169,9 +177,10 @@ def same(run: Path, whole: Path) -> bool:
     return not odd
 
 
-def storm(recipe: Recipe, out: Path, kills: int, seed: int) -> bool:
+def storm(recipe: Recipe, out: Path, kills: int, seed: int, only: str | None = None) -> bool:
     """Run once in peace, then under kills, run after run, until there were enough."""
     choose, phases = random.Random(seed), Phases()
+    piecewise.PIECE_BYTES = PIECE_BYTES
 
     def place(name: str) -> Recipe:
         return recipe.model_copy(update={"run": out / name})
@@ -193,7 +202,9 @@ def storm(recipe: Recipe, out: Path, kills: int, seed: int) -> bool:
         now = place(f"killed-{rounds}")
         process, hit = fork_run(now, phases), None
         if hits.total() < kills:
-            target = choose.choice([ANYWHERE, *(name for name in PHASES if seconds[name])])
+            target = choose.choice(
+                [only] if only else [ANYWHERE, *(name for name in PHASES if seconds[name])]
+            )
             spans = [took] if target == ANYWHERE else seconds[target]
             hit = kill_once(process, target, choose.uniform(0, choose.choice(spans)), phases)
         else:
@@ -273,12 +284,13 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=PHASES, help="kill in this phase alone")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     out = asked.out or Path(tempfile.mkdtemp(prefix="kill-storm-"))
     out.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(asked.recipe or tiny_recipe(out), tuple(asked.overrides))
-    raise SystemExit(0 if storm(recipe, out, asked.kills, asked.seed) else 1)
+    raise SystemExit(0 if storm(recipe, out, asked.kills, asked.seed, asked.only) else 1)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from foveal.config import LoraSettings
 from foveal.data.dataset import read_dataset
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan
-from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.asked import AskedModel
 from foveal.plan.hardware import find_hardware
 from foveal.plan.question import published_model

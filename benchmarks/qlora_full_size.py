@@ -132,7 +132,7 @@ def main() -> None:
     with phase("add adapters"):
         torch.manual_seed(train.seed)
         lora = LoraSettings(rank=given.rank, alpha=2 * given.rank)
-        learner = make_learner(engine, loaded, "qlora", train, lora, recompute=True)
+        learner = make_learner(engine, loaded, "qlora", train, lora, recompute="blocks")
         optimizer = learner.make_optimizer()
         loss = learner.loss.train()
     Console().print(strategy_table(learner.assignments))

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from foveal.bench.pieces import make_sizes
-from foveal.config import LoraSettings
+from foveal.config import LoraSettings, ShardingSettings
 from foveal.data.rows import Plan
-from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.asked import AskedModel
 from foveal.plan.epoch import RowCounts, plan_epoch
 from foveal.plan.estimate import weigh
@@ -26,12 +26,17 @@ from foveal.plan.this_machine import ASSUMED
 NODES = (1, 2, 8, 32, 128, 1024)
 GPUS = 8
 SMALLEST_STEP, EXAMPLES_A_RANK = 64, 16
-SETTINGS = (
-    ("full", "fsdp2", "blocks"),
-    ("full", "zero2", "blocks"),
-    ("frozen_vision", "fsdp2", "blocks"),
-    ("lora", "ddp", "blocks"),
-    ("qlora", "ddp", "blocks"),
+NODE, IN_16_BITS = {"group": "node"}, {"gather": "precision"}
+SETTINGS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("full", "fsdp2", {}),
+    ("full", "fsdp2", IN_16_BITS),
+    ("full", "fsdp2", NODE),
+    ("full", "fsdp2", IN_16_BITS | NODE),
+    ("full", "zero2", {}),
+    ("frozen_vision", "fsdp2", {}),
+    ("frozen_vision", "fsdp2", IN_16_BITS | NODE),
+    ("lora", "ddp", {}),
+    ("qlora", "ddp", {}),
 )
 EXAMPLES = (10**4, 10**6, 10**8)
 
@@ -55,7 +60,8 @@ def main() -> None:
     print("| strategy, engine | nodes | examples a step | GB a GPU | step s | exposed s | ", end="")
     print(" | ".join(f"{count:,} examples" for count in EXAMPLES), "|")
     print("| --- " * (6 + len(EXAMPLES)) + "|")
-    for strategy, engine, recompute in SETTINGS:
+    for strategy, engine, sharding in SETTINGS:
+        said = ", ".join([strategy, engine, *sharding.values()])
         model = AskedModel(config, FAMILY, processor, strategy, LoraSettings(rank=64))
         for nodes in NODES:
             world = nodes * GPUS
@@ -64,18 +70,19 @@ def main() -> None:
             setup = Setup(
                 model,
                 "bf16",
-                recompute,
+                "blocks",
                 engine,
                 "flex",
                 GPUS,
                 nodes,
+                sharding=ShardingSettings(**sharding),
             )
             seconds = step(setup, rows)
             worst = max(rows, key=lambda row: weigh(setup, row))
             memory = estimate_memory(setup, worst, len(rows), 4, 10**9).total_bytes
             hours = [-(-count // at_once) * seconds.total / 3600 for count in EXAMPLES]
             print(
-                f"| {strategy}, {engine} | {nodes:,} | {at_once:,} | {memory / 1e9:.0f} | "
+                f"| {said} | {nodes:,} | {at_once:,} | {memory / 1e9:.0f} | "
                 f"{seconds.total:.2f} | {seconds.communication_exposed:.2f} | "
                 + " | ".join(f"{one:,.2f} h" for one in hours),
                 "|",

@@ -31,10 +31,10 @@ from PIL import Image
 from foveal.assemble import quiet_libraries
 from foveal.machine import free_memory
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.serve.app import Settings
-from foveal.serve.limits import Limits
-from foveal.serve.opening import open_models
+from foveal.serve.app import ServerSettings
+from foveal.serve.limits import ServerLimits
 from foveal.serve.server import address_of, build_app, listen, make_server
+from foveal.serve.startup import open_models
 
 GROWTH_BYTES = 32 * 2**20
 """That the second half of a load may add, over what the first half needed."""
@@ -69,10 +69,10 @@ class Load:
 
 
 @contextmanager
-def serving(model: str, limits: Limits) -> Iterator[str]:
+def serving(model: str, limits: ServerLimits) -> Iterator[str]:
     """Serve a model on a thread; yields its address."""
     served, _ = open_models(model, "load", False, free_memory)
-    server = make_server(build_app(served, Settings(limits=limits), free_memory), limits)
+    server = make_server(build_app(served, ServerSettings(limits=limits), free_memory), limits)
     with listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -166,7 +166,7 @@ def run(
             model = str(Path(folder) / "model")
             write_tiny(Path(model), seed=0)
         bodies = questions(requests, pages, tokens, side)
-        with serving(model, Limits(running=clients)) as url:
+        with serving(model, ServerLimits(running=clients)) as url:
             one, together, seconds, errors, half, end = measure(url, bodies, clients, alone)
     return Load(
         requests=requests,

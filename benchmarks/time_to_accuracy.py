@@ -37,7 +37,7 @@ from foveal.data.convert import convert
 from foveal.data.dataset import read_dataset
 from foveal.data.example import read_examples, write_examples
 from foveal.data.parallel import in_new_process
-from foveal.demo.statements import (
+from foveal.demo.lessons import (
     Lesson,
     examples_of,
     statements_about_one,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.assemble import quiet_libraries
-from foveal.bench.recipe_way import RecipeWay, recipe_inputs
+from foveal.bench.recipe_step import RecipeWay, recipe_inputs
 from foveal.bench.side import recipe_step
 from foveal.config import LoraSettings, Rule, TrainSettings
 from foveal.data.dataset import Dataset
@@ -118,7 +118,7 @@ def train(way: str, work: Work, watch: Watch) -> None:
             STRATEGIES[work.strategy],
             work.settings,
             LoraSettings(),
-            recompute=False,
+            recompute="none",
             wrap=RecipeWay if way == "recipe" else None,
         )
     optimizer = learner.make_optimizer()

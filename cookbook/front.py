@@ -10,7 +10,7 @@ from typing import Any
 
 from foveal.config import Recipe, load_recipe, quoted
 from foveal.errors import ConfigError, UserError
-from foveal.published.rows import RECIPES
+from foveal.published.reproduce import RECIPES
 from foveal.published.tasks import prepare
 
 ALPHA_RATIO_TO_WONDER_AT = 4.0

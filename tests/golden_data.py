@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision import Phi3VisionForConditionalGeneration
-from foveal.models.phi3_vision.family import FAMILY
 from foveal.models.phi3_vision.image import cut_crops, global_view, normalize
-from foveal.models.phi3_vision.reading import CropReader
+from foveal.models.phi3_vision.read_images import CropReader
+from foveal.models.phi3_vision.seam import FAMILY
 from foveal.models.shared_rows import choose_attention
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from unittest.mock import patch
 
+import tiny_models
 import torch
 import yaml
 from rich.console import Console
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from tiny import SIZES, make_picture, turn, write_data
 
 from foveal.config import load_recipe
+from foveal.data import rows
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 from foveal.train.log import RunLog
@@ -106,11 +108,15 @@ class Job:
     stop_at: int = 0
     """Step behind which it is asked to stop."""
 
+    ranks_of_a_block: int = rows.RANKS_OF_A_BLOCK
+    """Ranks that plan their steps together; others ask each other how many passes there are."""
+
     def run(self, console: Console) -> None:
         recipe = load_recipe(Path(self.recipe), tuple(self.overrides))
         if self.begun_by and os.environ.get("RANK", "0") == "0":  # the others wait for it
             stop_in_the_middle(Path(self.begun_by), recipe.run)
-        with asked_to_stop(self.stop_at), a_high_loss_scale():
+        near = patch.object(rows, "RANKS_OF_A_BLOCK", self.ranks_of_a_block)
+        with asked_to_stop(self.stop_at), a_high_loss_scale(), near:
             TrainingRun(recipe, console).go()
 
 
@@ -178,9 +184,12 @@ class Place:
         return load_file(self.folder / run / "final" / "model.safetensors")
 
 
-def make_place(folder: Path) -> Place:
-    """Make a model and data to run on."""
-    write_tiny(folder / "model", 0, SIZES)
+def make_place(folder: Path, family: str = "phi3_v") -> Place:
+    """Make a model of a family and data to run on."""
+    if family == "phi3_v":
+        write_tiny(folder / "model", 0, SIZES)
+    else:
+        tiny_models.write_tiny(family, folder / "model")
     ragged_data(folder)
     return Place(folder)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Request, Token
 from foveal.serve.app import Endpoint
-from foveal.serve.limits import Limits
+from foveal.serve.limits import ServerLimits
 from foveal.serve.server import address_of, listen, make_server
 
 LINES = (
@@ -101,7 +101,7 @@ class Running:
 
 
 @contextmanager
-def running(app: Any, limits: Limits) -> Iterator[Running]:
+def running(app: Any, limits: ServerLimits) -> Iterator[Running]:
     server = make_server(app, limits)
     with listen("127.0.0.1", 0) as listener:
         url = address_of(listener)

@@ -8,7 +8,7 @@ import sys
 import pytest
 import tiny
 
-from foveal.libraries import LIBRARIES_LOG, Remarks, taken_as_absent
+from foveal.libraries import LIBRARIES_LOG, LibraryRemarks, taken_as_absent
 
 LOOK = """
 import json, sys
@@ -75,7 +75,7 @@ def record(name, text):
 
 
 def test_remarks_wait_for_the_runs_folder_and_then_go_to_its_file(tmp_path, capsys):
-    remarks = Remarks()
+    remarks = LibraryRemarks()
     remarks.handle(record("some.library", "first"))
     remarks.keep_in(tmp_path / "libraries.log")
     remarks.handle(record("another", "second"))
@@ -86,7 +86,7 @@ def test_remarks_wait_for_the_runs_folder_and_then_go_to_its_file(tmp_path, caps
 
 def test_a_library_that_writes_to_standard_output_by_itself_is_caught_too(tmp_path, capsys):
     """As DeepSpeed does: a handler of its own, and nothing handed on."""
-    remarks = Remarks()
+    remarks = LibraryRemarks()
     library = logging.getLogger("a library of its own")
     library.addFilter(remarks.divert)
     library.propagate = False
@@ -98,7 +98,7 @@ def test_a_library_that_writes_to_standard_output_by_itself_is_caught_too(tmp_pa
 
 
 def test_our_own_errors_are_still_heard(tmp_path, capsys):
-    remarks = Remarks()
+    remarks = LibraryRemarks()
     remarks.keep_in(tmp_path / "libraries.log")
     remarks.handle(record("foveal.serve.scheduler", "an answer failed"))
     assert capsys.readouterr().err == "an answer failed\n"

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tiny_models
 import yaml
 from rich.console import Console
 from tiny import SIZES, pages
@@ -14,12 +15,25 @@ from foveal.config import Recipe, load_recipe, save_recipe, setting_names
 from foveal.config.explain import explain_settings
 from foveal.errors import ConfigError
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.published.rows import RECIPES, list_rows, published_scores, row_name
+from foveal.published.reproduce import RECIPES, list_rows, list_starts, published_scores, row_name
 from foveal.run import TrainingRun
 from foveal.train.checkpoint import resume_key
 
 ROOT = Path(__file__).parents[1]
+FAMILIES = (
+    "qwen3_vl",
+    "qwen2_5_vl",
+    "qwen3_5",
+    "internvl",
+    "llava",
+    "llava_next",
+    "gemma3",
+    "gemma4",
+    "smolvlm",
+)
 ALL = sorted(path for path in (ROOT / "recipes").rglob("*.yaml"))
+STARTS = {path for path in ALL if path.parent.name in FAMILIES or path.stem in FAMILIES}
+"""Of families beside Phi; the others are of the published recipe."""
 
 # The three accuracy tables of the published page (docvqa and memes: Phi-3-vision): strategy,
 # format, LoRA rank and alpha, rate, epochs, score. All with 64 examples a step.
@@ -191,7 +205,54 @@ def test_each_row_of_the_published_tables_is_a_recipe(task):
     assert found == {tuple(row[:2]): tuple(row[2:]) for row in TABLES[task]}
 
 
-@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(STARTS), ids=lambda path: "/".join(path.parts[-2:]))
+def test_a_recipe_of_another_family_loads_and_says_where_its_rates_come_from(path):
+    made = load_recipe(path)
+    assert "/" in made.model
+    text = path.read_text()
+    assert text.startswith("# ")
+    if path.parent.name in FAMILIES:
+        assert yaml.safe_load(text)["base"] == f"../{path.parent.name}.yaml"
+        assert "rate: " in text.replace("\n# ", " ")
+        assert made.train.learning_rate <= 2e-4
+
+
+def test_every_family_that_is_first_class_has_its_three_recipes():
+    files = {(path.parent.name, path.stem) for path in STARTS}
+    for family in FAMILIES:
+        assert {(family, kind) for kind in ("full", "lora", "qlora")} < files
+    assert [row_name(path) for path in list_starts()] == sorted(
+        f"{family}/{kind}" for family, kind in files if family in FAMILIES
+    )
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "qlora"])
+@pytest.mark.parametrize(
+    "family",
+    ["qwen3_vl"] + [pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES[1:]],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_recipe_of_another_family_runs_on_a_tiny_model_of_it(family, kind, tmp_path):
+    tiny_models.write_tiny(family, tmp_path / "model")
+    pages(tmp_path, 2, 2, "train")
+    settings = ("data.image_settings={}", "data.workers=0", "precision=float32", "lora.rank=4")
+    made = load_recipe(
+        ROOT / "recipes" / family / f"{kind}.yaml",
+        (
+            f"model={tmp_path / 'model'}",
+            f"run={tmp_path / 'run'}",
+            f"data.train={tmp_path / 'train.jsonl'}",
+            *settings,
+            "train.max_steps=1",
+            "train.examples_per_step=4",
+        ),
+    )
+    outcome = TrainingRun(made, Console(quiet=True)).go()
+    (line,) = (outcome.run / "metrics.jsonl").read_text().splitlines()
+    assert math.isfinite(json.loads(line)["loss"])
+
+
+@pytest.mark.parametrize("path", sorted({*ALL} - STARTS), ids=lambda path: path.stem)
 def test_every_recipe_loads_and_has_the_published_optimizer(path):
     made = load_recipe(path)
     if path.stem == "demo":
@@ -248,7 +309,9 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("path", ALL, ids=lambda path: "/".join(path.parts[-2:]))
+@pytest.mark.parametrize(
+    "path", sorted({*ALL} - STARTS), ids=lambda path: "/".join(path.parts[-2:])
+)
 def test_every_recipe_runs_on_a_tiny_model(path, place, tmp_path):
     made = load_recipe(
         path,

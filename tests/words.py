@@ -15,6 +15,9 @@ class WordProcessor:
     boxes = None
     frame_choice = FrameChoice()
 
+    def words_fingerprint(self):
+        return "words"
+
     def encode_turns(self, turns, system=""):
         entries, learnt, images, first = [*map(self.number, system.split())], [], 0, 0
         learnt += [False] * len(entries)

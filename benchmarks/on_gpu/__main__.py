@@ -28,7 +28,7 @@ sys.path[0] = str(Path(__file__).parents[1])
 import torch  # noqa: E402
 
 from foveal.assemble import quiet_libraries  # noqa: E402
-from foveal.bench.page import SIZES  # noqa: E402
+from foveal.bench.random_page import SIZES  # noqa: E402
 from foveal.bench.versions import versions  # noqa: E402
 from foveal.machine import (  # noqa: E402
     DTYPES,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from foveal.bench.page import (
+from foveal.bench.random_page import (
     LETTERS,
     BenchSize,
     LetterProcessor,
@@ -27,7 +27,7 @@ from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan
 from foveal.machine import Precision
 from foveal.models.family import LoadedModel
-from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.phi3_vision.seam import FAMILY
 from foveal.models.shared_rows import FASTEST, choose_attention
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
@@ -100,7 +100,7 @@ def ragged_steps(attention: str, size_name: str, precision: Precision) -> Ragged
     model.set_attn_implementation(choose_attention(attention))
     processor = LetterProcessor(size)
     loaded = LoadedModel(model, processor, FAMILY)
-    learner = make_learner(engine, loaded, "lora", SETTINGS, LORA, recompute=False)
+    learner = make_learner(engine, loaded, "lora", SETTINGS, LORA, recompute="none")
     optimizer = learner.make_optimizer()
     with TemporaryDirectory() as folder:
         dataset = ragged_pages(size, Path(folder))

@@ -4,8 +4,8 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
-from foveal.bench.measure import make_results
 from foveal.bench.side import Case
+from foveal.bench.timing import make_results
 from foveal.plan.hardware import Hardware
 from on_gpu.record import Record, Values
 from on_gpu.steps import CAUSAL, Measured, Trial, measure, middle
@@ -80,7 +80,7 @@ class Speeds:
 
         Args:
             record: to write to.
-            size: of `foveal.bench.page.SIZES`.
+            size: of `foveal.bench.random_page.SIZES`.
             precision: of all passes.
             device: its kind.
             steps: that are timed, of each trial.

@@ -8,11 +8,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from foveal.bench.measure import Timed, step_peak, time_step
-from foveal.bench.page import LetterProcessor, find_size
+from foveal.bench.random_page import LetterProcessor, find_size
 from foveal.bench.side import LORA, Case, Side
+from foveal.bench.timing import Timed, step_peak, time_step
 from foveal.data.layout import GroupSpan
-from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.asked import AskedModel
 from foveal.plan.estimate import estimate_rows
 from foveal.plan.hardware import HARDWARE, Hardware

@@ -31,6 +31,7 @@ from foveal.data.lines import Examples
 from foveal.data.token_counts import CountTokens, count_tokens
 from foveal.errors import ConfigError
 from foveal.evaluate.metrics import find_metrics
+from foveal.evaluate.prediction import PREFERRED
 from foveal.libraries import remarks_are_caught
 from foveal.models.compressed import is_compressed
 from foveal.models.family import Family, LoadedModel, find_family, load, most_tokens
@@ -144,10 +145,10 @@ def _texts(example: Example) -> Iterator[str]:
     if example.system:
         yield f"\n{example.system}"
     for turn in example.turns:
-        yield from (f"\n{turn.user}", turn.user, turn.assistant)
+        yield from (f"\n{turn.user}", turn.user, turn.assistant, *turn.rejected)
 
 
-def check_scores(recipe: Recipe) -> None:
+def check_metrics(recipe: Recipe) -> None:
     """See that a recipe's scores are known, and that of the best checkpoint among them.
 
     Raises:
@@ -168,7 +169,7 @@ def check_scores(recipe: Recipe) -> None:
     ):
         if not value:
             raise ConfigError(f"train.best_metric={best} needs {name}; give it, or leave that out")
-    if best not in (*recipe.evaluate.metrics, "auroc"):
+    if best not in (*recipe.evaluate.metrics, "auroc", PREFERRED):
         known = ", ".join(recipe.evaluate.metrics)
         raise ConfigError(f"train.best_metric={best} is not among evaluate.metrics: {known}")
 
@@ -215,14 +216,22 @@ def token_counter(recipe: Recipe, data: Path) -> tuple[CountTokens, int | None]:
 
 def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
     """Write a page about the training examples of a recipe, as its model will see them."""
-    from foveal.inspect.page import write_inspection
+    from foveal.inspect.inspection import write_inspection
 
     data = recipe.data
     cache = recipe.run / ".cache"
     files = [unpacked(file.path, cache, data.columns) for file in data.train_files]
     weights = [file.weight for file in data.train_files]
     with processor_for(recipe, files) as (family, _, processor):
-        examples, dataset = read_dataset(files, processor, data.images, None, data.workers, weights)
+        examples, dataset = read_dataset(
+            files,
+            processor,
+            data.images,
+            data.cache,
+            data.workers,
+            weights,
+            pairs=recipe.learns_pairs,
+        )
         long = processor.long_context_tokens
     settings = {"model": recipe.model, "order": data.order}
     if family.image_budget == "num_crops":

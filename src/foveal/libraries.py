@@ -17,10 +17,10 @@ SPEAKS_BY_ITSELF = "DeepSpeed"
 
 BITS, BITS_QUESTIONS = "bitsandbytes", ("is_bnb_available", "is_bnb_4bit_available")
 MOST_BUFFERED = 10_000
-"""Remarks that wait for a run's folder; there are a few."""
+"""LibraryRemarks that wait for a run's folder; there are a few."""
 
 
-class Remarks(logging.Handler):
+class LibraryRemarks(logging.Handler):
     """Takes what libraries say: to wait for a run's folder, then into a file there.
 
     Our own loggers are heard as they are without it.
@@ -62,7 +62,7 @@ class Remarks(logging.Handler):
         return False
 
 
-REMARKS = Remarks()
+REMARKS = LibraryRemarks()
 
 
 def remarks_are_caught() -> bool:

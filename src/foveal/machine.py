@@ -1,5 +1,6 @@
 """This machine: its devices, number formats and memory, and what a reader of numbers asks of it."""
 
+import json
 import os
 import platform
 import sys
@@ -7,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 
 Precision = Literal["float32", "bf16", "fp16"]
@@ -34,6 +36,28 @@ def free_memory(device: torch.device) -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return 8 * 2**30
+
+
+def read_machine(file: Path) -> dict[str, str | int]:
+    """Read what was written of a machine; nothing where there is nothing to be read."""
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def forget_peak() -> None:
+    """Begin to look for the most that tensors hold on the GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def step_memory_bytes() -> int:
+    """Tell the most that tensors held on the GPU since then; on a CPU, what the process holds."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return int(psutil.Process().memory_info().rss)
 
 
 def describe_machine() -> dict[str, str | int]:

@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from safetensors import SafetensorError
 
 from foveal.adapt.files import save_adapter
-from foveal.adapt.strategy import Assignment, strategy_table
+from foveal.adapt.strategy import Assignment, rules_of, strategy_table
 from foveal.assemble import (
     check_attention,
-    check_scores,
+    check_metrics,
     load_for_run,
     quiet_libraries,
 )
@@ -25,19 +27,19 @@ from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.overlap import describe_overlap
 from foveal.data.remarks import check_lengths
 from foveal.data.rows import Plan, Row
-from foveal.deliver.export import write_final
+from foveal.deliver.export import why_no_final, write_final
 from foveal.errors import ConfigError, RunError, UserError
 from foveal.evaluate.evaluation import evaluate_into
 from foveal.evaluate.kept import describe_question, set_aside_others
 from foveal.evaluate.prediction import Scores
 from foveal.libraries import LIBRARIES_LOG, REMARKS
-from foveal.machine import describe_machine, free_memory
+from foveal.machine import describe_machine, free_memory, read_machine
 from foveal.models.family import LoadedModel, most_tokens
 from foveal.models.fingerprint import fingerprint_model, learns
 from foveal.models.shared_rows import attention_of
 from foveal.plan.epoch import make_plan
 from foveal.plan.memory import CPU_SLACK
-from foveal.plan.room import training_bytes
+from foveal.plan.room import cheapest_that_fits, training_bytes
 from foveal.plan.setup import engine_name
 from foveal.report.report import write_report
 from foveal.storage import FAILED_WRITES, write_json
@@ -59,15 +61,18 @@ from foveal.train.checkpoint import (
     resume_key,
 )
 from foveal.train.engines.choose import make_engine
-from foveal.train.folders import drop_parts, make_folder, set_aside
 from foveal.train.incidents import INCIDENTS, Incidents
 from foveal.train.learner import Learner, make_learner
 from foveal.train.log import RunLog
 from foveal.train.loop import EndedEarly, LoopHooks, Stopped, train
 from foveal.train.not_finite import explain_step
 from foveal.train.optim import count_steps, warmup_steps
+from foveal.train.preference import objective_of
+from foveal.train.recompute import Recompute
+from foveal.train.reference_answers import ReferenceKey, compare_with_reference, find_reference
 from foveal.train.stop import StopRequest, asked_by_any, stop_requests
 from foveal.train.trackers import Ending, Trackers, check_trackers
+from foveal.train.whole_folder import drop_parts, make_folder, set_aside
 
 
 @dataclass(frozen=True)
@@ -106,15 +111,16 @@ class TrainingRun:
         if not recipe.data.train_files:
             raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
         quiet_libraries()
-        check_scores(recipe)
+        check_metrics(recipe)
         check_attention(recipe)
         check_trackers(recipe)
         self.recipe = recipe
-        self.engine = make_engine(recipe.engine, recipe.precision)
+        self.engine = make_engine(recipe.engine, recipe.precision, recipe.sharding)
         self.console = console if self.engine.is_main else Console(quiet=True)
+        self._anyones_console = console  # of the process that encodes for all others
         self.trackers: Trackers | None = None
         self._ended: Ending = "failed"
-        self.run = recipe.run
+        self.run, self._fresh = recipe.run, fresh
         self._scored = scored
         if fresh and self.engine.is_main:
             set_aside(self.run)
@@ -128,7 +134,9 @@ class TrainingRun:
         validation = [self._unpack(data.validation)] if data.validation else []
         self.loaded = load_for_run(recipe, self.run, self.engine, files, self._tell)
         self.model_fingerprint = fingerprint_model(self.loaded.model)
-        _, self.dataset = self._read(files, weights)
+        self.objective = objective_of(recipe)
+        self.reference: NDArray[np.float32] | None = None
+        _, self.dataset = self._read(files, weights, self.recipe.learns_pairs)
         self.validation = self._read(validation) if validation else None
         self._check()
 
@@ -143,8 +151,24 @@ class TrainingRun:
         return unpacked(path, self.run / ".cache", self.recipe.data.columns)
 
     def _check(self) -> None:
-        """Say what was noticed while reading, before anything is paid for."""
+        """Say what was noticed while reading, before anything is paid for.
+
+        Raises:
+            ConfigError: what would be learnt could not be written.
+        """
+        self._no_final = why_no_final(self.recipe, self.loaded.family)
+        if self._no_final and not any(one.adapter for one in rules_of(self.recipe.strategy)):
+            raise ConfigError(f"{self._no_final}; learn adapters, strategy=lora")
+        if self._no_final:
+            self._tell(f"{self._no_final}: the run ends with its adapter, not with a whole model")
         audit_targets(self.dataset)
+        alone = self.loaded.family.route == "plain"
+        if self.recipe.learns_pairs and self.engine.gathers_blocks and alone:
+            # A row is as many passes as it has answers, and each process has rows of its own.
+            raise ConfigError(
+                "engine=fsdp2 cannot learn preferences with a model that reads each answer by "
+                "itself; use engine=ddp or engine=zero2"
+            )
         overlap = ""
         if self.validation:
             overlap = describe_overlap(self.dataset, self.validation[1])
@@ -153,16 +177,28 @@ class TrainingRun:
             self.dataset.examples,
             most_tokens(self.loaded.model.config),
             self.recipe.train.tokens_per_pass,
+            self.loaded.family.image_setting,
         )
         notes = filter(None, [self.loaded.note, long, overlap])
         remarks = [*self.dataset.remarks.lines(), *notes]
         for line in [*remarks, *(self.validation[1].remarks.lines() if self.validation else ())]:
             self._tell(line)
 
-    def _read(self, files: list[Path], weights: Sequence[float] = ()) -> tuple[Examples, Dataset]:
-        data, cache = self.recipe.data, self.run / ".cache"
-        processor = self.loaded.processor
-        return read_dataset(files, processor, data.images, cache, data.workers, weights)
+    def _read(
+        self, files: list[Path], weights: Sequence[float] = (), pairs: bool = False
+    ) -> tuple[Examples, Dataset]:
+        data = self.recipe.data
+        return read_dataset(
+            files,
+            self.loaded.processor,
+            data.images,
+            data.cache or self.run / ".cache",
+            data.workers,
+            weights,
+            self._anyones_console,
+            self._fresh,
+            pairs,
+        )
 
     def go(self) -> Outcome:
         """Train to the end, or to a request to stop.
@@ -193,7 +229,7 @@ class TrainingRun:
         recipe, engine, loaded = self.recipe, self.engine, self.loaded
         plan = self._plan()
         learner = make_learner(
-            engine, loaded, recipe.strategy, recipe.train, recipe.lora, self._recomputes(plan)
+            engine, loaded, recipe.strategy, recipe.train, recipe.lora, self._recompute(plan)
         )
         assignments, total_steps = (
             learner.assignments,
@@ -203,12 +239,15 @@ class TrainingRun:
         checkpoint, stored = self._find_checkpoint()
         first_step = stored.step if stored else 0
         if first_step < total_steps:
+            # No weight has been touched yet: neither by a step nor by the checkpoint.
+            if self.recipe.learns_pairs and not self._find_reference(plan, total_steps, request):
+                return Outcome(self.run, Stopped(request.signal or 0, first_step), None, None, None)
             self._check_sharing(plan)
         optimizer = learner.make_optimizer()
         if engine.is_main:
             drop_parts(self.run)
             save_recipe(recipe, self.run / "recipe.yaml")
-            write_json(self.run / "machine.json", describe_machine())
+            self._describe_machine()
             write_json(self.run / "data.json", self._describe_data())
             self._set_aside_others()
             self.trackers = self._open_trackers(plan, (first_step, total_steps))
@@ -259,10 +298,7 @@ class TrainingRun:
     ) -> Stopped | EndedEarly | None:
         """Take the steps of a run, from the first one on that is still to be taken."""
         recipe, engine, model = self.recipe, self.engine, self.loaded.model
-        batches = RowBatches(self.dataset, self.loaded.processor, recipe.train.loss_weighting)
-        loader = StepLoader(
-            plan, batches, engine.rank, recipe.data.workers, engine.device.type == "cuda"
-        )
+        loader = self._loader(plan)
         hooks = LoopHooks(
             progress=self._progress,
             evaluate=lambda step: self.evaluate(f"step-{step}", step, request),
@@ -270,6 +306,7 @@ class TrainingRun:
             best=self._best,
             stalled=self._stalled,
             explain=partial(explain_step, engine, self.loaded),
+            objective=self.objective,
         )
         log = None
         if engine.is_main:
@@ -293,6 +330,50 @@ class TrainingRun:
             if log:
                 log.close()
 
+    def _loader(self, plan: Plan) -> StepLoader:
+        data, engine = self.recipe.data, self.engine
+        weighting = self.recipe.train.loss_weighting
+        batches = RowBatches(self.dataset, self.loaded.processor, weighting, self.reference)
+        on_gpu = engine.device.type == "cuda"
+        return StepLoader(plan, batches, engine.rank, data.workers, on_gpu, engine.largest)
+
+    def _find_reference(self, plan: Plan, total_steps: int, request: StopRequest) -> bool:
+        """See how likely the answers are before the run; false where it was asked to stop."""
+        settings = self.recipe.preference
+        if not settings.compares:
+            return True
+        self.reference = find_reference(
+            self.run,
+            ReferenceKey(self.model_fingerprint, self.dataset.fingerprint, self.recipe.precision),
+            self.engine,
+            self.loaded.model,
+            self.engine.module,
+            self._loader(plan),
+            total_steps,
+            self.console,
+            request,
+        )
+        if self.reference is None:
+            return False
+        row = next(row for rank in plan.step(0).ranks for row in rank if row.groups)
+        said = compare_with_reference(
+            self.engine, self.engine.module, self._loader(plan).batches[row], settings
+        )
+        if said:
+            self._tell(said)
+        return True
+
+    def _describe_machine(self) -> None:
+        """Write down what the run goes on with; say so where images are now read otherwise."""
+        file, backend = self.run / "machine.json", self.loaded.processor.image_backend
+        before = read_machine(file).get("image_backend", backend)
+        if before != backend:
+            self._tell(
+                f"The run began with images read by {before}, now it is {backend}, whose pixels "
+                "differ a little; install or remove torchvision to go on as it began"
+            )
+        write_json(file, describe_machine() | {"image_backend": backend})
+
     def _describe_data(self) -> dict[str, dict[str, str | int]]:
         """Say what the examples were when the run began, for who reads of it later."""
         sets = {"training": self.dataset}
@@ -301,7 +382,7 @@ class TrainingRun:
         return {
             role: {
                 "fingerprint": one.fingerprint,
-                "examples": len(one.examples),
+                "examples": one.sizes.num_sets,
                 "pictures": len(one.images),
             }
             for role, one in sets.items()
@@ -330,28 +411,31 @@ class TrainingRun:
         route = self.loaded.family.route
         return make_plan(self.recipe, self.dataset, self.engine.world_size, long, route)
 
-    def _recomputes(self, plan: Plan) -> bool:
-        """Decide whether blocks are run again in the backward pass instead of kept."""
+    def _recompute(self, plan: Plan) -> Recompute:
+        """Decide what is made again in the backward pass instead of kept."""
         if self.recipe.train.recompute != "auto":
-            return self.recipe.train.recompute == "blocks"
+            return self.recipe.train.recompute
         config, device = self.loaded.model.config, self.engine.device
+        bytes_with = partial(
+            training_bytes,
+            self.recipe,
+            config,
+            self.loaded.family,
+            self.loaded.processor,
+            plan,
+            self.dataset,
+            engine_name(self.recipe.engine, self.engine.world_size),
+            attention_of(config),
+            CPU_SLACK if device.type == "cpu" else 0.0,
+            self.loaded.model.device.type == device.type,
+        )
+        # Of several processes the one with least room decides: blocks are alike in all of them.
+        free = min(self.engine.gather([free_memory(device)]))
         try:
-            needed = training_bytes(
-                self.recipe,
-                config,
-                self.loaded.family,
-                self.loaded.processor,
-                plan,
-                self.dataset,
-                engine_name(self.recipe.engine, self.engine.world_size),
-                attention_of(config),
-                CPU_SLACK if device.type == "cpu" else 0.0,
-                self.loaded.model.device.type == device.type,
-            )
+            return cheapest_that_fits(lambda one: bytes_with(recompute=one), free)
         except ConfigError as error:  # a model whose code looks at its numbers cannot be asked
             self._tell(f"train.recompute=auto: {error}")
-            return device.type != "cpu"
-        return needed > free_memory(device)
+            return "none" if device.type == "cpu" else "blocks"
 
     def _progress(self, step: int) -> Progress:
         return Progress(
@@ -415,7 +499,7 @@ class TrainingRun:
             )
         self.console.print(strategy_table(assignments))
         self._say(
-            f"{len(self.dataset.examples):,} examples, {len(self.dataset.images):,} pictures; "
+            f"{self.dataset.sizes.num_sets:,} examples, {len(self.dataset.images):,} pictures; "
             f"steps {first_step} to {total_steps}, {plan.steps_per_epoch:,} a pass; "
             f"{self.engine.device}, {self.recipe.precision}"
         )
@@ -444,6 +528,8 @@ class TrainingRun:
                     self.dataset,
                     self.loaded,
                     self.recipe.train.loss_weighting,
+                    self.objective,
+                    self.reference,
                 )
                 return
 
@@ -455,8 +541,8 @@ class TrainingRun:
         """
         if self.validation is None:
             return None
+        learnt = fingerprint_model(self.loaded.model, learns, self.engine.whole_tensor)
         with self.engine.whole():
-            learnt = fingerprint_model(self.loaded.model, learns, self.engine.whole_tensor)
             scores = evaluate_into(
                 self.run / "evaluation" / name,
                 self.loaded,
@@ -480,7 +566,7 @@ class TrainingRun:
         if self.engine.is_main:
             if self.recipe.train.best_metric:
                 prune(self.run / "checkpoints", self.recipe.train.keep_checkpoints, self._best())
-            note = save_final(self.loaded, self.run)
+            note = save_final(self.loaded, self.run, whole=not self._no_final)
             if note:
                 self._say(note)
             report = write_report(self.run)
@@ -491,10 +577,15 @@ class TrainingRun:
         return report
 
 
-def save_final(loaded: LoadedModel, run: Path) -> str | None:
+def save_final(loaded: LoadedModel, run: Path, whole: bool = True) -> str | None:
     """Write the tuned model, adapters merged, as the run's folder `final`.
 
     Adapters also stand by themselves in a folder `adapter` beside it, for peft.
+
+    Args:
+        loaded: what was tuned.
+        run: its folder.
+        whole: whether a whole model can be written.
 
     Returns:
         What a reader of the folders must know, if anything.
@@ -509,5 +600,6 @@ def save_final(loaded: LoadedModel, run: Path) -> str | None:
         raise RunError(
             f"cannot write {run / 'adapter'}: {reason}; free space, run again"
         ) from error
-    write_final(run)
+    if whole:
+        write_final(run)
     return note

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,50 @@ def written_whole(path: Path) -> Iterator[Path]:
         if error.filename in (None, str(beside)):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
+
+
+@contextmanager
+def folder_written_whole(place: Path) -> Iterator[Path]:
+    """Yield the folder beside `place` to fill; behind the block it is on the disk, in its place.
+
+    Whatever breaks off the block leaves what stood there before.
+
+    Raises:
+        OSError: it cannot be written; names `place`, not the folder beside it.
+    """
+    beside = place.with_name(f".{place.name}.{os.getpid()}.part")
+    try:
+        try:
+            beside.mkdir(parents=True, exist_ok=True)
+            yield beside
+            for path in (*beside.iterdir(), beside):
+                flush(path)
+            if place.exists():  # a kill between the two leaves none, never half of one
+                gone = place.with_name(f".{place.name}.{os.getpid()}.gone")
+                place.rename(gone)
+                shutil.rmtree(gone)
+            beside.rename(place)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+    except OSError as error:
+        if error.filename is None or str(error.filename).startswith(str(beside)):
+            raise OSError(error.errno, error.strerror or str(error), str(place)) from error
+        raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that one process has at a time; the system takes it from one that dies.
+
+    Raises:
+        OSError: the file that stands for it cannot be written.
+    """
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path):
+        yield
 
 
 def write_bytes(path: Path, content: bytes) -> None:

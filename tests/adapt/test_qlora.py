@@ -19,7 +19,7 @@ from foveal.adapt.quantize import read_record
 from foveal.assemble import load_in_passing
 from foveal.config import Recipe, load_recipe
 from foveal.deliver.export import export_run
-from foveal.deliver.source import find_source
+from foveal.deliver.export_source import find_source
 from foveal.errors import RunError
 from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny

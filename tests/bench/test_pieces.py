@@ -12,8 +12,8 @@ from rich.console import Console
 
 from foveal.bench import pieces
 from foveal.bench.pieces import make_sizes, plan_all, run_pieces
-from foveal.bench.recipe_way import recipe_pixels
-from foveal.data.sizes import families
+from foveal.bench.recipe_step import recipe_pixels
+from foveal.data.sizes import prompt_families
 from foveal.models.phi3_vision.image import CLIP_MEAN, CLIP_STD, cut_crops, global_view, normalize
 
 
@@ -33,8 +33,8 @@ def test_both_ways_of_cutting_end_in_the_same_bits(size, grid):
 
 def test_four_questions_in_a_row_show_the_same_page():
     sizes = make_sizes(10)
-    assert families(sizes.prompts).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
-    assert np.array_equal(sizes.images.values, families(sizes.prompts))
+    assert prompt_families(sizes.prompts).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
+    assert np.array_equal(sizes.images.values, prompt_families(sizes.prompts))
     prompt = np.diff(sizes.prompts.offsets)
     assert np.array_equal(sizes.tokens, 2509 + prompt - 1 + 10)
 

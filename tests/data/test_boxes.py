@@ -18,7 +18,7 @@ from foveal.data.token_counts import count_tokens
 from foveal.errors import DataError
 from foveal.models.box_frames import box_frame_of
 from foveal.models.family import load
-from foveal.models.phi3_vision.reading import CropReader
+from foveal.models.phi3_vision.read_images import CropReader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -339,3 +339,27 @@ def test_a_check_that_is_broken_off_leaves_no_half_of_the_good_lines(folder):
     with pytest.raises(KeyboardInterrupt):
         list(check_file(data, fix=folder / "fixed.jsonl", progress=stop))
     assert sorted(file.name for file in folder.iterdir()) == ["data.jsonl", "images"]
+
+
+def test_a_pair_whose_answers_are_equal_empty_or_too_long_is_a_problem_of_its_line(folder):
+    def counted(example, _sizes):
+        rejected = example.turns[0].rejected
+        return TokenCounts((5,), 2, tuple((1, len(one.split())) for one in rejected))
+
+    lines = [
+        line("1", turn(rejected="This.")),
+        line("2", turn(rejected=["This.", "That. "])),
+        line("3", turn(rejected=" ")),
+        line("4", turn(rejected=["This.", "This. "])),
+        line("5", turn(rejected="word " * 9)),
+        line("6", turn(rejected="<|end|>")),
+    ]
+    check = check_file(write(folder, *lines), count_tokens=counted, max_tokens=8)
+    assert [(one.line, one.message) for one in check] == [
+        (2, "turn 1: rejected is the assistant's answer: such a pair teaches nothing"),
+        (3, "turn 1: rejected is empty"),
+        (4, "turn 1: the same answer is rejected twice"),
+        (5, "turn 1: 9 tokens up to a rejected answer's end, more than 8"),
+        (6, "turn 1: rejected holds <|end|>, which the model would read as plain text"),
+    ]
+    assert check.summary.pairs == 8

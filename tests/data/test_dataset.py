@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,7 @@ from published import make_processor
 from tiny import make_picture, pages, turn, write_data
 from words import WordProcessor
 
-from foveal.data import dataset
+from foveal.data import piecewise, rows
 from foveal.data.batch import build_batch, open_as_planned
 from foveal.data.check import check_file
 from foveal.data.dataset import build_dataset, read_dataset
@@ -22,7 +23,7 @@ from foveal.data.media import image_size
 from foveal.data.rows import Group, Row
 from foveal.data.token_counts import ShownSize, count_tokens
 from foveal.errors import DataError
-from foveal.evaluate.opening import Opener
+from foveal.evaluate.prefetch import Opener
 
 
 def mixed(folder):
@@ -140,7 +141,7 @@ def test_what_nobody_wants_is_noticed_while_reading_and_what_cannot_be_is_refuse
 
 
 def test_processes_encode_alike_and_name_the_same_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "LINES_A_PROCESS", 2)
+    monkeypatch.setattr(piecewise, "PIECE_BYTES", 150)
     data, processor = mixed(tmp_path), WordProcessor()
     with data.open("a") as file:
         file.write(json.dumps({"id": "x", "conversations": [turn("</s>", "a")]}) + "\n\n")
@@ -157,24 +158,29 @@ def test_processes_encode_alike_and_name_the_same_line(tmp_path, monkeypatch):
         read_dataset(data, processor, workers=2)
 
 
-def test_a_question_about_a_known_picture_costs_a_few_hundred_bytes(tmp_path):
+def test_a_process_holds_less_than_a_hundred_bytes_of_an_example_that_is_kept(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(rows, "WORTH_KEEPING", 1)
     (tmp_path / "images").mkdir()
-    Image.new("RGB", (60, 40)).save(tmp_path / "images" / "a.png")
     count = 4000
-    asked = [[turn(f"What is number {n} of it?", "It is 5.", ["a.png"])] for n in range(count)]
-    data = write_data(tmp_path / "data.jsonl", asked)
-    _, dataset = read_dataset(data, make_processor(4))
-    arrays = [
-        dataset.sizes.tokens,
-        *(ragged.values for ragged in (dataset.sizes.prompts, dataset.sizes.images)),
-        *(ragged.offsets for ragged in (dataset.sizes.prompts, dataset.sizes.images)),
-        dataset.examples.rest.values,
-        dataset.examples.rest.offsets,
-        dataset.examples.learnt,
-        dataset.examples.ids.offsets,
-    ]
-    each = (sum(array.nbytes for array in arrays) + len(dataset.examples.ids.content)) / count
-    assert each < 300
+    for page in range(count // 4):
+        Image.new("1", (6, 4)).save(tmp_path / "images" / f"{page}.bmp")
+    asked = [[turn(f"What is number {n} of it?", "5.", [f"{n // 4}.bmp"])] for n in range(count)]
+    data, cache = write_data(tmp_path / "data.jsonl", asked), tmp_path / "cache"
+
+    def start():
+        _, dataset = read_dataset(data, WordProcessor(), cache=cache)
+        plan = rows.Plan(dataset.sizes, examples_per_step=64, tokens_per_pass=900)
+        return dataset, plan, plan.step(3)
+
+    start()
+    tracemalloc.start()
+    held = start()
+    bytes_held, _ = tracemalloc.get_traced_memory()  # what is mapped is the system's
+    tracemalloc.stop()
+    assert len(held[0].examples) == count
+    assert bytes_held < 30 * count + 200_000
 
 
 def put_bmp(path, size) -> None:

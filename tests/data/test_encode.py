@@ -9,7 +9,6 @@ from foveal.data.dataset import build_dataset
 from foveal.data.encode import encode
 from foveal.data.example import Example, ImageFolder
 from foveal.data.media import open_image
-from foveal.data.sizes import families
 
 SYSTEM, USER, ASSISTANT, END, END_OF_TEXT, BEGIN = 32006, 32010, 32001, 32007, 32000, 1
 
@@ -70,7 +69,7 @@ def test_what_stands_before_a_shared_image_must_be_the_same(tmp_path, processor)
     ]
     encoded = [encode(one, processor, folder) for one in told]
     dataset = build_dataset(encoded, processor)
-    assert families(dataset.sizes.prompts).tolist() == [0, 1, 1, 2]
+    assert dataset.sizes.beginnings.families.tolist() == [0, 1, 1, 2]
     for one, found in zip(encoded, dataset.examples, strict=True):
         assert np.array_equal(found.entries, one.entries)
 

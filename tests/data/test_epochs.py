@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foveal.data.column_files import Ragged
 from foveal.data.epochs import Shown, shown_in_epoch
 from foveal.data.rows import Plan
-from foveal.data.sizes import Ragged, Sizes
+from foveal.data.sizes import Sizes
 
 
 def epoch(weights, counts, number, seed=0, families=None):

@@ -1,7 +1,6 @@
 """What opening pictures and clips promises."""
 
 import json
-import os
 import random
 import struct
 import threading
@@ -21,7 +20,6 @@ from foveal.data.media import (
     decode_image,
     image_identity,
     image_size,
-    image_sizes,
     open_image,
     to_rgb,
 )
@@ -210,70 +208,6 @@ def test_warning_filters_are_as_before_when_threads_open_pictures_side_by_side(t
     for thread in threads:
         thread.join()
     assert list(warnings.filters) == before
-
-
-def test_sizes_of_many_pictures_come_in_order_and_a_path_may_occur_twice(tmp_path):
-    paths = []
-    for width in (5, 9, 7):
-        Image.new("L", (width, 3)).save(tmp_path / f"{width}.png")
-        paths.append(tmp_path / f"{width}.png")
-    assert image_sizes([*paths, paths[0]]) == [(5, 3), (9, 3), (7, 3), (5, 3)]
-
-
-def test_a_remembered_size_is_not_read_again_until_the_file_changes(tmp_path, monkeypatch):
-    path, cache = tmp_path / "picture.png", tmp_path / "below" / "sizes.json"
-    Image.new("L", (5, 3)).save(path)
-    assert image_sizes([path], cache) == [(5, 3)]
-    with monkeypatch.context() as patch:
-        patch.setattr("foveal.data.media.image_size", lambda _: pytest.fail("read again"))
-        assert image_sizes([path], cache) == [(5, 3)]
-    Image.new("L", (50, 30)).save(path)
-    assert image_sizes([path], cache) == [(50, 30)]
-    assert [file.name for file in cache.parent.iterdir()] == ["sizes.json"]
-
-
-def test_a_file_of_equal_length_but_another_time_is_read_again(tmp_path):
-    path, cache = tmp_path / "picture.bmp", tmp_path / "sizes.json"
-    Image.new("RGB", (4, 8)).save(path)
-    assert image_sizes([path], cache) == [(4, 8)]
-    length = path.stat().st_size
-    Image.new("RGB", (8, 4)).save(path)
-    os.utime(path, (1, 1))
-    assert path.stat().st_size == length
-    assert image_sizes([path], cache) == [(8, 4)]
-
-
-def test_a_picture_put_in_anothers_place_is_read_again_though_length_and_time_are_kept(tmp_path):
-    path, cache = tmp_path / "picture.bmp", tmp_path / "sizes.json"
-    Image.new("RGB", (400, 100)).save(path)
-    before = path.stat()
-    assert image_sizes([path], cache) == [(400, 100)]
-    Image.new("RGB", (100, 400)).save(path)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    after = path.stat()
-    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    assert image_sizes([path], cache) == [(100, 400)]
-
-
-@pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"a": [1]}', b'{"a": 3}', b"\xff\xfe"])
-def test_a_broken_memory_of_sizes_is_rebuilt(tmp_path, broken):
-    path, cache = tmp_path / "picture.png", tmp_path / "sizes.json"
-    Image.new("L", (5, 3)).save(path)
-    cache.write_bytes(broken)
-    assert image_sizes([path], cache) == [(5, 3)]
-    assert list(json.loads(cache.read_text())) == [str(path)]
-
-
-def test_sizes_read_in_processes_are_the_same(tmp_path):
-    expected = []
-    for number in range(1100):  # more than one block of work
-        expected.append((1 + number % 13, 1 + number % 7))
-        Image.new("1", expected[-1]).save(tmp_path / f"{number:04}.bmp")
-    paths = sorted(tmp_path.iterdir())
-    assert image_sizes(paths, workers=2) == expected
-    paths[1050].write_bytes(b"")
-    with pytest.raises(DataError, match=r"1050\.bmp: an empty file"):
-        image_sizes(paths, workers=2)
 
 
 def test_frames_are_spread_as_the_published_recipe_spreads_them():

@@ -17,7 +17,7 @@ from foveal.cli import app
 from foveal.data.example import read_examples
 from foveal.deliver.answerer import Answerer
 from foveal.deliver.export import export_run
-from foveal.deliver.opening import open_model
+from foveal.deliver.open import open_model
 from foveal.errors import DataError, ModelError, RunError, UserError
 from foveal.evaluate.prediction import read_predictions
 

@@ -13,7 +13,7 @@ from tiny import pages
 from tiny_models import write_tiny
 
 from foveal.deliver.export import export_run
-from foveal.deliver.source import find_source
+from foveal.deliver.export_source import find_source
 from foveal.errors import ModelError
 from foveal.models.family import find_family
 

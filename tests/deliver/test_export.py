@@ -21,13 +21,13 @@ from foveal.cli import app
 from foveal.config import load_recipe, save_recipe
 from foveal.deliver import export
 from foveal.deliver.export import export_run
+from foveal.deliver.export_source import find_source
 from foveal.deliver.four_bit import through_four_bits
 from foveal.deliver.reference import load_tuned, merge_with_peft
-from foveal.deliver.source import find_source
 from foveal.errors import ModelError, RunError
 from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.serve.opening import open_models
+from foveal.serve.startup import open_models
 
 BEFORE_MERGING = "ignore:.*is_gradient_checkpointing:FutureWarning"
 

@@ -18,9 +18,9 @@ from foveal.models.family import load
 from foveal.models.generation.generator import Generator
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.serve.conversation import read_conversation
-from foveal.serve.limits import Limits
+from foveal.serve.limits import ServerLimits
 from foveal.serve.messages import ChatRequest
-from foveal.serve.pictures import read_address
+from foveal.serve.sent_images import read_address
 from foveal.serve.served import Served
 
 SYSTEM = "Be brief."
@@ -68,9 +68,9 @@ def trained_ids(loaded, folder, images, user):
 def served_ids(loaded, folder, messages):
     """The prompt that the endpoint asks."""
     asked = ChatRequest.model_validate({"messages": messages})
-    read = partial(read_address, limits=Limits(), fetch=None)
+    read = partial(read_address, limits=ServerLimits(), fetch=None)
     conversation = read_conversation(asked.messages, lambda one, name: read(one.url, name))
-    (request,) = Served.of("it", loaded).requests(asked, conversation, Limits())
+    (request,) = Served.of("it", loaded).requests(asked, conversation, ServerLimits())
     return request.prompt.whole(loaded.processor).ids.tolist()
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from foveal.deliver.prove import check_scores, note_scores
-from foveal.evaluate.metrics import Score
+from foveal.evaluate.intervals import Score
 
 FOUND = {"anls": Score(0.8, 0.7, 0.9, 200)}
 

@@ -3,8 +3,8 @@
 from tiny import make_model, pages
 
 from foveal.config import load_recipe, save_recipe
-from foveal.deliver.opening import open_model
-from foveal.deliver.settings import write_processor_files
+from foveal.deliver.model_files import write_processor_files
+from foveal.deliver.open import open_model
 from foveal.models.phi3_vision import Phi3VisionProcessor
 
 

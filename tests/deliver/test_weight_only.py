@@ -15,7 +15,7 @@ from tiny_models import write_tiny
 import foveal
 from foveal.deliver import export
 from foveal.deliver.export import export_run
-from foveal.deliver.source import find_source
+from foveal.deliver.export_source import find_source
 from foveal.deliver.weight_only import WeightOnly, plan_weight_only
 from foveal.errors import ConfigError, ModelError
 from foveal.models.family import find_family

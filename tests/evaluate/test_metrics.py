@@ -11,25 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveal.errors import ConfigError
-from foveal.evaluate.metrics import (
-    METRICS,
-    Tally,
-    accuracy,
-    anls,
-    anls_cookbook,
+from foveal.evaluate.closed_answers import (
     auroc,
     auroc_difference,
-    bootstrap_means,
     calibration,
     calibration_error,
     confusion,
-    difference,
+    macro_auroc,
+)
+from foveal.evaluate.intervals import Tally, bootstrap_means, difference, score, tally
+from foveal.evaluate.metrics import (
+    METRICS,
+    accuracy,
+    anls,
+    anls_cookbook,
     exact_match,
     find_metrics,
-    macro_auroc,
     relaxed_accuracy,
-    score,
-    tally,
     token_f1,
 )
 
@@ -205,7 +203,7 @@ def test_the_same_seed_draws_the_same_and_another_does_not():
 def test_memory_is_bounded_and_the_pieces_change_no_number(monkeypatch):
     scores = [np.linspace(0, 1, 60), np.arange(600) % 3 == 0]
     whole = [bootstrap_means(each, draws=1000) for each in scores]
-    monkeypatch.setattr("foveal.evaluate.metrics.CELLS_AT_ONCE", 700)
+    monkeypatch.setattr("foveal.evaluate.intervals.CELLS_AT_ONCE", 700)
     for each, expected in zip(scores, whole, strict=True):
         np.testing.assert_allclose(bootstrap_means(each, draws=1000), expected, rtol=1e-12)
 

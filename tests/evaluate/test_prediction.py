@@ -7,7 +7,7 @@ import pytest
 
 from foveal.data.example import Example, Turn
 from foveal.errors import ConfigError, DataError
-from foveal.evaluate.metrics import Score
+from foveal.evaluate.intervals import Score
 from foveal.evaluate.prediction import (
     Prediction,
     append_predictions,

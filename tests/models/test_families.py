@@ -19,12 +19,11 @@ from foveal.data.encode import AskedTurn
 from foveal.data.rows import Group, Plan, Row
 from foveal.data.shapes import expand_entries
 from foveal.errors import ModelError
-from foveal.evaluate.opening import Opener
+from foveal.evaluate.prefetch import Opener
 from foveal.evaluate.questions import questions_of
 from foveal.models import shared_rows
 from foveal.models.family import load
 from foveal.models.generation.generator import Generator, Request, generate
-from foveal.models.generation.prompt import Prompt
 from foveal.models.shared_rows import RowView, token_places
 from foveal.train.audit import VANISHING
 from foveal.train.loss import RowLoss
@@ -131,7 +130,7 @@ class Loaded:
         named = self.model.named_parameters()
         return {name: one.grad.clone() for name, one in named if one.grad is not None}
 
-    def plain_inputs(self, ids, paths):
+    def plain_inputs(self, ids, paths, learnt=()):
         """What transformers' own processor and model take for one example."""
         images = [Image.open(self.folder / path) for path in paths]
         inputs = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
@@ -139,12 +138,18 @@ class Loaded:
         if images:
             text = self.processor.placeholder * len(images)
             made = own(text=[text], images=[images], return_tensors="pt")
-            taken = inspect.signature(self.model.model.get_image_features).parameters
-            inputs |= {name: one for name, one in made.items() if name in taken}
-            inputs["pixel_values"] = inputs["pixel_values"].double()
+            reads = getattr(self.model.model, "get_image_features", self.model.model.forward)
+            taken = inspect.signature(reads).parameters
+            inputs = {name: one for name, one in made.items() if name in taken} | inputs
+            doubled = {n: one.double() for n, one in inputs.items() if one.is_floating_point()}
+            inputs |= doubled
         for name in ("mm_token_type_ids", "token_type_ids"):
             if name in inspect.signature(self.model.model.forward).parameters:
                 inputs[name] = (ids == self.processor.image_token_id).long()[None]
+        if self.model.config.model_type == "paligemma":  # what its processor says of a suffix
+            inputs["token_type_ids"] = torch.zeros_like(ids)[None]
+            if any(learnt):
+                inputs["token_type_ids"][0, learnt.tolist().index(True) :] = 1
         return inputs
 
     def learn_in_transformers(self):
@@ -156,7 +161,7 @@ class Loaded:
             expanded = self.dataset.examples[number].expand(shapes)
             ids, learnt = torch.from_numpy(expanded.ids), torch.from_numpy(expanded.learnt)
             hidden = self.model.model(
-                **self.plain_inputs(ids, example.images), use_cache=False
+                **self.plain_inputs(ids, example.images, learnt), use_cache=False
             ).last_hidden_state[0]
             logits = self.model.get_output_embeddings()(hidden)[:-1][learnt[1:]].float()
             loss = F.cross_entropy(logits, ids[1:][learnt[1:]], reduction="sum")
@@ -336,14 +341,6 @@ def test_prompts_are_those_of_the_models_own_template(family):
     entries = family.processor.encode_turns([AskedTurn("which number is it?", 1, None)]).entries
     ids, _ = expand_entries(np.asarray(entries, np.int32), [family.processor.shape(*image.size)])
     assert ids.tolist() == whole
-
-
-def test_a_model_that_is_read_in_its_own_way_says_that_it_cannot_be_asked(data, tmp_path):
-    one = Loaded(write_tiny("qwen3_vl", tmp_path), data)
-    plain = replace(one.loaded, family=one.loaded.family.reading_plainly())
-    entries = one.processor.encode_turns([AskedTurn("what?", 0, None)]).entries
-    with pytest.raises(ModelError, match="'qwen3_vl' trains here, each example by itself"):
-        generate(Generator(plain), [Request(Prompt(tuple(entries)), 2)])
 
 
 @pytest.mark.parametrize("gone", ["model.language_model.layers.1.mlp.up_proj.weight", "lm_head"])

@@ -14,7 +14,7 @@ from foveal.errors import ModelError
 from foveal.models.family import PARTS, find_family, load, read_model_type
 from foveal.models.forward import hidden_states
 from foveal.models.phi3_vision import Phi3VisionConfig, Phi3VisionForConditionalGeneration
-from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.phi3_vision.seam import FAMILY
 from foveal.models.phi3_vision.tiny import TinySizes, write_tiny
 from foveal.models.shared_rows import attention_of
 
@@ -169,7 +169,7 @@ def test_weights_cut_short_are_refused_in_one_line(folder):
 
 
 def test_a_second_name_in_phis_files_is_read_as_the_models_own():
-    from foveal.models.phi3_vision.family import FAMILY
+    from foveal.models.phi3_vision.seam import FAMILY
 
     assert FAMILY.own_name("model.vision_embed_tokens.wte.weight") == "model.embed_tokens.weight"
     assert FAMILY.own_name("model.norm.weight") == "model.norm.weight"

@@ -12,7 +12,7 @@ from foveal.data.batch import ForwardInputs
 from foveal.data.layout import GroupSpan
 from foveal.models import shared_rows
 from foveal.models.forward import hidden_states
-from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.phi3_vision.seam import FAMILY
 from foveal.models.shared_rows import FASTEST, FORMS, RowView, choose_attention
 
 CPU = torch.device("cpu")

@@ -5,13 +5,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from foveal.adapt.strategy import assign, rules_of
-from foveal.bench.page import SIZES, LetterProcessor, make_model, make_page
+from foveal.bench.random_page import SIZES, LetterProcessor, make_model, make_random_page
 from foveal.config import LoraSettings
 from foveal.data.batch import build_batch
 from foveal.data.layout import GroupSpan
 from foveal.data.rows import Plan
 from foveal.models.phi3_vision.config import Phi3VisionConfig
-from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.phi3_vision.seam import FAMILY
 from foveal.models.shared_rows import RowView, choose_attention
 from foveal.plan.arithmetic import proportions, strategy_of, useful_work
 from foveal.plan.epoch import seen_pairs
@@ -25,7 +25,7 @@ RANK = 8
 def test_useful_work_is_what_torch_counts_but_for_pairs_that_do_not_see_each_other(
     strategy, tmp_path
 ):
-    dataset, processor = make_page(SIZE, 4, tmp_path), LetterProcessor(SIZE)
+    dataset, processor = make_random_page(SIZE, 4, tmp_path), LetterProcessor(SIZE)
     plan = Plan(dataset.sizes, examples_per_step=4, tokens_per_pass=SIZE.tokens_per_pass)
     batch = build_batch(plan.step(0).ranks[0][0], dataset, processor)
     model = make_model(SIZE)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from foveal.bench.page import SIZES, LetterProcessor, make_page
+from foveal.bench.random_page import SIZES, LetterProcessor, make_random_page
 from foveal.data.batch import build_batch
 from foveal.data.rows import Plan
 from foveal.plan.epoch import add_up, count_row, histogram, plan_epoch, seen_pairs, targets_of
@@ -11,7 +11,7 @@ SIZE = SIZES["tiny"]
 
 
 def test_a_row_is_counted_as_it_is_built(tmp_path):
-    dataset = make_page(SIZE, 4, tmp_path)
+    dataset = make_random_page(SIZE, 4, tmp_path)
     plan = Plan(dataset.sizes, examples_per_step=4, tokens_per_pass=SIZE.tokens_per_pass)
     (row,) = plan.step(0).ranks[0]
     counts = count_row(row, dataset.sizes, targets_of(dataset.examples))
@@ -24,7 +24,7 @@ def test_a_row_is_counted_as_it_is_built(tmp_path):
 
 
 def test_every_example_of_an_epoch_is_counted_once(tmp_path):
-    dataset = make_page(SIZE, 7, tmp_path)
+    dataset = make_random_page(SIZE, 7, tmp_path)
     plan = Plan(
         dataset.sizes, examples_per_step=3, tokens_per_pass=SIZE.tokens_per_pass, world_size=2
     )

@@ -5,11 +5,11 @@ from functools import cache
 
 import pytest
 
-from foveal.config import LoraSettings
+from foveal.config import LoraSettings, ShardingSettings
 from foveal.errors import ConfigError
-from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.asked import AskedModel
-from foveal.plan.communication import exchange, ring_seconds
+from foveal.plan.communication import exchange, ring_seconds, traffic_of
 from foveal.plan.epoch import RowCounts
 from foveal.plan.hardware import HARDWARE, find_hardware
 from foveal.plan.memory import estimate_memory
@@ -20,6 +20,7 @@ from foveal.plan.setup import Setup, engine_name
 PERFECT = Efficiency(1, 1, 1, 1, 0, 0, "all of it")
 PAGE = RowCounts(1, 2554, 2554 * 2555 // 2, 0, 0, 0, 1, 2509, 17, 10)
 A100 = find_hardware("a100-80gb")
+ALL = ShardingSettings()
 
 
 @cache
@@ -119,6 +120,45 @@ def test_more_nodes_never_take_less_time_to_share():
         for nodes in (1, 2, 4, 16, 128, 1024)
     ]
     assert seconds == sorted(seconds)
+
+
+def test_blocks_that_travel_in_16_bits_take_half_the_bytes_and_all_else_what_it_took():
+    cut = setup(engine="fsdp2", gpus=8)
+    rounded = replace(cut, sharding=ShardingSettings(gather="precision"))
+    outside = cut.holdings.outside_blocks
+    whole, half = traffic_of(cut, 3), traffic_of(rounded, 3)
+    assert whole.gathered_bytes == 3 * 2 * 4 * cut.holdings.whole
+    assert half.gathered_bytes == 3 * 2 * (2 * (cut.holdings.whole - outside) + 4 * outside)
+    assert half.reduced_bytes == whole.reduced_bytes
+    assert traffic_of(replace(rounded, precision="float32"), 3) == whole
+
+
+def test_cut_within_a_node_gradients_alone_cross_between_nodes_and_once_a_step():
+    # Worked by hand: eight rings of four nodes, an eighth of the gradients each, twice three
+    # quarters of it through the node's link of eight 200 Gb/s.
+    many = setup(engine="fsdp2", gpus=8, nodes=4, sharding=ShardingSettings(group="node"))
+    fast = replace(A100, node_latency_seconds=0.0)
+    crossing = [
+        exchange(replace(many, nodes=nodes), passes, 0.0, 0.0, fast, 1.0).exposed_seconds
+        for passes in (1, 3)
+        for nodes in (4, 1)
+    ]
+    gradients = 4 * many.holdings.learnt
+    expected = 2 * gradients * 3 / 4 / A100.node_link_bytes_per_second
+    assert crossing[0] - crossing[1] == pytest.approx(expected)
+    assert crossing[2] - crossing[3] == pytest.approx(expected)
+    alone = replace(many, nodes=1)
+    held, here = (estimate_memory(one, PAGE, 2, 0, 0).total_bytes for one in (many, alone))
+    assert held == here  # more nodes share no more of it
+    assert held > estimate_memory(replace(many, sharding=ALL), PAGE, 2, 0, 0).total_bytes
+
+
+def test_light_takes_no_matrix_work_again_and_keeps_less():
+    ways = [setup(recompute=one) for one in ("none", "light", "blocks")]
+    seconds = [rank_seconds(one, [PAGE], A100, PERFECT, 1) for one in ways]
+    assert seconds[0].recompute == seconds[1].recompute == 0 < seconds[2].recompute
+    held = [estimate_memory(one, PAGE, 2, 0, 0).total_bytes for one in ways]
+    assert held == sorted(held, reverse=True)
 
 
 def test_cards_without_bf16_say_so_and_unknown_ones_are_refused():

@@ -88,7 +88,7 @@ def assert_equal(recipe):
     setup = question.setup(find_hardware("a100-80gb"), 1, 1)
     run = TrainingRun(recipe, Console(quiet=True), fresh=True)
     learner = make_learner(
-        run.engine, run.loaded, recipe.strategy, recipe.train, recipe.lora, False
+        run.engine, run.loaded, recipe.strategy, recipe.train, recipe.lora, "none"
     )
     optimizer = learner.make_optimizer()
     for group in optimizer.param_groups:

@@ -25,21 +25,33 @@ def training(tmp_path):
     return TrainingRun(Recipe.model_validate(tree), Console(quiet=True))
 
 
-def most_that_recomputes(training, monkeypatch) -> int:
-    """Free bytes of the device at which blocks are only just run again."""
+def most_with(training, monkeypatch, recompute="blocks") -> int:
+    """Free bytes of the device at which only just so much is made again."""
+    ways = ["blocks", "light", "none"]
     low, high = 0, 2**40
     while high - low > 1:
         free = (low + high) // 2
         monkeypatch.setattr(run, "free_memory", lambda _device, free=free: free)
-        low, high = (free, high) if training._recomputes(training._plan()) else (low, free)
+        chosen = ways.index(training._recompute(training._plan()))
+        low, high = (free, high) if chosen <= ways.index(recompute) else (low, free)
     return low
 
 
 def test_a_gpu_needs_room_for_the_weights_that_its_host_holds(training, monkeypatch):
     monkeypatch.setattr(run, "CPU_SLACK", 0.0)  # of glibc's heap, which a GPU has not
     training.engine.device = torch.device("cpu")
-    here = most_that_recomputes(training, monkeypatch)
+    here = most_with(training, monkeypatch)
     training.engine.device = torch.device("cuda")
-    there = most_that_recomputes(training, monkeypatch)
+    there = most_with(training, monkeypatch)
     weights = sum(one.nbytes for one in training.loaded.model.parameters())
     assert there - here == pytest.approx(weights / 0.95, abs=2)
+
+
+def test_the_least_is_made_again_that_lets_a_run_fit(training, monkeypatch):
+    whole_blocks, light = (most_with(training, monkeypatch, one) for one in ("blocks", "light"))
+    assert 0 < whole_blocks < light
+    for free, chosen in ((whole_blocks, "blocks"), (whole_blocks + 1, "light"), (light, "light")):
+        monkeypatch.setattr(run, "free_memory", lambda _device, free=free: free)
+        assert training._recompute(training._plan()) == chosen
+    monkeypatch.setattr(run, "free_memory", lambda _device: light + 1)
+    assert training._recompute(training._plan()) == "none"

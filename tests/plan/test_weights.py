@@ -5,10 +5,10 @@ import torch
 
 from foveal.adapt.quantize import bare_model
 from foveal.adapt.strategy import assign, rules_of
-from foveal.bench.page import SIZES, make_model
+from foveal.bench.random_page import SIZES, make_model
 from foveal.config import LoraSettings, Rule, TrainSettings
 from foveal.models.phi3_vision.config import Phi3VisionConfig
-from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.memory import shares_of
 from foveal.plan.weights import FOUR_BIT_BYTES, assign_without_weights, count_holdings
 from foveal.train.optim import build_optimizer

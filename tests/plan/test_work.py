@@ -85,11 +85,22 @@ def test_in_16_bits_it_is_that_without_the_copies_of_weights(places, name, atten
     assert counted == pytest.approx(saved_bytes(place, "full", "bf16", attention), rel=0.03)
 
 
+@pytest.mark.parametrize("name", ["phi3_v", "qwen3_vl"])
+@pytest.mark.parametrize("strategy", ["full", "lora"])
+def test_light_keeps_more_than_inputs_and_less_than_all(places, name, strategy):
+    place = places(name)
+    none, light, blocks = (
+        place.costs(strategy, "float32", "blocks", one).kept_bytes(place.counts)
+        for one in ("none", "light", "blocks")
+    )
+    assert blocks < light < none
+
+
 @pytest.mark.parametrize("name", ["phi3_v", "qwen3_vl", "gemma3"])
 def test_layers_that_are_run_again_keep_their_inputs_alone(places, name):
     place = places(name)
     counted = place.costs("full", "float32", "blocks", "blocks").kept_bytes(place.counts)
-    found = saved_bytes(place, "full", "float32", "blocks", recompute=True)
+    found = saved_bytes(place, "full", "float32", "blocks", recompute="blocks")
     # The hooks do not see what a layer is told beside its input: the rotation, and masks.
     assert 0.99 * found <= counted <= 1.4 * found
     assert counted < place.costs("full", "float32", "blocks").kept_bytes(place.counts) / 2
@@ -143,13 +154,13 @@ def test_what_cannot_run_on_shapes_is_refused_in_a_line(places, monkeypatch):
         place.costs("full", "float32", "blocks")
 
 
-def real_model(place, strategy, precision, attention, recompute=False):
+def real_model(place, strategy, precision, attention, recompute="none"):
     loaded = load(place.folder, place.question.recipe.data.image_budget, attention)
     model, family = loaded.model, loaded.family
     assign(model, family, rules_of(strategy), 1e-4, 0.01, LoraSettings(rank=RANK))
     hold_fixed_weights(model, DTYPES[precision])
-    if recompute:
-        recompute_blocks(model, family)
+    if recompute != "none":
+        recompute_blocks(model, family, recompute)
     return model, RowLoss(model, family).train()
 
 
@@ -164,7 +175,7 @@ def operations(place, strategy, attention):
     return counter.get_total_flops()
 
 
-def saved_bytes(place, strategy, precision, attention, recompute=False):
+def saved_bytes(place, strategy, precision, attention, recompute="none"):
     """Bytes of distinct storages that the forward pass saves, weights and their copies aside."""
     model, loss = real_model(place, strategy, precision, attention, recompute)
     batch = batch_of(place)

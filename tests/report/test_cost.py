@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from foveal.report.cost import cost
-from foveal.report.measures import Measures
+from foveal.report.curves import Curves
 
-HOUR = Measures(np.arange(3.0), {"examples": np.full(3, 8.0)}, seconds=3600.0, repeated_steps=0)
+HOUR = Curves(np.arange(3.0), {"examples": np.full(3, 8.0)}, seconds=3600.0, repeated_steps=0)
 
 
 def test_eight_boards_for_an_hour_are_eight_gpu_hours_at_their_limit():

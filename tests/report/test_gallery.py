@@ -10,7 +10,7 @@ from run_folders import make_examples, predict
 
 from foveal.data.example import Example, ImageFolder, Turn, read_examples
 from foveal.evaluate.prediction import Prediction
-from foveal.report.gallery import CARDS, PICTURES, Pair, choose, match, shrink
+from foveal.report.gallery import CARDS, PICTURES, Pair, choose_cards, match, shrink
 
 
 def accuracy(prediction):
@@ -43,7 +43,7 @@ def test_a_turn_that_the_data_does_not_have_is_shown_without_a_question():
 
 def test_improved_and_broken_answers_stand_where_they_belong():
     pairs = match(predict(wrong=[3]), predict(wrong=[4, 6]), [])
-    found = groups(choose(pairs, accuracy, None))
+    found = groups(choose_cards(pairs, accuracy, None))
     assert sorted(found["Most improved"]) == ["example-4", "example-6"]
     assert found["Most broken"] == ["example-3"]
     assert len(found["Random"]) == CARDS
@@ -51,7 +51,7 @@ def test_improved_and_broken_answers_stand_where_they_belong():
 
 def test_no_turn_stands_twice():
     pairs = match(predict(wrong=[3, 5]), predict(wrong=[4]), [])
-    shown = [one for ids in groups(choose(pairs, accuracy, None)).values() for one in ids]
+    shown = [one for ids in groups(choose_cards(pairs, accuracy, None)).values() for one in ids]
     assert len(shown) == len(set(shown))
 
 
@@ -68,28 +68,28 @@ def test_the_surest_mistakes_come_first_and_right_answers_never():
         )
         for place, chance in enumerate(sureness)
     ]
-    gallery = choose(pairs, accuracy, None)
+    gallery = choose_cards(pairs, accuracy, None)
     assert groups(gallery)["Most confident mistakes"] == ["1", "3", "0"]
     assert gallery.groups[0].cards[0].confidence == pytest.approx(0.9)
 
 
 def test_without_a_before_nothing_improved_or_broke():
-    found = groups(choose(match(predict(wrong=[1]), [], []), accuracy, None))
+    found = groups(choose_cards(match(predict(wrong=[1]), [], []), accuracy, None))
     assert list(found) == ["Random"]
 
 
 def test_ties_fall_at_random_but_the_same_each_time():
     pairs = match(predict(), [], [])
-    first = groups(choose(pairs, accuracy, None))["Random"]
-    assert first == groups(choose(pairs, accuracy, None))["Random"]
-    assert first != groups(choose(pairs, accuracy, None, seed=1))["Random"]
+    first = groups(choose_cards(pairs, accuracy, None))["Random"]
+    assert first == groups(choose_cards(pairs, accuracy, None))["Random"]
+    assert first != groups(choose_cards(pairs, accuracy, None, seed=1))["Random"]
     assert first != sorted(first)
 
 
 def test_a_picture_that_several_cards_show_is_kept_once(tmp_path):
     data = make_examples(tmp_path)
     examples = list(read_examples(data))[-2:]  # both over the same picture
-    gallery = choose(match(predict()[-2:], [], examples), accuracy, ImageFolder(data))
+    gallery = choose_cards(match(predict()[-2:], [], examples), accuracy, ImageFolder(data))
     assert len(gallery.pictures) == 1
     names = {card.pictures[0].name for group in gallery.groups for card in group.cards}
     assert names == {gallery.pictures[0].name}
@@ -99,7 +99,7 @@ def test_a_missing_picture_says_so_on_its_card(tmp_path):
     data = make_examples(tmp_path)
     examples = list(read_examples(data))
     (tmp_path / "images" / "0.png").unlink()
-    gallery = choose(match(predict()[:1], [], examples), accuracy, ImageFolder(data))
+    gallery = choose_cards(match(predict()[:1], [], examples), accuracy, ImageFolder(data))
     (card,) = gallery.groups[0].cards
     assert gallery.pictures == ()
     assert card.pictures[0].problem.startswith("image 0.png is not in ")
@@ -110,7 +110,7 @@ def test_of_many_pictures_the_first_are_shown_and_the_rest_counted(tmp_path):
     turn = Turn(images=("frame.png",) * 11, user="?", assistant="yes")
     example = Example(id="example-0", conversations=(turn,))
     folder = ImageFolder(tmp_path / "data.jsonl", tmp_path)
-    gallery = choose(match(predict()[:1], [], [example]), accuracy, folder)
+    gallery = choose_cards(match(predict()[:1], [], [example]), accuracy, folder)
     (card,) = gallery.groups[0].cards
     assert (len(card.pictures), card.more_pictures) == (PICTURES, 11 - PICTURES)
 

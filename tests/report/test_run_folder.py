@@ -8,7 +8,7 @@ from run_folders import evaluate, make_examples, make_run, make_whole_run, predi
 from foveal.config import Recipe, TrainSettings
 from foveal.errors import ConfigError, DataError, RunError
 from foveal.evaluate.prediction import Prediction
-from foveal.report.run_folder import answer_score, changed_settings, read_run
+from foveal.report.run_folder import answer_score, read_run, settings_beside_defaults
 
 
 def test_a_whole_run_is_read(tmp_path):
@@ -91,7 +91,7 @@ def test_settings_at_their_default_are_not_listed(tmp_path):
         published={"accuracy": 0.9},
         base={"file": "below.yaml"},
     )
-    assert changed_settings(recipe) == {
+    assert settings_beside_defaults(recipe) == {
         "model": "m",
         "run": tmp_path,
         "train.epochs": 3,

@@ -4,8 +4,8 @@ import pytest
 
 from foveal.serve.conversation import read_conversation
 from foveal.serve.messages import Message
-from foveal.serve.pictures import PictureFile
 from foveal.serve.problems import RequestError
+from foveal.serve.sent_images import PictureFile
 
 
 def said(role, *parts):

@@ -11,7 +11,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from serving import LINES, data_uri, picture_bytes, question, wait_until
 
-from foveal.serve.app import Settings
+from foveal.serve.app import ServerSettings
 
 
 def transformers_answer(tiny, text, pictures, max_tokens):
@@ -360,7 +360,7 @@ def test_web_addresses_are_refused_unless_allowed_and_inner_ones_even_then(stage
     with pytest.raises(openai.BadRequestError, match="fetches no web addresses"):
         stage().client().chat.completions.create(**asked)
     with pytest.raises(openai.BadRequestError, match="not on the public internet"):
-        stage(Settings(allow_urls=True)).client().chat.completions.create(**asked)
+        stage(ServerSettings(allow_urls=True)).client().chat.completions.create(**asked)
 
 
 def test_a_model_that_fails_is_a_500_without_its_inner_reasons(stage, actor, caplog):

@@ -9,10 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from foveal.serve.fetch import fetch, is_public
-from foveal.serve.limits import Limits
+from foveal.serve.limits import ServerLimits
 from foveal.serve.problems import RequestError
 
-LIMITS = Limits(picture_bytes=1000, fetch_seconds=2, redirects=3)
+LIMITS = ServerLimits(picture_bytes=1000, fetch_seconds=2, redirects=3)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_server_that_drips_is_cut_off_in_time(where):
         except OSError:
             pass
 
-    limits = Limits(fetch_seconds=0.5)
+    limits = ServerLimits(fetch_seconds=0.5)
     began = time.monotonic()
     with web(drip) as url, pytest.raises(RequestError, match=r"longer than 0\.5 seconds"):
         fetch(url, limits, anywhere)

@@ -5,7 +5,7 @@ import openai
 import pytest
 from serving import LINES, question
 
-from foveal.serve.app import Settings
+from foveal.serve.app import ServerSettings
 from foveal.serve.guard import is_loopback
 
 GUARDED = ("/v1/models", "/v1/models/mine", "/metrics")
@@ -26,7 +26,7 @@ def test_whatever_others_can_reach_is_not_loopback(host):
 
 
 def test_with_a_token_nobody_asks_without_it(stage):
-    server = stage(Settings(token="s3cret"))
+    server = stage(ServerSettings(token="s3cret"))
     asked = {"model": "mine", "messages": [question()]}
     for wrong in ("x", "S3CRET", "s3cret2", "wörd"):
         headers = {"Authorization": f"Bearer {wrong}".encode()}
@@ -42,14 +42,14 @@ def test_with_a_token_nobody_asks_without_it(stage):
 
 
 def test_a_token_may_hold_any_letters(stage):
-    server = stage(Settings(token="gehört-mir"))
+    server = stage(ServerSettings(token="gehört-mir"))
     for sent, status in (("gehört-mir", 200), ("gehort-mir", 401), ("gehört", 401)):
         headers = {"Authorization": f"Bearer {sent}".encode()}
         assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == status
 
 
 def test_the_page_and_the_health_check_need_no_token(stage):
-    url = stage(Settings(token="s3cret")).url
+    url = stage(ServerSettings(token="s3cret")).url
     assert httpx.get(url).status_code == httpx.get(f"{url}/health").status_code == 200
 
 
@@ -75,7 +75,7 @@ def test_a_foreign_name_that_leads_here_is_refused_unless_a_token_is_borne(stage
     for path in GUARDED:
         assert httpx.get(open_url + path, headers=foreign).status_code == 403
     headers = foreign | {"Authorization": "Bearer s3cret"}
-    url = stage(Settings(token="s3cret")).url
+    url = stage(ServerSettings(token="s3cret")).url
     assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
 
 

@@ -14,12 +14,12 @@ from foveal.data.encode import encode
 from foveal.data.example import ImageFolder, read_examples
 from foveal.data.token_counts import ShownSize, count_tokens
 from foveal.models.family import LoadedModel
-from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.phi3_vision.seam import FAMILY
 from foveal.serve.conversation import Conversation, Said
-from foveal.serve.limits import Limits
+from foveal.serve.limits import ServerLimits
 from foveal.serve.messages import ChatRequest
-from foveal.serve.pictures import PictureFile
 from foveal.serve.problems import RequestError
+from foveal.serve.sent_images import PictureFile
 from foveal.serve.served import Served
 
 
@@ -40,7 +40,7 @@ def png(size):
 def ask(served, size, **more):
     asked = ChatRequest.model_validate({"messages": [{"role": "user", "content": "What?"}]} | more)
     said = Said("What?", (PictureFile("picture 1", png(size)),))
-    return served.requests(asked, Conversation((said,)), Limits())[0].prompt
+    return served.requests(asked, Conversation((said,)), ServerLimits())[0].prompt
 
 
 @pytest.mark.parametrize(

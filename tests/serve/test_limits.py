@@ -8,8 +8,8 @@ import openai
 import pytest
 from serving import picture_bytes, question, wait_until
 
-from foveal.serve.app import Settings
-from foveal.serve.limits import Limits
+from foveal.serve.app import ServerSettings
+from foveal.serve.limits import ServerLimits
 
 CHAT = "/v1/chat/completions"
 ASKED = json.dumps({"messages": [question()]}).encode()
@@ -31,7 +31,7 @@ def whole_answer(connection):
 
 
 def settings(**limits):
-    return Settings(limits=Limits(**limits))
+    return ServerSettings(limits=ServerLimits(**limits))
 
 
 def test_who_finds_no_place_is_told_when_to_come_back(stage, actor):

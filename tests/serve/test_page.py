@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 from serving import LINES, picture_bytes
 
-from foveal.serve.app import Settings
+from foveal.serve.app import ServerSettings
 from foveal.serve.headers import read_page
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def test_escape_stops_an_answer_and_its_model(stage, actor, page):
 
 
 def test_a_server_with_a_token_asks_for_it(stage, page):
-    page.goto(stage(Settings(token="s3cret")).url)
+    page.goto(stage(ServerSettings(token="s3cret")).url)
     field = page.get_by_label("This server asks for its token.")
     field.fill("wrong")
     field.press("Enter")
@@ -191,7 +191,7 @@ def test_axe_finds_no_barrier_before_or_after_an_answer_or_at_the_lock(stage, pa
     ask(page, "What?")
     expect(page.locator(".answer[aria-busy=false]")).to_have_count(2)
     assert barriers() == []
-    page.goto(stage(Settings(token="s3cret")).url)
+    page.goto(stage(ServerSettings(token="s3cret")).url)
     page.get_by_label("This server asks for its token.").wait_for()
     assert barriers() == []
 

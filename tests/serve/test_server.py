@@ -12,9 +12,8 @@ import httpx
 import pytest
 from serving import question, running, wait_until
 
-from foveal.serve.app import Settings
-from foveal.serve.limits import Limits
-from foveal.serve.opening import decoding_limits, find_before, name_of, open_models
+from foveal.serve.app import ServerSettings
+from foveal.serve.limits import ServerLimits
 from foveal.serve.server import (
     ServeError,
     address_of,
@@ -24,6 +23,7 @@ from foveal.serve.server import (
     run_until_stopped,
     serve,
 )
+from foveal.serve.startup import decoding_limits, find_before, open_models, served_name
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,8 @@ def test_a_signal_lets_running_answers_end_and_then_the_server(tiny, actor, sent
     from foveal.serve.served import Served
 
     actor.step_seconds = 0.05
-    app = make_app([Served.of("mine", tiny)], Scheduler({"mine": lambda: actor}), Settings())
-    server = make_server(app, Limits())
+    app = make_app([Served.of("mine", tiny)], Scheduler({"mine": lambda: actor}), ServerSettings())
+    server = make_server(app, ServerLimits())
     answers = []
     former = signal.getsignal(sent)
 
@@ -95,7 +95,7 @@ def test_others_are_let_in_with_a_token_alone():
             "nowhere",
             "0.0.0.0",
             0,
-            Settings(),
+            ServerSettings(),
             name=None,
             with_before=False,
             free_memory=lambda _: 0,
@@ -123,7 +123,7 @@ def test_a_run_is_served_after_and_before_tuning(tmp_path, tiny_folder):
     run = make_run(tmp_path / "mine", tiny_folder)
     served, remark = open_models(str(run), None, True, lambda _: 2**30)
     assert remark == "before and after tuning"
-    with running(build_app(served, Settings(), lambda _: 2**28), Limits()) as server:
+    with running(build_app(served, ServerSettings(), lambda _: 2**28), ServerLimits()) as server:
         client = server.client()
         assert [one.id for one in client.models.list()] == ["mine", "mine-before"]
         for name in ("mine", "mine-before"):
@@ -152,15 +152,15 @@ def test_a_base_that_is_not_on_this_machine_is_not_fetched(tmp_path):
 
 
 def test_models_are_named_by_folder_or_hub_name(tmp_path):
-    assert name_of(str(tmp_path / "..") + f"/{tmp_path.name}/") == tmp_path.name
-    assert name_of("microsoft/Phi-3.5-vision-instruct") == "microsoft/Phi-3.5-vision-instruct"
+    assert served_name(str(tmp_path / "..") + f"/{tmp_path.name}/") == tmp_path.name
+    assert served_name("microsoft/Phi-3.5-vision-instruct") == "microsoft/Phi-3.5-vision-instruct"
 
 
 def test_keys_and_values_get_a_share_of_the_free_memory(tiny):
     from foveal.serve.served import Served
 
     # 2 layers of 32 float32 numbers for keys and as many for values: 512 bytes a token
-    limits = decoding_limits(Served.of("mine", tiny), Limits(running=3), 512 * 1000)
+    limits = decoding_limits(Served.of("mine", tiny), ServerLimits(running=3), 512 * 1000)
     assert (limits.tokens, limits.sequences) == (600, 3)
 
 

@@ -105,8 +105,8 @@ def test_a_leaking_mask_stops_the_run(setup, monkeypatch):
 def test_wrong_positions_stop_the_run(setup, monkeypatch):
     from foveal.train import audit
 
-    def shifted(row, dataset, processor, weighting):
-        batch = build_batch(row, dataset, processor, weighting)
+    def shifted(row, dataset, processor, weighting, reference):
+        batch = build_batch(row, dataset, processor, weighting, reference)
         if not batch.groups[0].branch_starts:
             return batch
         positions = batch.positions.clone()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from html_page import read_page
 from numbered_clips import STEADY, write_clip
+from PIL import Image
 from rich.console import Console
 from small_runs import losses, recipe, run, same_bits, weights
 from tiny import SIZES, make_picture, turn, write_data
@@ -16,7 +17,8 @@ from foveal.assemble import inspect_data
 from foveal.cli import app
 from foveal.data.boxes import BoxMap, box_edges
 from foveal.data.clips import read_frames
-from foveal.deliver.opening import open_model
+from foveal.deliver.answerer import load_answerer
+from foveal.deliver.open import open_model
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 
@@ -77,13 +79,19 @@ def test_a_run_learns_boxes_in_its_numbers_and_is_scored_in_those_of_the_data(pl
     evaluate(place / "run", place / "train.jsonl", place / "again")
     again = (place / "again" / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(one)["prediction"] for one in again] == [one["prediction"] for one in lines]
+    # So does whoever asks the run, of files and of pictures.
+    answerer, known = load_answerer(place / "run"), right[0]
+    number = int(known["id"].removeprefix("example-"))
+    page, question = place / "images" / f"{number // 2}.png", f"Where is {number % 2}?"
+    for picture in (page, Image.open(page)):
+        assert answerer.answer(picture, question) == known["prediction"]
     # An export is proven by the same scores, and its card says how it speaks.
     words = ["export", str(place / "run"), str(place / "out"), "--merge", "--dtype", "float32"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert "speaks of boxes in pixels of the page" in (place / "out" / "README.md").read_text()
     proof = json.loads((place / "out" / "proof.json").read_text())
-    assert proof["scores"]["iou"]
+    assert proof["scores"]["iou"]["value"] == pytest.approx(outcome.after["iou"].value, abs=1e-6)
     bare_model = place / "run" / "final"
     evaluate(bare_model, place / "train.jsonl", place / "bare", "--boxes", "pixels")
     bare = (place / "bare" / "predictions.jsonl").read_text().splitlines()

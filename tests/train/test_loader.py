@@ -5,6 +5,7 @@ import torch
 from tiny import make_model, pages
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from foveal.data import rows
 from foveal.data.dataset import read_dataset
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan
@@ -15,9 +16,9 @@ class CountingPlan(Plan):
 
     asked: list[int]
 
-    def step(self, index):
+    def rows_of(self, index, rank):
         self.asked.append(index)
-        return super().step(index)
+        return super().rows_of(index, rank)
 
 
 @pytest.fixture(params=[1.0, 0.5, 2.5], ids="weight {}".format)
@@ -78,3 +79,27 @@ def test_every_tensor_of_a_batch_is_pinned_where_a_gpu_is_to_fetch_it(loader, mo
             assert after[name] is not before[name]
         else:
             assert after[name] is before[name]
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_a_rank_with_fewer_rows_than_one_far_away_keeps_it_company(tmp_path, monkeypatch, most):
+    monkeypatch.setattr(rows, "RANKS_OF_A_BLOCK", 1)
+    loaded = make_model(tmp_path / "model")
+    _, dataset = read_dataset(pages(tmp_path, 3, 4), loaded.processor)
+    plan = Plan(dataset.sizes, examples_per_step=6, tokens_per_pass=400, world_size=2)
+    asked = []
+    given, seen = [], []
+    for rank in range(2):
+        loader = StepLoader(
+            plan,
+            RowBatches(dataset, loaded.processor, "token"),
+            rank,
+            most_of_all=lambda own: asked.append(own) or max(own, most),
+        )
+        for work in loader.steps(0, 2):
+            batches = list(work.batches)
+            assert len(batches) == max(asked[-1], most)
+            given += [name for batch in batches for name in batch.example_ids]
+            seen.append(sum(bool(batch.example_ids) for batch in batches))
+    assert seen == asked
+    assert sorted(given) == sorted(one.id for one in dataset.examples)

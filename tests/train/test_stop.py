@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from foveal import run
+from foveal.cli import main
 from foveal.train.stop import stop_requests
 
 BUSY = """
@@ -49,3 +51,18 @@ def test_a_second_interrupt_leaves_at_once_also_in_the_middle_of_a_long_operatio
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=2) == 130
     process.stdout.close()
+
+
+def test_ctrl_c_before_there_is_a_run_says_so_and_ends_with_130(tmp_path, monkeypatch, capsys):
+    (tmp_path / "recipe.yaml").write_text(f"model: none\nrun: {tmp_path}\n")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "TrainingRun", interrupted)
+    monkeypatch.setattr(sys, "argv", ["foveal", "train", str(tmp_path / "recipe.yaml")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["Stopped before the first step; the same command begins again."]

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,26 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer):
             yield name, layer
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Run a model as it was before it had adapters."""
+    _enable_adapters(model, False)
+    try:
+        yield
+    finally:
+        _enable_adapters(model, True)
+
+
+def _enable_adapters(model: nn.Module, enabled: bool) -> None:
+    for _, layer in adapted_layers(model):
+        learning = [(one, one.requires_grad) for one in layer.parameters()]
+        layer.enable_adapters(enabled)
+        # peft says of switched-off adapters that they do not learn. An engine that gathers weights
+        # would remember it from the first pass on.
+        for one, learns in learning:
+            one.requires_grad_(learns)
 
 
 def merge_adapters(model: nn.Module) -> None:

@@ -86,11 +86,13 @@ def skeleton(name: str) -> Any:
 
 def bare_model(config: Any) -> Any:
     """Build a model without weights from its configuration alone."""
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM
 
     register_now()  # a configuration of ours may have been made without transformers' registries
+    is_listed = type(config) in AutoModelForImageTextToText._model_mapping
+    kind = AutoModelForImageTextToText if is_listed else AutoModelForMultimodalLM
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
+        return kind.from_config(config)
 
 
 def quantized_layers(

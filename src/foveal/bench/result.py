@@ -15,6 +15,7 @@ WAYS = {
     "recipe": "recipe's way",
     "separate": "not shared",
     "shared": "ours",
+    "light": "light",
     "recompute": "recomputed",
 }
 
@@ -106,7 +107,7 @@ def _table(strategy: str, results: Sequence[Result]) -> Table:
     return table
 
 
-def to_json(size: str, machine: Machine, shape: Work, results: Sequence[Result]) -> str:
+def results_to_json(size: str, machine: Machine, shape: Work, results: Sequence[Result]) -> str:
     """Write everything that `print_results` shows, and more, for machines."""
     tree = {
         "size": size,

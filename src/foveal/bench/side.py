@@ -9,22 +9,25 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from foveal.bench.page import LetterProcessor, find_size, make_model, make_page
-from foveal.bench.recipe_way import RecipeInputs, RecipeWay, recipe_inputs
+from foveal.bench.random_page import LetterProcessor, find_size, make_model, make_random_page
+from foveal.bench.recipe_step import RecipeInputs, RecipeWay, recipe_inputs
 from foveal.config import LoraSettings, TrainSettings
 from foveal.data.batch import Batch, build_batch
 from foveal.data.rows import Plan
 from foveal.machine import Precision
 from foveal.models.family import LoadedModel
-from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.phi3_vision.seam import FAMILY
 from foveal.models.shared_rows import choose_attention
 from foveal.plan.arithmetic import strategy_of, useful_work
 from foveal.plan.epoch import count_row, targets_of
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
+from foveal.train.recompute import Recompute
 from foveal.train.step import train_step
 
-Way = Literal["recipe", "separate", "shared", "recompute"]
+Way = Literal["recipe", "separate", "shared", "light", "recompute"]
+RECOMPUTE: dict[Way, Recompute] = {"light": "light", "recompute": "blocks"}
+"""Way -> what it makes again in the backward pass; the others make nothing again."""
 
 SETTINGS = TrainSettings()
 LORA = LoraSettings()
@@ -41,7 +44,7 @@ class Case:
 
     way: Way
     """`recipe`; ours with a page for each question; with all questions behind one page; the same
-    with blocks recomputed in the backward pass."""
+    with what is cheap made again in the backward pass; with whole blocks run again."""
 
     precision: Precision = "float32"
     attention: str = "auto"
@@ -56,12 +59,12 @@ class Side:
     def __init__(self, case: Case, folder: Path) -> None:
         size = find_size(case.size)
         processor = LetterProcessor(size)
-        dataset = make_page(size, case.questions, folder)
+        dataset = make_random_page(size, case.questions, folder)
         plan = Plan(
             dataset.sizes,
             examples_per_step=case.questions,
             tokens_per_pass=size.tokens_per_pass,
-            share_images=case.way in ("shared", "recompute"),
+            share_images=case.way not in ("recipe", "separate"),
         )
         planned = plan.step(0).ranks[0]
         rows = [build_batch(row, dataset, processor) for row in planned]
@@ -80,7 +83,7 @@ class Side:
                 case.strategy,
                 SETTINGS.model_copy(update={"optimizer": case.optimizer}),
                 LORA,
-                case.way == "recompute",
+                RECOMPUTE.get(case.way, "none"),
                 partial(RecipeWay, attention=attention) if case.way == "recipe" else None,
             )
         self.optimizer = learner.make_optimizer()

@@ -154,7 +154,10 @@ def check(
         typer.echo(f"and {found.warnings - show} more warnings")
     if found.several_turns and not (loaded and loaded.data.turns == "template"):
         typer.echo(f"examples of several turns: {found.several_turns}; {BETWEEN_TURNS}")
-    typer.echo(f"{found.examples} examples, {found.images} pictures, problems: {found.problems}")
+    pairs = f"{found.pairs} pairs of answers, " * bool(found.pairs)
+    typer.echo(
+        f"{found.examples} examples, {pairs}{found.images} pictures, problems: {found.problems}"
+    )
     if recipe:
         typer.echo(f"{found.tokens:,} tokens")
     for label, count in found.labels.most_common(20):

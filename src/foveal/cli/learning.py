@@ -81,11 +81,16 @@ def train(
     from foveal.config import load_recipe
 
     loaded = load_recipe(recipe, tuple(overrides or ()))
-    from rich.console import Console
+    try:
+        from rich.console import Console
 
-    from foveal.run import TrainingRun
+        from foveal.run import TrainingRun
 
-    announce(TrainingRun(loaded, Console(stderr=True), fresh).go())
+        run = TrainingRun(loaded, Console(stderr=True), fresh)
+    except KeyboardInterrupt:  # from then on the run itself sees it
+        typer.echo("Stopped before the first step; the same command begins again.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    announce(run.go())
 
 
 def announce(outcome: "Outcome") -> None:
@@ -102,7 +107,8 @@ def announce(outcome: "Outcome") -> None:
         before = (outcome.before or {}).get(name)
         was = f"  (before {before.value:.3f})" if before else ""
         typer.echo(f"{name}: {score.value:.3f}  [{score.low:.3f}, {score.high:.3f}]{was}")
-    typer.echo(f"model:  {outcome.run / 'final'}")
+    whole = outcome.run / "final"
+    typer.echo(f"model:  {whole if whole.exists() else outcome.run / 'adapter'}")
     typer.echo(f"report: {outcome.report}")
     if not outcome.has_learnt:
         typer.echo(
@@ -175,7 +181,7 @@ def evaluate(
     else:
         from foveal.assemble import quiet_libraries
         from foveal.data.frames import FrameChoice
-        from foveal.deliver.opening import open_model
+        from foveal.deliver.open import open_model
         from foveal.evaluate.evaluation import evaluate_model
         from foveal.train.engines.choose import make_engine
 

@@ -42,12 +42,14 @@ def ask(
 @app.command(rich_help_panel=PANEL)
 def models() -> None:
     """List the model types that tests held to transformers' own code, on tiny models."""
-    from foveal.models.known import ALONE, CACHED, REFUSED, SHARED
+    from foveal.models.known import ALONE, CACHED, NEEDS_TORCHVISION, ONE_IMAGE, REFUSED, SHARED
 
     found = dict.fromkeys(SHARED, "exact, questions share an image's row")
     found |= dict.fromkeys(CACHED, "exact, questions share an image through a cache")
-    found |= dict.fromkeys(ALONE, "exact, each example by itself; training alone, no answers")
+    found |= dict.fromkeys(ALONE, "exact, each example by itself")
     found |= {one: f"refused: {reason}" for one, reason in REFUSED.items()}
+    for some, what in ((NEEDS_TORCHVISION, "with torchvision"), (ONE_IMAGE, "one image each")):
+        found |= {one: f"{found[one]}; {what}" for one in some}
     for model_type, says in sorted(found.items()):
         typer.echo(f"{model_type:24} {says}")
     typer.echo("Any other type of transformers is looked at when it is loaded, and then said so.")
@@ -151,8 +153,8 @@ def serve(
     Exit status: 0 stopped by SIGTERM, 2 something to mend, 130 stopped by Ctrl-C.
     """
     try:
-        from foveal.serve.app import Settings
-        from foveal.serve.limits import Limits
+        from foveal.serve.app import ServerSettings
+        from foveal.serve.limits import ServerLimits
         from foveal.serve.server import serve as serve_model
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing: pip install 'foveal[serve]'") from error
@@ -160,7 +162,7 @@ def serve(
     from foveal.machine import free_memory
 
     quiet_libraries()
-    limits = Limits(
+    limits = ServerLimits(
         places=places,
         running=answers,
         body_bytes=body_megabytes * 2**20,
@@ -171,7 +173,7 @@ def serve(
         model,
         host,
         port,
-        Settings(token or None, allow_urls, limits),
+        ServerSettings(token or None, allow_urls, limits),
         name=name,
         with_before=before,
         free_memory=free_memory,

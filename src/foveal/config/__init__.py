@@ -1,17 +1,16 @@
 """Every setting of a run in one tree, read from a YAML recipe."""
 
+from foveal.config.data_settings import Columns, DataFile, DataSettings, Settings
 from foveal.config.recipe_file import as_typed, flatten, load_recipe, quoted, save_recipe
 from foveal.config.settings import (
     Base,
-    Columns,
-    DataFile,
-    DataSettings,
     EvaluateSettings,
     LoraSettings,
+    PreferenceSettings,
     QuantizationSettings,
     Recipe,
     Rule,
-    Settings,
+    ShardingSettings,
     TrainSettings,
     setting_names,
 )
@@ -23,10 +22,12 @@ __all__ = [
     "DataSettings",
     "EvaluateSettings",
     "LoraSettings",
+    "PreferenceSettings",
     "QuantizationSettings",
     "Recipe",
     "Rule",
     "Settings",
+    "ShardingSettings",
     "TrainSettings",
     "as_typed",
     "flatten",

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from foveal.config.data_settings import Settings
 from foveal.config.mistakes import explain
-from foveal.config.settings import Base, Recipe, Settings
+from foveal.config.settings import Base, Recipe
 from foveal.errors import ConfigError
 from foveal.storage import write_text
 

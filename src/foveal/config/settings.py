@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -15,115 +14,9 @@ from pydantic import (
     model_validator,
 )
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
+from foveal.config.data_settings import DataSettings, Fraction, Settings
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Settings(BaseModel):
-    """Base of all settings: fixed once read, and an unknown name is an error."""
-
-    model_config = ConfigDict(
-        allow_inf_nan=False, extra="forbid", frozen=True, use_attribute_docstrings=True
-    )
-
-
-class DataFile(Settings):
-    """One of several sets of examples, and how often they are shown."""
-
-    path: Path
-    """As `data.train` alone."""
-
-    weight: PositiveFloat = 1.0
-    """How often an epoch shows each example; 0.5: half of them, the next epoch the other half."""
-
-
-class Columns(Settings):
-    """Names of a table's columns, as in `{question: ask}`; others are found by usual names."""
-
-    images: str | None = None
-    """Column of the picture or pictures: bytes, or paths from the table's folder."""
-
-    question: str | None = None
-    """Column of what is asked."""
-
-    answer: str | None = None
-    """Column of the answer that is learnt."""
-
-    answers: str | None = None
-    """Column of all accepted answers; without an `answer`, one of them is learnt."""
-
-    choices: str | None = None
-    """Column of the closed set that the answer is one of."""
-
-    system: str | None = None
-    """Column of what the model is told before the question."""
-
-    messages: str | None = None
-    """Column of whole conversations, in place of question and answer."""
-
-
-class DataSettings(Settings):
-    """Which examples, and how they become rows."""
-
-    train: Path | tuple[DataFile, ...] | None = None
-    """What to learn from: a JSONL file; a Parquet file, or a folder of them, with the pictures in
-    it; `hf://OWNER/NAME:SPLIT` on the hub; or a list of those, `[{path: ..., weight: 2}, ...]`."""
-
-    validation: Path | None = None
-    """What to evaluate on, before and after, named in the same ways; none: no evaluation."""
-
-    images: Path | None = None
-    """Folder that image paths start from; none: `images` beside the JSONL file, or its folder."""
-
-    columns: Columns = Columns()
-    """Which columns of Parquet rows hold what."""
-
-    turns: Literal["recipe", "template"] = "recipe"
-    """What stands between two turns of a conversation: `<|end|>`, `<|endoftext|>` and a new `<s>`,
-    as in the published recipe; or `<|end|>` alone, as in the published chat template."""
-
-    share_images: bool = True
-    """Put the questions of one image behind it in one row; exact, and several times faster."""
-
-    order: Literal["shuffled", "as_is"] = "shuffled"
-    """Which examples meet in a step: images at random with all their questions, or file order."""
-
-    boxes: Literal["pixels", "thousandths"] | None = None
-    """What the four numbers of a box, `[x1, y1, x2, y2]`, count in the data: pixels of the upright
-    picture, or thousandths of its width and height. The model learns them in its own numbers, and
-    its answers are moved back; none: four numbers are no box."""
-
-    frames: PositiveInt = 8
-    """Most frames that a clip is shown by, spread evenly over it."""
-
-    frames_per_second: PositiveFloat | None = None
-    """Frames for each second of a clip, as long as they are no more than `frames`; none: always
-    `frames`, whatever its length."""
-
-    num_crops: PositiveInt = 16
-    """Most crops that an image is cut into, besides its global view; 4 suits several images."""
-
-    image_settings: dict[str, Any] = {}
-    """How images are read by a model of transformers, in the names of its own image processor, as
-    in `{max_pixels: 1003520}`; exports bring them along. Phi's dial is num_crops."""
-
-    workers: NonNegativeInt = 2
-    """Processes that open pictures ahead of the model; 0: none."""
-
-    max_bad_fraction: Fraction = 0.1
-    """Share of the examples that may be left out for broken pictures before the run stops."""
-
-    @property
-    def image_budget(self) -> int | dict[str, Any]:
-        """How much of an image is read: settings of the model's own, or most crops."""
-        return self.image_settings or self.num_crops
-
-    @property
-    def train_files(self) -> tuple[DataFile, ...]:
-        """What to learn from, as a list."""
-        if isinstance(self.train, Path):
-            return (DataFile(path=self.train),)
-        return self.train or ()
 
 
 class LoraSettings(Settings):
@@ -260,11 +153,47 @@ class TrainSettings(Settings):
     """Validations in a row without a better best_metric after which the run ends; none: it goes on
     to its last step."""
 
-    recompute: Literal["none", "blocks", "auto"] = "auto"
-    """Recompute activations in the backward pass: saves memory, costs a third of the speed."""
+    recompute: Literal["none", "light", "blocks", "auto"] = "auto"
+    """What is computed again in the backward pass instead of kept: light, all but what matrix
+    products and attention made, for a few percent of the speed; blocks, whole layers, for a
+    quarter; auto, the cheapest of the three that fits this device's memory."""
 
     max_bad_steps: PositiveInt = 5
     """Steps in a row with a loss or gradient that is not finite before the run stops."""
+
+
+class PreferenceSettings(Settings):
+    """How pairs of answers are learnt from, where `objective` is preferences."""
+
+    loss: Literal["dpo", "ipo", "cdpo", "orpo"] = "dpo"
+    """dpo: chosen answers gain on rejected ones, compared with the model that the run began from;
+    ipo: up to a margin and no further, by the token; cdpo: dpo, where some pairs may be the wrong
+    way round; orpo: without comparing, and the chosen answers are learnt too."""
+
+    beta: PositiveFloat = 0.1
+    """How dear it is to leave the model that the run began from: lower moves further. ipo's tau;
+    orpo's lambda, of which higher moves further."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of the pairs that are taken to be the wrong way round; cdpo's alone."""
+
+    answer_weight: NonNegativeFloat = 0.0
+    """Adds so much of the ordinary loss on the chosen answers, by the token; 0: none; orpo has it
+    once by itself."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether the loss asks how likely the answers were before the run."""
+        return self.loss != "orpo"
+
+    @model_validator(mode="after")
+    def _smooths_or_not(self) -> Self:
+        if (self.loss == "cdpo") != (self.label_smoothing > 0):
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing:g} does not go with loss={self.loss}; cdpo "
+                "needs one above 0, such as 0.1, and no other loss reads it"
+            )
+        return self
 
 
 class EvaluateSettings(Settings):
@@ -315,13 +244,25 @@ class LogSettings(Settings):
         return tuple(dict.fromkeys(trackers))
 
 
+class ShardingSettings(Settings):
+    """How engine fsdp2 brings a block's weights together."""
+
+    gather: Literal["float32", "precision"] = "float32"
+    """Format in which linear layers travel: precision, the run's own, half the bytes for the same
+    numbers. All else and all gradients travel in float32."""
+
+    group: Literal["all", "node"] = "all"
+    """Processes that one copy is cut over: all; node, those of one node, which holds a whole copy
+    so that gradients alone cross between nodes, once a step."""
+
+
 class Base(Settings):
     """What a recipe was built on when it was read, and what that says otherwise."""
 
     file: Path
     """The recipe named by `base:`; without one, the recipe to which settings were given."""
 
-    otherwise: dict[str, Any] = {}
+    otherwise: dict[str, Any] = Field(default={})
     """Setting -> its value in that file, for each that has another one here."""
 
 
@@ -339,6 +280,11 @@ class Recipe(Settings):
 
     data: DataSettings = DataSettings()
     train: TrainSettings = TrainSettings()
+
+    objective: Literal["answers", "preferences"] = "answers"
+    """What is learnt: every answer; or, of each turn with `rejected` answers, to prefer its own."""
+
+    preference: PreferenceSettings = PreferenceSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     log: LogSettings = LogSettings()
     lora: LoraSettings = LoraSettings()
@@ -355,11 +301,18 @@ class Recipe(Settings):
     optimizer cut over all; zero2, DeepSpeed's, a whole model in each but the optimizer cut; auto:
     one process alone, ddp under torchrun."""
 
+    sharding: ShardingSettings = ShardingSettings()
+
     attention: Literal["auto", "blocks", "sdpa", "eager", "flex", "flash_attention_2"] = "auto"
     """How attention is computed; auto: the fastest that this machine has."""
 
     published: dict[str, Fraction | str] | None = None
     """Published scores to stand beside this run's, 0 to 1 by metric, and their `source`."""
+
+    @property
+    def learns_pairs(self) -> bool:
+        """Whether answers are compared with rejected ones."""
+        return self.objective == "preferences"
 
 
 def setting_names(settings: type[BaseModel], prefix: str = "") -> list[str]:

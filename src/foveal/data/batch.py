@@ -51,6 +51,35 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Which answers of a row are compared; answers are counted in the order of its targets."""
+
+    lengths: tuple[int, ...]
+    """Targets of each answer."""
+
+    chosen: Tensor
+    """(pairs,), int64; the better answer of each pair."""
+
+    rejected: Tensor
+    """(pairs,), int64; the worse one."""
+
+    reference: Tensor
+    """(answers,), float32; log-probability of each answer before the run, nats; NaN: not known."""
+
+    examples: tuple[int, ...]
+    """Number of each answer in the data set."""
+
+    def with_each(self, change: Callable[[Tensor], Tensor]) -> "Pairs":
+        """Change every tensor."""
+        return replace(
+            self,
+            chosen=change(self.chosen),
+            rejected=change(self.rejected),
+            reference=change(self.reference),
+        )
+
+
+@dataclass(frozen=True)
 class Batch(ForwardInputs):
     """One forward pass: several groups side by side in one row, no padding."""
 
@@ -66,12 +95,37 @@ class Batch(ForwardInputs):
     """(targets,), float32; what each target counts for in the loss."""
 
     example_ids: tuple[str, ...]
+    """Of what a step counts: of several answers to one prompt, once."""
+
     tokens: int
     """Tokens that the examples have, shared ones counted once for each."""
 
     left_out: tuple[LeftOut, ...] = ()
+    pairs: "Pairs | None" = None
+    """None: every answer is learnt for itself."""
+
     plainly: bool = False
     """Whether the model is to read it in its own way, see `models.forward`: of one example."""
+
+    @property
+    def count(self) -> float:
+        """What the row's share of a loss is divided by: weights of targets, or pairs."""
+        return float(self.weights.sum()) if self.pairs is None else float(len(self.pairs.chosen))
+
+    @property
+    def answer_starts(self) -> tuple[int | None, ...]:
+        """Of each example of a row that shares nothing, where its answer begins; none: it has none.
+
+        Counted from the example's own start.
+        """
+        predictors = self.predictors.tolist()
+        starts = (
+            [one for one in predictors if group.start <= one < group.end] for group in self.groups
+        )
+        return tuple(
+            own[0] + 1 - group.start if own else None
+            for own, group in zip(starts, self.groups, strict=True)
+        )
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device."""
@@ -86,7 +140,8 @@ class Batch(ForwardInputs):
             name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         pixels = {name: change(value) for name, value in self.pixels.items()}
-        return replace(self, **changed, pixels=pixels)
+        pairs = self.pairs and self.pairs.with_each(change)
+        return replace(self, **changed, pixels=pixels, pairs=pairs)
 
 
 @dataclass(frozen=True)
@@ -99,11 +154,18 @@ class _Laid:
     predictors: NDArray[np.int64]
     targets: NDArray[np.int64]
     weights: NDArray[np.float32]
+    lengths: tuple[int, ...]
+    """Targets of each example."""
+
     images: tuple[int, ...]
 
 
 def build_batch(
-    row: Row, dataset: Dataset, processor: TurnProcessor, weighting: str = "token"
+    row: Row,
+    dataset: Dataset,
+    processor: TurnProcessor,
+    weighting: str = "token",
+    reference: NDArray[np.float32] | None = None,
 ) -> Batch:
     """Lay a row out and open its pictures, each once.
 
@@ -114,6 +176,7 @@ def build_batch(
         dataset: that the row's examples belong to.
         processor: that encoded it.
         weighting: "token": each target counts 1; "example": each example's targets together.
+        reference: (examples,) log-probability of each answer before the run, where it is known.
     """
     pixels, reasons = _open_all(row, dataset, processor)
     row, left_out = _leave_out(row, dataset, reasons)
@@ -140,9 +203,43 @@ def build_batch(
         ),
         targets=_tensor([one.targets for one in laid]),
         weights=_tensor([one.weights for one in laid]),
-        example_ids=tuple(dataset.examples[example].id for example in row.examples),
+        example_ids=tuple(
+            dataset.examples[example].id
+            for example in row.examples
+            if dataset.sizes.is_first(example)
+        ),
         tokens=int(dataset.sizes.tokens[list(row.examples)].sum()),
         left_out=left_out,
+        pairs=_pair(row, dataset, [length for one in laid for length in one.lengths], reference),
+    )
+
+
+def _pair(
+    row: Row, dataset: Dataset, lengths: Sequence[int], reference: NDArray[np.float32] | None
+) -> Pairs | None:
+    """Pair the first answer of each set with those behind it; a lone answer pairs with none."""
+    sizes, examples = dataset.sizes, row.examples
+    if sizes.sets is None:
+        return None
+    sets = sizes.set_of(examples)
+    chosen, rejected, first = [], [], -1
+    for place, example in enumerate(examples):
+        if sizes.is_first(example):
+            first = place
+        elif first >= 0 and sets[first] == sets[place]:
+            chosen.append(first)
+            rejected.append(place)
+    known = (
+        np.full(len(examples), np.nan, np.float32)
+        if reference is None
+        else reference[list(examples)]
+    )
+    return Pairs(
+        lengths=tuple(lengths),
+        chosen=torch.tensor(chosen, dtype=torch.long),
+        rejected=torch.tensor(rejected, dtype=torch.long),
+        reference=torch.from_numpy(known),
+        examples=examples,
     )
 
 
@@ -198,7 +295,8 @@ def _leave_out(
         for example in group.examples:
             bad = [image for image in dataset.image_numbers(example) if image in reasons]
             if bad:
-                left_out.append(LeftOut(dataset.examples[example].id, reasons[bad[0]]))
+                if dataset.sizes.is_first(example):  # the others of its set show the same
+                    left_out.append(LeftOut(dataset.examples[example].id, reasons[bad[0]]))
             else:
                 kept.append(example)
         if kept:
@@ -228,7 +326,7 @@ def _empty(processor: TurnProcessor) -> _Laid:
     """One token that predicts nothing."""
     token, nothing = np.zeros(1, np.int64), np.zeros(0, np.int64)
     positions = place_tokens(processor, token, (), False)
-    return _Laid(token, positions, (), nothing, nothing, np.zeros(0, np.float32), ())
+    return _Laid(token, positions, (), nothing, nothing, np.zeros(0, np.float32), (), ())
 
 
 def _lay_out(group: Group, dataset: Dataset, processor: TurnProcessor, weighting: str) -> _Laid:
@@ -256,6 +354,7 @@ def _lay_out(group: Group, dataset: Dataset, processor: TurnProcessor, weighting
         predictors=np.concatenate(predictors),
         targets=np.concatenate(targets),
         weights=np.concatenate(weights),
+        lengths=tuple(map(len, targets)),
         images=_images_of(group, prefix, dataset),
     )
 

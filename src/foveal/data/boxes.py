@@ -48,7 +48,7 @@ class BoxFrame:
 
     def shares(self, text: str) -> list[Box]:
         """Say at which share of what the model sees the boxes of its own text have their edges."""
-        return shares_of([_ordered(box, self.y_first) for box in read_boxes(text)], self.shown)
+        return box_shares([_ordered(box, self.y_first) for box in read_boxes(text)], self.shown)
 
 
 THOUSANDTHS = BoxFrame((1000, 1000))
@@ -150,7 +150,7 @@ def box_edges(unit: BoxUnit, size: tuple[int, int]) -> tuple[float, float]:
     return (1000.0, 1000.0) if unit == "thousandths" else (float(size[0]), float(size[1]))
 
 
-def shares_of(boxes: Sequence[Box], edges: tuple[float, float]) -> list[Box]:
+def box_shares(boxes: Sequence[Box], edges: tuple[float, float]) -> list[Box]:
     """Say at which share of width and height the edges of boxes stand; what lies outside is cut."""
 
     def share(value: float, axis: int) -> float:

@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
+from foveal.data.archives import size_bytes
 from foveal.data.example import Example, ImageFolder, numbered_lines, parse_example
 from foveal.data.frames import FrameChoice, file_of
 from foveal.data.media import image_identity, image_size, open_image, shows_one_colour
@@ -45,6 +46,9 @@ class Summary:
     lines: int = 0
     examples: int = 0
     turns: int = 0
+    pairs: int = 0
+    """Rejected answers: each makes a pair with the answer of its turn."""
+
     images: int = 0
     """Different pictures."""
 
@@ -127,6 +131,7 @@ class _Finding:
     warnings: tuple[str, ...] = ()
     identity: str | None = None
     num_turns: int = 0
+    num_pairs: int = 0
     images: tuple[tuple[str, Path], ...] = ()
     """As the line calls them, and as they are found."""
 
@@ -210,6 +215,7 @@ class FileCheck(Iterator[Problem]):
         summary = self.summary
         summary.examples += 1
         summary.turns += finding.num_turns
+        summary.pairs += finding.num_pairs
         summary.several_turns += finding.num_turns > 1
         summary.tokens += finding.tokens
         if finding.closed:
@@ -273,6 +279,7 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
         warnings=tuple(dict.fromkeys(warnings)),
         identity=example.id,
         num_turns=len(example.turns),
+        num_pairs=sum(len(turn.rejected) for turn in example.turns),
         images=tuple(found),
         answer=example.turns[-1].assistant,
         closed=bool(example.turns[-1].choices),
@@ -331,6 +338,12 @@ def _length_problems(
                 f"turn {number}: {total} tokens up to here, more than {rules.max_tokens}"
             )
             break
+    problems += [
+        f"turn {number}: {tokens} tokens up to a rejected answer's end, more than "
+        f"{rules.max_tokens}"
+        for number, tokens in counts.rejected
+        if rules.max_tokens is not None and tokens > rules.max_tokens
+    ]
     if not counts.learnt:
         problems.append("no token of it would be learnt")
     return sum(counts.turns), problems
@@ -348,7 +361,7 @@ class _Elsewhere:
                 for path in _images_of(line, folder, ImageFolder(file)):
                     if path not in seen:
                         seen.add(path)
-                        self._by_length.setdefault(path.stat().st_size, []).append((path, file))
+                        self._by_length.setdefault(size_bytes(path), []).append((path, file))
         self._identity = lru_cache(maxsize=None)(image_identity)
 
     def find(self, path: Path) -> str | None:
@@ -356,7 +369,7 @@ class _Elsewhere:
         if not self._by_length:
             return None
         path = file_of(path)
-        for other, file in self._by_length.get(path.stat().st_size, ()):
+        for other, file in self._by_length.get(size_bytes(path), ()):
             if other == path or self._identity(other) == self._identity(path):
                 return f"{file.name}, as {other.name}"
         return None

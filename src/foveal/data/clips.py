@@ -10,8 +10,9 @@ from typing import Any, BinaryIO, TypeVar
 
 from PIL import Image
 
+from foveal.data.archives import open_stored, state_of
 from foveal.data.frames import FrameChoice, FrameName, name_frames
-from foveal.data.media import check_pixels, reason_of, stamp_of
+from foveal.data.media import check_pixels, reason_of
 from foveal.errors import DataError
 
 MAX_FRAMES = 1_000_000
@@ -188,7 +189,7 @@ def _clip_seconds(clip: Path, stamp: tuple[int, ...]) -> float:
 
 def _stamp(path: Path) -> tuple[int, ...]:
     try:
-        return tuple(stamp_of(path.stat()))
+        return tuple(state_of(path))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
 
@@ -196,7 +197,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
 def _reading(path: Path, read: Callable[[BinaryIO], Read]) -> Read:
     try:
         # An open file, not a name: FFmpeg reads "a:b.avi" as an address.
-        with path.open("rb") as file:
+        with open_stored(path) as file:
             return read(file)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error

@@ -1,68 +1,80 @@
-"""JSONL files + a processor -> Dataset: all that a plan and a batch need, no picture opened."""
+"""JSONL files + a processor -> Dataset: all that a plan and a batch need, no image opened."""
 
-import hashlib
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from shutil import rmtree
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from foveal.data.encode import Encoded, TurnProcessor, encode
+from foveal.data.column_files import (
+    digest_of,
+    number_by_first,
+)
+from foveal.data.encode import Encoded, TurnProcessor
+from foveal.data.encoding import drop_older, encode_file
 from foveal.data.epochs import Shown
-from foveal.data.example import ImageFolder, numbered_lines, parse_line
+from foveal.data.image_sizes import image_sizes
 from foveal.data.lines import Examples
-from foveal.data.media import image_sizes
+from foveal.data.measured import measure_examples, shapes_of
 from foveal.data.packed import (
     EncodedExamples,
+    ExampleColumns,
+    ExamplesBuilder,
     ImageFact,
     ImageFacts,
-    RaggedBuilder,
-    Texts,
-    TextsBuilder,
+    PathsOfFiles,
+    Prompts,
 )
-from foveal.data.parallel import parallel
-from foveal.data.remarks import Remarks, look_at
-from foveal.data.shapes import ImageShape
-from foveal.data.sizes import Sizes
+from foveal.data.piecewise import Noticed
+from foveal.data.remarks import Remarks
+from foveal.data.sizes import Beginnings, Sizes
 from foveal.errors import DataError
+from foveal.storage import FAILED_WRITES, locked
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["Dataset", "ImageFact", "build_dataset", "read_dataset"]
 
-LINES_A_PROCESS = 8192
-"""Lines that are handed to a process at once; fewer are encoded before one has started."""
+STATES_KEPT = 4
+"""States of the same files, as with other images or another model, that a cache remembers."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples as tokens, the pictures they speak of, and what both cost."""
+    """Examples as tokens, the images they speak of, and what both cost."""
 
     examples: Sequence[Encoded]
     images: Sequence[ImageFact]
     sizes: Sizes
     fingerprint: str
-    """Changes when an example, a picture's size or the encoding does."""
+    """Changes when an example, an image's size or the encoding does."""
 
     remarks: Remarks = field(default_factory=Remarks)
     """What was noticed while reading."""
 
+    @property
+    def targets(self) -> NDArray[np.int32]:
+        """Tokens of each example that are learnt, (examples,)."""
+        if isinstance(self.examples, EncodedExamples):
+            return self.examples.targets
+        return np.asarray([np.count_nonzero(one.learnt) for one in self.examples], np.int32)
+
     def without_targets(self) -> list[int]:
         """List the examples in which nothing is learnt."""
-        if isinstance(self.examples, EncodedExamples):
-            silent: list[int] = self.examples.without_targets().tolist()
-            return silent
-        return [place for place, one in enumerate(self.examples) if not one.learnt.any()]
+        silent: list[int] = np.flatnonzero(self.targets == 0).tolist()
+        return silent
 
     def learnt_tokens(self) -> int:
         """Count the tokens that are learnt."""
-        if isinstance(self.examples, EncodedExamples):
-            return int(self.examples.learnt.sum())
-        return sum(int(one.learnt.sum()) for one in self.examples)
+        return int(self.targets.sum(dtype=np.int64))
 
     def image_numbers(self, example: int) -> list[int]:
-        """Places in `images` of the pictures of an example."""
+        """Places in `images` of the images of an example."""
         numbers: list[int] = self.sizes.images.take([example])[0]
         return numbers
 
@@ -74,26 +86,80 @@ def read_dataset(
     cache: Path | None = None,
     workers: int = 1,
     weights: Sequence[float] = (),
+    console: "Console | None" = None,
+    fresh: bool = False,
+    pairs: bool = False,
 ) -> tuple[Examples, Dataset]:
     """Read and encode JSONL files, one behind the other.
+
+    Of the processes that share a cache one works, and the others map what it made.
 
     Args:
         paths: of the files.
         processor: of the model that will read them.
         images: folder that image paths start from; none: beside each file.
-        cache: folder that remembers, from one run to the next, where lines start and how large
-            pictures are.
-        workers: processes that encode and read headers of pictures, where there are many.
+        cache: folder that keeps encoded examples, where lines start and how large images are;
+            none: all is worked out here and now.
+        workers: processes that encode and read headers of images, where there are many.
         weights: how often an epoch shows each file; empty: once.
+        console: to show progress on.
+        fresh: whether to take nothing from the cache that is older than this call.
+        pairs: make a set of each turn's answer and its rejected ones, instead of learning every
+            answer.
 
     Raises:
-        DataError: a file or a picture's header cannot be read, or there is no example.
+        DataError: a file or an image's header cannot be read, there is no example, or the cache
+            cannot be written.
     """
     paths = [paths] if isinstance(paths, Path) else paths
-    examples = Examples(paths, cache)
-    sizes_cache = cache / f"{paths[0].stem}-sizes.json" if cache else None
-    remarks = Remarks()
-    encoded = _encode_all(examples, processor, images, remarks, workers)
+    called = time.time()  # what others have done since, while this waited, need not be done again
+    if cache is None:
+        return _read(paths, processor, images, None, workers, weights, console, 0.0, 0.0, pairs)
+    # One process at a time for the same files; the system ends the turn of a dead one.
+    name = digest_of("\n".join(str(path.resolve()) for path in paths).encode(), 1).hex()
+    place = cache / "encoded" / name
+    try:
+        with locked(place.with_name(f".{name}.lock")):
+            fresh_from = called if fresh else 0.0
+            for torn in place.parent.glob(f".{name}-*.part"):  # by a kill
+                rmtree(torn)
+            for one in place.parent.glob(f"{name}-*"):
+                drop_older(one, fresh_from)
+            return _read(
+                paths,
+                processor,
+                images,
+                place,
+                workers,
+                weights,
+                console,
+                called,
+                fresh_from,
+                pairs,
+            )
+    except OSError as error:
+        if error.errno not in FAILED_WRITES:
+            raise
+        raise DataError(
+            f"cannot write to {error.filename or cache}: {error.strerror}; free space and run the "
+            "same command again: it goes on from there"
+        ) from error
+
+
+def _read(
+    paths: Sequence[Path],
+    processor: TurnProcessor,
+    images: Path | None,
+    place: Path | None,
+    workers: int,
+    weights: Sequence[float],
+    console: "Console | None",
+    called: float,
+    fresh_from: float,
+    pairs: bool,
+) -> tuple[Examples, Dataset]:
+    """Read files, alone; what is kept stands beside `place`."""
+    examples = Examples(paths, place and place.parent.parent)
     counts = [len(file) for file in examples.files]
     shown = tuple(map(Shown, counts, weights or [1.0] * len(counts)))
     for path, one in zip(paths, shown, strict=True):
@@ -101,118 +167,121 @@ def read_dataset(
             raise DataError(
                 f"{path}: weight {one.weight:g} of {one.examples} examples shows none of them"
             )
+    kept = place and place.parent
+    encoded = [
+        encode_file(path, processor, images, kept, workers, console, fresh_from, pairs)
+        for path in paths
+    ]
+    remarks = Remarks()
+    for path, file in zip(paths, encoded, strict=True):
+        _add_remarks(remarks, path, file.noticed)
+    files = [file.columns for file in encoded]
+    state = digest_of("".join(file.name for file in encoded).encode(), 1).hex()
+    numbered = _number_images(files)
+    sizes = image_sizes(
+        numbered.paths,
+        place and place.with_name(f"{place.name}-sizes"),
+        workers,
+        numbered.names,
+        max(called, fresh_from),
+    )
+    place = place and place.with_name(f"{place.name}-{state}")
+    if pairs:
+        shown = tuple(
+            Shown(int(file.begins_set.sum()), one.weight)
+            for file, one in zip(files, shown, strict=True)
+        )
     weighted = shown if any(one.weight != 1 for one in shown) else ()
-    dataset = build_dataset(encoded, processor, sizes_cache, workers, weighted)
-    return examples, replace(dataset, remarks=remarks)
+    dataset = _assemble(files, numbered, sizes, processor, place, weighted, remarks)
+    if not pairs:
+        return examples, dataset
+    begins = np.concatenate([file.begins_set for file in files])
+    sets = np.flatnonzero(np.append(begins, True))
+    return examples, replace(dataset, sizes=replace(dataset.sizes, sets=sets))
 
 
-def _encode_all(
-    examples: Examples,
-    processor: TurnProcessor,
-    images: Path | None,
-    remarks: Remarks,
-    workers: int,
-) -> Iterator[Encoded]:
-    for path in (file.path for file in examples.files):
-        work = partial(_encode_line, path, ImageFolder(path, images), processor)
-        identities = array("q")
-        for read in parallel(work, numbered_lines(path), workers, LINES_A_PROCESS):
-            identities.append(hash(read.encoded.id))
-            for message in read.remarks:
-                remarks.add(path, read.number, message)
-            yield read.encoded
-        again = len(identities) - len(np.unique(np.frombuffer(identities, np.int64)))
-        if again:
-            remarks.add(path, 0, f"examples with the id of another: {again:,}")
-
-
-class _Read(NamedTuple):
-    """What came out of one line."""
-
-    number: int
-    encoded: Encoded
-    remarks: tuple[str, ...]
-
-
-def _encode_line(
-    path: Path, folder: ImageFolder, processor: TurnProcessor, numbered: tuple[int, bytes]
-) -> _Read:
-    number, line = numbered
-    example = parse_line(path, number, line)
-    try:
-        return _Read(number, encode(example, processor, folder), tuple(look_at(example)))
-    except (DataError, ValueError) as error:
-        recipe = " --recipe RECIPE" if processor.boxes else ""  # it says what boxes count
-        raise DataError(
-            f"{path}:{number} ({example.id}): {error}; `foveal check {path}{recipe}` names every "
-            "such line"
-        ) from error
+def _add_remarks(remarks: Remarks, path: Path, noticed: Noticed) -> None:
+    for number, message in noticed.first:
+        remarks.add(path, number, message)
+    remarks.count += noticed.count - len(noticed.first)
+    if noticed.same_ids:
+        remarks.add(path, 0, f"examples with the id of another: {noticed.same_ids:,}")
 
 
 def build_dataset(
-    encoded: Iterable[Encoded],
-    processor: TurnProcessor,
-    cache: Path | None = None,
-    workers: int = 1,
-    shown: tuple[Shown, ...] = (),
+    encoded: Iterable[Encoded], processor: TurnProcessor, workers: int = 1
 ) -> Dataset:
-    """Measure encoded examples; two paths to one file are one picture."""
-    numbers: dict[Path, int] = {}
-    ids = TextsBuilder()
-    prompts, rest, owned = RaggedBuilder(), RaggedBuilder(), RaggedBuilder()
-    learnt = bytearray()
-    entries = array("i")
-    digest = hashlib.blake2b(digest_size=16)
+    """Measure encoded examples; two paths to one file are one image."""
+    builder = ExamplesBuilder()
     for one in encoded:
-        own = [numbers.setdefault(path, len(numbers)) for path in one.images]
-        prompts.add(_name_images(one.entries[: one.prompt_entries], own))
-        rest.add(one.entries[one.prompt_entries :].tolist())
-        learnt += one.learnt[one.prompt_entries :].tobytes()
-        owned.add(own)
-        entries.append(len(one.entries))
-        ids.add(one.id)
-        digest.update(one.id.encode())
-        digest.update(one.entries.tobytes())
-    facts = _measure(list(numbers), processor, cache, workers)
-    lists = owned.build()
-    extra = np.concatenate([[0], np.cumsum(facts.tokens[lists.values] - 1)])[lists.offsets]
-    sizes = Sizes(
-        tokens=(np.frombuffer(entries, np.int32) + np.diff(extra)).astype(np.int32),
-        prompts=prompts.build(),
-        images=lists,
-        image_tokens=facts.tokens,
-        image_crops=facts.crops,
-        shown=shown,
+        builder.add(one)
+    files = [builder.build()]
+    numbered = _number_images(files)
+    sizes = image_sizes(numbered.paths, None, workers, numbered.names)
+    return _assemble(files, numbered, sizes, processor)
+
+
+class _NumberedImages(NamedTuple):
+    """The distinct images of all files."""
+
+    paths: Sequence[str]
+    names: NDArray[np.uint64]
+    numbers: NDArray[np.int32] | None
+    """Of the images of each file, one file behind the other; none: an only file's own."""
+
+
+def _number_images(files: Sequence[ExampleColumns]) -> _NumberedImages:
+    if len(files) == 1:
+        return _NumberedImages(files[0].paths, files[0].path_names, None)
+    names = np.concatenate([file.path_names for file in files])
+    numbers, firsts = number_by_first(names)
+    paths = PathsOfFiles([file.paths for file in files], firsts)
+    return _NumberedImages(paths, names[firsts], numbers)
+
+
+def _assemble(
+    files: Sequence[ExampleColumns],
+    numbered: _NumberedImages,
+    sizes: NDArray[np.int32],
+    processor: TurnProcessor,
+    place: Path | None = None,
+    shown: tuple[Shown, ...] = (),
+    remarks: Remarks | None = None,
+) -> Dataset:
+    """Work out what hangs on the images' sizes, and put all together."""
+    paths = numbered.paths
+    shapes, each = shapes_of(sizes, paths, processor)
+    if place:
+        asked = repr(shapes).encode() + each.tobytes()
+        place = place.with_name(f"{place.name}-{digest_of(asked, 1).hex()}")
+        _forget_older(place)
+    measured, fingerprint = measure_examples(files, numbered.numbers, shapes, each, place)
+    examples = EncodedExamples(files)
+    beginnings = Beginnings(
+        measured.families,
+        measured.extra_tokens,
+        measured.crops,
+        measured.later_crops,
+        measured.beginning_tokens,
     )
-    for values in (sizes.tokens, sizes.images.values, sizes.image_tokens, sizes.image_crops):
-        digest.update(values.tobytes())
-    examples = EncodedExamples(
-        ids.build(),
-        sizes.prompts,
-        rest.build(),
-        np.frombuffer(learnt, np.bool_),
-        lists,
-        facts,
+    found = Sizes(
+        measured.tokens,
+        Prompts(examples, measured.images),
+        measured.images,
+        measured.image_tokens,
+        measured.image_crops,
+        shown,
+        beginnings,
+        place,
     )
-    return Dataset(examples, facts, sizes, digest.hexdigest())
+    facts = ImageFacts(paths, shapes, measured.shape_numbers)
+    return Dataset(examples, facts, found, fingerprint, remarks or Remarks())
 
 
-def _measure(
-    paths: Sequence[Path], processor: TurnProcessor, cache: Path | None, workers: int
-) -> ImageFacts:
-    sizes = image_sizes(paths, cache, workers)
-    shapes: dict[ImageShape, int] = {}
-    numbers: dict[tuple[int, int], int] = {}
-    for path, size in zip(paths, sizes, strict=True):
-        if size not in numbers:
-            try:
-                numbers[size] = shapes.setdefault(processor.shape(*size), len(shapes))
-            except (DataError, ValueError) as error:  # it knows no name
-                raise DataError(f"{path}: {error}") from error
-    each = np.asarray([numbers[size] for size in sizes], np.int32)
-    return ImageFacts(Texts.of(map(str, paths)), tuple(shapes), each)
-
-
-def _name_images(prompt: np.ndarray, own: list[int]) -> list[int]:
-    """Replace an example's own image numbers by those of the whole data set."""
-    return [-1 - own[-1 - entry] if entry < 0 else entry for entry in prompt.tolist()]
+def _forget_older(place: Path) -> None:
+    """Keep what was worked out for a few states of the same files; others who map it keep it."""
+    first, *_ = place.name.split("-")
+    others = [one for one in place.parent.glob(f"{first}-*-*") if one != place]
+    others.sort(key=lambda one: one.stat().st_mtime)
+    for old in others[: -STATES_KEPT + 1]:
+        rmtree(old, ignore_errors=True)

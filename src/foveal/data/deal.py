@@ -1,19 +1,23 @@
 """Bundles of examples and their prices -> what each rank has to do in a step (pure)."""
 
 from bisect import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heapreplace
 from itertools import accumulate
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 WORTH_SWAPPING, WORTH_PARTING = 0.99, 0.95
 """Shares that the larger load of two ranks must come down to; parting pays a prefix once more."""
 
 
 class Member(NamedTuple):
-    """An example of a bundle, its tokens behind the prefix, and what they cost."""
+    """Examples of a bundle that never part, their tokens behind the prefix, and what they cost."""
 
-    example: int
+    examples: tuple[int, ...]
     tokens: int
     cost: float
 
@@ -87,6 +91,26 @@ def _lighten_heaviest(shares: list[Share]) -> bool:
                 light.put(bundle)
             return True
     return False
+
+
+def spread(costs: NDArray[np.float64], ranks: Sequence[int]) -> NDArray[np.int32]:
+    """Give the costliest piece of work to the block of ranks with least to do for each, and so on.
+
+    Args:
+        costs: (pieces,)
+        ranks: of each block.
+
+    Returns:
+        (pieces,) the block of each.
+    """
+    blocks = np.empty(len(costs), np.int32)
+    loads = [(0.0, number) for number in range(len(ranks))]
+    order = np.argsort(-costs, kind="stable")
+    for piece, cost in zip(order.tolist(), costs[order].tolist(), strict=True):
+        load, number = loads[0]
+        heapreplace(loads, (load + cost / ranks[number], number))
+        blocks[piece] = number
+    return blocks
 
 
 _Trade = tuple[float, list[Bundle], list[Bundle]]

@@ -1,8 +1,9 @@
 """Example + a processor -> Encoded: token ids, and which of them are learnt."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -11,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveal.config import DataSettings
+from foveal.data.archives import state_of
 from foveal.data.boxes import BoxFrame, BoxMap, BoxUnit, box_edges, read_boxes
 from foveal.data.clips import choose_frames
 from foveal.data.example import Example, ImageFolder, Turn
 from foveal.data.frames import FrameChoice
 from foveal.data.media import image_size
 from foveal.data.shapes import ImageShape, expand_entries
+from foveal.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,6 +53,11 @@ class EncodedTurns(NamedTuple):
     """Entries before the first answer."""
 
 
+def fingerprint_words(*settings: object) -> str:
+    """Name what words are encoded with: tokenizer, template, settings, as texts."""
+    return blake2b(repr(settings).encode(), digest_size=16).hexdigest()
+
+
 class TurnProcessor(Protocol):
     """What the data walk asks of a model: its words, its images, where tokens stand."""
 
@@ -67,6 +75,20 @@ class TurnProcessor(Protocol):
     @property
     def long_context_tokens(self) -> int | None:
         """Length above which an example is treated as long; none: no difference."""
+        ...
+
+    def words_fingerprint(self) -> str:
+        """Name all that the entries of a conversation hang on."""
+        ...
+
+    @property
+    def cuts_images(self) -> bool:
+        """Whether an image is laid out as a grid of crops, which `cut` makes."""
+        ...
+
+    @property
+    def image_backend(self) -> str:
+        """Which library resizes images: `pil` or `torchvision`, whose pixels differ a little."""
         ...
 
     def encode_turns(self, turns: Sequence[AskedTurn], system: str = "") -> EncodedTurns:
@@ -153,6 +175,19 @@ def read_as(processor: Any, data: DataSettings) -> None:
     processor.frame_choice = FrameChoice(data.frames, data.frames_per_second)
 
 
+class ReadTurns(NamedTuple):
+    """The turns of an example as a model is to read them."""
+
+    turns: list[AskedTurn]
+    """With boxes in the model's numbers."""
+
+    images: list[list[Path]]
+    """Of each turn, frames of clips too."""
+
+    boxes: BoxMap | None
+    """What moved the boxes; none: there are none."""
+
+
 def encode(example: Example, processor: TurnProcessor, folder: ImageFolder) -> Encoded:
     """Turn an example into tokens; every turn is a prompt of its own, its answer is learnt.
 
@@ -160,19 +195,69 @@ def encode(example: Example, processor: TurnProcessor, folder: ImageFolder) -> E
         DataError: an image or a clip is not there, or cannot be read.
         ValueError: image tags written in a text do not match its images, or a box is none.
     """
-    shown = [show_turn(turn, folder, processor.frame_choice) for turn in example.turns]
-    images = tuple(chain.from_iterable(shown))
-    turns = asked_turns(example, [len(some) for some in shown])
-    if processor.boxes and holds_boxes(example):
-        turns = place_boxes(example, turns, [known_size(path) for path in images], processor)
-    encoded = processor.encode_turns(turns, example.system)
+    read = read_turns(example, processor, folder)
+    encoded = processor.encode_turns(read.turns, example.system)
     return Encoded(
         example.id,
         np.asarray(encoded.entries, np.int32),
         np.asarray(encoded.learnt, np.bool_),
         encoded.prompt_entries,
-        images,
+        tuple(chain.from_iterable(read.images)),
     )
+
+
+def encode_pairs(
+    example: Example, processor: TurnProcessor, folder: ImageFolder
+) -> Iterator[list[Encoded]]:
+    """Encode each turn that has rejected answers: the assistant's answer, then those.
+
+    They begin with the same prompt, all that was said before the answer; the answer is learnt.
+
+    Raises:
+        DataError: as `encode`, or no turn has a rejected answer.
+        ValueError: as `encode`, or two answers come to the same tokens.
+    """
+    if not any(turn.rejected for turn in example.turns):
+        raise DataError(
+            'no turn has a "rejected" answer, and objective=preferences learns from nothing else'
+        )
+    for place, turn in enumerate(example.turns):
+        if not turn.rejected:
+            continue
+        answers = []
+        for text in (turn.assistant, *turn.rejected):
+            turns = (*example.turns[:place], turn.model_copy(update={"assistant": text}))
+            answered = example.model_copy(update={"turns": turns})
+            answers.append(_last_answer(encode(answered, processor, folder)))
+        if len({one.entries.tobytes() for one in answers}) < len(answers):
+            raise ValueError(
+                f"turn {place + 1}: two of its answers are the same tokens to the model, and such "
+                "a pair teaches nothing; drop one"
+            )
+        yield answers
+
+
+def _last_answer(encoded: Encoded) -> Encoded:
+    """Learn the last answer alone, and take all before it for the prompt."""
+    start = int(np.flatnonzero(~encoded.learnt)[-1]) + 1
+    learnt = np.arange(len(encoded.entries)) >= start
+    return replace(encoded, learnt=learnt, prompt_entries=start)
+
+
+def read_turns(example: Example, processor: TurnProcessor, folder: ImageFolder) -> ReadTurns:
+    """Find the images of an example's turns, and move the boxes in their texts.
+
+    Raises:
+        DataError: an image or a clip is not there, or cannot be read.
+        ValueError: a box is none, or it is open in which image it lies.
+    """
+    shown = [show_turn(turn, folder, processor.frame_choice) for turn in example.turns]
+    turns = asked_turns(example, [len(some) for some in shown])
+    if not (processor.boxes and holds_boxes(example)):
+        return ReadTurns(turns, shown, None)
+    sizes = [known_size(path) for path in chain.from_iterable(shown)]
+    boxes = box_map_for(example, sizes, processor)
+    return ReadTurns(move_boxes(turns, boxes), shown, boxes)
 
 
 def show_turn(turn: Turn, folder: ImageFolder, choice: FrameChoice) -> list[Path]:
@@ -198,37 +283,36 @@ def asked_turns(example: Example, num_images: Sequence[int]) -> list[AskedTurn]:
     ]
 
 
-@lru_cache(4096)
 def known_size(path: Path) -> tuple[int, int]:
     """Read (width, height) of an image once for all that is asked about it."""
+    try:
+        return _size_in_state(path, tuple(state_of(path)))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+
+
+@lru_cache(4096)
+def _size_in_state(path: Path, _state: tuple[int, ...]) -> tuple[int, int]:
     return image_size(path)
 
 
 def holds_boxes(example: Example) -> bool:
     """Tell whether any text of an example speaks of a box."""
-    return any(
-        read_boxes(text)
-        for turn in example.turns
-        for text in (turn.user, turn.assistant, *turn.choices)
-    )
+    return any(read_boxes(text) for turn in example.turns for text in turn.texts)
 
 
-def place_boxes(
-    example: Example,
-    turns: Sequence[AskedTurn],
-    sizes: Sequence[tuple[int, int]],
-    processor: TurnProcessor,
-) -> list[AskedTurn]:
-    """Write the boxes of an example in the numbers that a model speaks in.
+def box_map_for(
+    example: Example, sizes: Sequence[tuple[int, int]], processor: TurnProcessor
+) -> BoxMap:
+    """Find what moves the boxes of an example that holds some.
 
     Args:
         example: whose texts hold boxes.
-        turns: of it.
         sizes: (width, height) of all its images.
         processor: of the model.
 
     Raises:
-        ValueError: a box is none, or it is open in which image it lies.
+        ValueError: it is open in which image they lie, or they are to be chosen from.
     """
     boxes = find_box_map(sizes, processor)
     if boxes is None:
@@ -238,6 +322,15 @@ def place_boxes(
         )
     if any(read_boxes(choice) for turn in example.turns for choice in turn.choices):
         raise ValueError("choices hold boxes, which cannot be chosen from; leave choices out")
+    return boxes
+
+
+def move_boxes(turns: Sequence[AskedTurn], boxes: BoxMap) -> list[AskedTurn]:
+    """Write the boxes of turns in the numbers that a model speaks in.
+
+    Raises:
+        ValueError: a box is none.
+    """
     return [
         AskedTurn(
             boxes.to_model(turn.user),

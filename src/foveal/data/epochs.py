@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 PATIENCE = 16
 """Families that wait for a step with room for them before the oldest is cut at a border."""
 
+AT_ONCE = 2**12
+"""Families that are looked at as numbers of Python's at once."""
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -34,7 +37,7 @@ def random_bits(*seeds: int) -> np.random.Philox:
 
 
 def shown_in_epoch(
-    shown: Sequence[Shown], families: NDArray[np.int64], seed: int, epoch: int
+    shown: Sequence[Shown], families: NDArray[np.int32], seed: int, epoch: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """List the examples of an epoch, file by file.
 
@@ -67,7 +70,7 @@ def shown_in_epoch(
     return np.concatenate(examples), np.concatenate(rounds)
 
 
-def _mixed(families: NDArray[np.int64], bits: np.random.Philox) -> NDArray[np.int64]:
+def _mixed(families: NDArray[np.int32], bits: np.random.Philox) -> NDArray[np.int64]:
     """Draw an order that keeps families together."""
     _, numbers = np.unique(families, return_inverse=True)
     places = bits.random_raw(int(numbers.max()) + 1)
@@ -75,30 +78,42 @@ def _mixed(families: NDArray[np.int64], bits: np.random.Philox) -> NDArray[np.in
 
 
 def shuffled(
-    families: NDArray[np.int64], examples_per_step: int, bits: np.random.Philox
+    families: NDArray[np.int32], examples_per_step: int, bits: np.random.Philox
 ) -> NDArray[np.int64]:
     """Draw families at random, and the examples within each."""
-    counts = np.bincount(families)
-    drawn = np.argsort(bits.random_raw(len(counts)), kind="stable")
-    places = np.empty(len(counts), np.int64)
+    counts = np.bincount(families).astype(np.int32)
+    drawn = np.argsort(bits.random_raw(len(counts)), kind="stable").astype(np.int32)
+    places = np.empty(len(counts), np.int32)
     places[_whole_in_steps(drawn, counts, examples_per_step)] = np.arange(len(counts))
     return np.lexsort((bits.random_raw(len(families)), places[families]))
 
 
 def _whole_in_steps(
-    drawn: NDArray[np.int64], counts: NDArray[np.int64], examples_per_step: int
-) -> list[int]:
+    drawn: NDArray[np.int32], counts: NDArray[np.int32], examples_per_step: int
+) -> NDArray[np.int32]:
     """Let a family that a step's border would cut wait a little for a step that has room."""
-    order: list[int] = []
+    order, placed = np.empty(len(drawn), np.int32), 0
     waiting: list[tuple[int, int]] = []
     room = examples_per_step
-    for comer in zip(drawn.tolist(), counts[drawn].tolist(), strict=True):
-        waiting.append(comer)
-        while waiting:
-            fits = next((at for at, (_, count) in enumerate(waiting) if count <= room), None)
-            if fits is None and len(waiting) <= PATIENCE:
-                break
-            family, count = waiting.pop(fits or 0)
-            order.append(family)
-            room = (room - count) % examples_per_step or examples_per_step
-    return order + [family for family, _ in waiting]
+    for start in range(0, len(drawn), AT_ONCE):
+        block = drawn[start : start + AT_ONCE]
+        sizes = counts[block]
+        if not waiting and (sizes == 1).all():  # no border cuts these
+            order[placed : placed + len(block)] = block
+            placed += len(block)
+            room = (room - len(block)) % examples_per_step or examples_per_step
+            continue
+        found: list[int] = []
+        for comer in zip(block.tolist(), sizes.tolist(), strict=True):
+            waiting.append(comer)
+            while waiting:
+                fits = next((at for at, (_, count) in enumerate(waiting) if count <= room), None)
+                if fits is None and len(waiting) <= PATIENCE:
+                    break
+                family, count = waiting.pop(fits or 0)
+                found.append(family)
+                room = (room - count) % examples_per_step or examples_per_step
+        order[placed : placed + len(found)] = found
+        placed += len(found)
+    order[placed:] = [family for family, _ in waiting]
+    return order

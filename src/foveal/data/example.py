@@ -1,14 +1,24 @@
 """Example: one conversation and the images it speaks of; one line of a JSONL file."""
 
 import json
+import os
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
+from foveal.data.archives import ENDINGS, containing_file, state_of
 from foveal.data.frames import parse_frame
 from foveal.errors import DataError
 from foveal.storage import written_whole
@@ -33,6 +43,31 @@ class Turn(BaseModel):
 
     choices: tuple[str, ...] = ()
     """Closed set of labels that the answer is one of; empty: an open answer."""
+
+    rejected: tuple[str, ...] = ()
+    """Worse answers than the assistant's, each of which makes a pair with it; one may stand in
+    the line by itself."""
+
+    @field_validator("rejected", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return (value,)
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `rejected` out where there is none: answers go by how their question is written."""
+        written: dict[str, Any] = write(self)
+        rejected = written.pop("rejected", ())
+        if rejected:
+            written["rejected"] = rejected[0] if len(rejected) == 1 else rejected
+        return written
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that a model may read or write in this turn."""
+        return (self.user, self.assistant, *self.choices)
 
     @property
     def accepted(self) -> tuple[str, ...]:
@@ -164,16 +199,31 @@ def write_examples(path: Path, examples: Iterable[Example]) -> int:
     return written
 
 
+MOST_REMEMBERED_PATHS = 20_000
+"""Images that are looked for once: most have several questions."""
+
+
 class ImageFolder:
     """Where the image paths of a JSONL file start from.
 
     By default the `images` folder beside the file, then the file's own folder; a path that
-    leaves its folder is refused.
+    leaves its folder is refused. A zip or tar file is a folder too.
     """
 
-    def __init__(self, data: Path, images: Path | None = None) -> None:
+    def __init__(self, data: Path, images: Path | None = None, indices: Path | None = None) -> None:
+        """Find the folders.
+
+        Args:
+            data: the file.
+            images: folder that paths start from, in place of those.
+            indices: folder that keeps where things are in archives.
+        """
         roots = (images,) if images else (data.parent / "images", data.parent)
         self.roots = tuple(root.resolve() for root in roots)
+        self._indices = indices
+        self.states: dict[str, list[int]] = {}
+        """Files that paths or entries hang on, as archives, and their states at that time."""
+        self._found: dict[str, Path] = {}
 
     def find(self, path: str) -> Path:
         """Turn a path of an example into a file, or the name of a clip's frame into its own.
@@ -181,11 +231,27 @@ class ImageFolder:
         Raises:
             DataError: the path leaves the folder, or there is no such file.
         """
-        if frame := parse_frame(path):
-            return Path(str(replace(frame, clip=str(self.find(frame.clip)))))
+        found = self._found.get(path)
+        if found is None:
+            frame = parse_frame(path)
+            found = (
+                Path(str(replace(frame, clip=str(self.find(frame.clip)))))
+                if frame
+                else self._look_for(path)
+            )
+            if len(self._found) < MOST_REMEMBERED_PATHS:
+                self._found[path] = found
+        return found
+
+    def note_states(self, paths: Iterable[Path]) -> None:
+        """Note the states of files whose content matters before they are opened."""
+        for path in map(containing_file, paths):
+            self.states[str(path)] = state_of(path)
+
+    def _look_for(self, path: str) -> Path:
         for root in self.roots:
             try:
-                candidate = (root / path).resolve()
+                candidate = Path(os.path.realpath(os.path.join(root, path)))
                 is_file = candidate.is_file()
             except (OSError, ValueError) as error:  # too long, or holds a NUL
                 raise DataError(f"image {path!r}: {error}; rename it") from None
@@ -193,4 +259,10 @@ class ImageFolder:
                 raise DataError(f"image {path} lies outside {root}; move it inside")
             if is_file:
                 return candidate
+            if any(ending in path or ending in root.name for ending in ENDINGS):
+                from foveal.data.archive_index import find_member  # which needs numpy
+
+                if member := find_member(candidate, self._indices):
+                    self.note_states([member.path])
+                    return member.path
         raise DataError(f"image {path} is not in {' or '.join(map(str, self.roots))}")

@@ -2,14 +2,17 @@
 
 import signal
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -29,10 +32,12 @@ class RowBatches(TorchDataset[Batch]):
     dataset: Dataset
     processor: TurnProcessor
     weighting: str
+    reference: NDArray[np.float32] | None = None
+    """(examples,) Log-probability of each answer before the run, where answers are compared."""
 
     def __getitem__(self, row: Row) -> Batch:
         """Lay out one row and open its pictures."""
-        return build_batch(row, self.dataset, self.processor, self.weighting)
+        return build_batch(row, self.dataset, self.processor, self.weighting, self.reference)
 
 
 @dataclass(frozen=True)
@@ -53,20 +58,38 @@ class StepLoader:
         rank: int = 0,
         workers: int = 0,
         pin_memory: bool = False,
+        most_of_all: Callable[[int], int] = int,
     ) -> None:
+        """Prepare to load.
+
+        Args:
+            plan: of the run.
+            batches: what becomes of a row.
+            rank: whose rows.
+            workers: processes that open images; 0: none beside this one.
+            pin_memory: whether batches are copied to memory that a GPU reads by itself.
+            most_of_all: of a number, finds the largest that any rank has; called by all at once.
+        """
         self.plan = plan
         self.batches = batches
         self.rank = rank
         self.workers = workers
         self.pin_memory = pin_memory
+        self.most_of_all = most_of_all
+        self._planned: dict[int, tuple[Row, ...]] = {}
 
     def steps(self, start: int, stop: int) -> Generator[StepBatches, None, None]:
-        """Yield steps `start` to `stop - 1`; use up the batches of one before the next.
+        """Yield steps `start` to `stop - 1`; see `some_steps`."""
+        return self.some_steps(range(start, stop))
+
+    def some_steps(self, numbers: Sequence[int]) -> Generator[StepBatches, None, None]:
+        """Yield steps by their numbers; use up the batches of one before the next.
 
         Whoever leaves early closes it, or the workers would outlive the error: they are deaf to
         requests to stop, also to those of the end of the program.
         """
-        rows = (row for step in range(start, stop) for row in self._rows(step))
+        self._planned.clear()
+        rows = (row for step in numbers for row in self._rows(step))
         with _interrupts_blocked(), warnings.catch_warnings():
             # More workers than processors: they also wait for disks, and somebody asked for them.
             warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -83,9 +106,13 @@ class StepLoader:
             stream = iter(loader)
             workers = set(active_children()) - others
         try:
-            for step in range(start, stop):
-                count = len(self._rows(step))
-                yield StepBatches(step, (next(stream) for _ in range(count)))
+            for step in numbers:
+                own = len(self._rows(step))
+                self._planned.pop(step)
+                passes = self.most_of_all(own) if self.plan.is_agreed_upon else own
+                batches = (next(stream) for _ in range(own))
+                idle = (self.batches[Row()] for _ in range(passes - own))
+                yield StepBatches(step, chain(batches, idle))
         finally:
             _end(stream, workers)
 
@@ -99,10 +126,12 @@ class StepLoader:
     def examples_in_a_pass(self) -> int:
         """Count the examples that one pass shows, as often as the files' weights say."""
         sizes = self.plan.sizes
-        return sum(file.an_epoch for file in sizes.shown) or len(sizes.tokens)
+        return sum(file.an_epoch for file in sizes.shown) or sizes.num_sets
 
     def _rows(self, step: int) -> tuple[Row, ...]:
-        return self.plan.step(step).ranks[self.rank]
+        if step not in self._planned:  # workers are given rows before their step has come
+            self._planned[step] = self.plan.rows_of(step, self.rank)
+        return self._planned[step]
 
 
 @contextmanager

@@ -1,11 +1,10 @@
 """A file with a picture -> an RGB picture, its size and its identity, opened safely."""
 
-import json
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from hashlib import file_digest
 from io import BytesIO
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import Any, BinaryIO, TypeAlias
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from foveal.data.frames import file_of, parse_frame
-from foveal.data.parallel import parallel
+from foveal.data.archives import member_at, open_stored
+from foveal.data.frames import parse_frame
 from foveal.errors import DataError
-from foveal.storage import write_text
 
 MAX_PIXELS = 178_956_970
 """Most pixels of a picture, width x height: where Pillow itself takes it for a bomb."""
@@ -167,61 +165,6 @@ def measure_image(source: Path | BinaryIO, name: object) -> tuple[int, int]:
         return image.width, image.height
 
 
-def image_sizes(
-    paths: Sequence[Path], cache: Path | None = None, workers: int = 1
-) -> list[tuple[int, int]]:
-    """Read (width, height) of many pictures, in processes, remembered from one run to the next.
-
-    Args:
-        paths: pictures; a path may occur more than once and is read once.
-        cache: file that remembers sizes by path, bytes and time of change; a broken one is rebuilt.
-        workers: processes; 0 or 1: none beside this one.
-
-    Raises:
-        DataError: a picture cannot be used; the first of them is named.
-    """
-    known = _read_cache(cache) if cache else {}
-    stamps = {path: _stamp(path) for path in dict.fromkeys(paths)}
-    unread = [path for path, stamp in stamps.items() if known.get(str(path), [])[2:] != stamp]
-    sizes = parallel(image_size, unread, workers, chunk=1024)
-    for path, size in zip(unread, sizes, strict=True):
-        known[str(path)] = [*size, *stamps[path]]
-    if cache and unread:
-        _write_cache(cache, known)
-    found = (known[str(path)] for path in paths)
-    return [(width, height) for width, height, *_ in found]
-
-
-def stamp_of(status: os.stat_result) -> list[int]:
-    """Tell a file from any that stood in its place before, though length and time were kept.
-
-    Its time of change can be set, as copying does; when that was done cannot.
-    """
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
-def _stamp(path: Path) -> list[int]:
-    try:
-        return stamp_of(file_of(path).stat())
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-
-
-_Known = dict[str, list[int]]  # path -> width, height, and the stamp of the file
-
-
-def _read_cache(cache: Path) -> _Known:
-    try:
-        known = json.loads(cache.read_bytes())
-        return {path: [int(one) for one in held] for path, held in known.items() if len(held) == 6}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}  # absent or broken: only time is lost
-
-
-def _write_cache(cache: Path, known: _Known) -> None:
-    write_text(cache, json.dumps(known, separators=(",", ":")))
-
-
 def image_identity(path: Path) -> str:
     """Name the content of a file: equal for equal bytes, whatever the file is called.
 
@@ -229,7 +172,7 @@ def image_identity(path: Path) -> str:
         DataError: the file cannot be read.
     """
     try:
-        with file_of(path).open("rb") as file:
+        with open_stored(path) as file:
             return file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
@@ -267,7 +210,9 @@ _quiet = _Quiet()
 @contextmanager
 def _header(source: Path | BinaryIO, name: object) -> Iterator[Image.Image]:
     """Open a picture as far as its header, undecoded."""
-    with _quiet:
+    with ExitStack() as opened, _quiet:
+        if isinstance(source, Path) and member_at(source):
+            source = opened.enter_context(_naming_file(source))
         try:
             image = Image.open(source, formats=FORMATS)
         except UnidentifiedImageError as error:
@@ -283,6 +228,16 @@ def _header(source: Path | BinaryIO, name: object) -> Iterator[Image.Image]:
         with image:
             check_pixels(name, *image.size)
             yield image
+
+
+@contextmanager
+def _naming_file(path: Path) -> Iterator[BinaryIO]:
+    try:
+        file = open_stored(path)
+    except OSError as error:
+        raise DataError(f"{path}: {reason_of(error)}; give a picture's path") from error
+    with file:
+        yield file
 
 
 def check_pixels(name: object, width: int, height: int) -> None:

@@ -1,9 +1,12 @@
 """Two data sets -> what the second holds that is learnt from in the first."""
 
 import numpy as np
+from numpy.typing import NDArray
 
+from foveal.data.archives import size_bytes
+from foveal.data.column_files import digest_of
 from foveal.data.dataset import Dataset
-from foveal.data.frames import file_of
+from foveal.data.packed import EncodedExamples
 
 
 def describe_overlap(training: Dataset, validation: Dataset) -> str:
@@ -12,15 +15,9 @@ def describe_overlap(training: Dataset, validation: Dataset) -> str:
     The same tokens, answers too, and pictures of the same number of bytes make the same example,
     whatever its id and wherever its files lie.
     """
-    # Most are told apart by their lengths, which are at hand; the rest by their tokens.
-    lengths = np.unique(validation.sizes.tokens)
-    candidates = np.flatnonzero(np.isin(training.sizes.tokens, lengths)).tolist()
-    wanted = {_tokens(validation, place) for place in range(len(validation.examples))}
-    learnt = {
-        (_tokens(training, place), _picture_bytes(training, place))
-        for place in candidates
-        if _tokens(training, place) in wanted
-    }
+    # Most are told apart by the names of their entries, which are at hand; the rest by the entries.
+    candidates = np.flatnonzero(np.isin(_names(training), _names(validation))).tolist()
+    learnt = {(_tokens(training, place), _picture_bytes(training, place)) for place in candidates}
     again = [
         place
         for place in range(len(validation.examples))
@@ -35,10 +32,16 @@ def describe_overlap(training: Dataset, validation: Dataset) -> str:
     )
 
 
+def _names(dataset: Dataset) -> NDArray[np.uint64]:
+    if isinstance(dataset.examples, EncodedExamples):
+        return dataset.examples.contents
+    names = b"".join(digest_of(one.entries.tobytes(), 1) for one in dataset.examples)
+    return np.frombuffer(names, np.uint64)
+
+
 def _tokens(dataset: Dataset, place: int) -> bytes:
     return dataset.examples[place].entries.tobytes()
 
 
 def _picture_bytes(dataset: Dataset, place: int) -> tuple[int, ...]:
-    paths = (file_of(dataset.images[image].path) for image in dataset.image_numbers(place))
-    return tuple(path.stat().st_size if path.exists() else -1 for path in paths)
+    return tuple(size_bytes(dataset.images[image].path) for image in dataset.image_numbers(place))

@@ -58,7 +58,7 @@ def _kind_of(begin: bytes, path: Path) -> str | None:
     if text.startswith(b"["):
         row, _ = _first_row(text[1:])
         if {"annotations", "data"} <= (row or {}).keys():
-            return f"Label Studio's whole export, which no command reads; {_BY_HAND}"
+            return f"Label Studio's whole export; {_converted({}, path)}"
         return f"a JSON array; {_converted(row, path)}"
     if text.startswith(b"{"):
         return _kind_of_rows(text, path)

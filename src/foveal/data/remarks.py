@@ -53,7 +53,11 @@ def look_at(example: Example) -> Iterator[str]:
 
 
 def check_lengths(
-    tokens: NDArray[np.int32], examples: Sequence[Encoded], window: int | None, tokens_per_pass: int
+    tokens: NDArray[np.int32],
+    examples: Sequence[Encoded],
+    window: int | None,
+    tokens_per_pass: int,
+    image_setting: str,
 ) -> str | None:
     """Compare the lengths of examples with what a model and a pass can hold.
 
@@ -62,6 +66,7 @@ def check_lengths(
         examples: the same, for their ids.
         window: most tokens that the model was made for; none: not known.
         tokens_per_pass: of the recipe.
+        image_setting: which of its settings says how much of an image is read.
 
     Returns:
         What is worth saying about those that fill a pass alone.
@@ -75,7 +80,7 @@ def check_lengths(
         raise DataError(
             f"example {examples[longest].id} has {tokens[longest]:,} tokens, more than the "
             f"{window:,} that the model was made for ({count:,} such); shorten it, or lower "
-            "data.num_crops"
+            f"{image_setting}"
         )
     count = int((tokens > tokens_per_pass).sum())
     if not count:

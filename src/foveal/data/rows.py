@@ -1,16 +1,32 @@
 """Sizes of examples -> which of them share a step, a rank, a row and a prefix; opens no file."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
-from typing import Literal
+from functools import partial
+from itertools import chain, islice, pairwise
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.deal import Bundle, Member, Share, deal
+from foveal.data.column_files import digest_of, kept_array
+from foveal.data.deal import Bundle, Member, Share, deal, spread
 from foveal.data.epochs import Shown, random_bits, shown_in_epoch, shuffled
-from foveal.data.sizes import Sizes, common_run, families, image_entries
+from foveal.data.sizes import Sizes, common_run
+
+RANKS_OF_A_BLOCK = 8
+"""Ranks that a step is dealt to example by example. More are dealt families first, block by block,
+and each plans its own block alone: what a rank plans does not grow with their number."""
+
+PART_OF_A_BLOCK = 0.25
+"""Share of a block's work above which a family is cut before it is dealt."""
+
+WORTH_KEEPING = 100_000
+"""Examples whose order is worth a file for all processes."""
+
+ORDERS_KEPT = 4
+"""Epochs whose orders stay on the disk, 4 bytes an example each."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +83,11 @@ class Costs:
     crop: float = 47.0
     """A crop through the vision tower."""
 
-    def text(self, tokens: int, seen: int = 0) -> float:
-        """Price tokens that see each other causally, and all `seen` tokens before them."""
+    def text(self, tokens: Any, seen: Any = 0) -> Any:
+        """Price tokens that see each other causally, and all `seen` tokens before them.
+
+        Numbers, or arrays of them.
+        """
         return self.token * tokens + self.pair * tokens * (seen + (tokens + 1) / 2)
 
     def group(self, group: Group, sizes: Sizes) -> float:
@@ -103,7 +122,7 @@ class PlanStatistics:
     """Share of the time that ranks work, if they wait for the costliest after each step."""
 
 
-def summarize(
+def summarize_rows(
     steps: Iterable[Step], sizes: Sizes, costs: Costs = PHI35_VISION_COSTS
 ) -> PlanStatistics:
     """Add up steps."""
@@ -122,7 +141,10 @@ def summarize(
 
 
 class Plan:
-    """Every step of a run; a pure function of its arguments, so ranks agree without talking."""
+    """Every step of a run; a pure function of its arguments, so ranks agree without talking.
+
+    Answers that stand in a set never part: they share a row, however large it is.
+    """
 
     def __init__(
         self,
@@ -147,24 +169,33 @@ class Plan:
         self.share_images = share_images
         self.order = order
         self.costs = costs
-        files = sizes.shown or (Shown(len(sizes.tokens)),)
+        files = sizes.shown or (Shown(sizes.num_sets),)
         self.steps_per_epoch = -(-sum(file.an_epoch for file in files) // examples_per_step)
-        self._latest_order: tuple[int, NDArray[np.int64]] | None = None
-        self._families = families(sizes.prompts)
-        self._long = sizes.tokens > (long_context_tokens or np.inf)
-        # Of each example: tokens that the images of its prompt add to their entries, the price
-        # of the crops of those images, and that of the images of later turns.
-        entries, owners = image_entries(sizes.prompts)
-        shown = -1 - sizes.prompts.values[entries]
-        count = len(sizes.tokens)
-        self._expansion = np.bincount(owners, sizes.image_tokens[shown] - 1, count)
-        self._crops = np.bincount(owners, costs.crop * sizes.image_crops[shown], count)
-        crops = costs.crop * sizes.image_crops[sizes.images.values]
-        owners = np.repeat(np.arange(count), np.diff(sizes.images.offsets))
-        self._later_crops = np.bincount(owners, crops, count) - self._crops
+        self._latest_order: tuple[int, NDArray[np.int32]] | None = None
+        self._border = long_context_tokens or np.inf
+        # Of each set, what planning asks of an example.
+        begun, firsts = sizes.beginnings, sizes.firsts
+        self._families, self._begun = begun.families[firsts], begun.tokens[firsts]
+        self._crops, self._later_crops = begun.crops[firsts], begun.later_crops[firsts]
+        self._tokens = self._longest = self._shortest = sizes.tokens
+        if sizes.sets is not None:
+            tokens, starts = sizes.tokens, sizes.sets[:-1]
+            self._tokens = np.add.reduceat(tokens, starts)
+            self._longest = np.maximum.reduceat(tokens, starts)
+            self._shortest = np.minimum.reduceat(tokens, starts)
+        blocks = -(-world_size // RANKS_OF_A_BLOCK)
+        cuts = [world_size * block // blocks for block in range(blocks + 1)]
+        self._first_ranks = cuts[:-1]
+        self._ranks = [end - start for start, end in pairwise(cuts)]
 
-    def examples(self, step: int) -> NDArray[np.int64]:
+    def examples(self, step: int) -> NDArray[np.int32]:
         """List the examples of a step, whether or not they share images."""
+        if self.sizes.sets is None:
+            return self._sets(step)
+        members = self.sizes.members(self._sets(step))
+        return np.fromiter(chain.from_iterable(members), np.int32)
+
+    def _sets(self, step: int) -> NDArray[np.int32]:
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._latest_order is None or self._latest_order[0] != epoch:
             self._latest_order = (epoch, self._epoch_order(epoch))
@@ -173,95 +204,174 @@ class Plan:
 
     def step(self, index: int) -> Step:
         """Plan a step, counted over all epochs; needs none of the steps before it."""
-        shares = deal(self._bundles(self.examples(index)), self.world_size)
-        ranks = [self._rows(share) for share in shares]
+        shares = zip(self._blocks(index), self._ranks, strict=True)
+        ranks = [rows for sets, number in shares for rows in self._deal(sets, number)]
         passes = max(map(len, ranks))
         return Step(tuple(rows + (Row(),) * (passes - len(rows)) for rows in ranks))
 
-    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
-        """List the examples of an epoch."""
-        examples, families = np.arange(len(self._families)), self._families
+    def rows_of(self, index: int, rank: int) -> tuple[Row, ...]:
+        """Plan what one rank does in a step, without the rows of ranks that are not near it.
+
+        Where `is_agreed_upon`, other ranks may have more rows, and have to say so.
+        """
+        block = bisect_right(self._first_ranks, rank) - 1
+        dealt = self._deal(self._blocks(index)[block], self._ranks[block])
+        rows, passes = dealt[rank - self._first_ranks[block]], max(map(len, dealt))
+        return rows + (Row(),) * (passes - len(rows))
+
+    @property
+    def is_agreed_upon(self) -> bool:
+        """Whether ranks have to ask each other how many passes a step has."""
+        return len(self._ranks) > 1
+
+    def _deal(self, sets: NDArray[np.int32], ranks: int) -> list[tuple[Row, ...]]:
+        """Deal sets to ranks that are near each other, one by one where it pays."""
+        return [self._rows(share) for share in deal(self._bundles(sets), ranks)]
+
+    def _blocks(self, index: int) -> list[NDArray[np.int32]]:
+        """Share the sets of a step out to blocks of ranks, by what they will about cost."""
+        sets = self._sets(index)
+        if len(self._ranks) == 1:
+            return [sets]
+        places = self._places(sets)
+        return [sets[places == block] for block in range(len(self._ranks))]
+
+    def _places(self, sets: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Give each set a block; a family is cut only where it is much of a block's work."""
+        costs, counts = self.costs, self.sizes.counts(sets)
+        tokens = self._tokens[sets].astype(np.float64)
+        is_long = self._longest[sets] > self._border
+        keys = 2 * self._families[sets].astype(np.int64) + is_long
+        _, firsts, family = np.unique(keys, return_index=True, return_inverse=True)
+        several = (np.bincount(family) > 1)[family] | (counts > 1)
+        known = self._begun[sets] if self.share_images else np.zeros(len(tokens))
+        prefix = np.where(several, known, tokens * self.share_images)
+        own = costs.text(tokens - counts * prefix, prefix)
+        own += costs.crop * self._later_crops[sets]
+        shared = costs.text(prefix) + costs.crop * self._crops[sets]
+        # Cut where a family's work, member by member, passes a border.
+        most = PART_OF_A_BLOCK * (own.sum() + shared[firsts].sum()) / len(self._ranks)
+        order = np.argsort(family, kind="stable")
+        before = np.cumsum(own[order]) - own[order]
+        starts = before[np.concatenate([[0], np.cumsum(np.bincount(family))[:-1]])]
+        pieces = np.empty(len(sets), np.int64)
+        pieces[order] = (before - starts[family[order]]) // most
+        pieces += family * (pieces.max() + 1)
+        _, firsts, piece = np.unique(pieces, return_index=True, return_inverse=True)
+        return spread(np.bincount(piece, own) + shared[firsts], self._ranks)[piece]
+
+    def _epoch_order(self, epoch: int) -> NDArray[np.int32]:
+        """List the sets of an epoch; one process of a machine works it out."""
+        if self.sizes.folder is None or len(self.sizes.tokens) < WORTH_KEEPING:
+            return self._draw(epoch)
+        said = (self.seed, epoch, self.examples_per_step, self.order, self.sizes.shown)
+        name = digest_of(repr(said).encode(), 1).hex()
+        path = self.sizes.folder / f"order-{name}.npy"
+        return kept_array(path, partial(self._draw, epoch), ORDERS_KEPT)
+
+    def _draw(self, epoch: int) -> NDArray[np.int32]:
+        families = self._families
+        examples = np.arange(len(families), dtype=np.int32)
         if self.sizes.shown:
-            examples, rounds = shown_in_epoch(self.sizes.shown, families, self.seed, epoch)
+            shown, rounds = shown_in_epoch(self.sizes.shown, families, self.seed, epoch)
             # What is shown again meets its first showing no more than any other example.
-            apart = families[examples] * (rounds.max() + 1) + rounds
-            families = np.unique(apart, return_inverse=True)[1]
+            apart = families[shown].astype(np.int64) * (rounds.max() + 1) + rounds
+            families = np.unique(apart, return_inverse=True)[1].astype(np.int32)
+            examples = shown.astype(np.int32)
         if self.order == "as_is":
             return examples
         return examples[shuffled(families, self.examples_per_step, random_bits(self.seed, epoch))]
 
-    def _bundles(self, examples: NDArray[np.int64]) -> list[Bundle]:
-        """Put the examples of a step together by family; a long one never joins a short one."""
-        columns = (examples, self.sizes.tokens[examples], self._later_crops[examples])
-        members = map(Member, *[column.tolist() for column in columns])
-        keys = zip(self._families[examples].tolist(), self._long[examples].tolist(), strict=True)
+    def _bundles(self, sets: NDArray[np.int32]) -> list[Bundle]:
+        """Put the sets of a step together by family; a long one never joins a short one."""
+        longs = self._longest[sets] > self._border
+        mixed = (longs & (self._shortest[sets] <= self._border)).tolist()
+        later = self.costs.crop * self._later_crops[sets]
+        columns = self._tokens[sets].tolist(), later.tolist()
+        members = map(Member, self.sizes.members(sets), *columns)
+        keys = zip(self._families[sets].tolist(), longs.tolist(), strict=True)
         together: dict[tuple[int, bool], list[Member]] = {}
-        for key, member in zip(keys, members, strict=True):
-            together.setdefault(key, []).append(member)
-        grouped = [member.example for some in together.values() for member in some]
-        prompts = iter(self.sizes.prompts.take(grouped if self.share_images else []))
-        return [
-            self._bundle(key, some, list(islice(prompts, len(some))))
-            for key, some in together.items()
-        ]
+        for key, member, is_mixed in zip(keys, members, mixed, strict=True):
+            # One that is long and short shares nothing, not even within: it has no family.
+            own = (-1 - member.examples[0], True) if is_mixed else key
+            together.setdefault(own, []).append(member)
+        grouped = chain.from_iterable([one.examples for some in together.values() for one in some])
+        prompts = iter(self.sizes.prompts.take(list(grouped) if self.share_images else []))
+        return [self._bundle(key, some, prompts) for key, some in together.items()]
+
+    def _shares(self, key: tuple[int, bool]) -> bool:
+        return self.share_images and key[0] >= 0
 
     def _bundle(
-        self, key: tuple[int, bool], members: list[Member], prompts: list[list[int]]
+        self, key: tuple[int, bool], members: list[Member], prompts: Iterator[list[int]]
     ) -> Bundle:
         """Measure the prefix of members that have none yet, and price what comes behind it."""
-        prefix = self._prefix_tokens(members[0].example, prompts) if prompts else 0
+        first, count = members[0].examples[0], sum([len(one.examples) for one in members])
+        own = list(islice(prompts, count))
+        prefix = self._prefix_tokens(first, own) if own and self._shares(key) else 0
         behind = [
-            Member(example, tokens - prefix, cost + self.costs.text(tokens - prefix, prefix))
-            for example, tokens, cost in members
+            Member(examples, tokens - prefix * len(examples), cost + self._price(examples, prefix))
+            for examples, tokens, cost in members
         ]
-        shared_cost = self.costs.text(prefix) + float(self._crops[members[0].example])
+        crops = self.costs.crop * int(self.sizes.beginnings.crops[first])
+        shared_cost = self.costs.text(prefix) + crops
         return Bundle(key, prefix, shared_cost, self.tokens_per_pass - prefix, behind)
+
+    def _price(self, examples: tuple[int, ...], prefix: int) -> float:
+        """Price what examples have behind a prefix."""
+        tokens = [int(self.sizes.tokens[one]) - prefix for one in examples]
+        return float(sum([self.costs.text(one, prefix) for one in tokens]))
 
     def _prefix_tokens(self, example: int, prompts: list[list[int]]) -> int:
         """Count the tokens that prompts of one family begin with; `example` is one of it."""
         if len(prompts) == 1:
             return int(self.sizes.tokens[example])
-        return common_run(prompts) + int(self._expansion[example])
+        return common_run(prompts) + int(self.sizes.beginnings.extra_tokens[example])
 
-    def _groups(self, bundle: Bundle) -> Iterator[tuple[int, Group]]:
-        """Cut a bundle into groups that keep to the budget, with their tokens."""
+    def _groups(self, bundle: Bundle) -> Iterator[tuple[int, tuple[Group, ...]]]:
+        """Cut a bundle into groups that keep to the budget, with the tokens of those that meet."""
+        shares = self._shares(bundle.key)
         pieces: list[list[Member]] = []
         room = 0
         for member in bundle.members:
-            if not (pieces and self.share_images and member.tokens <= room):
+            if not (pieces and shares and member.tokens <= room):
                 pieces.append([])
                 room = bundle.room
             pieces[-1].append(member)
             room -= member.tokens
         for piece in pieces:
-            examples = tuple([member.example for member in piece])
+            examples = tuple(chain.from_iterable([member.examples for member in piece]))
+            if not shares:
+                alone = [Group((one,), int(self.sizes.tokens[one])) for one in examples]
+                yield sum(group.prefix_tokens for group in alone), tuple(alone)
+                continue
             prefix = bundle.prefix_tokens
-            if len(piece) == 1:
+            if len(examples) == 1:
                 prefix += piece[0].tokens
             elif not bundle.whole or len(pieces) > 1:
                 prefix = self._prefix_tokens(examples[0], self.sizes.prompts.take(examples))
             longer = prefix - bundle.prefix_tokens
-            tokens = prefix + sum([member.tokens - longer for member in piece])
-            yield tokens, Group(examples, prefix)
+            behind = sum([member.tokens for member in piece]) - longer * len(examples)
+            yield prefix + behind, (Group(examples, prefix),)
 
     def _rows(self, share: Share) -> tuple[Row, ...]:
         """Pack a rank's groups: the longest first, beside its images, else where it fits best."""
-        groups = [group for bundle in share.bundles.values() for group in self._groups(bundle)]
+        pieces = [piece for bundle in share.bundles.values() for piece in self._groups(bundle)]
         rows: list[tuple[int, Row]] = []
-        for tokens, group in sorted(groups, key=lambda pair: -pair[0]):
+        for tokens, groups in sorted(pieces, key=lambda pair: -pair[0]):
             fitting = [pair for pair in rows if pair[0] + tokens <= self.tokens_per_pass]
-            used, row = self._best(fitting, group) if fitting else (0, Row())
+            used, row = self._best(fitting, groups) if fitting else (0, Row())
             if fitting:
                 rows.remove((used, row))
-            rows.append((used + tokens, Row((*row.groups, group))))
+            rows.append((used + tokens, Row((*row.groups, *groups))))
         # Sharded ranks wait for each other in every pass: the n-th passes should be alike.
         return tuple(row for _, row in sorted(rows, key=lambda pair: -pair[0]))
 
-    def _best(self, fitting: list[tuple[int, Row]], group: Group) -> tuple[int, Row]:
-        """Choose a row that shows an image of the group, else the fullest."""
+    def _best(self, fitting: list[tuple[int, Row]], groups: tuple[Group, ...]) -> tuple[int, Row]:
+        """Choose a row that shows an image of the groups, else the fullest."""
         if len(fitting) == 1:
             return fitting[0]
-        images = Row((group,)).images(self.sizes)
+        images = Row(groups).images(self.sizes)
         return max(
             fitting, key=lambda pair: (not images.isdisjoint(pair[1].images(self.sizes)), pair[0])
         )

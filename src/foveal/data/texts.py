@@ -54,6 +54,18 @@ def _turn_problems(turn: Turn) -> Iterator[str]:
     if any(not answer.strip() for answer in turn.answers):
         yield "an answer is empty"
     yield from choices_problems(turn.choices)
+    yield from _pair_problems(turn)
+
+
+def _pair_problems(turn: Turn) -> Iterator[str]:
+    for rejected in turn.rejected:
+        yield from _text_problems("rejected", rejected)
+        if _IMAGE_TAG.search(rejected):
+            yield "rejected holds an image tag"
+        if rejected.strip() == turn.assistant.strip():
+            yield "rejected is the assistant's answer: such a pair teaches nothing"
+    if len({one.strip() for one in turn.rejected}) < len(turn.rejected):
+        yield "the same answer is rejected twice"
 
 
 def _text_problems(who: str, text: str) -> Iterator[str]:

@@ -21,6 +21,9 @@ class TokenCounts:
     learnt: int
     """Tokens of all turns that are learnt."""
 
+    rejected: tuple[tuple[int, int], ...] = ()
+    """Turn from 1, and all tokens up to the end of a rejected answer of it."""
+
 
 class ShownSize(NamedTuple):
     """An image of a turn, or a frame of a clip."""
@@ -39,13 +42,13 @@ def count_tokens(
 ) -> TokenCounts:
     """Count as a run over the same processor would."""
     # And numpy, which checking alone needs not.
-    from foveal.data.encode import asked_turns, holds_boxes, place_boxes
+    from foveal.data.encode import asked_turns, box_map_for, holds_boxes, move_boxes
 
-    turns = []
+    turns, rejected = [], []
     asked = asked_turns(example, [len(some) for some in shown])
     if processor.boxes and holds_boxes(example):
         sizes = [one.size for some in shown for one in some]
-        asked = place_boxes(example, asked, sizes, processor)
+        asked = move_boxes(asked, box_map_for(example, sizes, processor))
     learnt = images = before = 0
     for number, some in enumerate(shown, start=1):
         encoded = processor.encode_turns(asked[:number], example.system)
@@ -53,7 +56,11 @@ def count_tokens(
         tokens, learnt = len(encoded.entries) + images, sum(encoded.learnt)
         turns.append(tokens - before)
         before = tokens
-    return TokenCounts(tuple(turns), learnt)
+        for text in example.turns[number - 1].rejected:
+            worse = [*asked[: number - 1], asked[number - 1]._replace(assistant=text)]
+            entries = processor.encode_turns(worse, example.system).entries
+            rejected.append((number, len(entries) + images))
+    return TokenCounts(tuple(turns), learnt, tuple(rejected))
 
 
 def _image_tokens(processor: "TurnProcessor", name: str, size: tuple[int, int]) -> int:

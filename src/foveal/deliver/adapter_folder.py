@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 from foveal.adapt.adapters import lora_config
+from foveal.deliver.export_source import RunSource
 from foveal.deliver.merge import PIECES
-from foveal.deliver.source import RunSource
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -5,9 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from foveal.data.encode import TurnProcessor
+from foveal.data.boxes import BoxMap
+from foveal.data.encode import TurnProcessor, find_box_map
 from foveal.data.media import Picture, image_size, naming, open_image, open_picture
-from foveal.deliver.opening import open_model
+from foveal.deliver.open import open_model
 from foveal.errors import DataError
 from foveal.machine import pick_device
 from foveal.models.family import LoadedModel
@@ -90,32 +91,45 @@ class Answerer:
         Raises:
             DataError: a picture cannot be opened, or a question is too long for the model.
         """
-        requests = [
-            Request(self._prompt(number, images, question, system, max_new_tokens), max_new_tokens)
+        asked = [
+            self._prompt(number, images, question, system, max_new_tokens)
             for number, (images, question) in enumerate(questions, start=1)
         ]
+        requests = [Request(prompt, max_new_tokens) for prompt, _ in asked]
         made = generate(Generator(self._loaded, self._limits), requests)
-        return [self._loaded.processor.decode_answer(ids) for ids in made]
+        texts = [self._loaded.processor.decode_answer(ids) for ids in made]
+        return [
+            boxes.to_person(text) if boxes else text
+            for text, (_, boxes) in zip(texts, asked, strict=True)
+        ]
 
     def _prompt(
         self, number: int, images: Pictures, question: str, system: str, max_new_tokens: int
-    ) -> Prompt:
+    ) -> tuple[Prompt, BoxMap | None]:
+        """Write a question as a prompt, and find what moves the boxes of its answer back."""
         processor = self._loaded.processor
         pictures = [images] if isinstance(images, Picture) else list(images)
-        shown = [
+        described = [
             describe_picture(picture, processor, f"picture {place} of question {number}")
             for place, picture in enumerate(pictures, start=1)
         ]
+        boxes = find_box_map([size for _, size in described], processor)
+        shown = [image for image, _ in described]
         try:
+            question = boxes.to_model(question) if boxes else question
             prompt = prompt_of_turns([(question, shown, None)], processor, system)
             check_fits(self._loaded, prompt, max_new_tokens)
         except ValueError as error:  # tags that do not match the pictures, or too many tokens
             raise DataError(f"question {number}: {error}") from None
-        return prompt
+        return prompt, boxes
 
 
-def describe_picture(picture: Picture, processor: TurnProcessor, name: str) -> PromptImage:
-    """Describe a picture to the decoding loop; a file is decoded when its turn comes.
+def describe_picture(
+    picture: Picture, processor: TurnProcessor, name: str
+) -> tuple[PromptImage, tuple[int, int]]:
+    """Describe a picture to the decoding loop, and say its width and height.
+
+    A file is decoded when its turn comes.
 
     Raises:
         DataError: it cannot be opened; the error calls it `name`.
@@ -124,10 +138,11 @@ def describe_picture(picture: Picture, processor: TurnProcessor, name: str) -> P
         path = Path(picture).resolve()
         size = image_size(path)
         with naming(path):
-            return PromptImage(path, processor.shape(*size), partial(open_file, path, processor))
+            later = partial(open_file, path, processor)
+            return PromptImage(path, processor.shape(*size), later), size
     image = open_picture(picture, name)
     with naming(name):
-        return prompt_image(image, processor)
+        return prompt_image(image, processor), image.size
 
 
 def open_file(path: Path, processor: TurnProcessor) -> Pixels:

@@ -9,14 +9,14 @@ import jinja2
 import yaml
 
 from foveal.config import Recipe, Settings, as_typed
+from foveal.deliver.export_source import RunSource
 from foveal.deliver.proof import Proof
-from foveal.deliver.source import RunSource
 from foveal.deliver.weight_only import WeightOnly
-from foveal.evaluate.metrics import Score
+from foveal.evaluate.intervals import Score
 from foveal.machine import Precision
 from foveal.models.box_frames import describe_frame
 from foveal.models.family import read_model_type
-from foveal.report.run_folder import changed_settings
+from foveal.report.run_folder import settings_beside_defaults
 from foveal.storage import write_text
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -53,9 +53,10 @@ def write_card(
         before=source.before,
         validation=recipe.data.validation.name if recipe.data.validation else "",
         step=f"{source.progress.step:,}",
-        num_crops=recipe.data.num_crops,
+        num_crops=recipe.data.num_crops if source.family.image_budget == "num_crops" else 0,
+        image_settings=recipe.data.image_settings,
         boxes=describe_frame(read_model_type(str(source.base))) if recipe.data.boxes else "",
-        turns=recipe.data.turns,
+        turns=recipe.data.turns if source.family.joins_turns_as_published else "template",
         examples=describe_examples(recipe),
         dtype=dtype,
         held=bits.line() if bits else "",
@@ -103,7 +104,7 @@ def base_licence(base: Path) -> str | None:
 
 def public_settings(recipe: Recipe) -> dict[str, str]:
     """List the settings that are not at their default; of paths, the last name alone."""
-    changed = changed_settings(recipe)
+    changed = settings_beside_defaults(recipe)
     del changed["run"]
     if Path(recipe.model).is_absolute():
         changed["model"] = Path(recipe.model)

@@ -17,19 +17,19 @@ from foveal.data.encode import encode, read_as
 from foveal.data.example import Example, ImageFolder, read_examples
 from foveal.data.rows import Group, Row
 from foveal.errors import DataError, RunError
-from foveal.evaluate.opening import Opener
 from foveal.evaluate.predict import AnswerRule, predict
 from foveal.evaluate.prediction import Prediction, Scores, score_predictions
-from foveal.evaluate.questions import families, questions_of
+from foveal.evaluate.prefetch import Opener
+from foveal.evaluate.questions import question_groups, questions_of
 from foveal.models.family import LoadedModel
 from foveal.models.forward import hidden_states
 
 COMPARED = 8
-"""Examples whose logits and answers are compared."""
+"""EvidenceExamples whose logits and answers are compared."""
 
 
 @dataclass(frozen=True)
-class Examples:
+class EvidenceExamples:
     """Real examples to compare models on."""
 
     file: Path
@@ -48,7 +48,7 @@ class Examples:
         return [place * len(self.examples) // count for place in range(count)]
 
 
-def find_examples(recipe: Recipe, processor: Any) -> Examples:
+def find_examples(recipe: Recipe, processor: Any) -> EvidenceExamples:
     """Read a run's validation examples, or a few that it learnt from.
 
     Raises:
@@ -71,11 +71,11 @@ def find_examples(recipe: Recipe, processor: Any) -> Examples:
     folder = ImageFolder(data, recipe.data.images)
     read_as(processor, recipe.data)
     encoded = [encode(example, processor, folder) for example in examples]
-    return Examples(data, examples, build_dataset(encoded, processor), scored, recipe.data)
+    return EvidenceExamples(data, examples, build_dataset(encoded, processor), scored, recipe.data)
 
 
 @torch.no_grad()
-def answer_logits(loaded: LoadedModel, examples: Examples) -> list[Tensor]:
+def answer_logits(loaded: LoadedModel, examples: EvidenceExamples) -> list[Tensor]:
     """Work out what a model expects at each token of the given answers.
 
     Returns:
@@ -92,14 +92,16 @@ def answer_logits(loaded: LoadedModel, examples: Examples) -> list[Tensor]:
 
 
 def greedy_answers(
-    loaded: LoadedModel, examples: Examples, settings: EvaluateSettings
+    loaded: LoadedModel, examples: EvidenceExamples, settings: EvaluateSettings
 ) -> list[str]:
     """Answer the compared examples."""
     made = _predict(loaded, examples, settings, examples.compared)
     return [one.prediction for one in made]
 
 
-def measure_scores(loaded: LoadedModel, examples: Examples, settings: EvaluateSettings) -> Scores:
+def measure_scores(
+    loaded: LoadedModel, examples: EvidenceExamples, settings: EvaluateSettings
+) -> Scores:
     """Answer and score all examples, as the run's own evaluation does."""
     made = _predict(loaded, examples, settings, range(len(examples.examples)))
     scored = [one.scored(settings.metrics) for one in made]
@@ -108,7 +110,7 @@ def measure_scores(loaded: LoadedModel, examples: Examples, settings: EvaluateSe
 
 def _predict(
     loaded: LoadedModel,
-    examples: Examples,
+    examples: EvidenceExamples,
     settings: EvaluateSettings,
     only: Sequence[int],
 ) -> list[Prediction]:
@@ -127,7 +129,9 @@ def _predict(
             for number, one in enumerate(questions)
         }
         shared = [
-            one for family in families(questions, examples.dataset) for one in family.questions
+            one
+            for family in question_groups(questions, examples.dataset)
+            for one in family.questions
         ]
         made = [one for some in predict(loaded, examples.examples, shared, rule) for one in some]
     return sorted(made, key=lambda one: order[one.id, one.turn])

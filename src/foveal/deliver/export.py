@@ -12,17 +12,18 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from foveal.config import Recipe
 from foveal.deliver.adapter_folder import write_adapter
 from foveal.deliver.card import write_card
 from foveal.deliver.evidence import find_examples
+from foveal.deliver.export_source import RunSource, find_base, find_source
 from foveal.deliver.four_bit import through_four_bits
 from foveal.deliver.merge import Adapter, AdapterScale, relative_norms
+from foveal.deliver.model_files import write_model_settings, write_processor_files
 from foveal.deliver.proof import Proof
 from foveal.deliver.prove import prove
 from foveal.deliver.same_base import check_same_base
-from foveal.deliver.settings import write_model_settings, write_processor_files
-from foveal.deliver.source import RunSource, find_source
-from foveal.deliver.tensors import StoredTensor, in_format, write_shards
+from foveal.deliver.tensors import StoredTensor, find_tensors, in_format, write_shards
 from foveal.deliver.weight_only import (
     WeightFormat,
     WeightOnly,
@@ -31,8 +32,9 @@ from foveal.deliver.weight_only import (
 )
 from foveal.errors import ModelError, RunError
 from foveal.machine import DTYPES, Precision
+from foveal.models.family import Family
 from foveal.models.image_settings import changed_settings
-from foveal.train.folders import beside, keep_folder
+from foveal.train.whole_folder import beside, keep_folder
 
 MAX_SHARD_BYTES = 2_000_000_000
 TOWER = (
@@ -104,7 +106,7 @@ def export_run(
     as_model = merge or quantize is not None or not source.adapters
     for note in (*source.notes, *(() if as_model or not source.adapts_the_tower else (TOWER,))):
         tell(note)
-    check_fits(source, as_model)
+    check_base_fits(source, as_model)
     check_same_base(source)
     chosen: Precision = dtype or ("bf16" if as_model else "float32")
     bits = None
@@ -146,6 +148,22 @@ def export_run(
     return Exported(unproven.rename(out), proven, norms)
 
 
+def why_no_final(recipe: Recipe, family: Family) -> str:
+    """Say, before anything is paid for, why a run's whole model could not be written; or nothing.
+
+    transformers puts some weights of some bases together, such as those of experts, and what has
+    been put together is in no file under a name of its own.
+    """
+    if not family.keeps_stored_names:
+        return ""
+    try:
+        for name in find_tensors(find_base(recipe.run, recipe)):
+            family.own_name(name)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
 def write_final(run: Path) -> None:
     """Write what a run ended with as its folder `final`, adapters folded in.
 
@@ -156,7 +174,7 @@ def write_final(run: Path) -> None:
         RunError, ModelError: something is missing or cannot be written.
     """
     source, final = find_source(run), run / "final"
-    check_fits(source, as_model=True)
+    check_base_fits(source, as_model=True)
     processor: Any = source.family.load_processor(str(source.base), source.recipe.data.image_budget)
     with new_folder(final) as folder:
         dtype = format_of_base(source) if source.four_bit_layers else "float32"
@@ -193,7 +211,7 @@ def new_folder(place: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def check_fits(source: RunSource, as_model: bool) -> None:
+def check_base_fits(source: RunSource, as_model: bool) -> None:
     """Check, from names and shapes alone, that a run's weights belong to its base.
 
     Raises:

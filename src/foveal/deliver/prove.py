@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foveal.deliver.evidence import Examples, answer_logits, greedy_answers, measure_scores
+from foveal.deliver.evidence import EvidenceExamples, answer_logits, greedy_answers, measure_scores
+from foveal.deliver.export_source import RunSource
 from foveal.deliver.four_bit import quantize_layers
-from foveal.deliver.opening import put_adapter
+from foveal.deliver.open import put_adapter
 from foveal.deliver.proof import Proof, ScoreCheck
 from foveal.deliver.reference import load_tuned, merge_with_peft, round_weights
-from foveal.deliver.source import RunSource
 from foveal.deliver.weight_only import WeightOnly
-from foveal.evaluate.metrics import Score
+from foveal.evaluate.intervals import Score
 from foveal.evaluate.prediction import Scores
 from foveal.machine import DTYPES, Precision, pick_device
 from foveal.models.family import LoadedModel, load
@@ -42,7 +42,7 @@ def prove(
     source: RunSource,
     folder: Path,
     dtype: Precision,
-    examples: Examples,
+    examples: EvidenceExamples,
     *,
     merged: bool,
     bits: WeightOnly | None = None,
@@ -106,7 +106,7 @@ class _RunSeen:
 def _look_at_run(
     source: RunSource,
     dtype: torch.dtype,
-    examples: Examples,
+    examples: EvidenceExamples,
     device: torch.device,
     merged: bool,
     bits: WeightOnly | None,
@@ -151,7 +151,7 @@ def load_written(source: RunSource, folder: Path, merged: bool) -> LoadedModel:
     return base
 
 
-def _look(loaded: LoadedModel, examples: Examples, source: RunSource) -> _Seen:
+def _look(loaded: LoadedModel, examples: EvidenceExamples, source: RunSource) -> _Seen:
     logits = answer_logits(loaded, examples)
     if not _finite(logits):  # no model can be asked then, and the logits alone fail the proof
         return _Seen(logits, [""] * len(logits))
@@ -162,7 +162,9 @@ def _finite(logits: Sequence[Tensor]) -> bool:
     return all(bool(one.isfinite().all()) for one in logits)
 
 
-def _four_bit_logits(source: RunSource, examples: Examples, device: torch.device) -> list[Tensor]:
+def _four_bit_logits(
+    source: RunSource, examples: EvidenceExamples, device: torch.device
+) -> list[Tensor]:
     tuned = load_tuned(source)
     quantize_layers(tuned.model, source.four_bit_layers, source.recipe.quantization.double)
     tuned.model.to(device)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from foveal.adapt.adapters import add_adapters, merge_adapters
-from foveal.deliver.source import RunSource
+from foveal.deliver.export_source import RunSource
 from foveal.deliver.tensors import StoredTensor
 from foveal.errors import ModelError
 from foveal.models.family import LoadedModel, load

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foveal.adapt.quantize import skeleton
-from foveal.deliver.source import RunSource
+from foveal.deliver.export_source import RunSource
 from foveal.errors import ModelError
 from foveal.models.fingerprint import fingerprint_model
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from foveal.config import load_recipe, quoted
 from foveal.data.convert import convert
 from foveal.data.example import write_examples
-from foveal.demo.statements import (
+from foveal.demo.lessons import (
     Lesson,
     Scene,
     count_objects,

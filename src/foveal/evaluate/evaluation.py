@@ -23,8 +23,7 @@ from foveal.evaluate.kept import (
     is_of_run,
 )
 from foveal.evaluate.metrics import find_metrics, plain
-from foveal.evaluate.opening import Opener
-from foveal.evaluate.predict import AnswerRule, check_lengths, predict
+from foveal.evaluate.predict import AnswerRule, check_question_lengths, predict
 from foveal.evaluate.prediction import (
     Prediction,
     Scores,
@@ -35,7 +34,8 @@ from foveal.evaluate.prediction import (
     write_predictions,
     write_scores,
 )
-from foveal.evaluate.questions import deal, families, questions_of
+from foveal.evaluate.prefetch import Opener
+from foveal.evaluate.questions import deal_questions, question_groups, questions_of
 from foveal.models.family import LoadedModel
 from foveal.models.fingerprint import fingerprint_model
 
@@ -164,8 +164,8 @@ def answer(
             for question in questions_of(number, example, dataset, opener, settings.choices)
             if (example.id, question.turn) not in done
         ]
-        check_lengths(loaded, examples, left, rule)
-        shares = deal(families(left, dataset), workers.world_size)
+        check_question_lengths(loaded, examples, left, rule)
+        shares = deal_questions(question_groups(left, dataset), workers.world_size)
         mine = [question for family in shares[workers.rank] for question in family.questions]
         mine.sort(key=lambda one: not rule.chooses(one))  # first chosen, then written ones
         opener.expect([image for one in mine for image in dataset.image_numbers(one.example)])

@@ -1,6 +1,7 @@
 """A folder of answers -> those that still stand; what was answered otherwise is set aside."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -8,9 +9,9 @@ from hashlib import blake2b
 from pathlib import Path
 
 from foveal.config import EvaluateSettings
+from foveal.data.archives import containing_file
 from foveal.data.dataset import Dataset
 from foveal.data.example import Example
-from foveal.data.frames import file_of
 from foveal.data.media import image_identity
 from foveal.errors import DataError
 from foveal.evaluate.prediction import (
@@ -59,7 +60,7 @@ def describe_question(
 
 def _content(path: Path) -> str:
     try:
-        status = file_of(path).stat()
+        status = os.stat(containing_file(path))
         return _identity(path, status.st_size, status.st_mtime_ns)
     except (OSError, DataError):  # whoever opens it says so
         return "gone"

@@ -1,15 +1,16 @@
 """Questions -> Predictions: chosen or written, as they come; each page is read once."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal
 
 from foveal.data.example import Example
 from foveal.errors import DataError, ModelError
 from foveal.evaluate.prediction import Prediction
-from foveal.evaluate.questions import Question
+from foveal.evaluate.questions import AskedQuestion
 from foveal.models.family import LoadedModel
-from foveal.models.generation.finite import NotFiniteError
+from foveal.models.generation.finite_logits import NotFiniteError
 from foveal.models.generation.generator import Generator, Limits, NoAnswer, Request, check_fits
 from foveal.models.generation.score import score
 
@@ -28,7 +29,7 @@ class AnswerRule:
     tokens_per_batch: int = 16384
     """Tokens that are read or held at once, pages once."""
 
-    def chooses(self, question: Question) -> bool:
+    def chooses(self, question: AskedQuestion) -> bool:
         """Whether a question's answer is chosen, not written."""
         return self.answering != "generate" and bool(question.choices)
 
@@ -36,7 +37,7 @@ class AnswerRule:
 def predict(
     loaded: LoadedModel,
     examples: Sequence[Example],
-    questions: Sequence[Question],
+    questions: Sequence[AskedQuestion],
     rule: AnswerRule,
 ) -> Iterator[list[Prediction]]:
     """Answer questions.
@@ -48,21 +49,46 @@ def predict(
         rule: how answers are found.
 
     Yields:
-        Some predictions, as they come: not in the order of the questions.
+        Some predictions, as they come: not in the order of the questions. Where answers are
+        rejected, with how likely those are.
 
     Raises:
         ModelError: the model's numbers are not finite for a question; the message names it.
     """
+    compared = compare_pairs(loaded, examples, questions, rule)
     closed = [one for one in questions if rule.chooses(one)]
-    for batch in batches(closed, rule.tokens_per_batch):
-        yield choose(loaded, examples, batch)
-    yield from write(loaded, examples, [one for one in questions if not rule.chooses(one)], rule)
+    opened = [one for one in questions if not rule.chooses(one)]
+    chosen = (
+        choose_answers(loaded, examples, one) for one in batches(closed, rule.tokens_per_batch)
+    )
+    for some in chain(chosen, write(loaded, examples, opened, rule)):
+        yield [replace(one, compared=compared.get(one.key)) for one in some]
 
 
-def check_lengths(
+def compare_pairs(
     loaded: LoadedModel,
     examples: Sequence[Example],
-    questions: Sequence[Question],
+    questions: Sequence[AskedQuestion],
+    rule: AnswerRule,
+) -> dict[tuple[str, int], tuple[float, ...]]:
+    """Say of each question with rejected answers how likely its answers are, the given one first.
+
+    Returns:
+        (id, turn) -> log-probabilities of whole answers, nats.
+    """
+    found: dict[tuple[str, int], tuple[float, ...]] = {}
+    # As if the answers were what is to be chosen from.
+    asked = [replace(one, choices=one.compared) for one in questions if one.compared]
+    for batch in batches(asked, rule.tokens_per_batch):
+        for question, numbers in zip(batch, _likelihoods(loaded, examples, batch), strict=True):
+            found[examples[question.example].id, question.turn] = tuple(numbers)
+    return found
+
+
+def check_question_lengths(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    questions: Sequence[AskedQuestion],
     rule: AnswerRule,
 ) -> None:
     """Refuse questions that leave no room for their answers, before any work.
@@ -72,18 +98,22 @@ def check_lengths(
     """
     for one in questions:
         labels = one.choices if rule.chooses(one) else ()
-        longest = max((len(label_ids(loaded, label)) for label in labels), default=0)
+        longest = _longest(loaded, labels) or rule.max_new_tokens
         try:
-            check_fits(loaded, one.prompt, longest or rule.max_new_tokens)
+            check_fits(loaded, one.prompt, max(longest, _longest(loaded, one.compared)))
         except ValueError as error:
             name = examples[one.example].id
             raise DataError(f"turn {one.turn} of {name!r}: {error}") from None
 
 
+def _longest(loaded: LoadedModel, answers: Sequence[str]) -> int:
+    return max((len(label_ids(loaded, answer)) for answer in answers), default=0)
+
+
 def write(
     loaded: LoadedModel,
     examples: Sequence[Example],
-    questions: Sequence[Question],
+    questions: Sequence[AskedQuestion],
     rule: AnswerRule,
 ) -> Iterator[list[Prediction]]:
     """Write answers token by token, greedily, many at once; who ends leaves its place to others."""
@@ -109,25 +139,31 @@ def write(
             yield ended
 
 
-def choose(
-    loaded: LoadedModel, examples: Sequence[Example], questions: Sequence[Question]
+def choose_answers(
+    loaded: LoadedModel, examples: Sequence[Example], questions: Sequence[AskedQuestion]
 ) -> list[Prediction]:
     """Choose the likeliest label of each question, by the log-likelihood of the whole label.
 
     The token that ends an answer counts in, so that no label gains by being the start of another.
     """
-    ids = [[label_ids(loaded, label) for label in question.choices] for question in questions]
-    prompts = [question.prompt for question in questions]
-    try:
-        found = score(loaded, list(zip(prompts, ids, strict=True)))
-    except NotFiniteError as error:
-        raise _unanswered(examples, questions[error.place], error) from None
     predictions = []
-    for question, numbers in zip(questions, found, strict=True):
+    for question, numbers in zip(questions, _likelihoods(loaded, examples, questions), strict=True):
         scores = dict(zip(question.choices, numbers, strict=True))
         best = max(scores, key=lambda label: scores[label])
         predictions.append(_prediction(examples, question, best, scores))
     return predictions
+
+
+def _likelihoods(
+    loaded: LoadedModel, examples: Sequence[Example], questions: Sequence[AskedQuestion]
+) -> list[list[float]]:
+    """Sum the log-probabilities of each of the choices of each question, in one pass."""
+    ids = [[label_ids(loaded, label) for label in question.choices] for question in questions]
+    prompts = [question.prompt for question in questions]
+    try:
+        return score(loaded, list(zip(prompts, ids, strict=True)))
+    except NotFiniteError as error:
+        raise _unanswered(examples, questions[error.place], error) from None
 
 
 def label_ids(loaded: LoadedModel, label: str) -> list[int]:
@@ -138,9 +174,11 @@ def label_ids(loaded: LoadedModel, label: str) -> list[int]:
     return ids[:end]
 
 
-def batches(questions: Sequence[Question], tokens_per_batch: int) -> Iterator[list[Question]]:
+def batches(
+    questions: Sequence[AskedQuestion], tokens_per_batch: int
+) -> Iterator[list[AskedQuestion]]:
     """Cut questions, in their order, into batches within a budget; shared pages count once."""
-    batch: list[Question] = []
+    batch: list[AskedQuestion] = []
     room = tokens_per_batch
     pages: set[object] = set()
     for question in questions:
@@ -156,13 +194,13 @@ def batches(questions: Sequence[Question], tokens_per_batch: int) -> Iterator[li
         yield batch
 
 
-def _tokens_read(question: Question) -> int:
+def _tokens_read(question: AskedQuestion) -> int:
     # A letter is a token at most: labels are short beside a page, and need no exact count.
     return question.prompt.tokens + sum(map(len, question.choices))
 
 
 def _unanswered(
-    examples: Sequence[Example], question: Question, problem: NotFiniteError
+    examples: Sequence[Example], question: AskedQuestion, problem: NotFiniteError
 ) -> ModelError:
     name = examples[question.example].id
     return ModelError(f"no answer to turn {question.turn} of {name!r}: {problem}")
@@ -170,7 +208,7 @@ def _unanswered(
 
 def _prediction(
     examples: Sequence[Example],
-    question: Question,
+    question: AskedQuestion,
     answer: str,
     choice_scores: dict[str, float] | None = None,
 ) -> Prediction:

@@ -8,12 +8,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
+import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from foveal.data.example import Example
 from foveal.errors import DataError
-from foveal.evaluate.metrics import DRAWS, Score, find_metrics, macro_auroc, plain, score
+from foveal.evaluate.closed_answers import macro_auroc
+from foveal.evaluate.intervals import DRAWS, Score, score
+from foveal.evaluate.metrics import find_metrics, plain
 from foveal.storage import write_json, written_whole
+
+PREFERRED = "preferred"
+"""Score of answers that others are rejected for: the share of these that are less likely."""
 
 Scores = dict[str, Score]
 """Metric -> score over all predictions."""
@@ -45,6 +51,10 @@ class Prediction:
     choice_scores: Mapping[str, float] | None = None
     """Label -> log-likelihood, in nats, where the answer is one of a closed set."""
 
+    compared: tuple[float, ...] | None = None
+    """Log-probability of the given answer and of each that is rejected for it, nats; none: nothing
+    is rejected."""
+
     choice_probabilities: Mapping[str, float] = field(default_factory=dict)
     """Label -> probability, as if it had to be one of the labels, the likeliest first; empty for
     open answers."""
@@ -63,10 +73,18 @@ class Prediction:
         """List the probabilities of labels, in their order."""
         return [self.choice_probabilities[label] for label in labels]
 
+    @property
+    def beaten(self) -> list[bool]:
+        """Tell of each rejected answer whether it is less likely than the given one."""
+        given, *rejected = self.compared or (math.nan,)
+        return [given > one for one in rejected]
+
     def scored(self, metrics: Sequence[str]) -> "Prediction":
         """Add the scores of the answer to those it has."""
         found = find_metrics(metrics)
         new = {name: found[name](self.prediction, self.answers) for name in found}
+        if self.compared:
+            new[PREFERRED] = sum(self.beaten) / len(self.beaten)
         return replace(self, scores={**self.scores, **new})
 
 
@@ -175,7 +193,7 @@ def score_predictions(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Scores:
-    """Score answers under each metric; closed answers under `auroc` too.
+    """Score answers under each metric; closed ones under `auroc`, compared ones as `preferred` too.
 
     Args:
         predictions: one a turn.
@@ -190,6 +208,9 @@ def score_predictions(
         name: score([metric(one.prediction, one.answers) for one in predictions], draws, seed)
         for name, metric in find_metrics(metrics).items()
     }
+    beaten = [one for prediction in predictions for one in prediction.beaten]
+    if beaten:
+        scores[PREFERRED] = score(np.asarray(beaten, float), draws, seed)
     chosen = [one for one in predictions if one.choice_scores]
     labels = common_labels(chosen)
     closed = [(right_label(one, labels), one) for one in chosen]

@@ -10,12 +10,12 @@ from foveal.data.dataset import Dataset
 from foveal.data.encode import find_box_map, known_size
 from foveal.data.example import Example
 from foveal.data.rows import PHI35_VISION_COSTS
-from foveal.evaluate.opening import Opener
+from foveal.evaluate.prefetch import Opener
 from foveal.models.generation.prompt import Prompt, PromptImage
 
 
 @dataclass(frozen=True)
-class Question:
+class AskedQuestion:
     """One turn to be answered, behind the turns before it with their given answers."""
 
     example: int
@@ -27,6 +27,9 @@ class Question:
     boxes: BoxMap | None = None
     """What moves boxes of the answer into the data's numbers; none: it can hold none."""
 
+    compared: tuple[str, ...] = ()
+    """The assistant's answer and those rejected for it; empty: there are none."""
+
 
 def questions_of(
     number: int,
@@ -34,7 +37,7 @@ def questions_of(
     dataset: Dataset,
     opener: Opener,
     choices: tuple[str, ...] = (),
-) -> Iterator[Question]:
+) -> Iterator[AskedQuestion]:
     """Cut an example into one question a turn.
 
     Args:
@@ -59,7 +62,11 @@ def questions_of(
         entries = tuple(encoded.entries[:start].tolist())
         # Every turn of an example, and of others on the same pictures, begins like its first.
         prompt = Prompt(entries, images, shared_entries=shared)
-        yield Question(number, turn, prompt, example.turns[turn].choices or choices, boxes)
+        asked = example.turns[turn]
+        compared = (asked.assistant, *asked.rejected) if asked.rejected else ()
+        if boxes:
+            compared = tuple(map(boxes.to_model, compared))
+        yield AskedQuestion(number, turn, prompt, asked.choices or choices, boxes, compared)
 
 
 def _shown(image: int, dataset: Dataset, opener: Opener) -> PromptImage:
@@ -68,38 +75,39 @@ def _shown(image: int, dataset: Dataset, opener: Opener) -> PromptImage:
 
 
 @dataclass(frozen=True)
-class Family:
+class QuestionGroup:
     """Questions that begin with the same pictures, the longest first."""
 
-    questions: tuple[Question, ...]
+    questions: tuple[AskedQuestion, ...]
     cost: float
     """In decoder tokens: the pictures once, and every question."""
 
 
-def families(questions: Sequence[Question], dataset: Dataset) -> list[Family]:
+def question_groups(questions: Sequence[AskedQuestion], dataset: Dataset) -> list[QuestionGroup]:
     """Put together what shares a prefix; the costliest first, so that memory fails early."""
-    together: dict[object, list[Question]] = {}
+    together: dict[object, list[AskedQuestion]] = {}
     for place, question in enumerate(questions):
         key = question.prompt.prefix_key or ("alone", place)
         together.setdefault(key, []).append(question)
     found = []
     for some in together.values():
         some.sort(key=lambda one: -one.prompt.tokens)
-        found.append(Family(tuple(some), _cost(some, dataset)))
+        found.append(QuestionGroup(tuple(some), _cost(some, dataset)))
     return sorted(found, key=lambda family: -family.cost)
 
 
-def _cost(questions: Sequence[Question], dataset: Dataset) -> float:
+def _cost(questions: Sequence[AskedQuestion], dataset: Dataset) -> float:
     costs = PHI35_VISION_COSTS
     prefix = questions[0].prompt.prefix_tokens
     shown = {image for one in questions for image in dataset.image_numbers(one.example)}
     price = costs.text(prefix) + costs.crop * int(dataset.sizes.image_crops[list(shown)].sum())
-    return price + sum(costs.text(one.prompt.tokens - prefix, prefix) for one in questions)
+    price += sum(costs.text(one.prompt.tokens - prefix, prefix) for one in questions)
+    return float(price)
 
 
-def deal(found: Sequence[Family], world_size: int) -> list[list[Family]]:
+def deal_questions(found: Sequence[QuestionGroup], world_size: int) -> list[list[QuestionGroup]]:
     """Give each family to the process that has least to do so far; all processes agree."""
-    shares: list[list[Family]] = [[] for _ in range(world_size)]
+    shares: list[list[QuestionGroup]] = [[] for _ in range(world_size)]
     loads = [0.0] * world_size
     for family in found:
         least = loads.index(min(loads))

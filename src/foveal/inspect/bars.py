@@ -11,7 +11,7 @@ ROWS = 24
 
 
 @dataclass(frozen=True)
-class Piece:
+class BarPiece:
     """A stretch of a row."""
 
     kind: str
@@ -29,7 +29,7 @@ class Bar:
     """One row: one forward pass."""
 
     tokens: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[BarPiece, ...]
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,15 @@ def _step(plan: Plan, number: int, rows: tuple[Row, ...], width: int) -> DrawnSt
     )
 
 
-def _pieces(row: Row, sizes: Sizes, width: int) -> Iterator[Piece]:
+def _pieces(row: Row, sizes: Sizes, width: int) -> Iterator[BarPiece]:
     for group in row.groups:
         prefix = group.prefix_tokens
         if len(group.examples) == 1:
-            yield Piece("alone", prefix, prefix / width, f"one example, {prefix:,} tokens")
+            yield BarPiece("alone", prefix, prefix / width, f"one example, {prefix:,} tokens")
             continue
         words = f"prefix of {len(group.examples)} examples, {prefix:,} tokens"
-        yield Piece("prefix", prefix, prefix / width, words)
+        yield BarPiece("prefix", prefix, prefix / width, words)
         for tokens in group.branch_tokens(sizes):
-            yield Piece("branch", tokens, tokens / width, f"a branch, {tokens:,} tokens")
+            yield BarPiece("branch", tokens, tokens / width, f"a branch, {tokens:,} tokens")
     empty = width - row.tokens(sizes)
-    yield Piece("empty", empty, empty / width, f"empty, {empty:,} tokens")
+    yield BarPiece("empty", empty, empty / width, f"empty, {empty:,} tokens")

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -60,6 +60,17 @@ class SeenTokens:
 
 
 @dataclass(frozen=True)
+class SeenAnswer:
+    """One of several answers to a prompt, side by side with the others."""
+
+    role: str
+    """`chosen` or `rejected`."""
+
+    tokens: int
+    runs: tuple[SeenTokens, ...]
+
+
+@dataclass(frozen=True)
 class SeenExample:
     """An example on the page."""
 
@@ -71,6 +82,10 @@ class SeenExample:
     pictures: tuple[SeenPicture, ...]
     more_pictures: int
     runs: tuple[SeenTokens, ...]
+    """Of answers that are compared only what stands before them."""
+
+    answers: tuple[SeenAnswer, ...] = ()
+    """That are compared; none: the example has one, among its runs."""
 
 
 def see_example(
@@ -79,7 +94,7 @@ def see_example(
     """Encode nothing anew: show what the data set holds for the model.
 
     Args:
-        place: of the example in the data set.
+        place: of the example in the data set; of several answers to a prompt, of the first.
         line: what to call the place in its file.
         source: name of the data set that it comes from.
         dataset: that it belongs to.
@@ -88,19 +103,35 @@ def see_example(
     encoded, numbers = dataset.examples[place], dataset.image_numbers(place)
     distinct = list(dict.fromkeys(numbers))
     lengths = [dataset.images[one].shape.tokens for one in numbers]
-    answers = processor.decode_answer(encoded.entries[encoded.learnt].tolist())
+    runs = tuple(_runs(encoded, lengths, processor))
+    said = processor.decode_answer(encoded.entries[encoded.learnt].tolist())
+    answers: tuple[SeenAnswer, ...] = ()
+    if dataset.sizes.sets is not None:
+        (members,) = dataset.sizes.members(np.asarray(dataset.sizes.set_of([place])))
+        answers = tuple(_see_answers([dataset.examples[one] for one in members], processor))
+        runs = runs[:-1]  # all that is learnt is the answer, at the end
     return SeenExample(
         id=encoded.id,
         source=source,
         line=line,
         tokens=int(dataset.sizes.tokens[place]),
         learnt=int(encoded.learnt.sum()),
-        pictures=tuple(
-            see_picture(dataset, one, processor, answers) for one in distinct[:PICTURES]
-        ),
+        pictures=tuple(see_picture(dataset, one, processor, said) for one in distinct[:PICTURES]),
         more_pictures=max(0, len(distinct) - PICTURES),
-        runs=tuple(_runs(encoded, lengths, processor)),
+        runs=runs,
+        answers=answers,
     )
+
+
+def _see_answers(answers: Sequence[Encoded], processor: Any) -> Iterator[SeenAnswer]:
+    for number, one in enumerate(answers):
+        own = replace(
+            one,
+            entries=one.entries[one.prompt_entries :],
+            learnt=one.learnt[one.prompt_entries :],
+        )
+        role = "rejected" if number else "chosen"
+        yield SeenAnswer(role, len(own.entries), tuple(_runs(own, (), processor)))
 
 
 def _runs(encoded: Encoded, image_tokens: Sequence[int], processor: Any) -> Iterator[SeenTokens]:
@@ -139,9 +170,9 @@ def see_picture(dataset: Dataset, number: int, processor: Any, answers: str = ""
     except DataError as error:
         return SeenPicture(fact.path.name, problem=str(error))
     boxes = processor.box_frame(*image.size).shares(answers) if processor.boxes else ()
-    rows, columns = fact.shape.grid[-2:] if hasattr(processor, "cut") else (0, 0)
+    rows, columns = fact.shape.grid[-2:] if processor.cuts_images else (0, 0)
     overview = ""
-    if hasattr(processor, "cut"):
+    if processor.cuts_images:
         crops = processor.cut(image).numpy()
         image, side = Image.fromarray(_joined(crops, rows, columns)), crops.shape[-1]
         if len(crops) > 1:

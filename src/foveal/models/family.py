@@ -40,6 +40,9 @@ class Family:
     image_budget = "size"
     """What the processor calls its own dial: how much of an image is read at most."""
 
+    joins_turns_as_published = False
+    """Whether `data.turns` chooses what stands between two turns; else the chat template does."""
+
     route: Route = "rows"
     """How examples are read."""
 
@@ -57,6 +60,11 @@ class Family:
                 Only what stands before a bar is left out of `part.name`.
         """
         self.parts = parts
+
+    @property
+    def image_setting(self) -> str:
+        """Name the recipe's setting of how much of an image is read."""
+        return "data.num_crops" if self.image_budget == "num_crops" else "data.image_settings"
 
     def reading_plainly(self) -> "Family":
         """Make the same family, each of whose examples is read by itself."""
@@ -99,6 +107,28 @@ class Family:
             for name, one in pixels.items()
         }
         return model.get_image_features(**own, return_dict=True)
+
+    def decoder_inputs(self, model: Any, ids: Any, images: Any) -> dict[str, Any]:
+        """Hand ids and what the tower made of their images to the bare model, in its own words.
+
+        Args:
+            model: of transformers, bare.
+            ids: (1, length), int64.
+            images: what `encode_images` returned, handed out to the places in `ids`; none: there
+                are none.
+        """
+        placed = None if images is None else {"image": images}
+        return {"input_ids": ids, "mm_encoder_outputs": placed}
+
+    def token_types(self, model: Any, ids: Any, answer_start: int | None) -> Any:
+        """Say what the model's own code is told of each token, (1, length), int64.
+
+        Args:
+            model: of transformers, bare.
+            ids: (1, length), int64; one example.
+            answer_start: where its first answer begins; none: it is all asked.
+        """
+        return (ids == self.image_token_id(model)).long()
 
     def image_sight(self, model: Any) -> ImageSight:
         """Say what the tokens of an image see of it."""
@@ -155,11 +185,13 @@ def find_family(name: str) -> Family:
     Raises:
         ModelError: there is no such model, or it is of no kind that can be trained here.
     """
-    return _derived(name, read_model_type(name))
+    config = _read_config(name)
+    return _derived(name, _type_in(config), json.dumps(config))
 
 
 @lru_cache(maxsize=8)
-def _derived(name: str, model_type: str) -> Family:
+def _derived(name: str, model_type: str, config: str) -> Family:
+    """Make a family; anew for a folder whose config.json has been written over."""
     module: Any = import_module(FAMILIES.get(model_type, GENERIC))
     family: Family = module.derive_family(name)
     return family
@@ -171,6 +203,14 @@ def read_model_type(name: str) -> str:
     Raises:
         ModelError: there is no such folder or hub name, or its config.json cannot be read.
     """
+    return _type_in(_read_config(name))
+
+
+def _type_in(config: Mapping[str, Any]) -> str:
+    return str(config.get("model_type"))
+
+
+def _read_config(name: str) -> dict[str, Any]:
     from transformers.utils import cached_file
 
     if Path(name).is_dir() and not (Path(name) / "config.json").exists():
@@ -187,7 +227,7 @@ def read_model_type(name: str) -> str:
         ) from error
     if not isinstance(config, dict):
         raise ModelError(f"model {name}: its config.json is no mapping of settings")
-    return str(config.get("model_type"))
+    return config
 
 
 def _point_to_model(folder: Path) -> None:

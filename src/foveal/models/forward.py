@@ -1,8 +1,9 @@
 """A packed row, or new tokens of trees -> hidden states, through a model's own code."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -17,7 +18,7 @@ from foveal.models.generation.tree import Growth
 from foveal.models.shared_rows import PREFIX, RowView
 
 TYPE_INPUTS = ("mm_token_type_ids", "token_type_ids")
-"""What models are told of each token: 1 where it takes a feature of an image."""
+"""By what name models are told something of each token."""
 
 
 def hidden_states(
@@ -28,6 +29,7 @@ def hidden_states(
     groups: tuple[GroupSpan, ...] = (),
     trees: tuple[Growth, ...] = (),
     plainly: bool = False,
+    answer_starts: Sequence[int | None] = (),
 ) -> Tensor:
     """Run a model up to its final norm.
 
@@ -37,17 +39,24 @@ def hidden_states(
         inputs: of the pass.
         groups: of a packed row.
         trees: of new tokens, while decoding.
-        plainly: read a row of one example as the model's own code reads it, with its own positions
+        plainly: read each example of a row as the model's own code reads it, with its own positions
             and masks: as a check of ours, or where ours cannot be had.
+        answer_starts: of each example that is read so, where its first answer begins, from its own
+            start; none: all of it is asked.
 
     Returns:
         (length, hidden).
 
     Raises:
-        ValueError: the decoder attends by no form that reads rows.
+        ValueError: the decoder attends by no form that reads rows, or examples that are to be read
+            apart share a prefix.
     """
     if plainly or family.route == "plain":
-        return _plain_states(model, family, inputs, groups)
+        rows = list(_apart(model, family, inputs, groups))
+        starts = answer_starts or [None] * len(rows)
+        pairs = zip(rows, starts, strict=True)
+        made = [_plain_states(model, family, row, start) for row, start in pairs]
+        return made[0] if len(made) == 1 else torch.cat(made)
     attention = model.config.get_text_config()._attn_implementation
     if not str(attention).startswith(PREFIX):
         raise ValueError(f"no packed rows with attention {attention!r}")
@@ -55,44 +64,63 @@ def hidden_states(
         return _read_groups(model, family, inputs, groups)
     # The tower before the words: gradients come in the reverse order, and processes that share
     # them as they come, with images and without, need one order.
-    images = {"image": place_features(family, model, inputs)} if inputs.pixels else None
+    images = place_features(family, model, inputs) if inputs.pixels else None
     seen = {"trees": trees} if trees else {"row": _view(model, family, inputs, groups)}
     axes = inputs.positions
     hidden: Tensor = model.model(
-        input_ids=inputs.input_ids,
         position_ids=axes[0] if len(axes) == 1 else axes,
         # Four axes: a model takes it for a mask that is made, and makes none of its own.
         attention_mask=torch.zeros(1, 1, 1, 1, device=inputs.input_ids.device),
-        mm_encoder_outputs=images,
         use_cache=False,
+        **family.decoder_inputs(model, inputs.input_ids, images),
         **seen,
     ).last_hidden_state[0]
     return hidden
 
 
-def _plain_states(
+def _apart(
     model: Any, family: Family, inputs: ForwardInputs, groups: tuple[GroupSpan, ...]
-) -> Tensor:
-    """Run one example in the model's own way.
+) -> Iterator[ForwardInputs]:
+    """Cut a row into its examples; each has all pixels, and says which it shows.
 
     Raises:
-        ValueError: it is a row of several.
+        ValueError: some share a prefix.
     """
-    if len(groups) != 1 or groups[0].branch_starts:
-        raise ValueError("a row of several examples cannot be read in the model's own way")
+    if len(groups) == 1 and not groups[0].branch_starts:
+        yield inputs
+        return
+    if not groups or any(group.branch_starts for group in groups):
+        raise ValueError("a row that shares a prefix cannot be read in the model's own way")
+    is_feature = inputs.input_ids[0] == family.image_token_id(model)
+    ends = [0, *accumulate(inputs.image_features[one] for one in inputs.image_indices)]
+    for group in groups:
+        before, behind = (int(is_feature[:end].sum()) for end in (group.start, group.end))
+        shown = inputs.image_indices[ends.index(before) : ends.index(behind)]
+        yield replace(
+            inputs,
+            input_ids=inputs.input_ids[:, group.start : group.end],
+            positions=inputs.positions[..., group.start : group.end],
+            pixels=inputs.pixels if shown else {},
+            image_indices=shown,
+        )
+
+
+def _plain_states(
+    model: Any, family: Family, inputs: ForwardInputs, answer_start: int | None
+) -> Tensor:
+    """Run one example in the model's own way."""
     taken = inspect.signature(model.model.forward).parameters
-    is_image = (inputs.input_ids == family.image_token_id(model)).long()
-    types = {name: is_image for name in TYPE_INPUTS if name in taken}
+    told = family.token_types(model, inputs.input_ids, answer_start)
+    types = {name: told for name in TYPE_INPUTS if name in taken}
     grids: dict[str, Tensor] = {}
     if "image_grid_thw" in inputs.pixels:  # positions hang on it
-        indices = torch.tensor(inputs.image_indices, device=is_image.device)
+        indices = torch.tensor(inputs.image_indices, device=told.device)
         grids = {"image_grid_thw": inputs.pixels["image_grid_thw"][indices]}
-    images = {"image": place_features(family, model, inputs)} if inputs.pixels else None
+    images = place_features(family, model, inputs) if inputs.pixels else None
     hidden: Tensor = model.model(
-        input_ids=inputs.input_ids,
         attention_mask=torch.ones_like(inputs.input_ids),
-        mm_encoder_outputs=images,
         use_cache=False,
+        **family.decoder_inputs(model, inputs.input_ids, images),
         **types,
         **grids,
     ).last_hidden_state[0]

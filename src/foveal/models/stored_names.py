@@ -39,6 +39,6 @@ class StoredNames:
         if converted is not None:
             raise ModelError(
                 f"model {self._name}: transformers puts {stored} together with others as "
-                f"{renamed}, which cannot be written back; export its adapter, without --merge"
+                f"{renamed}, which cannot be written back"
             )
         return str(self._tied.get(renamed, renamed))

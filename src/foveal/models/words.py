@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from foveal.data.encode import AskedTurn, EncodedTurns
+from foveal.data.encode import AskedTurn, EncodedTurns, fingerprint_words
 from foveal.data.message import IMAGE_TAG, tag_order
 from foveal.errors import ModelError
 
@@ -185,6 +185,15 @@ class ChatWords:
         return (self._beginning if is_first and not begun else []) + self._encode(text)
 
     # -- conversations ---------------------------------------------------------------------------
+
+    def fingerprint(self) -> str:
+        """Name all that an encoded conversation hangs on."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        words = backend.to_str() if backend else sorted(self.tokenizer.get_vocab().items())
+        special = sorted(map(str, self.tokenizer.special_tokens_map.items()))
+        return fingerprint_words(
+            words, special, self.template, self.image, self.frame, self.tail_ids
+        )
 
     def encode_answer(self, text: str) -> list[int]:
         """Encode an answer with what stands before it and what ends it."""

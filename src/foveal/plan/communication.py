@@ -5,7 +5,7 @@ add up; across nodes, all of a node's processes share the node's own link.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from foveal.plan.hardware import Hardware
 from foveal.plan.setup import Setup
@@ -31,6 +31,9 @@ class Traffic:
     after_bytes: float
     """Brought together behind the optimizer, when there is nothing to hide behind."""
 
+    across_bytes: float
+    """Added up between the copies of nodes; once a step."""
+
     passes: int
     """That share; the rest is done alone."""
 
@@ -44,16 +47,19 @@ class Exchange:
 
 
 def traffic_of(setup: Setup, passes: int) -> Traffic:
-    """Say what an engine moves; weights and gradients travel as float32."""
+    """Say what an engine moves; gradients travel as float32."""
     learnt = setup.holdings.learnt * FULL_BYTES
     whole = (setup.holdings.whole + setup.holdings.adapters) * FULL_BYTES
     if setup.world_size == 1:
-        return Traffic(0, 0, 0, 0)
+        return Traffic(0, 0, 0, 0, 0)
     if setup.engine == "fsdp2":  # once for each direction, and gradients are cut in each pass
-        return Traffic(2.0 * whole * passes, 1.0 * learnt * passes, 0, passes)
+        in_blocks = setup.holdings.whole + setup.holdings.adapters - setup.holdings.outside_blocks
+        whole -= in_blocks * (FULL_BYTES - setup.travelling_bytes)
+        across = 2.0 * learnt if setup.is_cut_by_node and setup.nodes > 1 else 0.0
+        return Traffic(2.0 * whole * passes, 1.0 * learnt * passes, 0, across, passes)
     if setup.engine == "zero2":
-        return Traffic(0, 1.0 * learnt * passes, 1.0 * learnt, passes)
-    return Traffic(0, 2.0 * learnt, 0, 1)
+        return Traffic(0, 1.0 * learnt * passes, 1.0 * learnt, 0, passes)
+    return Traffic(0, 2.0 * learnt, 0, 0, 1)
 
 
 def ring_seconds(moved_bytes: float, setup: Setup, hardware: Hardware, efficiency: float) -> float:
@@ -69,6 +75,18 @@ def ring_seconds(moved_bytes: float, setup: Setup, hardware: Hardware, efficienc
     hops = 2 * math.log2(world) * max(1.0, moved_bytes / BUCKET_BYTES)
     between = share / (hardware.node_link_bytes_per_second * efficiency)
     return max(inside, between) + hops * hardware.node_latency_seconds
+
+
+def across_seconds(
+    moved_bytes: float, setup: Setup, hardware: Hardware, efficiency: float
+) -> float:
+    """Time one way round as many rings as a node has processes, each with its share."""
+    if not moved_bytes:
+        return 0.0
+    share = moved_bytes * (setup.nodes - 1) / setup.nodes  # of all rings, on the node's one link
+    hops = 2 * math.log2(setup.nodes) * max(1.0, moved_bytes / setup.gpus / BUCKET_BYTES)
+    link = hardware.node_link_bytes_per_second * efficiency
+    return share / link + hops * hardware.node_latency_seconds
 
 
 def exchange(
@@ -90,11 +108,15 @@ def exchange(
         efficiency: share of the maker's speed that links reach.
     """
     traffic = traffic_of(setup, passes)
-    gathered = ring_seconds(traffic.gathered_bytes, setup, hardware, efficiency)
-    reduced = ring_seconds(traffic.reduced_bytes, setup, hardware, efficiency)
+    ring = replace(setup, nodes=1) if setup.is_cut_by_node else setup
+    gathered = ring_seconds(traffic.gathered_bytes, ring, hardware, efficiency)
+    reduced = ring_seconds(traffic.reduced_bytes, ring, hardware, efficiency)
+    across = across_seconds(traffic.across_bytes, setup, hardware, efficiency)
     after = ring_seconds(traffic.after_bytes, setup, hardware, efficiency)
     room = OVERLAP * backward_seconds * traffic.passes
     if traffic.gathered_bytes:
         room += OVERLAP * forward_seconds * traffic.passes
     hidden = min(gathered + reduced, room)
-    return Exchange(hidden, gathered + reduced - hidden + after)
+    # In the last pass alone, and behind what each pass shares by itself.
+    behind = min(across, OVERLAP * backward_seconds, room - hidden)
+    return Exchange(hidden + behind, gathered + reduced - hidden + across - behind + after)

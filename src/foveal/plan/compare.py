@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from foveal.plan.estimate import Estimate, estimate
 from foveal.plan.hardware import Hardware
 from foveal.plan.question import Question
 from foveal.plan.seconds import Efficiency
-from foveal.plan.setup import ENGINES, Recompute, Setup
+from foveal.plan.setup import ENGINES, Setup
+from foveal.train.recompute import Recompute
 
 STRATEGIES = ("full", "frozen_vision", "lora", "qlora")
-RECOMPUTE: tuple[Recompute, ...] = ("none", "blocks")
+RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
+"""The cheapest first."""
+
 MOST_GPUS = 64
 
 
@@ -26,12 +30,13 @@ class Machines:
 
 
 def decide(question: Question, machines: Machines) -> Estimate:
-    """Estimate the recipe as a run would decide: layers are run again only where they must be."""
+    """Estimate the recipe as a run would decide: no more is made again than must be."""
     setup = question.setup(machines.hardware, machines.gpus, machines.nodes)
     if question.recipe.train.recompute == "auto":
-        kept = _estimate(question, replace(setup, recompute="none"), machines)
-        if kept.fits:
-            return kept
+        for recompute in RECOMPUTE[:-1]:
+            found = _estimate(question, replace(setup, recompute=recompute), machines)
+            if found.fits:
+                return found
     return _estimate(question, setup, machines)
 
 
@@ -79,10 +84,11 @@ def advise(question: Question, machines: Machines, now: Estimate) -> list[str]:
 
 def _other_settings(question: Question, machines: Machines, now: Estimate) -> Iterator[str]:
     setup = now.setup
-    if setup.recompute == "none":
-        again = _estimate(question, replace(setup, recompute="blocks"), machines)
+    for recompute in RECOMPUTE[RECOMPUTE.index(setup.recompute) + 1 :]:
+        again = _estimate(question, replace(setup, recompute=recompute), machines)
         if again.fits:
-            yield f"train.recompute=blocks ({_gigabytes(again)})"
+            yield f"train.recompute={recompute} ({_gigabytes(again)})"
+            break
     setup = replace(setup, recompute="blocks")
     for engine in ENGINES[2:] if setup.world_size > 1 else ():
         other = _estimate(question, replace(setup, engine=engine), machines)

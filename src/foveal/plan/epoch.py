@@ -11,6 +11,7 @@ from foveal.config import Recipe
 from foveal.data.dataset import Dataset
 from foveal.data.encode import Encoded
 from foveal.data.layout import GroupSpan
+from foveal.data.packed import EncodedExamples
 from foveal.data.rows import Plan, Row
 from foveal.data.sizes import Sizes
 from foveal.models.family import Route
@@ -206,6 +207,8 @@ def seen_pairs(groups: Iterable[GroupSpan]) -> int:
 
 def targets_of(examples: Sequence[Encoded]) -> NDArray[np.int64]:
     """Count the learnt tokens of each example."""
+    if isinstance(examples, EncodedExamples):
+        return examples.targets.astype(np.int64)
     return np.asarray([int(example.learnt.sum()) for example in examples], np.int64)
 
 

@@ -47,6 +47,7 @@ ON_SHAPES = {
 }
 """Operations that need no more than torch's kernels for shapes: most of a pass, and quicker so."""
 
+COMPARISONS = {aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge}
 FORMATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -87,7 +88,11 @@ class Hollow(FakeTensorMode):
         self.owner = ""
         self.held_bytes = self.peak_bytes = 0
         self.left_out: set[int] = set()
-        """Storages of weights and their copies: held, but not by a pass."""
+        """Storages of inputs, weights and copies of these: held, but not by a pass."""
+
+        self.copied: set[int] = set()
+        """Of them those whose copies in another format are counted elsewhere: weights."""
+
         self.gradients: set[tuple[int, ...]] = set()
         """Shapes of weights' gradients: held, but counted elsewhere."""
 
@@ -105,8 +110,6 @@ class Hollow(FakeTensorMode):
         kwargs = kwargs or {}
         if func is aten.index.Tensor:
             args = args[0], [place for one in args[1] for place in _whole(one)]
-        if func is aten._local_scalar_dense.default and _is_hollow_verdict(args[0]):
-            return True  # whatever is asked of numbers is taken to be so
         tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         is_real = not any(isinstance(one, FakeTensor) for one in tensors)
         if is_real and (tensors or _makes_whole_numbers(func, args, kwargs)):
@@ -122,6 +125,11 @@ class Hollow(FakeTensorMode):
                 self._inside -= 1
         if self._inside:
             return made
+        if getattr(func, "_overloadpacket", None) in COMPARISONS:
+            # What code asks of numbers it goes on from, as whether a crop is blank: none is equal
+            # to another, and all else is so.
+            with no_dispatch():
+                return torch.full(made.shape, func._overloadpacket is not aten.eq)
         self._count(func, args, kwargs, made)
         for one in tree_leaves(made):
             if isinstance(one, FakeTensor):
@@ -160,8 +168,9 @@ class Hollow(FakeTensorMode):
         key = storage._cdata
         if key in self._storages or key in self.left_out:
             return
-        if func is aten._to_copy.default and args[0].untyped_storage()._cdata in self.left_out:
+        if func is aten._to_copy.default and args[0].untyped_storage()._cdata in self.copied:
             self.left_out.add(key)
+            self.copied.add(key)
             self._storages[key] = weakref.ref(storage, lambda _: self._forget(key)), "", 0
             return
         size = storage.nbytes()
@@ -175,6 +184,7 @@ class Hollow(FakeTensorMode):
     def _forget(self, key: int) -> None:
         _, _, size = self._storages.pop(key)
         self.left_out.discard(key)
+        self.copied.discard(key)
         self.held_bytes -= size
 
     def hollowed(self, tensor: Tensor) -> Tensor:
@@ -184,10 +194,12 @@ class Hollow(FakeTensorMode):
             self.leave_out(tensor)
         return tensor
 
-    def leave_out(self, tensor: Tensor) -> None:
-        """Count a tensor, and copies of it in another format, to nobody: it is no pass's."""
+    def leave_out(self, tensor: Tensor, with_copies: bool = False) -> None:
+        """Count a tensor, or also copies of it in another format, to nobody: it is no pass's."""
         key = tensor.untyped_storage()._cdata
         self.left_out.add(key)
+        if with_copies:
+            self.copied.add(key)
         if key in self._storages:
             end, _, size = self._storages[key]
             self.held_bytes -= size
@@ -239,20 +251,12 @@ def _makes_whole_numbers(func: Any, args: Any, kwargs: Mapping[str, Any]) -> boo
     return packet in (aten.arange, aten.full) and not any(isinstance(one, float) for one in args)
 
 
-def _is_hollow_verdict(tensor: Tensor) -> bool:
-    return isinstance(tensor, FakeTensor) and tensor.dtype == torch.bool
-
-
 def _whole(place: Any) -> list[Any]:
-    """Turn a mask into the places that it names: the length of what it picks is known then.
-
-    A mask that hangs on numbers, as of crops that are not blank, is taken to pick everything.
-    """
-    if place is None or place.dtype != torch.bool:
+    """Turn a mask into the places that it names: the length of what it picks is known then."""
+    if place is None or isinstance(place, FakeTensor) or place.dtype != torch.bool:
         return [place]
     with no_dispatch():
-        mask = torch.ones(place.shape) if isinstance(place, FakeTensor) else place
-        return list(mask.nonzero(as_tuple=True))
+        return list(place.nonzero(as_tuple=True))
 
 
 def attend_causally(module: nn.Module, *states: Tensor, **arguments: Any) -> tuple[Tensor, Any]:
@@ -280,7 +284,7 @@ def make_hollow(model: Any, mode: Hollow) -> None:
                 with mode:
                     empty = torch.empty(one.shape, dtype=one.dtype, device="cpu")
                     given[id(one)] = nn.Parameter(empty, requires_grad=one.requires_grad)
-                mode.leave_out(given[id(one)])
+                mode.leave_out(given[id(one)], with_copies=True)
             module._parameters[name] = given[id(one)]
         for name, one in module._buffers.items():
             if one is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from foveal.config import Recipe
@@ -20,10 +21,12 @@ from foveal.plan.memory import Memory, slack_factor
 from foveal.plan.question import Question
 from foveal.plan.resident import reset_most_resident, resident_bytes
 from foveal.plan.seconds import Efficiency, Seconds
-from foveal.plan.setup import Precision, Recompute, Setup
+from foveal.plan.setup import Precision, Setup
 from foveal.plan.this_machine import bring_in_libraries, measure_crop_seconds
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
+from foveal.train.preference import objective_of
+from foveal.train.recompute import Recompute
 from foveal.train.step import backward_rows, train_step
 
 ModelLoader = Callable[[Recipe], LoadedModel]
@@ -143,23 +146,26 @@ def run_rows(job: Job, dataset: Any, processor: Any) -> Measured:
     bring_in_libraries()
     base = _held(engine.device)
     loaded = job.load_model(job.recipe)
-    train, again = job.recipe.train, job.recompute == "blocks"
+    train, again = job.recipe.train, job.recompute
     learner = make_learner(engine, loaded, job.recipe.strategy, train, job.recipe.lora, again)
     optimizer = learner.make_optimizer()
     loss = learner.loss.train()
-    batches = [build_batch(row, dataset, processor) for row in job.rows]
+    objective = objective_of(job.recipe)
+    reference = np.zeros(len(dataset.examples), np.float32)  # costs what any other would
+    batches = [build_batch(row, dataset, processor, reference=reference) for row in job.rows]
 
     def step(place: int, times: int = 1) -> float:
         gc.collect()
         start = time.perf_counter()
-        train_step(engine, loss, optimizer, [batches[place]] * times, train.gradient_clip)
+        rows, clip = [batches[place]] * times, train.gradient_clip
+        train_step(engine, loss, optimizer, rows, clip, objective=objective)
         _wait(engine.device)
         return time.perf_counter() - start
 
     def passes(place: int) -> float:
         gc.collect()
         start = time.perf_counter()
-        backward_rows(engine, loss, [batches[place]])
+        backward_rows(engine, loss, [batches[place]], objective)
         _wait(engine.device)
         taken = time.perf_counter() - start
         optimizer.zero_grad(set_to_none=True)

@@ -143,7 +143,7 @@ def estimate_memory(
     """
     slack *= slack_factor(setup)
     shares = shares_of(
-        setup.holdings, setup.engine, setup.world_size, setup.fixed_bytes, setup.optimizer
+        setup.holdings, setup.engine, setup.shares, setup.fixed_bytes, setup.optimizer
     )
     costs = setup.costs
     moments = {
@@ -173,9 +173,9 @@ def estimate_memory(
 def slack_factor(setup: Setup) -> float:
     """Say how many times as many holes a setup leaves as one without adapters.
 
-    None where it recomputes: freed blocks are handed back then (`Engine.spare_memory`).
+    None where it runs blocks again: freed blocks are handed back then (`Engine.spare_memory`).
     """
-    if setup.recompute != "none":
+    if setup.recompute == "blocks":
         return 0.0
     if setup.holdings.four_bit:
         return FOUR_BIT_SLACK

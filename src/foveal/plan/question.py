@@ -19,13 +19,14 @@ from foveal.data.rows import Plan, Row
 from foveal.errors import ConfigError, ModelError
 from foveal.machine import pick_device
 from foveal.models.family import Family, LoadedModel, find_family
-from foveal.models.phi3_vision.family import FAMILY as PHI3_VISION
+from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
 from foveal.models.shared_rows import FASTEST
 from foveal.plan.asked import AskedModel
 from foveal.plan.epoch import Epoch, RowCounts, count_row, make_plan, plan_epoch, targets_of
 from foveal.plan.hardware import Hardware
-from foveal.plan.setup import Attention, Precision, Recompute, Setup, engine_name
+from foveal.plan.setup import Attention, Precision, Setup, engine_name
 from foveal.train.optim import count_steps
+from foveal.train.recompute import Recompute
 
 PUBLISHED = ("microsoft/Phi-3.5-vision-instruct", "microsoft/Phi-3-vision-128k-instruct")
 """Whose sizes and tokenizer come with this package: a plan for them downloads nothing."""
@@ -96,7 +97,15 @@ class Question:
             recompute = recipe.train.recompute
         model = self._ask(recipe.strategy, hardware)
         return Setup(
-            model, precision, recompute, engine, attention, gpus, nodes, recipe.train.optimizer
+            model,
+            precision,
+            recompute,
+            engine,
+            attention,
+            gpus,
+            nodes,
+            recipe.train.optimizer,
+            recipe.sharding,
         )
 
     def with_strategy(self, setup: Setup, strategy: str, hardware: Hardware) -> Setup:
@@ -155,7 +164,15 @@ def ask(recipe: Recipe, load_model: ModelLoader) -> Question:
     cache = recipe.run / ".cache"
     files = [unpacked(file.path, cache, data.columns) for file in data.train_files]
     weights = [file.weight for file in data.train_files]
-    _, dataset = read_dataset(files, processor, data.images, None, data.workers, weights)
+    _, dataset = read_dataset(
+        files,
+        processor,
+        data.images,
+        data.cache,
+        data.workers,
+        weights,
+        pairs=recipe.learns_pairs,
+    )
     return Question(recipe, family, config, processor, dataset)
 
 

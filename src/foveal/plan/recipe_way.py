@@ -12,7 +12,7 @@ from typing import Any
 
 from foveal.adapt.strategy import rules_of
 from foveal.config import LoraSettings
-from foveal.models.phi3_vision.family import FAMILY as PHI3_VISION
+from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
 from foveal.plan.arithmetic import Learning, Strategy, Work, strategy_of, work_of_counts
 from foveal.plan.hardware import GB, Hardware, find_hardware
 from foveal.plan.published import (

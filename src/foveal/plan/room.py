@@ -1,5 +1,6 @@
-"""A run's planner and settings -> bytes that training adds to what stands on the device."""
+"""A run's planner and settings -> what is made again in the backward pass, so that it fits."""
 
+from collections.abc import Callable
 from typing import Any, get_args
 
 import numpy as np
@@ -14,10 +15,22 @@ from foveal.plan.epoch import count_row, targets_of
 from foveal.plan.estimate import SLACK, weigh
 from foveal.plan.memory import estimate_memory
 from foveal.plan.setup import Attention, Engine, Setup
+from foveal.train.recompute import Recompute
 
 STEPS_LOOKED_AT = 64
 """Steps of an epoch, evenly spread: their longest row is nearly the longest of all, since rows are
 filled. Beside them the steps of the longest example and of the one with most crops."""
+
+
+def cheapest_that_fits(bytes_with: Callable[[Recompute], int], free: int) -> Recompute:
+    """Choose what is made again in the backward pass: no more than must be.
+
+    Args:
+        bytes_with: what a rank will need, see `training_bytes`.
+        free: bytes of the device.
+    """
+    *cheaper, last = get_args(Recompute)
+    return next((one for one in cheaper if bytes_with(one) <= free), last)
 
 
 def training_bytes(
@@ -31,8 +44,9 @@ def training_bytes(
     attention: str,
     slack: float,
     holds_weights: bool,
+    recompute: Recompute,
 ) -> int:
-    """Estimate what a rank will need beside what it holds if no layer is run again.
+    """Estimate what a rank will need beside what it holds.
 
     Args:
         recipe: of the run.
@@ -46,19 +60,22 @@ def training_bytes(
         slack: holes that the allocator keeps, as a share of what comes and goes.
         holds_weights: whether the model stands on the device; one for a GPU is first read into the
             memory of its host.
+        recompute: what is made again in the backward pass.
     """
     whole = read_record(recipe.run)
-    # Forward alone: beside what is kept, what comes and goes on the way back is little.
-    model = AskedModel(config, family, processor, recipe.strategy, recipe.lora, whole, False)
+    # Where all is kept, what comes and goes on the way back is little beside it: not asked about.
+    back = recompute != "none"
+    model = AskedModel(config, family, processor, recipe.strategy, recipe.lora, whole, back)
     setup = Setup(
         asked_before(model),
         recipe.precision,
-        "none",
+        recompute,
         engine,
         next((kind for kind in get_args(Attention) if kind in attention), "blocks"),
         plan.world_size,
         1,
         recipe.train.optimizer,
+        recipe.sharding,
     )
     targets = targets_of(dataset.examples)
     steps = [plan.step(index) for index in sorted(_steps_looked_at(plan))]

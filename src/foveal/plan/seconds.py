@@ -130,7 +130,8 @@ def rank_seconds(
     if costs is not once:
         recompute = sum(_operations(costs, part, rows) for part in PARTS) / linear
         recompute += costs.language.attention_of_pair * pairs / fused
-        recompute = max(0.0, recompute - tower - decoder - head - attention)
+        before = tower + decoder + head + attention
+        recompute = recompute - before if recompute > (1 + ROUNDED) * before else 0.0
     moved = float(sum(once.kept_bytes(row) for row in rows)) if efficiency.moved else 0.0
     # Made once more where blocks are run again.
     moved *= 1.0 if setup.recompute == "none" else 4 / 3
@@ -142,7 +143,7 @@ def rank_seconds(
     overhead = efficiency.pass_seconds * len(rows) + copying(setup, len(rows), hardware, efficiency)
     busy = tower + decoder + attention + head + elementwise + recompute + overhead
     passes = max(1, len(rows))
-    forward_share = 1 / 3 if setup.recompute == "none" else 1 / 4
+    forward_share = 1 / 4 if setup.recompute == "blocks" else 1 / 3
     shared = exchange(
         setup,
         passes,
@@ -168,6 +169,9 @@ def rank_seconds(
         loading_hidden=min(loading, behind),
     )
 
+
+ROUNDED = 1e-6
+"""Share by which two numbers that were solved for may differ and be meant as one."""
 
 PARTS = ("vision", "language", "head")
 

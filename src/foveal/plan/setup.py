@@ -1,15 +1,16 @@
 """A recipe's settings + a machine -> all that an estimate hangs on besides the data (pure)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from foveal.config import ShardingSettings
 from foveal.plan.asked import AskedModel
 from foveal.plan.weights import Holdings
 from foveal.plan.work import Ask, PassCosts
+from foveal.train.recompute import Recompute
 
 Attention = Literal["blocks", "sdpa", "eager", "flex", "flash_attention_2"]
 Engine = Literal["single", "ddp", "fsdp2", "zero2"]
-Recompute = Literal["none", "blocks"]
 Precision = Literal["float32", "bf16", "fp16"]
 ENGINES: tuple[Engine, ...] = ("single", "ddp", "zero2", "fsdp2")
 
@@ -28,6 +29,7 @@ class Setup:
 
     nodes: int
     optimizer: str = "adamw"
+    sharding: ShardingSettings = field(default_factory=ShardingSettings)
 
     @property
     def strategy(self) -> str:
@@ -48,6 +50,21 @@ class Setup:
     def costs_without_recompute(self) -> PassCosts:
         """What a pass would cost if nothing were run again."""
         return self.model.costs(Ask(self.precision, self.attention, "none"))
+
+    @property
+    def is_cut_by_node(self) -> bool:
+        """Whether each node holds a whole copy of what is cut."""
+        return self.engine == "fsdp2" and self.sharding.group == "node"
+
+    @property
+    def shares(self) -> int:
+        """Processes that a copy of what is cut is cut over."""
+        return self.gpus if self.is_cut_by_node else self.world_size
+
+    @property
+    def travelling_bytes(self) -> int:
+        """Of a number of a block's weight while it is brought together."""
+        return self.number_bytes if self.sharding.gather == "precision" else 4
 
     @property
     def world_size(self) -> int:

@@ -23,12 +23,16 @@ from foveal.data.layout import GroupSpan
 from foveal.machine import DTYPES
 from foveal.models.family import Family
 from foveal.models.forward import hidden_states
+from foveal.models.likelihood import POSITIONS_PER_CHUNK
 from foveal.models.shared_rows import PREFIX
 from foveal.plan.epoch import RowCounts, seen_pairs
 from foveal.plan.hollow import FUSED, Hollow, Spent
 from foveal.plan.weights import FULL_BYTES
-from foveal.train.loss import POSITIONS_PER_CHUNK, answer_loss
-from foveal.train.recompute import recompute_blocks
+from foveal.train.loss import answer_loss
+from foveal.train.recompute import Recompute, recompute_blocks
+
+BRANCHED = "branch_tokens", "branch_cells", "branch_keys", "prefix_squares"
+"""What more there is to tell of rows whose groups are read piece by piece."""
 
 SIZES = (96, 80), (200, 100), (420, 100), (400, 300), (640, 480)
 """Of images of the rows, pixels; some of them."""
@@ -44,6 +48,7 @@ class Terms:
     image_tokens: float = 0.0
     crops: float = 0.0
     crop_pairs: float = 0.0
+    branch_tokens: float = 0.0
     branch_cells: float = 0.0
     branch_keys: float = 0.0
     prefix_squares: float = 0.0
@@ -58,6 +63,7 @@ class Terms:
             + self.image_tokens * row.image_tokens
             + self.crops * row.crops
             + self.crop_pairs * row.crop_pairs
+            + self.branch_tokens * row.branch_tokens
             + self.branch_cells * row.branch_cells
             + self.branch_keys * row.branch_keys
             + self.prefix_squares * row.prefix_squares
@@ -103,7 +109,7 @@ class PassCosts:
     """Numbers of a crop as the tower takes it."""
 
     def head_bytes(self, row: RowCounts) -> float:
-        """Bytes that the head keeps; of more than one chunk its inputs, see `train.loss`."""
+        """Bytes that the head keeps; of more than one chunk its inputs, see `models.likelihood`."""
         kept = self.head.kept_bytes.of(row)
         if row.targets > POSITIONS_PER_CHUNK and kept:
             return float(FULL_BYTES * self.head_sides[0] * row.targets)
@@ -132,7 +138,7 @@ class Ask:
 
     precision: Literal["float32", "bf16", "fp16"]
     attention: str
-    recompute: str
+    recompute: Recompute
 
 
 def ask_model(
@@ -154,12 +160,14 @@ def ask_model(
     made = [_make_row(processor, mode, *one) for one in rows]
     first, counts = made[0][0], [count for _, count in made]
     with watch.hooks():
+        if ask.recompute == "light":  # decides by what it saw of a pass before
+            watch.run(first, goes_back)
         spent = [watch.run(batch, goes_back) for batch, _ in made]
     solve = partial(_solve_part, counts, spent, watch)
     head: Any = family.head(model)
     square = ("token_squares",) if ask.attention in ("sdpa", "eager") else ()
     branched = any(one.branch_tokens for one in counts)
-    branches = ("branch_cells", "branch_keys", "prefix_squares") if branched else ()
+    branches = BRANCHED if branched else ()
     return PassCosts(
         vision=solve("vision", ("one", "image_tokens", "crops", "crop_pairs")),
         language=solve("language", ("one", "tokens", "image_tokens", *square, *branches)),
@@ -180,8 +188,8 @@ def _set_up(model: Any, family: Family, ask: Ask) -> None:
     for module in model.modules():
         if vars(module).get("gradient_checkpointing"):
             module.gradient_checkpointing = False
-    if ask.recompute == "blocks":
-        recompute_blocks(model, family)
+    if ask.recompute != "none":
+        recompute_blocks(model, family, ask.recompute)
 
 
 # -- rows ----------------------------------------------------------------------------------------
@@ -195,14 +203,14 @@ def _rows(
     plain = [
         ((first,), 9, (), 3),
         ((other,), 47, (), 7),
-        ((first, other), 19, (), 3),
+        ((first, first), 19, (), 3),
         ((large,), 29, (), 3),
     ]
     if attention in ("sdpa", "eager"):
         return [*plain, ((first,), 71, (), 3)]
     if attention != "blocks" or family.route != "rows":
         return plain
-    return [*plain, ((first,), 9, (7, 11), 3), ((first,), 13, (19,), 3)]
+    return [*plain, *(((first,), *one, 3) for one in ((9, (7, 11)), (13, (19,)), (5, (5, 23))))]
 
 
 def _choose_sizes(processor: Any) -> list[tuple[int, int]]:

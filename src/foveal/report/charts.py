@@ -6,10 +6,12 @@ from itertools import cycle
 
 import numpy as np
 
-from foveal.evaluate.metrics import METRICS, Score, calibration, calibration_error
+from foveal.evaluate.closed_answers import calibration, calibration_error
+from foveal.evaluate.intervals import Score
+from foveal.evaluate.metrics import METRICS
 from foveal.evaluate.prediction import Prediction
-from foveal.report.measures import Measures, Numbers
-from foveal.report.page import metric_title
+from foveal.report.curves import Curves, Numbers
+from foveal.report.html import metric_title
 from foveal.report.plots import FAINT, SERIES, Line, draw, running_mean
 from foveal.report.run_folder import Run
 
@@ -26,10 +28,11 @@ class Chart:
     svg: str
 
 
-def training_charts(measures: Measures, machine: Mapping[str, object]) -> list[Chart]:
+def training_charts(measures: Curves, machine: Mapping[str, object]) -> list[Chart]:
     """Draw loss, learning rate, gradient norm, throughput and memory against the step."""
     charts = [
         _loss_chart(measures),
+        *_pair_charts(measures),
         _chart(measures, "learning_rate", "Learning rate", "rate", kind="line"),
         _chart(measures, "gradient_norm", "Gradient norm", "norm before clipping"),
         _throughput_chart(measures),
@@ -38,8 +41,9 @@ def training_charts(measures: Measures, machine: Mapping[str, object]) -> list[C
     return [chart for chart in charts if chart]
 
 
-def _loss_chart(measures: Measures) -> Chart | None:
-    chart = _chart(measures, "loss", "Loss", "nats a token")
+def _loss_chart(measures: Curves) -> Chart | None:
+    learns_pairs = "margin" in measures.columns
+    chart = _chart(measures, "loss", "Loss", "of a pair" if learns_pairs else "nats a token")
     if chart is None:
         return None
     loss = measures.columns["loss"]
@@ -49,8 +53,19 @@ def _loss_chart(measures: Measures) -> Chart | None:
     return replace(chart, words=words)
 
 
+def _pair_charts(measures: Curves) -> list[Chart | None]:
+    """Draw how pairs stand, where a run learns from them."""
+    return [
+        _chart(measures, "preferred", "Pairs preferred", "share", y_range=(0, 1)),
+        _chart(measures, "margin", "Margin", "nats between both answers"),
+        _chart(measures, "chosen_log_probability", "Chosen answers", "log-probability, nats"),
+        _chart(measures, "rejected_log_probability", "Rejected answers", "log-probability, nats"),
+        _chart(measures, "distance", "Distance from the reference", "nats an answer"),
+    ]
+
+
 def _chart(
-    measures: Measures,
+    measures: Curves,
     column: str,
     title: str,
     y_label: str,
@@ -82,7 +97,7 @@ def _gaps(values: Numbers) -> str:
     return f" {gaps} of {len(values)} steps have no finite value." if gaps else ""
 
 
-def _throughput_chart(measures: Measures) -> Chart | None:
+def _throughput_chart(measures: Curves) -> Chart | None:
     columns = measures.columns
     if "examples" not in columns or "seconds" not in columns:
         return None
@@ -104,7 +119,7 @@ def _throughput_chart(measures: Measures) -> Chart | None:
     return Chart("Throughput", words + ".", svg)
 
 
-def _memory_chart(measures: Measures, on_cpu: bool) -> Chart | None:
+def _memory_chart(measures: Curves, on_cpu: bool) -> Chart | None:
     chart = _chart(measures, "memory_bytes", "Memory", "GB", divisor=1e9, y_range=(0, None))
     if chart is None:
         return None

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from foveal.config import as_typed
 from foveal.errors import RunError
-from foveal.evaluate.metrics import Difference, Score
+from foveal.evaluate.intervals import Difference, Score
 from foveal.report.charts import COMPARED, Chart, loss_comparison, progress_comparison
 from foveal.report.cost import cost
-from foveal.report.page import write_page
+from foveal.report.html import write_page
 from foveal.report.plots import SERIES
 from foveal.report.report import paired_difference
 from foveal.report.run_folder import Run, read_run, settings_of
@@ -27,7 +27,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedMetric:
     """One metric over all runs."""
 
     metric: str
@@ -41,7 +41,7 @@ class Comparison:
     """All that the template shows."""
 
     columns: Sequence[Column]
-    rows: Sequence[Row]
+    rows: Sequence[ComparedMetric]
     settings: Mapping[str, Sequence[str]]
     charts: Sequence[Chart]
     cost_names: Sequence[str]
@@ -91,12 +91,12 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def _rows(runs: Sequence[Run]) -> list[Row]:
+def _rows(runs: Sequence[Run]) -> list[ComparedMetric]:
     latest = [run.latest for run in runs]
     metrics = dict.fromkeys(metric for one in latest if one for metric in one.scores)
     first = latest[0]
     return [
-        Row(
+        ComparedMetric(
             metric,
             [one.scores.get(metric) if one else None for one in latest],
             [paired_difference(first, one, metric) if first and one else None for one in latest],

@@ -1,10 +1,10 @@
-"""Measures + machine -> what a run took: time, device hours, and an estimate of its energy."""
+"""Curves + machine -> what a run took: time, device hours, and an estimate of its energy."""
 
 import re
 from collections.abc import Mapping
 
-from foveal.report.measures import Measures
-from foveal.report.page import duration
+from foveal.report.curves import Curves
+from foveal.report.html import duration
 
 BOARD_WATTS = {
     "B200": 1000,
@@ -29,7 +29,7 @@ CPU_WATTS = 100
 """Assumed of a machine without accelerators: nobody states what a core draws."""
 
 
-def cost(measures: Measures, machine: Mapping[str, object]) -> dict[str, str]:
+def cost(measures: Curves, machine: Mapping[str, object]) -> dict[str, str]:
     """Tell what the steps took, in words."""
     found = {
         "Time in steps": duration(measures.seconds),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from foveal.data.boxes import Box, BoxUnit, box_edges, read_boxes, shares_of
+from foveal.data.boxes import Box, BoxUnit, box_edges, box_shares, read_boxes
 from foveal.data.example import Example, ImageFolder
 from foveal.data.frames import name_frames
 from foveal.data.media import open_image
@@ -59,7 +59,7 @@ def _looks(clips: Sequence[str]) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Picture:
+class CardImage:
     """A picture, shrunk, as it stands in the page; without `uri`, why it is not there."""
 
     name: str
@@ -96,7 +96,7 @@ class Card:
     confidence: float | None
     """Probability of the answer after, where it was one of a closed set."""
 
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[CardImage, ...] = ()
     more_pictures: int = 0
     boxes: tuple[DrawnBox, ...] = ()
 
@@ -107,7 +107,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Group:
+class CardGroup:
     """Cards that show one thing."""
 
     title: str
@@ -119,8 +119,8 @@ class Group:
 class Gallery:
     """What there is to look at; each picture stands in it once."""
 
-    groups: tuple[Group, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+    groups: tuple[CardGroup, ...] = ()
+    pictures: tuple[CardImage, ...] = ()
 
 
 def match(
@@ -138,7 +138,7 @@ def match(
     return pairs
 
 
-def choose(
+def choose_cards(
     pairs: Sequence[Pair],
     score: Callable[[Prediction], float],
     folder: ImageFolder | None,
@@ -166,7 +166,7 @@ def choose(
     for title, words, worth in kinds:
         first = sorted((card for card in cards if worth(card) > 0), key=worth, reverse=True)[:CARDS]
         if first:
-            groups.append(Group(title, words, tuple(first)))
+            groups.append(CardGroup(title, words, tuple(first)))
             taken = {card.pair.after.key for card in first}
             cards = [card for card in cards if card.pair.after.key not in taken]
     return with_pictures(groups, folder, unit) if folder else Gallery(tuple(groups))
@@ -187,7 +187,7 @@ def _confident_mistake(card: Card) -> float:
 
 
 def with_pictures(
-    groups: Sequence[Group], folder: ImageFolder, unit: BoxUnit | None = None
+    groups: Sequence[CardGroup], folder: ImageFolder, unit: BoxUnit | None = None
 ) -> Gallery:
     """Give every card its pictures; a picture that several cards show is kept once."""
     shown = [
@@ -205,7 +205,7 @@ def with_pictures(
     return Gallery(tuple(filled), tuple(picture for picture in pictures.values() if picture.uri))
 
 
-def _fill(card: Card, pictures: Mapping[str, Picture], unit: BoxUnit | None) -> Card:
+def _fill(card: Card, pictures: Mapping[str, CardImage], unit: BoxUnit | None) -> Card:
     images = card.pair.images
     shown = tuple(pictures[path] for path in images[:PICTURES])
     return replace(
@@ -217,7 +217,7 @@ def _fill(card: Card, pictures: Mapping[str, Picture], unit: BoxUnit | None) -> 
 
 
 def _draw_boxes(
-    prediction: Prediction, shown: Sequence[Picture], unit: BoxUnit
+    prediction: Prediction, shown: Sequence[CardImage], unit: BoxUnit
 ) -> tuple[DrawnBox, ...]:
     """Place the boxes of an answer, and of the accepted one that it is nearest to."""
     sizes = {one.full_size for one in shown if one.uri}
@@ -229,16 +229,16 @@ def _draw_boxes(
     return tuple(
         DrawnBox(whose, box)
         for whose, text in (("accepted", accepted), ("answered", said))
-        for box in shares_of(read_boxes(text), edges)
+        for box in box_shares(read_boxes(text), edges)
     )
 
 
-def shrink(name: str, path: str, folder: ImageFolder, most_bytes: int) -> Picture:
+def shrink(name: str, path: str, folder: ImageFolder, most_bytes: int) -> CardImage:
     """Open a picture and make it fit into `most_bytes` as a data URI; at 160 pixels it stays."""
     try:
         image = open_image(folder.find(path))
     except DataError as error:
-        return Picture(name, path, problem=str(error))
+        return CardImage(name, path, problem=str(error))
     full_size = image.size
     for side in SIDES:
         image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3)
@@ -247,4 +247,4 @@ def shrink(name: str, path: str, folder: ImageFolder, most_bytes: int) -> Pictur
         uri = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
         if len(uri) <= most_bytes:
             break
-    return Picture(name, path, uri, image.width, image.height, full_size=full_size)
+    return CardImage(name, path, uri, image.width, image.height, full_size=full_size)

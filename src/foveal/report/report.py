@@ -9,27 +9,22 @@ from foveal.config import Columns
 from foveal.data.convert.unpack import unpacked
 from foveal.data.example import Example, ImageFolder, read_examples
 from foveal.errors import UserError
-from foveal.evaluate.metrics import (
-    Confusion,
-    Difference,
-    Score,
-    auroc_difference,
-    confusion,
-    difference,
-    plain,
-)
+from foveal.evaluate.closed_answers import Confusion, auroc_difference, confusion
+from foveal.evaluate.intervals import Difference, Score, difference
+from foveal.evaluate.metrics import plain
 from foveal.evaluate.prediction import Prediction, common_labels, right_label
 from foveal.report.charts import Chart, calibration_charts, progress_charts, training_charts
 from foveal.report.cost import cost
-from foveal.report.gallery import Gallery, Pair, choose, match
-from foveal.report.page import write_page
+from foveal.report.gallery import Gallery, Pair, choose_cards, match
+from foveal.report.html import write_page
+from foveal.report.origins import Origins, setup_of
+from foveal.report.pairs import PairRow, pair_rows
 from foveal.report.run_folder import (
     Evaluation,
     Run,
     answer_score,
     read_run,
 )
-from foveal.report.settings import Setup, setup_of
 
 MATRIX_LABELS = 12
 """Most labels of a confusion matrix; of more, the commonest confusions are listed."""
@@ -74,7 +69,7 @@ class Page:
     """All that the template shows."""
 
     run: Run
-    setup: Setup
+    setup: Origins
     notes: Sequence[str]
     rows: Sequence[ScoreRow]
     source: str
@@ -82,6 +77,9 @@ class Page:
 
     unmeasured: Mapping[str, float]
     """Published scores that this run was not asked for."""
+
+    pair_rows: Sequence[PairRow]
+    """How likely the answers of pairs are."""
 
     chosen: int
     """Answers of the latest evaluation that were chosen out of a closed set, not written."""
@@ -123,11 +121,11 @@ def write_report(
     found = read_run(run)
     if published is None:
         published = (found.recipe.published if found.recipe else None) or {}
-    page = make_page(found, data, images, published)
+    page = render_report(found, data, images, published)
     return write_page(out or run / "report.html", "report.html", page=page)
 
 
-def make_page(
+def render_report(
     run: Run, data: Path | None, images: Path | None, published: Mapping[str, float | str]
 ) -> Page:
     """Work out all that the page shows."""
@@ -151,11 +149,12 @@ def make_page(
         unmeasured={
             name: value for name, value in numbers.items() if latest and name not in latest.scores
         },
+        pair_rows=pair_rows(before, latest),
         chosen=sum(bool(one.choice_scores) for one in latest.predictions) if latest else 0,
         charts=training_charts(run.measures, run.machine) if run.measures else [],
         score_charts=[*progress_charts(run, main_metric), *calibration_charts(run)],
         confusions=confusions(run, pairs),
-        gallery=choose(
+        gallery=choose_cards(
             pairs,
             partial(_score, metric=main_metric),
             ImageFolder(data, images) if data and examples else None,

@@ -16,7 +16,7 @@ from foveal.evaluate.prediction import (
     read_scores,
     score_predictions,
 )
-from foveal.report.measures import Measures, read_measures, read_objects
+from foveal.report.curves import Curves, read_measures, read_objects
 
 NOTHING_LEARNT = "No weight has moved: this run has learnt nothing, and its scores are the base's."
 
@@ -60,7 +60,7 @@ class Run:
     folder: Path
     recipe: Recipe | None
     recipe_text: str
-    measures: Measures | None
+    measures: Curves | None
     evaluations: Mapping[str, Evaluation]
     incidents: Sequence[Mapping[str, object]]
     machine: Mapping[str, object]
@@ -203,7 +203,7 @@ def answer_score(prediction: Prediction, metric: str) -> float | None:
     return None
 
 
-def changed_settings(recipe: Recipe) -> dict[str, object]:
+def settings_beside_defaults(recipe: Recipe) -> dict[str, object]:
     """List the settings that are not at their default, and the model and the run."""
     defaults = settings_of(Recipe(model=recipe.model, run=recipe.run))
     return {

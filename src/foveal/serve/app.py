@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from foveal.models.generation.generator import Request as Asked
+from foveal.serve.body import Body, discard, read_body
 from foveal.serve.conversation import read_conversation
 from foveal.serve.exchange import (
     CLIENT_LEFT,
@@ -29,21 +30,20 @@ from foveal.serve.fetch import fetch
 from foveal.serve.gate import Gate
 from foveal.serve.guard import Guard
 from foveal.serve.headers import SafeHeaders, read_page
-from foveal.serve.limits import Limits
-from foveal.serve.measures import Measures
+from foveal.serve.limits import ServerLimits
 from foveal.serve.messages import ChatRequest, parse_request
-from foveal.serve.pictures import read_address
 from foveal.serve.problems import RequestError
-from foveal.serve.reading import Body, discard, read_body
 from foveal.serve.scheduler import Job, Scheduler
+from foveal.serve.sent_images import read_address
 from foveal.serve.served import Served
+from foveal.serve.telemetry import Telemetry
 
 READERS = 2
 """Threads that read requests: decode pictures, cut them, write out prompts."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """How an endpoint is to behave."""
 
     token: str | None = None
@@ -52,19 +52,21 @@ class Settings:
     allow_urls: bool = False
     """Whether pictures are fetched from web addresses."""
 
-    limits: Limits = field(default_factory=Limits)
+    limits: ServerLimits = field(default_factory=ServerLimits)
 
 
 class Endpoint:
     """What the routes share."""
 
-    def __init__(self, served: Sequence[Served], scheduler: Scheduler, settings: Settings) -> None:
+    def __init__(
+        self, served: Sequence[Served], scheduler: Scheduler, settings: ServerSettings
+    ) -> None:
         self.served = {one.name: one for one in served}
         self.scheduler = scheduler
         self.settings = settings
         self.limits = settings.limits
         self.gate = Gate(settings.limits.places)
-        self.measures = Measures()
+        self.measures = Telemetry()
         self.readers = anyio.CapacityLimiter(READERS)
         watch = self.measures.watch
         watch("foveal_answers_running", "Answers being written.", lambda: scheduler.num_active)
@@ -144,7 +146,7 @@ class Endpoint:
         return self.served[name or next(iter(self.served))]
 
 
-def make_app(served: Sequence[Served], scheduler: Scheduler, settings: Settings) -> FastAPI:
+def make_app(served: Sequence[Served], scheduler: Scheduler, settings: ServerSettings) -> FastAPI:
     """Build the web application.
 
     Args:

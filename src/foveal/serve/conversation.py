@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from foveal.data.message import SYSTEM_ROLES, join_system, write_turn
 from foveal.serve.messages import ImageAddress, ImagePart, Message, TextPart
-from foveal.serve.pictures import PictureFile
 from foveal.serve.problems import RequestError
+from foveal.serve.sent_images import PictureFile
 
 Open = Callable[[ImageAddress, str], PictureFile]
 """(address, what to call it) -> picture."""

@@ -26,14 +26,14 @@ from openai.types.completion_usage import PromptTokensDetails
 from starlette.types import Receive, Scope, Send
 
 from foveal.models.generation.generator import Token
-from foveal.serve.gate import Place
-from foveal.serve.limits import Limits
+from foveal.serve.gate import Slot
+from foveal.serve.limits import ServerLimits
 from foveal.serve.logprobs import name_logprobs
-from foveal.serve.measures import Measures
 from foveal.serve.messages import ChatRequest
 from foveal.serve.problems import RequestError
 from foveal.serve.scheduler import Failed, Grown, Job, Scheduler
 from foveal.serve.served import Served
+from foveal.serve.telemetry import Telemetry
 from foveal.serve.text import AnswerText
 
 CLIENT_LEFT = 499
@@ -74,9 +74,9 @@ class Exchange:
         served: Served,
         asked: ChatRequest,
         scheduler: Scheduler,
-        place: Place,
-        limits: Limits,
-        measures: Measures,
+        place: Slot,
+        limits: ServerLimits,
+        measures: Telemetry,
         arrived: float,
     ) -> None:
         self.job = job

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from foveal.serve.limits import Limits
+from foveal.serve.limits import ServerLimits
 from foveal.serve.problems import RequestError
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -67,7 +67,7 @@ def connect(host: str, port: int, timeout: float, allowed: Allowed) -> socket.so
     return connection
 
 
-def fetch(url: str, limits: Limits, allowed: Allowed = is_public) -> bytes:
+def fetch(url: str, limits: ServerLimits, allowed: Allowed = is_public) -> bytes:
     """Fetch a web address.
 
     Args:
@@ -122,7 +122,9 @@ class _Deadline:
                 connection.shutdown(socket.SHUT_RDWR)
 
 
-def _opener(limits: Limits, allowed: Allowed, deadline: _Deadline) -> urllib.request.OpenerDirector:
+def _opener(
+    limits: ServerLimits, allowed: Allowed, deadline: _Deadline
+) -> urllib.request.OpenerDirector:
     """Build an opener of http and https alone: no proxies, no files, no ftp."""
 
     class Plain(http.client.HTTPConnection):
@@ -164,7 +166,9 @@ def _opener(limits: Limits, allowed: Allowed, deadline: _Deadline) -> urllib.req
     return opener
 
 
-def _problem_of(url: str, error: Exception, deadline: _Deadline, limits: Limits) -> RequestError:
+def _problem_of(
+    url: str, error: Exception, deadline: _Deadline, limits: ServerLimits
+) -> RequestError:
     reason = getattr(error, "reason", error)
     if isinstance(error, urllib.error.HTTPError):
         error.close()  # it is the answer, too
@@ -184,7 +188,7 @@ def _problem_of(url: str, error: Exception, deadline: _Deadline, limits: Limits)
     return RequestError(400, f"{url}: cannot be fetched ({words[:200]})", "web_address_failed")
 
 
-def _too_slow(url: str, limits: Limits) -> RequestError:
+def _too_slow(url: str, limits: ServerLimits) -> RequestError:
     return RequestError(
         400, f"{url}: took longer than {limits.fetch_seconds:g} seconds", "web_address_failed"
     )

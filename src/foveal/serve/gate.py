@@ -10,7 +10,7 @@ REMEMBERED = 32
 """Latest requests that tell how long one takes."""
 
 
-class Place:
+class Slot:
     """One request's place; given back once, however often that is asked for."""
 
     def __init__(self, gate: "Gate") -> None:
@@ -32,7 +32,7 @@ class Gate:
         self._seconds: deque[float] = deque(maxlen=REMEMBERED)
         self.taken = 0
 
-    def enter(self) -> Place:
+    def enter(self) -> Slot:
         """Take a place.
 
         Raises:
@@ -46,7 +46,7 @@ class Gate:
                 retry_after_seconds=self._wait(),
             )
         self.taken += 1
-        return Place(self)
+        return Slot(self)
 
     def leave(self, seconds: float) -> None:
         """Count a place as free again, after so many seconds."""

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits of an endpoint; the defaults suit one GPU and people who know each other."""
+class ServerLimits:
+    """ServerLimits of an endpoint; the defaults suit one GPU and people who know each other."""
 
     places: int = 64
     """Requests that are read, wait or run at a time; the next one is told to come back."""

@@ -7,14 +7,14 @@ from openai.types.chat.chat_completion_token_logprob import TopLogprob
 
 from foveal.models.generation.characters import BYTE, token_bytes
 from foveal.models.generation.generator import Token
-from foveal.serve.text import Share
+from foveal.serve.text import TokenText
 
 LEAST = -9999.0
 """Stands for minus infinity, which JSON does not know."""
 
 
 def name_logprobs(
-    token: Token, tokenizer: Any, share: Share | None = None
+    token: Token, tokenizer: Any, share: TokenText | None = None
 ) -> tuple[ChatCompletionTokenLogprob, ...]:
     """Name a token and the likeliest ones in its place; nothing if no numbers were asked for.
 

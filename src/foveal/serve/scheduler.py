@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from foveal.models.generation.finite import NotFiniteError
+from foveal.models.generation.finite_logits import NotFiniteError
 from foveal.models.generation.generator import NoAnswer, Request, Token
 from foveal.serve.problems import RequestError
 

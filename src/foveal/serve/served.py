@@ -13,10 +13,10 @@ from foveal.models.generation.generator import Request, check_fits
 from foveal.models.generation.prompt import Pixels, Prompt, PromptImage, prompt_of_turns
 from foveal.models.generation.sampling import Sampling
 from foveal.serve.conversation import Conversation
-from foveal.serve.limits import Limits
+from foveal.serve.limits import ServerLimits
 from foveal.serve.messages import ChatRequest
-from foveal.serve.pictures import PictureFile, measure
 from foveal.serve.problems import RequestError
+from foveal.serve.sent_images import PictureFile, measure_images
 
 REMEMBERED_PICTURES = 32
 """Latest pictures that stay cut, for the next question about them; 6 MB each at most."""
@@ -68,7 +68,7 @@ class Served:
         return self.loaded.processor.tokenizer.backend_tokenizer
 
     def requests(
-        self, asked: ChatRequest, conversation: Conversation, limits: Limits
+        self, asked: ChatRequest, conversation: Conversation, limits: ServerLimits
     ) -> list[Request]:
         """Turn what a client asks into what the decoding loop takes, one for each answer.
 
@@ -81,7 +81,7 @@ class Served:
         choices = asked.n or 1
         if choices > limits.choices:
             raise RequestError(400, f"n: at most {limits.choices} answers", "invalid_value", "n")
-        sizes = measure(conversation.pictures, limits)
+        sizes = measure_images(conversation.pictures, limits)
         prompt = self._prompt(conversation, sizes)
         most_tokens = self._answer_tokens(asked, prompt, limits)
         prompt = replace(prompt, images=self._cut(prompt.images, conversation.pictures))
@@ -109,7 +109,7 @@ class Served:
         except ValueError as error:
             raise RequestError(400, str(error), "bad_image_tags", "messages") from error
 
-    def _answer_tokens(self, asked: ChatRequest, prompt: Prompt, limits: Limits) -> int:
+    def _answer_tokens(self, asked: ChatRequest, prompt: Prompt, limits: ServerLimits) -> int:
         """Find the longest answer: what was asked for, or what is usual and still fits."""
         wanted = asked.most_tokens
         if wanted is None:

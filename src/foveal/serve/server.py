@@ -17,12 +17,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from foveal.errors import UserError
 from foveal.models.generation.generator import Generator
-from foveal.serve.app import Settings, make_app
+from foveal.serve.app import ServerSettings, make_app
 from foveal.serve.guard import is_loopback
-from foveal.serve.limits import Limits
-from foveal.serve.opening import FreeMemory, decoding_limits, open_models
+from foveal.serve.limits import ServerLimits
 from foveal.serve.scheduler import Scheduler
 from foveal.serve.served import Served
+from foveal.serve.startup import FreeMemory, decoding_limits, open_models
 
 
 class ServeError(UserError):
@@ -33,7 +33,7 @@ def serve(
     place: str,
     host: str,
     port: int,
-    settings: Settings,
+    settings: ServerSettings,
     *,
     name: str | None,
     with_before: bool,
@@ -73,7 +73,9 @@ def serve(
         return run_until_stopped(server, listener)
 
 
-def build_app(served: Sequence[Served], settings: Settings, free_memory: FreeMemory) -> FastAPI:
+def build_app(
+    served: Sequence[Served], settings: ServerSettings, free_memory: FreeMemory
+) -> FastAPI:
     """Put models behind the endpoint; they share what memory is free now."""
     makers = {}
     for one in served:
@@ -86,7 +88,7 @@ def build_app(served: Sequence[Served], settings: Settings, free_memory: FreeMem
 class PromptProtocol(H11Protocol):
     """HTTP that hangs up on a client whose headers do not come; uvicorn alone waits for ever."""
 
-    header_seconds: float = Limits.header_seconds
+    header_seconds: float = ServerLimits.header_seconds
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
@@ -146,7 +148,7 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_server(app: FastAPI, limits: Limits) -> uvicorn.Server:
+def make_server(app: FastAPI, limits: ServerLimits) -> uvicorn.Server:
     """Set uvicorn up: quiet, within limits, deaf to what proxies say of their clients."""
     protocol = type("Protocol", (PromptProtocol,), {"header_seconds": limits.header_seconds})
     return uvicorn.Server(

@@ -18,7 +18,7 @@ ANCHOR = "a"
 
 
 @dataclass(frozen=True)
-class Share:
+class TokenText:
     """What one token has brought to the text that is sent."""
 
     bytes: bytes
@@ -93,7 +93,7 @@ class AnswerText:
         self._ended = True
         return self._take(len(self._text))
 
-    def settled(self) -> list[Share]:
+    def settled(self) -> list[TokenText]:
         """Say of the next tokens what each has brought, as soon as its text is sent."""
         shares = []
         start, end = self._shown
@@ -108,7 +108,7 @@ class AnswerText:
             # Bytes that are no characters fill another width: they are sent whole or not at all.
             whole = width != len(part.raw) and last > first
             shares.append(
-                Share(part.raw if whole else part.raw[first:last], self._settled <= start)
+                TokenText(part.raw if whole else part.raw[first:last], self._settled <= start)
             )
             self._settled += width
         return shares

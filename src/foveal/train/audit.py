@@ -5,17 +5,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from foveal.adapt.strategy import Assignment
-from foveal.data.batch import Batch, build_batch
+from foveal.data.batch import build_batch
 from foveal.data.dataset import Dataset
 from foveal.data.rows import Group, Row
 from foveal.errors import RunError
 from foveal.models.family import LoadedModel
 from foveal.models.finite import explain_not_finite
 from foveal.train.engines.one_process import Engine
+from foveal.train.objective import ANSWERS, Objective
 
 SHARED_TOLERANCE = 1e-4
 """Largest relative difference of a shared row from its separate samples, float32."""
@@ -125,6 +128,8 @@ def audit_sharing(
     dataset: Dataset,
     loaded: LoadedModel,
     weighting: str,
+    objective: Objective = ANSWERS,
+    reference: NDArray[np.float32] | None = None,
 ) -> float:
     """Compare a group of a row against its separate samples: summed loss and gradient norm.
 
@@ -142,14 +147,35 @@ def audit_sharing(
     alone = [
         Row((Group((example,), int(dataset.sizes.tokens[example])),)) for example in shared.examples
     ]
-    build = partial(build_batch, dataset=dataset, processor=loaded.processor, weighting=weighting)
-    ours, theirs = [build(shared)], [replace(build(row), plainly=True) for row in alone]
+    build = partial(
+        build_batch,
+        dataset=dataset,
+        processor=loaded.processor,
+        weighting=weighting,
+        reference=reference,
+    )
+    ours = build(shared).to(engine.device)
+    theirs = [replace(build(row), plainly=True).to(engine.device) for row in alone]
     loss.train(False)  # dropout would differ
-    together, norm = _loss_and_norm(engine, loss, ours)
-    apart, norm_apart = _loss_and_norm(engine, loss, theirs)
+    with engine.autocast():
+        output = loss(ours)
+    # What each answer weighs in the gradient hangs on the others of its row.
+    leaf = output.detach().requires_grad_()
+    total = objective.total(leaf, ours)
+    (weights,) = torch.autograd.grad(total, leaf)
+    output.backward(weights)
+    together, norm = float(total.detach()), _take_norm(engine)
+    outputs = []
+    for batch, weight in zip(theirs, weights.flatten().expand(len(theirs)), strict=True):
+        with engine.autocast():
+            outputs.append(loss(batch))
+        outputs[-1].backward(weight.reshape(outputs[-1].shape))
+    made = torch.cat([one.detach().reshape(-1) for one in outputs])
+    apart = float(objective.total(made if ours.pairs else made.sum(), ours))
+    norm_apart = _take_norm(engine)
     if not math.isfinite(together + apart):
         with engine.autocast():
-            reason = explain_not_finite(loaded, lambda: _loss_and_norm(engine, loss, ours))
+            reason = explain_not_finite(loaded, lambda: loss(ours))
         raise RunError(f"the loss is not finite before the first step: {reason}")
     loss.train(True)
     difference = max(
@@ -167,16 +193,9 @@ def audit_sharing(
     return difference
 
 
-def _loss_and_norm(
-    engine: Engine, loss: nn.Module, batches: Sequence[Batch]
-) -> tuple[float, float]:
-    total = 0.0
-    for batch in batches:
-        with engine.autocast():
-            value = loss(batch.to(engine.device))
-        value.backward()
-        total += float(value.detach())
+def _take_norm(engine: Engine) -> float:
+    """Measure the gradients that are there, and forget them."""
     norm = float(engine.gradient_norm())
     for one in engine.parameters:
         one.grad = None
-    return total, norm
+    return norm

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from foveal.config import Recipe, flatten
 from foveal.errors import RunError
 from foveal.train.engines.one_process import Engine
-from foveal.train.folders import beside, drop_folder, keep_folder
+from foveal.train.whole_folder import beside, drop_folder, keep_folder
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 NUMBERS = "numbers"
@@ -128,6 +128,7 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
     free = {
         "run",
         "engine",
+        "data.cache",
         "data.workers",
         "log.trackers",
         "log.project",
@@ -141,12 +142,16 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
         "train.recompute",
         "train.stop_after_worse",
         "train.max_bad_steps",
+        "sharding.gather",
+        "sharding.group",
     }
     flat = flatten(recipe.model_dump(mode="json"))
+    # Runs that began before there were preferences say nothing of them.
+    unread = () if recipe.learns_pairs else ("objective", "preference.")
     return {
         name: value
         for name, value in flat.items()
-        if name not in free and not name.startswith(("evaluate.", "published", "base"))
+        if name not in free and not name.startswith(("evaluate.", "published", "base", *unread))
     }
 
 

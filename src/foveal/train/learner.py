@@ -18,7 +18,7 @@ from foveal.models.family import LoadedModel
 from foveal.train.engines.one_process import Engine
 from foveal.train.loss import RowLoss
 from foveal.train.optim import build_optimizer
-from foveal.train.recompute import recompute_blocks
+from foveal.train.recompute import Recompute, recompute_blocks
 
 BLANK_SIZE = (64, 64)
 """Width and height of an image that shows nothing, pixels."""
@@ -59,7 +59,7 @@ def make_learner(
     strategy: str | Sequence[Rule],
     train: TrainSettings,
     lora: LoraSettings,
-    recompute: bool,
+    recompute: Recompute,
     wrap: Callable[[Any], nn.Module] | None = None,
 ) -> Learner:
     """Let a strategy's weights learn; changes the model in place.
@@ -70,7 +70,7 @@ def make_learner(
         strategy: name or rules.
         train: rates and optimizer.
         lora: adapters, where rules ask for them.
-        recompute: run blocks again in the backward pass instead of keeping what they made.
+        recompute: what blocks compute again in the backward pass instead of keeping it.
         wrap: model -> module that returns a loss; none: `RowLoss`.
 
     Raises:
@@ -89,9 +89,10 @@ def make_learner(
     # A cut has one number format, and DoRA measures the weights that it leaves alone.
     if not (engine.cuts_state or lora.dora):
         hold_fixed_weights(model, DTYPES[engine.precision])
-    if recompute:
+    if recompute == "blocks":
         engine.spare_memory()
-        recompute_blocks(model, family)
+    if recompute != "none":
+        recompute_blocks(model, family, recompute)
     blank = blank_pixels(loaded.processor) if engine.world_size > 1 else None
     loss = wrap(model) if wrap else RowLoss(model, family, blank)
     engine.prepare(loss, family.blocks(model))

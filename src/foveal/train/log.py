@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from foveal.machine import step_memory_bytes
 from foveal.train.journal import rewind_journal
-from foveal.train.memory import step_memory_bytes
 from foveal.train.step import StepMeasures
 from foveal.train.trackers import METRICS, Trackers
 
@@ -61,6 +61,7 @@ class RunLog:
             "images": seen.images,
             "seconds": round(seconds, 4),
             "memory_bytes": step_memory_bytes(),
+            **seen.measures,
         }
         self._lines.write(json.dumps(measured) + "\n")
         self._lines.flush()

@@ -12,12 +12,13 @@ from foveal.config import TrainSettings
 from foveal.data.batch import Batch
 from foveal.data.loader import StepLoader
 from foveal.errors import UserError
+from foveal.machine import forget_peak
 from foveal.train.audit import GradientAudit
 from foveal.train.checkpoint import Progress, prune, save_checkpoint
 from foveal.train.engines.one_process import Engine
 from foveal.train.incidents import Incidents
 from foveal.train.log import RunLog
-from foveal.train.memory import forget_peak
+from foveal.train.objective import ANSWERS, Objective
 from foveal.train.optim import rate_scale, set_rate
 from foveal.train.step import train_step
 from foveal.train.stop import StopRequest, asked_by_any
@@ -60,6 +61,9 @@ class LoopHooks:
 
     explain: Callable[[Sequence[Batch]], str]
     """This process's rows of a step that is not finite -> where it is not."""
+
+    objective: Objective = ANSWERS
+    """What is made small."""
 
 
 def train(
@@ -133,7 +137,8 @@ def train(
             rate = set_rate(optimizer, rate_scale(work.step, total_steps, settings))
             audit = hooks.audit if hooks.audit.pending else None
             clip = settings.gradient_clip
-            seen = train_step(engine, loss, optimizer, work.batches, clip, audit, hooks.explain)
+            how = clip, audit, hooks.explain, hooks.objective
+            seen = train_step(engine, loss, optimizer, work.batches, *how)
             taken = work.step + 1
             if log:
                 log.write(taken, seen, rate, time.perf_counter() - started)

@@ -1,26 +1,19 @@
-"""Hidden states and targets -> the summed loss and what it was summed over."""
+"""Hidden states and targets -> the summed loss of a row, or how likely each answer of it is."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from foveal.data.batch import Batch
 from foveal.models.family import Family
 from foveal.models.forward import blank_features, hidden_states
-
-POSITIONS_PER_CHUNK = 1024
-"""Positions whose logits exist at one time: 131 MB in float32 for 32,064 words."""
+from foveal.models.likelihood import sum_by_answer, target_losses
 
 
 def answer_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weights: Tensor) -> Tensor:
     """Sum the weighted cross-entropy of the tokens that are to be learnt.
-
-    The head is applied to these positions alone, a chunk at a time; of more than one chunk the
-    logits are made again in the backward pass instead of kept.
 
     Args:
         hidden: (targets, width), the states that predict.
@@ -37,18 +30,10 @@ def answer_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weights: Tenso
     if not len(hidden) == len(targets) == len(weights):
         raise ValueError(f"{len(hidden)} states, {len(targets)} targets, {len(weights)} weights")
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-    chunks = [tensor.split(POSITIONS_PER_CHUNK) for tensor in (hidden, targets, weights)]
-    for chunk in zip(*chunks, strict=True):
-        if len(chunks[0]) > 1:
-            total = total + checkpoint(_chunk_loss, head, *chunk, use_reentrant=False)
-        else:
-            total = total + _chunk_loss(head, *chunk)
+    losses = target_losses(hidden, head, targets)
+    for some, own in zip(losses, weights.split([len(one) for one in losses]), strict=True):
+        total = total + (some * own).sum()
     return total
-
-
-def _chunk_loss(head: nn.Module, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    losses = F.cross_entropy(head(hidden).float(), targets, reduction="none")
-    return (losses * weights).sum()
 
 
 def _differentiate(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -83,16 +68,30 @@ class RowLoss(nn.Module):
             model.get_input_embeddings().register_forward_hook(_differentiate)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Sum the loss of one row, (), float32; divide by the weights of the whole step."""
+        """Run one row.
+
+        Returns:
+            Its summed loss, (), float32, to be divided by the weights of the whole step; where
+            answers are compared, the log-probability of each, (answers,), float32, nats.
+        """
         extra: Tensor | float = 0.0
         if self.blank is not None and not batch.pixels:
             # First, as images are: where processes gather a block's weights together, all of them
             # must come to the blocks in one order.
             blank = {name: one.to(batch.input_ids.device) for name, one in self.blank.items()}
             extra = blank_features(self.family, self.model, blank)
+        plainly = batch.plainly or self.family.route == "plain"
         hidden = hidden_states(
-            self.model, self.family, batch, groups=batch.groups, plainly=batch.plainly
+            self.model,
+            self.family,
+            batch,
+            groups=batch.groups,
+            plainly=plainly,
+            answer_starts=batch.answer_starts if plainly else (),
         )
         head = self.family.head(self.model)
-        total = answer_loss(hidden[batch.predictors], head, batch.targets, batch.weights)
-        return total + extra
+        predicting = hidden[batch.predictors]
+        if batch.pairs is not None:
+            losses = target_losses(predicting, head, batch.targets)
+            return extra - sum_by_answer(torch.cat(losses), batch.pairs.lengths)
+        return answer_loss(predicting, head, batch.targets, batch.weights) + extra

@@ -1,14 +1,15 @@
 """The rows of a step -> one optimizer step: every loss added up, divided once."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from foveal.data.batch import Batch, LeftOut
 from foveal.train.engines.one_process import Engine
+from foveal.train.objective import ANSWERS, Objective, means
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class StepMeasures:
     """What one step saw, over all processes."""
 
     loss: float
-    """Mean over the learnt tokens (or examples), nats."""
+    """Mean over the learnt tokens (or examples, or pairs), nats."""
 
     gradient_norm: float
     """Before clipping."""
@@ -34,6 +35,9 @@ class StepMeasures:
     left_out: tuple[LeftOut, ...] = ()
     """Examples that should have been in the step, of all processes."""
 
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What the objective says of the step besides, means over pairs."""
+
     applied: bool = False
     """Whether the weights moved: a step that is not finite is not applied."""
 
@@ -41,7 +45,12 @@ class StepMeasures:
     """Where the numbers of a step that was not applied stopped being finite."""
 
 
-def backward_rows(engine: Engine, loss: nn.Module, batches: Iterable[Batch]) -> StepMeasures:
+def backward_rows(
+    engine: Engine,
+    loss: nn.Module,
+    batches: Iterable[Batch],
+    objective: Objective = ANSWERS,
+) -> StepMeasures:
     """Add up the gradients of a step's rows on this process.
 
     Loss and count are added over all rows and all processes and divided once, so the result does
@@ -49,7 +58,7 @@ def backward_rows(engine: Engine, loss: nn.Module, batches: Iterable[Batch]) -> 
     """
     rows = list(batches)
     counted = [
-        sum(float(row.weights.sum()) for row in rows),
+        sum(row.count for row in rows),
         sum(len(row.example_ids) for row in rows),
         sum(row.tokens for row in rows),
         sum(len(row.image_features) for row in rows),
@@ -57,13 +66,18 @@ def backward_rows(engine: Engine, loss: nn.Module, batches: Iterable[Batch]) -> 
     ]
     count, examples, tokens, images, missing = engine.add_up(counted)
     total = torch.zeros((), dtype=torch.float64)
+    sums = [0.0] * len(objective.measures)
     for place, row in enumerate(rows):
         with engine.passes(last=place == len(rows) - 1):
             with engine.autocast():
-                row_total = loss(row.to(engine.device))
+                there = row.to(engine.device)
+                output = loss(there)
+                row_total = objective.total(output, there)
             engine.backward(row_total / (count or 1))
         total += row_total.detach().double().cpu()
-    (total_loss,) = engine.add_up([float(total)])
+        own = objective.measure(output.detach(), there)
+        sums = [before + more for before, more in zip(sums, own, strict=True)]
+    total_loss, *sums = engine.add_up([float(total), *sums])
     left_out = [one for row in rows for one in row.left_out]
     return StepMeasures(
         loss=total_loss / count if count else math.nan,  # nothing was left to learn from
@@ -73,6 +87,7 @@ def backward_rows(engine: Engine, loss: nn.Module, batches: Iterable[Batch]) -> 
         images=int(images),
         example_ids=tuple(name for row in rows for name in row.example_ids),
         left_out=tuple(engine.gather(left_out) if missing else ()),
+        measures=means(objective.measures, sums, count),
     )
 
 
@@ -84,6 +99,7 @@ def train_step(
     gradient_clip: float,
     audit: Callable[[bool], None] | None = None,
     explain: Callable[[Sequence[Batch]], str] = lambda _: "",
+    objective: Objective = ANSWERS,
 ) -> StepMeasures:
     """Take one optimizer step; a loss or gradient that is not finite leaves the weights alone.
 
@@ -96,9 +112,10 @@ def train_step(
         audit: called while the gradients are in place, before they are used, with whether any
             process saw a picture.
         explain: says of the rows, while the gradients are in place, what is not finite in them.
+        objective: what is made small.
     """
     rows = list(batches)
-    seen = backward_rows(engine, loss, rows)
+    seen = backward_rows(engine, loss, rows, objective)
     if audit and seen.examples:
         audit(seen.images > 0)
     norm = float(engine.clip(optimizer, gradient_clip))

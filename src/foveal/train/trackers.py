@@ -17,6 +17,7 @@ from foveal.config import Recipe, flatten
 from foveal.errors import UserError
 from foveal.storage import write_json
 from foveal.train.journal import last_step, read_journal
+from foveal.train.preference import PAIR_MEASURES
 
 TRACKED = "trackers.json"
 """In a run's folder: under which name each tracker knows the run, and what it was sent."""
@@ -87,7 +88,7 @@ class Wandb(_Client):
         self._folder = recipe.run
         self._run = client.init(
             project=recipe.log.project,
-            name=name_of(recipe),
+            name=tracked_name(recipe),
             id=identity,
             dir=str(recipe.run),
             resume="allow",
@@ -126,7 +127,9 @@ class Mlflow(_Client):
         experiment = (
             found.experiment_id if found else self._client.create_experiment(recipe.log.project)
         )
-        self.identity = self._client.create_run(experiment, run_name=name_of(recipe)).info.run_id
+        self.identity = self._client.create_run(
+            experiment, run_name=tracked_name(recipe)
+        ).info.run_id
         for name, value in said.items():  # settings of a run cannot be changed there
             self._client.log_param(self.identity, name, value)
 
@@ -155,7 +158,7 @@ class Trackio(_Client):
         with remarks_kept():
             self._run = client.init(
                 project=recipe.log.project,
-                name=f"{name_of(recipe)}-{identity}",
+                name=f"{tracked_name(recipe)}-{identity}",
                 config=dict(said),
                 resume="allow",
                 embed=False,
@@ -216,7 +219,10 @@ class Trackers:
         self._state = _settled(_read(self._file), last_step(recipe.run / METRICS))
         self._open: dict[str, Tracker] = {}
         first_step, total = steps
-        said = {**settings_of(recipe), **{f"plan.{name}": value for name, value in plan.items()}}
+        said = {
+            **tracked_settings(recipe),
+            **{f"plan.{name}": value for name, value in plan.items()},
+        }
         for name in recipe.log.trackers:
             known = self._state.setdefault(name, {"run": "", "steps": 0, "scores": {}})
             if known.get("ended") and first_step == total:
@@ -258,7 +264,7 @@ class Trackers:
 
     def step(self, measured: Mapping[str, Any]) -> None:
         """Send what a step measured, as its line in metrics.jsonl holds it."""
-        values = {name: measured[name] for name in SHOWN}
+        values = {name: measured[name] for name in (*SHOWN, *PAIR_MEASURES) if name in measured}
         values["examples_per_second"] = measured["examples"] / max(measured["seconds"], 1e-9)
         number = measured["step"]
         for name in list(self._open):
@@ -345,7 +351,7 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def name_of(recipe: Recipe) -> str:
+def tracked_name(recipe: Recipe) -> str:
     """Name a run as its folder is called."""
     return recipe.run.resolve().name
 
@@ -364,7 +370,7 @@ def check_trackers(recipe: Recipe) -> None:
             )
 
 
-def settings_of(recipe: Recipe) -> dict[str, Any]:
+def tracked_settings(recipe: Recipe) -> dict[str, Any]:
     """Write every setting by its dotted name; what is neither number nor text, as JSON."""
     return {
         name: value if value is None or isinstance(value, str | int | float) else json.dumps(value)

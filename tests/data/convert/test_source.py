@@ -106,5 +106,5 @@ def test_a_source_of_another_kind_is_said_in_one_line(tmp_path, kind):
 
 
 def test_an_unknown_kind_lists_the_known_ones(tmp_path):
-    with pytest.raises(DataError, match=r"coco: unknown kind.*ucf101"):
-        convert("coco", tmp_path, tmp_path / ".." / "out")
+    with pytest.raises(DataError, match=r"voc: unknown kind.*ucf101"):
+        convert("voc", tmp_path, tmp_path / ".." / "out")

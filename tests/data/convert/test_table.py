@@ -269,3 +269,98 @@ def test_files_of_other_columns_are_not_read_as_one(tmp_path):
     put_rows(tmp_path / "source" / "b.parquet", [{"image": image(1), "caption": "x"}])
     with pytest.raises(DataError, match=r"b\.parquet: has the columns caption, image, and .*a\.p"):
         convert("table", tmp_path / "source", tmp_path / "out")
+
+
+# -- rows as peers' sets have them, rewritten ------------------------------------------------------
+
+MESSAGES = [{"role": "user", "content": "Colour?"}, {"role": "assistant", "content": "Red."}]
+
+
+def flat(**columns):
+    return {"image": image(1), **columns}
+
+
+@pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        pytest.param(flat(prompt="Colour?", completion="Red."), {}, id="trl, plain"),
+        pytest.param(flat(prompt=MESSAGES[:1], completion=MESSAGES[1:]), {}, id="trl, halves"),
+        pytest.param({"images": [image(1)], "messages": MESSAGES}, {}, id="trl, messages"),
+        pytest.param({"img": image(1), "question": "Colour?", "answer": "Red."}, {}, id="img"),
+        pytest.param({"jpg": picture_bytes(1), "query": "Colour?", "label": "Red."}, {}, id="jpg"),
+        pytest.param(flat(caption="Red."), {"question": "Colour?"}, id="captions"),
+        pytest.param(flat(text="Red."), {"question": "Colour?"}, id="captions called text"),
+        pytest.param(flat(text="Red."), {"columns": Columns(ask="Colour?")}, id="asked by columns"),
+        pytest.param(
+            {"photo": image(1), "frage": "Colour?", "antwort": "Red."},
+            {"columns": Columns(question="frage", answer="antwort")},
+            id="named",
+        ),
+    ],
+)
+def test_rows_of_peers_become_the_question_and_answer_that_they_are(tmp_path, row, options):
+    (turn,) = convert_rows(tmp_path, [row], **options)
+    assert (turn["user"], turn["assistant"]) == ("Colour?", "Red.")
+    assert (tmp_path / "out" / "images" / turn["images"][0]).read_bytes() == picture_bytes(1)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (flat(caption="Red."), r"no column of the question .* among image, caption; name it.*ask:"),
+        ({"scan": image(1), "question": "?", "answer": "!"}, "no column of the images .* scan"),
+        (flat(question="?", reply="!"), r"no column of the answer .* among image, question, reply"),
+    ],
+)
+def test_a_set_of_no_example_says_what_is_missing_and_what_is_there(tmp_path, row, said):
+    with pytest.raises(DataError, match=said):
+        convert_rows(tmp_path, [row])
+
+
+def test_a_column_that_asks_goes_before_what_every_row_is_asked(tmp_path):
+    row = flat(question="Colour?", answer="Red.", text="of the scan")
+    (turn,) = convert_rows(tmp_path, [row], question="What is it?")
+    assert (turn["user"], turn["assistant"]) == ("Colour?", "Red.")
+
+
+def label_task(picture, *results, **more):
+    result = [
+        {"from_name": name, "to_name": "image", "type": kind, "value": value}
+        for name, kind, value in results
+    ]
+    return {"id": 1, "data": {"image": picture, **more}, "annotations": [{"result": result}]}
+
+
+def test_label_studios_whole_export_becomes_questions_and_what_was_said(tmp_path):
+    source = tmp_path / "source"
+    put_picture(source / "a.png", 1)
+    put_picture(source / "scans" / "b 1.png", 2)
+    tasks = [
+        label_task("/data/upload/3/0a1b2c3d-a.png", ("kind", "choices", {"choices": ["Cat"]})),
+        label_task(
+            "/data/local-files/?d=scans/b%201.png",
+            ("reply", "textarea", {"text": ["Twelve."]}),
+            question="How many?",
+        ),
+        label_task("/data/upload/3/0a1b2c3d-a.png"),
+        label_task("a.png", ("box", "rectanglelabels", {"x": 1, "rectanglelabels": ["Cat"]})),
+    ]
+    put_json(source / "project.json", tasks)
+    convert("table", source, tmp_path / "out", options=Options(question="What is it?"))
+    turns = turns_of(tmp_path / "out" / "table_train.jsonl")
+    assert {(turn["user"], turn["assistant"]) for turn in turns} == {
+        ("What is it?", "Cat"),
+        ("How many?", "Twelve."),
+    }
+    assert {turn["images"][0] for turn in turns} == {"train/a.png", "train/scans/b 1.png"}
+    assert set(left_out(tmp_path / "out").values()) == {
+        "a task that nobody has labelled",
+        "marks that are neither a choice nor a text (rectanglelabels)",
+    }
+
+
+def test_a_command_that_gave_nothing_leaves_its_folder_to_the_mended_one(tmp_path):
+    with pytest.raises(DataError, match=r"where text is the answer, say what is asked: columns="):
+        convert_rows(tmp_path, [flat(text="Red.")])
+    (turn,) = convert_rows(tmp_path, [flat(text="Red.")], question="Colour?")
+    assert turn["assistant"] == "Red."

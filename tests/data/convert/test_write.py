@@ -10,7 +10,7 @@ import pytest
 from layouts import picture_bytes, put_picture
 
 from foveal.data.convert import Options, convert
-from foveal.data.convert.draft import Draft, Picture
+from foveal.data.convert.draft import Draft, DraftImage
 from foveal.data.convert.write import write_drafts
 from foveal.data.example import Turn
 from foveal.errors import DataError
@@ -90,7 +90,7 @@ def test_processes_write_the_same_files(tmp_path):
 def test_a_converter_cannot_write_outside_the_folder_either(tmp_path, target):
     turn = Turn(user="?", assistant="!")
     drafts = [
-        Draft("val", (turn,), (Picture(picture_bytes(shade), name),))
+        Draft("val", (turn,), (DraftImage(picture_bytes(shade), name),))
         for shade, name in enumerate(["val/good.png", target])
     ]
     converted = write_drafts(drafts, tmp_path / "a" / "out", "any")
@@ -104,7 +104,7 @@ def test_a_conversion_without_an_example_says_why_most_were_left_out(tmp_path):
         (tmp_path / "source" / "cat" / f"{number}.png").touch()
     with pytest.raises(DataError, match="no example came out of it; left out: 3 x"):
         convert("imagefolder", tmp_path / "source", tmp_path / "out")
-    assert os.listdir(tmp_path / "out") == ["conversion.json"]
+    assert os.listdir(tmp_path / "out") == []
 
 
 def limited(folder: Path, code: str) -> subprocess.CompletedProcess[str]:

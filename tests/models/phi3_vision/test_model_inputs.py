@@ -10,7 +10,7 @@ from tiny import make_model
 from foveal.data.batch import ForwardInputs
 from foveal.models.forward import place_features
 from foveal.models.phi3_vision import Phi3VisionForConditionalGeneration
-from foveal.models.phi3_vision.family import FAMILY
+from foveal.models.phi3_vision.seam import FAMILY
 
 TEXTS = [
     "<|user|>\n<|image_1|>\nWhat is it?<|end|>\n<|assistant|>\n",

@@ -65,6 +65,8 @@ def place(tmp_path_factory) -> Place:
         return Job(str(recipe), begun_by=str(folder / begun_by) if begun_by else "")
 
     together = [job(name, engine=name) for name in ("ddp", "fsdp2")]
+    apart = str(made.recipe("fsdp2-apart", engine="fsdp2"))
+    together.append(Job(apart, ranks_of_a_block=1))
     together.append(job("fsdp2-lora", engine="fsdp2", **lora))
     for name in ("ddp", "fsdp2"):
         together.append(job(f"{name}-broken", engine=name, **made.broken))
@@ -95,7 +97,7 @@ RESUMED = [
 ]
 
 
-@pytest.mark.parametrize("run", ENGINES)
+@pytest.mark.parametrize("run", [*ENGINES, "fsdp2-apart"])
 def test_two_processes_log_the_losses_of_one(place, run):
     one, two = place.metrics("one"), place.metrics(run)
     assert len(one) == 10
@@ -105,7 +107,7 @@ def test_two_processes_log_the_losses_of_one(place, run):
         assert [line[key] for line in two] == [line[key] for line in one]
 
 
-@pytest.mark.parametrize("run", ENGINES)
+@pytest.mark.parametrize("run", [*ENGINES, "fsdp2-apart"])
 def test_two_processes_end_with_the_weights_of_one(place, run):
     ours, theirs = place.weights("one"), place.weights(run)
     assert ours.keys() == theirs.keys()

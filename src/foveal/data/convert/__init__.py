@@ -7,18 +7,19 @@ from foveal.config import Columns
 from foveal.data.convert.chats import convert_llava, convert_sharegpt
 from foveal.data.convert.coco import convert_coco
 from foveal.data.convert.documents import convert_docvqa, convert_funsd, convert_sroie
-from foveal.data.convert.draft import Draft, LeftOut, Options
+from foveal.data.convert.draft import Draft, LeftOutRow, Options
 from foveal.data.convert.folders import convert_imagefolder, convert_ucf101, convert_video_folder
-from foveal.data.convert.rows import Hub
+from foveal.data.convert.preferences import convert_preferences
 from foveal.data.convert.source import Source
 from foveal.data.convert.statements import convert_hateful_memes, convert_nlvr, convert_nlvr2
 from foveal.data.convert.table import convert_table
-from foveal.data.convert.write import Converted, Progress, claim, write_drafts
+from foveal.data.convert.tables import Hub
+from foveal.data.convert.write import Converted, Progress, claim, unclaim, write_drafts
 from foveal.errors import DataError
 
 __all__ = ["KINDS", "Converted", "Options", "Progress", "convert"]
 
-_FILE_KINDS: Mapping[str, Callable[[Source, Options], Iterable[Draft | LeftOut]]] = {
+_FILE_KINDS: Mapping[str, Callable[[Source, Options], Iterable[Draft | LeftOutRow]]] = {
     "coco": convert_coco,
     "funsd": convert_funsd,
     "imagefolder": convert_imagefolder,
@@ -29,10 +30,11 @@ _FILE_KINDS: Mapping[str, Callable[[Source, Options], Iterable[Draft | LeftOut]]
     "ucf101": convert_ucf101,
     "video-folder": convert_video_folder,
 }
-_HUB_KINDS: Mapping[str, Callable[[Source | Hub, Options], Iterable[Draft | LeftOut]]] = {
+_HUB_KINDS: Mapping[str, Callable[[Source | Hub, Options], Iterable[Draft | LeftOutRow]]] = {
     "docvqa": convert_docvqa,
     "hateful-memes": convert_hateful_memes,
     "nlvr2": convert_nlvr2,
+    "preferences": convert_preferences,
     "table": convert_table,
 }
 
@@ -69,7 +71,7 @@ def convert(
     if out.resolve().is_relative_to(source.resolve()):
         raise DataError(f"{out}: lies inside the source; give a folder elsewhere")
     links_out: Sequence[str] = ()
-    drafts: Iterable[Draft | LeftOut]
+    drafts: Iterable[Draft | LeftOutRow]
     if kind in _HUB_KINDS:
         on_hub = not source.exists() and len(source.parts) == 2
         place = Hub(source.as_posix()) if on_hub else Source(source)
@@ -86,5 +88,11 @@ def convert(
     named = {} if options.columns == Columns() else {"columns": columns}
     named |= {"clips": "whole"} if options.keep_clips else {}
     claim(out, kind=kind, options=repr(options), source=fingerprint, **named)
-    left_out = [LeftOut(name, "a link out of the source, or to a folder") for name in links_out]
-    return write_drafts(drafts, out, kind, left_out=left_out, workers=workers, progress=progress)
+    left_out = [LeftOutRow(name, "a link out of the source, or to a folder") for name in links_out]
+    try:
+        return write_drafts(
+            drafts, out, kind, left_out=left_out, workers=workers, progress=progress
+        )
+    except DataError:
+        unclaim(out)  # so that a mended command may have the folder
+        raise

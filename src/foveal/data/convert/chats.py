@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from foveal.data.convert.draft import Draft, LeftOut, Options, Picture
-from foveal.data.convert.pictures import WRAPPERS, Find, pictures_of
-from foveal.data.convert.reading import read_json, read_lines
+from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options
+from foveal.data.convert.images import WRAPPERS, Find, pictures_of
+from foveal.data.convert.json_entry import read_json, read_lines
 from foveal.data.convert.source import Entry, Source
 from foveal.data.convert.splits import split_of
 from foveal.data.convert.values import UnfitError, present, refuse_meaningful, text_of
@@ -42,27 +42,27 @@ _IMAGE_PARTS = ("image", "image_url", "input_image")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
-def convert_llava(source: Source, options: Options) -> list[Draft | LeftOut]:
+def convert_llava(source: Source, options: Options) -> list[Draft | LeftOutRow]:
     """LLaVA's JSON: `image` and `conversations` of `from` and `value`, `<image>` in the text."""
     return _convert(source)
 
 
-def convert_sharegpt(source: Source, options: Options) -> list[Draft | LeftOut]:
+def convert_sharegpt(source: Source, options: Options) -> list[Draft | LeftOutRow]:
     """Messages of `role` and `content`, with image parts, or `<image>` and a list `images`."""
     return _convert(source)
 
 
-def _convert(source: Source) -> list[Draft | LeftOut]:
-    drafts: list[Draft | LeftOut] = []
+def _convert(source: Source) -> list[Draft | LeftOutRow]:
+    drafts: list[Draft | LeftOutRow] = []
     for file in (*source.match("*.json"), *source.match("*.jsonl")):
         split = split_of(file.stem, file.folders) or "train"
         for number, row in enumerate(_rows(file), start=1):
             try:
                 drafts.append(conversation_of(row, split, source.find))
             except UnfitError as error:
-                drafts.append(LeftOut(f"{file}, entry {number}", str(error)))
+                drafts.append(LeftOutRow(f"{file}, entry {number}", str(error)))
     if not any(isinstance(draft, Draft) for draft in drafts):
-        reason = f": {drafts[0].reason}" if drafts and isinstance(drafts[0], LeftOut) else ""
+        reason = f": {drafts[0].reason}" if drafts and isinstance(drafts[0], LeftOutRow) else ""
         raise DataError(f"{source.path}: no conversation in it{reason}")
     return drafts
 
@@ -119,17 +119,17 @@ def conversation_of(row: Any, split: str, find: Find, messages: str | None = Non
 
 
 def _turns(
-    spoken: list[_Said], beside: list[Picture], split: str, find: Find
-) -> tuple[tuple[Turn, ...], tuple[Picture, ...]]:
+    spoken: list[_Said], beside: list[DraftImage], split: str, find: Find
+) -> tuple[tuple[Turn, ...], tuple[DraftImage, ...]]:
     """Deal the pictures that stand beside the messages to the places that the questions name."""
     waiting = dict(enumerate(beside))
     if waiting and not any(message.places for message in spoken):
         # No place is said: before the first question.
         spoken[0] = _Said("user", PLACE * len(waiting) + spoken[0].text, (None,) * len(waiting))
-    media: list[Picture] = []
+    media: list[DraftImage] = []
     turns: list[Turn] = []
     for asked, answered in zip(spoken[::2], spoken[1::2], strict=True):
-        here: list[Picture] = []
+        here: list[DraftImage] = []
         for place in asked.places:
             if isinstance(place, Mapping):
                 here += pictures_of(place, split, find)

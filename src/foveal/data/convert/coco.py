@@ -5,8 +5,8 @@ from io import BytesIO
 from math import floor
 from typing import Any
 
-from foveal.data.convert.draft import Draft, LeftOut, Options, Picture
-from foveal.data.convert.reading import read_json
+from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options
+from foveal.data.convert.json_entry import read_json
 from foveal.data.convert.source import Entry, Source
 from foveal.data.convert.splits import split_of
 from foveal.data.example import Turn
@@ -19,14 +19,14 @@ QUESTION = "Where is every {name}? Answer with one box [left, top, right, bottom
 Boxes = list[tuple[int, int, int, int]]
 
 
-def convert_coco(source: Source, options: Options) -> list[Draft | LeftOut]:
+def convert_coco(source: Source, options: Options) -> list[Draft | LeftOutRow]:
     """COCO's annotations: of each picture, where every object of a kind is, in pixels."""
     files = source.match("instances_*.json") or source.match("*.json")
-    drafts: list[Draft | LeftOut] = []
+    drafts: list[Draft | LeftOutRow] = []
     for file in files:
         tree = read_json(file)
         if not _holds_boxes(tree):
-            drafts.append(LeftOut(str(file), "no images, annotations and categories in it"))
+            drafts.append(LeftOutRow(str(file), "no images, annotations and categories in it"))
             continue
         try:
             drafts += _of_file(source, file, tree, options)
@@ -44,7 +44,7 @@ def _holds_boxes(tree: Any) -> bool:
 
 def _of_file(
     source: Source, file: Entry, tree: Mapping[str, Any], options: Options
-) -> Iterable[Draft | LeftOut]:
+) -> Iterable[Draft | LeftOutRow]:
     split = split_of(file.stem, file.folders) or "train"
     names = {one["id"]: str(one["name"]) for one in tree["categories"]}
     by_image: dict[object, dict[object, list[Mapping[str, Any]]]] = {}
@@ -55,23 +55,23 @@ def _of_file(
         kinds = by_image.get(image["id"])
         entry = source.find(name)
         if not kinds or entry is None:
-            yield LeftOut(name, "no picture of that name" if kinds else "no object in it")
+            yield LeftOutRow(name, "no picture of that name" if kinds else "no object in it")
             continue
         if problem := _size_problem(entry, image["width"], image["height"]):
-            yield LeftOut(name, problem)
+            yield LeftOutRow(name, problem)
             continue
         target = f"{split}/{name.lstrip('/')}"
         for kind in sorted(kinds, key=lambda one: names[one]):
             boxes, reason = _boxes(kinds[kind], image["width"], image["height"])
             if reason:
-                yield LeftOut(f"{name}, {names[kind]}", reason)
+                yield LeftOutRow(f"{name}, {names[kind]}", reason)
                 continue
             turn = Turn(
                 images=(target,),
                 user=(options.question or QUESTION).replace("{name}", names[kind]),
                 assistant="\n".join(str(list(box)) for box in boxes),
             )
-            yield Draft(split, (turn,), (Picture(entry, target),))
+            yield Draft(split, (turn,), (DraftImage(entry, target),))
 
 
 def _size_problem(entry: Entry, width: int, height: int) -> str:

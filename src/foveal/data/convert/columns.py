@@ -13,10 +13,10 @@ from foveal.data.convert.chats import (
     number_places,
     refuse_foreign_tags,
 )
-from foveal.data.convert.draft import Draft, LeftOut, Options
-from foveal.data.convert.pictures import Find, pictures_of
-from foveal.data.convert.rows import Hub, open_splits
+from foveal.data.convert.draft import Draft, LeftOutRow, Options
+from foveal.data.convert.images import Find, pictures_of
 from foveal.data.convert.source import Source
+from foveal.data.convert.tables import Hub, open_splits
 from foveal.data.convert.values import UnfitError, present, refuse_meaningful, text_of, texts_of
 from foveal.data.example import Turn
 
@@ -27,15 +27,22 @@ ANSWER_BRIEFLY = "\nAnswer briefly."
 """What the published recipe puts behind every question about a page."""
 
 USUAL_NAMES = {
-    "images": (("images", "image"), ("file_name", "image_path")),
+    "images": (
+        ("images", "image"),
+        ("file_name", "image_path"),
+        ("img", "picture", "photo", "jpg", "jpeg", "png", "image_bytes"),
+    ),
     "messages": (("messages", "conversations"),),
     "question": (("question", "query"), ("prompt", "text", "instruction")),
-    "answer": (("answer",), ("label", "caption", "response", "output")),
+    "answer": (("answer",), ("label", "caption", "response", "output", "completion")),
     "answers": (("answers",),),
     "choices": (("choices", "options"),),
     "system": (SYSTEM_KEYS,),
 }
 """What a column holds -> names that say so, the clearest first; two as clear are asked about."""
+
+_CAPTIONS = ("text", "txt")
+"""Columns that hold the answer where every row is asked the same."""
 
 _ASKS_MORE = ("hint", "context", "A", "B")
 """Columns that belong to a question, which would be another one without them."""
@@ -54,15 +61,20 @@ class Reading:
     """Whether yes and no, or true and false, are all the answers there are."""
 
     question: str | None = None
-    """What is asked of every row, where no column asks."""
+    """What is asked of every row, where no column asks; none: as the columns say."""
 
     seed: int = 0
     """Start of every random choice."""
 
+    @property
+    def ask(self) -> str | None:
+        """What is asked of every row, where no column asks."""
+        return self.question or self.columns.ask
+
 
 def read_rows(
     source: Source | Hub, config: str | None, options: Options
-) -> Iterator[Draft | LeftOut]:
+) -> Iterator[Draft | LeftOutRow]:
     """Draft each question of each row; a picture is named by its content, so it is stored once.
 
     Args:
@@ -95,7 +107,7 @@ def _nowhere(path: str) -> None:
 
 def drafts_of_row(
     row: Mapping[str, Any], split: str, name: str, reading: Reading, find: Find = _nowhere
-) -> Iterator[Draft | LeftOut]:
+) -> Iterator[Draft | LeftOutRow]:
     """Draft each question of a row, or say why there is none.
 
     Args:
@@ -108,7 +120,7 @@ def drafts_of_row(
     try:
         yield from _drafts(row, split, name, reading, find)
     except UnfitError as error:
-        yield LeftOut(name, str(error))
+        yield LeftOutRow(name, str(error))
 
 
 def _drafts(
@@ -121,7 +133,10 @@ def _drafts(
         column = find_column(what, row, reading.columns)
         return None if column is None else present(row[column])
 
-    if messages := held("messages"):
+    messages = held("messages")
+    if not messages and not _says_all(reading.columns):
+        messages = _two_halves(row)
+    if messages:
         said = {"messages": messages, "images": held("images"), "system": held("system")}
         yield conversation_of(said, split, find)
         return
@@ -141,6 +156,15 @@ def _drafts(
     yield Draft(split, (turn,), media, system=text_of(held("system"), "a system text") or "")
 
 
+def _two_halves(row: Mapping[str, Any]) -> list[Any] | None:
+    """Join a conversation that stands in the columns `prompt` and `completion`, as TRL has it."""
+    halves = [present(row.get(name)) for name in ("prompt", "completion")]
+    lists = [half for half in halves if isinstance(half, list)]
+    if len(lists) < 2 or not all(isinstance(one, Mapping) for half in lists for one in half):
+        return None
+    return [message for half in lists for message in half]
+
+
 def _pair(text: Any) -> tuple[str, str]:
     """Read a question and its answer, as the_cauldron has them."""
     if not isinstance(text, Mapping):
@@ -157,14 +181,16 @@ def _turn(row: Mapping[str, Any], images: tuple[str, ...], name: str, reading: R
     columns = {what: find_column(what, row, reading.columns) for what in USUAL_NAMES}
     if columns["answers"] and columns["answer"] in USUAL_NAMES["answer"][1]:
         columns["answer"] = reading.columns.answer  # `label` beside `answers` is something else
-    if not columns["question"] and reading.question is None:
+    if reading.ask and not columns["answer"] and not columns["answers"]:
+        columns["answer"] = next((one for one in _CAPTIONS if present(row.get(one))), None)
+        if columns["question"] == columns["answer"]:
+            columns["question"] = None
+    if not columns["question"] and reading.ask is None:
         raise UnfitError(_missing("question", row))
     if not columns["answer"] and not columns["answers"]:
         raise UnfitError(_missing("answer", row))
     values = {what: present(row[one]) if one else None for what, one in columns.items()}
-    question = (
-        text_of(values["question"], "a question") if columns["question"] else reading.question
-    )
+    question = text_of(values["question"], "a question") if columns["question"] else reading.ask
     if question is not None and columns["question"] == "instruction":  # as Alpaca's rows have it
         question = "\n".join(filter(None, [question, text_of(row.get("input"), "an input")]))
     choices = texts_of(values["choices"], "a choice")
@@ -230,7 +256,7 @@ def find_column(what: str, row: Mapping[str, Any], named: Columns) -> str | None
         return name
     if _says_all(named) and what != "images":
         return None
-    taken = named.model_dump().values()
+    taken = named.model_dump(exclude={"ask"}).values()
     for names in USUAL_NAMES[what]:
         found = [one for one in names if one in row and one not in taken]
         if len(found) > 1:  # what a row leaves empty is not meant
@@ -246,14 +272,19 @@ def find_column(what: str, row: Mapping[str, Any], named: Columns) -> str | None
 
 
 def _says_all(named: Columns) -> bool:
-    return bool(named.messages or (named.question and (named.answer or named.answers)))
+    asked, answered = named.question or named.ask, named.answer or named.answers
+    return bool(named.messages or (asked and answered))
 
 
 def _missing(what: str, row: Mapping[str, Any]) -> str:
     usual = ", ".join(name for names in USUAL_NAMES[what] for name in names)
+    captions = [name for name in _CAPTIONS if name in row]
+    alike = ", or ask every row the same: columns={ask: ...}" if what == "question" else ""
+    if what == "answer" and captions:
+        alike = f"; where {captions[0]} is the answer, say what is asked: columns={{ask: ...}}"
     return (
         f"no column of the {what} ({usual}) among {', '.join(row)}; "
-        f"name it: columns={{{what}: NAME}}"
+        f"name it: columns={{{what}: NAME}}{alike}"
     )
 
 

@@ -6,12 +6,12 @@ from random import Random
 from typing import Any
 
 from foveal.data.convert.columns import ANSWER_BRIEFLY, read_rows
-from foveal.data.convert.draft import Draft, LeftOut, Options, Picture
+from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options
 from foveal.data.convert.folders import choose_groups
-from foveal.data.convert.reading import read_json
-from foveal.data.convert.rows import Hub
+from foveal.data.convert.json_entry import read_json
 from foveal.data.convert.source import Entry, Source
 from foveal.data.convert.splits import SPLITS
+from foveal.data.convert.tables import Hub
 from foveal.data.convert.values import UnfitError, text_of, texts_of
 from foveal.data.example import Turn
 from foveal.errors import DataError
@@ -27,11 +27,11 @@ RECEIPT_QUESTIONS = {
 }
 
 
-def convert_docvqa(source: Source | Hub, options: Options) -> Iterable[Draft | LeftOut]:
+def convert_docvqa(source: Source | Hub, options: Options) -> Iterable[Draft | LeftOutRow]:
     """DocVQA's task-1 JSON files with their pages, or its columns on the hub or in Parquet."""
     if isinstance(source, Hub) or source.match("*.parquet"):
         return read_rows(source, "docvqa", options)
-    drafts: list[Draft | LeftOut] = []
+    drafts: list[Draft | LeftOutRow] = []
     for file in source.match("*.json"):
         data = read_json(file)
         if isinstance(data, dict) and isinstance(data.get("data"), list):
@@ -44,27 +44,31 @@ def convert_docvqa(source: Source | Hub, options: Options) -> Iterable[Draft | L
 
 def _task_1(
     source: Source, file: Entry, split: str | None, row: Any, options: Options
-) -> Draft | LeftOut:
+) -> Draft | LeftOutRow:
     try:
         name = f"{file}, question {row['questionId']}"
         image, split = row["image"], split or row["data_split"]
         question = text_of(row["question"], "a question")
         answers = texts_of(row.get("answers"), "an answer")
     except (KeyError, TypeError, AttributeError):
-        return LeftOut(str(file), "not a question of DocVQA")
+        return LeftOutRow(str(file), "not a question of DocVQA")
     except UnfitError as error:
-        return LeftOut(name, str(error))
+        return LeftOutRow(name, str(error))
     if question is None or not isinstance(image, str):
-        return LeftOut(name, "no question about a page")
+        return LeftOutRow(name, "no question about a page")
     entry = source.find(image)
     if entry is None:
-        return LeftOut(name, "no page of that name")
+        return LeftOutRow(name, "no page of that name")
     if not answers:
-        return LeftOut(name, "no answers (a hidden test set)")
-    return ask(entry, split, question, answers, Random(f"{options.seed}/{row['questionId']}"))
+        return LeftOutRow(name, "no answers (a hidden test set)")
+    return ask_document(
+        entry, split, question, answers, Random(f"{options.seed}/{row['questionId']}")
+    )
 
 
-def ask(page: Entry, split: str, question: str, answers: Sequence[str], random: Random) -> Draft:
+def ask_document(
+    page: Entry, split: str, question: str, answers: Sequence[str], random: Random
+) -> Draft:
     """Draft a question about a page; one of its answers, drawn at random, is learnt."""
     target = f"{split}/{page.last_name}"
     turn = Turn(
@@ -73,28 +77,30 @@ def ask(page: Entry, split: str, question: str, answers: Sequence[str], random: 
         assistant=random.choice(answers),
         answers=tuple(answers),
     )
-    return Draft(split, (turn,), (Picture(page, target),))
+    return Draft(split, (turn,), (DraftImage(page, target),))
 
 
-def convert_funsd(source: Source, options: Options) -> list[Draft | LeftOut]:
+def convert_funsd(source: Source, options: Options) -> list[Draft | LeftOutRow]:
     """FUNSD's annotated forms: a question for each named field with one answer."""
     forms = [file for file in source.match("annotations/*.json") if len(file.folders) > 1]
     if not forms:
         raise DataError(f"{source.path}: no <split>_data/annotations/*.json in it")
     training = {file.name for file in forms if _split(file) == "train"}
     held_out = choose_groups(training, options.validation_fraction, options.seed)
-    drafts: list[Draft | LeftOut] = []
+    drafts: list[Draft | LeftOutRow] = []
     for file in forms:
         page = source.find("/".join((*file.folders[:-1], "images", f"{file.stem}.png")))
         fields = list(_fields(read_json(file)))
         if page is None or page.folders[:-1] != file.folders[:-1]:
-            drafts.append(LeftOut(str(file), "no page of that name"))
+            drafts.append(LeftOutRow(str(file), "no page of that name"))
         elif not fields:
-            drafts.append(LeftOut(str(file), "no field with one short answer"))
+            drafts.append(LeftOutRow(str(file), "no field with one short answer"))
         else:
             split = "val" if file.name in held_out else _split(file)
             drafts += [
-                ask(page, split, f'What is the value of the field "{key}"?', [value], Random(0))
+                ask_document(
+                    page, split, f'What is the value of the field "{key}"?', [value], Random(0)
+                )
                 for key, value in fields
             ]
     return drafts
@@ -136,7 +142,7 @@ def _key(box: Any) -> str:
     return (box["text"] or "").strip().rstrip(":").strip()
 
 
-def convert_sroie(source: Source, options: Options) -> list[Draft | LeftOut]:
+def convert_sroie(source: Source, options: Options) -> list[Draft | LeftOutRow]:
     """SROIE's receipts: what `key/NNN.json` holds of company, date, address and total."""
     keys = source.match("key/*.json")
     if not keys:
@@ -146,18 +152,18 @@ def convert_sroie(source: Source, options: Options) -> list[Draft | LeftOut]:
         options.validation_fraction,
         options.seed,
     )
-    drafts: list[Draft | LeftOut] = []
+    drafts: list[Draft | LeftOutRow] = []
     for file in keys:
         page = source.find("/".join((*file.folders[:-1], "img", f"{file.stem}.jpg")))
         values = read_json(file)
         if page is None:
-            drafts.append(LeftOut(str(file), "no page of that name"))
+            drafts.append(LeftOutRow(str(file), "no page of that name"))
             continue
         split = "val" if file.name in held_out else _split(file)
         for name, question in RECEIPT_QUESTIONS.items():
             value = values.get(name) if isinstance(values, dict) else None
             if isinstance(value, str) and value.strip():
-                drafts.append(ask(page, split, question, [value.strip()], Random(0)))
+                drafts.append(ask_document(page, split, question, [value.strip()], Random(0)))
             else:
-                drafts.append(LeftOut(f"{file}, {name}", "no such field on the receipt"))
+                drafts.append(LeftOutRow(f"{file}, {name}", "no such field on the receipt"))
     return drafts

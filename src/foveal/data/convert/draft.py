@@ -41,7 +41,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Picture:
+class DraftImage:
     """A picture to be copied as it is, once it has been decoded without an error."""
 
     source: Entry | bytes
@@ -66,7 +66,7 @@ class Draft:
 
     split: str
     turns: tuple[Turn, ...]
-    media: tuple[Picture | Clip, ...] = ()
+    media: tuple[DraftImage | Clip, ...] = ()
     set_name: str | None = None
     """First part of the file's name, where it is not the kind's."""
 
@@ -80,7 +80,7 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class LeftOutRow:
     """Something in the source that becomes no example."""
 
     name: str

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from itertools import takewhile
 from random import Random
 
-from foveal.data.convert.draft import TWIN, Clip, Draft, LeftOut, Options, Picture
+from foveal.data.convert.draft import TWIN, Clip, Draft, DraftImage, LeftOutRow, Options
 from foveal.data.convert.source import Entry, Source
 from foveal.data.convert.splits import SPLITS
 from foveal.data.example import Turn
@@ -23,17 +23,17 @@ CLIPS = (
 )
 
 
-def convert_imagefolder(source: Source, options: Options) -> list[Draft | LeftOut]:
+def convert_imagefolder(source: Source, options: Options) -> list[Draft | LeftOutRow]:
     """Pictures in `<class>/` or `<split>/<class>/`; without splits, part of each class is `val`."""
     return _class_folders(source, PICTURES, options)
 
 
-def convert_video_folder(source: Source, options: Options) -> list[Draft | LeftOut]:
+def convert_video_folder(source: Source, options: Options) -> list[Draft | LeftOutRow]:
     """Clips in `<class>/` or `<split>/<class>/`; without splits, part of each class is `val`."""
     return _class_folders(source, CLIPS, options)
 
 
-def convert_ucf101(source: Source, options: Options) -> list[Draft | LeftOut]:
+def convert_ucf101(source: Source, options: Options) -> list[Draft | LeftOutRow]:
     """UCF-101 with its lists, or a subset of it in `<split>/<class>/`.
 
     The lists know train and test; `val` is taken from train by whole groups, since clips of a
@@ -45,8 +45,8 @@ def convert_ucf101(source: Source, options: Options) -> list[Draft | LeftOut]:
         return convert_video_folder(source, options)
     there = [entry for entry in source.entries if entry.suffix in CLIPS]
     clips = {entry.last_name: entry for entry in reversed(there)}
-    drafts: list[Draft | LeftOut] = [
-        LeftOut(str(entry), TWIN) for entry in there if clips[entry.last_name] != entry
+    drafts: list[Draft | LeftOutRow] = [
+        LeftOutRow(str(entry), TWIN) for entry in there if clips[entry.last_name] != entry
     ]
     listed = _read_list(train[0], "train") | _read_list(test[0], "test")
     index = source.match("classInd.txt")
@@ -66,14 +66,14 @@ def convert_ucf101(source: Source, options: Options) -> list[Draft | LeftOut]:
         entry = clips.pop(file, None)
         if class_name not in classes:
             if entry:
-                drafts.append(LeftOut(str(entry), "class not chosen"))
+                drafts.append(LeftOutRow(str(entry), "class not chosen"))
         elif entry is None:
-            drafts.append(LeftOut(name, "named by a list, but not there"))
+            drafts.append(LeftOutRow(name, "named by a list, but not there"))
         else:
             moved = "val" if split == "train" and group_of(name) in held_out else split
             folder = f"{moved}/{class_name}"
             drafts.append(_clip(entry, folder, entry.stem, class_name, classes, options))
-    strays = [LeftOut(str(entry), "in no list of this split") for entry in clips.values()]
+    strays = [LeftOutRow(str(entry), "in no list of this split") for entry in clips.values()]
     return sorted(drafts, key=_reading_order) + strays
 
 
@@ -83,8 +83,8 @@ def _read_list(file: Entry, split: str) -> dict[str, str]:
     return {line[0]: split for line in lines if line}
 
 
-def _reading_order(draft: Draft | LeftOut) -> str:
-    if isinstance(draft, LeftOut):
+def _reading_order(draft: Draft | LeftOutRow) -> str:
+    if isinstance(draft, LeftOutRow):
         return draft.name
     return (*draft.turns[0].images, *draft.turns[0].videos)[0]
 
@@ -104,12 +104,12 @@ class _Placed:
 
 def _class_folders(
     source: Source, suffixes: Sequence[str], options: Options
-) -> list[Draft | LeftOut]:
+) -> list[Draft | LeftOutRow]:
     entries = [entry for entry in source.entries if entry.suffix in suffixes]
     if not entries:
         raise DataError(f"{source.path}: no file that ends in {', '.join(suffixes)}")
-    drafts: list[Draft | LeftOut] = [
-        LeftOut(str(entry), f"of another kind ({entry.suffix or 'no ending'})")
+    drafts: list[Draft | LeftOutRow] = [
+        LeftOutRow(str(entry), f"of another kind ({entry.suffix or 'no ending'})")
         for entry in source.entries
         if entry.suffix not in suffixes
     ]
@@ -120,7 +120,7 @@ def _class_folders(
     for entry in entries:
         found = _below_a_split(entry) if with_splits else ("", entry.folders[outer:])
         if not found or not found[1]:
-            drafts.append(LeftOut(str(entry), "in no class folder"))
+            drafts.append(LeftOutRow(str(entry), "in no class folder"))
         else:
             split, (class_name, *below) = found
             placed.append(_Placed(entry, split, class_name, tuple(below)))
@@ -129,7 +129,7 @@ def _class_folders(
     taken: set[str] = set()
     for one in placed:
         if one.class_name not in classes:
-            drafts.append(LeftOut(str(one.entry), "class not chosen"))
+            drafts.append(LeftOutRow(str(one.entry), "class not chosen"))
             continue
         apart = (one.class_name, group_of(one.entry.name)) in held_out
         folder = "/".join([one.split or ("val" if apart else "train"), one.class_name, *one.below])
@@ -226,7 +226,7 @@ def _picture(
 ) -> Draft:
     target = f"{folder}/{entry.last_name}"
     turn = _question("image", (target,), class_name, classes, options)
-    return Draft(_split_in(folder), (turn,), (Picture(entry, target),))
+    return Draft(_split_in(folder), (turn,), (DraftImage(entry, target),))
 
 
 def _split_in(folder: str) -> str:

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from foveal.data.convert.columns import read_rows
-from foveal.data.convert.draft import Draft, LeftOut, Options, Picture
-from foveal.data.convert.reading import read_lines
-from foveal.data.convert.rows import Hub
+from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options
+from foveal.data.convert.json_entry import read_lines
 from foveal.data.convert.source import Entry, Source
+from foveal.data.convert.tables import Hub
 from foveal.data.example import Turn
 from foveal.errors import DataError
 
@@ -15,7 +15,7 @@ CHOICES = ("True", "False")
 NO_PICTURE = "no picture of that name"
 
 
-def convert_nlvr(source: Source, options: Options) -> list[Draft | LeftOut]:
+def convert_nlvr(source: Source, options: Options) -> list[Draft | LeftOutRow]:
     """NLVR: `nlvr/<split>/<split>.json`, one picture a statement, and pairs made of it.
 
     A statement becomes one example for each permutation of its picture that is there.
@@ -33,14 +33,14 @@ def convert_nlvr(source: Source, options: Options) -> list[Draft | LeftOut]:
     return drafts
 
 
-def _permutations(source: Source, file: Entry) -> Iterator[Draft | LeftOut]:
+def _permutations(source: Source, file: Entry) -> Iterator[Draft | LeftOutRow]:
     pictures: dict[str, list[Entry]] = {}
     for entry in source.match("*.png"):
         pictures.setdefault(entry.stem.rpartition("-")[0], []).append(entry)
     for line in read_lines(file):
         stem = f"{file.stem}-{line.get('identifier')}"
         if stem not in pictures:
-            yield LeftOut(f"{file}, {line.get('identifier')}", NO_PICTURE)
+            yield LeftOutRow(f"{file}, {line.get('identifier')}", NO_PICTURE)
         for picture in pictures.get(stem, ()):
             yield _statement(source, file, line, [picture.name])
 
@@ -51,34 +51,34 @@ def _statement(
     line: dict[str, Any],
     images: list[str],
     set_name: str | None = None,
-) -> Draft | LeftOut:
+) -> Draft | LeftOutRow:
     name = f"{file}, {line.get('identifier')}"
     sentence, label = line.get("sentence"), str(line.get("label")).capitalize()
     if not isinstance(sentence, str) or label not in CHOICES:
-        return LeftOut(name, "no sentence with a label")
+        return LeftOutRow(name, "no sentence with a label")
     media = []
     for image in images:
         entry = source.find(image)
         if entry is None:
-            return LeftOut(name, NO_PICTURE)
+            return LeftOutRow(name, NO_PICTURE)
         # nlvr/dev/images/0/dev-1-0-2.png -> dev/0/dev-1-0-2.png
         split, folder = entry.stem.partition("-")[0], "".join(entry.folders[-1:])
-        media.append(Picture(entry, f"{split}/{folder}/{entry.last_name}"))
+        media.append(DraftImage(entry, f"{split}/{folder}/{entry.last_name}"))
     turn = Turn(
         images=tuple(picture.target for picture in media),
-        user=ask(sentence.strip()),
+        user=ask_statement(sentence.strip()),
         assistant=label,
         choices=CHOICES,
     )
     return Draft(file.stem, (turn,), tuple(media), set_name)
 
 
-def ask(sentence: str) -> str:
+def ask_statement(sentence: str) -> str:
     """Turn a statement into a question; what all questions share stands in front, to be shared."""
     return f"True or False?\n{sentence}"
 
 
-def convert_nlvr2(source: Source | Hub, options: Options) -> Iterable[Draft | LeftOut]:
+def convert_nlvr2(source: Source | Hub, options: Options) -> Iterable[Draft | LeftOutRow]:
     """NLVR2: `<split>.json` with pictures called `...-img0.png` and `...-img1.png`, or columns."""
     if isinstance(source, Hub) or source.match("*.parquet"):
         return read_rows(source, "nlvr2", options)
@@ -88,13 +88,13 @@ def convert_nlvr2(source: Source | Hub, options: Options) -> Iterable[Draft | Le
     return drafts
 
 
-def _photographs(source: Source, file: Entry) -> Iterator[Draft | LeftOut]:
+def _photographs(source: Source, file: Entry) -> Iterator[Draft | LeftOutRow]:
     for line in read_lines(file):
         pair = str(line.get("identifier", "")).rpartition("-")[0]  # the last number is the sentence
         yield _statement(source, file, line, [f"{pair}-img0.png", f"{pair}-img1.png"])
 
 
-def convert_hateful_memes(source: Source | Hub, options: Options) -> Iterable[Draft | LeftOut]:
+def convert_hateful_memes(source: Source | Hub, options: Options) -> Iterable[Draft | LeftOutRow]:
     """Hateful Memes: `<split>.jsonl` with pictures in `img/`, or columns."""
     if isinstance(source, Hub) or source.match("*.parquet"):
         return read_rows(source, "hateful_memes", options)
@@ -108,14 +108,16 @@ def convert_hateful_memes(source: Source | Hub, options: Options) -> Iterable[Dr
     return drafts
 
 
-def _meme(source: Source, file: Entry, line: dict[str, Any], options: Options) -> Draft | LeftOut:
+def _meme(
+    source: Source, file: Entry, line: dict[str, Any], options: Options
+) -> Draft | LeftOutRow:
     name = f"{file}, {line.get('id')}"
     entry = source.find(str(line.get("img", "")))
     if line.get("label") not in (0, 1):
-        return LeftOut(name, "no label (a hidden test set)")
+        return LeftOutRow(name, "no label (a hidden test set)")
     if entry is None:
-        return LeftOut(name, NO_PICTURE)
-    picture = Picture(entry, f"{file.stem}/{entry.last_name}")
+        return LeftOutRow(name, NO_PICTURE)
+    picture = DraftImage(entry, f"{file.stem}/{entry.last_name}")
     turn = Turn(
         images=(picture.target,),
         user=options.question or "Is this meme hateful? Answer Yes or No.",

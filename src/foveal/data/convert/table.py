@@ -6,18 +6,20 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from foveal.data.convert.columns import Reading, drafts_of_row, read_rows
-from foveal.data.convert.draft import Draft, LeftOut, Options
-from foveal.data.convert.reading import read_json, read_lines
-from foveal.data.convert.rows import Hub
+from foveal.data.convert.draft import Draft, LeftOutRow, Options
+from foveal.data.convert.json_entry import read_json, read_lines
+from foveal.data.convert.label_studio import is_task, row_of_task
 from foveal.data.convert.source import Entry, Source
 from foveal.data.convert.splits import split_of
+from foveal.data.convert.tables import Hub
+from foveal.data.convert.values import UnfitError
 from foveal.errors import DataError
 
 LONGEST_FIELD = 2**28
 """Characters of a CSV's field; a picture in base64 is long."""
 
 
-def convert_table(source: Source | Hub, options: Options) -> Iterable[Draft | LeftOut]:
+def convert_table(source: Source | Hub, options: Options) -> Iterable[Draft | LeftOutRow]:
     """Rows of pictures with questions and answers, or with messages; columns by name."""
     if isinstance(source, Hub) or source.match("*.parquet"):
         return read_rows(source, None, options)
@@ -27,16 +29,21 @@ def convert_table(source: Source | Hub, options: Options) -> Iterable[Draft | Le
     return _drafts(source, files, options)
 
 
-def _drafts(source: Source, files: list[Entry], options: Options) -> Iterator[Draft | LeftOut]:
+def _drafts(source: Source, files: list[Entry], options: Options) -> Iterator[Draft | LeftOutRow]:
     reading = Reading(options.columns, question=options.question, seed=options.seed, closed=False)
     for file in files:
         split = split_of(file.stem, file.folders) or "train"
         for number, row in enumerate(READERS[file.suffix](file), start=1):
             name = f"{file}, row {number}"
-            if isinstance(row, dict):
-                yield from drafts_of_row(row, split, name, reading, source.find)
-            else:
-                yield LeftOut(name, "not a row of named columns")
+            if not isinstance(row, dict):
+                yield LeftOutRow(name, "not a row of named columns")
+                continue
+            try:
+                held = row_of_task(row) if is_task(row) else row
+            except UnfitError as error:
+                yield LeftOutRow(name, str(error))
+                continue
+            yield from drafts_of_row(held, split, name, reading, source.find)
 
 
 def _csv_rows(file: Entry) -> Iterator[Any]:

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 from foveal.config import Columns
 from foveal.data.convert.columns import ANSWER_BRIEFLY, Reading, drafts_of_row
-from foveal.data.convert.draft import LeftOut, Picture
-from foveal.data.convert.pictures import ending_of
-from foveal.data.convert.rows import check_columns, explain, stream_rows
+from foveal.data.convert.draft import DraftImage, LeftOutRow
+from foveal.data.convert.images import ending_of
 from foveal.data.convert.splits import SPLITS, split_of
+from foveal.data.convert.tables import check_columns, explain_columns, stream_rows
 from foveal.data.convert.values import text_of
 from foveal.data.example import Example, parse_example, write_examples
 from foveal.data.recognise import refuse_other_files
@@ -210,10 +210,10 @@ def _examples(rows: Rows, images: Path, columns: Columns) -> Iterator[Example]:
             yield _own(row, images, where)
             continue
         for place, draft in enumerate(drafts_of_row(row, "images", where, reading, rows.find)):
-            if isinstance(draft, LeftOut):
+            if isinstance(draft, LeftOutRow):
                 remedy = "" if ";" in draft.reason else "; take it out"
                 raise DataError(f"{where}: {draft.reason}{remedy}")
-            named = {one.target: one for one in draft.media if isinstance(one, Picture)}
+            named = {one.target: one for one in draft.media if isinstance(one, DraftImage)}
             targets = {
                 name: _store(one.source, images)
                 for name, one in named.items()
@@ -247,7 +247,9 @@ def _own(row: Mapping[str, Any], images: Path, where: str) -> Example:
     except UserError:
         raise
     except Exception as error:  # the columns may hold anything
-        raise DataError(f"{where}: not an example ({explain(error)}); mend or drop it") from error
+        raise DataError(
+            f"{where}: not an example ({explain_columns(error)}); mend or drop it"
+        ) from error
 
 
 def _store(content: bytes | None, images: Path) -> str:

@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 from foveal.data.clips import decode_frames
-from foveal.data.convert.draft import TWIN, Clip, Draft, LeftOut, Picture
+from foveal.data.convert.draft import TWIN, Clip, Draft, DraftImage, LeftOutRow
 from foveal.data.convert.source import Entry
 from foveal.data.example import Example, write_examples
 from foveal.data.media import decode_image
@@ -39,11 +39,11 @@ class Converted:
 
 
 def write_drafts(
-    drafts: Iterable[Draft | LeftOut],
+    drafts: Iterable[Draft | LeftOutRow],
     out: Path,
     name: str,
     *,
-    left_out: Iterable[LeftOut] = (),
+    left_out: Iterable[LeftOutRow] = (),
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Converted:
@@ -57,7 +57,7 @@ def write_drafts(
     write = partial(_write_media, out / "images")
     outcomes = parallel(write, _without_clashes(drafts), workers, chunk=8)
     for done, outcome in enumerate(outcomes, start=1):
-        if isinstance(outcome, LeftOut):
+        if isinstance(outcome, LeftOutRow):
             left_out.append(outcome)
         else:
             kept.setdefault((outcome.set_name or name, outcome.split), []).append(outcome)
@@ -93,7 +93,7 @@ def write_drafts(
     )
 
 
-def _without_clashes(drafts: Iterable[Draft | LeftOut]) -> Iterator[Draft | LeftOut]:
+def _without_clashes(drafts: Iterable[Draft | LeftOutRow]) -> Iterator[Draft | LeftOutRow]:
     """Leave out what would be written over another picture of the same name."""
     owners: dict[str, Entry] = {}
     for draft in drafts:
@@ -106,7 +106,7 @@ def _without_clashes(drafts: Iterable[Draft | LeftOut]) -> Iterator[Draft | Left
         clash = next(
             (entry for name, entry in named if owners.setdefault(name, entry) != entry), None
         )
-        yield draft if clash is None else LeftOut(str(clash), TWIN)
+        yield draft if clash is None else LeftOutRow(str(clash), TWIN)
 
 
 def _reading_order(key: tuple[str, str]) -> tuple[str, int, str]:
@@ -115,16 +115,16 @@ def _reading_order(key: tuple[str, str]) -> tuple[str, int, str]:
     return set_name, usual.index(split) if split in usual else len(usual), split
 
 
-def _most_frequent(left_out: list[LeftOut]) -> str:
+def _most_frequent(left_out: list[LeftOutRow]) -> str:
     reasons = Counter(item.reason for item in left_out).most_common(1)
     return (
         f"left out: {reasons[0][1]} x {reasons[0][0]}" if reasons else "nothing of its kind in it"
     )
 
 
-def _write_media(images: Path, draft: Draft | LeftOut) -> Draft | LeftOut:
+def _write_media(images: Path, draft: Draft | LeftOutRow) -> Draft | LeftOutRow:
     """Write the pictures of one draft; runs in a process of its own. Gives up the bytes it had."""
-    if isinstance(draft, LeftOut):
+    if isinstance(draft, LeftOutRow):
         return draft
     for medium in draft.media:
         name = medium.target if isinstance(medium.source, bytes) else str(medium.source)
@@ -134,11 +134,11 @@ def _write_media(images: Path, draft: Draft | LeftOut) -> Draft | LeftOut:
             else:
                 _write_picture(images, medium)
         except DataError as error:
-            return LeftOut(name, str(error).removeprefix(f"{name}: "))
+            return LeftOutRow(name, str(error).removeprefix(f"{name}: "))
     return replace(draft, media=())
 
 
-def _write_picture(images: Path, picture: Picture) -> None:
+def _write_picture(images: Path, picture: DraftImage) -> None:
     target = _inside(images, picture.target)
     if target.exists():  # renamed into place, so it is whole
         return
@@ -193,3 +193,10 @@ def claim(out: Path, **settings: str) -> None:
         raise DataError(f"{out}: not empty, and not from a conversion; give a new folder")
     else:
         write_bytes(mark, text.encode())
+
+
+def unclaim(out: Path) -> None:
+    """Give a folder up again, if its conversion left nothing in it but its mark."""
+    mark = out / "conversion.json"
+    if list(out.iterdir()) == [mark]:
+        mark.unlink()

@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from foveal.data.batch import ForwardInputs
-from foveal.errors import ModelError
+from foveal.data.layout import GroupSpan
 from foveal.models.cached_rows import read
 from foveal.models.family import LoadedModel
 from foveal.models.forward import hand_out, hidden_states
 from foveal.models.generation.prompt import PromptImage, Stretch
-from foveal.models.generation.strands import Batch, Strand, line_up
+from foveal.models.generation.strands import Strand, StrandBatch, line_up
 from foveal.models.generation.tree import NewTokens, Node, Tree, grow
 
 
@@ -40,18 +40,11 @@ def run_pass(loaded: LoadedModel, parts: Sequence[Growing]) -> list[Tensor]:
 
     Returns:
         (tokens, hidden) of each part.
-
-    Raises:
-        ModelError: the model is read in its own way alone, which holds no prefix for others.
     """
     if loaded.family.route == "cache":
         return _run_on_strands(loaded, parts)
     if loaded.family.route == "plain":
-        kind = loaded.model.config.model_type
-        raise ModelError(
-            f"model_type {kind!r} trains here, each example by itself, and cannot be asked yet; "
-            "train without data.validation and let transformers answer"
-        )
+        return [_read_anew(loaded, part) for part in parts]
     model, device = loaded.model, loaded.model.device
     sight = loaded.family.image_sight(model)
     trees = {tree: place for place, tree in enumerate(dict.fromkeys(one.tree for one in parts))}
@@ -75,6 +68,27 @@ def run_pass(loaded: LoadedModel, parts: Sequence[Growing]) -> list[Tensor]:
     lengths = [len(one.stretch.ids) for one in sorted_parts]
     pieces = dict(zip(order, hidden.split(lengths), strict=True))
     return [pieces[at] for at in range(len(parts))]
+
+
+def _read_anew(loaded: LoadedModel, part: Growing) -> Tensor:
+    """Read all up to a part's end in the model's own way, which keeps nothing; (tokens, hidden)."""
+    node, model = part.node, loaded.model
+    before: Stretch | None = node.read or (node.parent.read if node.parent else None)
+    whole = before.joined(part.stretch) if before else part.stretch
+    hidden = hidden_states(
+        model,
+        loaded.family,
+        ForwardInputs(
+            input_ids=torch.from_numpy(whole.ids)[None].to(model.device),
+            positions=torch.from_numpy(whole.positions)[:, None].to(model.device),
+            **_images(whole.images, loaded),
+        ),
+        groups=(GroupSpan(0, (), len(whole.ids)),),
+        answer_starts=(whole.answer_start,),
+    )
+    grow(part.tree, [NewTokens(node, len(part.stretch.ids))], model.device, "causal")  # its books
+    node.read = whole
+    return hidden[-len(part.stretch.ids) :]
 
 
 def _run_on_strands(loaded: LoadedModel, parts: Sequence[Growing]) -> list[Tensor]:
@@ -110,7 +124,7 @@ def _read_alike(loaded: LoadedModel, parts: Sequence[Growing]) -> Tensor:
     if strands:
         batch = line_up(strands, goes_on=all(part.node.strand for part in parts))
     else:
-        batch = Batch(DynamicCache(config=model.config), [0])
+        batch = StrandBatch(DynamicCache(config=model.config), [0])
     tokens = len(parts[0].stretch.ids)
     mask = batch.mask(tokens)
     shown = _images([image for part in parts for image in part.stretch.images], loaded)

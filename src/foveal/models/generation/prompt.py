@@ -49,11 +49,17 @@ class Stretch:
     images: tuple[PromptImage, ...] = ()
     """Images that stand in it, in order."""
 
+    answer_start: int | None = None
+    """Where in it an answer begins; none: it is all asked."""
+
     def joined(self, other: "Stretch") -> "Stretch":
         """Put another behind it."""
         ids = np.concatenate([self.ids, other.ids])
         positions = np.concatenate([self.positions, other.positions], axis=1)
-        return Stretch(ids, positions, self.images + other.images)
+        start = self.answer_start
+        if start is None and other.answer_start is not None:
+            start = len(self.ids) + other.answer_start
+        return Stretch(ids, positions, self.images + other.images, start)
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,8 @@ def go_on(stretch: Stretch, ids: Sequence[int], start: int = 0) -> Stretch:
     """Place words behind a stretch, of which `start` stand there already."""
     counted = stretch.positions.max() + 1 + start + np.arange(len(ids))
     axes = len(stretch.positions)
-    return Stretch(np.asarray(ids, np.int64), np.broadcast_to(counted, (axes, len(ids))))
+    placed = np.broadcast_to(counted, (axes, len(ids)))
+    return Stretch(np.asarray(ids, np.int64), placed, answer_start=0)
 
 
 def prompt_of_turns(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foveal.models.family import LoadedModel
-from foveal.models.generation.finite import are_finite, not_finite
+from foveal.models.generation.finite_logits import are_finite, not_finite
 from foveal.models.generation.generator import check_fits
 from foveal.models.generation.passes import Growing, logits_behind, run_pass
 from foveal.models.generation.prompt import Prompt, Stretch, go_on

@@ -20,7 +20,7 @@ from transformers.cache_utils import (
 
 
 @dataclass(eq=False)
-class Batch:
+class StrandBatch:
     """Caches of several sequences; the shorter ones stand behind empty places."""
 
     cache: DynamicCache
@@ -44,7 +44,7 @@ class Batch:
 class Strand:
     """What a sequence has read: a row of a batch."""
 
-    batch: Batch
+    batch: StrandBatch
     row: int
 
     @property
@@ -53,7 +53,7 @@ class Strand:
         return self.batch.lengths[self.row]
 
 
-def line_up(strands: Sequence[Strand], goes_on: bool) -> Batch:
+def line_up(strands: Sequence[Strand], goes_on: bool) -> StrandBatch:
     """Put sequences side by side; where they are still a batch and go on together, it is that one.
 
     Args:
@@ -72,7 +72,7 @@ def line_up(strands: Sequence[Strand], goes_on: bool) -> Batch:
         )
         for number in range(len(cache.layers))
     ]
-    return Batch(cache, lengths)
+    return StrandBatch(cache, lengths)
 
 
 def _stack(held: Sequence[tuple[Any, int, int]]) -> Any:

@@ -39,6 +39,8 @@ class Node:
         self.is_alive = True
         self.strand: Strand | None = None
         """What was read up to its end, where a tree cannot hold it."""
+        self.read: Any = None
+        """All up to its end, where it is read anew each time."""
 
     @property
     def end(self) -> int:

@@ -15,8 +15,8 @@ from transformers.utils import can_return_tuple
 
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.rotary import PerExampleRotaryEmbedding
+from foveal.models.phi3_vision.strict import StrictWeights, end_of_answer_ids
 from foveal.models.phi3_vision.vision import ImageEmbedding
-from foveal.models.phi3_vision.weights import StrictWeights, end_of_answer_ids
 
 
 class Phi3VisionPreTrainedModel(StrictWeights, PreTrainedModel):  # type: ignore[misc]

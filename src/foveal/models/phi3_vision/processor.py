@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
+from foveal.data.encode import fingerprint_words
 from foveal.data.media import Picture, naming
 from foveal.data.message import IMAGE_TAG, tag_order, write_tags
 from foveal.models.generation.characters import read_answer
@@ -31,7 +32,7 @@ from foveal.models.phi3_vision.image_processor import (
     name_of,
     refuse_others,
 )
-from foveal.models.phi3_vision.reading import CropReader
+from foveal.models.phi3_vision.read_images import CropReader
 
 MOST_REMEMBERED_TEXTS = 20_000
 """Texts that are encoded once: labels, openings, and the questions asked of every picture."""
@@ -276,10 +277,17 @@ class Phi3VProcessor(CropReader, ProcessorMixin):  # type: ignore[misc]
         """Encode text as text, whatever control tokens it spells out."""
         known = self._known_texts.get(text)
         if known is None:
-            known = tuple(self._plain_tokenizer.encode(text, add_special_tokens=False).ids)
+            # The same ids as `encode`, without what it keeps of every token beside them.
+            (made,) = self._plain_tokenizer.encode_batch_fast([text], add_special_tokens=False)
+            known = tuple(made.ids)
             if len(self._known_texts) < MOST_REMEMBERED_TEXTS:
                 self._known_texts[text] = known
         return list(known)
+
+    def words_fingerprint(self) -> str:
+        """Name all that the entries of a conversation hang on."""
+        words = self.tokenizer.backend_tokenizer.to_str()
+        return fingerprint_words(super().words_fingerprint(), words)
 
     def _control(self, token: str) -> int:
         return self._control_ids[token]

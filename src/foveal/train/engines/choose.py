@@ -2,14 +2,22 @@
 
 import os
 
+from foveal.config import ShardingSettings
 from foveal.errors import ConfigError
 from foveal.machine import Precision
 from foveal.train.engines.one_process import Engine
 from foveal.train.engines.several_processes import DataParallelEngine
 
 
-def make_engine(name: str, precision: Precision) -> Engine:
+def make_engine(
+    name: str, precision: Precision, sharding: ShardingSettings | None = None
+) -> Engine:
     """Choose an engine by name; "auto" is DDP where a launcher started several processes.
+
+    Args:
+        name: of the recipe.
+        precision: of its passes.
+        sharding: of fsdp2; none: as settings are by default.
 
     Raises:
         ConfigError: the launcher and the name do not fit.
@@ -17,6 +25,9 @@ def make_engine(name: str, precision: Precision) -> Engine:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if name == "auto":
         name = "ddp" if launched > 1 else "single"
+    sharding = sharding or ShardingSettings()
+    if name != "fsdp2" and sharding != ShardingSettings():
+        raise ConfigError(f"sharding is for engine=fsdp2, not {name}; use that, or leave it out")
     if name == "single" and launched > 1:
         raise ConfigError(f"engine=single under a launcher of {launched} processes; use engine=ddp")
     if name == "single":
@@ -33,4 +44,4 @@ def make_engine(name: str, precision: Precision) -> Engine:
         return ZeroEngine(precision)
     from foveal.train.engines.fsdp2 import ShardedEngine
 
-    return ShardedEngine(precision)
+    return ShardedEngine(precision, sharding)

@@ -42,6 +42,12 @@ class GroupEngine(Engine):
         dist.all_reduce(tensor)
         return [float(value) for value in tensor]
 
+    def largest(self, value: int) -> int:
+        """Find the largest number that any process has."""
+        tensor = torch.tensor(value, device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return int(tensor)
+
     def gather(self, items: list[Item]) -> list[Item]:
         """Bring the items of all processes together, in the order of their ranks."""
         everyone: list[list[Item]] = [[] for _ in range(self.world_size)]

@@ -1,0 +1,391 @@
+"""The same pairs of answers through TRL's DPOTrainer, ours without sharing, and ours.
+
+    python benchmarks/preferences.py --size standard --rounds 3
+
+Pages of one pair and of four are learnt from with DPO, in full and under LoRA; every turn is a
+process of its own, and the ways take turns. All see the same weights, pairs, order and steps: the
+losses of full tuning must agree, under LoRA those of the first step, since adapters begin at
+random.
+
+TRL is run as its users run it: all at its defaults, a copy of the model (or the adapters off) that
+reads every pair again in each step, pairs padded to the longest, as many a pass as the token
+budget takes. Only the collator is ours, since TRL's own knows nothing of our processor. Ours reads
+all pairs once before the first step, and those seconds are spread over the steps. Peak memory is
+what is held above the model that learns: TRL's second model too.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from against_peers import TimingWatch, make_model
+from draw_pages import PageStyle, draw_pages
+from rich.console import Console
+from torch import Tensor
+from ways import STRATEGIES
+
+from foveal.adapt.adapters import adapted_layers
+from foveal.assemble import quiet_libraries
+from foveal.bench.random_page import find_size
+from foveal.bench.versions import versions
+from foveal.config import LoraSettings, PreferenceSettings, TrainSettings
+from foveal.data.dataset import Dataset, read_dataset
+from foveal.data.example import read_examples, write_examples
+from foveal.data.loader import RowBatches, StepLoader
+from foveal.data.media import open_image
+from foveal.data.parallel import in_new_process
+from foveal.data.rows import Plan
+from foveal.models.family import LoadedModel
+from foveal.plan.this_machine import machine_name
+from foveal.train.engines.one_process import Engine
+from foveal.train.learner import make_learner
+from foveal.train.preference import Preferences
+from foveal.train.reference_answers import ReferenceKey, find_reference
+from foveal.train.step import train_step
+from foveal.train.stop import stop_requests
+
+WAYS = {"trl": "TRL's DPOTrainer", "separate": "ours, not shared", "shared": "ours"}
+RATE = 1e-5
+TOLERANCE = 1e-4
+"""Largest difference of two losses, nats, float32."""
+
+SETTINGS = PreferenceSettings(loss="dpo", beta=0.1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all ways are set to do."""
+
+    size: str
+    strategy: str
+    pairs: int
+    """About a page; a step is a page."""
+
+    steps: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one turn came to."""
+
+    step_seconds: tuple[float, ...]
+    """Of each step behind the first, its share of what was read before the first included."""
+
+    peak_bytes: int
+    losses: tuple[float, ...]
+
+
+def make_pairs(case: Case, folder: Path) -> Path:
+    """Draw a page a step; the answer to a question is rejected in favour of another's."""
+    file = folder / "pairs.jsonl"
+    if file.exists():
+        return file
+    questions = max(case.pairs, 2)
+    style = PageStyle(*find_size(case.size).page)
+    draw_pages(folder, case.steps, style=style, questions=(questions, questions))
+    pages: dict[tuple[str, ...], list[Any]] = {}
+    for example in read_examples(folder / "pages.jsonl"):
+        pages.setdefault(example.images, []).append(example)
+    paired = []
+    for some in pages.values():
+        texts = [one.turns[0].assistant for one in some]
+        for place, one in enumerate(some[: case.pairs]):
+            worse = next(text for text in texts[place:] + texts if text != texts[place])
+            turn = one.turns[0].model_copy(update={"rejected": (worse,)})
+            paired.append(one.model_copy(update={"turns": (turn,)}))
+    write_examples(file, paired)
+    return file
+
+
+def take_turn(case: Case, way: str, folder: Path) -> Taken:
+    """Take the steps one way, in a process of its own."""
+    torch.set_num_threads(case.threads)
+    quiet_libraries()
+    size = find_size(case.size)
+    file = make_pairs(case, folder)
+    texts = {
+        text
+        for example in read_examples(file)
+        for turn in example.turns
+        for text in (f"\n{turn.user}", turn.assistant, *turn.rejected)
+    }
+    loaded = make_model(size, texts)
+    _, dataset = read_dataset(file, loaded.processor, pairs=True)
+    watch = TimingWatch()
+    plan = Plan(
+        dataset.sizes,
+        examples_per_step=case.pairs,
+        tokens_per_pass=size.tokens_per_pass,
+        share_images=way == "shared",
+    )
+    if way == "trl":
+        before = _train_with_trl(case, loaded, dataset, plan, watch)
+    else:
+        before = _train_our_way(case, loaded, dataset, plan, watch, folder)
+    each = before / case.steps
+    steps = [end - begin + each for begin, end in zip(watch.ends, watch.ends[1:], strict=False)]
+    return Taken(tuple(steps), watch.taken(time.time()).peak_bytes, tuple(watch.losses))
+
+
+def _train_our_way(
+    case: Case, loaded: LoadedModel, dataset: Dataset, plan: Plan, watch: TimingWatch, folder: Path
+) -> float:
+    engine = Engine("float32")
+    train = TrainSettings(learning_rate=RATE, weight_decay=0.0, beta2=0.999, epsilon=1e-8)
+    strategy, lora = STRATEGIES[case.strategy], LoraSettings(rank=16, alpha=32)
+    learner = make_learner(engine, loaded, strategy, train, lora, recompute=False)
+    watch.begin()
+    started = time.time()
+    batches = RowBatches(dataset, loaded.processor, "token")
+    key = ReferenceKey(str(os.getpid()), dataset.fingerprint, "float32")
+    with stop_requests() as request:
+        reference = find_reference(
+            folder,
+            key,
+            engine,
+            loaded.model,
+            engine.module,
+            StepLoader(plan, batches),
+            case.steps,
+            Console(quiet=True),
+            request,
+        )
+    before = time.time() - started
+    optimizer = learner.make_optimizer()
+    module = learner.loss.train()
+    for group in optimizer.param_groups:
+        group["lr"] = RATE
+    loader = StepLoader(plan, replace(batches, reference=reference))
+    for one in loader.steps(0, case.steps):
+        seen = train_step(
+            engine,
+            module,
+            optimizer,
+            one.batches,
+            train.gradient_clip,
+            objective=Preferences(SETTINGS),
+        )
+        watch.step(one.step + 1, seen.loss)
+    return before
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Pairs with open pictures -> a padded batch, the chosen answers first."""
+
+    dataset: Dataset
+    processor: Any
+
+    def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Cut the pictures of each pair twice, once for each answer, as TRL's own collator does."""
+        firsts = self.dataset.sizes.sets[[one["pair"] for one in pairs]].tolist()
+        answers = [first + side for side in (0, 1) for first in firsts]
+        expanded = [
+            self.dataset.examples[one].expand(
+                [self.dataset.images[image].shape for image in self.dataset.image_numbers(one)]
+            )
+            for one in answers
+        ]
+        shape = len(expanded), max(len(one.ids) for one in expanded)
+        ids = torch.full(shape, int(self.processor.tokenizer.pad_token_id))
+        attention, completion = torch.zeros(shape, dtype=torch.long), torch.zeros(shape).long()
+        for row, one in enumerate(expanded):
+            length = len(one.ids)
+            ids[row, :length], attention[row, :length] = torch.from_numpy(one.ids), 1
+            completion[row, :length] = torch.from_numpy(one.learnt).long()
+        images = [image for one in pairs for image in one["images"]] * 2
+        pixels = self.processor.image_processor(images)
+        return {
+            "input_ids": ids,
+            "attention_mask": attention,
+            "completion_mask": completion,
+            "pixel_values": pixels["pixel_values"],
+            "image_sizes": pixels["image_sizes"],
+        }
+
+
+class PairList(torch.utils.data.Dataset[dict[str, Any]]):
+    """Pairs in the order of the plan; each place opens the pictures of one."""
+
+    def __init__(self, dataset: Dataset, order: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        first = int(self.dataset.sizes.sets[self.order[place]])
+        images = [self.dataset.images[image] for image in self.dataset.image_numbers(first)]
+        opened = [open_image(fact.path) for fact in images]
+        return {"pair": self.order[place], "images": opened}
+
+
+def _train_with_trl(
+    case: Case, loaded: LoadedModel, dataset: Dataset, plan: Plan, watch: TimingWatch
+) -> float:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from datasets import Dataset as Table
+    from transformers import PrinterCallback
+    from trl import DPOConfig, DPOTrainer
+
+    model = loaded.model
+    peft_config = _adapters(case, loaded) if case.strategy == "lora" else None
+    model.set_attn_implementation("sdpa")  # what transformers takes by itself
+    watch.begin()
+    reference = None if peft_config else deepcopy(model)
+    longest = int(dataset.sizes.tokens.max())
+    fitting = max(1, plan.tokens_per_pass // (2 * longest))
+    at_once = max(one for one in range(1, fitting + 1) if not case.pairs % one)
+    order = [
+        dataset.sizes.set_of([one])[0]
+        for step in range(case.steps)
+        for one in plan.examples(step).tolist()[::2]
+    ]
+    with TemporaryDirectory() as folder:
+        settings = DPOConfig(
+            output_dir=folder,
+            beta=SETTINGS.beta,
+            max_steps=case.steps,
+            per_device_train_batch_size=at_once,
+            gradient_accumulation_steps=case.pairs // at_once,
+            learning_rate=RATE,
+            lr_scheduler_type="constant",
+            max_grad_norm=TrainSettings().gradient_clip,
+            train_sampling_strategy="sequential",
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=False,
+            max_length=None,
+        )
+        row = {"images": ["x"], "prompt": "x", "chosen": "x", "rejected": "x"}
+        trainer = DPOTrainer(
+            model=model,
+            ref_model=reference,
+            args=settings,
+            train_dataset=Table.from_list([row]),  # looked at, and then replaced by the next line
+            processing_class=loaded.processor,
+            data_collator=PairCollator(dataset, loaded.processor),
+            peft_config=peft_config,
+            callbacks=[_callback(watch)],
+        )
+        trainer.train_dataset = PairList(dataset, order)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return 0.0
+
+
+def _adapters(case: Case, loaded: LoadedModel) -> Any:
+    """Name for peft the layers that our strategy gives an adapter."""
+    from peft import LoraConfig
+
+    twin = replace(loaded, model=deepcopy(loaded.model))
+    train, lora = TrainSettings(), LoraSettings(rank=16, alpha=32)
+    make_learner(Engine("float32"), twin, STRATEGIES[case.strategy], train, lora, False)
+    names = sorted(name for name, _ in adapted_layers(twin.model))
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)
+
+
+def _callback(watch: TimingWatch) -> Any:
+    from transformers import TrainerCallback
+
+    class Telling(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, _: Any, state: Any, __: Any, logs: dict[str, float], **___: Any) -> None:
+            if "loss" in logs:  # not the summary behind the last step
+                watch.step(state.global_step, logs["loss"])
+
+    return Telling()
+
+
+def in_turns(case: Case, ways: Sequence[str], rounds: int) -> dict[str, list[Taken]]:
+    """Let the ways take turns.
+
+    Raises:
+        SystemExit: two of them do not take the same steps.
+    """
+    turns: dict[str, list[Taken]] = {way: [] for way in ways}
+    with TemporaryDirectory() as folder:
+        for _ in range(rounds):
+            for way in ways:
+                turns[way].append(in_new_process(take_turn, case, way, Path(folder)))
+    compared = 1 if case.strategy == "lora" else case.steps
+    for way in ways[1:]:
+        ours, theirs = turns[ways[0]][0].losses[:compared], turns[way][0].losses[:compared]
+        if any(abs(one - other) > TOLERANCE for one, other in zip(ours, theirs, strict=True)):
+            raise SystemExit(f"{WAYS[ways[0]]} and {WAYS[way]} differ: losses {ours} and {theirs}")
+    return turns
+
+
+def table(case: Case, turns: dict[str, list[Taken]]) -> str:
+    """Write a Markdown table of one case."""
+    lines = [
+        f"\n{case.strategy}, {case.pairs} pairs a page\n",
+        "| way | pairs/s | range | ours is | peak GB | range | ours needs |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    speeds = {
+        way: [case.pairs / seconds for turn in some for seconds in turn.step_seconds]
+        for way, some in turns.items()
+    }
+    peaks = {way: [turn.peak_bytes / 1e9 for turn in some] for way, some in turns.items()}
+    for way in turns:
+        faster = f"{median(speeds['shared']) / median(speeds[way]):.2f}x"
+        smaller = f"{median(peaks['shared']) / median(peaks[way]):.0%}"
+        same = way == "shared"
+        lines.append(
+            f"| {WAYS[way]} | {_middle_and_range(speeds[way], 3)} | {'' if same else faster} | "
+            f"{_middle_and_range(peaks[way], 2)} | {'' if same else smaller} |"
+        )
+    return "\n".join(lines)
+
+
+def _middle_and_range(values: Sequence[float], digits: int) -> str:
+    low, high = min(values), max(values)
+    return f"{median(values):.{digits}f} | {low:.{digits}f} to {high:.{digits}f}"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="standard")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2, help="the first, and timed ones")
+    parser.add_argument("--pairs", default="1,4", help="about a page, with commas")
+    parser.add_argument("--strategies", default="full,lora")
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=Path, help="JSON file for every number")
+    asked = parser.parse_args()
+    print(f"{machine_name()}, {asked.threads} threads, float32, size {asked.size}")
+    print(", ".join(f"{name} {number}" for name, number in versions().items()), flush=True)
+    tree: list[dict[str, object]] = []
+    for strategy in asked.strategies.split(","):
+        for pairs in map(int, asked.pairs.split(",")):
+            case = Case(asked.size, strategy, pairs, asked.steps, asked.threads)
+            turns = in_turns(case, asked.ways.split(","), asked.rounds)
+            print(table(case, turns), flush=True)
+            tree += [
+                {**asdict(case), "way": way, "turns": [asdict(turn) for turn in some]}
+                for way, some in turns.items()
+            ]
+            if asked.out:
+                whole = {"machine": machine_name(), "versions": versions(), "cases": tree}
+                asked.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""Columns of numbers, lists and texts <-> files that every process maps: a million rows, no object.
+
+A folder of columns is written whole or not at all. What is read of it is the system's memory, one
+copy for all processes of a machine, which it takes back when it needs it.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, fields
+from hashlib import blake2b
+from io import BytesIO
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, Self, TypeVar, get_type_hints, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveal.storage import locked, write_bytes
+
+Arrays = Mapping[str, NDArray[Any]]
+_Number = TypeVar("_Number", bound=np.generic)
+
+KINDS = "columns.json"
+"""Names each column's type and the form of its rows; written last: a folder has it or is torn."""
+
+BLOCK_ROWS = 2**19
+"""Rows that are worked on at once where all are: what is in memory besides the maps."""
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Many short lists of whole numbers, end to end."""
+
+    values: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    """(lists + 1,) Where each list starts, and where the last one ends."""
+
+    @classmethod
+    def of(cls, lists: Iterable[Sequence[int]]) -> "Ragged":
+        """Lay lists end to end."""
+        kept = list(lists)
+        offsets = np.cumsum([0, *map(len, kept)], dtype=np.int64)
+        return cls(np.fromiter(chain.from_iterable(kept), np.int32, offsets[-1]), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, indices: Sequence[int]) -> list[list[int]]:
+        """Read the lists at `indices`."""
+        starts = self.offsets[np.asarray(indices, np.int64)].tolist()
+        ends = self.offsets[np.asarray(indices, np.int64) + 1].tolist()
+        return [self.values[start:end].tolist() for start, end in zip(starts, ends, strict=True)]
+
+
+@dataclass(frozen=True)
+class Texts(Sequence[str]):
+    """Many short texts, end to end."""
+
+    content: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    """(texts + 1,) Where each text starts, and where the last one ends."""
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "Texts":
+        """Lay texts end to end."""
+        # A path may hold bytes that are no UTF-8; Python keeps them as surrogates.
+        kept = [text.encode("utf-8", "surrogateescape") for text in texts]
+        offsets = np.cumsum([0, *map(len, kept)], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(kept), np.uint8), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        """Read a text, or several."""
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        start, end = self.offsets[index : index + 2].tolist()
+        return self.content[start:end].tobytes().decode("utf-8", "surrogateescape")
+
+
+class ColumnTable:
+    """Base of a dataclass whose fields are arrays, `Ragged` and `Texts`: a table, row by row."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Name every array of it."""
+        named: dict[str, NDArray[Any]] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Ragged | Texts):
+                named |= {f"{name}.{part}": array for part, array in vars(value).items()}
+            else:
+                named[name] = value
+        return named
+
+    @classmethod
+    def of_arrays(cls, named: Arrays) -> Self:
+        """Put named arrays together again.
+
+        Raises:
+            KeyError: one is missing.
+        """
+        kinds = get_type_hints(cls)
+        made = {}
+        for field in fields(cls):  # type: ignore[arg-type]
+            kind = kinds[field.name]
+            if kind in (Ragged, Texts):
+                parts = (named[f"{field.name}.{part.name}"] for part in fields(kind))
+                made[field.name] = kind(*parts)
+            else:
+                made[field.name] = named[field.name]
+        return cls(**made)
+
+
+class ColumnWriter:
+    """Appends arrays to the files of a folder, a block at a time; it is whole once it is closed."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._kinds: dict[str, tuple[str, list[int]]] = {}
+        self._files: dict[str, BinaryIO] = {}
+        self._ends: dict[str, int] = {}
+        self._open = ExitStack()
+
+    def append(self, named: Arrays) -> None:
+        """Lay arrays behind those of the same names; offsets go on from where they ended.
+
+        Raises:
+            OSError: the disk is full, say; numpy's own writing would not notice.
+        """
+        for name, given in named.items():
+            array = _going_on(name, given, self._ends)
+            if name not in self._files:
+                self._kinds[name] = (array.dtype.str, list(array.shape[1:]))
+                self._files[name] = self._open.enter_context((self._folder / name).open("wb"))
+            self._files[name].write(
+                np.ascontiguousarray(array).data.cast("B") if array.size else b""
+            )
+
+    def close(self) -> None:
+        """Write down what the columns are.
+
+        Raises:
+            OSError: the disk is full, say.
+        """
+        self._open.close()
+        (self._folder / KINDS).write_text(json.dumps(self._kinds), encoding="utf-8")
+
+    def __enter__(self) -> "ColumnWriter":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._open.close()
+
+
+def map_columns(folder: Path) -> dict[str, NDArray[Any]] | None:
+    """Map the columns of a folder; none where it does not hold any."""
+    try:
+        kinds = json.loads((folder / KINDS).read_text(encoding="utf-8"))
+        return {name: _map(folder / name, *kind) for name, kind in kinds.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None  # absent or broken: only time is lost
+
+
+def _map(path: Path, kind: str, row: list[int]) -> NDArray[Any]:
+    if not path.stat().st_size:
+        return np.zeros((0, *row), kind)
+    # As a plain array: a slice of numpy's own class for maps costs ten times as much.
+    return np.memmap(path, np.dtype(kind), "r").view(np.ndarray).reshape(-1, *row)
+
+
+def lay_end_to_end(pieces: Iterable[Arrays]) -> dict[str, NDArray[Any]]:
+    """Join arrays of the same names in memory, as a `ColumnWriter` would on the disk."""
+    found: dict[str, list[NDArray[Any]]] = {}
+    ends: dict[str, int] = {}
+    for named in pieces:
+        for name, array in named.items():
+            found.setdefault(name, []).append(_going_on(name, array, ends))
+    return {name: end_to_end(arrays) for name, arrays in found.items()}
+
+
+def _going_on(name: str, array: NDArray[Any], ends: dict[str, int]) -> NDArray[Any]:
+    """Have offsets go on from where those of the same name ended."""
+    if not name.endswith(".offsets"):
+        return array
+    last = ends.get(name)
+    ends[name] = (last or 0) + int(array[-1])
+    return array if last is None else array[1:] + last
+
+
+def kept_array(path: Path, make: Callable[[], NDArray[_Number]], kept: int) -> NDArray[_Number]:
+    """Map an array that one process works out for all.
+
+    Args:
+        path: of the file, `kind-name.npy`.
+        make: works it out.
+        kept: arrays of this kind that the folder remembers; who has an older one mapped keeps it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    while True:
+        try:
+            return np.load(path, mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return]
+        except FileNotFoundError:
+            with locked(path.with_suffix(".lock")):
+                if not path.exists():
+                    content = BytesIO()  # numpy does not notice that a disk is full
+                    np.save(content, make())
+                    write_bytes(path, content.getvalue())
+            with suppress(FileNotFoundError):  # another process lets go of them too
+                kind = path.stem.split("-")[0]
+                former = [one for one in path.parent.glob(f"{kind}-*.npy") if one != path]
+                for old in sorted(former, key=lambda one: one.stat().st_mtime)[: 1 - kept]:
+                    old.unlink()
+
+
+def end_to_end(arrays: Sequence[NDArray[_Number]]) -> NDArray[_Number]:
+    """Lay arrays end to end; one alone stays where it is mapped."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def blocks(rows: int) -> Iterator[slice]:
+    """Cut rows into pieces that fit in memory."""
+    for start in range(0, rows, BLOCK_ROWS):
+        yield slice(start, min(start + BLOCK_ROWS, rows))
+
+
+def digest_of(content: bytes, words: int = 2) -> bytes:
+    """Name content by some 64-bit words; two of them are taken for the content itself."""
+    return blake2b(content, digest_size=8 * words).digest()
+
+
+def number_by_first(digests: NDArray[np.uint64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Number equal rows alike, in the order in which each is met first.
+
+    Args:
+        digests: (rows, 2).
+
+    Returns:
+        numbers, (rows,), and where each number is met first, (numbers,).
+    """
+    if not len(digests):
+        return np.zeros(0, np.int32), np.zeros(0, np.int64)
+    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: the first of equals leads them
+    ordered = digests[order]
+    leads = np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])
+    del ordered
+    firsts = order[leads]
+    ranks = np.empty(len(firsts), np.int32)
+    ranks[np.argsort(firsts, kind="stable")] = np.arange(len(firsts), dtype=np.int32)
+    numbers = np.empty(len(digests), np.int32)
+    numbers[order] = ranks[np.cumsum(leads) - 1]
+    return numbers, np.sort(firsts)
+
+
+def sum_lists(
+    each: NDArray[np.int32], starts: NDArray[np.int64], ends: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    """Add up stretches of values, (stretches,)."""
+    before = np.concatenate([[0], np.cumsum(each, dtype=np.int64)])
+    found: NDArray[np.int32] = (before[ends] - before[starts]).astype(np.int32)
+    return found

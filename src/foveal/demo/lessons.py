@@ -1,0 +1,205 @@
+"""What NLVR says is in its pictures -> exact true/false statements, as examples (pure).
+
+The sentences about two pictures are those of the bundled evaluation pairs. Each sentence is true as
+often as it is false, so that the text alone says nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveal.data.convert.statements import CHOICES, ask_statement
+from foveal.data.example import Example, Turn
+
+COLORS = {"yellow": "Yellow", "blue": "#0099ff", "black": "Black"}
+SHAPES = ("circle", "square", "triangle")
+NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
+
+Counts = NDArray[np.int64]
+"""(3 colors, 3 shapes), objects of one picture, over its three boxes."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture and what is in it."""
+
+    image: str
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A sentence, and whether it holds for some pictures."""
+
+    sentence: str
+    holds: Callable[[Sequence[Counts]], bool]
+
+
+def count_objects(boxes: Sequence[Sequence[Mapping[str, object]]]) -> Counts:
+    """Count the objects of a `structured_rep` by color and shape."""
+    counts = np.zeros((len(COLORS), len(SHAPES)), np.int64)
+    colors = list(COLORS.values())
+    for box in boxes:
+        for thing in box:
+            counts[colors.index(str(thing["color"])), SHAPES.index(str(thing["type"]))] += 1
+    return counts
+
+
+def statements_about_one() -> list[Statement]:
+    """Write the sentences about a single picture: a first lesson."""
+    made = []
+    for color, name in enumerate(COLORS):
+        for shape, figure in enumerate(SHAPES):
+            made.append(_exists(f"There is a {name} {figure} in the image.", 0, color, shape))
+        for number in NUMBERS:
+            sentence = f"The image has at least {NUMBERS[number]} {name} objects."
+            made.append(_at_least(sentence, 0, color, number))
+    return made
+
+
+def statements_about_two() -> list[Statement]:
+    """Write the sentences about a left and a right picture."""
+    made = []
+    for side, place in enumerate(("left", "right")):
+        for color, name in enumerate(COLORS):
+            for shape, figure in enumerate(SHAPES):
+                sentence = f"There is a {name} {figure} in the {place} image."
+                made.append(_exists(sentence, side, color, shape))
+            for number in (2, 3, 4, 5):
+                sentence = f"The {place} image has at least {NUMBERS[number]} {name} objects."
+                made.append(_at_least(sentence, side, color, number))
+    for color, name in enumerate(COLORS):
+        made += [
+            Statement(f"Both images contain at least one {name} object.", _both(color)),
+            Statement(
+                f"There are more {name} objects in the left image than in the right image.",
+                _more(0, 1, color),
+            ),
+            Statement(
+                f"The right image has more {name} objects than the left image.", _more(1, 0, color)
+            ),
+        ]
+        for shape, figure in enumerate(SHAPES):
+            sentence = f"Exactly one of the two images contains a {name} {figure}."
+            made.append(Statement(sentence, _only_one(color, shape)))
+    for shape, figure in enumerate(SHAPES):
+        sentence = f"The left image contains more {figure}s than the right image."
+        made.append(Statement(sentence, _more_of_shape(shape)))
+    sentence = "The two images together contain more than twenty objects."
+    made.append(Statement(sentence, lambda seen: bool(seen[0].sum() + seen[1].sum() > 20)))
+    return made
+
+
+def _exists(sentence: str, side: int, color: int, shape: int) -> Statement:
+    return Statement(sentence, lambda seen: bool(seen[side][color, shape] >= 1))
+
+
+def _at_least(sentence: str, side: int, color: int, number: int) -> Statement:
+    return Statement(sentence, lambda seen: bool(seen[side][color].sum() >= number))
+
+
+def _both(color: int) -> Callable[[Sequence[Counts]], bool]:
+    return lambda seen: bool(seen[0][color].sum() and seen[1][color].sum())
+
+
+def _more(side: int, other: int, color: int) -> Callable[[Sequence[Counts]], bool]:
+    return lambda seen: bool(seen[side][color].sum() > seen[other][color].sum())
+
+
+def _more_of_shape(shape: int) -> Callable[[Sequence[Counts]], bool]:
+    return lambda seen: bool(seen[0][:, shape].sum() > seen[1][:, shape].sum())
+
+
+def _only_one(color: int, shape: int) -> Callable[[Sequence[Counts]], bool]:
+    return lambda seen: bool(seen[0][color, shape] >= 1) != bool(seen[1][color, shape] >= 1)
+
+
+def count(seen: Sequence[Counts], order: Callable[[int], Iterable[int]]) -> str:
+    """Say for each color how many circles, squares and triangles there are, and in all.
+
+    `yellow 2013` is two circles, no square, one triangle, three objects; more than nine are nine.
+
+    Args:
+        seen: the picture, or the left and the right one.
+        order: of so many things, in which they are named.
+    """
+    said = []
+    for side in order(len(seen)) if len(seen) > 1 else (0,):
+        said += [("left", "right")[side]] if len(seen) > 1 else []
+        for color in order(len(COLORS)):
+            counts = seen[side][color]
+            numbers = "".join(str(min(9, int(number))) for number in (*counts, counts.sum()))
+            said += [tuple(COLORS)[color], numbers]
+    return " ".join(said)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a part of the training file teaches: to count, and to judge statements."""
+
+    name: str
+    num_images: int
+    """Pictures of a draw: 1 or 2."""
+
+    num_draws: int
+    statements_per_draw: int
+    """Examples of a draw besides the one that counts."""
+
+    any_order: bool = True
+    """Whether counting names the colors in any order: so the numbers hang on the words.
+
+    The fixed order is learnt much faster, and what it teaches the tower makes the other possible.
+    """
+
+
+def examples_of(
+    lesson: Lesson, scenes: Sequence[Scene], statements: Sequence[Statement], seed: int
+) -> Iterator[Example]:
+    """Draw pictures at random; count each draw and judge several statements about it.
+
+    Counting teaches what is to be seen, a dozen numbers at a time where a statement gives one bit.
+    A statement is taken so often that, over all pictures, it is true as often as false.
+    """
+    randomness = np.random.default_rng((seed, *lesson.name.encode()))
+    order = randomness.permutation if lesson.any_order else range
+    share_true = _true_shares(scenes, statements, lesson.num_images, randomness)
+    made = 0
+    while made < lesson.num_draws:
+        drawn = [
+            scenes[index] for index in randomness.integers(len(scenes), size=lesson.num_images)
+        ]
+        seen = [scene.counts for scene in drawn]
+        truths = np.array([statement.holds(seen) for statement in statements])
+        odds = np.where(truths, (1 - share_true) / share_true, share_true / (1 - share_true))
+        taken = np.flatnonzero(randomness.random(len(statements)) < odds)
+        if len(taken) < lesson.statements_per_draw:
+            continue
+        images = tuple(scene.image for scene in drawn)
+        turn = Turn(images=images, user="Count what you see.", assistant=count(seen, order))
+        yield Example(id=f"{lesson.name}-{made:06d}-count", source="nlvr", conversations=(turn,))
+        for index in randomness.permutation(taken)[: lesson.statements_per_draw]:
+            turn = Turn(
+                images=images,
+                user=ask_statement(statements[index].sentence),
+                assistant=CHOICES[0] if truths[index] else CHOICES[1],
+                choices=CHOICES,
+            )
+            identity = f"{lesson.name}-{made:06d}-{index:02d}"
+            yield Example(id=identity, source="nlvr", conversations=(turn,))
+        made += 1
+
+
+def _true_shares(
+    scenes: Sequence[Scene],
+    statements: Sequence[Statement],
+    num_images: int,
+    randomness: np.random.Generator,
+    draws: int = 2000,
+) -> NDArray[np.float64]:
+    counts = np.full(len(statements), 0.5)  # neither share may be 0
+    for drawn in randomness.integers(len(scenes), size=(draws, num_images)):
+        seen = [scenes[index].counts for index in drawn]
+        counts += [statement.holds(seen) for statement in statements]
+    return counts / (draws + 1)

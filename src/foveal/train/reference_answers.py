@@ -1,0 +1,196 @@
+"""The rows of a run before its first step -> how likely each answer was then, kept in one file."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from foveal.adapt.adapters import without_adapters
+from foveal.config import PreferenceSettings
+from foveal.data.batch import Batch
+from foveal.data.loader import StepLoader
+from foveal.storage import written_whole
+from foveal.train.engines.one_process import Engine
+from foveal.train.preference import pair_losses
+from foveal.train.stop import StopRequest, asked_by_any
+
+REFERENCE = "reference.safetensors"
+VALUES = "log_probabilities"
+
+SAVE_EVERY_SECONDS = 60.0
+
+SAME_LOSS = {"float32": 1e-4}
+LOOSELY_SAME_LOSS = 5e-2
+"""Most that a pair's loss may be away from that of untouched weights, nats; number formats of 16
+bits read a row a little differently in each company."""
+
+
+@dataclass(frozen=True)
+class ReferenceKey:
+    """What the numbers hang on; others are not those of this run."""
+
+    weights: str
+    """Fingerprint of the model before it learnt."""
+
+    data: str
+    """Fingerprint of the examples."""
+
+    precision: str
+
+
+def read_reference(path: Path, key: ReferenceKey, count: int) -> NDArray[np.float32]:
+    """Read what is known of `count` answers; NaN: nothing yet, or of another run's."""
+    try:
+        with safe_open(path, "pt") as file:
+            if file.metadata() == asdict(key):
+                known: NDArray[np.float32] = file.get_tensor(VALUES).numpy()
+                return known
+    except (OSError, SafetensorError):
+        pass  # absent, or not from here: it is made again
+    return np.full(count, np.nan, np.float32)
+
+
+def write_reference(path: Path, key: ReferenceKey, known: NDArray[np.float32]) -> None:
+    """Write the file whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with written_whole(path) as beside:
+        save_file({VALUES: torch.from_numpy(known)}, beside, asdict(key))
+
+
+def missing_steps(loader: StepLoader, total_steps: int, known: NDArray[np.float32]) -> list[int]:
+    """List the steps whose rows hold an answer of which nothing is known, nor from one before."""
+    covered, needed = ~np.isnan(known), []
+    for step in range(total_steps):
+        if covered.all():
+            break
+        examples = loader.plan.examples(step)
+        if not covered[examples].all():
+            needed.append(step)
+            covered[examples] = True
+    return needed
+
+
+def find_reference(
+    run: Path,
+    key: ReferenceKey,
+    engine: Engine,
+    model: nn.Module,
+    loss: nn.Module,
+    loader: StepLoader,
+    total_steps: int,
+    console: Console,
+    request: StopRequest,
+) -> NDArray[np.float32] | None:
+    """Say how likely the model that a run begins from finds each answer of its steps.
+
+    Read in the rows that the run itself reads, each once; what was known when a run was killed is
+    not worked out again.
+
+    Args:
+        run: folder that holds the file.
+        key: of model and data.
+        engine: that prepared `loss`.
+        model: bare, as it was before the first step; adapters are left aside.
+        loss: `RowLoss`, as the engine wrapped it.
+        loader: this rank's rows.
+        total_steps: of the run.
+        console: to show progress on.
+        request: to stop, if there is one.
+
+    Returns:
+        (examples,), nats; NaN for what the run never shows. None where it was asked to stop.
+    """
+    path = run / REFERENCE
+    count = len(loader.plan.sizes.tokens)
+    (known,) = engine.gather([read_reference(path, key, count)] if engine.is_main else [])
+    needed = missing_steps(loader, total_steps, known)
+    saved = time.monotonic()
+
+    def save(found: dict[int, float]) -> None:
+        for place, value in engine.gather(list(found.items())):
+            known[place] = value
+        found.clear()
+        if engine.is_main:
+            write_reference(path, key, known)
+
+    found: dict[int, float] = {}
+    loss.eval()
+    columns = TextColumn("reading what is compared with"), BarColumn(), MofNCompleteColumn()
+    steps = loader.some_steps(needed)
+    try:
+        with (
+            torch.no_grad(),
+            engine.reading(),
+            without_adapters(model),
+            Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar,
+        ):
+            for _ in bar.track(range(len(needed))):
+                for batch in next(steps).batches:
+                    found |= _read_row(engine, loss, batch)
+                stopping = asked_by_any(engine, request)
+                is_due = engine.is_main and time.monotonic() - saved > SAVE_EVERY_SECONDS
+                if stopping or engine.add_up([float(is_due)])[0]:
+                    save(found)
+                    saved = time.monotonic()
+                if stopping:
+                    return None
+    finally:
+        steps.close()
+    if needed:
+        save(found)
+    engine.wait()
+    return known
+
+
+def _read_row(engine: Engine, loss: nn.Module, batch: Batch) -> dict[int, float]:
+    assert batch.pairs is not None
+    with engine.autocast():
+        output: Tensor = loss(batch.to(engine.device))
+    return dict(zip(batch.pairs.examples, output.float().cpu().tolist(), strict=True))
+
+
+def compare_with_reference(
+    engine: Engine, loss: nn.Module, batch: Batch, settings: PreferenceSettings
+) -> str | None:
+    """See that weights which no step has touched are the reference, so that dpo's loss is log 2.
+
+    Args:
+        engine: that prepared `loss`.
+        loss: `RowLoss`, as the engine wrapped it.
+        batch: a row with pairs.
+        settings: which loss.
+
+    Returns:
+        What a person should hear, where they are not.
+    """
+    batch = batch.to(engine.device)
+    pairs = batch.pairs
+    assert pairs is not None
+    loss.eval()
+    with torch.no_grad(), engine.reading(), engine.autocast():
+        output: Tensor = loss(batch)
+    ours, expected = (
+        pair_losses(one, pairs, settings) for one in (output.float(), pairs.reference)
+    )
+    difference = (ours - expected).abs()
+    if not len(difference) or float(difference.max()) <= SAME_LOSS.get(
+        engine.precision, LOOSELY_SAME_LOSS
+    ):
+        return None
+    worst = int(difference.argmax())
+    return (
+        f"before the first step the loss of a pair is {float(ours[worst]):.4f}, where untouched "
+        f"weights give {float(expected[worst]):.4f}: what answers are compared with is not the "
+        f"model that begins; delete {REFERENCE} in the run folder to have it made again"
+    )

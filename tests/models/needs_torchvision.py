@@ -1,0 +1,97 @@
+"""Types whose images torchvision reads, held as all others; run by test_torchvision.py."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import tiny_models_torchvision  # noqa: F401  # enters its families
+import torch
+import torchvision_alone  # noqa: F401  # first of all that looks for torchvision
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_models import write_tiny
+from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers.models.phi4_multimodal.modeling_phi4_multimodal import (
+    Phi4MultimodalRotaryEmbedding,
+)
+
+from foveal.adapt.strategy import assign, rules_of
+from foveal.config import LoraSettings
+from foveal.data.batch import ForwardInputs
+from foveal.data.layout import GroupSpan
+from foveal.errors import ModelError
+from foveal.models.family import load
+from foveal.models.forward import hidden_states
+from foveal.models.known import ALONE, CACHED, NEEDS_TORCHVISION, SHARED
+from foveal.models.phi4_multimodal import SOUNDS
+
+_spec = importlib.util.spec_from_file_location(
+    "families_held", Path(__file__).with_name("test_families.py")
+)
+held = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(held)
+data = held.data
+pytestmark = held.pytestmark
+ROUTES = (
+    dict.fromkeys(SHARED, "rows") | dict.fromkeys(CACHED, "cache") | dict.fromkeys(ALONE, "plain")
+)
+
+
+@pytest.fixture(scope="module", params=sorted(NEEDS_TORCHVISION))
+def one(request, data, tmp_path_factory):
+    return held.Loaded(write_tiny(request.param, tmp_path_factory.mktemp(request.param)), data)
+
+
+def its_own_rotations(model):
+    """Give a model back what it had before it was loaded here."""
+    if hasattr(model.model, "rotary_emb"):
+        model.model.rotary_emb = Phi4MultimodalRotaryEmbedding(model.config)
+
+
+def test_loss_and_gradients_are_those_of_transformers(one):
+    kind = one.model.config.model_type
+    assert one.loaded.family.route == ROUTES[kind]
+    assert one.loaded.note is None
+    loss, gradients = one.learn(one.rows())
+    border = one.processor.long_context_tokens
+    if kind == "phi4_multimodal":  # some examples of the one row are long, others not
+        tokens = one.dataset.sizes.tokens
+        assert tokens.min() < border < tokens.max()
+        its_own_rotations(one.model)
+    one.model.set_attn_implementation("eager")
+    truth = one.learn_in_transformers()
+    assert loss == pytest.approx(truth[0], rel=1e-6)
+    assert held.distance(gradients, truth[1]) < 2e-5  # some layers count in float32 all the same
+
+
+def test_an_adapter_that_reads_images_is_merged_first_as_the_docs_show(tmp_path):
+    folder, merged = write_tiny("phi4_multimodal", tmp_path / "base"), tmp_path / "merged"
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    config = LoraConfig(r=4, target_modules=["qkv_proj", "o_proj"], init_lora_weights=False)
+    adapted = get_peft_model(base, config)
+    adapted.save_pretrained(folder / "vision-lora")
+    ids = torch.arange(20, 40)[None]
+    with torch.no_grad():
+        expected = adapted(input_ids=ids).logits
+    with pytest.raises(ModelError, match=r"vision-lora .*merge it into a folder first"):
+        load(str(folder), None)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    whole = PeftModel.from_pretrained(base, folder, subfolder="vision-lora").merge_and_unload()
+    whole.save_pretrained(merged)
+    AutoProcessor.from_pretrained(folder).save_pretrained(merged)
+    one = load(str(merged), None, "sdpa")
+    group = GroupSpan(0, (), 20)
+    places = torch.stack([torch.arange(20), torch.zeros(20, dtype=torch.long)])[:, None]
+    inputs = ForwardInputs(ids, places, {}, (), ())
+    with torch.no_grad():
+        hidden = hidden_states(one.model.eval(), one.family, inputs, groups=(group,))
+        logits = one.family.head(one.model)(hidden)
+    torch.testing.assert_close(logits, expected[0], rtol=1e-3, atol=1e-3)
+
+
+def test_sounds_are_left_alone_and_every_other_strategy_learns(tmp_path):
+    for strategy in ("full", "qlora"):
+        one = load(str(write_tiny("phi4_multimodal", tmp_path / strategy)), None)
+        made = assign(one.model, one.family, rules_of(strategy), 1e-4, 0.0, LoraSettings(rank=4))
+        learning = {assignment.part_name.split(".")[0] for assignment in made if assignment.learn}
+        assert learning == {"vision", "projector", "language"}
+        assert not any(one.name.startswith(SOUNDS) for one in made if one.learn)

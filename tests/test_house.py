@@ -1,0 +1,73 @@
+"""The house: a name means one thing, files stay short, the walk asks for nothing beside itself."""
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "foveal"
+
+ONE_FOR_EACH_FAMILY = {"derive_family"}
+PUBLIC_AND_BELOW = {"load"}
+COMMANDS_AND_WHAT_THEY_CALL = {"convert", "push", "serve", "train", "ask"}
+SHARED_NAMES = ONE_FOR_EACH_FAMILY | PUBLIC_AND_BELOW | COMMANDS_AND_WHAT_THEY_CALL
+
+LONGEST_FILE = 400
+
+BESIDE_THE_WALK = (
+    *("config", "errors", "machine", "storage"),
+    *("data", "models"),  # the seam, and what the walk's files share
+)
+
+
+def modules():
+    return [one for one in SOURCE.rglob("*.py") if one.name != "__init__.py"]
+
+
+def walk():
+    table = (ROOT / "docs" / "architecture.md").read_text().partition("| file |")[2]
+    return re.findall(r"^\| `(\w+/\w+\.py)`", table, re.M)
+
+
+def imported(path):
+    found = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    names = [one.module for one in found if isinstance(one, ast.ImportFrom) and one.module]
+    return sorted(name for name in names if name.startswith("foveal."))
+
+
+def test_no_two_files_have_one_name():
+    named = defaultdict(list)
+    for path in modules():
+        named[path.name].append(str(path.relative_to(SOURCE)))
+    assert {name: places for name, places in named.items() if len(places) > 1} == {}
+
+
+def test_no_class_or_public_function_has_the_name_of_another():
+    named = defaultdict(list)
+    for path in modules():
+        for one in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(one, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                named[one.name].append(str(path.relative_to(SOURCE)))
+    twice = {name for name, places in named.items() if len(places) > 1 and name[0] != "_"}
+    assert twice <= SHARED_NAMES
+    assert SHARED_NAMES - {"load"} <= twice  # a name that is free again leaves the list
+
+
+def test_every_file_fits_a_reading():
+    lengths = {str(one.relative_to(SOURCE)): len(one.read_text().splitlines()) for one in modules()}
+    assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE} == {}
+
+
+@pytest.mark.parametrize("stop", walk())
+def test_a_stop_of_the_walk_asks_for_nothing_above_it(stop):
+    rooms = {name.split(".")[1] for name in imported(SOURCE / stop)}
+    own = Path(stop).parts[0]
+    assert rooms <= {*BESIDE_THE_WALK, own, *({"models"} if own == "evaluate" else ())}
+
+
+def test_the_walk_is_told_in_both_guides_alike():
+    guide = (ROOT / "CONTRIBUTING.md").read_text().partition("| file |")[2]
+    assert re.findall(r"^\| `(\w+/\w+\.py)`", guide, re.M) == walk()

@@ -1,0 +1,108 @@
+"""A run of another family than Phi: whatever learns, sharing and stopping change nothing."""
+
+import json
+
+import pytest
+import tiny_models_more  # noqa: F401  # enters its families
+import torch
+from launched import make_place
+from tiny_models import write_tiny
+
+from foveal.errors import ConfigError, DataError
+from foveal.models.family import find_family
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+FAMILIES = [
+    "qwen3_vl",
+    "qwen3_5",
+    pytest.param("gemma3", marks=pytest.mark.slow),
+    pytest.param("smolvlm", marks=pytest.mark.slow),
+]
+STRATEGIES = ["full", "frozen_vision", "lora", "qlora"]
+FEW = {
+    "lora__rank": 4,
+    "train__max_steps": 4,
+    "train__save_every_steps": 2,
+    "train__tokens_per_pass": 1000,
+    "train__learning_rate": 1e-4,
+    "data__num_crops": 16,
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def place(request, tmp_path_factory):
+    return make_place(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_that_shares_pictures_or_was_stopped_is_the_run_that_does_neither(place, strategy):
+    whole = place.recipe(f"whole-{strategy}", strategy=strategy, **FEW)
+    apart = place.recipe(f"apart-{strategy}", strategy=strategy, data__share_images=False, **FEW)
+    halves = place.recipe(f"halves-{strategy}", strategy=strategy, **FEW)
+    for recipe in (whole, apart):
+        place.run_alone(recipe)
+    place.run_alone(halves, stop_at=2)
+    place.run_alone(halves)
+    losses, others, again = (
+        [line["loss"] for line in place.metrics(f"{run}-{strategy}")]
+        for run in ("whole", "apart", "halves")
+    )
+    assert losses[-1] != losses[0]
+    assert others == pytest.approx(losses, rel=1e-6)
+    assert again == losses
+    weights, resumed = place.weights(f"whole-{strategy}"), place.weights(f"halves-{strategy}")
+    assert all(torch.equal(weight, resumed[name]) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize("strategy", ["full", "lora"])
+def test_a_base_that_cannot_be_written_back_whole_is_met_before_the_first_step(tmp_path, strategy):
+    place = make_place(tmp_path, "qwen3_vl_moe")
+    recipe = place.recipe("run", strategy=strategy, **FEW | {"train__max_steps": 1})
+    if strategy == "full":
+        with pytest.raises(ConfigError, match=r"together .* cannot be written back; learn adapter"):
+            place.run_alone(recipe)
+        assert not (tmp_path / "run" / "metrics.jsonl").exists()
+        return
+    place.run_alone(recipe)
+    assert "the run ends with its adapter, not with a whole model" in place.said["run"]
+    assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_a_run_speaks_of_images_in_the_words_of_its_family(tmp_path):
+    place = make_place(tmp_path, "qwen3_vl")
+    config = tmp_path / "model" / "config.json"
+    tree = json.loads(config.read_text())
+    tree["text_config"]["max_position_embeddings"] = 20
+    config.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"shorten it, or lower data.image_settings$"):
+        place.run_alone(place.recipe("run", **FEW))
+
+
+def test_a_run_that_goes_on_with_another_reader_of_images_says_so(tmp_path):
+    place = make_place(tmp_path, "qwen3_vl")
+    recipe = place.recipe("run", **FEW)
+    place.run_alone(recipe, stop_at=2)
+    machine = tmp_path / "run" / "machine.json"
+    tree = json.loads(machine.read_text())
+    assert tree["image_backend"] == "pil"
+    assert "images read by" not in place.said["run"]
+    machine.write_text(json.dumps(tree | {"image_backend": "torchvision"}))
+    place.run_alone(recipe)
+    assert "The run began with images read by torchvision, now it is pil" in place.said["run"]
+
+
+def test_a_folder_that_is_written_over_is_looked_at_anew(tmp_path):
+    folder = write_tiny("qwen3_vl", tmp_path)
+    assert find_family(str(folder)) is find_family(str(folder))
+    before = find_family(str(folder)).config.text_config.num_hidden_layers
+    config = folder / "config.json"
+    tree = json.loads(config.read_text())
+    tree["text_config"]["num_hidden_layers"] = before - 1
+    config.write_text(json.dumps(tree))
+    assert find_family(str(folder)).config.text_config.num_hidden_layers == before - 1
