@@ -21,11 +21,12 @@ from foveal.config import LoraSettings
 from foveal.data.dataset import read_dataset
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan
-from foveal.models.phi3_vision.config import Phi3VisionConfig
+from foveal.models.phi3_vision.seam import FAMILY
+from foveal.plan.asked import AskedModel
 from foveal.plan.hardware import find_hardware
 from foveal.plan.question import published_model
 from foveal.plan.seconds import rank_seconds
-from foveal.plan.setup import Setup, learning_of
+from foveal.plan.setup import Setup
 from foveal.plan.this_machine import ASSUMED, machine_name
 
 QUESTIONS, PAGES_A_STEP = 4, 4
@@ -68,11 +69,11 @@ def pages_a_second(pages: Path) -> float:
 
 def learnt_a_second(gpu: str, strategy: str, engine: str) -> float:
     """Work out how many pages one of eight accelerators learns from in a second."""
-    config, hardware = Phi3VisionConfig(), find_hardware(gpu)
+    hardware = find_hardware(gpu)
     precision = "bf16" if "bf16" in hardware.matrix_flops else "fp16"
+    config, processor = published_model(NUM_CROPS)
     setup = Setup(
-        config,
-        *learning_of(config, strategy, LoraSettings(rank=64)),
+        AskedModel(config, FAMILY, processor, strategy, LoraSettings(rank=64)),
         precision,
         "blocks",
         engine,

@@ -12,13 +12,15 @@ import numpy as np
 from foveal.bench.pieces import make_sizes
 from foveal.config import LoraSettings, ShardingSettings
 from foveal.data.rows import Plan
-from foveal.models.phi3_vision.config import Phi3VisionConfig
+from foveal.models.phi3_vision.seam import FAMILY
+from foveal.plan.asked import AskedModel
 from foveal.plan.epoch import RowCounts, plan_epoch
 from foveal.plan.estimate import weigh
 from foveal.plan.hardware import find_hardware
 from foveal.plan.memory import estimate_memory
+from foveal.plan.question import published_model
 from foveal.plan.seconds import Seconds, rank_seconds
-from foveal.plan.setup import Setup, learning_of
+from foveal.plan.setup import Setup
 from foveal.plan.this_machine import ASSUMED
 
 NODES = (1, 2, 8, 32, 128, 1024)
@@ -54,22 +56,19 @@ def step(setup: Setup, rows: Sequence[RowCounts]) -> Seconds:
 
 def main() -> None:
     """Print the tables."""
-    config = Phi3VisionConfig()
+    config, processor = published_model(16)
     print("| strategy, engine | nodes | examples a step | GB a GPU | step s | exposed s | ", end="")
     print(" | ".join(f"{count:,} examples" for count in EXAMPLES), "|")
     print("| --- " * (6 + len(EXAMPLES)) + "|")
     for strategy, engine, sharding in SETTINGS:
         said = ", ".join([strategy, engine, *sharding.values()])
-        name, learning, holdings = learning_of(config, strategy, LoraSettings(rank=64))
+        model = AskedModel(config, FAMILY, processor, strategy, LoraSettings(rank=64))
         for nodes in NODES:
             world = nodes * GPUS
             at_once = max(SMALLEST_STEP, EXAMPLES_A_RANK * world)
             rows = rows_of_rank(at_once // world)
             setup = Setup(
-                config,
-                name,
-                learning,
-                holdings,
+                model,
                 "bf16",
                 "blocks",
                 engine,

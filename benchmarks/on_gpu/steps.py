@@ -8,13 +8,15 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from foveal.bench.random_page import LetterProcessor, find_size
 from foveal.bench.side import LORA, Case, Side
 from foveal.bench.timing import Timed, step_peak, time_step
 from foveal.data.layout import GroupSpan
 from foveal.models.phi3_vision.seam import FAMILY
+from foveal.plan.asked import AskedModel
 from foveal.plan.estimate import estimate_rows
 from foveal.plan.hardware import HARDWARE, Hardware
-from foveal.plan.setup import Setup, learning_of
+from foveal.plan.setup import Setup
 from foveal.plan.this_machine import find_efficiency, measure_hardware
 
 CAUSAL = "causal"
@@ -116,13 +118,9 @@ def _held() -> int:
 
 def planned(case: Case, side: Side, hardware: Hardware) -> tuple[float, int]:
     """Say what `foveal plan --gpu` says of one of our steps: seconds, and bytes of a process."""
-    config = side.model.config
-    name, learning, holdings = learning_of(config, case.strategy, LORA)
+    processor = LetterProcessor(find_size(case.size))
     setup = Setup(
-        config,
-        name,
-        learning,
-        holdings,
+        AskedModel(side.model.config, FAMILY, processor, case.strategy, LORA),
         case.precision,
         "blocks" if case.way == "recompute" else "none",
         "single",

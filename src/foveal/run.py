@@ -324,13 +324,12 @@ class TrainingRun:
         if self.recipe.train.recompute != "auto":
             return self.recipe.train.recompute
         config, device = self.loaded.model.config, self.engine.device
-        if not self.loaded.family.is_planned:
-            return "none" if device.type == "cpu" else "blocks"
         bytes_with = partial(
             training_bytes,
             self.recipe,
             config,
             self.loaded.family,
+            self.loaded.processor,
             plan,
             self.dataset,
             engine_name(self.recipe.engine, self.engine.world_size),
@@ -340,7 +339,11 @@ class TrainingRun:
         )
         # Of several processes the one with least room decides: blocks are alike in all of them.
         free = min(self.engine.gather([free_memory(device)]))
-        return cheapest_that_fits(lambda one: bytes_with(recompute=one), free)
+        try:
+            return cheapest_that_fits(lambda one: bytes_with(recompute=one), free)
+        except ConfigError as error:  # a model whose code looks at its numbers cannot be asked
+            self._tell(f"train.recompute=auto: {error}")
+            return "none" if device.type == "cpu" else "blocks"
 
     def _progress(self, step: int) -> Progress:
         return Progress(

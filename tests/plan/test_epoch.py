@@ -5,8 +5,7 @@ import numpy as np
 from foveal.bench.random_page import SIZES, LetterProcessor, make_random_page
 from foveal.data.batch import build_batch
 from foveal.data.rows import Plan
-from foveal.plan.arithmetic import seen_pairs
-from foveal.plan.epoch import add_up, count_row, histogram, plan_epoch, targets_of
+from foveal.plan.epoch import add_up, count_row, histogram, plan_epoch, seen_pairs, targets_of
 
 SIZE = SIZES["tiny"]
 

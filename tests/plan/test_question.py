@@ -1,6 +1,7 @@
 """A plan speaks of the very run: its steps, its examples, and what it holds and learns."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -11,9 +12,11 @@ from tiny_models import write_tiny as write_family
 from foveal.config import Recipe
 from foveal.errors import ConfigError
 from foveal.models.phi3_vision.tiny import write_tiny
+from foveal.plan.compare import Machines, decide
 from foveal.plan.hardware import find_hardware
 from foveal.plan.memory import shares_of
 from foveal.plan.question import ask
+from foveal.plan.this_machine import ASSUMED
 from foveal.run import TrainingRun
 from foveal.train.learner import make_learner
 from foveal.train.optim import count_steps
@@ -74,6 +77,7 @@ def test_what_is_held_and_learnt_is_what_the_run_holds_and_learns(place, seed):
         strategy=random_rules(random.Random(seed)),
         lora={"rank": 6, "dora": seed % 4 == 3},
         precision=["float32", "bf16"][seed % 2],
+        train={"optimizer": ["adamw", "muon", "adafactor", "adamw_8bit"][seed // 2]},
     )
     assert_equal(recipe)
 
@@ -91,10 +95,15 @@ def assert_equal(recipe):
         for one in group["params"]:
             one.grad = torch.zeros_like(one)
     optimizer.step()
-    shares = shares_of(setup.holdings, "single", 1, setup.fixed_bytes)
+    shares = shares_of(setup.holdings, "single", 1, setup.fixed_bytes, setup.optimizer)
     parameters = list(run.loaded.model.parameters())
     learnt = [one for one in parameters if one.requires_grad]
-    moments = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    moments = [
+        one
+        for state in optimizer.state.values()
+        for name, one in state.items()
+        if isinstance(one, torch.Tensor) and not name.startswith("qmap")  # one table for all
+    ]
     assert setup.holdings.learnt == sum(one.numel() for one in learnt)
     assert setup.holdings.learnt_tensors == len(learnt)
     assert shares.weights_bytes + shares.adapters_bytes == sum(one.nbytes for one in parameters)
@@ -140,8 +149,15 @@ def test_layers_in_4_bits_without_adapters_are_weighed_in_4_bits(place):
     assert other.learnt == one.learnt
 
 
-def test_a_model_whose_passes_are_not_known_is_refused_in_a_line(tmp_path, place):
-    write_family("qwen3_vl", tmp_path / "model")
+@pytest.mark.parametrize("name", ["qwen3_vl", "gemma3"])
+def test_every_family_is_planned_and_holds_what_its_run_holds(tmp_path, place, name):
+    write_family(name, tmp_path / "model")
     recipe = recipe_in(place, model=str(tmp_path / "model"))
-    with pytest.raises(ConfigError, match="'qwen3_vl'"):
-        ask(recipe, None).setup(find_hardware("a100-80gb"), 1, 1)
+    assert_equal(recipe)
+    machines = Machines(find_hardware("a100-80gb"), ASSUMED, 1, 1)
+    question = ask(recipe, None)
+    kept = decide(question, machines)
+    assert kept.fits
+    assert kept.setup.recompute == "none"
+    small = replace(machines.hardware, memory_bytes=kept.memory.total_bytes)
+    assert decide(question, replace(machines, hardware=small)).setup.recompute == "blocks"

@@ -10,8 +10,7 @@ from foveal.config import LoraSettings, Rule, TrainSettings
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.memory import shares_of
-from foveal.plan.setup import learning_of
-from foveal.plan.weights import FOUR_BIT_BYTES
+from foveal.plan.weights import FOUR_BIT_BYTES, assign_without_weights, count_holdings
 from foveal.train.optim import build_optimizer
 
 SIZE, RANK = SIZES["tiny"], 4
@@ -32,10 +31,17 @@ def test_the_published_model_has_as_many_parameters_as_its_files():
     assert found == parts
 
 
-@pytest.mark.parametrize("strategy", ["full", "frozen_vision", "lora", SOME_RULES])
-def test_weights_gradients_and_moments_take_the_bytes_that_torch_allocates(strategy):
+@pytest.mark.parametrize(
+    ("strategy", "name"),
+    [
+        *((one, "adamw") for one in ("full", "frozen_vision", "lora", SOME_RULES)),
+        *(("full", one) for one in ("adamw_8bit", "adafactor", "muon")),
+        ("lora", "muon"),
+    ],
+)
+def test_weights_gradients_and_moments_take_the_bytes_that_torch_allocates(strategy, name):
     model = make_model(SIZE)
-    settings = TrainSettings()
+    settings = TrainSettings(optimizer=name)
     lora = LoraSettings(rank=RANK)
     assignments = assign(model, FAMILY, rules_of(strategy), 1e-4, 0.01, lora)
     optimizer = build_optimizer(model, assignments, settings)
@@ -43,9 +49,14 @@ def test_weights_gradients_and_moments_take_the_bytes_that_torch_allocates(strat
     for one in learnt:
         one.grad = torch.zeros_like(one)
     optimizer.step()
-    moments = [tensor for state in optimizer.state.values() for tensor in state.values()]
-    _, _, holdings = learning_of(model.config, strategy, LoraSettings(rank=RANK))
-    shares = shares_of(holdings, "single", 1)
+    moments = {
+        id(one): one
+        for state in optimizer.state.values()
+        for key, one in state.items()
+        if isinstance(one, torch.Tensor) and not key.startswith("qmap")  # a table for all of them
+    }.values()
+    holdings = holdings_of(model.config, strategy, RANK)
+    shares = shares_of(holdings, "single", 1, optimizer=name)
     assert shares.weights_bytes + shares.adapters_bytes == _bytes(model.parameters())
     assert shares.gradients_bytes == _bytes(one.grad for one in learnt)
     assert shares.optimizer_bytes == _bytes(moments)
@@ -55,7 +66,7 @@ def test_weights_in_four_bits_take_half_a_byte_and_their_scales():
     # Worked by hand: a byte for each 64 weights, and 4 for each 256 of those.
     assert FOUR_BIT_BYTES == 0.5 + 1 / 64 + 4 / (64 * 256)
     config = Phi3VisionConfig()
-    _, _, holdings = learning_of(config, "qlora", LoraSettings(rank=64))
+    holdings = holdings_of(config, "qlora", 64)
     head = config.vocab_size * config.hidden_size
     tower = 24 * (4 * 1024**2 + 2 * 1024 * 4096)  # an unused layer is packed too
     projector = 4 * 1024 * 3072 + 3072**2
@@ -65,7 +76,7 @@ def test_weights_in_four_bits_take_half_a_byte_and_their_scales():
 
 
 def test_sharded_engines_hold_their_share_and_gather_blocks():
-    _, _, holdings = learning_of(Phi3VisionConfig(), "full", LoraSettings())
+    holdings = holdings_of(Phi3VisionConfig(), "full", 64)
     one, eight = shares_of(holdings, "fsdp2", 1), shares_of(holdings, "fsdp2", 8)
     assert eight.weights_bytes == one.weights_bytes // 8
     assert eight.gradients_bytes == one.gradients_bytes // 8
@@ -73,6 +84,11 @@ def test_sharded_engines_hold_their_share_and_gather_blocks():
     whole = shares_of(holdings, "zero2", 8)
     assert whole.weights_bytes == 4 * holdings.whole
     assert whole.gradients_bytes == 4 * holdings.learnt // 8
+
+
+def holdings_of(config, strategy, rank):
+    lora = LoraSettings(rank=rank)
+    return count_holdings(assign_without_weights(config, FAMILY, rules_of(strategy), lora))
 
 
 def _bytes(tensors):

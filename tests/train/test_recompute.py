@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from foveal.plan.activations import kept_for_backward
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,7 +16,6 @@ from foveal.bench import side
 from foveal.bench.random_page import SIZES
 from foveal.bench.side import Case, Side
 from foveal.config import LoraSettings
-from foveal.plan.activations import kept_for_backward
 from foveal.plan.arithmetic import strategy_of
 from foveal.train.recompute import DearOutputs
 

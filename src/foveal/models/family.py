@@ -46,9 +46,6 @@ class Family:
     route: Route = "rows"
     """How examples are read."""
 
-    is_planned = False
-    """Whether `plan` knows what a pass of it keeps and takes."""
-
     renamed: Mapping[str, str] = {}
     """Pattern of a weight's second name in published files -> the model's own name."""
 

@@ -5,13 +5,14 @@ A product of (m, k) and (k, n) is 2 m k n. Counted is what the step's result nee
 the tower up to the layer that is read. Norms, activations and the optimizer are not counted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from foveal.data.layout import GroupSpan
 from foveal.models.phi3_vision.image import num_image_tokens
 from foveal.models.phi3_vision.vision import UNUSED_LAYERS
+from foveal.plan.epoch import seen_pairs
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,6 @@ def strategy_of(name: str, adapter_rank: float) -> Strategy:
         "lora": Strategy(adapter, adapter, adapter),
         "forward": Strategy(NOTHING, NOTHING, NOTHING),
     }[name]
-
-
-def seen_pairs(groups: Iterable[GroupSpan]) -> int:
-    """Count the pairs of tokens of which the first sees the second."""
-    pairs = 0
-    for group in groups:
-        prefix = group.prefix_end - group.start
-        pairs += prefix * (prefix + 1) // 2
-        for start, end in group.branches:
-            pairs += (end - start) * prefix + (end - start) * (end - start + 1) // 2
-    return pairs
 
 
 def useful_work(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from foveal.config import Recipe
 from foveal.data.dataset import Dataset
 from foveal.data.encode import Encoded
+from foveal.data.layout import GroupSpan
 from foveal.data.packed import EncodedExamples
 from foveal.data.rows import Plan, Row
 from foveal.data.sizes import Sizes
@@ -45,6 +46,12 @@ class RowCounts:
 
     targets: int
     """Tokens that are to be predicted."""
+
+    crop_pairs: int = 0
+    """Of crops of one image: what a tower that looks over a whole image works out."""
+
+    prefix_squares: int = 0
+    """Tokens of prefixes, squared: cells of masks where a prefix is not causal alone."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def add_up(rows: Iterable[RowCounts]) -> RowCounts:
     return RowCounts(*(int(total) for total in np.sum(table, axis=0))) if table else NOTHING
 
 
-NOTHING = RowCounts(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+NOTHING = RowCounts(*(0 for _ in fields(RowCounts)))
 
 
 def make_plan(
@@ -158,10 +165,11 @@ def _rows(rows: Sequence[Row], sizes: Sizes, targets: NDArray[np.int64]) -> Iter
 
 def count_row(row: Row, sizes: Sizes, targets: NDArray[np.int64]) -> RowCounts:
     """Count what is in a row."""
-    tokens = pairs = behind = cells = keys = 0
+    tokens = pairs = behind = cells = keys = squares = 0
     for group in row.groups:
         prefix = group.prefix_tokens
         pairs += prefix * (prefix + 1) // 2
+        squares += prefix**2
         # A single example is all prefix.
         branches = group.branch_tokens(sizes) if len(group.examples) > 1 else []
         pairs += sum(one * prefix + one * (one + 1) // 2 for one in branches)
@@ -181,7 +189,20 @@ def count_row(row: Row, sizes: Sizes, targets: NDArray[np.int64]) -> RowCounts:
         image_tokens=int(sizes.image_tokens[images].sum()),
         crops=int(sizes.image_crops[images].sum()),
         targets=int(targets[list(row.examples)].sum()),
+        crop_pairs=int((sizes.image_crops[images].astype(np.int64) ** 2).sum()),
+        prefix_squares=squares,
     )
+
+
+def seen_pairs(groups: Iterable[GroupSpan]) -> int:
+    """Count the pairs of tokens of which the first sees the second."""
+    pairs = 0
+    for group in groups:
+        prefix = group.prefix_end - group.start
+        pairs += prefix * (prefix + 1) // 2
+        for start, end in group.branches:
+            pairs += (end - start) * prefix + (end - start) * (end - start + 1) // 2
+    return pairs
 
 
 def targets_of(examples: Sequence[Encoded]) -> NDArray[np.int64]:

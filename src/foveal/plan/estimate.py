@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from foveal.plan.activations import kept_for_backward
 from foveal.plan.epoch import Epoch, RowCounts
 from foveal.plan.hardware import Hardware
 from foveal.plan.memory import Memory, estimate_memory
@@ -91,8 +90,7 @@ def find_worst(setup: Setup, epoch: Epoch) -> RowCounts:
 
 def weigh(setup: Setup, row: RowCounts) -> int:
     """Bytes that hang on what is in a row."""
-    kept = kept_for_backward(setup.config, setup.learning, row, setup.number_bytes, setup.attention)
-    return kept.held_bytes(setup.recompute) + kept.largest_layer_bytes(setup.recompute)
+    return setup.costs.weigh(row)
 
 
 def estimate_rows(

@@ -21,11 +21,12 @@ from foveal.plan.memory import Memory, slack_factor
 from foveal.plan.question import Question
 from foveal.plan.resident import reset_most_resident, resident_bytes
 from foveal.plan.seconds import Efficiency, Seconds
-from foveal.plan.setup import Setup
+from foveal.plan.setup import Precision, Setup
 from foveal.plan.this_machine import bring_in_libraries, measure_crop_seconds
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.preference import objective_of
+from foveal.train.recompute import Recompute
 from foveal.train.step import backward_rows, train_step
 
 ModelLoader = Callable[[Recipe], LoadedModel]
@@ -73,7 +74,8 @@ class Job:
     """What the process is told; everything else it reads itself."""
 
     recipe: Recipe
-    setup: Setup
+    precision: Precision
+    recompute: Recompute
     rows: tuple[Row, ...]
     accumulate: bool
     """Whether a step has several rows, so that gradients are there when a row begins."""
@@ -102,7 +104,8 @@ def measure(
     epoch = question.epoch(1)
     job = Job(
         question.recipe,
-        setup,
+        setup.precision,
+        setup.recompute,
         rows,
         epoch.most_rows > 1,
         load_model,
@@ -139,11 +142,11 @@ def run_rows(job: Job, dataset: Any, processor: Any) -> Measured:
     """Take optimizer steps over each row; for a fresh process."""
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.recipe.train.seed)
-    engine = Engine(job.setup.precision)
+    engine = Engine(job.precision)
     bring_in_libraries()
     base = _held(engine.device)
     loaded = job.load_model(job.recipe)
-    train, again = job.recipe.train, job.setup.recompute
+    train, again = job.recipe.train, job.recompute
     learner = make_learner(engine, loaded, job.recipe.strategy, train, job.recipe.lora, again)
     optimizer = learner.make_optimizer()
     loss = learner.loss.train()

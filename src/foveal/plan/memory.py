@@ -2,13 +2,13 @@
 
 from dataclasses import asdict, dataclass
 
-from foveal.plan.activations import FULL_BYTES, Kept, kept_for_backward
 from foveal.plan.epoch import RowCounts
 from foveal.plan.setup import Setup
-from foveal.plan.weights import FOUR_BIT_BYTES, Holdings
+from foveal.plan.weights import FOUR_BIT_BYTES, FULL_BYTES, Holdings
+from foveal.plan.work import PassCosts
 
-MOMENT_BYTES, STEP_BYTES = 2 * FULL_BYTES, 4
-"""AdamW's two moments of a number, and its count of steps of a tensor."""
+STEP_BYTES = 4
+"""AdamW's count of steps of a tensor, which is not cut."""
 
 ZERO_BUCKET_NUMBERS = 500_000_000
 """Numbers that DeepSpeed gathers before it shares them, by default; twice, to go on meanwhile."""
@@ -83,12 +83,19 @@ class Shares:
 
 
 def shares_of(
-    holdings: Holdings, engine: str, world_size: int, fixed_bytes: int = FULL_BYTES
+    holdings: Holdings,
+    engine: str,
+    world_size: int,
+    fixed_bytes: int = FULL_BYTES,
+    optimizer: str = "adamw",
 ) -> Shares:
     """Cut weights, gradients and moments as an engine does; weights that learn are float32."""
     parts = world_size if engine in ("zero2", "fsdp2") else 1
     learnt = holdings.learnt * FULL_BYTES
-    moments = holdings.learnt * MOMENT_BYTES // parts + holdings.learnt_tensors * STEP_BYTES
+    moments = holdings.optimizer_bytes[optimizer]
+    if parts > 1:  # AdamW alone can be cut
+        counts = holdings.learnt_tensors * STEP_BYTES
+        moments = (moments - counts) // parts + counts
     weights = holdings.whole * FULL_BYTES + int(holdings.four_bit * FOUR_BIT_BYTES)
     held = holdings.frozen_linear + holdings.unread_linear  # see `adapt.fixed`
     weights -= held * (FULL_BYTES - fixed_bytes)
@@ -135,15 +142,10 @@ def estimate_memory(
             kept and nothing has adapters.
     """
     slack *= slack_factor(setup)
-    shares = shares_of(setup.holdings, setup.engine, setup.shares, setup.fixed_bytes)
-    kept = kept_for_backward(
-        setup.config,
-        setup.learning,
-        row,
-        setup.number_bytes,
-        setup.attention,
-        setup.lora.dropout > 0,
+    shares = shares_of(
+        setup.holdings, setup.engine, setup.shares, setup.fixed_bytes, setup.optimizer
     )
+    costs = setup.costs
     moments = {
         moment: Memory(
             weights_bytes=shares.weights_bytes,
@@ -162,7 +164,7 @@ def estimate_memory(
             workers_bytes=_workers_bytes(setup, row, workers),
         )
         for moment, gradients, tower, decoder, logits, copies, workspace in _moments(
-            setup, row, kept, shares.gradients_bytes, rows_behind_step > 1
+            setup, row, costs, shares.gradients_bytes, rows_behind_step > 1
         )
     }
     return max(moments.values(), key=lambda memory: memory.total_bytes)
@@ -181,37 +183,30 @@ def slack_factor(setup: Setup) -> float:
 
 
 def _moments(
-    setup: Setup, row: RowCounts, kept: Kept, gradients: int, accumulated: bool
+    setup: Setup, row: RowCounts, costs: PassCosts, gradients: int, accumulated: bool
 ) -> list[tuple[str, int, int, int, int, int, int]]:
     """Moments, each with gradients, tower, decoder, logits, weight copies and workspace."""
     again = setup.recompute != "none"
-    tower = kept.tower_bytes(setup.recompute) + kept.projector_bytes
-    decoder = kept.decoder_bytes(setup.recompute) + kept.rotation_bytes
-    tower_work, decoder_work = layer_work(setup, row)
+    vision, language = costs.vision, costs.language
+    tower, decoder = int(vision.kept_bytes.of(row)), int(language.kept_bytes.of(row))
+    logits, loss_work = int(costs.head_bytes(row)), costs.logits_work_bytes(row)
+    tower_work, decoder_work = (int(part.forward_work_bytes.of(row)) for part in (vision, language))
     tower_back, decoder_back = (
-        work + (layer.kept_bytes - layer.held_bytes(setup.recompute) if again else 0)
-        for work, layer in ((tower_work, kept.tower_layer), (decoder_work, kept.decoder_layer))
+        int(part.backward_work_bytes.of(row)) for part in (vision, language)
     )
+    pixels = int(2 * row.crops * costs.pixels_of_crop * FULL_BYTES)  # before and behind normalizing
     before = gradients if accumulated else 0
     copies = copied_weights(setup, again)
     left = 0 if again else copies
-    outside = 4 * setup.config.hidden_size * setup.config.vocab_size if before == 0 else 0
+    width, words = costs.head_sides
+    outside = FULL_BYTES * width * words if before == 0 else 0
     head = before + min(outside, gradients)
-    vision = 0 if not setup.learning.tower.learns else tower
     return [
-        ("tower, forward", before, vision, 0, 0, 0, tower_work + pixel_bytes(setup, row)),
+        ("tower, forward", before, tower, 0, 0, 0, tower_work + pixels),
         ("decoder, forward", before, tower, decoder, 0, copies, decoder_work),
-        (
-            "loss, backward",
-            before,
-            tower,
-            decoder,
-            kept.logits_bytes,
-            left,
-            kept.logits_work_bytes,
-        ),
+        ("loss, backward", before, tower, decoder, logits, left, loss_work),
         ("decoder, backward", head, tower, decoder, 0, left, decoder_back),
-        ("tower, backward", gradients, vision, 0, 0, left // 8, tower_back if vision else 0),
+        ("tower, backward", gradients, tower, 0, 0, left // 8, tower_back),
         ("optimizer", gradients, 0, 0, 0, 0, 0),
     ]
 
@@ -230,20 +225,6 @@ def copied_weights(setup: Setup, again: bool) -> int:
     return copied * setup.number_bytes
 
 
-def layer_work(setup: Setup, row: RowCounts) -> tuple[int, int]:
-    """Bytes that pass through one layer beside what is kept: of the tower, and of the decoder."""
-    config, tower = setup.config, setup.config.vision_config
-    patches = (tower.image_size // tower.patch_size) ** 2 + 1
-    in_tower = row.crops * patches * (3 * tower.hidden_size + 2 * tower.intermediate_size)
-    in_decoder = row.tokens * (3 * config.hidden_size + 4 * config.intermediate_size)
-    return in_tower * setup.number_bytes, in_decoder * setup.number_bytes
-
-
-def pixel_bytes(setup: Setup, row: RowCounts) -> int:
-    """Crops as float32 numbers, before and behind the joining of global views."""
-    return 2 * row.crops * 3 * int(setup.config.crop_size) ** 2 * FULL_BYTES
-
-
 def _workers_bytes(setup: Setup, row: RowCounts, workers: int) -> int:
-    waiting = PREFETCHED_ROWS * row.crops * 3 * int(setup.config.crop_size) ** 2
-    return workers * (WORKER_BYTES + waiting)
+    waiting = PREFETCHED_ROWS * row.crops * setup.costs.pixels_of_crop
+    return int(workers * (WORKER_BYTES + waiting))

@@ -21,12 +21,10 @@ from foveal.machine import pick_device
 from foveal.models.family import Family, LoadedModel, find_family
 from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
 from foveal.models.shared_rows import FASTEST
-from foveal.plan.activations import Attention
-from foveal.plan.arithmetic import Strategy
+from foveal.plan.asked import AskedModel
 from foveal.plan.epoch import Epoch, RowCounts, count_row, make_plan, plan_epoch, targets_of
 from foveal.plan.hardware import Hardware
-from foveal.plan.setup import Precision, Setup, engine_name, learning_of
-from foveal.plan.weights import Holdings
+from foveal.plan.setup import Attention, Precision, Setup, engine_name
 from foveal.train.optim import count_steps
 from foveal.train.recompute import Recompute
 
@@ -46,7 +44,7 @@ class Question:
     processor: Any
     dataset: Dataset
     _epochs: dict[tuple[int, int], Epoch] = field(default_factory=dict)
-    _learnt: dict[Any, tuple[str, Strategy, Holdings]] = field(default_factory=dict)
+    _asked: dict[Any, AskedModel] = field(default_factory=dict)
 
     def plan(self, world_size: int, tokens_per_pass: int | None = None) -> Plan:
         """Make the planner of a run."""
@@ -84,13 +82,6 @@ class Question:
     def setup(self, hardware: Hardware, gpus: int, nodes: int) -> Setup:
         """Say how the recipe would run there; `auto` settings are decided as a run decides them."""
         recipe = self.recipe
-        if not self.family.is_planned:
-            raise ConfigError(
-                f"model {recipe.model}: what a pass of model_type {self.config.model_type!r} keeps "
-                "and takes cannot be planned yet; foveal train runs it, and recomputes on a GPU "
-                "unless train.recompute=none"
-            )
-        name, learning, holdings = self._learning(recipe.strategy, hardware)
         precision: Precision = recipe.precision
         if precision not in hardware.matrix_flops:
             raise ConfigError(
@@ -104,37 +95,34 @@ class Question:
         recompute: Recompute = "blocks"
         if recipe.train.recompute != "auto":
             recompute = recipe.train.recompute
+        model = self._ask(recipe.strategy, hardware)
         return Setup(
-            self.config,
-            name,
-            learning,
-            holdings,
+            model,
             precision,
             recompute,
             engine,
             attention,
             gpus,
             nodes,
-            recipe.lora,
+            recipe.train.optimizer,
             recipe.sharding,
         )
 
     def with_strategy(self, setup: Setup, strategy: str, hardware: Hardware) -> Setup:
         """Let another part of the model learn."""
-        name, learning, holdings = self._learning(strategy, hardware)
-        return replace(setup, strategy=name, learning=learning, holdings=holdings)
+        return replace(setup, model=self._ask(strategy, hardware))
 
-    def _learning(
-        self, strategy: str | Sequence[Rule], hardware: Hardware
-    ) -> tuple[str, Strategy, Holdings]:
+    def _ask(self, strategy: str | Sequence[Rule], hardware: Hardware) -> AskedModel:
         rules, here = rules_of(strategy), hardware.measured
         key = rules, here
-        if key not in self._learnt:
+        if key not in self._asked:
             whole = self._four_bits(rules).wrong if here else frozenset()
-            self._learnt[key] = learning_of(
-                self.config, strategy, self.recipe.lora, whole, self.family
+            model = AskedModel(
+                self.config, self.family, self.processor, strategy, self.recipe.lora, whole
             )
-        return self._learnt[key]
+            assert model.holdings  # a rule that decides for nothing is refused before all else
+            self._asked[key] = model
+        return self._asked[key]
 
     def _four_bits(self, rules: Sequence[Rule]) -> FourBits:
         """Find the layers that rules ask for in 4 bits, and which of them this machine spoils."""

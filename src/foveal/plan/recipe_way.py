@@ -10,7 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from foveal.adapt.strategy import rules_of
 from foveal.config import LoraSettings
+from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
 from foveal.plan.arithmetic import Learning, Strategy, Work, strategy_of, work_of_counts
 from foveal.plan.hardware import GB, Hardware, find_hardware
 from foveal.plan.published import (
@@ -22,8 +24,12 @@ from foveal.plan.published import (
     TOKENS,
     PublishedRow,
 )
-from foveal.plan.setup import learning_of
-from foveal.plan.weights import FOUR_BIT_BYTES, Holdings
+from foveal.plan.weights import (
+    FOUR_BIT_BYTES,
+    Holdings,
+    assign_without_weights,
+    count_holdings,
+)
 
 CROPS = NUM_CROPS + 1
 TEXT_TOKENS = 60
@@ -99,7 +105,11 @@ class Prediction:
 def holdings_of(config: Any) -> dict[str, Holdings]:
     """Count what each strategy of the table holds."""
     names = {row.strategy for row in ROWS}
-    return {name: learning_of(config, name, LoraSettings(rank=RANK))[2] for name in names}
+    lora = LoraSettings(rank=RANK)
+    return {
+        name: count_holdings(assign_without_weights(config, PHI3_VISION, rules_of(name), lora))
+        for name in names
+    }
 
 
 def predict(

@@ -3,20 +3,23 @@
 from collections.abc import Callable
 from typing import Any, get_args
 
+import numpy as np
+
 from foveal.adapt.quantize import read_record
 from foveal.config import Recipe
 from foveal.data.dataset import Dataset
 from foveal.data.rows import Plan
 from foveal.models.family import Family
-from foveal.plan.activations import Attention
+from foveal.plan.asked import AskedModel, asked_before
 from foveal.plan.epoch import count_row, targets_of
 from foveal.plan.estimate import SLACK, weigh
 from foveal.plan.memory import estimate_memory
-from foveal.plan.setup import Engine, Setup, learning_of
+from foveal.plan.setup import Attention, Engine, Setup
 from foveal.train.recompute import Recompute
 
-STEPS_LOOKED_AT = 20
-"""First steps of a run: their longest row is nearly the longest of all, since rows are filled."""
+STEPS_LOOKED_AT = 64
+"""Steps of an epoch, evenly spread: their longest row is nearly the longest of all, since rows are
+filled. Beside them the steps of the longest example and of the one with most crops."""
 
 
 def cheapest_that_fits(bytes_with: Callable[[Recompute], int], free: int) -> Recompute:
@@ -34,6 +37,7 @@ def training_bytes(
     recipe: Recipe,
     config: Any,
     family: Family,
+    processor: Any,
     plan: Plan,
     dataset: Dataset,
     engine: Engine,
@@ -48,6 +52,7 @@ def training_bytes(
         recipe: of the run.
         config: of the model.
         family: of the model.
+        processor: of the model.
         plan: of the run.
         dataset: that the plan is of.
         engine: of the run.
@@ -57,25 +62,23 @@ def training_bytes(
             memory of its host.
         recompute: what is made again in the backward pass.
     """
-    name, learning, holdings = learning_of(
-        config, recipe.strategy, recipe.lora, read_record(recipe.run), family
-    )
+    whole = read_record(recipe.run)
+    # Where all is kept, what comes and goes on the way back is little beside it: not asked about.
+    back = recompute != "none"
+    model = AskedModel(config, family, processor, recipe.strategy, recipe.lora, whole, back)
     setup = Setup(
-        config,
-        name,
-        learning,
-        holdings,
+        asked_before(model),
         recipe.precision,
         recompute,
         engine,
         next((kind for kind in get_args(Attention) if kind in attention), "blocks"),
         plan.world_size,
         1,
-        recipe.lora,
+        recipe.train.optimizer,
         recipe.sharding,
     )
     targets = targets_of(dataset.examples)
-    steps = [plan.step(index) for index in range(min(STEPS_LOOKED_AT, plan.steps_per_epoch))]
+    steps = [plan.step(index) for index in sorted(_steps_looked_at(plan))]
     rows = [
         count_row(row, plan.sizes, targets)
         for step in steps
@@ -88,3 +91,17 @@ def training_bytes(
     memory = estimate_memory(setup, worst, passes, 0, 0, slack)
     held = memory.weights_bytes if holds_weights else 0
     return int((memory.total_bytes - held) / (1 - SLACK))
+
+
+def _steps_looked_at(plan: Plan) -> set[int]:
+    """Choose steps of the first epoch, alike on every rank."""
+    number, sizes = plan.steps_per_epoch, plan.sizes
+    count = min(STEPS_LOOKED_AT, number)
+    crops = np.zeros(len(sizes.tokens), np.int64)
+    owners = np.repeat(np.arange(len(crops)), np.diff(sizes.images.offsets))
+    np.add.at(crops, owners, sizes.image_crops[sizes.images.values])
+    order = np.concatenate([plan.examples(index) for index in range(number)])
+    extremes = {
+        int(measure[order].argmax()) // plan.examples_per_step for measure in (sizes.tokens, crops)
+    }
+    return {index * number // count for index in range(count)} | extremes

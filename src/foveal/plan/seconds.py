@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from foveal.plan.activations import FULL_BYTES, kept_for_backward
-from foveal.plan.arithmetic import Work, strategy_of, work_of_counts
 from foveal.plan.communication import exchange
 from foveal.plan.epoch import Epoch, RowCounts, add_up
 from foveal.plan.hardware import Hardware
 from foveal.plan.setup import Setup
+from foveal.plan.weights import FULL_BYTES
+from foveal.plan.work import PassCosts
 
 OPTIMIZER_BYTES_A_NUMBER = 40
 """AdamW reads weight, gradient and moments and writes three of them; clipping reads and writes
@@ -120,17 +120,23 @@ def rank_seconds(
     total = add_up(rows)
     speed = hardware.matrix_flops[setup.precision]
     pairs = executed_pairs(setup, rows)
-    work = work_of(setup, total, pairs)
-    again = recomputed(setup, total, pairs)
+    once, costs = setup.costs_without_recompute, setup.costs
     linear, fused = speed * efficiency.matrix, speed * efficiency.attention
-    tower, head = (work.tower + work.projector) / linear, work.head / linear
-    decoder = (work.decoder - work.decoder_attention) / linear
-    attention = work.decoder_attention / fused
-    recompute = (again.total - again.decoder_attention) / linear
-    recompute += again.decoder_attention / fused
-    # Of an epoch's every step: not worked out where the matrices' share knows of it.
-    moved = moved_bytes(setup, total) * efficiency.moved if efficiency.moved else 0.0
-    elementwise = moved / (hardware.bandwidth_bytes_per_second * efficiency.bandwidth)
+    tower = _operations(once, "vision", rows) / linear
+    decoder = _operations(once, "language", rows) / linear
+    head = _operations(once, "head", rows) / linear
+    attention = once.language.attention_of_pair * pairs / fused
+    recompute = 0.0
+    if costs is not once:
+        recompute = sum(_operations(costs, part, rows) for part in PARTS) / linear
+        recompute += costs.language.attention_of_pair * pairs / fused
+        before = tower + decoder + head + attention
+        recompute = recompute - before if recompute > (1 + ROUNDED) * before else 0.0
+    moved = float(sum(once.kept_bytes(row) for row in rows)) if efficiency.moved else 0.0
+    # Made once more where blocks are run again.
+    moved *= 1.0 if setup.recompute == "none" else 4 / 3
+    elementwise = moved * efficiency.moved
+    elementwise /= hardware.bandwidth_bytes_per_second * efficiency.bandwidth
     parts = setup.world_size if setup.engine in ("zero2", "fsdp2") else 1
     updated = setup.holdings.learnt / parts * OPTIMIZER_BYTES_A_NUMBER
     optimizer = updated / (hardware.bandwidth_bytes_per_second * efficiency.bandwidth)
@@ -164,33 +170,15 @@ def rank_seconds(
     )
 
 
-def work_of(setup: Setup, row: RowCounts, pairs: float) -> Work:
-    """Count the operations of forward and backward passes."""
-    return work_of_counts(
-        setup.config,
-        setup.learning,
-        row.tokens,
-        pairs,
-        row.image_tokens,
-        row.crops,
-        row.targets,
-    )
+ROUNDED = 1e-6
+"""Share by which two numbers that were solved for may differ and be meant as one."""
+
+PARTS = ("vision", "language", "head")
 
 
-def recomputed(setup: Setup, row: RowCounts, pairs: float) -> Work:
-    """Count what is run a second time in the backward pass: repeated layers that learn."""
-    if setup.recompute != "blocks":
-        return Work(0.0, 0.0, 0.0, 0.0, 0.0)
-    crops = row.crops if setup.learning.tower.learns else 0
-    forward = strategy_of("forward", 0)
-    return work_of_counts(setup.config, forward, row.tokens, pairs, 0, crops, 0)
-
-
-def moved_bytes(setup: Setup, row: RowCounts) -> float:
-    """Count what passes keep for their backward pass; made once more where any of it is."""
-    kept = kept_for_backward(setup.config, setup.learning, row, setup.number_bytes, setup.attention)
-    again = 1 / 3 if setup.recompute != "none" else 0.0
-    return kept.total_bytes * (1 + again)
+def _operations(costs: PassCosts, part: str, rows: Sequence[RowCounts]) -> float:
+    operations = getattr(costs, part).operations
+    return float(sum(operations.of(row) for row in rows))
 
 
 def executed_pairs(setup: Setup, rows: Sequence[RowCounts]) -> float:

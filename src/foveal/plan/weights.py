@@ -1,16 +1,17 @@
 """A model without weights + the real rules -> what is held, and how much of it learns."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foveal.adapt.quantize import Shape, bare_model, quantized_layers
 from foveal.adapt.strategy import Assignment, assign
 from foveal.config import LoraSettings, Rule
 from foveal.models.family import Family
+from foveal.train.optim import hidden_matrices
 
 QUANTIZED_BLOCK, QUANTIZED_GROUP = 64, 256
 """Weights that share a scale, and scales that share one (Dettmers et al., QLoRA, section 3)."""
@@ -44,9 +45,12 @@ class Holdings:
 
     four_bit: int
     learnt: int
-    """With a gradient and an optimizer's two moments: weights, or adapters."""
+    """With a gradient and an optimizer's state: weights, or adapters."""
 
     learnt_tensors: int
+    optimizer_bytes: Mapping[str, int]
+    """What an optimizer holds to let them learn, by its name."""
+
     adapters: int
     learnt_linear: int
     """Of linear layers, that autocast copies to 16 bits once a pass."""
@@ -62,6 +66,44 @@ class Holdings:
 
     outside_blocks: int
     """Numbers that stand in no repeated layer: embedding, head, projector."""
+
+
+FULL_BYTES = 4
+SMALLEST_IN_8_BITS, SCALED_BLOCK = 4096, 256
+"""Numbers from which on bitsandbytes holds a tensor's moments in 8 bits, and that share a scale."""
+
+
+def _adamw(weight: Tensor, _is_hidden: bool) -> int:
+    return 2 * FULL_BYTES * weight.numel() + FULL_BYTES  # two moments, and a count of steps
+
+
+def _adamw_8bit(weight: Tensor, _is_hidden: bool) -> int:
+    numbers = weight.numel()
+    if numbers < SMALLEST_IN_8_BITS:
+        return 2 * FULL_BYTES * numbers
+    return 2 * (numbers + FULL_BYTES * -(-numbers // SCALED_BLOCK))
+
+
+def _adafactor(weight: Tensor, _is_hidden: bool) -> int:
+    """Shazeer and Stern, Adafactor (2018), section 3: of a matrix the sums of rows and columns."""
+    size = FULL_BYTES  # of its mean square
+    if weight.dim() < 2:
+        return size + FULL_BYTES * weight.numel()
+    rows, columns = weight.shape[-2:]
+    return size + FULL_BYTES * (weight.numel() // columns + weight.numel() // rows)
+
+
+def _muon(weight: Tensor, is_hidden: bool) -> int:
+    return FULL_BYTES * weight.numel() + FULL_BYTES if is_hidden else _adamw(weight, False)
+
+
+HELD_BY_OPTIMIZER = {
+    "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
+    "adafactor": _adafactor,
+    "muon": _muon,
+}
+"""Name of an optimizer -> bytes that it holds of a float32 weight."""
 
 
 def assign_without_weights(
@@ -103,12 +145,17 @@ def count_holdings(made: Assigned) -> Holdings:
     frozen = [one for one in linear if one not in learns and not made.is_packed(one)]
     frozen = [one for one in frozen if one in elements]
     unread = sum(elements[one] for one in frozen if family.is_unused(model, one))
+    parameters, hidden = dict(model.named_parameters()), hidden_matrices(model)
     blocks = [sum(one.numel() for one in block.parameters()) for block in family.blocks(model)]
     return Holdings(
         whole=sum(elements.values()) - adapters - four_bit,
         four_bit=four_bit,
         learnt=sum(one.elements for one in learnt),
         learnt_tensors=len(learnt),
+        optimizer_bytes={
+            name: sum(held(parameters[one.name], parameters[one.name] in hidden) for one in learnt)
+            for name, held in HELD_BY_OPTIMIZER.items()
+        },
         adapters=adapters,
         learnt_linear=sum(elements[one] for one in linear if one in learns),
         frozen_linear=sum(elements[one] for one in frozen) - unread,

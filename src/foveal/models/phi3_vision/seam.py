@@ -26,7 +26,6 @@ class Phi3VisionFamily(Family):
 
     image_budget = "num_crops"
     joins_turns_as_published = True
-    is_planned = True
     renamed = SHARED_EMBEDDING
 
     def load_model(
