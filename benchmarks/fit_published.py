@@ -14,7 +14,7 @@ from scipy.optimize import least_squares
 
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.plan.published import FITTED, ROWS, TESTED, PublishedRow
-from foveal.plan.recipe_way import CONSTANTS, Constants, holdings_of, log_error, predict
+from foveal.plan.recipe_way import CONSTANTS, Constants, holdings_of, log_error, predict_row
 
 BOUNDS = Constants(
     matrix_a100=(0.05, 1.0),
@@ -44,7 +44,7 @@ def fit(config: Any) -> Constants:
         constants = Constants(*(math.exp(value) for value in logarithms))
         found = []
         for row in FITTED:
-            predicted = predict(config, holdings[row.strategy], row, constants, False)
+            predicted = predict_row(config, holdings[row.strategy], row, constants, False)
             found.append(log_error(predicted.images_per_second, row.images_per_second))
             if row.memory_gb:
                 found.append(log_error(predicted.memory_gb, row.memory_gb))
@@ -65,7 +65,7 @@ def table(config: Any, constants: Constants) -> str:
     speeds: list[float] = []
     memories: list[float] = []
     for row in ROWS:
-        made = predict(config, holdings[row.strategy], row, constants, False)
+        made = predict_row(config, holdings[row.strategy], row, constants, False)
         speed = made.images_per_second / row.images_per_second - 1
         memory = made.memory_gb / row.memory_gb - 1 if row.memory_gb else None
         if row in TESTED:
@@ -97,11 +97,11 @@ def _as_they_should_be(config: Any, constants: Constants) -> list[str]:
         if row.strategy != "frozen_vision":
             continue
         without, learns = (
-            predict(config, holdings[row.strategy], row, constants, decoder).images_per_second
+            predict_row(config, holdings[row.strategy], row, constants, decoder).images_per_second
             for decoder in (False, True)
         )
         full = PublishedRow(row.gpu, row.gpus, "full", row.flash, math.nan, None)
-        other = predict(config, holdings["full"], full, constants).images_per_second
+        other = predict_row(config, holdings["full"], full, constants).images_per_second
         lines.append(
             f"| {row.name} | {row.images_per_second:g} | {without:.2f} | {learns:.2f} | "
             f"{learns / other:.2f}x |"

@@ -1,16 +1,18 @@
-"""A run that is about to learn -> what it says first, and notes of its machine."""
+"""A run that is about to learn -> what it says first, here and to its trackers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from foveal.config import Recipe
 from foveal.data.dataset import Dataset
 from foveal.data.rows import Plan
+from foveal.errors import UserError
 from foveal.machine import describe_machine, read_machine
 from foveal.storage import write_json
 from foveal.train.checkpoint import Progress
 from foveal.train.engines.one_process import Engine
 from foveal.train.optim import warmup_steps
+from foveal.train.trackers import Trackers
 
 
 def introduction(
@@ -66,3 +68,41 @@ def write_machine(file: Path, image_backend: str) -> list[str]:
         )
     write_json(file, describe_machine() | {"image_backend": image_backend})
     return said
+
+
+def open_trackers(
+    recipe: Recipe,
+    dataset: Dataset,
+    plan: Plan,
+    steps: tuple[int, int],
+    engine: Engine,
+    tell: Callable[[str], None],
+) -> Trackers:
+    """Tell the trackers of a run what is run, and on what; called by the main process alone.
+
+    Args:
+        recipe: of the run.
+        dataset: learnt from.
+        plan: of the steps.
+        steps: the first one to be taken, and how many there are.
+        engine: of the run.
+        tell: says a line that is to be noticed.
+
+    Raises:
+        UserError: a tracker cannot be opened.
+    """
+    numbers = {
+        "steps": steps[1],
+        "steps_a_pass": plan.steps_per_epoch,
+        "examples": len(dataset.examples),
+        "images": len(dataset.images),
+        "processes": engine.world_size,
+    }
+    try:
+        trackers = Trackers(recipe, steps, numbers, tell)
+    except UserError:
+        engine.abandon()  # the other processes do not know of it
+        raise
+    files = ("recipe.yaml", "data.json", "machine.json")
+    trackers.attach([recipe.run / name for name in files])
+    return trackers

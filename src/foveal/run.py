@@ -20,23 +20,14 @@ from foveal.evaluate.evaluation import evaluate_into
 from foveal.evaluate.kept import describe_question, set_aside_others
 from foveal.evaluate.prediction import Scores
 from foveal.inputs import check_attention, check_metrics, open_inputs, quiet_libraries
-from foveal.introduction import introduction, write_machine
+from foveal.introduction import introduction, open_trackers, write_machine
 from foveal.libraries import LIBRARIES_LOG, REMARKS
-from foveal.machine import free_memory
 from foveal.models.fingerprint import fingerprint_model, learns
-from foveal.models.shared_rows import attention_of
 from foveal.plan.epoch import make_plan
-from foveal.plan.memory import CPU_SLACK
-from foveal.plan.room import cheapest_that_fits, training_bytes
-from foveal.plan.setup import engine_name
+from foveal.plan.room import choose_recompute
 from foveal.report.report import write_report
 from foveal.storage import FAILED_WRITES, write_json
-from foveal.train.audit import (
-    GradientAudit,
-    audit_pictures,
-    audit_sharing,
-    sum_weights,
-)
+from foveal.train.audit import GradientAudit, audit_pictures, audit_sharing, sum_weights
 from foveal.train.best import best_checkpoint, explain_stall
 from foveal.train.checkpoint import (
     Progress,
@@ -55,7 +46,6 @@ from foveal.train.loop import EndedEarly, LoopHooks, Stopped, train
 from foveal.train.not_finite import explain_step
 from foveal.train.optim import count_steps
 from foveal.train.preference import objective_of
-from foveal.train.recompute import Recompute
 from foveal.train.reference_answers import ReferenceKey, compare_with_reference, find_reference
 from foveal.train.stop import StopRequest, asked_by_any, stop_requests
 from foveal.train.trackers import Ending, Trackers, check_trackers
@@ -106,8 +96,7 @@ class TrainingRun:
         self.console = console if self.engine.is_main else Console(quiet=True)
         self.trackers: Trackers | None = None
         self._ended: Ending = "failed"
-        self.run = recipe.run
-        self._scored = scored
+        self.run, self._scored = recipe.run, scored
         if fresh and self.engine.is_main:
             set_aside(self.run)
         self.engine.wait()
@@ -152,8 +141,9 @@ class TrainingRun:
     def _go(self, request: StopRequest) -> Outcome:
         recipe, engine, loaded = self.recipe, self.engine, self.loaded
         plan = self._plan()
+        recompute = choose_recompute(recipe, loaded, plan, self.dataset, engine, self._tell)
         learner = make_learner(
-            engine, loaded, recipe.strategy, recipe.train, recipe.lora, self._recompute(plan)
+            engine, loaded, recipe.strategy, recipe.train, recipe.lora, recompute
         )
         assignments, total_steps = (
             learner.assignments,
@@ -176,7 +166,9 @@ class TrainingRun:
                 self._tell(line)
             write_json(self.run / "data.json", self.inputs.describe())
             self._set_aside_others()
-            self.trackers = self._open_trackers(plan, (first_step, total_steps))
+            self.trackers = open_trackers(
+                recipe, self.dataset, plan, (first_step, total_steps), engine, self._tell
+            )
         engine.wait()
         if first_step < total_steps:
             self.console.print(strategy_table(assignments))
@@ -239,9 +231,8 @@ class TrainingRun:
             explain=partial(explain_step, engine, self.loaded),
             objective=self.objective,
         )
-        log = None
-        if engine.is_main:
-            log = RunLog(self.run, *steps, self.console, incidents.left_out, self.trackers)
+        written = (self.run, *steps, self.console, incidents.left_out, self.trackers)
+        log = RunLog(*written) if engine.is_main else None
         try:
             return train(
                 engine,
@@ -296,54 +287,10 @@ class TrainingRun:
             self._tell(said)
         return True
 
-    def _open_trackers(self, plan: Plan, steps: tuple[int, int]) -> Trackers:
-        """Tell the trackers what is run, and on what."""
-        numbers = {
-            "steps": steps[1],
-            "steps_a_pass": plan.steps_per_epoch,
-            "examples": len(self.dataset.examples),
-            "images": len(self.dataset.images),
-            "processes": self.engine.world_size,
-        }
-        try:
-            trackers = Trackers(self.recipe, steps, numbers, self._tell)
-        except UserError:
-            self.engine.abandon()  # the other processes do not know of it
-            raise
-        files = ("recipe.yaml", "data.json", "machine.json")
-        trackers.attach([self.run / name for name in files])
-        return trackers
-
     def _plan(self) -> Plan:
         long = self.loaded.processor.long_context_tokens
         route = self.loaded.family.route
         return make_plan(self.recipe, self.dataset, self.engine.world_size, long, route)
-
-    def _recompute(self, plan: Plan) -> Recompute:
-        """Decide what is made again in the backward pass instead of kept."""
-        if self.recipe.train.recompute != "auto":
-            return self.recipe.train.recompute
-        config, device = self.loaded.model.config, self.engine.device
-        bytes_with = partial(
-            training_bytes,
-            self.recipe,
-            config,
-            self.loaded.family,
-            self.loaded.processor,
-            plan,
-            self.dataset,
-            engine_name(self.recipe.engine, self.engine.world_size),
-            attention_of(config),
-            CPU_SLACK if device.type == "cpu" else 0.0,
-            self.loaded.model.device.type == device.type,
-        )
-        # Of several processes the one with least room decides: blocks are alike in all of them.
-        free = min(self.engine.gather([free_memory(device)]))
-        try:
-            return cheapest_that_fits(lambda one: bytes_with(recompute=one), free)
-        except ConfigError as error:  # a model whose code looks at its numbers cannot be asked
-            self._tell(f"train.recompute=auto: {error}")
-            return "none" if device.type == "cpu" else "blocks"
 
     def _progress(self, step: int) -> Progress:
         return Progress(

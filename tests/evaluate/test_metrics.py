@@ -19,7 +19,7 @@ from foveal.evaluate.closed_answers import (
     confusion,
     macro_auroc,
 )
-from foveal.evaluate.intervals import Tally, bootstrap_means, difference, score, tally
+from foveal.evaluate.intervals import Tally, bootstrap_means, difference, summarize_scores, tally
 from foveal.evaluate.metrics import (
     METRICS,
     accuracy,
@@ -180,7 +180,7 @@ def test_bootstrap_means_are_spread_as_all_possible_samples_are(scores):
 @pytest.mark.parametrize("right", [0.5, 0.864])
 def test_an_interval_of_many_answers_is_about_1_96_standard_errors_each_way(right):
     count = 1000
-    found = score(np.arange(count) < right * count)
+    found = summarize_scores(np.arange(count) < right * count)
     error = 1.96 * math.sqrt(right * (1 - right) / count)
     assert (found.value, found.count) == (right, count)
     assert found.low == pytest.approx(right - error, abs=0.0025)
@@ -188,7 +188,7 @@ def test_an_interval_of_many_answers_is_about_1_96_standard_errors_each_way(righ
 
 
 def test_200_answers_leave_nearly_10_points_of_doubt():
-    found = score([1] * 173 + [0] * 27)
+    found = summarize_scores([1] * 173 + [0] * 27)
     assert found.high - found.low == pytest.approx(
         2 * 1.96 * math.sqrt(0.865 * 0.135 / 200), abs=6e-3
     )
@@ -196,8 +196,8 @@ def test_200_answers_leave_nearly_10_points_of_doubt():
 
 def test_the_same_seed_draws_the_same_and_another_does_not():
     scores = np.linspace(0, 1, 50)
-    assert score(scores, seed=1) == score(scores, seed=1)
-    assert score(scores, seed=1) != score(scores, seed=2)
+    assert summarize_scores(scores, seed=1) == summarize_scores(scores, seed=1)
+    assert summarize_scores(scores, seed=1) != summarize_scores(scores, seed=2)
 
 
 def test_memory_is_bounded_and_the_pieces_change_no_number(monkeypatch):
@@ -209,7 +209,7 @@ def test_memory_is_bounded_and_the_pieces_change_no_number(monkeypatch):
 
 
 def test_a_score_over_nothing_is_not_a_number_and_no_error():
-    found = score([])
+    found = summarize_scores([])
     assert found.count == 0
     assert all(map(math.isnan, (found.value, found.low, found.high)))
 
@@ -265,7 +265,7 @@ def test_a_paired_interval_is_narrower_than_that_of_either_score():
     before = np.arange(200) % 2
     after = before.copy()
     after[:10] = 1  # 5 answers got better, none worse
-    found, alone = difference(before, after), score(after)
+    found, alone = difference(before, after), summarize_scores(after)
     assert found.high - found.low < (alone.high - alone.low) / 2
 
 

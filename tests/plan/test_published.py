@@ -9,7 +9,7 @@ import pytest
 
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.plan.published import FITTED, ROWS, TESTED
-from foveal.plan.recipe_way import CONSTANTS, holdings_of, predict
+from foveal.plan.recipe_way import CONSTANTS, holdings_of, predict_row
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fit_published.py"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "plan.md"
@@ -28,7 +28,7 @@ def script():
 def errors():
     config = Phi3VisionConfig()
     holdings = holdings_of(config)
-    return {row: predict(config, holdings[row.strategy], row, CONSTANTS, False) for row in ROWS}
+    return {row: predict_row(config, holdings[row.strategy], row, CONSTANTS, False) for row in ROWS}
 
 
 def test_every_other_row_is_fitted_and_the_others_are_not():
@@ -60,7 +60,7 @@ def test_printed_frozen_speeds_need_a_decoder_that_learns_nothing(errors):
     holdings = holdings_of(config)["frozen_vision"]
     for row in ROWS:
         if row.strategy == "frozen_vision":
-            learns = predict(config, holdings, row, CONSTANTS, decoder_learns=True)
+            learns = predict_row(config, holdings, row, CONSTANTS, decoder_learns=True)
             assert learns.images_per_second < row.images_per_second / 2
             assert errors[row].images_per_second == pytest.approx(row.images_per_second, rel=0.1)
 

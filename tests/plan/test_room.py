@@ -5,9 +5,9 @@ import torch
 from rich.console import Console
 from tiny import SIZES, pages
 
-from foveal import run
 from foveal.config import Recipe
 from foveal.models.phi3_vision.tiny import write_tiny
+from foveal.plan import room
 from foveal.run import TrainingRun
 
 
@@ -25,20 +25,25 @@ def training(tmp_path):
     return TrainingRun(Recipe.model_validate(tree), Console(quiet=True))
 
 
+def what_is_made_again(training):
+    parts = training.recipe, training.loaded, training._plan(), training.dataset, training.engine
+    return room.choose_recompute(*parts, print)
+
+
 def most_with(training, monkeypatch, recompute="blocks") -> int:
     """Free bytes of the device at which only just so much is made again."""
     ways = ["blocks", "light", "none"]
     low, high = 0, 2**40
     while high - low > 1:
         free = (low + high) // 2
-        monkeypatch.setattr(run, "free_memory", lambda _device, free=free: free)
-        chosen = ways.index(training._recompute(training._plan()))
+        monkeypatch.setattr(room, "free_memory", lambda _device, free=free: free)
+        chosen = ways.index(what_is_made_again(training))
         low, high = (free, high) if chosen <= ways.index(recompute) else (low, free)
     return low
 
 
 def test_a_gpu_needs_room_for_the_weights_that_its_host_holds(training, monkeypatch):
-    monkeypatch.setattr(run, "CPU_SLACK", 0.0)  # of glibc's heap, which a GPU has not
+    monkeypatch.setattr(room, "CPU_SLACK", 0.0)  # of glibc's heap, which a GPU has not
     training.engine.device = torch.device("cpu")
     here = most_with(training, monkeypatch)
     training.engine.device = torch.device("cuda")
@@ -51,7 +56,7 @@ def test_the_least_is_made_again_that_lets_a_run_fit(training, monkeypatch):
     whole_blocks, light = (most_with(training, monkeypatch, one) for one in ("blocks", "light"))
     assert 0 < whole_blocks < light
     for free, chosen in ((whole_blocks, "blocks"), (whole_blocks + 1, "light"), (light, "light")):
-        monkeypatch.setattr(run, "free_memory", lambda _device, free=free: free)
-        assert training._recompute(training._plan()) == chosen
-    monkeypatch.setattr(run, "free_memory", lambda _device: light + 1)
-    assert training._recompute(training._plan()) == "none"
+        monkeypatch.setattr(room, "free_memory", lambda _device, free=free: free)
+        assert what_is_made_again(training) == chosen
+    monkeypatch.setattr(room, "free_memory", lambda _device: light + 1)
+    assert what_is_made_again(training) == "none"

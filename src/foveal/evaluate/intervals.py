@@ -61,7 +61,7 @@ class Difference:
     """Chance of a difference at least this large, either way, if before and after were alike."""
 
 
-def score(scores: ArrayLike, draws: int = DRAWS, seed: int = 0) -> Score:
+def summarize_scores(scores: ArrayLike, draws: int = DRAWS, seed: int = 0) -> Score:
     """Take the mean over examples and its bootstrap interval (Efron, percentile method)."""
     mean = tally(scores)
     low, high = _interval(bootstrap_means(scores, draws, seed))
@@ -82,7 +82,7 @@ def difference(
     if np.shape(before) != np.shape(after):
         raise ValueError(f"before {np.shape(before)} and after {np.shape(after)} are no pairs")
     gains = np.asarray(after, float) - np.asarray(before, float)
-    mean = score(gains, draws, seed)
+    mean = summarize_scores(gains, draws, seed)
     sizes, counts = np.unique(np.abs(gains).round(12), return_counts=True)
     flipped = np.zeros(draws)
     generator = np.random.default_rng(seed)

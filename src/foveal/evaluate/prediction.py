@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from foveal.data.example import Example
 from foveal.errors import DataError
 from foveal.evaluate.closed_answers import macro_auroc
-from foveal.evaluate.intervals import DRAWS, Score, score
+from foveal.evaluate.intervals import DRAWS, Score, summarize_scores
 from foveal.evaluate.metrics import find_metrics, plain
 from foveal.storage import write_json, written_whole
 
@@ -205,12 +205,14 @@ def score_predictions(
         ConfigError: there is no metric of that name.
     """
     scores = {
-        name: score([metric(one.prediction, one.answers) for one in predictions], draws, seed)
+        name: summarize_scores(
+            [metric(one.prediction, one.answers) for one in predictions], draws, seed
+        )
         for name, metric in find_metrics(metrics).items()
     }
     beaten = [one for prediction in predictions for one in prediction.beaten]
     if beaten:
-        scores[PREFERRED] = score(np.asarray(beaten, float), draws, seed)
+        scores[PREFERRED] = summarize_scores(np.asarray(beaten, float), draws, seed)
     chosen = [one for one in predictions if one.choice_scores]
     labels = common_labels(chosen)
     closed = [(right_label(one, labels), one) for one in chosen]

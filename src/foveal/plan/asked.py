@@ -14,8 +14,9 @@ from foveal.errors import ConfigError
 from foveal.machine import DTYPES
 from foveal.models.family import Family
 from foveal.plan.hollow import Hollow, make_hollow
+from foveal.plan.terms import PassCosts
 from foveal.plan.weights import Assigned, Holdings, assign_without_weights, count_holdings
-from foveal.plan.work import SIZES, Ask, PassCosts, ask_model
+from foveal.plan.work import SIZES, Ask, ask_model
 
 
 @dataclass(eq=False)

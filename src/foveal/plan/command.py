@@ -7,7 +7,7 @@ from foveal.errors import ConfigError
 from foveal.plan.compare import Machines, advise, compare, decide
 from foveal.plan.estimate import Estimate
 from foveal.plan.hardware import find_hardware
-from foveal.plan.measure import Comparison
+from foveal.plan.measure import MeasuredRow
 from foveal.plan.measure import measure as measure_rows
 from foveal.plan.page import (
     print_comparison,
@@ -78,7 +78,7 @@ def run_plan(
 
 def _measure(
     question: Question, machines: Machines, setup: Setup, load_model: ModelLoader
-) -> Comparison:
+) -> MeasuredRow:
     """Run rows for real, and keep what they say about this machine for later plans."""
     if not machines.hardware.measured or setup.world_size > 1:
         raise ConfigError("--measure runs on this machine, in one process: leave --gpu and --gpus")

@@ -39,7 +39,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Exchange:
+class ExchangeSeconds:
     """Seconds of one optimizer step."""
 
     hidden_seconds: float
@@ -96,7 +96,7 @@ def exchange(
     backward_seconds: float,
     hardware: Hardware,
     efficiency: float,
-) -> Exchange:
+) -> ExchangeSeconds:
     """Work out what sharing costs beside the work that it hides behind.
 
     Args:
@@ -119,4 +119,4 @@ def exchange(
     hidden = min(gathered + reduced, room)
     # In the last pass alone, and behind what each pass shares by itself.
     behind = min(across, OVERLAP * backward_seconds, room - hidden)
-    return Exchange(hidden + behind, gathered + reduced - hidden + across - behind + after)
+    return ExchangeSeconds(hidden + behind, gathered + reduced - hidden + across - behind + after)

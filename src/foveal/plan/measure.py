@@ -56,7 +56,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MeasuredRow:
     """Estimated beside measured."""
 
     rows: tuple[RowCounts, ...]
@@ -70,7 +70,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Job:
+class MeasuringJob:
     """What the process is told; everything else it reads itself."""
 
     recipe: Recipe
@@ -90,7 +90,7 @@ def measure(
     hardware: Hardware,
     efficiency: Efficiency,
     load_model: ModelLoader,
-) -> Comparison:
+) -> MeasuredRow:
     """Run rows for real and set them beside their estimates.
 
     Args:
@@ -102,7 +102,7 @@ def measure(
     """
     rows = choose_rows(question, setup)
     epoch = question.epoch(1)
-    job = Job(
+    job = MeasuringJob(
         question.recipe,
         setup.precision,
         setup.recompute,
@@ -120,12 +120,12 @@ def measure(
         replace(hardware, base_bytes=measured.base_bytes),
         efficiency,
     )
-    found = explain(setup, counts, measured, hardware, efficiency)
+    found = explain_failure(setup, counts, measured, hardware, efficiency)
     if factor := slack_factor(setup):
         without = memory.total_bytes - memory.slack_bytes
         holes = (measured.peak_bytes - without) / max(memory.passing_bytes, 1)
         found = replace(found, memory_slack=max(0.0, holes) / factor)
-    return Comparison(counts, memory, seconds, measured, found)
+    return MeasuredRow(counts, memory, seconds, measured, found)
 
 
 def choose_rows(question: Question, setup: Setup) -> tuple[Row, ...]:
@@ -138,7 +138,7 @@ def choose_rows(question: Question, setup: Setup) -> tuple[Row, ...]:
     return (worst, *(ordered[int(place * (len(ordered) - 1))] for place in TYPICAL))
 
 
-def run_rows(job: Job, dataset: Any, processor: Any) -> Measured:
+def run_rows(job: MeasuringJob, dataset: Any, processor: Any) -> Measured:
     """Take optimizer steps over each row; for a fresh process."""
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.recipe.train.seed)
@@ -183,7 +183,7 @@ def run_rows(job: Job, dataset: Any, processor: Any) -> Measured:
     return Measured(base, peak, _fastest(steps), _fastest(alone))
 
 
-def explain(
+def explain_failure(
     setup: Setup,
     rows: Sequence[RowCounts],
     measured: Measured,

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 
 from foveal.plan.epoch import RowCounts
 from foveal.plan.setup import Setup
+from foveal.plan.terms import PassCosts
 from foveal.plan.weights import FOUR_BIT_BYTES, FULL_BYTES, Holdings
-from foveal.plan.work import PassCosts
 
 STEP_BYTES = 4
 """AdamW's count of steps of a tensor, which is not cut."""

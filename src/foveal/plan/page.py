@@ -11,7 +11,7 @@ from rich.table import Table
 from foveal.plan.epoch import Epoch, histogram
 from foveal.plan.estimate import Estimate
 from foveal.plan.hardware import GB, Hardware
-from foveal.plan.measure import Comparison
+from foveal.plan.measure import MeasuredRow
 from foveal.plan.memory import Memory
 from foveal.plan.seconds import Efficiency, Seconds
 
@@ -95,7 +95,7 @@ def print_comparison(console: Console, found: Sequence[Estimate]) -> None:
         console.print(f"Fastest that fits: {describe(fitting[0])}", highlight=False)
 
 
-def print_measured(console: Console, compared: Comparison) -> None:
+def print_measured(console: Console, compared: MeasuredRow) -> None:
     """Print what rows took beside their estimates, and what explains them."""
     table = Table("row", "tokens", "crops", "estimated", "measured", "estimate / measured")
     first, measured = compared.rows[0], compared.measured
@@ -177,7 +177,7 @@ def to_json(
     now: Estimate,
     found: Sequence[Estimate],
     advice: Sequence[str],
-    compared: Comparison | None = None,
+    compared: MeasuredRow | None = None,
 ) -> str:
     """Write everything for machines."""
     machine = {"name": hardware.name, "source": hardware.source, "efficiency": asdict(efficiency)}

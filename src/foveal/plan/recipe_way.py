@@ -95,7 +95,7 @@ CONSTANTS = Constants(
 
 
 @dataclass(frozen=True)
-class Prediction:
+class RowPrediction:
     """What arithmetic gives for a row."""
 
     images_per_second: float
@@ -112,13 +112,13 @@ def holdings_of(config: Any) -> dict[str, Holdings]:
     }
 
 
-def predict(
+def predict_row(
     config: Any,
     holdings: Holdings,
     row: PublishedRow,
     constants: Constants,
     decoder_learns: bool = True,
-) -> Prediction:
+) -> RowPrediction:
     """Predict a row.
 
     Args:
@@ -129,12 +129,12 @@ def predict(
         decoder_learns: false: as frozen rows were printed, with a decoder that gets no gradient.
     """
     hardware = find_hardware(row.gpu)
-    seconds = step_seconds(config, holdings, row, constants, hardware, decoder_learns)
+    seconds = row_step_seconds(config, holdings, row, constants, hardware, decoder_learns)
     memory = memory_gb(config, holdings, row, constants, hardware, decoder_learns)
-    return Prediction(EXAMPLES_PER_STEP / seconds, memory)
+    return RowPrediction(EXAMPLES_PER_STEP / seconds, memory)
 
 
-def step_seconds(
+def row_step_seconds(
     config: Any,
     holdings: Holdings,
     row: PublishedRow,

@@ -1,6 +1,7 @@
 """A run's planner and settings -> what is made again in the backward pass, so that it fits."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -9,12 +10,16 @@ from foveal.adapt.quantize import read_record
 from foveal.config import Recipe
 from foveal.data.dataset import Dataset
 from foveal.data.rows import Plan
-from foveal.models.family import Family
+from foveal.errors import ConfigError
+from foveal.machine import free_memory
+from foveal.models.family import Family, LoadedModel
+from foveal.models.shared_rows import attention_of
 from foveal.plan.asked import AskedModel, asked_before
 from foveal.plan.epoch import count_row, targets_of
 from foveal.plan.estimate import SLACK, weigh
-from foveal.plan.memory import estimate_memory
-from foveal.plan.setup import Attention, Engine, Setup
+from foveal.plan.memory import CPU_SLACK, estimate_memory
+from foveal.plan.setup import Attention, Engine, Setup, engine_name
+from foveal.train.engines.one_process import Engine as RunEngine
 from foveal.train.recompute import Recompute
 
 STEPS_LOOKED_AT = 64
@@ -22,18 +27,61 @@ STEPS_LOOKED_AT = 64
 filled. Beside them the steps of the longest example and of the one with most crops."""
 
 
+def choose_recompute(
+    recipe: Recipe,
+    loaded: LoadedModel,
+    plan: Plan,
+    dataset: Dataset,
+    engine: RunEngine,
+    tell: Callable[[str], None],
+) -> Recompute:
+    """Decide what a run makes again in the backward pass instead of keeping it.
+
+    Args:
+        recipe: of the run.
+        loaded: its model.
+        plan: of its steps.
+        dataset: that the plan is of.
+        engine: of the run.
+        tell: says a line that is to be noticed.
+    """
+    if recipe.train.recompute != "auto":
+        return recipe.train.recompute
+    config, device = loaded.model.config, engine.device
+    bytes_with = partial(
+        _training_bytes,
+        recipe,
+        config,
+        loaded.family,
+        loaded.processor,
+        plan,
+        dataset,
+        engine_name(recipe.engine, engine.world_size),
+        attention_of(config),
+        CPU_SLACK if device.type == "cpu" else 0.0,
+        loaded.model.device.type == device.type,
+    )
+    # Of several processes the one with least room decides: blocks are alike in all of them.
+    free = min(engine.gather([free_memory(device)]))
+    try:
+        return cheapest_that_fits(lambda one: bytes_with(recompute=one), free)
+    except ConfigError as error:  # a model whose code looks at its numbers cannot be asked
+        tell(f"train.recompute=auto: {error}")
+        return "none" if device.type == "cpu" else "blocks"
+
+
 def cheapest_that_fits(bytes_with: Callable[[Recompute], int], free: int) -> Recompute:
     """Choose what is made again in the backward pass: no more than must be.
 
     Args:
-        bytes_with: what a rank will need, see `training_bytes`.
+        bytes_with: what a rank will need, see `_training_bytes`.
         free: bytes of the device.
     """
     *cheaper, last = get_args(Recompute)
     return next((one for one in cheaper if bytes_with(one) <= free), last)
 
 
-def training_bytes(
+def _training_bytes(
     recipe: Recipe,
     config: Any,
     family: Family,

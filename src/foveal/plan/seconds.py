@@ -7,8 +7,8 @@ from foveal.plan.communication import exchange
 from foveal.plan.epoch import Epoch, RowCounts, add_up
 from foveal.plan.hardware import Hardware
 from foveal.plan.setup import Setup
+from foveal.plan.terms import PassCosts
 from foveal.plan.weights import FULL_BYTES
-from foveal.plan.work import PassCosts
 
 OPTIMIZER_BYTES_A_NUMBER = 40
 """AdamW reads weight, gradient and moments and writes three of them; clipping reads and writes

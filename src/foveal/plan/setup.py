@@ -5,8 +5,9 @@ from typing import Literal
 
 from foveal.config import ShardingSettings
 from foveal.plan.asked import AskedModel
+from foveal.plan.terms import PassCosts
 from foveal.plan.weights import Holdings
-from foveal.plan.work import Ask, PassCosts
+from foveal.plan.work import Ask
 from foveal.train.recompute import Recompute
 
 Attention = Literal["blocks", "sdpa", "eager", "flex", "flash_attention_2"]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from foveal.evaluate.intervals import Difference, Score, difference, score
+from foveal.evaluate.intervals import Difference, Score, difference, summarize_scores
 from foveal.evaluate.prediction import Prediction
 from foveal.report.run_folder import Evaluation
 
@@ -40,14 +40,16 @@ def pair_rows(before: Evaluation | None, after: Evaluation | None) -> list[PairR
         rows.append(
             PairRow(
                 title,
-                score([take(one) for one in then.values()]) if then else None,
-                score([take(one) for one in now.values()]),
+                summarize_scores([take(one) for one in then.values()]) if then else None,
+                summarize_scores([take(one) for one in now.values()]),
                 difference(earlier, later) if both else None,
             )
         )
     if both:
         moved = [sum(abs(a - b) for a, b in zip(*pair, strict=True)) / 2 for pair in both]
-        rows.append(PairRow("Distance of an answer from before", None, score(moved), None))
+        rows.append(
+            PairRow("Distance of an answer from before", None, summarize_scores(moved), None)
+        )
     return rows
 
 
