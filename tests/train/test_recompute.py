@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from foveal.plan.activations import kept_for_backward
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,10 +12,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from foveal.bench import side
-from foveal.bench.random_page import SIZES
+from foveal.bench.random_page import SIZES, LetterProcessor
 from foveal.bench.side import Case, Side
 from foveal.config import LoraSettings
-from foveal.plan.arithmetic import strategy_of
+from foveal.models.phi3_vision.seam import FAMILY
+from foveal.plan.asked import AskedModel
+from foveal.plan.work import Ask
 from foveal.train.recompute import DearOutputs
 
 WIDE = replace(
@@ -83,10 +84,10 @@ def test_light_keeps_little_more_than_half(
     whole, _ = kept_bytes(*given, "shared", precision, tmp_path, monkeypatch)
     light, one = kept_bytes(*given, "light", precision, tmp_path, monkeypatch)
     assert 0.2 * whole < light <= most * whole
-    number_bytes = 4 if precision == "float32" else 2
-    learning = strategy_of(strategy, LORA.rank)
-    kept = kept_for_backward(one.model.config, learning, one.counts[0], number_bytes, "blocks")
-    assert kept.held_bytes("light") == pytest.approx(light, rel=0.1)
+    processor = LetterProcessor(SIZES["wide"])
+    model = AskedModel(one.model.config, FAMILY, processor, strategy, LORA)
+    costs = model.costs(Ask(precision, "blocks", "light"))
+    assert costs.kept_bytes(one.counts[0]) == pytest.approx(light, rel=0.1)
 
 
 class Sum(nn.Module):
