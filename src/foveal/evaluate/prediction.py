@@ -138,7 +138,7 @@ def _explain(error: ValidationError) -> str:
 
 def append_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Add lines to predictions.jsonl, whole lines only; a torn last line is cut off first."""
-    text = b"".join(_BORDER.dump_json(prediction) + b"\n" for prediction in predictions)
+    text = b"".join(map(_line, predictions))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         if file.tell():
@@ -157,10 +157,16 @@ def _mend_end(file: BinaryIO, path: Path) -> None:
         file.truncate(len(whole + line_break))
 
 
+def _line(prediction: Prediction) -> bytes:
+    """Write a prediction as a line, which says nothing of pairs where there are none."""
+    unsaid = None if prediction.compared else {"compared"}
+    return _BORDER.dump_json(prediction, exclude=unsaid) + b"\n"
+
+
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Write predictions.jsonl whole or not at all."""
     with written_whole(path) as beside, beside.open("wb") as file:
-        file.writelines(_BORDER.dump_json(prediction) + b"\n" for prediction in predictions)
+        file.writelines(map(_line, predictions))
 
 
 def with_answers(
