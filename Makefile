@@ -31,7 +31,7 @@ avx2: setup
 
 # Beside the environment, not in it: where it can be imported, transformers reads images with it.
 .torchvision/ready: .venv/ready
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .torchvision torchvision
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .torchvision torchvision==0.29.1
 	touch $@
 
 slow: setup .torchvision/ready
