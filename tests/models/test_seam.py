@@ -8,7 +8,7 @@ from foveal.models import FAMILIES, GENERIC
 
 SOURCE = Path(foveal.__file__).parent
 MODULES = {*FAMILIES.values(), GENERIC, "foveal.models.phi3_vision", "foveal.models.hub_reader"}
-KNOWS_PHI = {"assemble.py", "bench", "plan"}
+KNOWS_PHI = {"inputs.py", "bench", "plan"}
 """Makes the tiny model; is beside the published recipe; plans from Phi's sizes. Nobody else."""
 
 
