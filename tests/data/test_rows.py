@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from foveal.data import epochs, rows
 from foveal.data.column_files import Ragged
 from foveal.data.deal import deal, spread
-from foveal.data.rows import Costs, Group, Plan, Row, summarize_rows
+from foveal.data.rows import Costs, Group, Plan, Row
 from foveal.data.sizes import Sizes, prompt_families
 
 USER, NEWLINE, END = 7, 8, 9
@@ -220,15 +220,6 @@ def test_the_price_of_a_row_is_tokens_pairs_and_crops():
     assert costs.row(apart, sizes) == 32 + 0.5 * 2 * 136 + 700  # the tower sees the page once
     assert costs.group(apart.groups[0], sizes) == 16 + 0.5 * 136 + 700
     assert costs.row(Row(), sizes) == 0
-
-
-def test_a_summary_adds_up_what_sharing_saved():
-    sizes = sizes_of([question(0, 1), question(0, 2), text(8)], [10])
-    found = summarize_rows([plan_of(sizes).step(0)], sizes)
-    assert (found.examples, found.rows, found.tokens, found.saved_tokens) == (3, 1, 28, 12)
-    assert found.balance == 1.0
-    idle = summarize_rows([plan_of(sizes_of([text(8)]), world_size=4).step(0)], sizes_of([text(8)]))
-    assert (idle.rows, idle.balance) == (1, 0.25)
 
 
 def test_the_order_of_a_seed_never_changes():

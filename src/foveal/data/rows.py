@@ -1,7 +1,7 @@
 """Sizes of examples -> which of them share a step, a rank, a row and a prefix; opens no file."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, pairwise
@@ -104,40 +104,6 @@ class Costs:
 
 
 PHI35_VISION_COSTS = Costs()
-
-
-@dataclass(frozen=True)
-class PlanStatistics:
-    """What some steps come to."""
-
-    examples: int
-    rows: int
-    """Rows that hold anything."""
-
-    tokens: int
-    saved_tokens: int
-    """Tokens that sharing spares."""
-
-    balance: float
-    """Share of the time that ranks work, if they wait for the costliest after each step."""
-
-
-def summarize_rows(
-    steps: Iterable[Step], sizes: Sizes, costs: Costs = PHI35_VISION_COSTS
-) -> PlanStatistics:
-    """Add up steps."""
-    examples = rows = tokens = separate = 0
-    work = time = 0.0
-    for step in steps:
-        loads = [sum(costs.row(row, sizes) for row in rank) for rank in step.ranks]
-        work += sum(loads)
-        time += max(loads) * len(loads)
-        for row in chain.from_iterable(step.ranks):
-            examples += len(row.examples)
-            rows += bool(row.groups)
-            tokens += row.tokens(sizes)
-            separate += int(sizes.tokens[list(row.examples)].sum())
-    return PlanStatistics(examples, rows, tokens, separate - tokens, work / time)
 
 
 class Plan:
