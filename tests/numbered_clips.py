@@ -12,6 +12,24 @@ BITS, WIDTH, HEIGHT, TOTAL = 8, 128, 64, 100
 STEADY = [40 * place for place in range(TOTAL)]
 SLOWING = [40 * place for place in range(50)] + [2000 + 1000 * place for place in range(50)]
 
+CONTAINERS = [
+    # decord2 3.4.0 gives frames 0, 2, 3, 15, 28 ... of these two (IndexKeyframes in its
+    # video_reader.cc goes by presentation times, which AVI does not have),
+    (".avi", "mpeg4", 2),
+    (".mov", "mpeg4", 2),
+    # and of these two, even in order, none before their second key frame.
+    (".ts", "libx264", 2),
+    (".mpg", "mpeg2video", 2),
+    # Their headers hold no number of frames: transformers 5.23.0, read_video_pyav, refuses.
+    (".webm", "libvpx-vp9", None),
+    (".mkv", "libx264", None),
+    (".flv", "libx264", 2),
+    (".mp4", "libx264", None),
+    (".gif", "gif", None),
+]
+"""Ending, codec, frames that hang on a later one: what people have, and what other readers get
+wrong of it."""
+
 
 def write_clip(
     path: Path, codec: str, milliseconds: Iterable[int] = STEADY, b_frames: int | None = None

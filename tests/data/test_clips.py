@@ -1,7 +1,7 @@
 """What reading a clip promises in every container: the frames that it shows, by their places."""
 
 import pytest
-from numbered_clips import SLOWING, number_shown, write_clip
+from numbered_clips import CONTAINERS, SLOWING, number_shown, write_clip
 
 from foveal.data.clips import read_frames
 from foveal.data.convert import Options, convert
@@ -9,21 +9,7 @@ from foveal.data.convert import Options, convert
 
 @pytest.mark.parametrize(
     ("ending", "codec", "b_frames"),
-    [
-        # decord2 3.4.0 gives frames 0, 2, 3, 15, 28 ... of these two (IndexKeyframes in its
-        # video_reader.cc goes by presentation times, which AVI does not have),
-        (".avi", "mpeg4", 2),
-        (".mov", "mpeg4", 2),
-        # and of these two, even in order, none before their second key frame.
-        (".ts", "libx264", 2),
-        (".mpg", "mpeg2video", 2),
-        # Their headers hold no number of frames: transformers 5.23.0, read_video_pyav, refuses.
-        (".webm", "libvpx-vp9", None),
-        (".mkv", "libx264", None),
-        (".flv", "libx264", 2),
-        (".mp4", "libx264", None),
-        (".gif", "gif", None),
-    ],
+    CONTAINERS,
 )
 def test_a_clip_gives_the_frames_that_its_places_name(tmp_path, ending, codec, b_frames):
     clip = tmp_path / f"clip{ending}"

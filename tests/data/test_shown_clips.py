@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from numbered_clips import SLOWING, STEADY, number_shown, write_clip
+from numbered_clips import CONTAINERS, SLOWING, STEADY, number_shown, write_clip
 from tiny import make_model, turn, write_data
 
 from foveal.config import DataSettings
@@ -20,18 +20,6 @@ from foveal.data.frames import FrameChoice, parse_frame
 from foveal.data.media import image_size, open_image
 from foveal.data.token_counts import count_tokens
 from foveal.errors import DataError
-
-CONTAINERS = [
-    (".avi", "mpeg4", 2),
-    (".mov", "mpeg4", 2),
-    (".ts", "libx264", 2),
-    (".mpg", "mpeg2video", 2),
-    (".webm", "libvpx-vp9", None),
-    (".mkv", "libx264", None),
-    (".flv", "libx264", 2),
-    (".mp4", "libx264", None),
-    (".gif", "gif", None),
-]
 
 
 def places(clip: Path, most: int = 8, per_second: float | None = None) -> list[int]:
