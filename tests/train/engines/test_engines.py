@@ -34,6 +34,21 @@ loop.train_step = dying
 main()
 """
 
+A_SLOW_THREAD = """
+import sys, torch
+import torch.distributed as dist
+from foveal.train.engines.several_processes import DataParallelEngine
+engine = DataParallelEngine()
+sys.keeps = dist.group.WORLD  # as DTensor's caches do
+sent = torch.ones(10)
+sys.setswitchinterval(1000)  # no other thread has Python's lock unless it is given
+engine._companions = None  # they give the lock away too, now and then
+work = dist.all_reduce(sent, async_op=True)
+while not work.is_completed():
+    pass
+del work, sent
+"""
+
 
 BAD = {"train__learning_rate": 1e30, "train__max_steps": 4, "train__warmup_steps": 1}
 """The second step, the first with a rate, throws every weight away."""
@@ -95,6 +110,11 @@ RESUMED = [
     *(("fsdp2", "zero2"), ("zero2", "one"), ("zero2", "fsdp2"), ("zero2", "zero2")),
     ("zero2", "ddp"),
 ]
+
+
+def test_a_process_ends_well_whose_last_tensor_is_still_held_by_the_thread_that_sent_it(tmp_path):
+    done = launch(tmp_path, A_SLOW_THREAD)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("run", [*ENGINES, "fsdp2-apart"])

@@ -1,6 +1,7 @@
 """Several processes: what their engines have in common, and PyTorch's data parallel one."""
 
 import atexit
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,14 @@ from torch import Tensor, nn
 from foveal.machine import Precision, pick_device
 from foveal.train.engines.one_process import Engine, Item
 from foveal.train.engines.peers import Companions
+
+LET_GO_SECONDS = 0.5
+"""Time for Gloo's threads to let go of the last tensors that they sent.
+
+They take Python's lock for it, and one that asks while the interpreter ends aborts the process.
+`destroy_process_group` waits for them only if nothing else holds the group; DTensor's caches do
+(torch 2.13: `ProcessGroupGloo::runLoop`, `DTensorRedistributePlanner`).
+"""
 
 
 class GroupEngine(Engine):
@@ -70,6 +79,8 @@ class GroupEngine(Engine):
     def close(self) -> None:
         """Leave the group of processes; at the end of the program that is done by itself."""
         atexit.unregister(self.close)
+        if self.device.type == "cpu":
+            time.sleep(LET_GO_SECONDS)
         if self._companions:
             self._companions.close()
         dist.destroy_process_group()
