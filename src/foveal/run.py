@@ -51,7 +51,7 @@ from foveal.train.preference import objective_of
 from foveal.train.reference_answers import ReferenceKey, compare_with_reference, find_reference
 from foveal.train.stop import StopRequest, asked_by_any, stop_requests
 from foveal.train.trackers import Ending, Trackers, check_trackers
-from foveal.train.whole_folder import drop_parts, make_folder, set_aside
+from foveal.train.whole_folder import claim_folder, drop_parts, release_folder
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,7 @@ class TrainingRun:
         self.trackers: Trackers | None = None
         self._ended: Ending = "failed"
         self.run, self._scored = recipe.run, scored
-        if fresh and self.engine.is_main:
-            set_aside(self.run)
-        self.engine.wait()
-        make_folder(self.run)
+        self._claim = claim_folder(self.run, fresh, self.engine)
         if self.engine.is_main:
             REMARKS.keep_in(self.run / LIBRARIES_LOG)
         torch.manual_seed(recipe.train.seed)
@@ -137,6 +134,7 @@ class TrainingRun:
         finally:
             if self.trackers:
                 self.trackers.close(self._ended)
+            release_folder(self._claim)
 
     def _go(self, request: StopRequest) -> Outcome:
         recipe, engine, loaded = self.recipe, self.engine, self.loaded
