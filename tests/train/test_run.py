@@ -94,10 +94,16 @@ def test_a_killed_run_ends_with_the_same_bits_as_an_uninterrupted_one(place, str
     assert losses(place / "whole") == losses(place / "killed")
 
 
-@pytest.mark.parametrize("workers", [1, 4])
-def test_worker_processes_do_not_change_the_bits(place, workers):
-    run(recipe(place, "plain", train__max_steps=3))
-    run(recipe(place, "other", train__max_steps=3, data__workers=workers))
+@pytest.mark.parametrize(("workers", "stops"), [(2, (2, 4)), (4, ())])
+def test_worker_processes_do_not_change_the_bits_of_a_run_however_often_it_stops(
+    place, workers, stops
+):
+    run(recipe(place, "plain", train__max_steps=5))
+    chosen = recipe(place, "other", train__max_steps=5, data__workers=workers)
+    for stop in stops:
+        run_until(TrainingRun(chosen, Console(quiet=True)), stop)
+    run(chosen)
+    assert losses(place / "plain") == losses(place / "other")
     assert same_bits(weights(place / "plain"), weights(place / "other"))
 
 
