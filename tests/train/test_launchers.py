@@ -110,7 +110,7 @@ def test_all_processes_killed_while_they_save_go_on_from_the_checkpoint_before(p
     died = launch(place.folder, DIES_WHILE_IT_SAVES, str(recipes[1]))
     assert died.returncode != 0
     checkpoints = place.folder / recipes[1].stem / "checkpoints"
-    assert sorted(one.name for one in checkpoints.iterdir()) == [".step-6", "step-3"]
+    assert sorted(one.name for one in checkpoints.iterdir()) == [".step-6.part", "step-3"]
     place.run_together([Job(str(recipe)) for recipe in recipes])
     spared, hit = (place.weights(recipe.stem) for recipe in recipes)
     assert all(torch.equal(weight, hit[name]) for name, weight in spared.items())
