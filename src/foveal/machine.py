@@ -4,6 +4,8 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -26,6 +28,27 @@ def pick_device() -> torch.device:
     # Float32 means float32: of convolutions alone, cuDNN would round it to 10 bits by itself.
     torch.backends.cudnn.allow_tf32 = False
     return device
+
+
+@contextmanager
+def kernels_in_one_order(wanted: bool) -> Iterator[None]:
+    """Have kernels add in one order, whatever runs beside them; one that cannot raises.
+
+    Args:
+        wanted: if not, nothing changes.
+    """
+    if not wanted:
+        yield
+        return
+    # Read when cuBLAS is first used: its workspaces decide the order of a product's sums.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # handed on by transformers
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def free_memory(device: torch.device) -> int:

@@ -15,18 +15,19 @@ from foveal.config import Recipe, save_recipe
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan, Row
 from foveal.deliver.final import save_final
-from foveal.errors import ConfigError, RunError, UserError
+from foveal.errors import ConfigError, UserError
 from foveal.evaluate.evaluation import evaluate_into
 from foveal.evaluate.kept import describe_question, set_aside_others
 from foveal.evaluate.prediction import Scores
 from foveal.inputs import check_attention, check_metrics, open_inputs, quiet_libraries
 from foveal.introduction import introduction, open_trackers, write_machine
 from foveal.libraries import LIBRARIES_LOG, REMARKS
+from foveal.machine import kernels_in_one_order
 from foveal.models.fingerprint import fingerprint_model, learns
 from foveal.plan.epoch import make_plan
 from foveal.plan.room import choose_recompute
 from foveal.report.report import write_report
-from foveal.storage import FAILED_WRITES, write_json
+from foveal.storage import write_json
 from foveal.train.audit import GradientAudit, audit_pictures, audit_sharing, sum_weights
 from foveal.train.best import best_checkpoint, explain_stall
 from foveal.train.checkpoint import (
@@ -39,6 +40,7 @@ from foveal.train.checkpoint import (
     resume_key,
 )
 from foveal.train.engines.choose import make_engine
+from foveal.train.failures import mendable_failure
 from foveal.train.incidents import INCIDENTS, Incidents
 from foveal.train.learner import Learner, make_learner
 from foveal.train.log import RunLog
@@ -49,7 +51,7 @@ from foveal.train.preference import objective_of
 from foveal.train.reference_answers import ReferenceKey, compare_with_reference, find_reference
 from foveal.train.stop import StopRequest, asked_by_any, stop_requests
 from foveal.train.trackers import Ending, Trackers, check_trackers
-from foveal.train.whole_folder import drop_parts, make_folder, set_aside
+from foveal.train.whole_folder import claim_folder, drop_parts, release_folder
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,7 @@ class TrainingRun:
         self.trackers: Trackers | None = None
         self._ended: Ending = "failed"
         self.run, self._scored = recipe.run, scored
-        if fresh and self.engine.is_main:
-            set_aside(self.run)
-        self.engine.wait()
-        make_folder(self.run)
+        self._claim = claim_folder(self.run, fresh, self.engine)
         if self.engine.is_main:
             REMARKS.keep_in(self.run / LIBRARIES_LOG)
         torch.manual_seed(recipe.train.seed)
@@ -120,7 +119,8 @@ class TrainingRun:
             RunError: too much goes wrong, or a file cannot be written.
         """
         try:
-            with stop_requests() as request:
+            in_order = kernels_in_one_order(self.recipe.train.deterministic)
+            with stop_requests() as request, in_order:
                 outcome = self._go(request)
             self._ended = "stopped" if outcome.stopped else "done"
             return outcome
@@ -128,15 +128,13 @@ class TrainingRun:
             raise  # every process knows it alike
         except Exception as error:
             self.engine.abandon()
-            if isinstance(error, OSError) and error.errno in FAILED_WRITES:
-                raise RunError(
-                    f"cannot write to {error.filename or self.run}: {error.strerror}; "
-                    "free space and run the same command again"
-                ) from error
+            if explained := mendable_failure(error, self.run):
+                raise explained from error
             raise
         finally:
             if self.trackers:
                 self.trackers.close(self._ended)
+            release_folder(self._claim)
 
     def _go(self, request: StopRequest) -> Outcome:
         recipe, engine, loaded = self.recipe, self.engine, self.loaded

@@ -107,9 +107,12 @@ def test_a_second_round_of_adapters_goes_on_from_the_merged_model(place):
     base = load(str(first / "final"), 4).model
     opened = PeftModel.from_pretrained(base, second / "adapter").merge_and_unload()
     ids = torch.arange(3, 30)[None]
+    ends = (opened, load(str(second / "final"), 4).model, load(str(first / "final"), 4).model)
     with torch.no_grad():
-        both = [one.eval()(ids).logits for one in (opened, load(str(second / "final"), 4).model)]
-    torch.testing.assert_close(*both, rtol=1e-5, atol=1e-6)
+        folded, final, before = (one.double().eval()(ids).logits for one in ends)
+    # Each was folded in float32 and rounded once, in an order of the processor's own.
+    apart, moved = (folded - final).norm(), (final - before).norm()
+    assert apart < 1e-4 * moved
 
 
 @pytest.mark.parametrize("strategy", ["full", "qlora"])

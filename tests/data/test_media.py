@@ -9,6 +9,7 @@ import zlib
 from hashlib import sha256
 from pathlib import Path
 
+import numbered_clips
 import numpy
 import pytest
 from PIL import Image
@@ -245,6 +246,16 @@ def test_frames_are_counted_by_decoding_where_the_header_lies(tmp_path, claimed)
     path.write_bytes(content)
     expected = [20 + 3 * (5 * k) for k in range(8)]
     assert [brightness(frame) for frame in read_frames(path)] == pytest.approx(expected, abs=2.9)
+
+
+def test_eight_frames_of_224_stand_28_apart_whatever_the_header_says(tmp_path):
+    path = tmp_path / "clip.avi"
+    numbered_clips.write_clip(path, "mpeg4", range(0, 224 * 40, 40))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<I", content, content.index(b"strh") + 8 + 32, 1000)
+    path.write_bytes(content)
+    shown = [numbered_clips.number_shown(frame) for frame in read_frames(path)]
+    assert shown == [0, 28, 56, 84, 112, 140, 168, 196]
 
 
 def test_a_clip_with_an_odd_name_is_read(tmp_path):

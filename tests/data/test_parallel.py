@@ -39,6 +39,29 @@ def test_a_worker_ends_when_its_parent_is_killed():
         time.sleep(0.1)
 
 
+def test_ctrl_c_in_a_terminal_is_heard_once_and_ends_all_processes_at_once():
+    script = (
+        "import time\n"
+        "from foveal.data.parallel import in_new_process\n"
+        "if __name__ == '__main__':\n"
+        "    try:\n"
+        "        in_new_process(time.sleep, 600)\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('stopped')\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    workers = _children(parent.pid)
+    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
+    assert parent.communicate(timeout=30) == ("stopped\n", "")
+    assert not any(Path(f"/proc/{worker}/cwd").exists() for worker in workers)
+
+
 def _children(parent: int) -> list[int]:
     """Wait for the worker that sleeps, beside multiprocessing's own helper."""
     deadline = time.monotonic() + 30

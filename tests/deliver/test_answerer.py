@@ -8,7 +8,10 @@ from io import BytesIO
 from typing import get_type_hints
 
 import pytest
+import yaml
+from devices import CPU
 from PIL import Image
+from pretend_gpu import pretend_gpu
 from tiny import SIZES, make_picture
 from typer.testing import CliRunner
 
@@ -20,6 +23,8 @@ from foveal.deliver.export import export_run
 from foveal.deliver.open import open_model
 from foveal.errors import DataError, ModelError, RunError, UserError
 from foveal.evaluate.prediction import read_predictions
+from foveal.machine import DTYPES
+from foveal.serve.startup import open_models
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +212,31 @@ def test_bytes_of_any_opened_kind_are_taken(model, picture):
     Image.open(picture).save(held, "BMP")
     question = "What is it?"
     assert model.answer(held.getvalue(), question) == model.answer(picture, question)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+def test_on_a_gpu_it_computes_in_the_format_of_its_run(
+    precision, full_run, picture, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    shutil.copytree(full_run, run)
+    stored = yaml.safe_load((run / "recipe.yaml").read_text())
+    (run / "recipe.yaml").write_text(yaml.safe_dump(stored | {"precision": precision}))
+    assert format_of(foveal.load(run)) == (CPU, "float32")
+    with pretend_gpu(monkeypatch) as gpu:
+        monkeypatch.setattr("foveal.deliver.open.pick_device", lambda: gpu)
+        model = foveal.load(run)
+        assert format_of(model) == (gpu.type, precision)
+        assert isinstance(model.answer(picture, "What is the number?", max_new_tokens=2), str)
+        # A model that no run tells of, as one that was exported.
+        assert format_of(foveal.load(run / "final")) == (gpu.type, "bf16")
+        # Beside the tuned model, the one that it began from.
+        served, _ = open_models(str(run), None, True, lambda _: 2**30)
+        assert [format_of(one) for one in served] == [(gpu.type, precision)] * 2
+
+
+def format_of(opened):
+    loaded = getattr(opened, "_loaded", None) or opened.loaded
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    (found,) = {(one.device.type, names[one.dtype]) for one in loaded.model.parameters()}
+    return found

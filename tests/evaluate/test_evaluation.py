@@ -145,7 +145,7 @@ def test_the_size_of_a_batch_changes_no_answer(tmp_path, whole, loaded, data, to
     assert (tmp_path / "predictions.jsonl").read_text() == (whole / "predictions.jsonl").read_text()
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, 4])
 def test_several_processes_answer_each_question_once_and_write_what_one_writes(
     tmp_path, place, data, whole, monkeypatch, world_size
 ):

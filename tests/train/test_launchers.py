@@ -11,10 +11,33 @@ from pathlib import Path
 
 import pytest
 import torch
-from launched import ACCELERATE, Place, free_port, make_place
+from launched import ACCELERATE, Job, Place, free_port, launch, make_place
 
 pytestmark = pytest.mark.slow
 FOVEAL = ("-m", "foveal.cli", "train")
+
+DIES_WHILE_IT_SAVES = """
+import os, signal, sys
+from pathlib import Path
+from foveal.cli import main
+from foveal.train import checkpoint
+
+write, written = checkpoint._write_tensors, []
+
+def write_half(path, values):
+    write(path, values)
+    written.append(path)
+    if len(written) == 4:  # what the optimizer keeps, of the second checkpoint
+        os.truncate(path, path.stat().st_size // 2)
+        launcher = os.getppid()
+        everyone = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+        for process in sorted(map(int, everyone), key=os.getpid().__eq__):  # itself the last
+            os.kill(process, signal.SIGKILL)
+
+checkpoint._write_tensors = write_half
+sys.argv = ["foveal", "train", sys.argv[1]]
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +101,23 @@ def test_several_processes_of_which_one_is_killed_again_and_again_end_with_the_s
     ]
     assert lines[0] == lines[1]
     assert len(lines[0]) == 30
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2"])
+def test_all_processes_killed_while_they_save_go_on_from_the_checkpoint_before(place, engine):
+    often = {"train__save_every_steps": 3, "engine": engine}
+    recipes = [place.recipe(f"{name}-while-saving-{engine}", **often) for name in ("spared", "hit")]
+    died = launch(place.folder, DIES_WHILE_IT_SAVES, str(recipes[1]))
+    assert died.returncode != 0
+    checkpoints = place.folder / recipes[1].stem / "checkpoints"
+    assert sorted(one.name for one in checkpoints.iterdir()) == [".step-6.part", "step-3"]
+    place.run_together([Job(str(recipe)) for recipe in recipes])
+    spared, hit = (place.weights(recipe.stem) for recipe in recipes)
+    assert all(torch.equal(weight, hit[name]) for name, weight in spared.items())
+    losses = [[line["loss"] for line in place.metrics(recipe.stem)] for recipe in recipes]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 10
+    assert not list(checkpoints.glob(".step-*"))
 
 
 def kill_one(command: list[str], run: Path, choose: random.Random) -> None:

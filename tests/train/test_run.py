@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-import torch
 import yaml
 from devices import CPU, places
 from rich.console import Console
@@ -80,18 +79,12 @@ def test_a_resolved_recipe_is_a_recipe(place):
     assert Recipe.model_validate(stored).train.max_steps == 1
 
 
-@pytest.fixture(params=places(["float32"], ["float32", "bf16"]))
-def precision(request):
-    """Number formats of each device, which adds in one order meanwhile, as a GPU does when told."""
-    device, name = request.param
-    torch.use_deterministic_algorithms(device != CPU)
-    yield name
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.parametrize("strategy", ["full", "lora"])
-def test_a_killed_run_ends_with_the_same_bits_as_an_uninterrupted_one(place, strategy, precision):
+@pytest.mark.parametrize("on", places(["float32"], ["float32", "bf16"]))
+def test_a_killed_run_ends_with_the_same_bits_as_an_uninterrupted_one(place, strategy, on):
+    device, precision = on
     changes = {"strategy": strategy, "precision": precision}
+    changes["train__deterministic"] = device != CPU  # whose kernels add in one order by themselves
     run(recipe(place, "whole", **changes))
     for stop in (2, 4):  # as if killed after these steps: nothing of the process remains
         killed = TrainingRun(recipe(place, "killed", **changes), Console(quiet=True))
@@ -101,10 +94,16 @@ def test_a_killed_run_ends_with_the_same_bits_as_an_uninterrupted_one(place, str
     assert losses(place / "whole") == losses(place / "killed")
 
 
-@pytest.mark.parametrize("workers", [1, 4])
-def test_worker_processes_do_not_change_the_bits(place, workers):
-    run(recipe(place, "plain", train__max_steps=3))
-    run(recipe(place, "other", train__max_steps=3, data__workers=workers))
+@pytest.mark.parametrize(("workers", "stops"), [(2, (2, 4)), (4, ())])
+def test_worker_processes_do_not_change_the_bits_of_a_run_however_often_it_stops(
+    place, workers, stops
+):
+    run(recipe(place, "plain", train__max_steps=5))
+    chosen = recipe(place, "other", train__max_steps=5, data__workers=workers)
+    for stop in stops:
+        run_until(TrainingRun(chosen, Console(quiet=True)), stop)
+    run(chosen)
+    assert losses(place / "plain") == losses(place / "other")
     assert same_bits(weights(place / "plain"), weights(place / "other"))
 
 

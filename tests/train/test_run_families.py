@@ -53,7 +53,8 @@ def test_a_run_that_shares_pictures_or_was_stopped_is_the_run_that_does_neither(
         for run in ("whole", "apart", "halves")
     )
     assert losses[-1] != losses[0]
-    assert others == pytest.approx(losses, rel=1e-6)
+    # As far as float32 is promised to agree: sums in another order, and steps that grow from them.
+    assert others == pytest.approx(losses, rel=1e-5)
     assert again == losses
     weights, resumed = place.weights(f"whole-{strategy}"), place.weights(f"halves-{strategy}")
     assert all(torch.equal(weight, resumed[name]) for name, weight in weights.items())

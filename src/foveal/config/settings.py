@@ -94,6 +94,10 @@ class TrainSettings(Settings):
     seed: NonNegativeInt = 0
     """Start of every random choice."""
 
+    deterministic: bool = False
+    """Whether GPUs add in one order, so that the same cards end in the same bits, at some of the
+    speed; an operation without such a kernel ends the run. Processors do so anyway."""
+
     epochs: PositiveFloat = 1.0
     """Passes over the training examples; 0.1 is a tenth of one pass."""
 

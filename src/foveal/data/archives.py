@@ -92,7 +92,8 @@ def open_stored(path: Path) -> "io.BufferedReader[Any] | io.BytesIO":
     member = member_at(stored)
     if member is None:
         return stored.open("rb")
-    part = io.BufferedReader(_Part(member), 2**16)
+    file = member.archive.open("rb", buffering=0)
+    part = io.BufferedReader(_Part(file, member), 2**16)
     if not member.packed:
         return part
     with part:
@@ -105,8 +106,8 @@ def open_stored(path: Path) -> "io.BufferedReader[Any] | io.BytesIO":
 class _Part(io.RawIOBase):
     """A stretch of a file, as a file."""
 
-    def __init__(self, member: ArchiveMember) -> None:
-        self._file = member.archive.open("rb", buffering=0)
+    def __init__(self, file: io.RawIOBase, member: ArchiveMember) -> None:
+        self._file = file
         self._start, self._length, self._at = member.start, member.length, 0
 
     def readable(self) -> bool:

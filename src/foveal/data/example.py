@@ -249,11 +249,13 @@ class ImageFolder:
             self.states[str(path)] = state_of(path)
 
     def _look_for(self, path: str) -> Path:
+        if "\0" in path:  # each Python has its own way to say so, and some say nothing
+            raise DataError(f"image {path!r}: a null byte in its name; rename it")
         for root in self.roots:
             try:
                 candidate = Path(os.path.realpath(os.path.join(root, path)))
                 is_file = candidate.is_file()
-            except (OSError, ValueError) as error:  # too long, or holds a NUL
+            except OSError as error:  # too long
                 raise DataError(f"image {path!r}: {error}; rename it") from None
             if not candidate.is_relative_to(root):
                 raise DataError(f"image {path} lies outside {root}; move it inside")

@@ -1,13 +1,15 @@
 """A function and its items -> its results, worked out in processes that were started afresh."""
 
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -30,24 +32,45 @@ def parallel(
         yield from map(work, first)
         yield from map(work, items)
         return
-    with _pool(workers) as pool:
-        under_way = deque([pool.submit(_apply, work, first)])
+    with _pool(workers) as submit:
+        under_way = deque([submit(_apply, work, first)])
         while under_way:
             while len(under_way) < 4 * workers and (block := list(islice(items, chunk))):
-                under_way.append(pool.submit(_apply, work, block))
+                under_way.append(submit(_apply, work, block))
             yield from under_way.popleft().result()
 
 
 def in_new_process(function: Callable[..., _Result], *arguments: object) -> _Result:
     """Call a function in a process of its own, which has imported and allocated nothing before."""
-    with _pool(1) as pool:
-        return pool.submit(function, *arguments).result()
+    with _pool(1) as submit:
+        done: _Result = submit(function, *arguments).result()
+        return done
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
+@contextmanager
+def _pool(workers: int) -> Iterator[Callable[..., "Future[Any]"]]:
+    """Give what hands work to processes; an error here, such as Ctrl-C, ends theirs at once."""
     # Started afresh: a process forked beside threads (a progress bar, torch) may hang.
     context = get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    others = set(active_children())
+
+    def submit(work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        # Which may start a process. Ctrl-C reaches all of a terminal's: this one alone speaks.
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return pool.submit(work, *arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+
+    try:
+        yield submit
+    except BaseException:
+        for process in set(active_children()) - others:
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:

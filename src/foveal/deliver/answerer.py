@@ -8,9 +8,8 @@ from typing import TypeAlias
 from foveal.data.boxes import BoxMap
 from foveal.data.encode import TurnProcessor, find_box_map
 from foveal.data.media import Picture, image_size, naming, open_image, open_picture
-from foveal.deliver.open import open_model
+from foveal.deliver.open import open_to_answer
 from foveal.errors import DataError
-from foveal.machine import pick_device
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Generator, Limits, Request, check_fits, generate
 from foveal.models.generation.prompt import (
@@ -27,6 +26,8 @@ Pictures: TypeAlias = Picture | Sequence[Picture]
 def load_answerer(model: str | Path, *, tokens_at_once: int = 65536) -> "Answerer":
     """Load a run's model, a folder that was exported, or a hub name, on the fastest device at hand.
 
+    On a GPU it computes in the run's own number format, or in bf16 where no run tells of it.
+
     Args:
         model: run folder, model folder or hub name.
         tokens_at_once: of all questions that are worked on together, pictures counted in; lower
@@ -35,8 +36,7 @@ def load_answerer(model: str | Path, *, tokens_at_once: int = 65536) -> "Answere
     Raises:
         ModelError: it cannot be read.
     """
-    loaded = open_model(str(model))
-    loaded.model.to(pick_device()).eval()
+    loaded = open_to_answer(str(model))
     at_a_pass = min(tokens_at_once, Limits().tokens_per_pass)
     return Answerer(loaded, Limits(tokens=tokens_at_once, tokens_per_pass=at_a_pass))
 

@@ -8,9 +8,16 @@ from typing import Any
 
 from foveal.adapt.adapters import ADAPTER, merge_adapters
 from foveal.data.encode import read_as
-from foveal.deliver.place import ADAPTER_CONFIG, find_data_settings, find_image_budget, find_model
+from foveal.deliver.place import (
+    ADAPTER_CONFIG,
+    find_data_settings,
+    find_image_budget,
+    find_model,
+    find_precision,
+)
 from foveal.errors import ModelError
 from foveal.libraries import import_peft, without_bitsandbytes
+from foveal.machine import DTYPES, pick_device
 from foveal.models.family import LoadedModel, load
 from foveal.models.image_settings import ImageBudget
 
@@ -46,6 +53,28 @@ def open_model(place: str, image_budget: ImageBudget = None, dtype: Any = None) 
         # An adapter's folder brings words and images, not the model's own sizes.
         processor.long_context_tokens = loaded.processor.long_context_tokens
     return _reading_as(place, replace(loaded, processor=processor))
+
+
+def open_to_answer(
+    place: str, image_budget: ImageBudget = None, *, as_of: str | None = None
+) -> LoadedModel:
+    """Load a model onto the fastest device, in the number format that its run computed in.
+
+    A processor answers in float32; what no run tells of answers in bf16 elsewhere.
+
+    Args:
+        place: run folder, model folder, adapter folder or hub name.
+        image_budget: how much of a picture is read; none: as in training.
+        as_of: the run whose format is taken; none: the place itself.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    device = pick_device()
+    precision = "float32" if device.type == "cpu" else find_precision(as_of or place) or "bf16"
+    loaded = open_model(place, image_budget, DTYPES[precision])
+    loaded.model.to(device).eval()
+    return loaded
 
 
 def _reading_as(place: str, loaded: LoadedModel) -> LoadedModel:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from foveal.config import DataSettings, Recipe, load_recipe
 from foveal.errors import ModelError
+from foveal.machine import Precision
 from foveal.models.image_settings import ImageBudget
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -47,6 +48,12 @@ def find_data_settings(place: str) -> DataSettings | None:
     """Find how the examples of a run were read; none: it is no run."""
     recipe = _recipe_of(Path(place))
     return recipe.data if recipe else None
+
+
+def find_precision(place: str) -> Precision | None:
+    """Find the number format that a run computed in; none: it is no run."""
+    recipe = _recipe_of(Path(place))
+    return recipe.precision if recipe else None
 
 
 def _recipe_of(place: Path) -> Recipe | None:

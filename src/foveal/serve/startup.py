@@ -6,12 +6,10 @@ from pathlib import Path
 import torch
 
 from foveal.config import load_recipe
-from foveal.deliver.open import open_model, read_base_name
+from foveal.deliver.open import open_to_answer, read_base_name
 from foveal.deliver.place import ADAPTER_CONFIG, find_image_budget
-from foveal.machine import pick_device
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Limits as DecodingLimits
-from foveal.models.image_settings import ImageBudget
 from foveal.serve.limits import ServerLimits
 from foveal.serve.served import Served
 
@@ -54,19 +52,6 @@ def served_name(place: str) -> str:
     return folder.resolve().name if folder.exists() else place
 
 
-def open_served(place: str, name: str, image_budget: ImageBudget) -> Served:
-    """Load a model onto the fastest device: in bfloat16 there, in float32 on a processor.
-
-    Raises:
-        ModelError: it cannot be read.
-    """
-    device = pick_device()
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    loaded = open_model(place, image_budget, dtype)
-    loaded.model.to(device).eval()
-    return Served.of(name, loaded)
-
-
 def open_models(
     place: str, name: str | None, with_before: bool, free_memory: FreeMemory
 ) -> tuple[list[Served], str]:
@@ -86,7 +71,7 @@ def open_models(
     """
     name = name or served_name(place)
     image_budget = find_image_budget(place)
-    tuned = open_served(place, name, image_budget)
+    tuned = Served.of(name, open_to_answer(place, image_budget))
     before = find_before(place)
     if before is None:
         return [tuned], ""
@@ -99,7 +84,8 @@ def open_models(
             f"no room for the model before tuning: it needs {needed / gib:.1f} GiB and "
             f"{free / gib:.1f} GiB are free"
         )
-    return [tuned, open_served(before, name + BEFORE, image_budget)], "before and after tuning"
+    untuned = Served.of(name + BEFORE, open_to_answer(before, image_budget, as_of=place))
+    return [tuned, untuned], "before and after tuning"
 
 
 def weight_bytes(loaded: LoadedModel) -> int:

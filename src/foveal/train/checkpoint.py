@@ -136,6 +136,7 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
         "data.images",
         "data.max_bad_fraction",
         "train.best_metric",
+        "train.deterministic",
         "train.save_every_steps",
         "train.keep_checkpoints",
         "train.evaluate_every_steps",

@@ -1,10 +1,20 @@
 """A folder written beside its place -> in its place, on the disk, whole or not at all."""
 
+import errno
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
 from foveal.errors import RunError
 from foveal.storage import flush
+from foveal.train.engines.one_process import Engine
+
+LOCK = ".lock"
+"""In a run's folder: held by the process that is at work in it."""
+
+TAKEN = {errno.EACCES, errno.EAGAIN}
+"""What a system says where another process holds a file."""
 
 
 def beside(place: Path) -> Path:
@@ -43,22 +53,59 @@ def drop_parts(run: Path) -> None:
                 part.unlink(missing_ok=True)
 
 
-def make_folder(run: Path) -> None:
-    """See that a run has its folder before anything is paid for.
+def claim_folder(run: Path, fresh: bool, engine: Engine) -> int | None:
+    """See, before anything is paid for, that a run has its folder, and has it alone.
+
+    Args:
+        run: its folder.
+        fresh: whether a former run is kept aside, under another name.
+        engine: of the run; its main process claims, and all know alike what comes of it.
+
+    Returns:
+        The file that holds the folder, in the main process, until it is released; the
+        system lets go of it where a process dies.
 
     Raises:
-        RunError: it cannot be made.
+        RunError: it cannot be made, or another process is at work in it.
     """
+    held, failure = None, ""
+    if engine.is_main:
+        try:
+            if fresh and run.exists():
+                os.close(_lock(run))
+                _set_aside(run)
+            held = _lock(run)
+        except BlockingIOError:
+            failure = f"run={run}: another process is at work in it; let it end, or give another"
+        except OSError as error:
+            failure = f"run={run}: {error.strerror}; give a folder to write to"
+    if failures := [one for one in engine.gather([failure]) if one]:
+        raise RunError(failures[0])
+    run.mkdir(parents=True, exist_ok=True)  # on a node of its own
+    return held
+
+
+def release_folder(claim: int | None) -> None:
+    """Let others have the folder of a run that has ended."""
+    if claim is not None:
+        os.close(claim)
+
+
+def _lock(run: Path) -> int:
+    run.mkdir(parents=True, exist_ok=True)
+    file = os.open(run / LOCK, os.O_RDWR | os.O_CREAT)
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        # Of the process, not of the file: no worker that outlives it holds the folder.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise RunError(f"run={run}: {error.strerror}; give a folder to write to") from error
+        if error.errno in TAKEN:
+            os.close(file)
+            raise BlockingIOError from error
+        # A disk that knows no locks.
+    return file
 
 
-def set_aside(run: Path) -> None:
-    """Keep a former run under another name."""
-    if not run.exists():
-        return
+def _set_aside(run: Path) -> None:
     number = 1
     while (kept := run.with_name(f"{run.name}.before-{number}")).exists():
         number += 1

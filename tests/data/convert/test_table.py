@@ -188,6 +188,34 @@ def test_text_tables_are_read_and_an_empty_cell_is_absent(tmp_path, name, text):
     assert done.left_out == {"no question with an answer in the row": 1}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Image,Question,Answer\na.png,Which?,red\n",
+        'image, question, answer\na.png, "Which?", red\n',
+        "\ufeffIMAGE ; Question ; ANSWER\r\na.png;Which?;red\r\n",
+        "image,question,answer,\na.png,Which?,red,\n",  # a comma behind each line
+    ],
+)
+def test_capitals_and_spaces_around_a_columns_name_are_no_part_of_it(tmp_path, text):
+    put_picture(tmp_path / "source" / "a.png")
+    (tmp_path / "source" / "data.csv").write_text(text, encoding="utf-8", newline="")
+    convert("table", tmp_path / "source", tmp_path / "out")
+    (turn,) = turns_of(tmp_path / "out" / "table_train.jsonl")
+    assert (turn["user"], turn["assistant"]) == ("Which?", "red")
+
+
+def test_two_columns_of_one_name_are_not_chosen_from(tmp_path):
+    put_picture(tmp_path / "source" / "a.png")
+    text = "image,question,answer,answer\na.png,Which?,red,blue\n"
+    (tmp_path / "source" / "data.csv").write_text(text)
+    with pytest.raises(DataError, match=r"data\.csv: several columns are named answer; rename all"):
+        convert("table", tmp_path / "source", tmp_path / "out")
+    rows = [{"image": image(1), "question": "Which?", "answer": "red", "Answer": "blue"}]
+    with pytest.raises(DataError, match=r"answer and Answer could each be the answer; say which"):
+        convert_rows(tmp_path / "other", rows)
+
+
 def test_alpacas_rows_join_instruction_and_input_and_keep_the_system_text(tmp_path):
     put_picture(tmp_path / "source" / "a.png")
     row = {"instruction": "Translate.", "input": "été", "output": "summer", "images": ["a.png"]}

@@ -127,6 +127,14 @@ def test_only_the_published_set_gets_the_published_words(tmp_path, monkeypatch):
     assert Examples([published])[0].turns[0].user == "Total?\nAnswer briefly."
 
 
+@pytest.mark.parametrize("asked", [{"en": None}, {"en": " ", "de": None}, None, float("nan")])
+def test_a_question_that_is_absent_is_not_asked(tmp_path, asked):
+    row = {"image": {"bytes": png(1), "path": None}, "query": asked, "answers": ["12"]}
+    path = write(tmp_path / "x.parquet", datasets.Dataset.from_list([row]))
+    with pytest.raises(DataError, match=r"x row 1: .*question"):
+        unpacked(path, tmp_path / "cache")
+
+
 def test_columns_may_be_named_and_other_names_are_another_set(tmp_path):
     rows = {"page": [{"bytes": png(1), "path": None}], "ask": ["?"], "one": ["1"], "two": ["2"]}
     path = write(tmp_path / "x.parquet", datasets.Dataset.from_dict(rows))

@@ -50,7 +50,8 @@ def test_two_processes_give_the_losses_and_weights_of_one(place, engine, strateg
     one, two = place.metrics(f"one-{strategy}"), place.metrics(f"{engine}-{strategy}")
     assert len(one) == 4
     assert one[-1]["loss"] != one[0]["loss"]
-    assert [line["loss"] for line in two] == pytest.approx([x["loss"] for x in one], rel=1e-6)
+    # As far as two processes are promised to agree in float32.
+    assert [line["loss"] for line in two] == pytest.approx([x["loss"] for x in one], rel=1e-5)
     for key in ("examples", "tokens"):
         assert [line[key] for line in two] == [line[key] for line in one]
     ours, theirs = place.weights(f"one-{strategy}"), place.weights(f"{engine}-{strategy}")

@@ -258,7 +258,8 @@ def find_column(what: str, row: Mapping[str, Any], named: Columns) -> str | None
         return None
     taken = named.model_dump(exclude={"ask"}).values()
     for names in USUAL_NAMES[what]:
-        found = [one for one in names if one in row and one not in taken]
+        found = [one for one in row if one.lower() in names and one not in taken]
+        found.sort(key=lambda one: names.index(one.lower()))
         if len(found) > 1:  # what a row leaves empty is not meant
             found = [one for one in found if present(row[one]) is not None] or found[:1]
         if len(found) > 1:

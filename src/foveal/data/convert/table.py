@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -51,8 +52,15 @@ def _csv_rows(file: Entry) -> Iterator[Any]:
     header = text.partition("\n")[0]
     delimiter = max("\t" if file.suffix == ".tsv" else ",", ";", "\t", key=header.count)
     csv.field_size_limit(LONGEST_FIELD)
+    rows = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True
+    )
     try:
-        for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
+        names = [name.strip() for name in rows.fieldnames or ()]
+        rows.fieldnames = names
+        if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+            raise DataError(f"{file}: several columns are named {twice[0]}; rename all but one")
+        for row in rows:
             yield None if None in row else row  # more fields than columns
     except csv.Error as error:
         raise DataError(f"{file}: not a table ({error}); export it again") from error
