@@ -106,8 +106,9 @@ def test_a_finished_run_says_how_likely_both_answers_were_before_and_after(place
     assert "Distance of an answer from before: " in said
 
 
-@pytest.mark.parametrize("strategy", ["full", "frozen_vision"])
-@pytest.mark.parametrize("steps", [2, None], ids=["two steps", "two epochs"])
+@pytest.mark.parametrize(
+    ("strategy", "steps"), [("full", None), ("frozen_vision", 2)], ids=["two epochs", "two steps"]
+)
 def test_a_plan_counts_the_rows_and_tokens_that_a_run_reads_before_it(place, strategy, steps):
     name = f"planned-{strategy}-{steps}"
     chosen = preferring(
