@@ -15,7 +15,7 @@ assumption for steps of near-equal size; lengths that change much need more (doc
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReferenceReading:
     """What is read once before the first step, to compare with. It holds less than a step does."""
 
     rows: int
@@ -35,7 +35,7 @@ class Estimate:
     examples_per_second: float
     images_per_second: float
     steps: int
-    reading: Reading | None
+    reading: ReferenceReading | None
     """None: a step compares with nothing."""
 
     hours: float
@@ -86,7 +86,7 @@ def estimate(
     read = None
     if reading:
         taken = reading_seconds(setup, reading, hardware, efficiency, workers)
-        read = Reading(len(reading.rows), reading.total.tokens, taken)
+        read = ReferenceReading(len(reading.rows), reading.total.tokens, taken)
     hours = (seconds.total * steps + (read.seconds if read else 0.0)) / 3600
     planned = len(epoch.steps) * seconds.total
     return Estimate(
