@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -139,9 +140,9 @@ def processor(tmp_path_factory):
     return made
 
 
-def learnt_text(data, processor):
-    _, dataset = read_dataset(data, processor)
-    encoded = dataset.examples[0]
+def learnt_text(data, processor, place=0, pairs=False):
+    _, dataset = read_dataset(data, processor, pairs=pairs)
+    encoded = dataset.examples[place]
     return processor.decode_answer(encoded.entries[encoded.learnt].tolist())
 
 
@@ -155,6 +156,33 @@ def test_questions_and_answers_are_learnt_in_the_models_numbers(tmp_path, proces
     encoded = dataset.examples[0]
     prompt = processor.decode_answer([e for e in encoded.entries.tolist() if e >= 0][3:])
     assert boxes.to_model("What is in [0, 0, 60, 40]?") in prompt
+
+
+def test_rejected_answers_are_learnt_in_the_models_numbers(tmp_path, processor):
+    data = put_data(tmp_path, rejected="At [0, 5, 30, 20].")
+    boxes = BoxMap(processor.box_frame(60, 40), box_edges("pixels", (60, 40)))
+    for place, said in enumerate(("At [15, 10, 30, 20].", "At [0, 5, 30, 20].")):
+        assert learnt_text(data, processor, place, pairs=True) == boxes.to_model(said) != said
+
+
+@pytest.mark.parametrize(
+    ("rejected", "images", "said"),
+    [
+        ("At [15, 10, 70, 20].", ["a.png"], "box [15, 10, 70, 20] is none in an image of 60 x 40"),
+        ("[15, 10, 30, 20]", ["a.png", "b.png"], "not all images of the example have one size"),
+    ],
+)
+def test_what_cannot_be_a_box_of_a_rejected_answer_is_named_by_its_line(
+    tmp_path, processor, rejected, images, said
+):
+    data = put_data(tmp_path, "nowhere", images=images, rejected=rejected)
+    with pytest.raises(DataError) as error:
+        read_dataset(data, processor, pairs=True)
+    assert said in str(error.value)
+    assert "data.jsonl:1 (example-0): " in str(error.value)
+    read_dataset(data, processor)  # is not read where answers are learnt
+    found = [one.message for one in check_file(data, count_tokens=partial(count_tokens, processor))]
+    assert any(said in message for message in found)
 
 
 def test_without_the_setting_four_numbers_are_numbers(tmp_path):
@@ -174,8 +202,6 @@ def test_without_the_setting_four_numbers_are_numbers(tmp_path):
 def test_what_cannot_be_a_box_is_named_by_its_line_in_a_run_and_in_check(
     tmp_path, processor, more, said
 ):
-    from functools import partial
-
     data = put_data(tmp_path, **more)
     with pytest.raises(DataError) as error:
         read_dataset(data, processor)

@@ -10,11 +10,11 @@ from foveal.errors import ConfigError
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.asked import AskedModel
 from foveal.plan.communication import exchange, ring_seconds, traffic_of
-from foveal.plan.epoch import RowCounts
+from foveal.plan.epoch import Epoch, RankStep, RowCounts
 from foveal.plan.hardware import HARDWARE, find_hardware
 from foveal.plan.memory import estimate_memory
 from foveal.plan.question import published_model
-from foveal.plan.seconds import Efficiency, rank_seconds
+from foveal.plan.seconds import Efficiency, rank_seconds, reading_seconds
 from foveal.plan.setup import Setup, engine_name
 
 PERFECT = Efficiency(1, 1, 1, 1, 0, 0, "all of it")
@@ -41,6 +41,22 @@ def test_a_page_through_a_perfect_a100_takes_what_its_operations_take():
     assert seconds.decoder == pytest.approx(6 * 32 * layer * 2554 / 312e12)
     assert seconds.attention == pytest.approx(3 * 32 * 4 * 3072 * PAGE.pairs / 312e12)
     assert seconds.recompute == 0
+
+
+@pytest.mark.parametrize("strategy", ["full", "lora"])
+def test_reading_a_page_takes_two_operations_a_weight_and_token_whatever_learns(strategy):
+    layer = 4 * 3072**2 + 3 * 3072 * 8192
+    costs = setup(strategy).costs_of_reading
+    read = costs.language.operations.tokens
+    assert read == pytest.approx(2 * 32 * layer, rel=0.03)  # adapters are asked too, and are small
+    assert costs.language.attention_of_pair == 32 * 4 * 3072
+    epoch = Epoch(((RankStep((PAGE,)),),), 1, 1, 0.0, *(3 * [None]))
+    alone = reading_seconds(setup(strategy), epoch, A100, PERFECT, 1)
+    assert alone > 2 * 32 * layer * 2554 / 312e12
+    step = rank_seconds(setup(strategy), [PAGE], A100, PERFECT, 1).total
+    assert step / 4 < alone < step / 1.5
+    two = replace(epoch, steps=2 * epoch.steps)
+    assert reading_seconds(setup(strategy), two, A100, PERFECT, 1) == pytest.approx(2 * alone)
 
 
 def test_what_multiplies_no_matrices_takes_as_long_as_its_bytes_take_to_move():

@@ -110,6 +110,8 @@ def announce(outcome: "Outcome") -> None:
         before = (outcome.before or {}).get(name)
         was = f"  (before {before.value:.3f})" if before else ""
         typer.echo(f"{name}: {score.value:.3f}  [{score.low:.3f}, {score.high:.3f}]{was}")
+    if outcome.after:
+        _announce_pairs(outcome.run / "evaluation" / "after", outcome.run / "evaluation" / "before")
     whole = outcome.run / "final"
     typer.echo(f"model:  {whole if whole.exists() else outcome.run / 'adapter'}")
     typer.echo(f"report: {outcome.report}")
@@ -216,7 +218,24 @@ def evaluate(
         typer.echo(
             f"{name}: {score.value:.3f}  [{score.low:.3f}, {score.high:.3f}]  n={score.count}"
         )
+    _announce_pairs(folder)
     typer.echo(f"written: {folder}")
+
+
+def _announce_pairs(folder: Path, before: Path | None = None) -> None:
+    """Say how likely the answers of pairs are, if an evaluation compared some."""
+    from foveal.evaluate.kept import PREDICTIONS
+    from foveal.evaluate.prediction import read_predictions
+    from foveal.report.pairs import pair_rows
+
+    now, then = (
+        read_predictions(one / PREDICTIONS) if one and (one / PREDICTIONS).exists() else []
+        for one in (folder, before)
+    )
+    for row in pair_rows(then, now):
+        was = f"  (before {row.before.value:.3f})" if row.before else ""
+        after = row.after
+        typer.echo(f"{row.title}: {after.value:.3f}  [{after.low:.3f}, {after.high:.3f}] nats{was}")
 
 
 def named(places: list[str], *names: str) -> list[str]:

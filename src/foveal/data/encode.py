@@ -296,9 +296,13 @@ def _size_in_state(path: Path, _state: tuple[int, ...]) -> tuple[int, int]:
     return image_size(path)
 
 
-def holds_boxes(example: Example) -> bool:
-    """Tell whether any text of an example speaks of a box."""
-    return any(read_boxes(text) for turn in example.turns for text in turn.texts)
+def holds_boxes(example: Example, with_rejected: bool = False) -> bool:
+    """Tell whether any text of an example speaks of a box, or a rejected answer where asked for."""
+    return any(
+        read_boxes(text)
+        for turn in example.turns
+        for text in (*turn.texts, *(turn.rejected if with_rejected else ()))
+    )
 
 
 def box_map_for(

@@ -106,6 +106,10 @@ class Sizes:
         found: list[int] = (np.searchsorted(self.sets, examples, side="right") - 1).tolist()
         return found
 
+    def num_sets_in(self, examples: Sequence[int]) -> int:
+        """Count the sets that some examples are all of, as often as they are there."""
+        return len(examples) if self.sets is None else sum(map(self.is_first, examples))
+
     def is_first(self, example: int) -> bool:
         """Tell whether an example is the first of its set."""
         return self.sets is None or self.sets[self.set_of([example])[0]] == example

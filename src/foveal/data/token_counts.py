@@ -44,11 +44,12 @@ def count_tokens(
     # And numpy, which checking alone needs not.
     from foveal.data.encode import asked_turns, box_map_for, holds_boxes, move_boxes
 
-    turns, rejected = [], []
+    turns, rejected, boxes = [], [], None
     asked = asked_turns(example, [len(some) for some in shown])
-    if processor.boxes and holds_boxes(example):
+    if processor.boxes and holds_boxes(example, with_rejected=True):
         sizes = [one.size for some in shown for one in some]
-        asked = move_boxes(asked, box_map_for(example, sizes, processor))
+        boxes = box_map_for(example, sizes, processor)
+        asked = move_boxes(asked, boxes)
     learnt = images = before = 0
     for number, some in enumerate(shown, start=1):
         encoded = processor.encode_turns(asked[:number], example.system)
@@ -57,8 +58,9 @@ def count_tokens(
         turns.append(tokens - before)
         before = tokens
         for text in example.turns[number - 1].rejected:
-            worse = [*asked[: number - 1], asked[number - 1]._replace(assistant=text)]
-            entries = processor.encode_turns(worse, example.system).entries
+            worse = asked[number - 1]._replace(assistant=boxes.to_model(text) if boxes else text)
+            said = [*asked[: number - 1], worse]
+            entries = processor.encode_turns(said, example.system).entries
             rejected.append((number, len(entries) + images))
     return TokenCounts(tuple(turns), learnt, tuple(rejected))
 

@@ -76,7 +76,7 @@ def _step(plan: Plan, number: int, rows: tuple[Row, ...], width: int) -> DrawnSt
     bars = tuple(Bar(row.tokens(sizes), tuple(_pieces(row, sizes, width))) for row in rows[:ROWS])
     return DrawnStep(
         number=number,
-        examples=sum(len(row.examples) for row in rows),
+        examples=sum(sizes.num_sets_in(row.examples) for row in rows),
         tokens=sum(tokens),
         saved=separate - sum(tokens),
         filled=sum(tokens) / room,

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -49,6 +49,11 @@ class AskedModel:
 
     def __hash__(self) -> int:
         return hash(self._said)
+
+    @cached_property
+    def reading(self) -> "AskedModel":
+        """The same model in passes that are not run back."""
+        return replace(self, goes_back=False, _costs={})
 
     @cached_property
     def holdings(self) -> Holdings:

@@ -68,6 +68,7 @@ def _estimate(
         machines.efficiency,
         workers=question.recipe.data.workers,
         steps=question.steps,
+        reading=question.reading(setup.world_size, tokens_per_pass),
         price_per_hour=machines.price_per_hour,
     )
 

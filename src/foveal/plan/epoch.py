@@ -22,6 +22,8 @@ class RowCounts:
     """What is in one forward pass: all that its memory and its work hang on."""
 
     examples: int
+    """That a step counts: of several answers to one prompt, one."""
+
     tokens: int
     """That the model reads, shared ones once."""
 
@@ -140,7 +142,11 @@ def plan_epoch(plan: Plan, targets: NDArray[np.int64], most_steps: int | None = 
     """
     number = plan.steps_per_epoch
     count = min(most_steps or number, number)
-    chosen = sorted({index * number // count for index in range(count)})
+    return plan_steps(plan, targets, sorted({index * number // count for index in range(count)}))
+
+
+def plan_steps(plan: Plan, targets: NDArray[np.int64], chosen: Sequence[int]) -> Epoch:
+    """Run the planner over some steps of a run."""
     steps = tuple(
         tuple(RankStep(tuple(_rows(rank, plan.sizes, targets))) for rank in plan.step(index).ranks)
         for index in chosen
@@ -150,13 +156,21 @@ def plan_epoch(plan: Plan, targets: NDArray[np.int64], most_steps: int | None = 
     sizes = plan.sizes
     return Epoch(
         steps,
-        len(sizes.tokens),
-        number,
+        sizes.num_sets,
+        plan.steps_per_epoch,
         1 - kept / separate,
         sizes.image_tokens,
         sizes.image_crops,
-        np.bincount(sizes.images.values, minlength=len(sizes.image_tokens)),
+        _questions_of_images(sizes),
     )
+
+
+def _questions_of_images(sizes: Sizes) -> NDArray[np.int64]:
+    """Count the examples that show each image; the answers of a set show the same."""
+    asks = np.zeros(len(sizes.tokens), bool)
+    asks[sizes.firsts] = True
+    shown = sizes.images.values[np.repeat(asks, np.diff(sizes.images.offsets))]
+    return np.bincount(shown, minlength=len(sizes.image_tokens))
 
 
 def _rows(rows: Sequence[Row], sizes: Sizes, targets: NDArray[np.int64]) -> Iterator[RowCounts]:
@@ -179,7 +193,7 @@ def count_row(row: Row, sizes: Sizes, targets: NDArray[np.int64]) -> RowCounts:
         keys += prefix + sum(branches) if branches else 0
     images = list(row.images(sizes))
     return RowCounts(
-        examples=len(row.examples),
+        examples=sizes.num_sets_in(row.examples),
         tokens=tokens,
         pairs=pairs,
         branch_tokens=behind,

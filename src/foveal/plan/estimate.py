@@ -6,12 +6,21 @@ from dataclasses import dataclass, replace
 from foveal.plan.epoch import Epoch, RowCounts
 from foveal.plan.hardware import Hardware
 from foveal.plan.memory import Memory, estimate_memory
-from foveal.plan.seconds import Efficiency, Seconds, rank_seconds, step_seconds
+from foveal.plan.seconds import Efficiency, Seconds, rank_seconds, reading_seconds, step_seconds
 from foveal.plan.setup import Setup
 
 SLACK = 0.05
 """Share of the device's memory that an allocator cannot use, for pieces that fit nowhere: an
 assumption for steps of near-equal size; lengths that change much need more (docs/plan.md)."""
+
+
+@dataclass(frozen=True)
+class ReferenceReading:
+    """What is read once before the first step, to compare with. It holds less than a step does."""
+
+    rows: int
+    tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,12 @@ class Estimate:
     examples_per_second: float
     images_per_second: float
     steps: int
+    reading: ReferenceReading | None
+    """None: a step compares with nothing."""
+
     hours: float
+    """Of the whole run, reading included."""
+
     price: float | None
     """Of the whole run, in the currency of the price of an hour."""
 
@@ -49,6 +63,7 @@ def estimate(
     *,
     workers: int,
     steps: int,
+    reading: Epoch | None = None,
     price_per_hour: float | None = None,
 ) -> Estimate:
     """Estimate a run.
@@ -60,6 +75,7 @@ def estimate(
         efficiency: what share of the hardware's figures is reached.
         workers: that open pictures, of one process.
         steps: of the whole run.
+        reading: steps whose rows are read once before the first; none: nothing is.
         price_per_hour: of one accelerator.
     """
     worst = find_worst(setup, epoch)
@@ -67,7 +83,11 @@ def estimate(
         setup, worst, epoch.most_rows, workers, hardware.base_bytes, efficiency.memory_slack
     )
     seconds = step_seconds(setup, epoch, hardware, efficiency, workers)
-    hours = seconds.total * steps / 3600
+    read = None
+    if reading:
+        taken = reading_seconds(setup, reading, hardware, efficiency, workers)
+        read = ReferenceReading(len(reading.rows), reading.total.tokens, taken)
+    hours = (seconds.total * steps + (read.seconds if read else 0.0)) / 3600
     planned = len(epoch.steps) * seconds.total
     return Estimate(
         setup,
@@ -78,6 +98,7 @@ def estimate(
         epoch.total.examples / planned,
         epoch.total.images / planned,
         steps,
+        read,
         hours,
         None if price_per_hour is None else hours * setup.world_size * price_per_hour,
     )

@@ -58,6 +58,12 @@ def print_estimate(console: Console, one: Estimate, efficiency: Efficiency) -> N
         seconds.add_row(part.name.replace("_", " "), f"{getattr(one.seconds, part.name):.3f}")
     seconds.add_row("all but what is hidden", f"{one.seconds.total:.3f}", style="bold")
     console.print(seconds)
+    if read := one.reading:
+        console.print(
+            f"before the first step {read.rows:,} rows of {read.tokens:,} tokens are read, to "
+            f"compare with: {read.seconds:,.1f} s",
+            highlight=False,
+        )
     price = "" if one.price is None else f", costs {one.price:,.2f}"
     console.print(
         f"{one.examples_per_second:,.2f} examples/s, {one.images_per_second:,.2f} images/s on "
@@ -166,6 +172,7 @@ def to_tree(one: Estimate) -> dict[str, Any]:
         "examples_per_second": one.examples_per_second,
         "images_per_second": one.images_per_second,
         "steps": one.steps,
+        "reading": one.reading and asdict(one.reading),
         "hours": one.hours,
         "price": one.price,
     }

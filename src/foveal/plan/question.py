@@ -22,11 +22,20 @@ from foveal.models.family import Family, LoadedModel, find_family
 from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
 from foveal.models.shared_rows import FASTEST
 from foveal.plan.asked import AskedModel
-from foveal.plan.epoch import Epoch, RowCounts, count_row, make_plan, plan_epoch, targets_of
+from foveal.plan.epoch import (
+    Epoch,
+    RowCounts,
+    count_row,
+    make_plan,
+    plan_epoch,
+    plan_steps,
+    targets_of,
+)
 from foveal.plan.hardware import Hardware
 from foveal.plan.setup import Attention, Precision, Setup, engine_name
 from foveal.train.optim import count_steps
 from foveal.train.recompute import Recompute
+from foveal.train.reference_answers import missing_steps
 
 PUBLISHED = ("microsoft/Phi-3.5-vision-instruct", "microsoft/Phi-3-vision-128k-instruct")
 """Whose sizes and tokenizer come with this package: a plan for them downloads nothing."""
@@ -44,6 +53,7 @@ class Question:
     processor: Any
     dataset: Dataset
     _epochs: dict[tuple[int, int], Epoch] = field(default_factory=dict)
+    _readings: dict[tuple[int, int], Epoch] = field(default_factory=dict)
     _asked: dict[Any, AskedModel] = field(default_factory=dict)
 
     def plan(self, world_size: int, tokens_per_pass: int | None = None) -> Plan:
@@ -65,6 +75,20 @@ class Question:
         if key not in self._epochs:
             self._epochs[key] = plan_epoch(self.plan(*key), self._targets)
         return self._epochs[key]
+
+    def reading(self, world_size: int, tokens_per_pass: int | None = None) -> Epoch | None:
+        """Plan the steps whose rows are read before the first, to compare with; none: no step's."""
+        if not (self.recipe.learns_pairs and self.recipe.preference.compares):
+            return None
+        key = (world_size, tokens_per_pass or self.recipe.train.tokens_per_pass)
+        if key not in self._readings:
+            plan = self.plan(*key)
+            nothing = np.full(len(self.dataset.examples), np.nan, np.float32)
+            steps = missing_steps(plan, self.steps, nothing)
+            whole = steps == list(range(plan.steps_per_epoch))
+            made = self.epoch(*key) if whole else plan_steps(plan, self._targets, steps)
+            self._readings[key] = made
+        return self._readings[key]
 
     def count(self, row: Row) -> RowCounts:
         """Count what is in a row."""

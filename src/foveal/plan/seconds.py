@@ -1,9 +1,9 @@
 """A setup + the rows of an epoch + a machine -> seconds of a step, by kind (pure)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
-from foveal.plan.communication import exchange
+from foveal.plan.communication import exchange, ring_seconds, traffic_of
 from foveal.plan.epoch import Epoch, RowCounts, add_up
 from foveal.plan.hardware import Hardware
 from foveal.plan.setup import Setup
@@ -118,29 +118,22 @@ def rank_seconds(
 ) -> Seconds:
     """Time the rows of one rank behind one optimizer step."""
     total = add_up(rows)
-    speed = hardware.matrix_flops[setup.precision]
-    pairs = executed_pairs(setup, rows)
     once, costs = setup.costs_without_recompute, setup.costs
-    linear, fused = speed * efficiency.matrix, speed * efficiency.attention
-    tower = _operations(once, "vision", rows) / linear
-    decoder = _operations(once, "language", rows) / linear
-    head = _operations(once, "head", rows) / linear
-    attention = once.language.attention_of_pair * pairs / fused
-    recompute = 0.0
+    multiplied = multiplying(once, setup, rows, hardware, efficiency)
+    tower, decoder, head, attention = multiplied
+    recompute, before = 0.0, sum(multiplied)
     if costs is not once:
-        recompute = sum(_operations(costs, part, rows) for part in PARTS) / linear
-        recompute += costs.language.attention_of_pair * pairs / fused
-        before = tower + decoder + head + attention
+        recompute = sum(multiplying(costs, setup, rows, hardware, efficiency))
         recompute = recompute - before if recompute > (1 + ROUNDED) * before else 0.0
-    moved = float(sum(once.kept_bytes(row) for row in rows)) if efficiency.moved else 0.0
     # Made once more where blocks are run again.
-    moved *= 1.0 if setup.recompute == "none" else 4 / 3
-    elementwise = moved * efficiency.moved
-    elementwise /= hardware.bandwidth_bytes_per_second * efficiency.bandwidth
+    moved = 1.0 if setup.recompute == "none" else 1.0 + FORWARD_SHARE
+    elementwise = moved * moving(once, rows, hardware, efficiency)
     parts = setup.world_size if setup.engine in ("zero2", "fsdp2") else 1
     updated = setup.holdings.learnt / parts * OPTIMIZER_BYTES_A_NUMBER
     optimizer = updated / (hardware.bandwidth_bytes_per_second * efficiency.bandwidth)
-    overhead = efficiency.pass_seconds * len(rows) + copying(setup, len(rows), hardware, efficiency)
+    uses = 2 if setup.recompute == "none" else 3
+    overhead = efficiency.pass_seconds * len(rows)
+    overhead += len(rows) * copying(setup, uses, hardware, efficiency)
     busy = tower + decoder + attention + head + elementwise + recompute + overhead
     passes = max(1, len(rows))
     forward_share = 1 / 4 if setup.recompute == "blocks" else 1 / 3
@@ -173,7 +166,67 @@ def rank_seconds(
 ROUNDED = 1e-6
 """Share by which two numbers that were solved for may differ and be meant as one."""
 
-PARTS = ("vision", "language", "head")
+FORWARD_SHARE = 1 / 3
+"""Of a pass forward and back, where it is not told apart."""
+
+
+def multiplying(
+    costs: PassCosts,
+    setup: Setup,
+    rows: Sequence[RowCounts],
+    hardware: Hardware,
+    efficiency: Efficiency,
+) -> tuple[float, float, float, float]:
+    """Time the products of passes over rows: of the tower, decoder, head, and attention."""
+    speed = hardware.matrix_flops[setup.precision]
+    linear, fused = speed * efficiency.matrix, speed * efficiency.attention
+    pairs = executed_pairs(setup, rows)
+    return (
+        _operations(costs, "vision", rows) / linear,
+        _operations(costs, "language", rows) / linear,
+        _operations(costs, "head", rows) / linear,
+        costs.language.attention_of_pair * pairs / fused,
+    )
+
+
+def moving(
+    costs: PassCosts, rows: Sequence[RowCounts], hardware: Hardware, efficiency: Efficiency
+) -> float:
+    """Time what moves numbers and multiplies none, of passes over rows, forward and back."""
+    if not efficiency.moved:
+        return 0.0
+    moved = efficiency.moved * sum(costs.kept_bytes(row) for row in rows)
+    return moved / (hardware.bandwidth_bytes_per_second * efficiency.bandwidth)
+
+
+def reading_seconds(
+    setup: Setup, epoch: Epoch, hardware: Hardware, efficiency: Efficiency, workers: int
+) -> float:
+    """Time rows that are read forward alone, step by step, each as slow as its slowest rank.
+
+    Args:
+        setup: of the run.
+        epoch: of the steps that are read.
+        hardware: what it runs on.
+        efficiency: what share of it is reached.
+        workers: that open pictures, of one process.
+    """
+
+    def of(rows: Sequence[RowCounts]) -> float:
+        # The numbers that a step would keep are made as well, and let go.
+        kept = moving(setup.costs_without_recompute, rows, hardware, efficiency)
+        busy = sum(multiplying(setup.costs_of_reading, setup, rows, hardware, efficiency))
+        busy += FORWARD_SHARE * (kept + efficiency.pass_seconds * len(rows))
+        busy += len(rows) * copying(setup, 1, hardware, efficiency)
+        # Of what is brought together in passes, for each of both directions, half.
+        gathered = traffic_of(setup, len(rows)).gathered_bytes / 2
+        ring = replace(setup, nodes=1) if setup.is_cut_by_node else setup
+        busy = max(busy, ring_seconds(gathered, ring, hardware, efficiency.link))
+        crops = sum(row.crops for row in rows)
+        loading = crops * efficiency.crop_seconds / max(1, min(workers, hardware.cores))
+        return max(busy, loading) if workers else busy + loading
+
+    return sum(max(of(rank.rows) for rank in step) for step in epoch.steps)
 
 
 def _operations(costs: PassCosts, part: str, rows: Sequence[RowCounts]) -> float:
@@ -191,15 +244,14 @@ def executed_pairs(setup: Setup, rows: Sequence[RowCounts]) -> float:
     return float(sum(row.pairs for row in rows))
 
 
-def copying(setup: Setup, passes: int, hardware: Hardware, efficiency: Efficiency) -> float:
-    """Seconds in which weights are copied to 16 bits, or brought back from 4, once a use."""
+def copying(setup: Setup, uses: int, hardware: Hardware, efficiency: Efficiency) -> float:
+    """Seconds of a pass in which weights are copied to 16 bits, or brought back from 4, a use."""
     if setup.number_bytes == FULL_BYTES and not setup.holdings.four_bit:
         return 0.0
-    uses = 2 if setup.recompute == "none" else 3
     width = FULL_BYTES + setup.number_bytes
     copied = setup.holdings.learnt_linear * width
     if setup.fixed_bytes == FULL_BYTES:
         copied += setup.holdings.frozen_linear * width * uses
     restored = setup.holdings.four_bit * RESTORED_BYTES_A_NUMBER * uses
     seconds = copied / efficiency.bandwidth + restored
-    return passes * seconds / hardware.bandwidth_bytes_per_second
+    return seconds / hardware.bandwidth_bytes_per_second

@@ -53,6 +53,11 @@ class Setup:
         return self.model.costs(Ask(self.precision, self.attention, "none"))
 
     @property
+    def costs_of_reading(self) -> PassCosts:
+        """What a pass costs that is not run back."""
+        return self.model.reading.costs(Ask(self.precision, self.attention, "none"))
+
+    @property
     def is_cut_by_node(self) -> bool:
         """Whether each node holds a whole copy of what is cut."""
         return self.engine == "fsdp2" and self.sharding.group == "node"

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from foveal.evaluate.intervals import Difference, Score, difference, summarize_scores
 from foveal.evaluate.prediction import Prediction
-from foveal.report.run_folder import Evaluation
 
 Likelihoods = tuple[float, float]
 """Log-probabilities of the better and the worse answer of a pair, nats."""
@@ -27,10 +26,9 @@ class PairRow:
     difference: Difference | None
 
 
-def pair_rows(before: Evaluation | None, after: Evaluation | None) -> list[PairRow]:
+def pair_rows(before: Sequence[Prediction], after: Sequence[Prediction]) -> list[PairRow]:
     """Set two evaluations side by side, pair by pair; empty where no answers were compared."""
-    now = dict(_pairs(after.predictions)) if after else {}
-    then = dict(_pairs(before.predictions)) if before else {}
+    now, then = dict(_pairs(after)), dict(_pairs(before))
     if not now:
         return []
     both = [(then[key], now[key]) for key in now if key in then]

@@ -149,7 +149,9 @@ def render_report(
         unmeasured={
             name: value for name, value in numbers.items() if latest and name not in latest.scores
         },
-        pair_rows=pair_rows(before, latest),
+        pair_rows=pair_rows(
+            before.predictions if before else (), latest.predictions if latest else ()
+        ),
         chosen=sum(bool(one.choice_scores) for one in latest.predictions) if latest else 0,
         charts=training_charts(run.measures, run.machine) if run.measures else [],
         score_charts=[*progress_charts(run, main_metric), *calibration_charts(run)],

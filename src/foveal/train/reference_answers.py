@@ -17,6 +17,7 @@ from foveal.adapt.adapters import without_adapters
 from foveal.config import PreferenceSettings
 from foveal.data.batch import Batch
 from foveal.data.loader import StepLoader
+from foveal.data.rows import Plan
 from foveal.storage import written_whole
 from foveal.train.engines.one_process import Engine
 from foveal.train.preference import pair_losses
@@ -68,13 +69,13 @@ def write_reference(path: Path, key: ReferenceKey, known: NDArray[np.float32]) -
         save_file({VALUES: torch.from_numpy(known)}, beside, asdict(key))
 
 
-def missing_steps(loader: StepLoader, total_steps: int, known: NDArray[np.float32]) -> list[int]:
+def missing_steps(plan: Plan, total_steps: int, known: NDArray[np.float32]) -> list[int]:
     """List the steps whose rows hold an answer of which nothing is known, nor from one before."""
     covered, needed = ~np.isnan(known), []
     for step in range(total_steps):
         if covered.all():
             break
-        examples = loader.plan.examples(step)
+        examples = plan.examples(step)
         if not covered[examples].all():
             needed.append(step)
             covered[examples] = True
@@ -114,7 +115,7 @@ def find_reference(
     path = run / REFERENCE
     count = len(loader.plan.sizes.tokens)
     (known,) = engine.gather([read_reference(path, key, count)] if engine.is_main else [])
-    needed = missing_steps(loader, total_steps, known)
+    needed = missing_steps(loader.plan, total_steps, known)
     saved = time.monotonic()
 
     def save(found: dict[int, float]) -> None:
