@@ -140,10 +140,17 @@ def test_the_page_of_models_is_what_the_table_says():
     from foveal.models.known import ALONE, CACHED, REFUSED, SHARED
 
     page = (ROOT / "docs" / "models.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("| ") and "`" in line]
+    tables = page.partition("## What an image costs")[0]
+    rows = [line for line in tables.splitlines() if line.startswith("| ") and "`" in line]
     listed = [set(re.findall(r"`(\w+)`", row)) for row in rows]
     assert listed[:3] == [set(SHARED), set(CACHED), set(ALONE)]
     assert rows[3:] == [f"| `{one}` | {reason} |" for one, reason in sorted(REFUSED.items())]
+
+
+def test_the_page_of_models_shows_what_the_command_prints():
+    from foveal.models.image_costs import cost_table
+
+    assert "\n".join(cost_table()) in (ROOT / "docs" / "models.md").read_text()
 
 
 def to_run() -> list[tuple[str, list[str]]]:

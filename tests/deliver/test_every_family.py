@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny_models_more  # noqa: F401  # enters its families
 import torch
 from safetensors.torch import load_file, save_file
 from small_runs import recipe, run
@@ -117,6 +118,41 @@ def test_a_whole_model_has_the_base_files_names_and_opens_alone(place, strategy,
     logits = logits_alone(place / "model", "", done.folder)
     final = logits_alone(place / "model", "", folder / "final")
     torch.testing.assert_close(logits, final)
+
+
+@pytest.mark.parametrize("place", ["qwen3_vl", "gemma3"], indirect=True)
+def test_a_run_on_four_bits_leaves_as_a_whole_model_by_the_base_files_names(place, tmp_path):
+    folder = tuned(place, "whole-qlora", strategy="qlora")
+    done = export_run(folder, tmp_path / "out", merge=True, dtype="float32")
+    assert done.proof is not None
+    assert done.proof.problems() == []
+    base, written = (load_file(one / "model.safetensors") for one in (place / "model", done.folder))
+    assert {name: one.shape for name, one in written.items()} == {
+        name: one.shape for name, one in base.items()
+    }
+    assert {one.dtype for one in written.values()} == {torch.float32}
+    logits = logits_alone(place / "model", "", done.folder)
+    torch.testing.assert_close(logits, logits_alone(place / "model", "", folder / "final"))
+
+
+def test_an_adapter_beside_fused_experts_opens_with_peft_alone_and_knows_its_base(tmp_path):
+    """Loading puts the files' experts into one tensor, which no file holds under its name."""
+    folder = tuned(furnish(tmp_path, "qwen3_5_moe"), "run", strategy="lora")
+    done = export_run(folder, tmp_path / "out")
+    assert done.proof is not None
+    assert done.proof.problems() == []
+    exported = logits_alone(tmp_path / "model", done.folder, tmp_path / "exported")
+    own = logits_alone(tmp_path / "model", folder / "adapter", tmp_path / "own")
+    assert exported.equal(own)
+    with pytest.raises(ModelError, match="which cannot be written back"):
+        export_run(folder, tmp_path / "whole", merge=True)
+    weights = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    one = next(name for name in tensors if ".experts." in name)
+    tensors[one] += 1.0
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="is not the model that this run started from"):
+        export_run(folder, tmp_path / "other")
 
 
 def test_an_adapter_opens_with_peft_alone_and_gives_what_the_run_gave(place, tmp_path):

@@ -17,13 +17,16 @@ PANEL = "Learning"
 @app.command(rich_help_panel=PANEL)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for data, run and report.")] = Path("runs/demo"),
+    family: Annotated[
+        str, typer.Option(help="Of the tiny model: phi3_v, qwen3_vl, smolvlm.")
+    ] = "phi3_v",
 ) -> None:
     """Train a tiny model on real bundled pictures, in minutes, and write a report."""
     from rich.console import Console
 
     from foveal.demo.walk import GPU_COMMAND, run_demo
 
-    announce(run_demo(out, Console(stderr=True)))
+    announce(run_demo(out, Console(stderr=True), family))
     typer.echo(f"On GPUs, with your own data:\n  {GPU_COMMAND}")
 
 

@@ -40,8 +40,21 @@ def ask(
 
 
 @app.command(rich_help_panel=PANEL)
-def models() -> None:
-    """List the model types that tests held to transformers' own code, on tiny models."""
+def models(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="What images of many sizes cost, as a table.")
+    ] = False,
+) -> None:
+    """List the model types that tests held to transformers' own code, on tiny models.
+
+    The number is the tokens of a letter page (1275 x 1650 pixels) with the published settings.
+    """
+    from foveal.models.image_costs import cost_table, letter_page_tokens
+
+    if markdown:
+        for line in cost_table():
+            typer.echo(line)
+        return
     from foveal.models.known import ALONE, CACHED, NEEDS_TORCHVISION, ONE_IMAGE, REFUSED, SHARED
 
     found = dict.fromkeys(SHARED, "exact, questions share an image's row")
@@ -50,8 +63,11 @@ def models() -> None:
     found |= {one: f"refused: {reason}" for one, reason in REFUSED.items()}
     for some, what in ((NEEDS_TORCHVISION, "with torchvision"), (ONE_IMAGE, "one image each")):
         found |= {one: f"{found[one]}; {what}" for one in some}
+    pages = letter_page_tokens()
     for model_type, says in sorted(found.items()):
-        typer.echo(f"{model_type:24} {says}")
+        cost = f"{pages[model_type]:,}" if model_type in pages else "n/a"
+        typer.echo(f"{model_type:24} {cost:>6}  {says}")
+    typer.echo("The number: tokens of a letter page, 1275 x 1650 pixels, as published.")
     typer.echo("Any other type of transformers is looked at when it is loaded, and then said so.")
 
 

@@ -16,6 +16,7 @@ from foveal.deliver.tensors import StoredTensor, find_tensors, tensors_of
 from foveal.errors import ModelError, RunError
 from foveal.evaluate.prediction import Scores, read_scores
 from foveal.models.family import Family, find_family
+from foveal.models.stored_names import PutTogetherError
 from foveal.train.checkpoint import WEIGHTS, Progress, checkpoints, read_progress
 
 BASE_FILES = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*.py", "*.md", "LICENSE*")
@@ -55,12 +56,33 @@ class RunSource:
 
     @cached_property
     def base_tensors(self) -> dict[str, StoredTensor]:
-        """Weights of the base, by the model's own names."""
-        own_names = [(self.family.own_name(one), one) for one in self._stored]
+        """Weights of the base, by the model's own names; none of those that are put together."""
+        own_names = [(own, stored) for stored, own in self._own_names.items() if own]
+        order = dict.fromkeys(own for own, _ in own_names)
         # Where one weight is stored under several names, its own decides.
         own_names.sort(key=lambda names: names[0] == names[1])
         found = {own: self._stored[stored] for own, stored in own_names}
-        return {own: found[own] for own in dict.fromkeys(map(self.family.own_name, self._stored))}
+        return {own: found[own] for own in order}
+
+    @cached_property
+    def _own_names(self) -> dict[str, str | None]:
+        own_names: dict[str, str | None] = {}
+        for stored in self._stored:
+            try:
+                own_names[stored] = self.family.own_name(stored)
+            except PutTogetherError:
+                own_names[stored] = None
+        return own_names
+
+    @property
+    def puts_weights_together(self) -> bool:
+        """Whether a loaded model has weights, such as those of experts, that no file holds so."""
+        return None in self._own_names.values()
+
+    @property
+    def num_weights(self) -> int:
+        """Count the numbers that the base's files hold."""
+        return sum(math.prod(one.shape) for one in self._stored.values())
 
     @cached_property
     def written_names(self) -> dict[str, str]:

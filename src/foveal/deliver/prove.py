@@ -135,7 +135,7 @@ def _look_at_run(
 def roomy_device(source: RunSource, tell: Callable[[str], None]) -> torch.device:
     """Choose the accelerator, or the CPU where the accelerator has no room for float32 weights."""
     device = pick_device()
-    weights_bytes = 4 * sum(math.prod(one.shape) for one in source.base_tensors.values())
+    weights_bytes = 4 * source.num_weights
     if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 1.5 * weights_bytes:
         tell(f"Comparing on the CPU: {device} has no room for {weights_bytes / 1e9:.0f} GB")
         return torch.device("cpu")

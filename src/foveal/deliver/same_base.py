@@ -33,8 +33,14 @@ def check_same_base(source: RunSource) -> None:
 def _weights_as_loaded(source: RunSource) -> Iterator[tuple[str, Tensor]]:
     """Yield a base's weights one by one, as a run begins with them: float32, or packed."""
     packed = {f"{layer}.weight" for layer in source.four_bit_layers}
+    together: dict[str, Tensor] = {}
+    if source.puts_weights_together:  # only transformers knows how: the proof loads it too
+        loaded = source.family.load_model(str(source.base), "sdpa", None, None)
+        together = dict(loaded.named_parameters())
     for name, shaped in skeleton(str(source.base)).named_parameters():
         if name in packed:
             yield name, torch.empty((shaped.numel() + 1) // 2, 1, dtype=torch.uint8, device="meta")
         elif name in source.base_tensors:
             yield name, source.base_tensors[name].read().float()
+        elif name in together:
+            yield name, together[name]

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from foveal.config import load_recipe, quoted
 from foveal.data.convert import convert
-from foveal.data.example import write_examples
+from foveal.data.example import read_examples, write_examples
 from foveal.demo.lessons import (
     Lesson,
     Scene,
@@ -18,7 +18,12 @@ from foveal.demo.lessons import (
     statements_about_one,
     statements_about_two,
 )
+from foveal.errors import ModelError
 from foveal.run import Outcome, TrainingRun
+
+PHI3_VISION = "phi3_v"
+FAMILIES = (PHI3_VISION, "qwen3_vl", "smolvlm")
+"""Of which the demo trains a small model; the first is the recipe's own."""
 
 DATA = Path(__file__).parent / "data"
 EXAMPLES_PER_STEP = 24
@@ -38,15 +43,43 @@ GPU_COMMAND = (
 )
 
 
-def run_demo(out: Path, console: Console) -> Outcome:
-    """Leave a complete run folder in `out`: data, model, checkpoints, scores and report."""
+def run_demo(out: Path, console: Console, family: str = PHI3_VISION) -> Outcome:
+    """Leave a complete run folder in `out`: data, model, checkpoints, scores and report.
+
+    Args:
+        out: to write to.
+        console: to tell on.
+        family: of the small model; its `model_type`.
+
+    Raises:
+        ModelError: no small model of this family is made here.
+    """
+    if family not in FAMILIES:
+        raise ModelError(f"--family {family}: give {', '.join(FAMILIES)}")
     data = out / "data"
     console.print(f"Unpacking the bundled NLVR pictures into {data}", highlight=False)
     convert("nlvr", DATA, data)
     write_lessons(data)
     files = {"train": data / "lessons.jsonl", "validation": data / "nlvr_pairs_dev.jsonl"}
-    recipe = load_recipe(DATA / "demo.yaml", (*quoted(run=out), *quoted("data.", **files)))
-    return TrainingRun(recipe, console).go()
+    chosen = (*quoted(run=out), *quoted("data.", **files))
+    if family != PHI3_VISION:
+        chosen += quoted(model=_write_model(family, out / "model", data))
+    return TrainingRun(load_recipe(DATA / "demo.yaml", chosen), console).go()
+
+
+def _write_model(family: str, folder: Path, data: Path) -> Path:
+    """Write the small model of a family, unless it is there; it suits the lessons."""
+    from foveal.demo.tiny_families import TINY_FAMILIES, write_tiny_family
+    from foveal.inputs import quiet_libraries
+
+    quiet_libraries()
+    if not folder.exists():
+        examples = list(read_examples(data / "lessons.jsonl"))
+        turns = [turn for one in examples for turn in one.turns]
+        texts = sorted({text for turn in turns for text in (turn.user, turn.assistant)})
+        shown = [data / "images" / name for one in examples[:32] for name in one.images]
+        write_tiny_family(TINY_FAMILIES[family], folder, 0, texts, shown)
+    return folder
 
 
 def write_lessons(data: Path, seed: int = 0) -> Path:

@@ -5,6 +5,10 @@ from typing import Any
 from foveal.errors import ModelError
 
 
+class PutTogetherError(ModelError):
+    """What a file holds under one name is a piece of a model's weight, or it in another form."""
+
+
 class StoredNames:
     """What transformers makes of the names in a folder, which it writes back the same way.
 
@@ -29,7 +33,7 @@ class StoredNames:
         """Turn a name in a file into the model's own; of weights that are tied, the one they share.
 
         Raises:
-            ModelError: what the model makes of it is no single weight of its own.
+            PutTogetherError: what the model makes of it is no single weight of its own.
         """
         from transformers.core_model_loading import rename_source_key
 
@@ -37,7 +41,7 @@ class StoredNames:
             stored, self._renamings, self._converters, self._prefix, self._own
         )
         if converted is not None:
-            raise ModelError(
+            raise PutTogetherError(
                 f"model {self._name}: transformers puts {stored} together with others as "
                 f"{renamed}, which cannot be written back"
             )
