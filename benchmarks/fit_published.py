@@ -10,11 +10,11 @@ from dataclasses import asdict, fields
 from statistics import median
 from typing import Any
 
+from published_table import FITTED, ROWS, TESTED, PublishedRow
+from recipe_way import CONSTANTS, Constants, holdings_of, log_error, predict_row
 from scipy.optimize import least_squares
 
 from foveal.models.phi3_vision.config import Phi3VisionConfig
-from foveal.plan.published import FITTED, ROWS, TESTED, PublishedRow
-from foveal.plan.recipe_way import CONSTANTS, Constants, holdings_of, log_error, predict_row
 
 BOUNDS = Constants(
     matrix_a100=(0.05, 1.0),

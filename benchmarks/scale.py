@@ -68,7 +68,7 @@ if __name__ == "__main__":
 
 PLANNING = """
 import json, statistics, sys, time
-from foveal.bench.pieces import make_sizes
+from pieces import make_sizes
 from foveal.data.rows import Plan, summarize
 ranks, each = int(sys.argv[1]), int(sys.argv[2])
 sizes = make_sizes(ranks * each * 8)

@@ -8,8 +8,8 @@ All ranks are taken to have the same rows; the planner's own balance (`foveal pl
 from collections.abc import Sequence
 
 import numpy as np
+from pieces import make_sizes
 
-from foveal.bench.pieces import make_sizes
 from foveal.config import LoraSettings, ShardingSettings
 from foveal.data.rows import Plan
 from foveal.models.phi3_vision.seam import FAMILY

@@ -359,7 +359,7 @@ def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
     settings = {"model": recipe.model, "order": data.order}
     if family.image_budget == "num_crops":
         settings["num_crops"] = str(data.num_crops)
-    plan = make_plan(recipe, dataset, 1, long)
+    plan = make_plan(recipe, dataset, 1, long, family.route)
     return write_inspection(out, examples, dataset, processor, plan, number, settings)
 
 

@@ -3,15 +3,16 @@
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import pieces
 import pytest
 import torch
+from pieces import make_sizes, plan_all, run_pieces
 from PIL import Image
 from rich.console import Console
 
-from foveal.bench import pieces
-from foveal.bench.pieces import make_sizes, plan_all, run_pieces
 from foveal.bench.recipe_step import recipe_pixels
 from foveal.data.sizes import prompt_families
 from foveal.models.phi3_vision.image import CLIP_MEAN, CLIP_STD, cut_crops, global_view, normalize
@@ -53,10 +54,13 @@ def test_planning_plans_every_example(monkeypatch):
 
 def test_planning_tells_the_memory_that_it_takes():
     # In a process of its own: the most ever held does not rise where an earlier test held more.
-    probe = "from foveal.bench.pieces import plan_all; print(plan_all(100_000)[1])"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    probe = "from pieces import plan_all; print(plan_all(100_000)[1])"
+    folder = Path(pieces.__file__).parent
+    told = subprocess.run(
+        [sys.executable, "-c", probe], cwd=folder, capture_output=True, check=True
+    )
     prompts = make_sizes(100_000).prompts.values.nbytes
-    assert prompts < int(done.stdout) < 40 * prompts
+    assert prompts < int(told.stdout) < 40 * prompts
 
 
 def test_the_pieces_are_printed_side_by_side():

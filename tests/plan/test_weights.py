@@ -1,5 +1,7 @@
 """What the list of weights promises."""
 
+import math
+
 import pytest
 import torch
 
@@ -10,7 +12,8 @@ from foveal.config import LoraSettings, Rule, TrainSettings
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.memory import shares_of
-from foveal.plan.weights import FOUR_BIT_BYTES, assign_without_weights, count_holdings
+from foveal.plan.weights import HeldTensor, assign_without_weights, count_holdings
+from foveal.train.engines.zero2 import BUCKET_NUMBERS
 from foveal.train.optim import build_optimizer
 
 SIZE, RANK = SIZES["tiny"], 4
@@ -63,8 +66,12 @@ def test_weights_gradients_and_moments_take_the_bytes_that_torch_allocates(strat
 
 
 def test_weights_in_four_bits_take_half_a_byte_and_their_scales():
-    # Worked by hand: a byte for each 64 weights, and 4 for each 256 of those.
-    assert FOUR_BIT_BYTES == 0.5 + 1 / 64 + 4 / (64 * 256)
+    # Worked by hand: a byte for each 64 weights, and 4 for each 256 of those; or 4 for each 64.
+    codes = 4 * 16, 4 * (16 + 256 + 1)
+    layer = HeldTensor(256, 256 * 257, "four_bit", False)
+    assert layer.packed_bytes(1, double=False) == 128 * 257 + 4 * 1028 + codes[0]
+    assert layer.packed_bytes(1, double=True) == 128 * 257 + 1028 + 4 * 5 + codes[1]
+    assert layer.packed_bytes(4, double=True) == 32 * 257 + 1028 + 4 * 5 + codes[1]
     config = Phi3VisionConfig()
     holdings = holdings_of(config, "qlora", 64)
     head = config.vocab_size * config.hidden_size
@@ -78,12 +85,17 @@ def test_weights_in_four_bits_take_half_a_byte_and_their_scales():
 def test_sharded_engines_hold_their_share_and_gather_blocks():
     holdings = holdings_of(Phi3VisionConfig(), "full", 64)
     one, eight = shares_of(holdings, "fsdp2", 1), shares_of(holdings, "fsdp2", 8)
-    assert eight.weights_bytes == one.weights_bytes // 8
-    assert eight.gradients_bytes == one.gradients_bytes // 8
+    shapes = [weight.shape for weight in bare_model(Phi3VisionConfig()).parameters()]
+    rows = [math.ceil(shape[0] / 8) for shape in shapes]  # separators of one row are not cut
+    first = sum(count * shape[1:].numel() for count, shape in zip(rows, shapes, strict=True))
+    assert one.weights_bytes == 4 * sum(shape.numel() for shape in shapes)
+    assert eight.weights_bytes == 4 * first > one.weights_bytes / 8
+    assert eight.gradients_bytes < eight.weights_bytes  # one layer is not read
     assert holdings.largest_block == 4 * 3072**2 + 3 * 3072 * 8192 + 2 * 3072
     whole = shares_of(holdings, "zero2", 8)
     assert whole.weights_bytes == 4 * holdings.whole
-    assert whole.gradients_bytes == 4 * holdings.learnt // 8
+    assert whole.gradients_bytes == pytest.approx(4 * holdings.learnt / 8, abs=4 * 16)
+    assert whole.buckets_bytes == 4 * BUCKET_NUMBERS
 
 
 def holdings_of(config, strategy, rank):

@@ -13,12 +13,12 @@ from torch import nn
 from foveal.adapt.strategy import first_match
 from foveal.config import QuantizationSettings, Rule
 from foveal.errors import RunError
+from foveal.machine import DTYPES
 from foveal.models.family import Family, find_family
 from foveal.models.nf4 import CODE, is_computed_rightly
 from foveal.models.registration import register_now
 from foveal.storage import write_json
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RECORD = "four_bit.json"
 """In a run's folder: which shapes it holds whole although its rules would have them in 4 bits."""
 

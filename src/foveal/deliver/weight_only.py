@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import import_module
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from foveal.errors import ModelError, UserError
 from foveal.models.family import Family
 
 WeightFormat = Literal["int8", "fp8", "int4"]
-WEIGHT_FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
 
 GROUP_SIZES = (128, 64, 32)
 """Inputs that share a scale in int4, the first that fits every layer: those of vLLM's kernels."""

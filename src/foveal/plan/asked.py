@@ -34,6 +34,9 @@ class AskedModel:
     goes_back: bool = True
     """Whether passes are run back too; else what that multiplies and holds is not known."""
 
+    double: bool = True
+    """Whether the scales of weights in 4 bits are held in 8."""
+
     _hollow: dict[str, tuple[Any, Hollow]] = field(default_factory=dict)
     _costs: dict[Ask, PassCosts] = field(default_factory=dict)
 
@@ -41,7 +44,14 @@ class AskedModel:
     def _said(self) -> tuple[object, ...]:
         """All that an answer hangs on."""
         shapes = [self.processor.shape(*size) for size in SIZES]
-        settings = (self.strategy, self.lora, sorted(self.whole), self.goes_back, shapes)
+        settings = (
+            self.strategy,
+            self.lora,
+            sorted(self.whole),
+            self.goes_back,
+            self.double,
+            shapes,
+        )
         return self.config.to_json_string(), self.family.route, str(settings)
 
     def __eq__(self, other: object) -> bool:
@@ -62,7 +72,7 @@ class AskedModel:
         Raises:
             ConfigError: a rule decides for no weight, or nothing learns.
         """
-        return count_holdings(self._assign())
+        return count_holdings(self._assign(), self.double)
 
     def _assign(self) -> Assigned:
         rules = rules_of(self.strategy)

@@ -116,7 +116,7 @@ def make_plan(
     dataset: Dataset,
     world_size: int,
     long_context_tokens: int | None,
-    route: Route = "rows",
+    route: Route,
 ) -> Plan:
     """Plan the steps of a recipe; where examples are read one by one, each has a row of its own."""
     alone = route == "plain"

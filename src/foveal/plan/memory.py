@@ -5,13 +5,11 @@ from dataclasses import asdict, dataclass
 from foveal.plan.epoch import RowCounts
 from foveal.plan.setup import Setup
 from foveal.plan.terms import PassCosts
-from foveal.plan.weights import FOUR_BIT_BYTES, FULL_BYTES, Holdings
+from foveal.plan.weights import FULL_BYTES, Holdings
+from foveal.train.engines.zero2 import BUCKET_NUMBERS
 
 STEP_BYTES = 4
 """AdamW's count of steps of a tensor, which is not cut."""
-
-ZERO_BUCKET_NUMBERS = 500_000_000
-"""Numbers that DeepSpeed gathers before it shares them, by default; twice, to go on meanwhile."""
 
 CPU_SLACK = 0.68
 """Holes in glibc's heap with freed blocks kept (`train.engines.allocator`), as a share of
@@ -89,37 +87,33 @@ def shares_of(
     fixed_bytes: int = FULL_BYTES,
     optimizer: str = "adamw",
 ) -> Shares:
-    """Cut weights, gradients and moments as an engine does; weights that learn are float32."""
-    parts = world_size if engine in ("zero2", "fsdp2") else 1
-    learnt = holdings.learnt * FULL_BYTES
-    moments = holdings.optimizer_bytes[optimizer]
-    if parts > 1:  # AdamW alone can be cut
-        counts = holdings.learnt_tensors * STEP_BYTES
-        moments = (moments - counts) // parts + counts
-    weights = holdings.whole * FULL_BYTES + int(holdings.four_bit * FOUR_BIT_BYTES)
-    held = holdings.frozen_linear + holdings.unread_linear  # see `adapt.fixed`
-    weights -= held * (FULL_BYTES - fixed_bytes)
-    adapters = holdings.adapters * FULL_BYTES
+    """Cut weights, gradients and moments as an engine does; weights that learn are float32.
+
+    What the first process is left: FSDP2 cuts each tensor into whole rows, and it has most of them.
+    """
+    cut = world_size if engine == "fsdp2" else 1
+    weights = holdings.weights_bytes(fixed_bytes, cut)
+    adapters = holdings.adapters_share(cut) * FULL_BYTES
+    learnt, moments = holdings.learnt * FULL_BYTES, holdings.optimizer_bytes[optimizer]
     if engine == "ddp":
         # PyTorch's buckets are a copy of all gradients.
         return Shares(weights, adapters, learnt, moments, learnt)
+    if engine == "single":
+        return Shares(weights, adapters, learnt, moments, 0)
+    # AdamW alone can be cut.
     if engine == "zero2":
-        # DeepSpeed keeps a copy of its share of the weights; the optimizer moves that one.
-        buckets = 2 * min(ZERO_BUCKET_NUMBERS, holdings.learnt) * FULL_BYTES
-        return Shares(weights, adapters, learnt // parts, moments + learnt // parts, buckets)
-    if engine == "fsdp2":
-        # A block while it runs and the next one, whole; what stands in no block, all the time;
-        # and the gradients of both before they are cut.
-        blocks = 2 * holdings.largest_block + holdings.outside_blocks
-        both = blocks + holdings.largest_block + holdings.outside_blocks
-        return Shares(
-            weights // parts,
-            adapters // parts,
-            learnt // parts,
-            moments,
-            both * FULL_BYTES,
-        )
-    return Shares(weights, adapters, learnt, moments, 0)
+        # DeepSpeed cuts a group as one tensor of an even share for each, and keeps a copy of its
+        # share of the weights; the optimizer moves that one.
+        share = sum(-(-one // (2 * world_size)) * 2 for one in holdings.learnt_groups) * FULL_BYTES
+        moments = 3 * share + len(holdings.learnt_groups) * STEP_BYTES
+        return Shares(weights, adapters, share, moments, BUCKET_NUMBERS * FULL_BYTES)
+    # A block while it runs and the next one, whole; what stands in no block, all the time; and the
+    # gradients of both before they are cut.
+    blocks = 2 * holdings.largest_block + holdings.outside_blocks
+    both = blocks + holdings.largest_block + holdings.outside_blocks
+    share = holdings.learnt_share(cut) * FULL_BYTES
+    moments = 2 * share + holdings.learnt_tensors * STEP_BYTES
+    return Shares(weights, adapters, share, moments, both * FULL_BYTES)
 
 
 def estimate_memory(

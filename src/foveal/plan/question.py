@@ -142,7 +142,13 @@ class Question:
         if key not in self._asked:
             whole = self._four_bits(rules).wrong if here else frozenset()
             model = AskedModel(
-                self.config, self.family, self.processor, strategy, self.recipe.lora, whole
+                self.config,
+                self.family,
+                self.processor,
+                strategy,
+                self.recipe.lora,
+                whole,
+                double=self.recipe.quantization.double,
             )
             assert model.holdings  # a rule that decides for nothing is refused before all else
             self._asked[key] = model

@@ -113,7 +113,8 @@ def _training_bytes(
     whole = read_record(recipe.run)
     # Where all is kept, what comes and goes on the way back is little beside it: not asked about.
     back = recompute != "none"
-    model = AskedModel(config, family, processor, recipe.strategy, recipe.lora, whole, back)
+    double = recipe.quantization.double
+    model = AskedModel(config, family, processor, recipe.strategy, recipe.lora, whole, back, double)
     setup = Setup(
         asked_before(model),
         recipe.precision,

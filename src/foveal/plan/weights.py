@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,39 @@ from foveal.train.optim import hidden_matrices
 QUANTIZED_BLOCK, QUANTIZED_GROUP = 64, 256
 """Weights that share a scale, and scales that share one (Dettmers et al., QLoRA, section 3)."""
 
-FOUR_BIT_BYTES = 0.5 + (1 + 4 / QUANTIZED_GROUP) / QUANTIZED_BLOCK
-"""Of a weight in 4 bits whose scales are held in 8: 4.127 bits."""
+FULL_BYTES = 4
+CODE_BYTES = 16 * FULL_BYTES
+"""The code's numbers, that bitsandbytes holds beside each layer in 4 bits."""
+
+SCALES_CODE_BYTES = 256 * FULL_BYTES + FULL_BYTES
+"""The same of scales in 8 bits, and their mean."""
+
+
+@dataclass(frozen=True)
+class HeldTensor:
+    """A weight, or a matrix of an adapter, before an engine cuts it."""
+
+    rows: int
+    """Along which FSDP2 cuts."""
+
+    numbers: int
+    kind: Literal["whole", "linear", "four_bit", "adapter"]
+    """linear: a fixed one of a linear layer, which is held as passes compute."""
+
+    learns: bool
+
+    def share(self, parts: int = 1) -> int:
+        """Count the numbers that the first process holds, who has most: whole rows."""
+        return -(-self.rows // parts) * (self.numbers // self.rows)
+
+    def packed_bytes(self, parts: int, double: bool) -> int:
+        """Bytes in 4 bits: two numbers a byte, which alone are cut, and their scales."""
+        scales = -(-self.numbers // QUANTIZED_BLOCK)
+        packed = -(-((self.numbers + 1) // 2) // parts)
+        if not double:
+            return packed + FULL_BYTES * scales + CODE_BYTES
+        coarse = FULL_BYTES * -(-scales // QUANTIZED_GROUP)
+        return packed + scales + coarse + CODE_BYTES + SCALES_CODE_BYTES
 
 
 @dataclass(frozen=True)
@@ -48,6 +79,9 @@ class Holdings:
     """With a gradient and an optimizer's state: weights, or adapters."""
 
     learnt_tensors: int
+    learnt_groups: Sequence[int]
+    """Numbers of each of the optimizer's groups: of one rate, one decay and one kind."""
+
     optimizer_bytes: Mapping[str, int]
     """What an optimizer holds to let them learn, by its name."""
 
@@ -67,8 +101,36 @@ class Holdings:
     outside_blocks: int
     """Numbers that stand in no repeated layer: embedding, head, projector."""
 
+    tensors: Sequence[HeldTensor]
+    """All of them, one by one."""
 
-FULL_BYTES = 4
+    double: bool
+    """Whether the scales of what is in 4 bits are held in 8."""
+
+    def weights_bytes(self, fixed_bytes: int, parts: int = 1) -> int:
+        """Bytes of all but adapters.
+
+        Args:
+            fixed_bytes: of a number of a linear layer that does not learn.
+            parts: processes that each tensor is cut over.
+        """
+        total = 0
+        for one in self.tensors:
+            if one.kind == "four_bit":
+                total += one.packed_bytes(parts, self.double)
+            elif one.kind != "adapter":
+                total += one.share(parts) * (fixed_bytes if one.kind == "linear" else FULL_BYTES)
+        return total
+
+    def adapters_share(self, parts: int = 1) -> int:
+        """Numbers of adapters, each cut over so many processes."""
+        return sum(one.share(parts) for one in self.tensors if one.kind == "adapter")
+
+    def learnt_share(self, parts: int = 1) -> int:
+        """Numbers that learn, each tensor cut over so many processes."""
+        return sum(one.share(parts) for one in self.tensors if one.learns)
+
+
 SMALLEST_IN_8_BITS, SCALED_BLOCK = 4096, 256
 """Numbers from which on bitsandbytes holds a tensor's moments in 8 bits, and that share a scale."""
 
@@ -132,9 +194,15 @@ def assign_without_weights(
     return Assigned(model, family, assignments, frozenset(packed))
 
 
-def count_holdings(made: Assigned) -> Holdings:
-    """Add up the fates of all weights."""
+def count_holdings(made: Assigned, double: bool = True) -> Holdings:
+    """Add up the fates of all weights.
+
+    Args:
+        made: of them.
+        double: whether the scales of what is in 4 bits are held in 8.
+    """
     model, family = made.model, made.family
+    parameters, hidden = dict(model.named_parameters()), hidden_matrices(model)
     elements = {one.name: one.elements for one in made.assignments}
     learnt = [one for one in made.assignments if one.learn]
     adapters = sum(one.elements for one in made.assignments if one.rank is not None)
@@ -145,16 +213,32 @@ def count_holdings(made: Assigned) -> Holdings:
     frozen = [one for one in linear if one not in learns and not made.is_packed(one)]
     frozen = [one for one in frozen if one in elements]
     unread = sum(elements[one] for one in frozen if family.is_unused(model, one))
-    parameters, hidden = dict(model.named_parameters()), hidden_matrices(model)
+    # By what they are: one that is also the embedding has that one's name.
+    fixed = {id(one.weight) for one in model.modules() if isinstance(one, nn.Linear)}
+    groups: dict[tuple[float, float, bool], int] = {}
+    for one in learnt:
+        key = one.learning_rate, one.weight_decay, parameters[one.name] in hidden
+        groups[key] = groups.get(key, 0) + one.elements
+
+    def held(one: Assignment) -> HeldTensor:
+        rows, numbers = parameters[one.name].shape[0], one.elements
+        if one.rank is not None:
+            return HeldTensor(rows, numbers, "adapter", one.learn)
+        if made.is_packed(one.name):
+            return HeldTensor(rows, numbers, "four_bit", one.learn)
+        is_held_small = not one.learn and id(parameters[one.name]) in fixed
+        return HeldTensor(rows, numbers, "linear" if is_held_small else "whole", one.learn)
+
     blocks = [sum(one.numel() for one in block.parameters()) for block in family.blocks(model)]
     return Holdings(
         whole=sum(elements.values()) - adapters - four_bit,
         four_bit=four_bit,
         learnt=sum(one.elements for one in learnt),
         learnt_tensors=len(learnt),
+        learnt_groups=tuple(groups.values()),
         optimizer_bytes={
-            name: sum(held(parameters[one.name], parameters[one.name] in hidden) for one in learnt)
-            for name, held in HELD_BY_OPTIMIZER.items()
+            name: sum(state(parameters[one.name], parameters[one.name] in hidden) for one in learnt)
+            for name, state in HELD_BY_OPTIMIZER.items()
         },
         adapters=adapters,
         learnt_linear=sum(elements[one] for one in linear if one in learns),
@@ -162,4 +246,6 @@ def count_holdings(made: Assigned) -> Holdings:
         unread_linear=unread,
         largest_block=max(blocks, default=0),
         outside_blocks=sum(elements.values()) - sum(blocks),
+        tensors=tuple(map(held, made.assignments)),
+        double=double,
     )

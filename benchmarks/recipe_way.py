@@ -10,12 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from foveal.adapt.strategy import rules_of
-from foveal.config import LoraSettings
-from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
-from foveal.plan.arithmetic import Learning, Strategy, Work, strategy_of, work_of_counts
-from foveal.plan.hardware import GB, Hardware, find_hardware
-from foveal.plan.published import (
+from published_table import (
     A100,
     EXAMPLES_PER_STEP,
     NUM_CROPS,
@@ -24,12 +19,22 @@ from foveal.plan.published import (
     TOKENS,
     PublishedRow,
 )
+
+from foveal.adapt.strategy import rules_of
+from foveal.config import LoraSettings
+from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
+from foveal.plan.arithmetic import Learning, Strategy, Work, strategy_of, work_of_counts
+from foveal.plan.hardware import GB, Hardware, find_hardware
 from foveal.plan.weights import (
-    FOUR_BIT_BYTES,
+    QUANTIZED_BLOCK,
+    QUANTIZED_GROUP,
     Holdings,
     assign_without_weights,
     count_holdings,
 )
+
+FOUR_BIT_BYTES = 0.5 + (1 + 4 / QUANTIZED_GROUP) / QUANTIZED_BLOCK
+"""Of a weight in 4 bits whose scales are held in 8: 4.127 bits."""
 
 CROPS = NUM_CROPS + 1
 TEXT_TOKENS = 60

@@ -6,10 +6,10 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from published_table import FITTED, ROWS, TESTED
+from recipe_way import CONSTANTS, holdings_of, predict_row
 
 from foveal.models.phi3_vision.config import Phi3VisionConfig
-from foveal.plan.published import FITTED, ROWS, TESTED
-from foveal.plan.recipe_way import CONSTANTS, holdings_of, predict_row
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fit_published.py"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "plan.md"
