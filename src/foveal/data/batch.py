@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveal.data.dataset import Dataset, ImageFact
-from foveal.data.encode import Expanded, TurnProcessor
+from foveal.data.encode import Expanded, TurnProcessor, shape_of
+from foveal.data.frames import parse_strip
 from foveal.data.layout import GroupSpan
 from foveal.data.media import open_image
 from foveal.data.rows import Group, Row
@@ -249,7 +250,11 @@ def open_pixels(image: int, dataset: Dataset, processor: TurnProcessor) -> Mappi
     Raises:
         DataError: it cannot be opened, or is another one by now.
     """
-    return processor.pixels(open_as_planned(dataset.images[image], processor))
+    fact = dataset.images[image]
+    opened, strip = open_as_planned(fact, processor), parse_strip(fact.path)
+    if strip and processor.clip_reader:
+        return processor.clip_reader.pixels(opened, strip)
+    return processor.pixels(opened)
 
 
 def open_as_planned(fact: ImageFact, processor: TurnProcessor) -> "Image":
@@ -260,7 +265,7 @@ def open_as_planned(fact: ImageFact, processor: TurnProcessor) -> "Image":
     """
     opened = open_image(fact.path)
     try:
-        shape = processor.shape(*opened.size)
+        shape = shape_of(processor, fact.path, opened.size)
     except (DataError, ValueError) as error:  # too elongated by now; it knows no name
         raise DataError(f"{fact.path}: {error}") from None
     if shape != fact.shape:

@@ -25,6 +25,9 @@ class ImageShape:
     grid: tuple[int, ...] = ()
     """What positions hang on: (rows, columns) or (time, rows, columns); empty: on nothing."""
 
+    seconds: float | None = None
+    """From one time of the grid of a clip to the next; none: it is an image."""
+
     @cached_property
     def tokens(self) -> int:
         """Length of the run."""
