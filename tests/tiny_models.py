@@ -63,9 +63,7 @@ def make_tokenizer(
     )
 
 
-def chat_template(
-    turn: str, answer_start: str, image: str, begin: str = "", clip: str = ""
-) -> str:
+def chat_template(turn: str, answer_start: str, image: str, begin: str = "", clip: str = "") -> str:
     """Write a template.
 
     Args:
@@ -78,8 +76,11 @@ def chat_template(
     content = (
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}" + image + "{% elif part['type'] == 'video' %}" + clip +
-        "{% else %}{{ part['text'] }}{% endif %}"
+        "{% if part['type'] == 'image' %}"
+        + image
+        + "{% elif part['type'] == 'video' %}"
+        + clip
+        + "{% else %}{{ part['text'] }}{% endif %}"
         "{% endfor %}{% endif %}"
     )
     body = turn.replace("ROLE", "{{ message['role'] }}").replace("CONTENT", content)
@@ -206,6 +207,14 @@ def _qwen_words() -> tuple[PreTrainedTokenizerFast, dict[str, int]]:
 def _qwen_images(**settings: Any) -> Any:
     size = {"shortest_edge": 32 * 32, "longest_edge": 160 * 160}
     return image_processor("Qwen2VLImageProcessor", patch_size=16, size=size, **settings)
+
+
+def let_clips_share_pixels(folder: Path) -> None:
+    """Let a folder name the video processor of Qwen3-VL, which real ones bring."""
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    settings.pop("image_processor_type")
+    settings["video_processor_type"] = "Qwen3VLVideoProcessor"
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(settings))
 
 
 @family

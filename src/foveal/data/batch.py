@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveal.data.dataset import Dataset, ImageFact
-from foveal.data.encode import Expanded, TurnProcessor, shape_of
+from foveal.data.encode import Expanded, TurnProcessor
 from foveal.data.frames import parse_strip
 from foveal.data.layout import GroupSpan
 from foveal.data.media import open_image
 from foveal.data.rows import Group, Row
-from foveal.data.shapes import ImageShape
+from foveal.data.shapes import ImageShape, shape_of
 from foveal.errors import DataError
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from foveal.data.archives import state_of
 from foveal.data.boxes import BoxFrame, BoxMap, BoxUnit, box_edges, read_boxes
 from foveal.data.clips import choose_frames
 from foveal.data.example import Example, ImageFolder, Turn
-from foveal.data.frames import FrameChoice, FrameStrip, parse_strip
+from foveal.data.frames import FrameChoice
 from foveal.data.media import image_size
-from foveal.data.shapes import ImageShape, expand_entries
+from foveal.data.shapes import ClipReader, ImageShape, expand_entries
 from foveal.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -61,18 +61,6 @@ def fingerprint_words(*settings: object) -> str:
     return blake2b(repr(settings).encode(), digest_size=16).hexdigest()
 
 
-class ClipReader(Protocol):
-    """What the data walk asks of a model that takes clips as they are, as strips of frames."""
-
-    def shape(self, width: int, height: int, strip: FrameStrip) -> ImageShape:
-        """Say what a clip costs and how it stands in a text; the size is that of its strip."""
-        ...
-
-    def pixels(self, image: "Image", strip: FrameStrip) -> "Mapping[str, Tensor]":
-        """Turn a strip of upright frames into what the tower takes, once it is stacked."""
-        ...
-
-
 class TurnProcessor(Protocol):
     """What the data walk asks of a model: its words, its images, where tokens stand."""
 
@@ -82,8 +70,10 @@ class TurnProcessor(Protocol):
     frame_choice: FrameChoice
     """Which frames of a clip are shown."""
 
-    clip_reader: ClipReader | None
-    """None: the model knows clips as several images alone."""
+    @property
+    def clip_reader(self) -> ClipReader | None:
+        """None: the model knows clips as several images alone."""
+        ...
 
     @property
     def image_token_id(self) -> int:
@@ -207,20 +197,6 @@ def frame_choice_of(data: DataSettings) -> FrameChoice:
     return FrameChoice(data.frames, data.frames_per_second, data.clips == "video")
 
 
-def shape_of(processor: TurnProcessor, path: str | Path, size: tuple[int, int]) -> ImageShape:
-    """Say what an image or a strip of a clip's frames costs and how it stands in a text.
-
-    Raises:
-        ValueError: the model takes none of this size.
-    """
-    strip = parse_strip(path)
-    if strip is None:
-        return processor.shape(*size)
-    if processor.clip_reader is None:
-        raise ValueError("this model takes no clips as they are")
-    return processor.clip_reader.shape(*size, strip)
-
-
 class ReadTurns(NamedTuple):
     """The turns of an example as a model is to read them."""
 
@@ -327,9 +303,7 @@ def asked_turns(
         choice: how clips are shown.
     """
     return [
-        AskedTurn(
-            turn.user, number, turn.assistant, len(turn.videos) if choice.as_strip else 0
-        )
+        AskedTurn(turn.user, number, turn.assistant, len(turn.videos) if choice.as_strip else 0)
         for turn, number in zip(example.turns, num_images, strict=True)
     ]
 

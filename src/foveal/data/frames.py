@@ -2,7 +2,7 @@
 
 A frame is called by its clip's path and its place, as in `clip.avi#3of8`, or `clip.avi#3of8@2.0`
 where frames are taken by time. A model that takes clips as they are is shown a strip of frames, one
-below the other, `clip.avi#8x0.500000s`. Whatever opens an image by its path opens both by such names.
+below the other, as in `clip.avi#8x0.500000s`. Whatever opens an image by its path opens these too.
 """
 
 import re

@@ -20,10 +20,10 @@ from foveal.data.column_files import (
     number_by_first,
     sum_lists,
 )
-from foveal.data.encode import TurnProcessor, shape_of
+from foveal.data.encode import TurnProcessor
 from foveal.data.frames import parse_strip
 from foveal.data.packed import ExampleColumns
-from foveal.data.shapes import ImageShape
+from foveal.data.shapes import ImageShape, shape_of
 from foveal.errors import DataError
 from foveal.storage import folder_written_whole, write_text
 

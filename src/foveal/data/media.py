@@ -81,7 +81,7 @@ def naming(name: object) -> Iterator[None]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open a picture as RGB, upright, the first frame of an animated one; or of a clip what is named.
+    """Open a picture as RGB, upright, the first frame of an animated one; or what a clip shows.
 
     Raises:
         DataError: there is no such file, or it is no picture, cut short, or too large.

@@ -67,7 +67,7 @@ def count_tokens(
 
 
 def _image_tokens(processor: "TurnProcessor", shown: ShownSize) -> int:
-    from foveal.data.encode import shape_of
+    from foveal.data.shapes import shape_of
 
     try:
         return shape_of(processor, shown.path, shown.size).tokens

@@ -67,7 +67,9 @@ class PairReader:
         columns, rows = self._resized(width, height // strip.count, strip.count)
         grid = (-(-strip.count // self._pair), rows // self._patch, columns // self._patch)
         tokenizer = self._processor.tokenizer
-        ids = np.asarray(tokenizer(self._written(grid, strip), add_special_tokens=False)["input_ids"])
+        ids = np.asarray(
+            tokenizer(self._written(grid, strip), add_special_tokens=False)["input_ids"]
+        )
         takes = ids == tokenizer.convert_tokens_to_ids(self._processor.video_token)
         ids = np.where(takes, self._token, ids)
         starts = np.flatnonzero(np.diff(ids, prepend=-1))
