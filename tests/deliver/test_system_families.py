@@ -10,6 +10,11 @@ from foveal.models.generation.prompt import prompt_of_turns
 from foveal.models.known import ALONE, CACHED, NEEDS_TORCHVISION, SHARED
 
 SYSTEM = "be short"
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
 
 
 QUICK = ("qwen3_vl", "qwen2_5_vl", "gemma3", "llava", "smolvlm", "internvl", "glm4v")

@@ -33,7 +33,8 @@ class ShownSize(NamedTuple):
     size: tuple[int, int]
     """(width, height)"""
 
-    path: Path
+    path: Path = Path()
+    """Tells how many frames a clip is shown by."""
 
 
 CountTokens = Callable[[Example, Sequence[Sequence[ShownSize]]], TokenCounts]
