@@ -18,7 +18,6 @@ from torch import Tensor
 
 from foveal.data.frames import FrameStrip
 from foveal.data.shapes import ImageShape
-from foveal.errors import ModelError
 
 CLIP_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 """Types whose tower reads a pair of frames as it reads an image."""
@@ -32,17 +31,9 @@ _SHARE_BUDGET = {"Qwen2VLVideoProcessor": (28, False), "Qwen3VLVideoProcessor": 
 class PairReader:
     """Reads clips for one model."""
 
-    def __init__(self, name: str, processor: Any, settings: Mapping[str, Any], token: int) -> None:
-        """Look at what a model's files say of clips.
-
-        Raises:
-            ModelError: they ask for what is not known here.
-        """
+    def __init__(self, processor: Any, settings: Mapping[str, Any], token: int) -> None:
+        """Look at what a model's files say of clips."""
         images = processor.image_processor
-        if settings.get("cap_pixels_per_frame") or any(
-            settings.get(one, getattr(images, one)) != getattr(images, one) for one in LAYOUT
-        ):
-            raise ModelError(f"model {name}: its clips are cut in another way than its images")
         side, self._shared = _SHARE_BUDGET[settings["video_processor_type"]]
         size = settings.get("size") or {}
         usual = {"shortest_edge": 128 * side**2, "longest_edge": 768 * side**2}
@@ -148,11 +139,19 @@ def make_clip_reader(name: str, processor: Any, config: Any, token: int) -> Pair
 
     if config.model_type not in CLIP_TYPES:
         return None
-    settings, _ = BaseVideoProcessor.get_video_processor_dict(name)
+    try:
+        settings, _ = BaseVideoProcessor.get_video_processor_dict(name)
+    except OSError:  # images alone
+        return None
+    images = processor.image_processor
+    if settings.get("cap_pixels_per_frame") or any(
+        settings.get(one, getattr(images, one)) != getattr(images, one) for one in LAYOUT
+    ):  # cut in another way than images
+        return None
     # As AutoVideoProcessor guesses where the files name none.
     guessed = str(settings.get("image_processor_type", "")).replace("Image", "Video")
     kind = str(settings.get("video_processor_type") or guessed)
     if kind not in _SHARE_BUDGET:
         shares = not config.model_type.startswith("qwen2")
         kind = "Qwen3VLVideoProcessor" if shares else "Qwen2VLVideoProcessor"
-    return PairReader(name, processor, {**settings, "video_processor_type": kind}, token)
+    return PairReader(processor, {**settings, "video_processor_type": kind}, token)

@@ -242,18 +242,15 @@ class HubReader:
         tokens = torch.from_numpy(ids)[None]
         types = (tokens == self.image_token_id).int()
         times = [shape.seconds for shape in shapes]
+        clips: dict[str, Any] = {}
         if any(times):  # a clip's features take an image's place, and are told by their number
             kinds = torch.tensor([1 if time is None else 2 for time in times], dtype=torch.int)
             counts = torch.tensor([shape.features for shape in shapes])
             types[types == 1] = kinds.repeat_interleave(counts)
-        clips = {"second_per_grid_ts": [time for time in times if time]} if any(times) else {}
-        placed: Tensor = self._rope_index(
-            tokens,
-            types,
-            image_grid_thw=_grids(shape for shape in shapes if not shape.seconds),
-            video_grid_thw=_grids(shape for shape in shapes if shape.seconds),
-            **clips,
-        )[0]
+            clips["video_grid_thw"] = _grids(shape for shape in shapes if shape.seconds)
+            clips["second_per_grid_ts"] = [time for time in times if time]
+        grids = _grids(shape for shape in shapes if not shape.seconds)
+        placed: Tensor = self._rope_index(tokens, types, image_grid_thw=grids, **clips)[0]
         return placed[:, 0].numpy()
 
     @cached_property

@@ -81,8 +81,7 @@ class ChatWords:
         self.template = template
         self.image = image
         self.image_id = int(tokenizer.convert_tokens_to_ids(image.placeholder))
-        asked = self._render([self._user("Q", 1, 1)], True) if clip else ""
-        self.takes_clips = bool(clip) and asked.count(str(clip)) == 1
+        self.takes_clips = clip is not None and self._has_place(clip)
         self.clip_id = int(tokenizer.convert_tokens_to_ids(clip)) if self.takes_clips else None
         self.frame = self._look_at_answers()
         self.tail_ids = self._encode(self.frame.tail) if self.frame.tail else []
@@ -107,6 +106,12 @@ class ChatWords:
             **variables,
         )
         return str(texts[0])
+
+    def _has_place(self, clip: str) -> bool:
+        try:
+            return self._render([self._user("Q", 1, 1)], True).count(clip) == 1
+        except Exception:  # templates raise whatever they like at a form they do not know
+            return False
 
     def _look_at_answers(self) -> AnswerFrame:
         question = self._user("Q", 1)
