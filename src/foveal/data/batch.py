@@ -11,11 +11,10 @@ from torch import Tensor
 
 from foveal.data.dataset import Dataset, ImageFact
 from foveal.data.encode import Expanded, TurnProcessor
-from foveal.data.frames import parse_strip
 from foveal.data.layout import GroupSpan
 from foveal.data.media import open_image
 from foveal.data.rows import Group, Row
-from foveal.data.shapes import ImageShape, shape_of
+from foveal.data.shapes import ImageShape, pixels_of, shape_of
 from foveal.errors import DataError
 
 if TYPE_CHECKING:
@@ -268,10 +267,7 @@ def open_pixels(image: int, dataset: Dataset, processor: TurnProcessor) -> Mappi
         DataError: it cannot be opened, or is another one by now.
     """
     fact = dataset.images[image]
-    opened, strip = open_as_planned(fact, processor), parse_strip(fact.path)
-    if strip and processor.clip_reader:
-        return processor.clip_reader.pixels(opened, strip)
-    return processor.pixels(opened)
+    return pixels_of(processor, fact.path, open_as_planned(fact, processor))
 
 
 def open_as_planned(fact: ImageFact, processor: TurnProcessor) -> "Image":

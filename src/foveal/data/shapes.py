@@ -76,6 +76,16 @@ def shape_of(processor: "TurnProcessor", path: str | Path, size: tuple[int, int]
     return processor.clip_reader.shape(*size, strip)
 
 
+def pixels_of(
+    processor: "TurnProcessor", path: str | Path, image: "Image"
+) -> "Mapping[str, Tensor]":
+    """Turn an upright image or a strip of a clip's frames into what the tower takes."""
+    strip = parse_strip(path)
+    if strip is None or processor.clip_reader is None:
+        return processor.pixels(image)
+    return processor.clip_reader.pixels(image, strip)
+
+
 def expand_entries(
     entries: NDArray[np.int32], shapes: Sequence[ImageShape]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
