@@ -63,7 +63,7 @@ def make_tokenizer(
     )
 
 
-def chat_template(turn: str, answer_start: str, image: str, begin: str = "") -> str:
+def chat_template(turn: str, answer_start: str, image: str, begin: str = "", clip: str = "") -> str:
     """Write a template.
 
     Args:
@@ -71,11 +71,16 @@ def chat_template(turn: str, answer_start: str, image: str, begin: str = "") -> 
         answer_start: what an answer follows.
         image: what stands for one.
         begin: what a conversation begins with.
+        clip: what stands for one.
     """
     content = (
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}" + image + "{% else %}{{ part['text'] }}{% endif %}"
+        "{% if part['type'] == 'image' %}"
+        + image
+        + "{% elif part['type'] == 'video' %}"
+        + clip
+        + "{% else %}{{ part['text'] }}{% endif %}"
         "{% endfor %}{% endif %}"
     )
     body = turn.replace("ROLE", "{{ message['role'] }}").replace("CONTENT", content)
@@ -85,9 +90,10 @@ def chat_template(turn: str, answer_start: str, image: str, begin: str = "") -> 
     )
 
 
-def chatml(image: str) -> str:
+def chatml(image: str, clip: str = "") -> str:
     """Write the template that Qwen made common."""
-    return chat_template("<|im_start|>ROLE\nCONTENT<|im_end|>\n", "<|im_start|>assistant\n", image)
+    turn, answer = "<|im_start|>ROLE\nCONTENT<|im_end|>\n", "<|im_start|>assistant\n"
+    return chat_template(turn, answer, image, clip=clip)
 
 
 def image_processor(name: str, **settings: Any) -> Any:
@@ -192,7 +198,8 @@ QWEN_TOWER = {
 
 def _qwen_words() -> tuple[PreTrainedTokenizerFast, dict[str, int]]:
     tokenizer = make_tokenizer(["<|im_start|>", "<|im_end|>"], QWEN_TOKENS)
-    tokenizer.chat_template = chatml("<|vision_start|><|image_pad|><|vision_end|>")
+    shown = "<|vision_start|><|{}_pad|><|vision_end|>"
+    tokenizer.chat_template = chatml(shown.format("image"), shown.format("video"))
     named = {f"{name}_id": token for name, token in QWEN_TOKENS.items()}
     return tokenizer, _ids(tokenizer, **named)
 
@@ -200,6 +207,14 @@ def _qwen_words() -> tuple[PreTrainedTokenizerFast, dict[str, int]]:
 def _qwen_images(**settings: Any) -> Any:
     size = {"shortest_edge": 32 * 32, "longest_edge": 160 * 160}
     return image_processor("Qwen2VLImageProcessor", patch_size=16, size=size, **settings)
+
+
+def let_clips_share_pixels(folder: Path) -> None:
+    """Let a folder name the video processor of Qwen3-VL, which real ones bring."""
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    settings.pop("image_processor_type")
+    settings["video_processor_type"] = "Qwen3VLVideoProcessor"
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(settings))
 
 
 @family

@@ -56,6 +56,7 @@ def test_what_is_not_compared_is_named():
 def test_a_score_is_compared_only_where_it_could_fail(run, interval):
     checks = check_scores({"anls": run}, {"anls": run})
     note = note_scores({"anls": run}, {"anls": run})
+    assert all(one.run == run.value for one in checks.values())
     assert [(one.low, one.high) for one in checks.values()] == ([interval] if interval else [])
     too_few = f"anls proves nothing, {run.count} answers are too few for an interval"
     assert note == (None if interval else too_few)

@@ -1,23 +1,35 @@
 """A system text is, in every family, what the model's own chat template writes."""
 
 import pytest
+import tiny_models_more  # noqa: F401  # enters its families
 from tiny_models import write_tiny
 
 from foveal.data.encode import AskedTurn
 from foveal.models.family import find_family
 from foveal.models.generation.prompt import prompt_of_turns
+from foveal.models.known import ALONE, CACHED, NEEDS_TORCHVISION, SHARED
 
 SYSTEM = "be short"
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl", "gemma3", "llava", "smolvlm"])
+QUICK = ("qwen3_vl", "qwen2_5_vl", "gemma3", "llava", "smolvlm", "internvl", "glm4v")
+HELD = sorted({*SHARED, *CACHED, *ALONE} - {*NEEDS_TORCHVISION, "phi3_v"})  # Phi: test_chat.py
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(one, marks=() if one in QUICK else pytest.mark.slow) for one in HELD],
+)
 def test_training_asking_and_the_template_write_one_system_text(family, tmp_path):
     write_tiny(family, tmp_path)
     processor = find_family(str(tmp_path)).load_processor(str(tmp_path), None)
-    messages = [
-        {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
-        {"role": "user", "content": [{"type": "text", "text": "what is it?"}]},
-    ]
+    texts = [("system", SYSTEM), ("user", "what is it?")]
+    messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in texts]
     written = processor.tokenizer.apply_chat_template(
         messages,
         chat_template=processor.processor.chat_template,

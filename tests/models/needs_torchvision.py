@@ -1,22 +1,27 @@
 """Types whose images torchvision reads, held as all others; run by test_torchvision.py."""
 
 import importlib.util
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_models_torchvision  # noqa: F401  # enters its families
 import torch
 import torchvision_alone  # noqa: F401  # first of all that looks for torchvision
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_models import write_tiny
+from PIL import Image
+from tiny_models import let_clips_share_pixels, write_tiny
 from transformers import AutoModelForCausalLM, AutoProcessor
 from transformers.models.phi4_multimodal.modeling_phi4_multimodal import (
     Phi4MultimodalRotaryEmbedding,
 )
+from transformers.video_utils import VideoMetadata
 
 from foveal.adapt.strategy import assign, rules_of
 from foveal.config import LoraSettings
 from foveal.data.batch import ForwardInputs
+from foveal.data.frames import FrameStrip
 from foveal.data.layout import GroupSpan
 from foveal.errors import ModelError
 from foveal.models.family import load
@@ -61,6 +66,49 @@ def test_loss_and_gradients_are_those_of_transformers(one):
     truth = one.learn_in_transformers()
     assert loss == pytest.approx(truth[0], rel=1e-6)
     assert held.distance(gradients, truth[1]) < 2e-5  # some layers count in float32 all the same
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_clip_is_what_the_models_own_video_processor_makes_of_its_frames(name, tmp_path):
+    folder = write_tiny(name, tmp_path)
+    if name == "qwen3_vl":
+        let_clips_share_pixels(folder)
+    own, reader = AutoProcessor.from_pretrained(folder), load(str(folder), None).processor
+    draw = random.Random(0)
+    for number in range(40):
+        width, height = (
+            (draw.randint(1, 400), draw.randint(1, 400))
+            if number % 2
+            else (32 * draw.randint(1, 5), 32 * draw.randint(1, 5))
+        )
+        strip = FrameStrip("clip", draw.randint(2, 9), draw.choice([0.04, 0.2, 0.333333, 1.7]))
+        noise = np.random.default_rng(number).integers(
+            0, 256, (height * strip.count, width, 3), np.uint8
+        )
+        about = VideoMetadata(
+            total_num_frames=strip.count,
+            fps=1 / strip.seconds,
+            frames_indices=list(range(strip.count)),
+        )
+        frames = [Image.fromarray(one) for one in noise.reshape(strip.count, height, width, 3)]
+        made = own(
+            text=["a<|vision_start|><|video_pad|><|vision_end|>b"],
+            videos=[frames],
+            video_metadata=[about],
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
+        shape = reader.clip_reader.shape(width, height * strip.count, strip)
+        assert made["video_grid_thw"].tolist() == [list(shape.grid)]
+        ids = made["input_ids"][0]
+        ids[ids == own.video_token_id] = own.image_token_id
+        start = ids.tolist().index(own.tokenizer.convert_tokens_to_ids("<|vision_start|>")) + 1
+        assert ids[start:-2].tolist() == shape.ids.tolist()
+        if name == "qwen2_5_vl":
+            assert float(made["second_per_grid_ts"][0]) == pytest.approx(shape.seconds)
+        if (height, width) == (16 * shape.grid[1], 16 * shape.grid[2]):  # no kernel resizes it
+            ours = reader.clip_reader.pixels(Image.fromarray(noise), strip)["pixel_values"]
+            torch.testing.assert_close(ours, made["pixel_values_videos"], rtol=0, atol=1e-6)
 
 
 def test_an_adapter_that_reads_images_is_merged_first_as_the_docs_show(tmp_path):

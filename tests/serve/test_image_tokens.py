@@ -40,7 +40,7 @@ def png(size):
 def ask(served, size, **more):
     asked = ChatRequest.model_validate({"messages": [{"role": "user", "content": "What?"}]} | more)
     said = Said("What?", (PictureFile("picture 1", png(size)),))
-    return served.requests(asked, Conversation((said,)), ServerLimits())[0].prompt
+    return served.requests(asked, Conversation((said,)), ServerLimits())[0][0].prompt
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,10 @@ def check(
         file = file or unpacked(data, Path(scratch), named)
         count_tokens, max_tokens, choice = None, None, FrameChoice()
         if loaded:
-            choice = FrameChoice(loaded.data.frames, loaded.data.frames_per_second)
+            from foveal.data.encode import frame_choice_of
             from foveal.inputs import token_counter
+
+            choice = frame_choice_of(loaded.data)
 
             count_tokens, max_tokens = token_counter(loaded, file)
         problems = check_file(

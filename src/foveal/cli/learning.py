@@ -1,5 +1,6 @@
 """Commands of learning: the demo, what a run will cost, the run, its scores and its page."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -184,7 +185,6 @@ def evaluate(
         (data,) = named(places, "DATA")
         folder, scores = score_made_elsewhere(predictions, Path(data), out, settings, console)
     else:
-        from foveal.data.frames import FrameChoice
         from foveal.deliver.open import open_model
         from foveal.evaluate.evaluation import evaluate_model
         from foveal.inputs import quiet_libraries
@@ -198,8 +198,10 @@ def evaluate(
             loaded.processor.boxes = boxes
         if frames or frames_per_second:
             usual = loaded.processor.frame_choice
-            loaded.processor.frame_choice = FrameChoice(
-                frames or usual.most, frames_per_second or usual.per_second
+            loaded.processor.frame_choice = replace(
+                usual,
+                most=frames or usual.most,
+                per_second=frames_per_second or usual.per_second,
             )
         loaded.model.to(engine.device)
         folder, scores = evaluate_model(

@@ -103,6 +103,10 @@ class DataSettings(Settings):
     """Frames for each second of a clip, as long as they are no more than `frames`; none: always
     `frames`, whatever its length."""
 
+    clips: Literal["images", "video"] = "images"
+    """How a model is shown a clip: each frame as an image, or, by Qwen-VL alone, as an input of
+    its own: two frames to a token, with their times; never fewer than two frames."""
+
     num_crops: PositiveInt = 16
     """Most crops that an image is cut into, besides its global view; 4 suits several images."""
 

@@ -14,7 +14,7 @@ from foveal.data.encode import Expanded, TurnProcessor
 from foveal.data.layout import GroupSpan
 from foveal.data.media import open_image
 from foveal.data.rows import Group, Row
-from foveal.data.shapes import ImageShape
+from foveal.data.shapes import ImageShape, pixels_of, shape_of
 from foveal.errors import DataError
 
 if TYPE_CHECKING:
@@ -266,7 +266,8 @@ def open_pixels(image: int, dataset: Dataset, processor: TurnProcessor) -> Mappi
     Raises:
         DataError: it cannot be opened, or is another one by now.
     """
-    return processor.pixels(open_as_planned(dataset.images[image], processor))
+    fact = dataset.images[image]
+    return pixels_of(processor, fact.path, open_as_planned(fact, processor))
 
 
 def open_as_planned(fact: ImageFact, processor: TurnProcessor) -> "Image":
@@ -277,7 +278,7 @@ def open_as_planned(fact: ImageFact, processor: TurnProcessor) -> "Image":
     """
     opened = open_image(fact.path)
     try:
-        shape = processor.shape(*opened.size)
+        shape = shape_of(processor, fact.path, opened.size)
     except (DataError, ValueError) as error:  # too elongated by now; it knows no name
         raise DataError(f"{fact.path}: {error}") from None
     if shape != fact.shape:

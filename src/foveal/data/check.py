@@ -267,7 +267,7 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
                 )
                 continue
             found += [(name, path) for path, _ in looks]
-            shown[-1] += [ShownSize(name, seen.size) for _, seen in looks]
+            shown[-1] += [ShownSize(name, seen.size, path) for path, seen in looks]
             if all(seen.one_colour for _, seen in looks):
                 warnings.append(f"image {name} shows one colour (an alpha channel is dropped)")
     tokens = 0

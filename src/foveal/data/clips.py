@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, TypeVar
 from PIL import Image
 
 from foveal.data.archives import open_stored, state_of
-from foveal.data.frames import FrameChoice, FrameName, name_frames
+from foveal.data.frames import FrameChoice, FrameName, FrameStrip, name_frames
 from foveal.data.media import check_pixels, reason_of
 from foveal.errors import DataError
 
@@ -44,11 +44,13 @@ def frame_indices(total_frames: int, num_frames: int = 8) -> list[int]:
 
 
 def choose_frames(clip: Path, choice: FrameChoice) -> list[Path]:
-    """Name the frames that are shown of a clip; nothing is decoded.
+    """Name the frames that are shown of a clip, or their strip; nothing is decoded.
 
     Raises:
         DataError: frames are to be taken by time, and the clip cannot be read or tells none.
     """
+    if choice.as_strip:
+        return [Path(str(_choose_strip(clip, choice)))]
     if choice.per_second is None:
         return name_frames(clip, choice.most)
     # A frame at 0 s, and one each 1 / rate until the clip ends.
@@ -56,6 +58,41 @@ def choose_frames(clip: Path, choice: FrameChoice) -> list[Path]:
     if count > choice.most:
         return name_frames(clip, choice.most)
     return name_frames(clip, max(count, 1), choice.per_second)
+
+
+def _choose_strip(clip: Path, choice: FrameChoice) -> FrameStrip:
+    """Space frames evenly over a clip, at least two: models put two and two together."""
+    seconds = clip_seconds(clip)
+    if choice.per_second is not None:
+        count = math.ceil(seconds * choice.per_second - SAME_TIME_SECONDS)
+        if count <= choice.most:
+            return FrameStrip(str(clip), max(count, 2), 1 / choice.per_second)
+    count = max(choice.most, 2)
+    # Cut off, not rounded: no frame may be looked for behind the time at which it is seen.
+    return FrameStrip(str(clip), count, max(math.floor(seconds / count * 1e6), 1) / 1e6)
+
+
+def open_strip(strip: FrameStrip) -> Image.Image:
+    """Open frames of a clip, each as it is seen at its time, one below the other.
+
+    Raises:
+        DataError: there is no such file, or it is no clip, broken, too large or too long.
+    """
+    clip = Path(strip.clip)
+    times = [number * strip.seconds for number in range(strip.count)]
+    frames = _reading(clip, lambda file: decode_at(file, clip, times))
+    width, height = frames[0].size
+    whole = Image.new("RGB", (width, height * len(frames)))
+    for number, frame in enumerate(frames):
+        alike = frame if frame.size == (width, height) else frame.resize((width, height))
+        whole.paste(alike, (0, number * height))
+    return whole
+
+
+def strip_size(strip: FrameStrip) -> tuple[int, int]:
+    """Read (width, height) of a strip of upright frames from the first of them."""
+    width, height = _clip_size(Path(strip.clip), _stamp(Path(strip.clip)))
+    return width, height * strip.count
 
 
 def open_frame(frame: FrameName) -> Image.Image:
@@ -137,7 +174,7 @@ def decode_at(source: BinaryIO, name: object, seconds: Sequence[float]) -> list[
 
 
 _EMPTY = "a clip without frames; leave it out"
-_NO_TIMES = "its frames have no times; leave data.frames_per_second out"
+_NO_TIMES = "its frames have no times; leave data.frames_per_second and data.clips out"
 
 _one_at_a_time = threading.Lock()
 """Threads that open frames of one clip are to decode it once."""

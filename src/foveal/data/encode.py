@@ -18,8 +18,8 @@ from foveal.data.clips import choose_frames
 from foveal.data.example import Example, ImageFolder, Turn
 from foveal.data.frames import FrameChoice
 from foveal.data.media import image_size
-from foveal.data.shapes import ImageShape, expand_entries
-from foveal.errors import DataError
+from foveal.data.shapes import ClipReader, ImageShape, expand_entries
+from foveal.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,6 +40,9 @@ class AskedTurn(NamedTuple):
     num_images: int
     assistant: str | None
     """None: it is asked for."""
+
+    num_clips: int = 0
+    """How many of its images, the last ones, are clips that the model takes as they are."""
 
 
 class EncodedTurns(NamedTuple):
@@ -66,6 +69,11 @@ class TurnProcessor(Protocol):
 
     frame_choice: FrameChoice
     """Which frames of a clip are shown."""
+
+    @property
+    def clip_reader(self) -> ClipReader | None:
+        """None: the model knows clips as several images alone."""
+        ...
 
     @property
     def image_token_id(self) -> int:
@@ -169,10 +177,24 @@ class Expanded:
 
 
 def read_as(processor: Any, data: DataSettings) -> None:
-    """Let a processor read turns, boxes and clips as a recipe's data settings say."""
+    """Let a processor read turns, boxes and clips as a recipe's data settings say.
+
+    Raises:
+        ConfigError: clips are to be inputs of their own, and the model has none such.
+    """
+    if data.clips == "video" and processor.clip_reader is None:
+        raise ConfigError(
+            "data.clips=video: this model takes no clips as they are, or its chat template has no "
+            "place for one; leave data.clips out, and their frames are shown as images"
+        )
     processor.turns = data.turns
     processor.boxes = data.boxes
-    processor.frame_choice = FrameChoice(data.frames, data.frames_per_second)
+    processor.frame_choice = frame_choice_of(data)
+
+
+def frame_choice_of(data: DataSettings) -> FrameChoice:
+    """Read how clips are shown from a recipe's data settings."""
+    return FrameChoice(data.frames, data.frames_per_second, data.clips == "video")
 
 
 class ReadTurns(NamedTuple):
@@ -252,7 +274,7 @@ def read_turns(example: Example, processor: TurnProcessor, folder: ImageFolder) 
         ValueError: a box is none, or it is open in which image it lies.
     """
     shown = [show_turn(turn, folder, processor.frame_choice) for turn in example.turns]
-    turns = asked_turns(example, [len(some) for some in shown])
+    turns = asked_turns(example, [len(some) for some in shown], processor.frame_choice)
     if not (processor.boxes and holds_boxes(example)):
         return ReadTurns(turns, shown, None)
     sizes = [known_size(path) for path in chain.from_iterable(shown)]
@@ -270,15 +292,18 @@ def show_turn(turn: Turn, folder: ImageFolder, choice: FrameChoice) -> list[Path
     return [*(folder.find(path) for path in turn.images), *chain.from_iterable(clips)]
 
 
-def asked_turns(example: Example, num_images: Sequence[int]) -> list[AskedTurn]:
+def asked_turns(
+    example: Example, num_images: Sequence[int], choice: FrameChoice
+) -> list[AskedTurn]:
     """List an example's turns.
 
     Args:
         example: whose texts they are.
         num_images: of each turn, frames of clips too.
+        choice: how clips are shown.
     """
     return [
-        AskedTurn(turn.user, number, turn.assistant)
+        AskedTurn(turn.user, number, turn.assistant, len(turn.videos) if choice.as_strip else 0)
         for turn, number in zip(example.turns, num_images, strict=True)
     ]
 
@@ -318,6 +343,10 @@ def box_map_for(
     Raises:
         ValueError: it is open in which image they lie, or they are to be chosen from.
     """
+    if processor.frame_choice.as_strip and any(turn.videos for turn in example.turns):
+        raise ValueError(
+            "a text beside a clip speaks of a box; leave data.clips out, and its frames are images"
+        )
     boxes = find_box_map(sizes, processor)
     if boxes is None:
         raise ValueError(
@@ -336,10 +365,9 @@ def move_boxes(turns: Sequence[AskedTurn], boxes: BoxMap) -> list[AskedTurn]:
         ValueError: a box is none.
     """
     return [
-        AskedTurn(
-            boxes.to_model(turn.user),
-            turn.num_images,
-            None if turn.assistant is None else boxes.to_model(turn.assistant),
+        turn._replace(
+            user=boxes.to_model(turn.user),
+            assistant=None if turn.assistant is None else boxes.to_model(turn.assistant),
         )
         for turn in turns
     ]

@@ -1,7 +1,8 @@
 """A clip in a turn -> the frames that are shown of it, each named as a path (pure).
 
 A frame is called by its clip's path and its place, as in `clip.avi#3of8`, or `clip.avi#3of8@2.0`
-where frames are taken by time. Whatever opens an image by its path opens a frame by such a name.
+where frames are taken by time. A model that takes clips as they are is shown a strip of frames, one
+below the other, as in `clip.avi#8x0.500000s`. Whatever opens an image by its path opens these too.
 """
 
 import re
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _NAME = re.compile(r"(?s)(.+)#(\d+)of(\d+)(?:@(\d+\.\d+))?")
+_STRIP = re.compile(r"(?s)(.+)#(\d+)x(\d+\.\d{6})s")
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,9 @@ class FrameChoice:
 
     per_second: float | None = None
     """Frames a second of the clip instead, as long as these are no more."""
+
+    as_strip: bool = False
+    """Whether a clip is one input, in the model's own way, rather than an image for each frame."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,25 @@ class FrameName:
         return f"{self.clip}#{self.number}of{self.count}{rate}"
 
 
+@dataclass(frozen=True)
+class FrameStrip:
+    """Frames of a clip one below the other, from its first, a fixed time apart."""
+
+    clip: str
+    count: int
+    seconds: float
+    """From one frame to the next."""
+
+    def __str__(self) -> str:
+        return f"{self.clip}#{self.count}x{self.seconds:.6f}s"
+
+
+def parse_strip(path: str | Path) -> FrameStrip | None:
+    """Read a strip's name; none: it is the name of something else."""
+    found = _STRIP.fullmatch(str(path)) if "#" in str(path) else None
+    return FrameStrip(found[1], int(found[2]), float(found[3])) if found else None
+
+
 def parse_frame(path: str | Path) -> FrameName | None:
     """Read a frame's name; none: it is the name of a file."""
     found = _NAME.fullmatch(str(path)) if "#" in str(path) else None
@@ -52,8 +76,8 @@ def parse_frame(path: str | Path) -> FrameName | None:
 
 def file_of(path: Path) -> Path:
     """Name the file that an image is read from: its own, or its clip's."""
-    frame = parse_frame(path)
-    return Path(frame.clip) if frame else path
+    shown = parse_frame(path) or parse_strip(path)
+    return Path(shown.clip) if shown else path
 
 
 def name_frames(clip: Path, count: int, per_second: float | None = None) -> list[Path]:

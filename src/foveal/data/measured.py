@@ -21,8 +21,9 @@ from foveal.data.column_files import (
     sum_lists,
 )
 from foveal.data.encode import TurnProcessor
+from foveal.data.frames import parse_strip
 from foveal.data.packed import ExampleColumns
-from foveal.data.shapes import ImageShape
+from foveal.data.shapes import ImageShape, shape_of
 from foveal.errors import DataError
 from foveal.storage import folder_written_whole, write_text
 
@@ -54,13 +55,18 @@ def shapes_of(
         DataError: an image has none; it is named.
     """
     packed = sizes[:, 0].astype(np.int64) << 32 | sizes[:, 1]
+    if processor.frame_choice.as_strip:  # of one size, and yet of other times
+        kinds: dict[object, int] = {}
+        shown = ((one and (one.count, one.seconds)) for one in map(parse_strip, paths))
+        kind = np.fromiter((kinds.setdefault(one, len(kinds)) for one in shown), np.int64)
+        packed = np.unique(packed, return_inverse=True)[1] * max(len(kinds), 1) + kind
     _, firsts, which = np.unique(packed, return_index=True, return_inverse=True)
     shapes: dict[ImageShape, int] = {}
     numbers = np.zeros(len(firsts), np.int32)
     for at in np.argsort(firsts).tolist():
         first = int(firsts[at])
         try:
-            shape = processor.shape(*sizes[first].tolist())
+            shape = shape_of(processor, paths[first], tuple(sizes[first].tolist()))
         except (DataError, ValueError) as error:  # it knows no name
             raise DataError(f"{paths[first]}: {error}") from error
         numbers[at] = shapes.setdefault(shape, len(shapes))

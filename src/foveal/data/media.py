@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeAlias
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from foveal.data.archives import member_at, open_stored
-from foveal.data.frames import parse_frame
+from foveal.data.frames import parse_frame, parse_strip
 from foveal.errors import DataError
 
 MAX_PIXELS = 178_956_970
@@ -81,7 +81,7 @@ def naming(name: object) -> Iterator[None]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open a picture as RGB, upright, the first frame of an animated one; or a frame of a clip.
+    """Open a picture as RGB, upright, the first frame of an animated one; or what a clip shows.
 
     Raises:
         DataError: there is no such file, or it is no picture, cut short, or too large.
@@ -90,6 +90,10 @@ def open_image(path: Path) -> Image.Image:
         from foveal.data.clips import open_frame  # it is built upon this file
 
         return open_frame(frame)
+    if strip := parse_strip(path):
+        from foveal.data.clips import open_strip
+
+        return open_strip(strip)
     return decode_image(path, path)
 
 
@@ -154,6 +158,10 @@ def image_size(path: Path) -> tuple[int, int]:
         from foveal.data.clips import frame_size  # it is built upon this file
 
         return frame_size(frame)
+    if strip := parse_strip(path):
+        from foveal.data.clips import strip_size
+
+        return strip_size(strip)
     return measure_image(path, path)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from foveal.data.example import Example
@@ -32,6 +33,9 @@ class ShownSize(NamedTuple):
     size: tuple[int, int]
     """(width, height)"""
 
+    path: Path = Path()
+    """Tells how many frames a clip is shown by."""
+
 
 CountTokens = Callable[[Example, Sequence[Sequence[ShownSize]]], TokenCounts]
 """From an example and what each of its turns shows; a function of a module, or a partial."""
@@ -45,7 +49,7 @@ def count_tokens(
     from foveal.data.encode import asked_turns, box_map_for, holds_boxes, move_boxes
 
     turns, rejected, boxes = [], [], None
-    asked = asked_turns(example, [len(some) for some in shown])
+    asked = asked_turns(example, [len(some) for some in shown], processor.frame_choice)
     if processor.boxes and holds_boxes(example, with_rejected=True):
         sizes = [one.size for some in shown for one in some]
         boxes = box_map_for(example, sizes, processor)
@@ -53,7 +57,7 @@ def count_tokens(
     learnt = images = before = 0
     for number, some in enumerate(shown, start=1):
         encoded = processor.encode_turns(asked[:number], example.system)
-        images += sum(_image_tokens(processor, *one) - 1 for one in some)
+        images += sum(_image_tokens(processor, one) - 1 for one in some)
         tokens, learnt = len(encoded.entries) + images, sum(encoded.learnt)
         turns.append(tokens - before)
         before = tokens
@@ -65,8 +69,10 @@ def count_tokens(
     return TokenCounts(tuple(turns), learnt, tuple(rejected))
 
 
-def _image_tokens(processor: "TurnProcessor", name: str, size: tuple[int, int]) -> int:
+def _image_tokens(processor: "TurnProcessor", shown: ShownSize) -> int:
+    from foveal.data.shapes import shape_of
+
     try:
-        return processor.shape(*size).tokens
+        return shape_of(processor, shown.path, shown.size).tokens
     except (DataError, ValueError) as error:
-        raise DataError(f"image {name}: {error}") from error
+        raise DataError(f"image {shown.name}: {error}") from error

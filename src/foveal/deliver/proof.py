@@ -20,6 +20,8 @@ class ScoreCheck:
     low: float
     high: float
     count: int
+    run: float
+    """The run's own score."""
 
     @property
     def holds(self) -> bool:
@@ -99,7 +101,8 @@ class Proof:
             ),
         ]
         lines += [
-            f"{name}: {one.value:.3f}, the run's interval [{one.low:.3f}, {one.high:.3f}]"
+            f"{name}: {one.value:.3f}, {one.value - one.run:+.3f} against the run's {one.run:.3f}, "
+            f"its interval [{one.low:.3f}, {one.high:.3f}]"
             for name, one in self.scores.items()
         ]
         if self.scores_note:

@@ -189,7 +189,7 @@ def check_scores(found: Scores, expected: Scores) -> dict[str, ScoreCheck]:
     An interval that holds every score there is would prove nothing, and is left out.
     """
     return {
-        name: ScoreCheck(found[name].value, *_interval(wanted), found[name].count)
+        name: ScoreCheck(found[name].value, *_interval(wanted), found[name].count, wanted.value)
         for name, wanted in expected.items()
         if name in found and not math.isnan(wanted.value) and _can_fail(wanted)
     }

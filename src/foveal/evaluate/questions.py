@@ -53,7 +53,7 @@ def questions_of(
     images = tuple(_shown(image, dataset, opener) for image in dataset.image_numbers(number))
     first_prompt = encoded.entries[: encoded.prompt_entries]
     sizes = []
-    if opener.processor.boxes:
+    if opener.processor.boxes and not opener.processor.frame_choice.as_strip:
         numbers = dataset.image_numbers(number)
         sizes = [known_size(dataset.images[image].path) for image in numbers]
     boxes = find_box_map(sizes, opener.processor)

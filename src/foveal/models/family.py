@@ -21,6 +21,9 @@ from foveal.models.nf4 import keep_layout
 
 PARTS = ("vision", "projector", "language")
 
+CLIP_SECONDS = "clip_seconds"
+"""Beside the pixels of images, (images,) float64: from one time of a clip to the next; 0: none."""
+
 Route = Literal["rows", "cache", "plain"]
 """`rows`: many examples in one row, who sees whom said by the attention; `cache`: a prefix by
 itself, then the branches behind what it left; `plain`: each example by itself, in the model's own
@@ -105,6 +108,7 @@ class Family:
         own = {
             name: one.to(model.dtype) if one.is_floating_point() else one
             for name, one in pixels.items()
+            if name != CLIP_SECONDS
         }
         return model.get_image_features(**own, return_dict=True)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from foveal.data.batch import ForwardInputs
 from foveal.data.layout import GroupSpan
 from foveal.models.cached_rows import read_groups
-from foveal.models.family import Family
+from foveal.models.family import CLIP_SECONDS, Family
 from foveal.models.generation.tree import Growth
 from foveal.models.shared_rows import PREFIX, RowView
 
@@ -111,11 +111,14 @@ def _plain_states(
     """Run one example in the model's own way."""
     taken = inspect.signature(model.model.forward).parameters
     told = family.token_types(model, inputs.input_ids, answer_start)
-    types = {name: told for name in TYPE_INPUTS if name in taken}
     grids: dict[str, Tensor] = {}
     if "image_grid_thw" in inputs.pixels:  # positions hang on it
         indices = torch.tensor(inputs.image_indices, device=told.device)
         grids = {"image_grid_thw": inputs.pixels["image_grid_thw"][indices]}
+        if CLIP_SECONDS in inputs.pixels:
+            told, grids = _tell_clips(inputs, told, indices, grids["image_grid_thw"])
+            grids = {name: one for name, one in grids.items() if name in taken}
+    types = {name: told for name in TYPE_INPUTS if name in taken}
     images = place_features(family, model, inputs) if inputs.pixels else None
     hidden: Tensor = model.model(
         attention_mask=torch.ones_like(inputs.input_ids),
@@ -125,6 +128,19 @@ def _plain_states(
         **grids,
     ).last_hidden_state[0]
     return hidden
+
+
+def _tell_clips(
+    inputs: ForwardInputs, told: Tensor, indices: Tensor, grids: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Tell clips from images by the types and grids that a model's own positions hang on."""
+    seconds = inputs.pixels[CLIP_SECONDS][indices]
+    counts = torch.tensor(inputs.image_features, device=told.device)[indices]
+    told = told.clone()
+    told[told == 1] = (1 + (seconds > 0).long()).repeat_interleave(counts)
+    is_clip = seconds > 0
+    named = {"video_grid_thw": grids[is_clip], "second_per_grid_ts": seconds[is_clip]}
+    return told, named | ({"image_grid_thw": grids[~is_clip]} if (~is_clip).any() else {})
 
 
 def _view(

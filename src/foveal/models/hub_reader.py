@@ -1,7 +1,7 @@
 """Words and images -> ids, costs and pixels, through the processor that a model brings."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,8 @@ from foveal.data.frames import FrameChoice
 from foveal.data.shapes import ImageShape
 from foveal.errors import ModelError
 from foveal.models.box_frames import box_frame_of
+from foveal.models.clip_inputs import PairReader, make_clip_reader
+from foveal.models.family import CLIP_SECONDS
 from foveal.models.generation.characters import read_answer
 from foveal.models.words import ChatWords, ImageText
 
@@ -41,7 +43,10 @@ class HubReader:
     """What numbers of boxes in the data count; see the recipe's `data.boxes`."""
 
     frame_choice = FrameChoice()
-    """Which frames of a clip are shown, each as an image."""
+    """Which frames of a clip are shown, and how."""
+
+    clip_reader: PairReader | None = None
+    """What shows a clip as it is; none: as images alone."""
 
     def __init__(self, name: str, processor: Any, config: Any, model_class: Any) -> None:
         """Look at a processor.
@@ -63,9 +68,16 @@ class HubReader:
         if not template:
             raise ModelError(f"model {name}: it brings no chat template; give a tuned variant")
         ends = self._generation_ends()
+        clips = make_clip_reader(name, processor, config, self.image_token_id)
         self.words = ChatWords(
-            name, processor.tokenizer, template, self.image_text, ends[0] if ends else None
+            name,
+            processor.tokenizer,
+            template,
+            self.image_text,
+            ends[0] if ends else None,
+            processor.video_token if clips else None,
         )
+        self.clip_reader = clips if self.words.takes_clips else None
 
     def _find_image_token(self) -> int:
         return int(self.config.image_token_id)
@@ -217,16 +229,28 @@ class HubReader:
         self, images: Sequence[Mapping[str, Tensor]], shapes: Sequence[ImageShape]
     ) -> dict[str, Tensor]:
         """Put several images together, those of fewer crops padded with zeros."""
-        return {name: _join([image[name] for image in images]) for name in images[0]}
+        stacked = {name: _join([image[name] for image in images]) for name in images[0]}
+        if any(shape.seconds for shape in shapes):
+            times = [shape.seconds or 0.0 for shape in shapes]
+            stacked[CLIP_SECONDS] = torch.tensor(times, dtype=torch.float64)
+        return stacked
 
     def positions(self, ids: NDArray[np.int64], shapes: Sequence[ImageShape]) -> NDArray[np.int64]:
         """Place the tokens of one example, (axes, tokens)."""
         if self._rope_index is None:
             return np.arange(len(ids))[None]
-        grids = torch.tensor([shape.grid for shape in shapes]) if shapes else None
         tokens = torch.from_numpy(ids)[None]
-        is_image = (tokens == self.image_token_id).int()
-        placed: Tensor = self._rope_index(tokens, is_image, image_grid_thw=grids)[0]
+        types = (tokens == self.image_token_id).int()
+        times = [shape.seconds for shape in shapes]
+        clips: dict[str, Any] = {}
+        if any(times):  # a clip's features take an image's place, and are told by their number
+            kinds = torch.tensor([1 if time is None else 2 for time in times], dtype=torch.int)
+            counts = torch.tensor([shape.features for shape in shapes])
+            types[types == 1] = kinds.repeat_interleave(counts)
+            clips["video_grid_thw"] = _grids(shape for shape in shapes if shape.seconds)
+            clips["second_per_grid_ts"] = [time for time in times if time]
+        grids = _grids(shape for shape in shapes if not shape.seconds)
+        placed: Tensor = self._rope_index(tokens, types, image_grid_thw=grids, **clips)[0]
         return placed[:, 0].numpy()
 
     @cached_property
@@ -246,6 +270,11 @@ class HubReader:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what another process makes anew."""
         return {key: one for key, one in vars(self).items() if key != "_rope_index"}
+
+
+def _grids(shapes: Iterable[ImageShape]) -> Tensor | None:
+    grids = [shape.grid for shape in shapes]
+    return torch.tensor(grids) if grids else None
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:

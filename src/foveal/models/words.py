@@ -55,7 +55,13 @@ class ChatWords:
     """Encodes conversations as a model's own template and tokenizer would."""
 
     def __init__(
-        self, name: str, tokenizer: Any, template: str, image: ImageText, end_id: int | None
+        self,
+        name: str,
+        tokenizer: Any,
+        template: str,
+        image: ImageText,
+        end_id: int | None,
+        clip: str | None = None,
     ) -> None:
         """Look at a template.
 
@@ -65,6 +71,7 @@ class ChatWords:
             template: Jinja source.
             image: how images stand in the text.
             end_id: that ends an answer where the template ends it with nothing.
+            clip: what the template writes for a clip, one token; none: the model takes none.
 
         Raises:
             ModelError: the template cannot be cut into a prompt and what is learnt.
@@ -74,6 +81,8 @@ class ChatWords:
         self.template = template
         self.image = image
         self.image_id = int(tokenizer.convert_tokens_to_ids(image.placeholder))
+        self.takes_clips = clip is not None and self._has_place(clip)
+        self.clip_id = int(tokenizer.convert_tokens_to_ids(clip)) if self.takes_clips else None
         self.frame = self._look_at_answers()
         self.tail_ids = self._encode(self.frame.tail) if self.frame.tail else []
         if not self.tail_ids:
@@ -97,6 +106,12 @@ class ChatWords:
             **variables,
         )
         return str(texts[0])
+
+    def _has_place(self, clip: str) -> bool:
+        try:
+            return self._render([self._user("Q", 1, 1)], True).count(clip) == 1
+        except Exception:  # templates raise whatever they like at a form they do not know
+            return False
 
     def _look_at_answers(self) -> AnswerFrame:
         question = self._user("Q", 1)
@@ -217,7 +232,7 @@ class ChatWords:
             order = list(range(turn.num_images))
             if IMAGE_TAG.search(turn.user):
                 order = tag_order(turn.user, turn.num_images)
-            messages.append(self._user(turn.user, turn.num_images))
+            messages.append(self._user(turn.user, turn.num_images, turn.num_clips))
             prompt = self._render(messages, True)
             if system and self._marked(system).strip() not in prompt:
                 raise ValueError("this model's chat template has no place for a system text")
@@ -228,7 +243,8 @@ class ChatWords:
                 )
             shown = iter(order)
             prompted = self._entries(prompt.removeprefix(done), is_first=not entries)
-            entries += [-1 - images - next(shown) if e == self.image_id else e for e in prompted]
+            stands = self.image_id, self.clip_id
+            entries += [-1 - images - next(shown) if e in stands else e for e in prompted]
             learnt += [False] * len(prompted)
             images += turn.num_images
             first = first or len(entries)
@@ -241,11 +257,17 @@ class ChatWords:
             messages.append(_assistant(self._marked(turn.assistant), self.frame.form))
         return EncodedTurns(entries, learnt, first)
 
-    def _user(self, text: str, num_images: int) -> Message:
-        """Write what a user says; images stand before the text, or where its tags say."""
+    def _user(self, text: str, num_images: int, num_clips: int = 0) -> Message:
+        """Write what a user says; images stand before the text, or where its tags say.
+
+        The last `num_clips` of its images are clips.
+        """
         image: Message = {"type": "image"}
+        if num_clips and IMAGE_TAG.search(text):
+            raise ValueError("image tags beside clips; leave the tags out")
         first, *others = IMAGE_TAG.split(text)[::2]
-        parts = [image] * (0 if others else num_images) + self._text_part(first)
+        parts = [image] * (0 if others else num_images - num_clips)
+        parts += [{"type": "video"}] * num_clips + self._text_part(first)
         for behind in others:
             parts += [image, *self._text_part(behind)]
         return {"role": "user", "content": parts}

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from foveal.data.boxes import BoxMap
 from foveal.models.generation.generator import Request as Asked
 from foveal.serve.body import Body, discard, read_body
 from foveal.serve.conversation import read_conversation
@@ -99,13 +100,13 @@ class Endpoint:
         try:
             body = await read_body(request, self.limits)
             reading = anyio.to_thread.run_sync(self._read, body, limiter=self.readers)
-            asked, served, requests = await while_waited_for(request, reading)
+            asked, served, (requests, boxes) = await while_waited_for(request, reading)
         except BaseException:
             place.give_back()
             raise
         job = Job(served.name, requests)
         return Exchange(
-            job, served, asked, self.scheduler, place, self.limits, self.measures, arrived
+            job, served, asked, self.scheduler, place, self.limits, self.measures, arrived, boxes
         )
 
     async def _whole(self, request: Request, exchange: Exchange) -> Response:
@@ -120,7 +121,7 @@ class Endpoint:
         finally:
             exchange.close(CLIENT_LEFT)
 
-    def _read(self, body: Body) -> tuple[ChatRequest, Served, list[Asked]]:
+    def _read(self, body: Body) -> tuple[ChatRequest, Served, tuple[list[Asked], BoxMap | None]]:
         """Turn a body into what the model takes; on a thread of its own, since it may be slow."""
         asked = parse_request(body.request)
         served = self.find(asked.model)

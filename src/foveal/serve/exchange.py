@@ -25,11 +25,13 @@ from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from openai.types.completion_usage import PromptTokensDetails
 from starlette.types import Receive, Scope, Send
 
+from foveal.data.boxes import BoxMap
 from foveal.models.generation.generator import Token
 from foveal.serve.gate import Slot
 from foveal.serve.limits import ServerLimits
 from foveal.serve.logprobs import name_logprobs
 from foveal.serve.messages import ChatRequest
+from foveal.serve.moved_boxes import MovedBoxes
 from foveal.serve.problems import RequestError
 from foveal.serve.scheduler import Failed, Grown, Job, Scheduler
 from foveal.serve.served import Served
@@ -66,6 +68,7 @@ class Exchange:
         limits: of the endpoint.
         measures: told of what happens.
         arrived: monotonic seconds.
+        boxes: what moves boxes of the answers into the asker's numbers; none: they hold none.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Exchange:
         limits: ServerLimits,
         measures: Telemetry,
         arrived: float,
+        boxes: BoxMap | None = None,
     ) -> None:
         self.job = job
         self.served = served
@@ -90,6 +94,7 @@ class Exchange:
         self._arrived = arrived
         self._closed = False
         self._unnamed: list[deque[Token]] = [deque() for _ in job.requests]
+        self._moved = [MovedBoxes(boxes) for _ in job.requests]
 
     @property
     def prompt_tokens(self) -> int:
@@ -154,6 +159,7 @@ class Exchange:
             for share in text.settled()
             for one in name_logprobs(self._unnamed[choice].popleft(), self.served.tokenizer, share)
         ]
+        grown = self._moved[choice].add(grown, is_last=finish is not None)
         return Piece(choice, grown, tuple(logprobs), finish)
 
     def close(self, status: int) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from foveal.data.boxes import BoxMap
+from foveal.data.encode import find_box_map
 from foveal.errors import DataError
 from foveal.models.family import LoadedModel, most_tokens
 from foveal.models.generation.generator import Request, check_fits
@@ -69,9 +71,10 @@ class Served:
 
     def requests(
         self, asked: ChatRequest, conversation: Conversation, limits: ServerLimits
-    ) -> list[Request]:
+    ) -> tuple[list[Request], BoxMap | None]:
         """Turn what a client asks into what the decoding loop takes, one for each answer.
 
+        With them comes what moves the boxes of the answers back; none: they can hold none.
         Sizes and lengths are checked before the first picture is decoded.
 
         Raises:
@@ -82,7 +85,8 @@ class Served:
         if choices > limits.choices:
             raise RequestError(400, f"n: at most {limits.choices} answers", "invalid_value", "n")
         sizes = measure_images(conversation.pictures, limits)
-        prompt = self._prompt(conversation, sizes)
+        boxes = find_box_map(sizes, self.loaded.processor)
+        prompt = self._prompt(conversation, sizes, boxes)
         most_tokens = self._answer_tokens(asked, prompt, limits)
         prompt = replace(prompt, images=self._cut(prompt.images, conversation.pictures))
         sampling = Sampling(asked.temperature or 0.0, asked.top_p or 1.0)
@@ -91,19 +95,31 @@ class Served:
         return [
             Request(prompt, most_tokens, replace(sampling, seed=seed), logprobs=logprobs)
             for seed in seeds
-        ]
+        ], boxes
 
-    def _prompt(self, conversation: Conversation, sizes: Sequence[tuple[int, int]]) -> Prompt:
+    def _prompt(
+        self,
+        conversation: Conversation,
+        sizes: Sequence[tuple[int, int]],
+        boxes: BoxMap | None,
+    ) -> Prompt:
         """Encode a conversation; its pictures are known by their sizes alone so far."""
         processor = self.loaded.processor
         images = iter(
             _described(picture, size, processor)
             for picture, size in zip(conversation.pictures, sizes, strict=True)
         )
-        turns = [
-            (turn.user, [next(images) for _ in turn.pictures], turn.assistant)
-            for turn in conversation.turns
-        ]
+        try:
+            turns = [
+                (
+                    boxes.to_model(turn.user) if boxes else turn.user,
+                    [next(images) for _ in turn.pictures],
+                    _as_the_model_said(turn.assistant, boxes),
+                )
+                for turn in conversation.turns
+            ]
+        except ValueError as error:
+            raise RequestError(400, str(error), "bad_box", "messages") from error
         try:
             return prompt_of_turns(turns, processor, conversation.system)
         except ValueError as error:
@@ -129,6 +145,16 @@ class Served:
             replace(image, pixels=_Cut(self.pictures.cut(picture)))
             for image, picture in zip(images, pictures, strict=True)
         )
+
+
+def _as_the_model_said(answer: str | None, boxes: BoxMap | None) -> str | None:
+    """Move an earlier answer's boxes; one that the model drew where none can be stays as it is."""
+    if answer is None or boxes is None:
+        return answer
+    try:
+        return boxes.to_model(answer)
+    except ValueError:
+        return answer
 
 
 def _described(picture: PictureFile, size: tuple[int, int], processor: Any) -> PromptImage:

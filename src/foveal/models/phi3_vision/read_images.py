@@ -33,6 +33,8 @@ class CropReader:
     frame_choice = FrameChoice()
     """Which frames of a clip are shown, each as a picture."""
 
+    clip_reader = None
+
     @property
     def image_token_id(self) -> int:
         """Id that takes a feature of an image."""
