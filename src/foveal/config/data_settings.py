@@ -72,7 +72,16 @@ class DataSettings(Settings):
     """What to evaluate on, before and after, named in the same ways; none: no evaluation."""
 
     images: Path | None = None
-    """Folder that image paths start from; none: `images` beside the JSONL file, or its folder."""
+    """Folder that image paths start from; none: `images` beside the JSONL file, or its folder. Also
+    one of an object store, `s3://BUCKET/FOLDER`, `gs://...` or `hf://datasets/OWNER/NAME`; what is
+    below it may be named by its whole URL."""
+
+    object_cache: Path | None = None
+    """Folder that keeps what was fetched from object stores, for all runs that name it; none:
+    `~/.cache/foveal/objects`."""
+
+    object_cache_gb: PositiveFloat = 50
+    """Most that it keeps, in GB; what was opened longest ago goes first."""
 
     cache: Path | None = None
     """Folder that keeps encoded examples and image sizes, about 300 bytes an example, for all runs

@@ -9,10 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveal.data.archives import fetch_side_by_side
 from foveal.data.dataset import Dataset, ImageFact
 from foveal.data.encode import Expanded, TurnProcessor
 from foveal.data.layout import GroupSpan
 from foveal.data.media import open_image
+from foveal.data.objects import called
 from foveal.data.rows import Group, Row
 from foveal.data.shapes import ImageShape
 from foveal.errors import DataError
@@ -262,9 +264,11 @@ def open_as_planned(fact: ImageFact, processor: TurnProcessor) -> "Image":
     try:
         shape = processor.shape(*opened.size)
     except (DataError, ValueError) as error:  # too elongated by now; it knows no name
-        raise DataError(f"{fact.path}: {error}") from None
+        raise DataError(f"{called(fact.path)}: {error}") from None
     if shape != fact.shape:
-        raise DataError(f"{fact.path}: it was another picture when the run began; put that back")
+        raise DataError(
+            f"{called(fact.path)}: it was another picture when the run began; put that back"
+        )
     return opened
 
 
@@ -274,7 +278,9 @@ def _open_all(
     """Open every image of a row; of one that cannot be used, say why."""
     opened: dict[int, Mapping[str, Tensor]] = {}
     reasons: dict[int, str] = {}
-    for image in sorted(row.images(dataset.sizes)):
+    images = sorted(row.images(dataset.sizes))
+    fetch_side_by_side(dataset.images[image].path for image in images)
+    for image in images:
         try:
             opened[image] = open_pixels(image, dataset, processor)
         except DataError as error:

@@ -21,6 +21,7 @@ from foveal.data.column_files import (
     sum_lists,
 )
 from foveal.data.encode import TurnProcessor
+from foveal.data.objects import called
 from foveal.data.packed import ExampleColumns
 from foveal.data.shapes import ImageShape
 from foveal.errors import DataError
@@ -62,7 +63,7 @@ def shapes_of(
         try:
             shape = processor.shape(*sizes[first].tolist())
         except (DataError, ValueError) as error:  # it knows no name
-            raise DataError(f"{paths[first]}: {error}") from error
+            raise DataError(f"{called(paths[first])}: {error}") from error
         numbers[at] = shapes.setdefault(shape, len(shapes))
     return tuple(shapes), numbers[which]
 
