@@ -38,12 +38,16 @@ class LoopbackStore:
         spans = [span.removeprefix("bytes=").split("-") for _, _, span in self.asked if span]
         return sum(int(last) - int(first) + 1 for first, last in spans)
 
-    def cut_off(self, patch: pytest.MonkeyPatch) -> None:
-        """Let nobody be reached, as without a network."""
+    def cut_off(self, patch: pytest.MonkeyPatch, *methods: str) -> None:
+        """Let nobody be reached, as without a network; or not by some methods alone."""
         import s3fs
 
-        async def unreachable(*_: object, **__: object) -> None:
-            raise OSError("could not connect")
+        usual = s3fs.S3FileSystem._call_s3
+
+        async def unreachable(files, method, *given, **options):
+            if not methods or method in methods:
+                raise OSError("could not connect")
+            return await usual(files, method, *given, **options)
 
         patch.setattr(s3fs.S3FileSystem, "_call_s3", unreachable)
 

@@ -4,6 +4,7 @@ import sys
 import tarfile
 import zipfile
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +16,14 @@ from words import WordProcessor
 from foveal.config import DataSettings
 from foveal.data import objects
 from foveal.data.check import check_file
+from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import read_dataset
 from foveal.data.example import ImageFolder
+from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.media import image_size, open_image
 from foveal.data.objects import image_base
 from foveal.data.overlap import describe_overlap
+from foveal.data.rows import Plan
 from foveal.errors import ConfigError, DataError, StoreError
 
 PAGES = f"s3://{BUCKET}/pages"
@@ -44,6 +48,11 @@ def shelf(tmp_path, store):
     pages(tmp_path, 3, 2)
     store.put_folder("pages", tmp_path / "images")
     return tmp_path
+
+
+class PixelProcessor(WordProcessor):
+    def pixels(self, image):
+        raise AssertionError("there is no image")
 
 
 def base(folder, images=PAGES, **more):
@@ -130,6 +139,26 @@ def test_a_store_that_does_not_answer_is_named_and_no_image_is_taken_for_broken(
     assert "\n" not in str(it.value)
     with pytest.raises(StoreError, match="cannot be read"):
         read(shelf)
+
+
+def test_a_header_that_cannot_be_fetched_makes_no_broken_image(shelf, store, monkeypatch):
+    store.cut_off(monkeypatch, "get_object")
+    with pytest.raises(StoreError, match=r"data-0\.png: cannot be read"):
+        image_size(base(shelf) / "data-0.png")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_whose_store_is_gone_stops_with_one_line_in_place_of_leaving_examples_out(
+    shelf, store, monkeypatch, workers
+):
+    dataset = read(shelf)
+    plan = Plan(dataset.sizes, examples_per_step=2, tokens_per_pass=512)
+    store.cut_off(monkeypatch)
+    loader = StepLoader(plan, RowBatches(dataset, PixelProcessor(), "token"), workers=workers)
+    step = next(loader.steps(0, 1))
+    with pytest.raises(StoreError, match=r"^s3://.*cannot be read") as it:
+        list(step.batches)
+    assert "\n" not in str(it.value)
 
 
 @pytest.mark.parametrize("opened", [False, True])
@@ -233,3 +262,18 @@ def test_shards_in_a_store_are_read_image_by_image(shelf, store, kind):
     assert store.fetched_bytes() == sum(file.stat().st_size for file in files)
     again = read(shelf, f"s3://{BUCKET}/shards/{shard.name}", cache)
     assert again.fingerprint == found.fingerprint
+
+
+def test_examples_may_lie_in_a_store_themselves(shelf, store, monkeypatch):
+    url = Path(f"s3://{BUCKET}/lists/data.jsonl")
+    content = (shelf / "data.jsonl").read_bytes()
+    store.put("lists/data.jsonl", content)
+    file = unpacked(url, shelf / "cache")
+    assert file.read_bytes() == content
+    with monkeypatch.context() as patch:
+        store.cut_off(patch)
+        assert unpacked(url, shelf / "cache") == file
+    store.put("lists/data.jsonl", content[: len(content) // 2])
+    assert unpacked(url, shelf / "cache").read_bytes() == content[: len(content) // 2]
+    with pytest.raises(DataError, match=f"s3://{BUCKET}/lists/none.jsonl: no such object"):
+        unpacked(Path(f"s3://{BUCKET}/lists/none.jsonl"), shelf / "cache")

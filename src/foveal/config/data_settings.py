@@ -66,7 +66,8 @@ class DataSettings(Settings):
 
     train: Path | tuple[DataFile, ...] | None = None
     """What to learn from: a JSONL file; a Parquet file, or a folder of them, with the pictures in
-    it; `hf://OWNER/NAME:SPLIT` on the hub; or a list of those, `[{path: ..., weight: 2}, ...]`."""
+    it; `hf://OWNER/NAME:SPLIT` on the hub; one of these files by its URL, `s3://BUCKET/FILE`; or a
+    list of those, `[{path: ..., weight: 2}, ...]`."""
 
     validation: Path | None = None
     """What to evaluate on, before and after, named in the same ways; none: no evaluation."""
