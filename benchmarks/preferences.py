@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -72,6 +73,12 @@ class Case:
 
     steps: int
     threads: int
+    processor_time: bool = False
+    """Whether seconds of the processor are counted, so that other processes do not count."""
+
+    def now(self) -> float:
+        """Read the clock, s."""
+        return time.process_time() if self.processor_time else time.time()
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,8 @@ def take_turn(case: Case, way: str, folder: Path) -> Taken:
     else:
         before = _train_our_way(case, loaded, dataset, plan, watch, folder)
     each = before / case.steps
-    steps = [end - begin + each for begin, end in zip(watch.ends, watch.ends[1:], strict=False)]
+    ends = watch.processor_ends if case.processor_time else watch.ends
+    steps = [end - begin + each for begin, end in pairwise(ends)]
     return Taken(tuple(steps), watch.taken(time.time()).peak_bytes, tuple(watch.losses))
 
 
@@ -143,9 +151,9 @@ def _train_our_way(
     engine = Engine("float32")
     train = TrainSettings(learning_rate=RATE, weight_decay=0.0, beta2=0.999, epsilon=1e-8)
     strategy, lora = STRATEGIES[case.strategy], LoraSettings(rank=16, alpha=32)
-    learner = make_learner(engine, loaded, strategy, train, lora, recompute=False)
+    learner = make_learner(engine, loaded, strategy, train, lora, recompute="none")
     watch.begin()
-    started = time.time()
+    started = case.now()
     batches = RowBatches(dataset, loaded.processor, "token")
     key = ReferenceKey(str(os.getpid()), dataset.fingerprint, "float32")
     with stop_requests() as request:
@@ -160,7 +168,7 @@ def _train_our_way(
             Console(quiet=True),
             request,
         )
-    before = time.time() - started
+    before = case.now() - started
     optimizer = learner.make_optimizer()
     module = learner.loss.train()
     for group in optimizer.param_groups:
@@ -295,7 +303,7 @@ def _adapters(case: Case, loaded: LoadedModel) -> Any:
 
     twin = replace(loaded, model=deepcopy(loaded.model))
     train, lora = TrainSettings(), LoraSettings(rank=16, alpha=32)
-    make_learner(Engine("float32"), twin, STRATEGIES[case.strategy], train, lora, False)
+    make_learner(Engine("float32"), twin, STRATEGIES[case.strategy], train, lora, "none")
     names = sorted(name for name, _ in adapted_layers(twin.model))
     return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)
 
@@ -368,6 +376,9 @@ def main() -> None:
     parser.add_argument("--strategies", default="full,lora")
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--processor-time", action="store_true", help="other processes do not count"
+    )
     parser.add_argument("--out", type=Path, help="JSON file for every number")
     asked = parser.parse_args()
     print(f"{machine_name()}, {asked.threads} threads, float32, size {asked.size}")
@@ -375,7 +386,9 @@ def main() -> None:
     tree: list[dict[str, object]] = []
     for strategy in asked.strategies.split(","):
         for pairs in map(int, asked.pairs.split(",")):
-            case = Case(asked.size, strategy, pairs, asked.steps, asked.threads)
+            case = Case(
+                asked.size, strategy, pairs, asked.steps, asked.threads, asked.processor_time
+            )
             turns = in_turns(case, asked.ways.split(","), asked.rounds)
             print(table(case, turns), flush=True)
             tree += [

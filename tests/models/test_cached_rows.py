@@ -20,13 +20,12 @@ from transformers import (
     Qwen3Config,
 )
 
-from foveal.config import LoraSettings, TrainSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.encode import IGNORED
 from foveal.data.layout import GroupSpan
 from foveal.data.rows import Plan, Row
-from foveal.errors import ConfigError, ModelError
+from foveal.errors import ModelError
 from foveal.models.cached_rows import (
     read,
     read_groups,
@@ -37,8 +36,6 @@ from foveal.models.cached_rows import (
 from foveal.models.family import load
 from foveal.models.hub_processor import load_hub_processor
 from foveal.models.probe import rows_are_exact
-from foveal.train.engines.one_process import Engine
-from foveal.train.learner import make_learner
 from foveal.train.loss import RowLoss
 from foveal.train.recompute import recompute_blocks
 
@@ -196,6 +193,28 @@ def test_separate_samples_side_by_side_are_what_transformers_makes_of_each_alone
     _, dataset, alone = case
     total, _, found = row_losses(loaded, dataset, share=False)
     assert_same(total, found, *alone)
+
+
+def test_a_process_with_less_to_read_reads_nothing_as_often_as_others_read(case, loaded):
+    _, dataset, _ = case
+    plan = Plan(
+        dataset.sizes,
+        examples_per_step=8,
+        tokens_per_pass=100_000,
+        share_images=True,
+        long_context_tokens=None,
+    )
+    (row,) = plan.step(0).ranks[0]
+    batch = build_batch(row, dataset, loaded.processor)
+    batch = replace(batch, pixels=doubled(batch.pixels))
+    runs = []
+    loaded.model.get_decoder().register_forward_hook(lambda *_: runs.append(1))
+    value = RowLoss(loaded.model, loaded.family)(batch).item()
+    own = len(runs)
+    evened = RowLoss(loaded.model, loaded.family, most_of_all=lambda reads: reads + 3)
+    assert evened(batch).item() == pytest.approx(value, rel=1e-12)
+    assert own == batch.reads
+    assert len(runs) - own == batch.reads + 3
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -362,11 +381,3 @@ def test_a_state_that_the_configuration_does_not_speak_of_is_refused(decoder):
     config = Qwen3Config(num_hidden_layers=2, layer_types=None)
     with pytest.raises(ModelError, match=r"model m: .* carries a state"):
         reads_with_cache("m", config, decoder)
-
-
-def test_processes_that_share_blocks_refuse_such_a_model_before_they_wait_for_ever(made):
-    engine = Engine()
-    engine.gathers_blocks = True
-    loaded = load(str(made("qwen3_5")), None)
-    with pytest.raises(ConfigError, match=r"engine=fsdp2 .* use engine=ddp"):
-        make_learner(engine, loaded, "full", TrainSettings(), LoraSettings(), recompute="none")

@@ -115,6 +115,23 @@ class Batch(ForwardInputs):
         return float(self.weights.sum()) if self.pairs is None else float(len(self.pairs.chosen))
 
     @property
+    def reads(self) -> int:
+        """Times that a decoder runs which reads prefixes, and then what branches off them."""
+        return sum(2 if group.branch_starts else 1 for group in self.groups)
+
+    def with_idle_reads(self, count: int) -> "Batch":
+        """Add tokens that stand alone and predict nothing, each of them read by itself."""
+        length = self.input_ids.shape[1]
+        idle = tuple(GroupSpan(at, (), at + 1) for at in range(length, length + count))
+        shape = *self.positions.shape[:2], count, *self.positions.shape[3:]
+        return replace(
+            self,
+            input_ids=torch.cat((self.input_ids, self.input_ids.new_zeros(1, count)), dim=1),
+            positions=torch.cat((self.positions, self.positions.new_zeros(shape)), dim=2),
+            groups=self.groups + idle,
+        )
+
+    @property
     def answer_starts(self) -> tuple[int | None, ...]:
         """Of each example of a row that shares nothing, where its answer begins; none: it has none.
 

@@ -12,7 +12,6 @@ from foveal.adapt.fixed import hold_fixed_weights
 from foveal.adapt.strategy import Assignment, assign, rules_of
 from foveal.config import LoraSettings, Rule, TrainSettings
 from foveal.data.encode import TurnProcessor
-from foveal.errors import ConfigError
 from foveal.machine import DTYPES
 from foveal.models.family import LoadedModel
 from foveal.train.engines.one_process import Engine
@@ -72,18 +71,8 @@ def make_learner(
         lora: adapters, where rules ask for them.
         recompute: what blocks compute again in the backward pass instead of keeping it.
         wrap: model -> module that returns a loss; none: `RowLoss`.
-
-    Raises:
-        ConfigError: the engine cannot run this model.
     """
     model, family = loaded.model, loaded.family
-    if engine.gathers_blocks and family.route == "cache":
-        # A row is as many passes as it has prefixes and branches, and each process has rows of its
-        # own: they would wait for each other for ever.
-        raise ConfigError(
-            "engine=fsdp2 cannot train a model whose layers carry a state from token to token; "
-            "use engine=ddp or engine=zero2"
-        )
     rates = train.learning_rate, train.weight_decay
     assignments = assign(model, family, rules_of(strategy), *rates, lora)
     # A cut has one number format, and DoRA measures the weights that it leaves alone.
@@ -94,6 +83,7 @@ def make_learner(
     if recompute != "none":
         recompute_blocks(model, family, recompute)
     blank = blank_pixels(loaded.processor) if engine.world_size > 1 else None
-    loss = wrap(model) if wrap else RowLoss(model, family, blank)
+    agree = engine.largest if engine.gathers_blocks and family.route == "cache" else None
+    loss = wrap(model) if wrap else RowLoss(model, family, blank, agree)
     engine.prepare(loss, family.blocks(model))
     return Learner(engine, model, assignments, train)

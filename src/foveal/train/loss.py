@@ -1,6 +1,6 @@
 """Hidden states and targets -> the summed loss of a row, or how likely each answer of it is."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -50,7 +50,11 @@ class RowLoss(nn.Module):
     """A model with the training loss on top: what engines wrap, and what a step calls."""
 
     def __init__(
-        self, model: Any, family: Family, blank: Mapping[str, Tensor] | None = None
+        self,
+        model: Any,
+        family: Family,
+        blank: Mapping[str, Tensor] | None = None,
+        most_of_all: Callable[[int], int] | None = None,
     ) -> None:
         """Wrap a model.
 
@@ -59,11 +63,15 @@ class RowLoss(nn.Module):
             family: of the model.
             blank: an image that rows without images let the tower see, for nothing: processes that
                 share gradients wait for each other's, weight by weight. None: they do not.
+            most_of_all: of a number, finds the largest that any process has; for processes that
+                gather a block's weights together each time it runs, where a row may run it more
+                often than another does. None: they need not agree.
         """
         super().__init__()
         self.model = model
         self.family = family
         self.blank = blank
+        self.most_of_all = most_of_all
         if blank is not None:
             model.get_input_embeddings().register_forward_hook(_differentiate)
 
@@ -74,6 +82,8 @@ class RowLoss(nn.Module):
             Its summed loss, (), float32, to be divided by the weights of the whole step; where
             answers are compared, the log-probability of each, (answers,), float32, nats.
         """
+        if self.most_of_all is not None:
+            batch = batch.with_idle_reads(self.most_of_all(batch.reads) - batch.reads)
         extra: Tensor | float = 0.0
         if self.blank is not None and not batch.pixels:
             # First, as images are: where processes gather a block's weights together, all of them
