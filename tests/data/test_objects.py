@@ -51,6 +51,8 @@ def shelf(tmp_path, store):
 
 
 class PixelProcessor(WordProcessor):
+    """Would cut images, if there were any."""
+
     def pixels(self, image):
         raise AssertionError("there is no image")
 
@@ -155,7 +157,8 @@ def test_a_run_whose_store_is_gone_stops_with_one_line_in_place_of_leaving_examp
     plan = Plan(dataset.sizes, examples_per_step=2, tokens_per_pass=512)
     store.cut_off(monkeypatch)
     loader = StepLoader(plan, RowBatches(dataset, PixelProcessor(), "token"), workers=workers)
-    step = next(loader.steps(0, 1))
+    steps = loader.steps(0, 1)
+    step = next(steps)
     with pytest.raises(StoreError, match=r"^s3://.*cannot be read") as it:
         list(step.batches)
     assert "\n" not in str(it.value)
