@@ -16,6 +16,8 @@ from typing import NamedTuple
 from foveal.data.frames import file_of
 from foveal.data.kept_bytes import FileStretch, Opened, buffered
 from foveal.data.objects import (
+    BY_URL,
+    StoredObject,
     called,
     object_at,
     object_state,
@@ -66,6 +68,11 @@ def containing_file(path: str | Path) -> Path:
     return member.archive if member else stored
 
 
+def object_around(path: str | Path) -> StoredObject | None:
+    """Find the object that holds what a path leads to; none: a file does."""
+    return object_at(containing_file(path)) if BY_URL in str(path) else None
+
+
 def state_of(path: str | Path) -> list[int]:
     """Tell a file, or the archive around it, from any that stood in its place before.
 
@@ -73,9 +80,8 @@ def state_of(path: str | Path) -> list[int]:
         OSError: it is gone.
         StoreError: it is in a store that does not answer.
     """
-    file = containing_file(path)
-    stored = object_at(file)
-    return object_state(stored) if stored else stamp_of(os.stat(file))
+    stored = object_around(path)
+    return object_state(stored) if stored else stamp_of(os.stat(containing_file(path)))
 
 
 def stamp_of(status: os.stat_result) -> list[int]:
@@ -127,7 +133,7 @@ def open_stored(path: Path, block_bytes: int | None = None) -> "Opened | io.Byte
 
 def fetch_side_by_side(paths: Iterable[Path]) -> None:
     """Fetch what lies in stores at once, so that it is at hand when it is opened."""
-    stored = {file_of(path) for path in paths if object_at(containing_file(path))}
+    stored = {file_of(path) for path in paths if object_around(path)}
     for _ in side_by_side(_fetch_to_keep, stored) if len(stored) > 1 else ():
         pass
 

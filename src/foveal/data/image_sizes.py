@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.archives import containing_file, state_of
+from foveal.data.archives import object_around, state_of
 from foveal.data.column_files import ColumnWriter, digest_of, map_columns
 from foveal.data.media import image_size
-from foveal.data.objects import called, object_at, object_states, side_by_side
+from foveal.data.objects import called, object_states, side_by_side
 from foveal.data.parallel import parallel
 from foveal.errors import DataError
 from foveal.storage import folder_written_whole, write_text
@@ -58,7 +58,7 @@ def image_sizes(
     unread = _take_known(known, names, stamps, sizes) if known else np.ones(len(paths), bool)
     places = np.flatnonzero(unread)
     unmeasured = (Path(paths[at]) for at in places.tolist())
-    if any(object_at(paths[at]) for at in places[:1]):
+    if len(places) and object_around(paths[places[0]]):
         found = side_by_side(image_size, unmeasured)
     else:
         found = parallel(image_size, unmeasured, workers, chunk=1024)
@@ -104,10 +104,9 @@ def _take_known(
 def _stamps(paths: Sequence[str | Path]) -> NDArray[np.int64]:
     stamps = array("q")
     try:
-        objects = (object_at(file) for file in map(containing_file, paths))
-        known = object_states(one for one in objects if one)
+        known = object_states(one for one in map(object_around, paths) if one)
         for path in paths:
-            one = object_at(containing_file(path))
+            one = object_around(path)
             stamps.extend(known[one] if one else state_of(path))
     except OSError as error:
         raise DataError(f"{called(error.filename)}: {error.strerror}") from error

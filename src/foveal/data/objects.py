@@ -53,6 +53,9 @@ BLOCK_BYTES = 2**23
 VERSION_KEYS = ("ETag", "etag", "generation", "blob_id", "md5Hash", "LastModified", "mtime")
 """What stores call that which changes with an object; the first that is said counts."""
 
+BY_URL = "/by-url/"
+"""Part of the path of every object, and of hardly any file's."""
+
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):(?:/+(.*))?", re.DOTALL)
 _PLACE = re.compile(r"(.+)/by-url/([a-z][a-z0-9+.-]+):(?:/(.*))?", re.DOTALL)
 _NO_STORES = ("file", "local", "data")
@@ -87,7 +90,7 @@ class StoredObject(NamedTuple):
 def object_at(path: str | Path) -> StoredObject | None:
     """Read the path of an object; none: it is that of a file."""
     text = str(path)
-    found = _PLACE.fullmatch(text) if "/by-url/" in text else None
+    found = _PLACE.fullmatch(text) if BY_URL in text else None
     return found and StoredObject(Path(found[1]), found[2], found[3] or "")
 
 
