@@ -267,6 +267,26 @@ def test_shards_in_a_store_are_read_image_by_image(shelf, store, kind):
     assert again.fingerprint == found.fingerprint
 
 
+def test_a_shard_that_is_replaced_during_a_run_yields_no_other_image(shelf, store):
+    files = sorted((shelf / "images").iterdir())
+
+    def put(order):
+        shard = BytesIO()
+        with tarfile.open(fileobj=shard, mode="w") as tar:
+            for file, name in zip(order, files, strict=True):
+                tar.add(file, name.name)
+        store.put("shards/0.tar", shard.getvalue())
+
+    put(files)
+    found = read(shelf, f"s3://{BUCKET}/shards/0.tar", shelf / "cache")
+    put(files[1:] + files[:1])
+    with pytest.raises(StoreError, match=f"s3://{BUCKET}/shards/0.tar: changed .* start again"):
+        open_image(found.images[0].path)
+    again = read(shelf, f"s3://{BUCKET}/shards/0.tar", shelf / "cache")
+    seen = [open_image(one.path).tobytes() for one in again.images]
+    assert seen == [open_image(file).tobytes() for file in files[1:] + files[:1]]
+
+
 def test_examples_may_lie_in_a_store_themselves(shelf, store, monkeypatch):
     url = Path(f"s3://{BUCKET}/lists/data.jsonl")
     content = (shelf / "data.jsonl").read_bytes()

@@ -277,6 +277,9 @@ def _fetch(
     with files.open(path, "rb", cache_type="none") as remote:
         info = getattr(remote, "details", None) or files.info(path)
         state = _state(info, one)
+        noted = read_state(one.cache, one.url)
+        if length is not None and state != noted:  # what lies there may be another image by now
+            raise StoreError(f"{one.url}: changed since it was looked into; start again")
         end = state[0] if length is None else start + length
 
         def fill(file: BinaryIO) -> None:
@@ -341,6 +344,8 @@ def _ask(one: StoredObject, question: Callable[[Any, str], _Result]) -> _Result:
             return question(files, files._strip_protocol(one.url))
         except FileNotFoundError as error:
             raise _missing(one) from error
+        except StoreError:
+            raise
         except (ImportError, ValueError) as error:
             raise StoreError(f"{one.url}: {_one_line(error)}; {_package(one.scheme)}") from error
         except Exception as error:  # libraries of stores raise whatever they like
