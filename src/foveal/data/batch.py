@@ -279,13 +279,10 @@ def open_as_planned(fact: ImageFact, processor: TurnProcessor) -> "Image":
     """
     opened = open_image(fact.path)
     try:
-        shape = processor.shape(*opened.size)
+        if processor.shape(*opened.size) != fact.shape:
+            raise ValueError("it was another picture when the run began; put that back")
     except (DataError, ValueError) as error:  # too elongated by now; it knows no name
         raise DataError(f"{called(fact.path)}: {error}") from None
-    if shape != fact.shape:
-        raise DataError(
-            f"{called(fact.path)}: it was another picture when the run began; put that back"
-        )
     return opened
 
 
