@@ -3,6 +3,8 @@
 import errno
 import os
 import resource
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 
@@ -13,6 +15,20 @@ def test_a_file_is_written_with_its_folder_and_nothing_beside_it(tmp_path):
     write_text(tmp_path / "new" / "note.txt", "größer\n")
     assert (tmp_path / "new" / "note.txt").read_bytes() == "größer\n".encode()
     assert os.listdir(tmp_path / "new") == ["note.txt"]
+
+
+def test_threads_that_write_one_file_do_not_take_it_from_each_other(tmp_path):
+    file, together = tmp_path / "note.txt", Barrier(8)
+
+    def write(number):
+        with written_whole(file) as beside:
+            beside.write_text(f"{number}")
+            together.wait()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert file.read_text() in set("01234567")
+    assert os.listdir(tmp_path) == ["note.txt"]
 
 
 def test_json_ends_its_last_line(tmp_path):

@@ -19,3 +19,12 @@ class ModelError(UserError):
 
 class RunError(UserError):
     """A run cannot start, go on, or be resumed."""
+
+
+class StoreError(UserError):
+    """A store of objects does not answer, or not to us: no fault of what was asked for."""
+
+    def __init__(self, message: str, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
+        """Whether it may be another time: nobody could be reached."""

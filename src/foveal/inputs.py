@@ -29,6 +29,7 @@ from foveal.data.encode import read_as
 from foveal.data.example import Example, ImageFolder
 from foveal.data.frames import FrameName
 from foveal.data.lines import Examples
+from foveal.data.objects import image_base
 from foveal.data.overlap import describe_overlap
 from foveal.data.remarks import check_lengths
 from foveal.data.token_counts import CountTokens, count_tokens
@@ -125,7 +126,7 @@ def open_inputs(
         return read_dataset(
             files,
             loaded.processor,
-            data.images,
+            image_base(data),
             data.cache or cache,
             data.workers,
             weights,
@@ -238,7 +239,7 @@ def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path, again: bool =
     there = (folder / "config.json").exists()
     if there and not (again and note.exists()):
         return
-    images = ImageFolder(files[0], recipe.data.images)
+    images = ImageFolder(files[0], image_base(recipe.data))
     first = Examples(files[:1])[:200]
     shown = [path for example in first for path in _first_looks(example)][:32]
     texts = {text for one in Examples(files) for text in _texts(one)}
@@ -349,7 +350,7 @@ def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
         examples, dataset = read_dataset(
             files,
             processor,
-            data.images,
+            image_base(data),
             data.cache,
             data.workers,
             weights,

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 FAILED_WRITES = frozenset(
@@ -24,8 +25,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written; names `path`, not the place beside it.
     """
-    # Two processes may write one file, each its own copy of it.
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Two processes, or threads, may write one file, each its own copy of it.
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -110,10 +110,11 @@ def check(
     """
     from tempfile import TemporaryDirectory
 
-    from foveal.config import load_recipe
+    from foveal.config import DataSettings, load_recipe
     from foveal.data.check import check_file
     from foveal.data.convert.unpack import find_rows, unpacked
     from foveal.data.frames import FrameChoice
+    from foveal.data.objects import image_base
     from foveal.errors import ConfigError
 
     loaded = load_recipe(recipe) if recipe else None
@@ -136,7 +137,7 @@ def check(
             count_tokens, max_tokens = token_counter(loaded, file)
         problems = check_file(
             file,
-            images,
+            image_base(loaded.data if loaded else DataSettings(), images),
             decode=not headers_only,
             workers=workers,
             other_splits=tuple(other or ()),

@@ -66,13 +66,23 @@ class DataSettings(Settings):
 
     train: Path | tuple[DataFile, ...] | None = None
     """What to learn from: a JSONL file; a Parquet file, or a folder of them, with the pictures in
-    it; `hf://OWNER/NAME:SPLIT` on the hub; or a list of those, `[{path: ..., weight: 2}, ...]`."""
+    it; `hf://OWNER/NAME:SPLIT` on the hub; one of these files by its URL, `s3://BUCKET/FILE`; or a
+    list of those, `[{path: ..., weight: 2}, ...]`."""
 
     validation: Path | None = None
     """What to evaluate on, before and after, named in the same ways; none: no evaluation."""
 
     images: Path | None = None
-    """Folder that image paths start from; none: `images` beside the JSONL file, or its folder."""
+    """Folder that image paths start from; none: `images` beside the JSONL file, or its folder. Also
+    one of an object store, `s3://BUCKET/FOLDER`, `gs://...` or `hf://datasets/OWNER/NAME`; what is
+    below it may be named by its whole URL."""
+
+    object_cache: Path | None = None
+    """Folder that keeps what was fetched from object stores, for all runs that name it; none:
+    `~/.cache/foveal/objects`."""
+
+    object_cache_gb: PositiveFloat = 50
+    """Most that it keeps, in GB; what was opened longest ago goes first."""
 
     cache: Path | None = None
     """Folder that keeps encoded examples and image sizes, about 300 bytes an example, for all runs

@@ -8,7 +8,7 @@ import posixpath
 import tarfile
 import zipfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +17,9 @@ from struct import unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.archives import ENDINGS, ArchiveMember, state_of
+from foveal.data.archives import ENDINGS, ArchiveMember, open_stored, state_of
 from foveal.data.column_files import ColumnTable, ColumnWriter, digest_of, map_columns
+from foveal.data.objects import BLOCK_BYTES, called, object_at
 from foveal.errors import DataError
 from foveal.storage import folder_written_whole, locked
 
@@ -50,19 +51,25 @@ class ArchiveIndex(ColumnTable):
         return None
 
 
-def find_member(path: Path, cache: Path | None = None) -> ArchiveMember | None:
+def find_member(
+    path: Path, cache: Path | None = None, states: Mapping[str, list[int]] | None = None
+) -> ArchiveMember | None:
     """Find what a path through an archive leads to; none: it leads through none, or to nothing.
 
     Args:
         path: such as `shards/0001.tar/page.png`.
         cache: folder that keeps indices; none: this process does, while it needs them.
+        states: of archives that were looked at before, by path.
 
     Raises:
         DataError: the archive is broken or cannot be read at random.
     """
     for parent in path.parents:
-        if parent.suffix.lower() in ENDINGS and parent.is_file():
-            stamp = tuple(state_of(parent))
+        if parent.suffix.lower() in ENDINGS and (object_at(parent) or parent.is_file()):
+            try:
+                stamp = tuple((states or {}).get(str(parent)) or state_of(parent))
+            except FileNotFoundError:  # a folder of a store that is called like an archive
+                continue
             name = path.relative_to(parent).as_posix()
             return _index(parent, stamp, cache).find(parent, name)
     return None
@@ -91,7 +98,7 @@ def _read_index(archive: Path) -> ArchiveIndex:
             digests += digest_of(os.fsencode(posixpath.normpath(name)))
             numbers.extend((start, length, packed))
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise DataError(f"{archive}: broken archive ({error}); replace it") from error
+        raise DataError(f"{called(archive)}: broken archive ({error}); replace it") from error
     names = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     table = np.frombuffer(numbers, np.int64).reshape(-1, 3)
     order = np.argsort(names[:, 0], kind="stable")
@@ -103,7 +110,7 @@ _Found = tuple[str, int, int, bool]
 
 
 def _tar_members(archive: Path) -> Iterator[_Found]:
-    with tarfile.open(archive, "r:") as tar:
+    with open_stored(archive, BLOCK_BYTES) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         while (one := tar.next()) is not None:
             if one.isreg() and not one.issparse():
                 yield one.name, one.offset_data, one.size, False
@@ -111,7 +118,7 @@ def _tar_members(archive: Path) -> Iterator[_Found]:
 
 
 def _zip_members(archive: Path) -> Iterator[_Found]:
-    with zipfile.ZipFile(archive) as zipped, archive.open("rb") as file:
+    with open_stored(archive, BLOCK_BYTES) as file, zipfile.ZipFile(file) as zipped:
         for one in zipped.infolist():
             if one.is_dir():
                 continue
@@ -120,7 +127,8 @@ def _zip_members(archive: Path) -> Iterator[_Found]:
                 zipfile.ZIP_DEFLATED,
             ):
                 raise DataError(
-                    f"{archive}: {one.filename} is encrypted or packed in a rare way; zip it anew"
+                    f"{called(archive)}: {one.filename} is encrypted or packed in a rare way; "
+                    "zip it anew"
                 )
             file.seek(one.header_offset)
             header = file.read(30)

@@ -1,4 +1,4 @@
-"""A path into a zip or tar file -> its bytes, read at random, nothing unpacked.
+"""A path to a file, into a zip or tar file or to a store's object -> its bytes and its state.
 
 What lies in an archive has a path of its own, `pages.tar#512+20480/page.png`, which says all that
 is needed to open it: no process that opens images needs an index.
@@ -8,10 +8,23 @@ import io
 import os
 import re
 import zlib
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from foveal.data.frames import file_of
+from foveal.data.kept_bytes import FileStretch, Opened, buffered
+from foveal.data.objects import (
+    BY_URL,
+    StoredObject,
+    called,
+    object_at,
+    object_state,
+    open_object,
+    open_remote,
+    side_by_side,
+)
 from foveal.errors import DataError
 
 ENDINGS = (".tar", ".zip")
@@ -55,13 +68,20 @@ def containing_file(path: str | Path) -> Path:
     return member.archive if member else stored
 
 
+def object_around(path: str | Path) -> StoredObject | None:
+    """Find the object that holds what a path leads to; none: a file does."""
+    return object_at(containing_file(path)) if BY_URL in str(path) else None
+
+
 def state_of(path: str | Path) -> list[int]:
     """Tell a file, or the archive around it, from any that stood in its place before.
 
     Raises:
         OSError: it is gone.
+        StoreError: it is in a store that does not answer.
     """
-    return stamp_of(os.stat(containing_file(path)))
+    stored = object_around(path)
+    return object_state(stored) if stored else stamp_of(os.stat(containing_file(path)))
 
 
 def stamp_of(status: os.stat_result) -> list[int]:
@@ -74,63 +94,60 @@ def stamp_of(status: os.stat_result) -> list[int]:
 
 def size_bytes(path: Path) -> int:
     """Count the bytes of a file, or of what an archive holds of it; -1: it is gone."""
-    stored = file_of(path)
-    member = member_at(stored)
-    if member and member.archive.exists():
-        return member.length
-    return stored.stat().st_size if stored.exists() else -1
+    member = member_at(file_of(path))
+    try:
+        whole, *_ = state_of(path)
+    except OSError:
+        return -1
+    return member.length if member else whole
 
 
-def open_stored(path: Path) -> "io.BufferedReader[Any] | io.BytesIO":
+def open_stored(path: Path, block_bytes: int | None = None) -> "Opened | io.BytesIO":
     """Open a file, or what an archive holds of it, of which no more is read than is asked for.
+
+    Args:
+        path: of it.
+        block_bytes: of an object fetch no more than so many bytes at a time, where they are read,
+            and keep none; by default all of it is fetched and kept.
 
     Raises:
         OSError: there is no such file.
         DataError: the member is cut short or broken.
+        StoreError: it is in a store that does not answer.
     """
     stored = file_of(path)
     member = member_at(stored)
     if member is None:
+        if one := object_at(stored):
+            return open_object(one) if block_bytes is None else open_remote(one, block_bytes)
         return stored.open("rb")
-    file = member.archive.open("rb", buffering=0)
-    part = io.BufferedReader(_Part(file, member), 2**16)
+    part = _open_member(member, block_bytes)
     if not member.packed:
         return part
     with part:
         try:
             return io.BytesIO(zlib.decompress(part.read(), -zlib.MAX_WBITS))
         except zlib.error as error:
-            raise DataError(f"{path}: broken archive ({error}); replace it") from error
+            raise DataError(f"{called(path)}: broken archive ({error}); replace it") from error
 
 
-class _Part(io.RawIOBase):
-    """A stretch of a file, as a file."""
+def fetch_side_by_side(paths: Iterable[Path]) -> None:
+    """Fetch what lies in stores at once, so that it is at hand when it is opened."""
+    stored = {file_of(path) for path in paths if object_around(path)}
+    for _ in side_by_side(_fetch_to_keep, stored) if len(stored) > 1 else ():
+        pass
 
-    def __init__(self, file: io.RawIOBase, member: ArchiveMember) -> None:
-        self._file = file
-        self._start, self._length, self._at = member.start, member.length, 0
 
-    def readable(self) -> bool:
-        return True
+def _fetch_to_keep(path: Path) -> None:
+    with suppress(OSError, DataError):  # whoever opens it says what is wrong
+        open_stored(path).close()
 
-    def seekable(self) -> bool:
-        return True
 
-    def readinto(self, into: "bytearray | memoryview") -> int:  # type: ignore[override]
-        wanted = max(min(len(into), self._length - self._at), 0)
-        read = os.pread(self._file.fileno(), wanted, self._start + self._at)
-        into[: len(read)] = read
-        self._at += len(read)
-        return len(read)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
-        self._at = max(base + offset, 0)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+def _open_member(member: ArchiveMember, block_bytes: int | None) -> Opened:
+    if one := object_at(member.archive):
+        if block_bytes is None:
+            return open_object(one, member.start, member.length)
+        return open_remote(one, block_bytes, member.start, member.length)
+    return buffered(
+        FileStretch(member.archive.open("rb", buffering=0), member.start, member.length)
+    )

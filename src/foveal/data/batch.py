@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from foveal.data.archives import fetch_side_by_side
 from foveal.data.dataset import Dataset, ImageFact
 from foveal.data.encode import Expanded, TurnProcessor
 from foveal.data.layout import GroupSpan
 from foveal.data.media import open_image
+from foveal.data.objects import called
 from foveal.data.rows import Group, Row
 from foveal.data.shapes import ImageShape, pixels_of, shape_of
 from foveal.errors import DataError
@@ -121,11 +123,11 @@ class Batch(ForwardInputs):
         """Add tokens that stand alone and predict nothing, each of them read by itself."""
         length = self.input_ids.shape[1]
         idle = tuple(GroupSpan(at, (), at + 1) for at in range(length, length + count))
-        shape = *self.positions.shape[:2], count, *self.positions.shape[3:]
+        behind = (0, 0) * (self.positions.dim() - 3) + (0, count)
         return replace(
             self,
-            input_ids=torch.cat((self.input_ids, self.input_ids.new_zeros(1, count)), dim=1),
-            positions=torch.cat((self.positions, self.positions.new_zeros(shape)), dim=2),
+            input_ids=nn.functional.pad(self.input_ids, (0, count)),
+            positions=nn.functional.pad(self.positions, behind),
             groups=self.groups + idle,
         )
 
@@ -278,11 +280,10 @@ def open_as_planned(fact: ImageFact, processor: TurnProcessor) -> "Image":
     """
     opened = open_image(fact.path)
     try:
-        shape = shape_of(processor, fact.path, opened.size)
+        if shape_of(processor, fact.path, opened.size) != fact.shape:
+            raise ValueError("it was another picture when the run began; put that back")
     except (DataError, ValueError) as error:  # too elongated by now; it knows no name
-        raise DataError(f"{fact.path}: {error}") from None
-    if shape != fact.shape:
-        raise DataError(f"{fact.path}: it was another picture when the run began; put that back")
+        raise DataError(f"{called(fact.path)}: {error}") from None
     return opened
 
 
@@ -292,7 +293,9 @@ def _open_all(
     """Open every image of a row; of one that cannot be used, say why."""
     opened: dict[int, Mapping[str, Tensor]] = {}
     reasons: dict[int, str] = {}
-    for image in sorted(row.images(dataset.sizes)):
+    images = sorted(row.images(dataset.sizes))
+    fetch_side_by_side(dataset.images[image].path for image in images)
+    for image in images:
         try:
             opened[image] = open_pixels(image, dataset, processor)
         except DataError as error:

@@ -13,6 +13,7 @@ from PIL import Image
 from foveal.data.archives import open_stored, state_of
 from foveal.data.frames import FrameChoice, FrameName, FrameStrip, name_frames
 from foveal.data.media import check_pixels, reason_of
+from foveal.data.objects import called
 from foveal.errors import DataError
 
 MAX_FRAMES = 1_000_000
@@ -228,7 +229,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
     try:
         return tuple(state_of(path))
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
+        raise DataError(f"{called(path)}: {error.strerror}") from error
 
 
 def _reading(path: Path, read: Callable[[BinaryIO], Read]) -> Read:
@@ -237,7 +238,7 @@ def _reading(path: Path, read: Callable[[BinaryIO], Read]) -> Read:
         with open_stored(path) as file:
             return read(file)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
+        raise DataError(f"{called(path)}: {error.strerror or error}") from error
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from foveal.data.clips import choose_frames
 from foveal.data.example import Example, ImageFolder, Turn
 from foveal.data.frames import FrameChoice
 from foveal.data.media import image_size
+from foveal.data.objects import called
 from foveal.data.shapes import ClipReader, ImageShape, expand_entries
 from foveal.errors import ConfigError, DataError
 
@@ -313,7 +314,7 @@ def known_size(path: Path) -> tuple[int, int]:
     try:
         return _size_in_state(path, tuple(state_of(path)))
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
+        raise DataError(f"{called(path)}: {error.strerror}") from error
 
 
 @lru_cache(4096)

@@ -20,6 +20,7 @@ from pydantic import (
 
 from foveal.data.archives import ENDINGS, containing_file, state_of
 from foveal.data.frames import parse_frame
+from foveal.data.objects import called, object_at, read_url
 from foveal.errors import DataError
 from foveal.storage import written_whole
 
@@ -246,25 +247,37 @@ class ImageFolder:
     def note_states(self, paths: Iterable[Path]) -> None:
         """Note the states of files whose content matters before they are opened."""
         for path in map(containing_file, paths):
-            self.states[str(path)] = state_of(path)
+            if str(path) not in self.states:
+                self.states[str(path)] = state_of(path)
 
     def _look_for(self, path: str) -> Path:
         if "\0" in path:  # each Python has its own way to say so, and some say nothing
             raise DataError(f"image {path!r}: a null byte in its name; rename it")
         for root in self.roots:
+            stored = object_at(root)
+            url = read_url(path, stored.cache if stored else root) if "://" in path else None
+            if url:
+                if not stored or not url.path.is_relative_to(root):
+                    raise DataError(
+                        f"image {path} lies outside {called(root)}; name the store that images "
+                        f"come from: data.images={url.scheme}://{url.key.partition('/')[0]}"
+                    )
+                path = str(url.path)
             try:
                 candidate = Path(os.path.realpath(os.path.join(root, path)))
-                is_file = candidate.is_file()
+                is_file = bool(stored) or candidate.is_file()
             except OSError as error:  # too long
                 raise DataError(f"image {path!r}: {error}; rename it") from None
             if not candidate.is_relative_to(root):
-                raise DataError(f"image {path} lies outside {root}; move it inside")
-            if is_file:
-                return candidate
-            if any(ending in path or ending in root.name for ending in ENDINGS):
+                raise DataError(f"image {path} lies outside {called(root)}; move it inside")
+            if any(ending in path or ending in root.name for ending in ENDINGS) and (
+                stored or not is_file
+            ):
                 from foveal.data.archive_index import find_member  # which needs numpy
 
-                if member := find_member(candidate, self._indices):
+                if member := find_member(candidate, self._indices, self.states):
                     self.note_states([member.path])
                     return member.path
+            if is_file:
+                return candidate
         raise DataError(f"image {path} is not in {' or '.join(map(str, self.roots))}")

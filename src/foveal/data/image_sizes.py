@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.archives import state_of
+from foveal.data.archives import object_around, state_of
 from foveal.data.column_files import ColumnWriter, digest_of, map_columns
 from foveal.data.media import image_size
+from foveal.data.objects import called, object_states, side_by_side
 from foveal.data.parallel import parallel
 from foveal.errors import DataError
 from foveal.storage import folder_written_whole, write_text
@@ -56,7 +57,11 @@ def image_sizes(
     sizes = np.zeros((len(paths), 2), np.int32)
     unread = _take_known(known, names, stamps, sizes) if known else np.ones(len(paths), bool)
     places = np.flatnonzero(unread)
-    found = parallel(image_size, (Path(paths[at]) for at in places.tolist()), workers, chunk=1024)
+    unmeasured = (Path(paths[at]) for at in places.tolist())
+    if len(places) and object_around(paths[places[0]]):
+        found = side_by_side(image_size, unmeasured)
+    else:
+        found = parallel(image_size, unmeasured, workers, chunk=1024)
     for at, size in zip(places.tolist(), found, strict=True):
         sizes[at] = size
     if cache and (len(places) or not known or len(known["names"]) != len(names)):
@@ -98,9 +103,11 @@ def _take_known(
 
 def _stamps(paths: Sequence[str | Path]) -> NDArray[np.int64]:
     stamps = array("q")
-    for path in paths:
-        try:
-            stamps.extend(state_of(path))
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}") from error
+    try:
+        known = object_states(one for one in map(object_around, paths) if one)
+        for path in paths:
+            one = object_around(path)
+            stamps.extend(known[one] if one else state_of(path))
+    except OSError as error:
+        raise DataError(f"{called(error.filename)}: {error.strerror}") from error
     return np.frombuffer(stamps, np.int64).reshape(-1, 4)

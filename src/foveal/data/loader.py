@@ -20,6 +20,7 @@ from foveal.data.batch import Batch, build_batch
 from foveal.data.dataset import Dataset
 from foveal.data.encode import TurnProcessor
 from foveal.data.rows import Plan, Row
+from foveal.errors import StoreError
 
 ASKS_TO_STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
 """What asks a run to save and end: a person, schedulers, a terminal that closes."""
@@ -110,7 +111,7 @@ class StepLoader:
                 own = len(self._rows(step))
                 self._planned.pop(step)
                 passes = self.most_of_all(own) if self.plan.is_agreed_upon else own
-                batches = (next(stream) for _ in range(own))
+                batches = (_next_batch(stream) for _ in range(own))
                 idle = (self.batches[Row()] for _ in range(passes - own))
                 yield StepBatches(step, chain(batches, idle))
         finally:
@@ -145,6 +146,14 @@ def _interrupts_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _next_batch(stream: Iterator[Batch]) -> Batch:
+    try:
+        return next(stream)
+    except StoreError as error:  # a worker's comes behind its traceback
+        *_, last = str(error).strip().splitlines()
+        raise StoreError(last.removeprefix(f"{StoreError.__module__}.StoreError: ")) from None
 
 
 def _end(stream: Any, workers: Iterable[BaseProcess]) -> None:

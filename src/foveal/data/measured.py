@@ -22,6 +22,7 @@ from foveal.data.column_files import (
 )
 from foveal.data.encode import TurnProcessor
 from foveal.data.frames import parse_strip
+from foveal.data.objects import called
 from foveal.data.packed import ExampleColumns
 from foveal.data.shapes import ImageShape, shape_of
 from foveal.errors import DataError
@@ -68,7 +69,7 @@ def shapes_of(
         try:
             shape = shape_of(processor, paths[first], tuple(sizes[first].tolist()))
         except (DataError, ValueError) as error:  # it knows no name
-            raise DataError(f"{paths[first]}: {error}") from error
+            raise DataError(f"{called(paths[first])}: {error}") from error
         numbers[at] = shapes.setdefault(shape, len(shapes))
     return tuple(shapes), numbers[which]
 

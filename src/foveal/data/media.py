@@ -14,7 +14,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from foveal.data.archives import member_at, open_stored
 from foveal.data.frames import parse_frame, parse_strip
-from foveal.errors import DataError
+from foveal.data.objects import HEADER_BYTES, called, object_at
+from foveal.errors import DataError, StoreError
 
 MAX_PIXELS = 178_956_970
 """Most pixels of a picture, width x height: where Pillow itself takes it for a bomb."""
@@ -94,7 +95,7 @@ def open_image(path: Path) -> Image.Image:
         from foveal.data.clips import open_strip
 
         return open_strip(strip)
-    return decode_image(path, path)
+    return decode_image(path, called(path))
 
 
 def decode_image(source: Path | BinaryIO, name: object) -> Image.Image:
@@ -111,6 +112,8 @@ def _upright_rgb(image: Image.Image, name: object) -> Image.Image:
         # Not in JPEG's draft mode: it halves in blocks, where the reference resizes pixels.
         image.load()
         rgb = to_rgb(image)
+    except StoreError:
+        raise
     except Exception as error:  # decoders of broken bytes raise whatever they like
         raise DataError(f"{name}: broken picture ({reason_of(error)}); replace it") from error
     rgb = rgb if turn is None else rgb.transpose(turn)
@@ -162,12 +165,12 @@ def image_size(path: Path) -> tuple[int, int]:
         from foveal.data.clips import strip_size
 
         return strip_size(strip)
-    return measure_image(path, path)
+    return measure_image(path, called(path))
 
 
 def measure_image(source: Path | BinaryIO, name: object) -> tuple[int, int]:
     """Read (width, height) from a file or from bytes in memory; an error calls it `name`."""
-    with _header(source, name) as image:
+    with _header(source, name, alone=True) as image:
         if _orientation(image) in (5, 6, 7, 8) and image.format != "TIFF":
             return image.height, image.width
         return image.width, image.height
@@ -183,7 +186,7 @@ def image_identity(path: Path) -> str:
         with open_stored(path) as file:
             return file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
+        raise DataError(f"{called(path)}: {error.strerror}") from error
 
 
 class _Quiet:
@@ -216,11 +219,11 @@ _quiet = _Quiet()
 
 
 @contextmanager
-def _header(source: Path | BinaryIO, name: object) -> Iterator[Image.Image]:
-    """Open a picture as far as its header, undecoded."""
+def _header(source: Path | BinaryIO, name: object, alone: bool = False) -> Iterator[Image.Image]:
+    """Open a picture as far as its header, undecoded; nothing else is read of it, if `alone`."""
     with ExitStack() as opened, _quiet:
-        if isinstance(source, Path) and member_at(source):
-            source = opened.enter_context(_naming_file(source))
+        if isinstance(source, Path) and (member_at(source) or object_at(source)):
+            source = opened.enter_context(_naming_file(source, HEADER_BYTES if alone else None))
         try:
             image = Image.open(source, formats=FORMATS)
         except UnidentifiedImageError as error:
@@ -231,6 +234,8 @@ def _header(source: Path | BinaryIO, name: object) -> Iterator[Image.Image]:
             ) from error
         except OSError as error:
             raise DataError(f"{name}: {reason_of(error)}; give a picture's path") from error
+        except StoreError:
+            raise
         except Exception as error:  # decoders of broken bytes raise whatever they like
             raise DataError(f"{name}: broken picture ({reason_of(error)}); replace it") from error
         with image:
@@ -239,11 +244,11 @@ def _header(source: Path | BinaryIO, name: object) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def _naming_file(path: Path) -> Iterator[BinaryIO]:
+def _naming_file(path: Path, block_bytes: int | None) -> Iterator[BinaryIO]:
     try:
-        file = open_stored(path)
+        file = open_stored(path, block_bytes)
     except OSError as error:
-        raise DataError(f"{path}: {reason_of(error)}; give a picture's path") from error
+        raise DataError(f"{called(path)}: {reason_of(error)}; give a picture's path") from error
     with file:
         yield file
 
@@ -279,5 +284,7 @@ def _orientation(image: Image.Image) -> int:
     # Not image.getexif(): that of PNG decodes the picture to look for EXIF behind it.
     try:
         return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+    except StoreError:
+        raise
     except Exception:  # broken metadata must not cost a sound picture
         return 1

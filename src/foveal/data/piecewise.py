@@ -1,7 +1,6 @@
 """Pieces of a JSONL file + a processor -> encoded pieces, kept in files or not -> the whole."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -50,9 +49,10 @@ class Noticed:
     @property
     def still_holds(self) -> bool:
         """Whether those files are what they were."""
-        return all(
-            os.path.exists(path) and state_of(path) == state for path, state in self.states.items()
-        )
+        try:
+            return all(state_of(path) == state for path, state in self.states.items())
+        except OSError:
+            return False
 
 
 Span = tuple[int, int]

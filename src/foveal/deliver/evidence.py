@@ -15,6 +15,7 @@ from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, build_dataset
 from foveal.data.encode import encode, read_as
 from foveal.data.example import Example, ImageFolder, read_examples
+from foveal.data.objects import image_base
 from foveal.data.rows import Group, Row
 from foveal.errors import DataError, RunError
 from foveal.evaluate.predict import AnswerRule, predict
@@ -68,7 +69,7 @@ def find_examples(recipe: Recipe, processor: Any) -> EvidenceExamples:
     examples = tuple(islice(read_examples(data), limit))
     if not examples:
         raise DataError(f"{data}: no examples; write one conversation a line")
-    folder = ImageFolder(data, recipe.data.images)
+    folder = ImageFolder(data, image_base(recipe.data))
     read_as(processor, recipe.data)
     encoded = [encode(example, processor, folder) for example in examples]
     return EvidenceExamples(data, examples, build_dataset(encoded, processor), scored, recipe.data)

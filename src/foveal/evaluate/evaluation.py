@@ -8,10 +8,11 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from foveal.config import Columns, EvaluateSettings, load_recipe
+from foveal.config import Columns, DataSettings, EvaluateSettings, load_recipe
 from foveal.data.convert.unpack import find_rows, unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, read_examples
+from foveal.data.objects import image_base
 from foveal.errors import ConfigError, DataError, UserError
 from foveal.evaluate.kept import (
     PREDICTIONS,
@@ -296,7 +297,8 @@ def evaluate_model(
         unpacked(data, folder / ".cache", columns)
     workers.wait()
     file = unpacked(data, folder / ".cache", columns)
-    examples, dataset = read_dataset(file, loaded.processor, images)
+    base = images and image_base(DataSettings(), images)
+    examples, dataset = read_dataset(file, loaded.processor, base)
     if workers.is_main and (folder / SCORES).is_file():
         for name in (SCORES, WHAT):
             (folder / name).unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """A folder of answers -> those that still stand; what was answered otherwise is set aside."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from foveal.config import EvaluateSettings
-from foveal.data.archives import containing_file
+from foveal.data.archives import state_of
 from foveal.data.dataset import Dataset
 from foveal.data.example import Example
 from foveal.data.media import image_identity
@@ -60,14 +59,13 @@ def describe_question(
 
 def _content(path: Path) -> str:
     try:
-        status = os.stat(containing_file(path))
-        return _identity(path, status.st_size, status.st_mtime_ns)
+        return _identity(path, tuple(state_of(path)))
     except (OSError, DataError):  # whoever opens it says so
         return "gone"
 
 
 @cache
-def _identity(path: Path, size_bytes: int, changed: int) -> str:
+def _identity(path: Path, _state: tuple[int, ...]) -> str:
     """Read a picture once for all evaluations of a run, unless it changes."""
     return image_identity(path)
 

@@ -15,6 +15,7 @@ from foveal.config import Recipe, Rule
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.encode import read_as
+from foveal.data.objects import image_base
 from foveal.data.rows import Plan, Row
 from foveal.errors import ConfigError, ModelError
 from foveal.machine import pick_device
@@ -197,7 +198,7 @@ def ask(recipe: Recipe, load_model: ModelLoader) -> Question:
     _, dataset = read_dataset(
         files,
         processor,
-        data.images,
+        image_base(data),
         data.cache,
         data.workers,
         weights,

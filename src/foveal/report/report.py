@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from foveal.config import Columns
+from foveal.config import Columns, DataSettings
 from foveal.data.convert.unpack import unpacked
 from foveal.data.example import Example, ImageFolder, read_examples
+from foveal.data.objects import image_base
 from foveal.errors import UserError
 from foveal.evaluate.closed_answers import Confusion, auroc_difference, confusion
 from foveal.evaluate.intervals import Difference, Score, difference
@@ -131,7 +132,7 @@ def render_report(
     """Work out all that the page shows."""
     recipe, latest, before = run.recipe, run.latest, run.before
     data = data or (recipe.data.validation if recipe else None)
-    images = images or (recipe.data.images if recipe else None)
+    images = image_base(recipe.data if recipe else DataSettings(), images)
     columns = recipe.data.columns if recipe else Columns()
     cache = run.folder / ".cache"
     data, examples, notes = _examples(data, cache, columns) if latest else (data, [], [])

@@ -134,6 +134,8 @@ def resume_key(recipe: Recipe) -> dict[str, Any]:
         "log.project",
         "data.validation",
         "data.images",
+        "data.object_cache",
+        "data.object_cache_gb",
         "data.max_bad_fraction",
         "train.best_metric",
         "train.deterministic",

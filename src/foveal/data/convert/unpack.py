@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from shutil import copyfileobj
 from typing import Any, Protocol
 
 from foveal.config import Columns
@@ -21,9 +22,11 @@ from foveal.data.convert.splits import SPLITS, split_of
 from foveal.data.convert.tables import check_columns, explain_columns, stream_rows
 from foveal.data.convert.values import text_of
 from foveal.data.example import Example, parse_example, write_examples
+from foveal.data.kept_bytes import write_state
+from foveal.data.objects import BLOCK_BYTES, object_state, open_remote, read_url
 from foveal.data.recognise import refuse_other_files
 from foveal.errors import DataError, UserError
-from foveal.storage import write_bytes
+from foveal.storage import write_bytes, written_whole
 
 PUBLISHED_PAGES = "nielsr/docvqa_1200_examples"
 """Data set of the published recipe, whose questions get the recipe's words."""
@@ -185,6 +188,7 @@ def unpacked(path: Path, cache: Path, columns: Columns | None = None) -> Path:
         DataError: it cannot be read, or a row of it is no example.
         UserError: the package `datasets` is not installed.
     """
+    path = fetched_file(path, cache)
     rows = find_rows(path)
     if rows is None:
         refuse_other_files(path)
@@ -198,6 +202,32 @@ def unpacked(path: Path, cache: Path, columns: Columns | None = None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         write_examples(file, _examples(rows, folder / "images", columns))
     return file
+
+
+def fetched_file(path: Path, cache: Path) -> Path:
+    """Copy a file of a store into `cache`, where its URL is given; any other path stays.
+
+    Raises:
+        DataError: there is no such object, or it changed while it was copied.
+        StoreError: it cannot be read.
+    """
+    one = None if path.parts[:1] == (HUB,) else read_url(path, cache.resolve() / "fetched")
+    if one is None:
+        return path
+    try:
+        state = object_state(one)
+        digest = sha256(f"{one.url} {state}".encode()).hexdigest()[:12]
+        place = cache / f"{path.stem}-{digest}" / path.name
+        if not place.exists():
+            with written_whole(place) as beside, open_remote(one, BLOCK_BYTES) as remote:
+                with beside.open("wb") as file:
+                    copyfileobj(remote, file, BLOCK_BYTES)
+                if object_state(one) != state:
+                    raise DataError(f"{one.url}: changed while it was read; start again")
+    except FileNotFoundError as error:
+        raise DataError(f"{one.url}: no such object; give a JSONL or Parquet file") from error
+    write_state(one.cache, one.url, state)
+    return place
 
 
 def _examples(rows: Rows, images: Path, columns: Columns) -> Iterator[Example]:

@@ -1,0 +1,196 @@
+"""Bytes that were fetched, and the state they were in -> files of one folder, bounded in all.
+
+A file says in which state its bytes were; of another state they are as good as none. Any number of
+processes may write and read at once.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import blake2b
+from io import BufferedReader, RawIOBase
+from pathlib import Path
+from struct import Struct
+from typing import Any, BinaryIO, TypeAlias
+
+from foveal.storage import locked, write_bytes, written_whole
+
+Opened: TypeAlias = "BufferedReader[Any]"
+
+MOST_BYTES = 50 * 10**9
+"""Of all that is kept, where nobody says otherwise."""
+
+_STATE = Struct("<4q")
+_GRAIN_BYTES = 2**14
+"""What one byte of the file that counts stands for."""
+
+
+class ReadAtPlaces(RawIOBase):
+    """Bytes that can be read at any place, as a file."""
+
+    def __init__(self, length: int) -> None:
+        self._length, self._at = length, 0
+
+    def read_at(self, place: int, length: int) -> bytes:
+        """Read at most so many bytes, and not past the end."""
+        raise NotImplementedError
+
+    def readable(self) -> bool:
+        """Say so."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say so."""
+        return True
+
+    def readinto(self, into: "bytearray | memoryview") -> int:  # type: ignore[override]
+        """Read from where the last reader stopped."""
+        wanted = min(len(into), self._length - self._at)
+        if wanted <= 0:
+            return 0
+        read = self.read_at(self._at, wanted)
+        into[: len(read)] = read
+        self._at += len(read)
+        return len(read)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
+        self._at = max(base + offset, 0)
+        return self._at
+
+    def tell(self) -> int:
+        """Say where the next reader begins."""
+        return self._at
+
+
+class FileStretch(ReadAtPlaces):
+    """A stretch of an open file, as a file."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        super().__init__(length)
+        self._file, self._start = file, start
+
+    def read_at(self, place: int, length: int) -> bytes:
+        """Read at most so many bytes."""
+        return os.pread(self._file.fileno(), length, self._start + place)
+
+    def close(self) -> None:
+        """Close the file too."""
+        self._file.close()
+        super().close()
+
+
+def buffered(file: ReadAtPlaces, block_bytes: int = 2**16) -> Opened:
+    """Read bytes a block at a time."""
+    return BufferedReader(file, block_bytes)
+
+
+def bound_kept(folder: Path, most_bytes: int) -> None:
+    """Say how many bytes a folder may keep, for all processes from now on.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if _most_bytes(folder) != most_bytes or not (folder / "most_bytes").exists():
+        write_bytes(folder / "most_bytes", str(most_bytes).encode())
+
+
+def keep(folder: Path, name: str, state: list[int], fill: Callable[[BinaryIO], object]) -> Opened:
+    """Keep bytes under a name, in place of older ones, and open them.
+
+    Args:
+        folder: that keeps.
+        name: of the bytes, any text.
+        state: four numbers.
+        fill: writes the bytes.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    place = _place(folder, name)
+    with written_whole(place) as beside:
+        with beside.open("wb") as file:
+            file.write(_STATE.pack(*state))
+            fill(file)
+        opened = beside.open("rb", buffering=0)  # before a neighbour's bytes push it out
+    size = os.fstat(opened.fileno()).st_size
+    with (folder / "written").open("ab") as count:
+        count.write(bytes(-(-size // _GRAIN_BYTES)))
+        full = count.tell() * _GRAIN_BYTES > _most_bytes(folder) / 10
+    if full:
+        _drop_oldest(folder)
+    return buffered(FileStretch(opened, _STATE.size, size - _STATE.size))
+
+
+def open_kept(folder: Path, name: str, state: list[int] | None = None) -> "Opened | None":
+    """Open what is kept under a name; none: nothing is, or of another state than `state`."""
+    place = _place(folder, name)
+    try:
+        file = place.open("rb", buffering=0)
+    except FileNotFoundError:
+        return None
+    if state is not None and _read_state(file) != state:
+        file.close()
+        return None
+    with suppress(OSError):  # pushed out meanwhile, or another user's
+        os.utime(place)
+    length = os.fstat(file.fileno()).st_size - _STATE.size
+    return buffered(FileStretch(file, _STATE.size, length))
+
+
+def kept_state(folder: Path, name: str) -> list[int] | None:
+    """Read in which state the bytes of a name were; none: nothing is kept."""
+    return _state_in(_place(folder, name))
+
+
+def write_state(folder: Path, name: str, state: list[int]) -> None:
+    """Write down in which state something is by now, whatever is kept of it."""
+    write_bytes(_place(folder, name, "states"), _STATE.pack(*state))
+
+
+def read_state(folder: Path, name: str) -> list[int] | None:
+    """Read in which state something was said to be; none: nobody said."""
+    return _state_in(_place(folder, name, "states"))
+
+
+def _state_in(place: Path) -> list[int] | None:
+    try:
+        with place.open("rb", buffering=0) as file:
+            return _read_state(file)
+    except FileNotFoundError:
+        return None
+
+
+def _read_state(file: BinaryIO) -> list[int]:
+    return list(_STATE.unpack(os.pread(file.fileno(), _STATE.size, 0)))
+
+
+def _place(folder: Path, name: str, room: str = "kept") -> Path:
+    digest = blake2b(name.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return folder / room / digest[:2] / digest
+
+
+def _most_bytes(folder: Path) -> int:
+    try:
+        return int((folder / "most_bytes").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return MOST_BYTES
+
+
+def _drop_oldest(folder: Path) -> None:
+    """Drop what was opened longest ago, until a tenth of the room is free for what comes next."""
+    with locked(folder / ".drop.lock"):
+        os.truncate(folder / "written", 0)
+        kept = []
+        for one in (folder / "kept").glob("??/*"):
+            with suppress(FileNotFoundError):
+                status = one.stat()
+                kept.append((status.st_mtime_ns, status.st_size, one))
+        kept.sort()
+        room = 0.9 * _most_bytes(folder) - sum(size for _, size, _ in kept)
+        for _, size, one in kept:
+            if room >= 0:
+                break
+            one.unlink(missing_ok=True)
+            room += size

@@ -1,0 +1,30 @@
+"""A run whose images are in an object store ends as one whose images are on the disk."""
+
+import pytest
+from loopback_store import BUCKET, loopback_store
+from rich.console import Console
+from small_runs import losses, recipe, run, run_until, same_bits, weights
+from tiny import SIZES, pages
+
+from foveal.data import objects
+from foveal.models.phi3_vision.tiny import write_tiny
+from foveal.run import TrainingRun
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_killed_run_goes_on_without_the_network_to_the_same_bits(tmp_path, monkeypatch, workers):
+    write_tiny(tmp_path / "model", 0, SIZES)
+    data = {"train": str(pages(tmp_path, 4, 3, "train")), "workers": workers, "num_crops": 4}
+    run(recipe(tmp_path, "here", data=data))
+    monkeypatch.setattr(objects, "PAUSE_SECONDS", 0.001)
+    data |= {"images": f"s3://{BUCKET}/pages", "object_cache": str(tmp_path / "objects")}
+    with loopback_store(monkeypatch) as store:
+        store.put_folder("pages", tmp_path / "images")
+        for image in (tmp_path / "images").iterdir():
+            image.unlink()
+        killed = TrainingRun(recipe(tmp_path, "there", data=data), Console(quiet=True))
+        run_until(killed, 2)  # the third step ends the first pass: each page was opened
+        store.cut_off(monkeypatch)
+        run(recipe(tmp_path, "there", data=data))
+    assert losses(tmp_path / "here") == losses(tmp_path / "there")
+    assert same_bits(weights(tmp_path / "here"), weights(tmp_path / "there"))
