@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveal.data.archives import fetch_side_by_side
 from foveal.data.dataset import Dataset, ImageFact
@@ -124,12 +124,9 @@ class Batch(ForwardInputs):
         length = self.input_ids.shape[1]
         idle = tuple(GroupSpan(at, (), at + 1) for at in range(length, length + count))
         behind = (0, 0) * (self.positions.dim() - 3) + (0, count)
-        return replace(
-            self,
-            input_ids=nn.functional.pad(self.input_ids, (0, count)),
-            positions=nn.functional.pad(self.positions, behind),
-            groups=self.groups + idle,
-        )
+        ids = torch.nn.functional.pad(self.input_ids, (0, count))
+        positions = torch.nn.functional.pad(self.positions, behind)
+        return replace(self, input_ids=ids, positions=positions, groups=self.groups + idle)
 
     @property
     def answer_starts(self) -> tuple[int | None, ...]:
