@@ -332,17 +332,21 @@ def test_a_confusion_matrix_counts_truth_by_row_and_answer_by_column():
         ["yes", "yes", "no", "no", "no"], ["Yes.", " no", "no", "maybe", "no."], ["yes", "no"]
     )
     assert found.counts.tolist() == [[1, 1, 0], [0, 2, 1]]
+    assert found.per_class() == {"yes": Tally(1, 2), "no": Tally(2, 3)}
 
 
 @settings(max_examples=20)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1))
 def test_a_confusion_matrix_is_that_of_scikit_learn(pairs):
-    from sklearn.metrics import confusion_matrix
+    from sklearn.metrics import confusion_matrix, recall_score
 
     truth, given_answers = zip(*pairs, strict=True)
     found = confusion(truth, given_answers, "abc")
     theirs = confusion_matrix(truth, given_answers, labels=list("abc"))
     np.testing.assert_array_equal(found.counts[:, :-1], theirs)
+    recalls = recall_score(truth, given_answers, labels=list("abc"), average=None, zero_division=0)
+    for tally_, recall in zip(found.per_class().values(), recalls, strict=True):
+        assert (tally_.value if tally_.count else 0) == pytest.approx(recall)
 
 
 def test_calibration_error_is_the_mean_gap_between_sureness_and_being_right():

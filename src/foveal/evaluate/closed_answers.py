@@ -127,6 +127,11 @@ class Confusion:
     counts: NDArray[np.int64]
     """(labels, labels + 1): row the truth, column the answer; the last column is no label."""
 
+    def per_class(self) -> dict[str, Tally]:
+        """Right answers among the examples of each label."""
+        rows = zip(self.labels, self.counts.diagonal(), self.counts.sum(axis=1), strict=True)
+        return {label: Tally(float(right), int(count)) for label, right, count in rows}
+
 
 def confusion(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> Confusion:
     """Count answers by true and by answered label, labels compared as `accuracy` does."""
