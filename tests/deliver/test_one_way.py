@@ -70,7 +70,7 @@ def served_ids(loaded, folder, messages):
     asked = ChatRequest.model_validate({"messages": messages})
     read = partial(read_address, limits=ServerLimits(), fetch=None)
     conversation = read_conversation(asked.messages, lambda one, name: read(one.url, name))
-    (request,) = Served.of("it", loaded).requests(asked, conversation, ServerLimits())
+    (request,), _ = Served.of("it", loaded).requests(asked, conversation, ServerLimits())
     return request.prompt.whole(loaded.processor).ids.tolist()
 
 
