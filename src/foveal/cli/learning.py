@@ -19,8 +19,8 @@ PANEL = "Learning"
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for data, run and report.")] = Path("runs/demo"),
     family: Annotated[
-        str, typer.Option(help="Of the tiny model: phi3_v, qwen3_vl, smolvlm.")
-    ] = "phi3_v",
+        str, typer.Option(help="Of the tiny model: phi3_v by itself, qwen3_vl, smolvlm.")
+    ] = "",
 ) -> None:
     """Train a tiny model on real bundled pictures, in minutes, and write a report."""
     from rich.console import Console

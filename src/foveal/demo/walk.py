@@ -43,17 +43,18 @@ GPU_COMMAND = (
 )
 
 
-def run_demo(out: Path, console: Console, family: str = PHI3_VISION) -> Outcome:
+def run_demo(out: Path, console: Console, family: str = "") -> Outcome:
     """Leave a complete run folder in `out`: data, model, checkpoints, scores and report.
 
     Args:
         out: to write to.
         console: to tell on.
-        family: of the small model; its `model_type`.
+        family: of the small model; its `model_type`; empty: Phi-3-vision.
 
     Raises:
         ModelError: no small model of this family is made here.
     """
+    family = family or PHI3_VISION
     if family not in FAMILIES:
         raise ModelError(f"--family {family}: give {', '.join(FAMILIES)}")
     data = out / "data"
