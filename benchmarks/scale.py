@@ -69,7 +69,7 @@ if __name__ == "__main__":
 PLANNING = """
 import json, statistics, sys, time
 from pieces import make_sizes
-from foveal.data.rows import Plan, summarize
+from foveal.data.rows import PHI35_VISION_COSTS, Plan
 ranks, each = int(sys.argv[1]), int(sys.argv[2])
 sizes = make_sizes(ranks * each * 8)
 plan = Plan(sizes, examples_per_step=ranks * each, tokens_per_pass=8192, world_size=ranks)
@@ -80,7 +80,8 @@ for step in range(6):
     started = time.perf_counter()
     one(step, ranks // 2)
     taken.append(time.perf_counter() - started)
-print(json.dumps([statistics.median(taken), summarize([plan.step(0)], sizes).balance]))
+loads = [sum(PHI35_VISION_COSTS.row(row, sizes) for row in rank) for rank in plan.step(0).ranks]
+print(json.dumps([statistics.median(taken), sum(loads) / (max(loads) * len(loads))]))
 """
 
 
