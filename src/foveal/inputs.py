@@ -33,6 +33,7 @@ from foveal.data.objects import image_base
 from foveal.data.overlap import describe_overlap
 from foveal.data.remarks import check_lengths
 from foveal.data.token_counts import CountTokens, count_tokens
+from foveal.data.training_examples import read_training_examples, training_files
 from foveal.deliver.export import why_no_final
 from foveal.errors import ConfigError
 from foveal.evaluate.metrics import find_metrics
@@ -219,8 +220,7 @@ def _look_at_four_bits(name: str, recipe: Recipe, run: Path, engine: Engine) -> 
 def load_in_passing(recipe: Recipe) -> LoadedModel:
     """Load a recipe's model as a run would, and leave nothing behind."""
     with TemporaryDirectory() as folder:
-        columns = recipe.data.columns
-        files = [unpacked(file.path, Path(folder), columns) for file in recipe.data.train_files]
+        files = training_files(recipe, Path(folder))
         return load_for_run(recipe, Path(folder), Engine(recipe.precision), files)
 
 
@@ -342,24 +342,13 @@ def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
     """Write a page about the training examples of a recipe, as its model will see them."""
     from foveal.inspect.inspection import write_inspection
 
-    data = recipe.data
-    cache = recipe.run / ".cache"
-    files = [unpacked(file.path, cache, data.columns) for file in data.train_files]
-    weights = [file.weight for file in data.train_files]
+    files = training_files(recipe, recipe.run / ".cache")
     with processor_for(recipe, files) as (family, _, processor):
-        examples, dataset = read_dataset(
-            files,
-            processor,
-            image_base(data),
-            data.cache,
-            data.workers,
-            weights,
-            pairs=recipe.learns_pairs,
-        )
+        examples, dataset = read_training_examples(recipe, files, processor)
         long = processor.long_context_tokens
-    settings = {"model": recipe.model, "order": data.order}
+    settings = {"model": recipe.model, "order": recipe.data.order}
     if family.image_budget == "num_crops":
-        settings["num_crops"] = str(data.num_crops)
+        settings["num_crops"] = str(recipe.data.num_crops)
     plan = make_plan(recipe, dataset, 1, long, family.route)
     return write_inspection(out, examples, dataset, processor, plan, number, settings)
 

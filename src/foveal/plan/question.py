@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from foveal.adapt.quantize import FourBits, bare_model, inspect_four_bits, wants_four_bits
 from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe, Rule
-from foveal.data.convert.unpack import unpacked
-from foveal.data.dataset import Dataset, read_dataset
+from foveal.data.dataset import Dataset
 from foveal.data.encode import read_as
-from foveal.data.objects import image_base
 from foveal.data.rows import Plan, Row
+from foveal.data.training_examples import read_training_examples, training_files
 from foveal.errors import ConfigError, ModelError
 from foveal.machine import pick_device
 from foveal.models.family import Family, LoadedModel, find_family
@@ -192,18 +191,8 @@ def ask(recipe: Recipe, load_model: ModelLoader) -> Question:
         raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
     family, config, processor = read_model(recipe, load_model)
     read_as(processor, data)
-    cache = recipe.run / ".cache"
-    files = [unpacked(file.path, cache, data.columns) for file in data.train_files]
-    weights = [file.weight for file in data.train_files]
-    _, dataset = read_dataset(
-        files,
-        processor,
-        image_base(data),
-        data.cache,
-        data.workers,
-        weights,
-        pairs=recipe.learns_pairs,
-    )
+    files = training_files(recipe, recipe.run / ".cache")
+    _, dataset = read_training_examples(recipe, files, processor)
     return Question(recipe, family, config, processor, dataset)
 
 
