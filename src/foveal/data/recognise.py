@@ -78,6 +78,8 @@ def _kind_of_rows(text: bytes, path: Path) -> str | None:
         return f"COCO's annotations, which no command reads; {_BY_HAND}"
     if "\n" in written:
         return f"one JSON object over several lines; {_converted(row, path)}"
+    if _holds_pair(row):
+        return f"pairs of answers in another layout; {_converted(row, path)}"
     if _says(row, "messages") or _is_foreign(row.get("conversations")):
         return f"conversations in another layout; {_converted(row, path)}"
     if "conversations" not in row and any(_says(row, key) for key in _PICTURES):
@@ -90,6 +92,10 @@ _PICTURES = ("image", "images", "file_name", "image_path")
 
 def _says(row: dict[str, Any], key: str) -> bool:
     return row.get(key) not in (None, [], "")
+
+
+def _holds_pair(row: dict[str, Any]) -> bool:
+    return any(key.startswith(("reject", "non_preferred")) for key in row)
 
 
 def _is_foreign(turns: Any) -> bool:
@@ -115,5 +121,7 @@ def _converted(row: dict[str, Any] | None, path: Path) -> str:
     kind = "sharegpt" if talks else "table"
     if _is_foreign(row.get("conversations")) and "image" in row:
         kind = "llava"
+    if _holds_pair(row):
+        kind = "preferences"
     folder = path.parent if str(path.parent) != "." else Path("FOLDER")
     return f"foveal convert {kind} {folder} OUT reads it, from its folder with the pictures"

@@ -1,11 +1,11 @@
-"""Pairs of a better and a worse answer (TRL, RLHF-V, RLAIF-V, LLaMA-Factory) -> drafts."""
+"""Pairs of a better and worse answers, as other trainers and data sets have them -> drafts."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from foveal.data.convert.chats import SYSTEM_KEYS, conversation_of
+from foveal.data.convert.chats import PLACE, ROLES, SYSTEM_KEYS, conversation_of
 from foveal.data.convert.draft import Draft, LeftOutRow, Options
 from foveal.data.convert.images import Find
 from foveal.data.convert.source import Source
@@ -15,17 +15,29 @@ from foveal.data.convert.tables import Hub, open_splits
 from foveal.data.convert.values import UnfitError, present, refuse_meaningful, text_of
 from foveal.errors import DataError
 
-ANSWERS = ("chosen", "rejected")
+ANSWERS = {
+    "chosen": ("chosen", "chosen_response", "preferred_output", "response"),
+    "rejected": (
+        *("rejected", "reject", "rejected_response", "rejected_messages"),
+        *("rejected_conversations", "non_preferred_output"),
+    ),
+}
+"""What columns of answers are called by TRL, LLaMA-Factory, MMPR; ms-swift; POVID; OpenAI."""
 
-QUESTIONS = ("question", "prompt", "instruction")
+QUESTIONS = ("question", "prompt", "instruction", "query")
 """Columns of one text that is asked; LLaMA-Factory's `input` goes on behind it."""
 
 MESSAGES = ("prompt", "conversations", "messages")
-"""Columns of messages up to the one that is asked."""
+"""Columns of messages up to the one that is asked, or up to the chosen answer."""
+
+PICTURES = ("images", "image", "image_path")
+
+OF_ONE_ANSWER = ("rejected_images", "rejected_videos", "rejected_audios")
+"""Columns by which the rejected answer is about something else than the chosen one."""
 
 
 def convert_preferences(source: Source | Hub, options: Options) -> Iterator[Draft | LeftOutRow]:
-    """Rows of `chosen` and `rejected`, with a question, or messages, before them or in them."""
+    """Rows of a chosen and of rejected answers, with what is asked before them or in them."""
     number_of_rows = 0
     for name, row, split in _rows(source):
         number_of_rows += 1
@@ -65,6 +77,8 @@ def _place(source: Source | Hub) -> str:
 def draft_of_pair(row: Any, split: str, find: Find) -> Draft:
     """Draft the conversation of a row; its last answer is the chosen one.
 
+    Every answer ends a conversation, and those must be one and the same up to it.
+
     Args:
         row: of any of the layouts.
         split: that it belongs to.
@@ -77,19 +91,26 @@ def draft_of_pair(row: Any, split: str, find: Find) -> Draft:
     if not isinstance(row, Mapping):
         raise UnfitError("not a row of named columns")
     row = {**row, **_written_in_text(row)}
-    if missing := [key for key in ANSWERS if key not in row]:
-        raise UnfitError(f"no {missing[0]} answer in it")
-    refuse_meaningful({key: value for key, value in row.items() if key not in ANSWERS})
-    before = _messages_before(row)
-    within, chosen, rejected = _answers(row["chosen"], row["rejected"])
-    if chosen.strip() == rejected.strip():
+    if isinstance(row.get("input"), Mapping):  # OpenAI's
+        row |= row.pop("input")
+    better, *worse = _conversations(row)
+    beside = {key: row[key] for key in SYSTEM_KEYS if key in row}
+    beside["images"] = next((row[key] for key in PICTURES if key in row), None)
+    drafts = [
+        conversation_of({"messages": said, **beside}, split, find) for said in (better, *worse)
+    ]
+    (*before, chosen), system = drafts[0].turns, drafts[0].system
+    rejected = []
+    for draft in drafts[1:]:
+        *others, last = draft.turns
+        if (*others, last.user, draft.system) != (*before, chosen.user, system):
+            raise UnfitError("the answers of its pair end different conversations")
+        rejected.append(last.assistant)
+    if len({chosen.assistant, *rejected}) < len(drafts):
         raise UnfitError("the answers of its pair are equal")
-    said = [*before, *within, {"role": "assistant", "content": chosen}]
-    beside = next((row[key] for key in ("images", "image", "image_path") if key in row), None)
-    system = {key: row[key] for key in SYSTEM_KEYS if key in row}
-    draft = conversation_of({"messages": said, "images": beside, **system}, split, find)
-    *others, last = draft.turns
-    return replace(draft, turns=(*others, last.model_copy(update={"rejected": (rejected,)})))
+    return replace(
+        drafts[0], turns=(*before, chosen.model_copy(update={"rejected": tuple(rejected)}))
+    )
 
 
 def _written_in_text(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -105,8 +126,30 @@ def _written_in_text(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {key: found[key] for key in names if key in found} if isinstance(found, dict) else {}
 
 
+def _conversations(row: Mapping[str, Any]) -> list[list[Any]]:
+    """List the messages up to the chosen answer, and up to each rejected one."""
+    named = {
+        kind: next((name for name in names if name in row), None) for kind, names in ANSWERS.items()
+    }
+    before = _messages_before(row)
+    chosen, rejected = (row[name] if name else None for name in named.values())
+    if before == chosen:  # told twice, as in some rows of TRL's
+        before = []
+    if chosen is None and before and _speaker(before[-1]) == "assistant":
+        chosen = before.pop()
+    for kind, found in (("chosen", chosen), ("rejected", rejected)):
+        if found is None:
+            raise UnfitError(f"no {kind} answer in it; its columns are {', '.join(row)}")
+    refuse_meaningful(
+        {key: value for key, value in row.items() if key not in named.values()}, OF_ONE_ANSWER
+    )
+    several = isinstance(rejected, list) and not any(isinstance(one, Mapping) for one in rejected)
+    worse = rejected if several else [rejected]
+    return [_conversation(before, answer) for answer in (chosen, *worse)]
+
+
 def _messages_before(row: Mapping[str, Any]) -> list[Any]:
-    """List what is said before the answers, and not with them."""
+    """List what is said before the answers, or with the chosen one."""
     for key in MESSAGES:
         if isinstance(row.get(key), list):
             return list(row[key])
@@ -117,24 +160,29 @@ def _messages_before(row: Mapping[str, Any]) -> list[Any]:
     return []
 
 
-def _answers(chosen: Any, rejected: Any) -> tuple[list[Any], str, str]:
-    """Part two conversations into what both begin with, and the answer of each."""
-    better, worse = (value if isinstance(value, list) else [value] for value in (chosen, rejected))
-    if len(better) != len(worse) or better[:-1] != worse[:-1]:
-        raise UnfitError("the answers of its pair end different conversations")
-    return better[:-1], _said(better[-1]), _said(worse[-1])
+def _conversation(before: list[Any], answer: Any) -> list[Any]:
+    """Put an answer behind what was said before it, unless it tells that once more."""
+    said = [
+        one if isinstance(one, Mapping) else {"role": "assistant", "content": one}
+        for one in (answer if isinstance(answer, list) else [answer])
+    ]
+    if all(_speaker(one) == "assistant" for one in said):
+        return [*before, *said]
+    told = [(_speaker(one), _words(one)) for one in said if _speaker(one) != "system"]
+    asked = [(_speaker(one), _words(one)) for one in before if _speaker(one) != "system"]
+    if asked != told[: len(asked)]:
+        raise UnfitError("what is asked beside its answers is not what is asked in them")
+    return said
 
 
-def _said(message: Any) -> str:
-    if isinstance(message, Mapping):
-        role = message.get("from") or message.get("role")
-        if role in ("user", "human", "system"):
-            raise UnfitError("a pair that is said by somebody else than the assistant")
-        refuse_meaningful(message)
-        message = message.get("value", message.get("content"))
-        if isinstance(message, list) and len(message) == 1:  # one part, of text
-            message = message[0].get("text") if isinstance(message[0], Mapping) else None
-    text = text_of(message, "an answer")
-    if text is None:
-        raise UnfitError("an answer of its pair is empty")
-    return text
+def _speaker(message: Any) -> str | None:
+    name = message.get("from") or message.get("role") if isinstance(message, Mapping) else None
+    return ROLES.get(name, name)
+
+
+def _words(message: Mapping[str, Any]) -> str:
+    """Read the words of a message alone, to see whether it is another once more."""
+    content = message.get("value", message.get("content"))
+    parts = content if isinstance(content, list) else [content]
+    texts = (one.get("text") if isinstance(one, Mapping) else one for one in parts)
+    return "".join(str(text) for text in texts if text).replace(PLACE, "").strip()
