@@ -7,89 +7,61 @@ process of its own, and the ways take turns. All see the same weights, pairs, or
 losses of full tuning must agree, under LoRA those of the first step, since adapters begin at
 random.
 
-TRL is run as its users run it: all at its defaults, a copy of the model (or the adapters off) that
-reads every pair again in each step, pairs padded to the longest, as many a pass as the token
-budget takes. Only the collator is ours, since TRL's own knows nothing of our processor. Ours reads
-all pairs once before the first step, and those seconds are spread over the steps. Peak memory is
-what is held above the model that learns: TRL's second model too.
+TRL is run as its users run it: all at its defaults, so that blocks are run again in the backward
+pass, a copy of the model (or the adapters off) that reads every pair again in each step, pairs
+padded to the longest, as many a pass as the token budget takes. Only the collator is ours, since
+TRL's own knows nothing of our processor. Ours keeps what blocks made, as a run does where it fits,
+and once more runs them again, to be beside TRL in memory too. It reads all pairs once before the
+first step, and those seconds are spread over the steps. Peak memory is what is held above the
+model that learns: TRL's second model too.
 """
 
-import argparse
-import json
 import os
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from against_peers import TimingWatch, make_model
+from against_peers import make_model
 from draw_pages import PageStyle, draw_pages
 from rich.console import Console
 from torch import Tensor
+from turns import Case, Results, Taken, TimingWatch, asking, cases_of, in_turns
 from ways import STRATEGIES
 
 from foveal.adapt.adapters import adapted_layers
+from foveal.adapt.strategy import rules_of
 from foveal.bench.random_page import find_size
-from foveal.bench.versions import versions
 from foveal.config import LoraSettings, PreferenceSettings, TrainSettings
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import read_examples, write_examples
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.media import open_image
-from foveal.data.parallel import in_new_process
 from foveal.data.rows import Plan
 from foveal.inputs import quiet_libraries
 from foveal.models.family import LoadedModel
-from foveal.plan.this_machine import machine_name
+from foveal.plan.weights import assign_without_weights
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.preference import Preferences
+from foveal.train.recompute import Recompute
 from foveal.train.reference_answers import ReferenceKey, find_reference
 from foveal.train.step import train_step
 from foveal.train.stop import stop_requests
 
-WAYS = {"trl": "TRL's DPOTrainer", "separate": "ours, not shared", "shared": "ours"}
+WAYS = {
+    "trl": "TRL's DPOTrainer",
+    "separate": "ours, not shared",
+    "again": "ours, blocks run again",
+    "shared": "ours",
+}
 RATE = 1e-5
-TOLERANCE = 1e-4
-"""Largest difference of two losses, nats, float32."""
 
 SETTINGS = PreferenceSettings(loss="dpo", beta=0.1)
-
-
-@dataclass(frozen=True)
-class Case:
-    """What all ways are set to do."""
-
-    size: str
-    strategy: str
-    pairs: int
-    """About a page; a step is a page."""
-
-    steps: int
-    threads: int
-    processor_time: bool = False
-    """Whether seconds of the processor are counted, so that other processes do not count."""
-
-    def now(self) -> float:
-        """Read the clock, s."""
-        return time.process_time() if self.processor_time else time.time()
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What one turn came to."""
-
-    step_seconds: tuple[float, ...]
-    """Of each step behind the first, its share of what was read before the first included."""
-
-    peak_bytes: int
-    losses: tuple[float, ...]
 
 
 def make_pairs(case: Case, folder: Path) -> Path:
@@ -97,7 +69,7 @@ def make_pairs(case: Case, folder: Path) -> Path:
     file = folder / "pairs.jsonl"
     if file.exists():
         return file
-    questions = max(case.pairs, 2)
+    questions = max(case.questions, 2)
     style = PageStyle(*find_size(case.size).page)
     draw_pages(folder, case.steps, style=style, questions=(questions, questions))
     pages: dict[tuple[str, ...], list[Any]] = {}
@@ -106,7 +78,7 @@ def make_pairs(case: Case, folder: Path) -> Path:
     paired = []
     for some in pages.values():
         texts = [one.turns[0].assistant for one in some]
-        for place, one in enumerate(some[: case.pairs]):
+        for place, one in enumerate(some[: case.questions]):
             worse = next(text for text in texts[place:] + texts if text != texts[place])
             turn = one.turns[0].model_copy(update={"rejected": (worse,)})
             paired.append(one.model_copy(update={"turns": (turn,)}))
@@ -114,8 +86,8 @@ def make_pairs(case: Case, folder: Path) -> Path:
     return file
 
 
-def take_turn(case: Case, way: str, folder: Path) -> Taken:
-    """Take the steps one way, in a process of its own."""
+def take_turn(case: Case, way: str, folder: Path, started: float) -> Taken:
+    """Take the steps one way; in a process of its own, started at `started`."""
     torch.set_num_threads(case.threads)
     quiet_libraries()
     size = find_size(case.size)
@@ -131,29 +103,34 @@ def take_turn(case: Case, way: str, folder: Path) -> Taken:
     watch = TimingWatch()
     plan = Plan(
         dataset.sizes,
-        examples_per_step=case.pairs,
+        examples_per_step=case.questions,
         tokens_per_pass=size.tokens_per_pass,
-        share_images=way == "shared",
+        share_images=way not in ("trl", "separate"),
     )
     if way == "trl":
-        before = _train_with_trl(case, loaded, dataset, plan, watch)
+        _train_with_trl(case, loaded, dataset, plan, watch)
     else:
-        before = _train_our_way(case, loaded, dataset, plan, watch, folder)
-    each = before / case.steps
-    ends = watch.processor_ends if case.processor_time else watch.ends
-    steps = [end - begin + each for begin, end in pairwise(ends)]
-    return Taken(tuple(steps), watch.taken(time.time()).peak_bytes, tuple(watch.losses))
+        _train_our_way(case, way, loaded, dataset, plan, watch, folder)
+    return watch.taken(started)
 
 
 def _train_our_way(
-    case: Case, loaded: LoadedModel, dataset: Dataset, plan: Plan, watch: TimingWatch, folder: Path
-) -> float:
+    case: Case,
+    way: str,
+    loaded: LoadedModel,
+    dataset: Dataset,
+    plan: Plan,
+    watch: TimingWatch,
+    folder: Path,
+) -> None:
     engine = Engine("float32")
     train = TrainSettings(learning_rate=RATE, weight_decay=0.0, beta2=0.999, epsilon=1e-8)
     strategy, lora = STRATEGIES[case.strategy], LoraSettings(rank=16, alpha=32)
-    learner = make_learner(engine, loaded, strategy, train, lora, recompute="none")
+    recompute: Recompute = "blocks" if way == "again" else "none"
+    learner = make_learner(engine, loaded, strategy, train, lora, recompute)
     watch.begin()
-    started = case.now()
+    clocks = time.time, time.process_time
+    started = [now() for now in clocks]
     batches = RowBatches(dataset, loaded.processor, "token")
     key = ReferenceKey(str(os.getpid()), dataset.fingerprint, "float32")
     with stop_requests() as request:
@@ -168,7 +145,8 @@ def _train_our_way(
             Console(quiet=True),
             request,
         )
-    before = case.now() - started
+    before = [now() - begun for now, begun in zip(clocks, started, strict=True)]
+    watch.share = before[0] / case.steps, before[1] / case.steps
     optimizer = learner.make_optimizer()
     module = learner.loss.train()
     for group in optimizer.param_groups:
@@ -184,7 +162,6 @@ def _train_our_way(
             objective=Preferences(SETTINGS),
         )
         watch.step(one.step + 1, seen.loss)
-    return before
 
 
 @dataclass(frozen=True)
@@ -241,7 +218,7 @@ class PairList(torch.utils.data.Dataset[dict[str, Any]]):
 
 def _train_with_trl(
     case: Case, loaded: LoadedModel, dataset: Dataset, plan: Plan, watch: TimingWatch
-) -> float:
+) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from datasets import Dataset as Table
     from transformers import PrinterCallback
@@ -254,7 +231,7 @@ def _train_with_trl(
     reference = None if peft_config else deepcopy(model)
     longest = int(dataset.sizes.tokens.max())
     fitting = max(1, plan.tokens_per_pass // (2 * longest))
-    at_once = max(one for one in range(1, fitting + 1) if not case.pairs % one)
+    at_once = max(one for one in range(1, fitting + 1) if not case.questions % one)
     order = [
         dataset.sizes.set_of([one])[0]
         for step in range(case.steps)
@@ -266,7 +243,7 @@ def _train_with_trl(
             beta=SETTINGS.beta,
             max_steps=case.steps,
             per_device_train_batch_size=at_once,
-            gradient_accumulation_steps=case.pairs // at_once,
+            gradient_accumulation_steps=case.questions // at_once,
             learning_rate=RATE,
             lr_scheduler_type="constant",
             max_grad_norm=TrainSettings().gradient_clip,
@@ -294,17 +271,15 @@ def _train_with_trl(
         trainer.train_dataset = PairList(dataset, order)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return 0.0
 
 
 def _adapters(case: Case, loaded: LoadedModel) -> Any:
     """Name for peft the layers that our strategy gives an adapter."""
     from peft import LoraConfig
 
-    twin = replace(loaded, model=deepcopy(loaded.model))
-    train, lora = TrainSettings(), LoraSettings(rank=16, alpha=32)
-    make_learner(Engine("float32"), twin, STRATEGIES[case.strategy], train, lora, "none")
-    names = sorted(name for name, _ in adapted_layers(twin.model))
+    lora, rules = LoraSettings(rank=16, alpha=32), rules_of(STRATEGIES[case.strategy])
+    made = assign_without_weights(loaded.model.config, loaded.family, rules, lora)
+    names = sorted(name for name, _ in adapted_layers(made.model))
     return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)
 
 
@@ -319,85 +294,15 @@ def _callback(watch: TimingWatch) -> Any:
     return Telling()
 
 
-def in_turns(case: Case, ways: Sequence[str], rounds: int) -> dict[str, list[Taken]]:
-    """Let the ways take turns.
-
-    Raises:
-        SystemExit: two of them do not take the same steps.
-    """
-    turns: dict[str, list[Taken]] = {way: [] for way in ways}
-    with TemporaryDirectory() as folder:
-        for _ in range(rounds):
-            for way in ways:
-                turns[way].append(in_new_process(take_turn, case, way, Path(folder)))
-    compared = 1 if case.strategy == "lora" else case.steps
-    for way in ways[1:]:
-        ours, theirs = turns[ways[0]][0].losses[:compared], turns[way][0].losses[:compared]
-        if any(abs(one - other) > TOLERANCE for one, other in zip(ours, theirs, strict=True)):
-            raise SystemExit(f"{WAYS[ways[0]]} and {WAYS[way]} differ: losses {ours} and {theirs}")
-    return turns
-
-
-def table(case: Case, turns: dict[str, list[Taken]]) -> str:
-    """Write a Markdown table of one case."""
-    lines = [
-        f"\n{case.strategy}, {case.pairs} pairs a page\n",
-        "| way | pairs/s | range | ours is | peak GB | range | ours needs |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    speeds = {
-        way: [case.pairs / seconds for turn in some for seconds in turn.step_seconds]
-        for way, some in turns.items()
-    }
-    peaks = {way: [turn.peak_bytes / 1e9 for turn in some] for way, some in turns.items()}
-    for way in turns:
-        faster = f"{median(speeds['shared']) / median(speeds[way]):.2f}x"
-        smaller = f"{median(peaks['shared']) / median(peaks[way]):.0%}"
-        same = way == "shared"
-        lines.append(
-            f"| {WAYS[way]} | {_middle_and_range(speeds[way], 3)} | {'' if same else faster} | "
-            f"{_middle_and_range(peaks[way], 2)} | {'' if same else smaller} |"
-        )
-    return "\n".join(lines)
-
-
-def _middle_and_range(values: Sequence[float], digits: int) -> str:
-    low, high = min(values), max(values)
-    return f"{median(values):.{digits}f} | {low:.{digits}f} to {high:.{digits}f}"
-
-
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="standard")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2, help="the first, and timed ones")
-    parser.add_argument("--pairs", default="1,4", help="about a page, with commas")
-    parser.add_argument("--strategies", default="full,lora")
-    parser.add_argument("--ways", default=",".join(WAYS))
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument(
-        "--processor-time", action="store_true", help="other processes do not count"
-    )
-    parser.add_argument("--out", type=Path, help="JSON file for every number")
-    asked = parser.parse_args()
-    print(f"{machine_name()}, {asked.threads} threads, float32, size {asked.size}")
-    print(", ".join(f"{name} {number}" for name, number in versions().items()), flush=True)
-    tree: list[dict[str, object]] = []
+    asked = asking(__doc__, WAYS, ("full", "lora")).parse_args()
+    results = Results(asked, WAYS, "pairs")
     for strategy in asked.strategies.split(","):
-        for pairs in map(int, asked.pairs.split(",")):
-            case = Case(
-                asked.size, strategy, pairs, asked.steps, asked.threads, asked.processor_time
-            )
-            turns = in_turns(case, asked.ways.split(","), asked.rounds)
-            print(table(case, turns), flush=True)
-            tree += [
-                {**asdict(case), "way": way, "turns": [asdict(turn) for turn in some]}
-                for way, some in turns.items()
-            ]
-            if asked.out:
-                whole = {"machine": machine_name(), "versions": versions(), "cases": tree}
-                asked.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        compared = 1 if strategy == "lora" else None  # adapters begin at random
+        for case in cases_of(asked, strategy):
+            turns = in_turns(take_turn, case, asked.ways.split(","), asked.rounds, compared)
+            results.add(case, turns)
 
 
 if __name__ == "__main__":

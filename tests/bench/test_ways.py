@@ -107,9 +107,9 @@ def test_the_table_tells_the_median_and_the_range_of_each_way(script):
         "trainer": [peers.Taken(9.0, (s,), (s,), 3 * 10**9, (1.0,)) for s in (4.0, 2.0, 8.0)],
         "shared": [peers.Taken(5.0, (s,), (s,), 10**9, (1.0,)) for s in (1.0, 1.0, 2.0)],
     }
-    page = peers.table(case, turns, processor_time=False)
+    page = script("turns").table(case, turns, peers.WAYS, processor_time=False)
     assert (
-        "| transformers' Trainer | 1.000 | 0.500 to 2.000 | 4.00x | 3.00 | 3.00 to 3.00 "
+        "| transformers' Trainer | 1.000 | 0.500 to 2.000 | 4.00x | 3.00 | 3.00 to 3.00 | 33% "
         "| 9.0 | 9.0 to 9.0 |"
     ) in page
     assert "| ours | 4.000 | 2.000 to 4.000 |  | 1.00 |" in page
