@@ -46,13 +46,14 @@ def benchmark():
 def case(tmp_path_factory):
     place = tmp_path_factory.mktemp("data")
     loaded = make_model(place / "model")
-    _, dataset = read_dataset(pair_pages(place, 2, 3), loaded.processor, pairs=True)
+    files = [pair_pages(place, 2, 3, "many", 2), pair_pages(place, 1, 1, "one", 2)]
+    many, one = (read_dataset(file, loaded.processor, pairs=True)[1] for file in files)
     before = deepcopy(loaded.model)
     torch.manual_seed(1)
     with torch.no_grad():  # as if the policy had learnt already
         for one in before.parameters():
             one.add_(0.02 * torch.randn_like(one))
-    return loaded, before, dataset
+    return loaded, before, {"many": many, "one": one}
 
 
 def rows_of(loaded, dataset, reference=None):
@@ -70,22 +71,37 @@ def likelihoods(model, loaded, dataset):
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"),
+    ("pairs", "ours", "theirs"),
     [
-        (PreferenceSettings(beta=0.3), {"loss_type": ["sigmoid"]}),
-        (PreferenceSettings(loss="ipo", beta=0.3), {"loss_type": ["ipo"]}),
+        ("many", PreferenceSettings(beta=0.3), {"loss_type": ["sigmoid"]}),
+        ("many", PreferenceSettings(loss="ipo", beta=0.3), {"loss_type": ["ipo"]}),
+        # Of a single pair alone: theirs sorts the gains of all pairs, which changes nothing then.
+        (
+            "one",
+            PreferenceSettings(loss="cdpo", beta=0.3, label_smoothing=0.2),
+            {"loss_type": ["aot"], "label_smoothing": 0.2},
+        ),
+        # Theirs is a mean over the tokens of all answers, ours of each answer, as in RPO's paper.
+        (
+            "one",
+            PreferenceSettings(beta=0.3, answer_weight=0.7),
+            {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]},
+        ),
     ],
-    ids=["dpo", "ipo"],
+    ids=["dpo", "ipo", "cdpo", "dpo and answers"],
 )
-def test_loss_and_gradients_are_those_of_trls_trainer(tmp_path, benchmark, case, ours, theirs):
+def test_loss_and_gradients_are_those_of_trls_trainer(
+    tmp_path, benchmark, case, pairs, ours, theirs
+):
     from datasets import Dataset as Table
     from trl import DPOConfig, DPOTrainer
 
-    loaded, before, dataset = case
+    loaded, before, datasets = case
+    dataset = datasets[pairs]
     policy, reference = deepcopy(loaded.model), deepcopy(before)
     for one in (policy, reference):
         one.set_attn_implementation("sdpa")
-    pairs = benchmark.PairList(dataset, list(range(dataset.sizes.num_sets)))
+    listed = benchmark.PairList(dataset, list(range(dataset.sizes.num_sets)))
     trainer = DPOTrainer(
         model=policy,
         ref_model=reference,
@@ -105,7 +121,7 @@ def test_loss_and_gradients_are_those_of_trls_trainer(tmp_path, benchmark, case,
         processing_class=loaded.processor,
         data_collator=benchmark.PairCollator(dataset, loaded.processor),
     )
-    inputs = trainer.data_collator([pairs[place] for place in range(len(pairs))])
+    inputs = trainer.data_collator([listed[place] for place in range(len(listed))])
     loss = trainer.compute_loss(trainer.model, inputs)
     loss.backward()
     expected = {name: one.grad for name, one in policy.named_parameters() if one.grad is not None}
@@ -126,8 +142,8 @@ def test_the_odds_of_orpo_are_those_of_trl(case):
         warnings.simplefilter("ignore")
         from trl.experimental.orpo import ORPOTrainer
 
-    loaded, _, dataset = case
-    (batch,) = rows_of(loaded, dataset)
+    loaded, _, datasets = case
+    (batch,) = rows_of(loaded, datasets["many"])
     with torch.no_grad():
         policy = RowLoss(loaded.model, loaded.family)(batch)
     means = policy / policy.new_tensor(batch.pairs.lengths)
