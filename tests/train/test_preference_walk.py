@@ -6,17 +6,23 @@ from unittest.mock import patch
 
 import pytest
 import tiny_models_more  # noqa: F401  # enters its families
+import torch
 from pairs import pair_pages
+from peft import PeftModel
 from serving import question, running
 from small_runs import losses, metrics, recipe, run
 from tiny import SIZES, turn, write_data
 from tiny_models import write_tiny as write_family
+from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 from foveal.cli import app
 from foveal.config import save_recipe
+from foveal.data.dataset import read_dataset
+from foveal.data.media import open_image
 from foveal.deliver.export import export_run
 from foveal.evaluate.prediction import read_predictions, read_scores
+from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.plan.question import ask
 from foveal.serve.app import ServerSettings
@@ -75,6 +81,42 @@ def test_an_exported_run_prefers_what_the_run_preferred(place, runs, strategy, t
         assert f"Margin: {mean(margins):.3f}  [" in said
         chosen = [one.compared[0] for one in found for _ in one.compared[1:]]
         assert f"Log-probability of chosen answers: {mean(chosen):.3f}  [" in said
+
+
+def test_an_exported_adapter_prefers_in_plain_peft_what_the_run_preferred(place, runs, tmp_path):
+    out = tmp_path / "adapter"
+    export_run(runs["lora"], out, merge=False)
+    assert not (out / "model.safetensors").exists()
+    loaded, file = load(str(place / "model"), 4), place / "validation.jsonl"
+    _, dataset = read_dataset(file, loaded.processor, pairs=True)
+    base = AutoModelForImageTextToText.from_pretrained(place / "model", dtype="float32")
+    model = PeftModel.from_pretrained(base, out).eval()
+    end = loaded.processor.tokenizer.convert_tokens_to_ids("<|end|>")
+    found = read_predictions(runs["lora"] / "evaluation" / "after" / "predictions.jsonl")
+    for prediction, first in zip(found, dataset.sizes.sets.tolist(), strict=False):
+        for number, compared in enumerate(prediction.compared):
+            facts = [dataset.images[one] for one in dataset.image_numbers(first + number)]
+            expanded = dataset.examples[first + number].expand([fact.shape for fact in facts])
+            ids = torch.from_numpy(expanded.ids)
+            pixels = loaded.processor.image_processor([open_image(fact.path) for fact in facts])
+            with torch.no_grad():
+                likely = model(input_ids=ids[None], **pixels).logits[0].double().log_softmax(-1)
+            learnt = expanded.learnt.nonzero()[0].tolist()
+            answer = learnt[: ids[learnt].tolist().index(end) + 1]
+            said = sum(float(likely[place - 1, ids[place]]) for place in answer)
+            assert said == pytest.approx(compared, rel=1e-4)
+    picture = place / "images" / "train-0-0.png"
+    asked = [
+        foveal("ask", one, picture, "What is 0 of it?", "--max-new-tokens", 4)
+        for one in (runs["lora"], out)
+    ]
+    assert asked[0] == asked[1]
+    served, _ = open_models(str(out), None, True, lambda _: 2**30)
+    with running(build_app(served, ServerSettings(), lambda _: 2**28), ServerLimits()) as server:
+        done = server.client().chat.completions.create(
+            model=served[0].name, messages=[question()], max_tokens=2
+        )
+        assert done.choices[0].message.content is not None
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
