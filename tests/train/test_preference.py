@@ -61,6 +61,28 @@ def test_losses_are_those_that_are_worked_out_by_hand():
     assert loss("dpo", answer_weight=2.0) == pytest.approx(against + 2 * 1.5)
 
 
+@pytest.mark.parametrize("beta", [1e-6, 1e-2, 1.0, 1e4])
+@pytest.mark.parametrize(("chosen", "rejected"), [(-3.0, -10.0), (-2000.25, -1.5), (-4.0, -8.0)])
+def test_losses_of_any_beta_are_finite_and_right(beta, chosen, rejected):
+    policy, pairs = pair(chosen, rejected, (-4.0, -8.0), (2, 40))
+    policy.requires_grad_()
+    gains = chosen + 4.0, rejected + 8.0
+    height = beta * (gains[0] - gains[1])
+    right, wrong = (max(one, 0.0) + math.log1p(math.exp(-abs(one))) for one in (-height, height))
+    expected = {
+        "dpo": right,
+        "cdpo": 0.7 * right + 0.3 * wrong,
+        "ipo": (gains[0] / 2 - gains[1] / 40 - 1 / (2 * beta)) ** 2,
+    }
+    for name, value in expected.items():
+        smoothing = 0.3 if name == "cdpo" else 0.0
+        how = PreferenceSettings(loss=name, beta=beta, label_smoothing=smoothing)
+        total = pair_losses(policy, pairs, how).sum()
+        (gradient,) = torch.autograd.grad(total, policy)
+        assert total.item() == pytest.approx(value, rel=1e-5, abs=1e-30)
+        assert gradient.isfinite().all()
+
+
 def test_an_answer_that_is_certain_has_a_finite_orpo_loss_and_gradient():
     policy, pairs = pair(0.0, -50.0, (0.0, 0.0))
     policy.requires_grad_()

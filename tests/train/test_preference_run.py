@@ -155,8 +155,19 @@ def test_validation_pairs_are_scored_before_and_after(place):
 
 def test_another_preference_is_another_run(place):
     run(preferring(place, train__max_steps=1))
-    with pytest.raises(RunError, match=r"preference\.loss was 'dpo', is 'ipo'"):
-        run(preferring(place, loss="ipo", train__max_steps=2))
+    for name, before, now in (("loss", "dpo", "ipo"), ("beta", 0.1, 0.2), ("answer_weight", 0, 1)):
+        changed = preferring(place, train__max_steps=2)
+        preference = changed.preference.model_copy(update={name: now})
+        said = rf"preference\.{name} was {before!r}.*, is {now!r}"
+        with pytest.raises(RunError, match=said):
+            run(changed.model_copy(update={"preference": preference}))
+
+
+def test_in_16_bits_the_first_loss_is_log_2_too(place, capsys):
+    TrainingRun(preferring(place, precision="bf16", train__max_steps=1), Console()).go()
+    assert losses(place / "run")[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert known(place / "run").dtype == np.float32
+    assert "where untouched weights give" not in capsys.readouterr().out
 
 
 def test_a_file_without_rejected_answers_is_refused_by_its_line(place):
