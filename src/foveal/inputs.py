@@ -150,12 +150,6 @@ def open_inputs(
     )
     _check_writable(recipe, inputs.no_final, tell)
     audit_targets(dataset)
-    if recipe.learns_pairs and engine.gathers_blocks and loaded.family.route == "plain":
-        # A row is as many passes as it has answers, and each process has rows of its own.
-        raise ConfigError(
-            "engine=fsdp2 cannot learn preferences with a model that reads each answer by "
-            "itself; use engine=ddp or engine=zero2"
-        )
     for line in inputs.remarks(recipe.train.tokens_per_pass):
         tell(line)
     return inputs

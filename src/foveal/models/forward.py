@@ -52,10 +52,11 @@ def hidden_states(
             apart share a prefix.
     """
     if plainly or family.route == "plain":
+        tower = family.encode_images(model, inputs.pixels) if inputs.pixels else None
         rows = list(_apart(model, family, inputs, groups))
         starts = answer_starts or [None] * len(rows)
         pairs = zip(rows, starts, strict=True)
-        made = [_plain_states(model, family, row, start) for row, start in pairs]
+        made = [_plain_states(model, family, row, tower, start) for row, start in pairs]
         return made[0] if len(made) == 1 else torch.cat(made)
     attention = model.config.get_text_config()._attn_implementation
     if not str(attention).startswith(PREFIX):
@@ -106,9 +107,9 @@ def _apart(
 
 
 def _plain_states(
-    model: Any, family: Family, inputs: ForwardInputs, answer_start: int | None
+    model: Any, family: Family, inputs: ForwardInputs, tower: Any, answer_start: int | None
 ) -> Tensor:
-    """Run one example in the model's own way."""
+    """Run one example in the model's own way, behind what the tower made of all pictures."""
     taken = inspect.signature(model.model.forward).parameters
     told = family.token_types(model, inputs.input_ids, answer_start)
     grids: dict[str, Tensor] = {}
@@ -119,7 +120,9 @@ def _plain_states(
             told, grids = _tell_clips(inputs, told, indices, grids["image_grid_thw"])
             grids = {name: one for name, one in grids.items() if name in taken}
     types = {name: told for name in TYPE_INPUTS if name in taken}
-    images = place_features(family, model, inputs) if inputs.pixels else None
+    images = None
+    if inputs.pixels:
+        images = hand_out(tower, inputs.image_features, inputs.image_indices)
     hidden: Tensor = model.model(
         attention_mask=torch.ones_like(inputs.input_ids),
         use_cache=False,

@@ -83,7 +83,7 @@ def make_learner(
     if recompute != "none":
         recompute_blocks(model, family, recompute)
     blank = blank_pixels(loaded.processor) if engine.world_size > 1 else None
-    agree = engine.largest if engine.gathers_blocks and family.route == "cache" else None
+    agree = engine.largest if engine.gathers_blocks and family.route != "rows" else None
     loss = wrap(model) if wrap else RowLoss(model, family, blank, agree)
     engine.prepare(loss, family.blocks(model))
     return Learner(engine, model, assignments, train)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
+import tiny_models_more  # noqa: F401  # enters its families
 import torch
 from launched import Job, Place, make_place
 from pairs import CHOSEN, REJECTED, pair_pages
@@ -30,9 +31,9 @@ ENDS = ("", "-halves")
 FAST = [("fsdp2", "lora")]
 
 
-def make_pairs(folder) -> Place:
+def make_pairs(folder, family="phi3_v") -> Place:
     """Pages with one to three pairs, and pairs about no picture among them."""
-    made = make_place(folder)
+    made = make_place(folder, family)
     file = pair_pages(folder, 4, 3, "pairs")
     lines = [line for place, line in enumerate(file.read_text().splitlines()) if place % 4]
     words = [turn("Say so.", CHOSEN[0], rejected=[REJECTED[0]])]
@@ -96,3 +97,20 @@ def test_a_run_of_pairs_that_was_stopped_ends_with_the_same_bits(runs, engine, k
     assert all(halves[name].equal(weight) for name, weight in whole.items())
     losses = [[line["loss"] for line in place.metrics(f"{engine}-{kind}{end}")] for end in ENDS]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its processor
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_answers_that_a_model_reads_by_themselves_are_learnt_by_several_processes(tmp_path, engine):
+    made = make_pairs(tmp_path, "paligemma")
+    settings = {**PAIRS, "data__num_crops": 16, "train__learning_rate": 1e-4, "train__max_steps": 3}
+    made.run_alone(made.recipe("one", **settings))
+    made.run_together([Job(str(made.recipe("two", engine=engine, **settings)))])
+    one, two = made.metrics("one"), made.metrics("two")
+    for key in ("loss", "gradient_norm", "margin", "chosen_log_probability"):
+        expected = [line[key] for line in one]
+        assert [line[key] for line in two] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    for name, weight in made.weights("one").items():
+        theirs = made.weights("two")[name]
+        torch.testing.assert_close(theirs, weight, rtol=1e-4, atol=1e-5, msg=name)
