@@ -83,6 +83,7 @@ def test_an_exported_run_prefers_what_the_run_preferred(place, runs, strategy, t
         assert f"Log-probability of chosen answers: {mean(chosen):.3f}  [" in said
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # of peft
 def test_an_exported_adapter_prefers_in_plain_peft_what_the_run_preferred(place, runs, tmp_path):
     out = tmp_path / "adapter"
     export_run(runs["lora"], out, merge=False)
