@@ -82,7 +82,13 @@ def test_a_list_in_a_list_is_refused():
         texts_of([["red"]], "an answer")
 
 
-@pytest.mark.parametrize("key", ["videos", "audio", "tools", "function_call", "chosen", "history"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("videos", "audio", "tools", "function_call", "history"),
+        *("chosen", "rejected_messages", "rejected_conversations", "non_preferred_output"),
+    ],
+)
 def test_a_key_that_changes_the_meaning_is_refused_by_name(key):
     with pytest.raises(UnfitError, match=f"`{key}` changes what it means"):
         refuse_meaningful({"text": "a", key: ["x"]})

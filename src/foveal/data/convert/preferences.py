@@ -12,16 +12,17 @@ from foveal.data.convert.source import Source
 from foveal.data.convert.splits import split_of
 from foveal.data.convert.table import READERS
 from foveal.data.convert.tables import Hub, open_splits
-from foveal.data.convert.values import UnfitError, present, refuse_meaningful, text_of
+from foveal.data.convert.values import (
+    CHOSEN,
+    REJECTED,
+    UnfitError,
+    present,
+    refuse_meaningful,
+    text_of,
+)
 from foveal.errors import DataError
 
-ANSWERS = {
-    "chosen": ("chosen", "chosen_response", "preferred_output", "response"),
-    "rejected": (
-        *("rejected", "reject", "rejected_response", "rejected_messages"),
-        *("rejected_conversations", "non_preferred_output"),
-    ),
-}
+ANSWERS = {"chosen": (*CHOSEN, "response"), "rejected": (*REJECTED, "reject")}
 """What columns of answers are called by TRL, LLaMA-Factory, MMPR; ms-swift; POVID; OpenAI."""
 
 QUESTIONS = ("question", "prompt", "instruction", "query")
@@ -31,9 +32,6 @@ MESSAGES = ("prompt", "conversations", "messages")
 """Columns of messages up to the one that is asked, or up to the chosen answer."""
 
 PICTURES = ("images", "image", "image_path")
-
-OF_ONE_ANSWER = ("rejected_images", "rejected_videos", "rejected_audios")
-"""Columns by which the rejected answer is about something else than the chosen one."""
 
 
 def convert_preferences(source: Source | Hub, options: Options) -> Iterator[Draft | LeftOutRow]:
@@ -140,9 +138,7 @@ def _conversations(row: Mapping[str, Any]) -> list[list[Any]]:
     for kind, found in (("chosen", chosen), ("rejected", rejected)):
         if found is None:
             raise UnfitError(f"no {kind} answer in it; its columns are {', '.join(row)}")
-    refuse_meaningful(
-        {key: value for key, value in row.items() if key not in named.values()}, OF_ONE_ANSWER
-    )
+    refuse_meaningful({key: value for key, value in row.items() if key not in named.values()})
     several = isinstance(rejected, list) and not any(isinstance(one, Mapping) for one in rejected)
     worse = rejected if several else [rejected]
     return [_conversation(before, answer) for answer in (chosen, *worse)]

@@ -80,9 +80,17 @@ def _unwrapped(value: Mapping[Any, Any], what: str) -> Any:
     raise UnfitError(f"{what} that is a mapping of {', '.join(map(str, value))}")
 
 
+CHOSEN = ("chosen", "chosen_response", "preferred_output")
+REJECTED = (
+    *("rejected", "rejected_response", "rejected_messages", "rejected_conversations"),
+    "non_preferred_output",
+)
+"""What others call the better and the worse answers of a pair."""
+
 CHANGES_MEANING = (
     *("video", "videos", "audio", "audios", "tools", "functions", "tool_calls", "function_call"),
-    *("history", "chosen", "rejected", "chosen_response", "rejected_response", "kto_tag"),
+    *(*CHOSEN, *REJECTED, "rejected_images", "rejected_videos", "rejected_audios"),
+    *("history", "kto_tag"),
     *("weight", "loss", "train", "trainable", "mask", "loss_mask"),
     *("reasoning", "reasoning_content", "thinking"),
 )
