@@ -345,11 +345,10 @@ def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
     files = training_files(recipe, recipe.run / ".cache")
     with processor_for(recipe, files) as (family, _, processor):
         examples, dataset = read_training_examples(recipe, files, processor)
-        long = processor.long_context_tokens
     settings = {"model": recipe.model, "order": recipe.data.order}
     if family.image_budget == "num_crops":
         settings["num_crops"] = str(recipe.data.num_crops)
-    plan = make_plan(recipe, dataset, 1, long, family.route)
+    plan = make_plan(recipe, dataset, 1, family, processor)
     return write_inspection(out, examples, dataset, processor, plan, number, settings)
 
 

@@ -286,9 +286,8 @@ class TrainingRun:
         return True
 
     def _plan(self) -> Plan:
-        long = self.loaded.processor.long_context_tokens
-        route = self.loaded.family.route
-        return make_plan(self.recipe, self.dataset, self.engine.world_size, long, route)
+        family, processor = self.loaded.family, self.loaded.processor
+        return make_plan(self.recipe, self.dataset, self.engine.world_size, family, processor)
 
     def _progress(self, step: int) -> Progress:
         return Progress(

@@ -74,21 +74,20 @@ class Step:
 
 @dataclass(frozen=True)
 class Costs:
-    """What work costs, in decoder tokens; the defaults fit Phi-3.5-vision."""
+    """What work costs, in decoder tokens."""
 
-    token: float = 1.0
-    pair: float = 5.3e-5
+    pair: float = 0.0
     """A token that looks at a token."""
 
-    crop: float = 47.0
-    """A crop through the vision tower."""
+    crop: float = 0.0
+    """A crop through the vision tower; of towers that take patches one by one, a patch."""
 
     def text(self, tokens: Any, seen: Any = 0) -> Any:
         """Price tokens that see each other causally, and all `seen` tokens before them.
 
         Numbers, or arrays of them.
         """
-        return self.token * tokens + self.pair * tokens * (seen + (tokens + 1) / 2)
+        return tokens + self.pair * tokens * (seen + (tokens + 1) / 2)
 
     def group(self, group: Group, sizes: Sizes) -> float:
         """Price a group in a row of its own."""
@@ -103,7 +102,7 @@ class Costs:
         return price
 
 
-PHI35_VISION_COSTS = Costs()
+TOKENS_ALONE = Costs()
 
 
 class Plan:
@@ -123,7 +122,7 @@ class Plan:
         share_images: bool = True,
         order: Literal["shuffled", "as_is"] = "shuffled",
         long_context_tokens: int | None = None,
-        costs: Costs = PHI35_VISION_COSTS,
+        costs: Costs = TOKENS_ALONE,
     ) -> None:
         if not len(sizes.tokens):
             raise ValueError("a plan needs at least one example")

@@ -129,10 +129,8 @@ def _predict(
             (examples.examples[one.example].id, one.turn): number
             for number, one in enumerate(questions)
         }
-        shared = [
-            one
-            for family in question_groups(questions, examples.dataset)
-            for one in family.questions
-        ]
+        costs = loaded.family.row_costs(loaded.processor)
+        groups = question_groups(questions, examples.dataset, costs)
+        shared = [one for group in groups for one in group.questions]
         made = [one for some in predict(loaded, examples.examples, shared, rule) for one in some]
     return sorted(made, key=lambda one: order[one.id, one.turn])

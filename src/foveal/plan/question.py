@@ -65,8 +65,8 @@ class Question:
             self.recipe.model_copy(update={"train": train}),
             self.dataset,
             world_size,
-            self.family.long_context_tokens(self.config),
-            self.family.route,
+            self.family,
+            self.processor,
         )
 
     def epoch(self, world_size: int, tokens_per_pass: int | None = None) -> Epoch:
