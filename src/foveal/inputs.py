@@ -25,7 +25,6 @@ from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
-from foveal.data.encode import read_as
 from foveal.data.example import Example, ImageFolder
 from foveal.data.frames import FrameName
 from foveal.data.lines import Examples
@@ -34,6 +33,7 @@ from foveal.data.overlap import describe_overlap
 from foveal.data.remarks import check_lengths
 from foveal.data.token_counts import CountTokens, count_tokens
 from foveal.data.training_examples import read_training_examples, training_files
+from foveal.data.turn_processor import read_as
 from foveal.deliver.export import why_no_final
 from foveal.errors import ConfigError
 from foveal.evaluate.metrics import find_metrics

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from foveal.adapt.strategy import strategy_table
 from foveal.config import Recipe, save_recipe
+from foveal.data.groups import Row
 from foveal.data.loader import RowBatches, StepLoader
-from foveal.data.rows import Plan, Row
+from foveal.data.rows import Plan
 from foveal.deliver.final import save_final
 from foveal.errors import ConfigError, UserError
 from foveal.evaluate.evaluation import evaluate_into

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from foveal.data import epochs, rows
 from foveal.data.column_files import Ragged
 from foveal.data.deal import deal, spread
-from foveal.data.rows import Costs, Group, Plan, Row
+from foveal.data.groups import Costs, Group, Row
+from foveal.data.rows import Plan
 from foveal.data.sizes import Sizes, prompt_families
 
 USER, NEWLINE, END = 7, 8, 9

@@ -13,10 +13,11 @@ from foveal.config import DataSettings, EvaluateSettings, Recipe
 from foveal.data.batch import build_batch
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, build_dataset
-from foveal.data.encode import encode, read_as
+from foveal.data.encode import encode
 from foveal.data.example import Example, ImageFolder, read_examples
+from foveal.data.groups import Group, Row
 from foveal.data.objects import image_base
-from foveal.data.rows import Group, Row
+from foveal.data.turn_processor import read_as
 from foveal.errors import DataError, RunError
 from foveal.evaluate.predict import AnswerRule, predict
 from foveal.evaluate.prediction import Prediction, Scores, score_predictions

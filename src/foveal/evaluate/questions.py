@@ -7,9 +7,9 @@ import numpy as np
 
 from foveal.data.boxes import BoxMap
 from foveal.data.dataset import Dataset
-from foveal.data.encode import find_box_map, known_size
 from foveal.data.example import Example
-from foveal.data.rows import Costs
+from foveal.data.groups import Costs
+from foveal.data.read_turns import find_box_map, known_size
 from foveal.evaluate.prefetch import Opener
 from foveal.models.generation.prompt import Prompt, PromptImage
 

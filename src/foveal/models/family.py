@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from foveal.data.rows import Costs
+from foveal.data.groups import Costs
 from foveal.errors import ModelError
 from foveal.models import FAMILIES, GENERIC
 from foveal.models.compressed import read_whole

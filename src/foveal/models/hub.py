@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveal.data.rows import Costs
+from foveal.data.groups import Costs
 from foveal.errors import ModelError
 from foveal.models.cached_rows import reads_with_cache
 from foveal.models.family import Family

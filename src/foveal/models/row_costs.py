@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from foveal.data.rows import Costs
+from foveal.data.groups import Costs
 
 SAMPLE = 96, 80
 """Of an image whose pixels are counted, width and height."""
@@ -101,7 +101,7 @@ def _patches_of_crop(tower: Any, processor: Any) -> int:
     shape = processor.shape(*SAMPLE)
     side = getattr(tower, "patch_size", None)
     if side is None:  # a tower of convolutions
-        return max(1, shape.features // shape.crops)
+        return max(1, int(shape.features) // int(shape.crops))
     pixels = processor.pixels(Image.new("RGB", SAMPLE))["pixel_values"].numel() / shape.crops
     area = side**2 if isinstance(side, int) else prod(side[-2:])
-    return max(1, round(pixels / (3 * area * getattr(tower, "temporal_patch_size", 1))))
+    return max(1, round(pixels / float(3 * area * getattr(tower, "temporal_patch_size", 1))))

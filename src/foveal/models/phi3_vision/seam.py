@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from foveal.data.rows import Costs
+from foveal.data.groups import Costs
 from foveal.errors import ModelError
 from foveal.models.family import Family
 from foveal.models.image_settings import ImageBudget
