@@ -97,6 +97,7 @@ def test_what_is_assumed_of_processors_is_not_assumed_of_a_gpu(tmp_path, monkeyp
     assert find_efficiency(measured, tmp_path) == assumed
 
 
+@pytest.mark.slow
 def test_rows_are_run_for_real_beside_their_estimates(tmp_path, monkeypatch):
     from foveal.inputs import load_in_passing
 
