@@ -46,14 +46,14 @@ def benchmark():
 def case(tmp_path_factory):
     place = tmp_path_factory.mktemp("data")
     loaded = make_model(place / "model")
-    files = [pair_pages(place, 2, 3, "many", 2), pair_pages(place, 1, 1, "one", 2)]
-    many, one = (read_dataset(file, loaded.processor, pairs=True)[1] for file in files)
+    files = [pair_pages(place, 2, 3, "many", 2), pair_pages(place, 1, 1, "one", 2, 1, (1,))]
+    many, alone = (read_dataset(file, loaded.processor, pairs=True)[1] for file in files)
     before = deepcopy(loaded.model)
     torch.manual_seed(1)
     with torch.no_grad():  # as if the policy had learnt already
         for one in before.parameters():
             one.add_(0.02 * torch.randn_like(one))
-    return loaded, before, {"many": many, "one": one}
+    return loaded, before, {"many": many, "one": alone}
 
 
 def rows_of(loaded, dataset, reference=None):

@@ -95,7 +95,6 @@ def test_a_run_of_pairs_that_was_stopped_ends_with_the_same_bits(runs, engine, k
     assert losses[0] == losses[1]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its processor
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_answers_that_a_model_reads_by_themselves_are_learnt_by_several_processes(tmp_path, engine):
