@@ -139,8 +139,9 @@ def _conversations(row: Mapping[str, Any]) -> list[list[Any]]:
         if found is None:
             raise UnfitError(f"no {kind} answer in it; its columns are {', '.join(row)}")
     refuse_meaningful({key: value for key, value in row.items() if key not in named.values()})
-    several = isinstance(rejected, list) and not any(isinstance(one, Mapping) for one in rejected)
-    worse = rejected if several else [rejected]
+    worse: list[Any] = [rejected]
+    if isinstance(rejected, list) and not any(isinstance(one, Mapping) for one in rejected):
+        worse = rejected  # several texts; messages are one answer's
     return [_conversation(before, answer) for answer in (chosen, *worse)]
 
 
@@ -173,7 +174,7 @@ def _conversation(before: list[Any], answer: Any) -> list[Any]:
 
 def _speaker(message: Any) -> str | None:
     name = message.get("from") or message.get("role") if isinstance(message, Mapping) else None
-    return ROLES.get(name, name)
+    return ROLES.get(str(name), name)
 
 
 def _words(message: Mapping[str, Any]) -> str:
