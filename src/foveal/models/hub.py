@@ -23,6 +23,9 @@ from foveal.models.row_costs import LayerProducts
 from foveal.models.shared_rows import choose_attention
 from foveal.models.stored_names import StoredNames
 
+DRAWING = ("vqmodel", "generation_embeddings", "generation_aligner", "generation_head")
+"""Beside tower and decoder, what draws images in models that also read them (Janus)."""
+
 
 class HubFamily(Family):
     """Any image-text model of transformers that keeps to its common form."""
@@ -70,7 +73,8 @@ class HubFamily(Family):
 
     def _find_unused(self, names: Iterable[str]) -> tuple[str, ...]:
         layer = getattr(self.config, "vision_feature_layer", None)
-        return _unused(layer, self.parts["vision"][0], names)
+        drawing = tuple(f"model.{one}." for one in DRAWING)
+        return (*_unused(layer, self.parts["vision"][0], names), *drawing)
 
     def _decoder(self, skeleton: Any) -> nn.Module:
         decoder: nn.Module = skeleton.get_decoder()
@@ -128,7 +132,7 @@ class HubFamily(Family):
         return super().encode_images(model.model, pixels)
 
     def is_unused(self, model: Any, name: str) -> bool:
-        """Tell whether a weight stands behind the tower layer whose features are taken."""
+        """Tell whether a weight stands behind the layer whose features are taken, or draws."""
         return name.startswith(self._unused)
 
 
