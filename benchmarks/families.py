@@ -1,118 +1,272 @@
-"""Questions a second of tiny models of several families, three ways in turn, in one process.
+"""Models of other families beside transformers' Trainer and TRL's SFTTrainer: speed and memory.
 
-    python benchmarks/families.py qwen3_vl gemma3 smolvlm qwen3_5
+    python benchmarks/families.py qwen3_vl smolvlm gemma3 --rounds 3
 
-`shared`: our rows, an image once for all its questions. `apart`: our rows, each question with an
-image of its own. `plain`: transformers' own processor and model, one question at a time, as a
-Trainer of batch size one runs them. Forward and backward pass; the ratio is what to read, not the
-seconds of a model this small.
+Each family's own code, processor and template, random weights, and the proportions of its published
+checkpoint: decoder, tower and head to each other, tokens and patches of a page. A step is four
+examples: four pages with a question each, or a page with four; ragged, pages and answers differ in
+size. Trainer and TRL pad the four into one pass, by a collator as people write it around the
+processor; all else is at their defaults, so TRL recomputes its blocks in the backward pass. Every
+turn is a process of its own, forked from one that has imported the libraries and done nothing else.
+
+The loop is that of `turns.py`; all ways take the same steps, else it stops.
 """
 
-import argparse
-import statistics
+import json
 import sys
-import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from PIL import Image
+import transformers
+from against_peers import UNTIMED, agreeing_ways, settings_of, take_turn
+from draw_pages import PageStyle, draw_pages
+from turns import Case, Results, Taken, asking, in_turns
+from ways import WAYS, Work
+
+from foveal.data.dataset import read_dataset
+from foveal.data.example import Example, read_examples, write_examples
+from foveal.inputs import quiet_libraries
+from foveal.models.family import load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from tiny import pages
-from tiny_models import write_tiny
+from published_images import QWEN_16
+from tiny_models import FAMILIES, image_processor
 
-from foveal.data.batch import build_batch
-from foveal.data.dataset import read_dataset
-from foveal.data.encode import IGNORED
-from foveal.data.rows import Plan
-from foveal.models.family import LoadedModel, load
-from foveal.train.loss import RowLoss
+COMPARED = {way: WAYS[way] for way in ("trainer", "trl", "shared")}
+STRATEGIES = ("full", "decoder_lora")
+EXAMPLES = 4
+"""Of a step."""
 
+TINY = " tiny"
+"""Behind a family's name: the tests' model, to see in seconds that all ways agree."""
 
-def rows_way(loaded: LoadedModel, dataset: Any, share: bool) -> Callable[[], None]:
-    """Make our way: rows of one step, cut from a page's images to its gradients."""
-    count = len(dataset.examples)
-    plan = Plan(dataset.sizes, examples_per_step=count, tokens_per_pass=4096, share_images=share)
-    loss = RowLoss(loaded.model, loaded.family)
-
-    def run() -> None:
-        for row in plan.step(0).ranks[0]:
-            loss(build_batch(row, dataset, loaded.processor)).backward()
-
-    return run
+RAGGED = ((1.0, 1), (0.9, 2), (0.7, 4), (0.5, 8))
+"""Sides of a page beside the first one's, and how often its answers say the same."""
 
 
-def plain_way(loaded: LoadedModel, examples: Any, folder: Path) -> Callable[[], None]:
-    """Make transformers' way: its processor, its model, one question at a time."""
-    model, reader = loaded.model, loaded.processor
-    own = reader.processor
+@dataclass(frozen=True)
+class Shape:
+    """A published checkpoint, cut down."""
 
-    def run() -> None:
-        for example in examples:
-            turn = example.turns[0]
-            parts = [{"type": "image"} for _ in turn.images] + [{"type": "text", "text": turn.user}]
-            text = own.tokenizer.apply_chat_template(
-                [{"role": "user", "content": parts}],
-                chat_template=own.chat_template or own.tokenizer.chat_template,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-            images = [Image.open(folder / "images" / path).convert("RGB") for path in turn.images]
-            made = own(text=[text], images=[images], return_tensors="pt")
-            answer = torch.tensor([reader.encode_answer(turn.assistant)])
-            asked = made["input_ids"].shape[1]
-            made["input_ids"] = torch.cat([made["input_ids"], answer], 1)
-            for name in ("attention_mask", "mm_token_type_ids", "token_type_ids"):
-                if name in made:
-                    tail = torch.full_like(answer, int(name == "attention_mask"))
-                    made[name] = torch.cat([made[name], tail], 1)
-            labels = made["input_ids"].clone()
-            labels[:, :asked] = IGNORED
-            model(**made, labels=labels).loss.backward()
+    of: str
+    published: tuple[float, float, float]
+    """Millions of weights in the layers of its decoder and of its tower, and in its head."""
 
-    return run
+    text: Mapping[str, Any]
+    tower: Mapping[str, Any]
+    images: tuple[str, Mapping[str, Any]]
+    image_tokens: Mapping[str, int]
+    """Settings of the processor that hang on the tower's."""
+
+    more: Mapping[str, Any]
+    page: tuple[int, int]
 
 
-def measure(family: str, folder: Path, rounds: int, questions: int) -> dict[str, float]:
-    """Run the three ways in turn; questions a second of each, the median of all rounds."""
-    data = pages(folder, 3, questions)
-    loaded = load(str(write_tiny(family, folder / "model")), None)
-    plain = load(str(folder / "model"), None)
-    plain.model.set_attn_implementation("sdpa")
-    examples, dataset = read_dataset(data, loaded.processor)
-    ways = {
-        "shared": rows_way(loaded, dataset, share=True),
-        "apart": rows_way(loaded, dataset, share=False),
-        "plain": plain_way(plain, examples, folder),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, run in ways.items():
-            start = time.perf_counter()
-            run()
-            if turn:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
-    return {name: len(examples) / statistics.median(taken) for name, taken in seconds.items()}
+SHAPES = {
+    # 36 layers of 2560 -> 4 of 320; 24 of 1024 -> 2 of 128, its mergers not fewer but narrower.
+    "qwen3_vl": Shape(
+        of="Qwen3-VL-4B",
+        published=(3634, 302, 389),
+        text={
+            "hidden_size": 320,
+            "intermediate_size": 1216,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 128,
+            "vocab_size": 2112,
+            "rope_parameters": {
+                "rope_type": "default",
+                "mrope_section": [24, 20, 20],
+                "rope_theta": 5e6,
+            },
+        },
+        tower={
+            "depth": 2,
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_heads": 2,
+            "out_hidden_size": 320,
+            "num_position_embeddings": 2304,
+            "deepstack_visual_indexes": [0],
+        },
+        images=("Qwen2VLImageProcessor", QWEN_16),
+        image_tokens={},
+        more={},
+        page=(640, 800),
+    ),
+    # 32 layers of 960 -> 5 of 240; 12 of 768 -> 2 of 192.
+    "smolvlm": Shape(
+        of="SmolVLM2-500M",
+        published=(315, 85, 47),
+        text={
+            "hidden_size": 240,
+            "intermediate_size": 640,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 15,
+            "num_key_value_heads": 5,
+            "head_dim": 16,
+            "vocab_size": 1920,
+        },
+        tower={
+            "hidden_size": 192,
+            "intermediate_size": 768,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 12,
+            "image_size": 512,
+            "patch_size": 16,
+        },
+        images=(
+            "SmolVLMImageProcessor",
+            {"size": {"longest_edge": 1024}, "max_image_size": {"longest_edge": 512}},
+        ),
+        image_tokens={"image_seq_len": 64},
+        more={"scale_factor": 4},
+        page=(640, 800),
+    ),
+    # 34 layers of 2560 -> 6 of 320, one of them without a window; 27 of 1152 -> 4 of 144. Of 896
+    # pixels 672 are left: a narrow tower's attention would else outweigh all the rest.
+    "gemma3": Shape(
+        of="Gemma 3 4B",
+        published=(3209, 411, 671),
+        text={
+            "hidden_size": 320,
+            "intermediate_size": 1280,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            "query_pre_attn_scalar": 64,
+            "sliding_window": 1024,
+            "vocab_size": 5808,
+        },
+        tower={
+            "hidden_size": 144,
+            "intermediate_size": 538,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "image_size": 672,
+            "patch_size": 14,
+        },
+        images=("Gemma3ImageProcessor", {"size": {"height": 672, "width": 672}}),
+        image_tokens={"image_seq_length": 256},
+        more={"mm_tokens_per_image": 256},
+        page=(640, 800),
+    ),
+}
+
+
+def write_model(name: str, folder: Path) -> None:
+    """Write a model of a family, of the tests' size or of its `SHAPES`."""
+    family = name.removesuffix(TINY)
+    config, tokenizer, images, settings = FAMILIES[family]()
+    architecture = config.architectures[0]
+    if name == family:
+        shape, tree = SHAPES[family], config.to_dict()
+        tree["text_config"].pop("layer_types", None)
+        tree["text_config"] |= shape.text
+        tree["vision_config"] |= shape.tower
+        config = type(config).from_dict(tree | dict(shape.more))
+        images = image_processor(shape.images[0], **shape.images[1])
+        settings = {**settings, **shape.image_tokens}
+    torch.manual_seed(0)
+    getattr(transformers, architecture)(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    images.save_pretrained(folder)
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+
+
+def draw_all(case: Case, folder: Path) -> Path:
+    """Draw the pages of all steps, and ask about them."""
+    width, height = (96, 96) if TINY in case.size else SHAPES[case.size].page
+    sizes = RAGGED if case.ragged else RAGGED[:1]
+    made: list[Example] = []
+    for page in range(case.steps * case.pages):
+        side, _ = sizes[page % len(sizes)]
+        style = PageStyle(round(width * side), round(height * side))
+        asked = (case.questions, case.questions)
+        some = read_examples(draw_pages(folder, 1, page, style, asked, name=f"page{page}"))
+        for number, one in enumerate(some):
+            (turn,) = one.turns
+            _, times = sizes[(page + number) % len(sizes)]
+            longer = turn.model_copy(update={"assistant": " ".join([turn.assistant] * times)})
+            made.append(one.model_copy(update={"turns": (longer,)}))
+    path = folder / "pages.jsonl"
+    write_examples(path, made)
+    return path
+
+
+def make_work(case: Case, folder: Path) -> Work:
+    """Draw the pages of all steps, and open the model that reads them."""
+    quiet_libraries()
+    if not (folder / "model").exists():
+        write_model(case.size, folder / "model")
+        draw_all(case, folder)
+    loaded = load(str(folder / "model"), None)
+    examples, dataset = read_dataset(folder / "pages.jsonl", loaded.processor)
+    whole = EXAMPLES * int(dataset.sizes.tokens.max())
+    return Work(loaded, examples, dataset, case.strategy, settings_of(case, whole), case.steps)
+
+
+def in_forked_process(function: Callable[..., Taken], *arguments: object) -> Taken:
+    """Call a function in a process of its own, whose libraries are imported."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "peft", "trl.trainer.sft_trainer"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def proportions(family: str) -> str:
+    """Tell tower and head beside the decoder, of the published checkpoint and of ours."""
+    counts = dict.fromkeys(("language", "vision", "projector"), 0)
+    with TemporaryDirectory() as folder:
+        write_model(family, Path(folder))
+        loaded = load(folder, None)
+    for path, weight in loaded.model.named_parameters():
+        if weight.dim() > 1 and "embed" not in path and "lm_head" not in path:
+            counts[loaded.family.part_name(path).partition(".")[0]] += weight.numel()
+    head = loaded.family.head(loaded.model).weight.numel()
+    decoder, tower, published_head = SHAPES[family].published
+    return (
+        f"weights of tower and head for one of the decoder: {tower / decoder:.3f} and "
+        f"{published_head / decoder:.3f} as published, {counts['vision'] / counts['language']:.3f} "
+        f"and {head / counts['language']:.3f} here"
+    )
 
 
 def main() -> None:
-    """Print a line a family."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("families", nargs="+")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--questions", type=int, default=8, help="of each of three pages")
-    chosen = parser.parse_args()
-    warnings.simplefilter("ignore")
-    print(f"{'family':14}{'shared':>10}{'apart':>10}{'plain':>10}  questions/s; shared / plain")
-    for family in chosen.families:
-        with TemporaryDirectory() as folder:
-            found = measure(family, Path(folder), chosen.rounds, chosen.questions)
-        numbers = "".join(f"{found[name]:10.1f}" for name in ("shared", "apart", "plain"))
-        print(f"{family:14}{numbers}  {found['shared'] / found['plain']:.2f}", flush=True)
+    """Measure and print."""
+    parser = asking(__doc__, COMPARED, STRATEGIES)
+    parser.add_argument("families", nargs="+", choices=SHAPES)
+    parser.add_argument("--rows", default="equal,ragged", help="with commas")
+    asked = parser.parse_args()
+    quiet_libraries()
+    results = Results(asked, COMPARED, "questions", f"{EXAMPLES} examples a step")
+    take = partial(take_turn, make_work)
+    for family in asked.families:
+        print(f"\n## {SHAPES[family].of}: {proportions(family)}")
+        for strategy in asked.strategies.split(","):
+            trial = Case(family + TINY, strategy, 4, 3, asked.threads)
+            ways = agreeing_ways(make_work, trial, asked.ways.split(","), in_forked_process)
+            for questions in map(int, asked.questions.split(",")):
+                for rows in asked.rows.split(","):
+                    case = replace(
+                        trial,
+                        size=family,
+                        questions=questions,
+                        pages=EXAMPLES // questions,
+                        ragged=rows == "ragged",
+                        steps=UNTIMED + asked.steps,
+                    )
+                    turns = in_turns(take, case, ways, asked.rounds, call=in_forked_process)
+                    results.add(case, turns)
 
 
 if __name__ == "__main__":

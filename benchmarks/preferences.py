@@ -297,7 +297,7 @@ def _callback(watch: TimingWatch) -> Any:
 def main() -> None:
     """Measure and print."""
     asked = asking(__doc__, WAYS, ("full", "lora")).parse_args()
-    results = Results(asked, WAYS, "pairs")
+    results = Results(asked, WAYS, "pairs", f"size {asked.size}")
     for strategy in asked.strategies.split(","):
         compared = 1 if strategy == "lora" else None  # adapters begin at random
         for case in cases_of(asked, strategy):

@@ -33,12 +33,22 @@ class Case:
     size: str
     strategy: str
     questions: int
-    """About a page; a step is a page."""
+    """About a page."""
 
     steps: int
-    """The first one, and timed ones."""
+    """Those that are timed, and those that are not."""
 
     threads: int
+    pages: int = 1
+    """Of a step."""
+
+    ragged: bool = False
+    """Whether pages and answers are of many sizes; the families' benchmark alone."""
+
+    @property
+    def examples(self) -> int:
+        """Count those of a step."""
+        return self.pages * self.questions
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class Taken:
     """From the start of its process to the end of its first step."""
 
     step_seconds: tuple[float, ...]
-    """Of each step behind the first."""
+    """Of each timed step."""
 
     processor_seconds: tuple[float, ...]
     """The same steps, by the processor's clock."""
@@ -88,13 +98,20 @@ class TimingWatch:
         self.processor_ends.append(time.process_time())
         self.losses.append(loss)
 
-    def taken(self, started: float) -> Taken:
-        """Sum up."""
+    def taken(self, started: float, untimed: int = 1) -> Taken:
+        """Sum up.
+
+        Args:
+            started: when the process did.
+            untimed: steps that do not count: the first, and as many of the last.
+        """
         cuda = torch.cuda.is_available()
         most = torch.cuda.max_memory_allocated() if cuda else resident_bytes("VmHWM")
         clocks = zip((self.ends, self.processor_ends), self.share, strict=True)
+        count = len(self.ends) - untimed + 1
         wall, processor = (
-            tuple(end - before + share for before, end in pairwise(ends)) for ends, share in clocks
+            tuple(end - before + share for before, end in pairwise(ends[:count]))
+            for ends, share in clocks
         )
         losses = tuple(self.losses)
         return Taken(self.ends[0] - started, wall, processor, most - self.before, losses)
@@ -103,6 +120,9 @@ class TimingWatch:
 TakeTurn = Callable[[Case, str, Path, float], Taken]
 """Takes the steps of a case one way; in a process of its own, started at the last argument."""
 
+Call = Callable[..., Taken]
+"""Calls a function in a process of its own."""
+
 
 def in_turns(
     take_turn: TakeTurn,
@@ -110,6 +130,7 @@ def in_turns(
     ways: Sequence[str],
     rounds: int,
     compared: int | None = None,
+    call: Call = in_new_process,
 ) -> dict[str, list[Taken]]:
     """Let the ways take turns.
 
@@ -119,6 +140,7 @@ def in_turns(
         ways: by name.
         rounds: turns of each.
         compared: first steps whose losses must agree; none: all.
+        call: starts the process of a turn.
 
     Raises:
         SystemExit: two of them do not take the same steps.
@@ -127,7 +149,7 @@ def in_turns(
     with TemporaryDirectory() as folder:
         for _ in range(rounds):
             for way in ways:
-                turns[way].append(in_new_process(take_turn, case, way, Path(folder), time.time()))
+                turns[way].append(call(take_turn, case, way, Path(folder), time.time()))
                 last = {name: turn for name, some in turns.items() for turn in some[-1:]}
                 check_losses(last, compared)
     return turns
@@ -162,13 +184,14 @@ def table(
     clock = "processor_seconds" if processor_time else "step_seconds"
     columns = [f"{counted}/s", "range", "ours is", "peak GB", "range", "ours needs"]
     columns += ["first step, s", "range"]
+    rows = ", ragged" if case.ragged else ""
     lines = [
-        f"\n{case.strategy}, {case.questions} {counted} a page\n",
+        f"\n{case.strategy}, {case.questions} {counted} a page{rows}\n",
         f"| way | {' | '.join(columns)} |",
         f"| --- |{' ---: |' * len(columns)}",
     ]
     speeds = {
-        way: [case.questions / seconds for turn in some for seconds in getattr(turn, clock)]
+        way: [case.examples / seconds for turn in some for seconds in getattr(turn, clock)]
         for way, some in turns.items()
     }
     peaks = {way: [turn.peak_bytes / 1e9 for turn in some] for way, some in turns.items()}
@@ -209,11 +232,10 @@ def asking(
     return parser
 
 
-def cases_of(asked: argparse.Namespace, strategy: str) -> list[Case]:
+def cases_of(asked: argparse.Namespace, strategy: str, untimed: int = 1) -> list[Case]:
     """List the cases of a strategy, one a number of questions."""
-    steps = 1 + asked.steps
     return [
-        Case(asked.size, strategy, questions, steps, asked.threads)
+        Case(asked.size, strategy, questions, untimed + asked.steps, asked.threads)
         for questions in map(int, asked.questions.split(","))
     ]
 
@@ -221,10 +243,12 @@ def cases_of(asked: argparse.Namespace, strategy: str) -> list[Case]:
 class Results:
     """Prints what is found, and keeps every number."""
 
-    def __init__(self, asked: argparse.Namespace, names: Mapping[str, str], counted: str) -> None:
+    def __init__(
+        self, asked: argparse.Namespace, names: Mapping[str, str], counted: str, sizes: str
+    ) -> None:
         self.asked, self.names, self.counted = asked, names, counted
         self.cases: list[dict[str, object]] = []
-        print(f"{machine_name()}, {asked.threads} threads, float32, size {asked.size}")
+        print(f"{machine_name()}, {asked.threads} threads, float32, {sizes}")
         print(", ".join(f"{name} {number}" for name, number in versions().items()), flush=True)
 
     def add(self, case: Case, turns: Mapping[str, Sequence[Taken]]) -> None:

@@ -3,11 +3,12 @@
 Each way gets the same weights, examples, order, optimizer and rates, opens its pictures itself
 (in its own process: no workers) and tells a `Watch` of every step. What differs is what the tool
 does by itself: batches, padding, attention, recomputing, where the head is applied. On a CPU all
-ways have the allocator's setting of our engine, which their users have not.
+ways have the allocator's setting of our engine, which their users have not. The recipe's way is one
+of Phi-3-vision alone.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -48,6 +49,11 @@ STRATEGIES: dict[str, str | tuple[Rule, ...]] = {
         Rule(match="language.lm_head.*", learn=False),
         Rule(match="*", learn=False, adapter=True),
     ),
+    # As the recipes of other families have them.
+    "decoder_lora": (
+        Rule(match="language.layers.*", learn=False, adapter=True),
+        Rule(match="*", learn=False),
+    ),
 }
 
 
@@ -86,6 +92,17 @@ class Work:
         """List the examples of all steps, one behind the other."""
         plan = self.plan()
         return [example for step in range(self.steps) for example in plan.examples(step).tolist()]
+
+    @property
+    def own_processor(self) -> Any:
+        """What transformers' users hand to a trainer."""
+        return getattr(self.loaded.processor, "processor", self.loaded.processor)
+
+    def collator(self) -> Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]:
+        """Make what puts open pictures and words into a padded batch."""
+        if self.own_processor is self.loaded.processor:
+            return PaddingCollator(self.dataset, self.own_processor)
+        return ProcessorCollator(self.dataset, self.examples, self.own_processor)
 
     def examples_per_pass(self) -> int:
         """Count the padded examples that fit the token budget of a pass and divide a step."""
@@ -194,7 +211,7 @@ class PaddingCollator:
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Cut the pictures of each example, pad the tokens on the right."""
-        expanded = [self._expand(one["example"]) for one in examples]
+        expanded = [expand(self.dataset, one["example"]) for one in examples]
         shape = len(expanded), max(len(one.ids) for one in expanded)
         ids = torch.full(shape, int(self.processor.tokenizer.pad_token_id))
         labels = torch.full(shape, IGNORED)
@@ -213,9 +230,53 @@ class PaddingCollator:
             "image_sizes": pixels["image_sizes"],
         }
 
-    def _expand(self, example: int) -> Expanded:
-        pictures = [self.dataset.images[image] for image in self.dataset.image_numbers(example)]
-        return self.dataset.examples[example].expand([fact.shape for fact in pictures])
+
+@dataclass(frozen=True)
+class ProcessorCollator:
+    """Examples with open pictures -> a padded batch, by a model's own template and processor."""
+
+    dataset: Dataset
+    examples: Sequence[Example]
+    processor: Any
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Render, cut and pad; what is to be learnt is told by our tokens, which must be its own.
+
+        Raises:
+            ValueError: they are not.
+        """
+        made = self.processor(
+            text=[self._render(one["example"]) for one in examples],
+            images=[one["images"] for one in examples],
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+        )
+        labels = torch.full_like(made["input_ids"], IGNORED)
+        for row, one in enumerate(examples):
+            expanded = expand(self.dataset, one["example"])
+            ids, learnt = torch.from_numpy(expanded.ids), torch.from_numpy(expanded.learnt)
+            if not made["input_ids"][row, : len(ids)].equal(ids.long()):
+                raise ValueError(f"the processor makes other tokens of example {one['example']}")
+            labels[row, : len(ids)] = ids.masked_fill(~learnt, IGNORED)
+        return {**made, "labels": labels}
+
+    def _render(self, example: int) -> str:
+        (turn,) = self.examples[example].turns
+        asked = [*({"type": "image"} for _ in turn.images), {"type": "text", "text": turn.user}]
+        said = [{"type": "text", "text": turn.assistant}]
+        text: str = self.processor.tokenizer.apply_chat_template(
+            [{"role": "user", "content": asked}, {"role": "assistant", "content": said}],
+            chat_template=self.processor.chat_template or self.processor.tokenizer.chat_template,
+            tokenize=False,
+        )
+        return text
+
+
+def expand(dataset: Dataset, example: int) -> Expanded:
+    """Give an example with every token of its images."""
+    pictures = [dataset.images[image] for image in dataset.image_numbers(example)]
+    return dataset.examples[example].expand([fact.shape for fact in pictures])
 
 
 def _train_with_trainer(
@@ -247,7 +308,7 @@ def _train_with_trainer(
         }
         shared = {
             "model": work.loaded.model,
-            "data_collator": PaddingCollator(work.dataset, work.loaded.processor),
+            "data_collator": work.collator(),
             "optimizers": (optimizer, schedule),
             "callbacks": [_callback(watch)],
         }
@@ -275,7 +336,7 @@ def _trl_trainer(work: Work, options: dict[str, Any], shared: dict[str, Any]) ->
     return SFTTrainer(
         args=SFTConfig(**options, bf16=False, max_length=None),
         train_dataset=trl_table(work),
-        processing_class=work.loaded.processor,
+        processing_class=work.own_processor,
         **shared,
     )
 
@@ -320,13 +381,13 @@ def own_collator(work: Work) -> str:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-    processor = work.loaded.processor
+    processor = work.own_processor
     collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
     row = trl_table(work)[0]
-    ours = PaddingCollator(work.dataset, processor)([row])
-    theirs = collate([row])
-    learnt = [batch["labels"][batch["labels"] != IGNORED] for batch in (theirs, ours)]
-    prompts = [batch["input_ids"][batch["labels"] == IGNORED] for batch in (theirs, ours)]
+    made = collate([row]), work.collator()([row])
+    learnt = [batch["labels"][batch["labels"] != IGNORED] for batch in made]
+    starts = [int((batch["labels"][0] != IGNORED).nonzero()[0]) for batch in made]
+    prompts = [batch["input_ids"][0, :start] for batch, start in zip(made, starts, strict=True)]
     if learnt[0].equal(learnt[1]) and prompts[0].equal(prompts[1]):
         return "TRL's own collator: the same tokens, the same of them learnt"
     said = [repr(processor.tokenizer.decode(tokens)) for tokens in learnt]

@@ -53,3 +53,4 @@ class Stranger:
         """End it."""
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()

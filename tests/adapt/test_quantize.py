@@ -1,17 +1,19 @@
 """Rules say which layers are held in 4 bits; reading them in is all that it takes."""
 
 import pytest
+import tiny_models_more  # noqa: F401  # enters its families
 import torch
 from bitsandbytes import functional as bits
 from bitsandbytes.nn import Linear4bit, Params4bit
 from tiny import SIZES, make_model
+from tiny_models import write_tiny as write_a_family
 
-from foveal.adapt.quantize import plan_quantization
+from foveal.adapt.quantize import plan_quantization, quantized_layers, skeleton
 from foveal.adapt.strategy import assign, rules_of, summarize
 from foveal.config import LoraSettings, QuantizationSettings, Rule
 from foveal.errors import ConfigError
 from foveal.inputs import quiet_libraries
-from foveal.models.family import load
+from foveal.models.family import find_family, load
 from foveal.models.nf4 import is_quantized
 from foveal.models.phi3_vision.tiny import write_tiny
 
@@ -87,6 +89,22 @@ def test_rules_choose_the_layers(folder):
         f"model.layers.1.{name}"
         for name in ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
     }
+
+
+@pytest.mark.parametrize(
+    ("family", "reads_patches", "in_four_bits"),
+    [
+        ("ernie4_5_vl_moe", "model.vision_tower.patch_embed.proj", False),
+        ("gemma4", "model.vision_tower.patch_embedder.input_proj", True),
+    ],
+)
+def test_a_layer_to_whose_weight_pixels_are_cast_stays_whole(
+    family, reads_patches, in_four_bits, tmp_path
+):
+    folder = str(write_a_family(family, tmp_path))
+    chosen = quantized_layers(skeleton(folder), find_family(folder), rules_of("qlora"))
+    assert (reads_patches in chosen) is in_four_bits
+    assert any(name.startswith("model.vision_tower.") for name in chosen)
 
 
 def test_strategies_without_four_bits_load_as_ever(folder):

@@ -70,6 +70,29 @@ def test_every_way_takes_the_same_steps(script, strategy, tmp_path):
         assert losses[way] == pytest.approx(losses["shared"], rel=1e-4), way
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+def test_every_way_takes_the_same_steps_of_other_families(script, family, tmp_path):
+    case = script("turns").Case(f"{family} tiny", "full", 2, 3, 1, pages=2, ragged=True)
+    losses = {}
+    for way in ("trainer", "shared", *(["trl"] if importlib.util.find_spec("trl") else ())):
+        losses[way] = Losses()
+        script("ways").train(way, script("families").make_work(case, tmp_path), losses[way])
+    assert len(set(losses["shared"])) == 3
+    for way in losses:
+        assert losses[way] == pytest.approx(losses["shared"], rel=1e-4), way
+
+
+def test_a_processor_that_makes_other_tokens_than_ours_is_not_measured(script, tmp_path):
+    case = script("turns").Case("smolvlm tiny", "full", 1, 1, 1)
+    work = script("families").make_work(case, tmp_path)
+    row = script("ways").ExampleList(work)[0]
+    assert work.collator()([row])["labels"].shape[0] == 1
+    work.own_processor.chat_template = "{{ messages[0]['content'][1]['text'] }}<image>"
+    with pytest.raises(ValueError, match="makes other tokens of example 0"):
+        work.collator()([row])
+
+
 def test_padded_passes_fill_the_token_budget_and_divide_the_step(script, tmp_path):
     longest = int(make_work(script, tmp_path, "full").dataset.sizes.tokens.max())
     budgets = {longest - 1: 1, 2 * longest: 2, 3 * longest: 2, 4 * longest: 4, 9 * longest: 4}

@@ -15,6 +15,7 @@ from tiny_models import write_tiny
 
 from foveal.deliver.export import export_run
 from foveal.deliver.export_source import find_source
+from foveal.deliver.open import open_model
 from foveal.errors import ModelError
 from foveal.models.family import find_family
 
@@ -122,17 +123,30 @@ def test_a_run_on_four_bits_leaves_as_a_whole_model_by_the_base_files_names(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3_5_moe", "glm4v_moe"])
 def test_an_adapter_beside_fused_experts_opens_with_peft_alone_and_knows_its_base(
-    stranger, tmp_path
+    stranger, family, tmp_path
 ):
     """Loading puts the files' experts into one tensor, which no file holds under its name."""
-    folder = tuned(furnish(tmp_path, "qwen3_5_moe"), "run", strategy="lora")
+    folder = tuned(furnish(tmp_path, family), "run", strategy="lora")
+    adapters = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert any(".self_attn." in name for name in adapters)
+    assert not any(".experts." in name for name in adapters)
     done = export_run(folder, tmp_path / "out")
     assert done.proof is not None
     assert done.proof.problems() == []
     exported = stranger.logits(tmp_path / "model", done.folder, tmp_path / "exported")
     own = stranger.logits(tmp_path / "model", folder / "adapter", tmp_path / "own")
     assert exported.equal(own)
+    opened = open_model(str(folder)).model
+    opened.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        logits = opened(input_ids=torch.tensor([[5, 40, 60, 71, 9]])).logits
+    base = stranger.logits(tmp_path / "model", None, tmp_path / "base")
+    # Folded into its layers: sums in another order, and nothing beside what was learnt.
+    assert (logits - own).abs().max() < 1e-2 * (base - own).abs().max()
+    with pytest.raises(ModelError, match="left its adapter alone"):
+        find_family(str(folder))
     with pytest.raises(ModelError, match="which cannot be written back"):
         export_run(folder, tmp_path / "whole", merge=True)
     weights = tmp_path / "model" / "model.safetensors"

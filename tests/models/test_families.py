@@ -148,6 +148,9 @@ class Loaded:
         for name in ("mm_token_type_ids", "token_type_ids"):
             if name in inspect.signature(self.model.model.forward).parameters:
                 inputs[name] = (ids == self.processor.image_token_id).long()[None]
+        if hasattr(own, "create_moe_mm_token_type_ids"):  # images have experts of their own
+            kinds = own.create_moe_mm_token_type_ids(ids[None].numpy())
+            inputs["moe_mm_token_type_ids"] = torch.as_tensor(kinds)
         if self.model.config.model_type == "paligemma":  # what its processor says of a suffix
             inputs["token_type_ids"] = torch.zeros_like(ids)[None]
             if any(learnt):

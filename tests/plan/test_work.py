@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import tiny
+import tiny_models_more  # noqa: F401  # enters its families
 import torch
 from daily import daily
 from tiny_models import write_tiny
@@ -118,6 +119,16 @@ def test_what_a_row_multiplies_is_what_torch_counts(places, name, strategy):
     assert counted == pytest.approx(operations(place, strategy, "eager"), rel=0.01)
 
 
+def test_experts_multiply_what_they_do_one_after_the_other(places, capfd):
+    place = places("qwen3_vl_moe")
+    costs = place.costs("full", "float32", "eager")
+    parts = (costs.vision, costs.language, costs.head)
+    counted = sum(part.operations.of(place.counts) for part in parts)
+    found = operations(place, "full", "eager", experts="eager")
+    assert counted == pytest.approx(found, rel=0.01)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("name", ["phi3_v", "qwen3_vl"])
 def test_fused_attention_costs_each_pair_what_plain_attention_does(places, name):
     place, counts = places(name), places(name).counts
@@ -169,8 +180,10 @@ def batch_of(place):
     return build_batch(place.row, place.question.dataset, place.question.processor)
 
 
-def operations(place, strategy, attention):
-    _, loss = real_model(place, strategy, "float32", attention)
+def operations(place, strategy, attention, experts=None):
+    model, loss = real_model(place, strategy, "float32", attention)
+    if experts:
+        model.set_experts_implementation(experts)  # torch counts no product of experts in one
     with FlopCounterMode(display=False) as counter:
         loss(batch_of(place)).backward()
     return counter.get_total_flops()

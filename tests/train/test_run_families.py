@@ -7,6 +7,7 @@ import tiny_models_more  # noqa: F401  # enters its families
 import torch
 from daily import daily
 from launched import make_place
+from safetensors.torch import load_file
 from tiny_models import write_tiny
 
 from foveal.errors import ConfigError, DataError
@@ -69,6 +70,23 @@ def test_a_base_that_cannot_be_written_back_whole_is_met_before_the_first_step(t
     assert "the run ends with its adapter, not with a whole model" in place.said["run"]
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
     assert not (tmp_path / "run" / "final").exists()
+
+
+def test_no_adapter_stands_beside_a_layer_whose_weight_another_reads(tmp_path):
+    place = make_place(tmp_path, "aria")  # its projector is torch's own attention
+    place.run_alone(place.recipe("run", strategy="lora", **FEW | {"train__max_steps": 1}))
+    adapters = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert any("cross_attn.q_proj" in name for name in adapters)
+    assert not any("multihead_attn" in name for name in adapters)
+
+
+def test_what_draws_images_stays_as_it_is_where_they_are_read(tmp_path):
+    place = make_place(tmp_path, "janus")
+    place.run_alone(place.recipe("run", **FEW | {"train__max_steps": 2}))
+    before = load_file(tmp_path / "model" / "model.safetensors")
+    after = load_file(tmp_path / "run" / "final" / "model.safetensors")
+    moved = {name.split(".")[1] for name in before if not before[name].equal(after[name])}
+    assert moved == {"vision_model", "aligner", "language_model"}
 
 
 def test_a_run_speaks_of_images_in_the_words_of_its_family(tmp_path):

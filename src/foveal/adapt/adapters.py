@@ -1,7 +1,7 @@
 """Linear layers -> the same layers with a low-rank adapter beside them, through peft."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +71,28 @@ def lora_config(sizes: Mapping[str, AdapterSize], settings: LoraSettings) -> Any
         },
         bias="none",
     )
+
+
+def layers_for_adapters(model: Any, layers: Iterable[str]) -> list[str]:
+    """Leave out the layers whose names peft takes for those of a mixture's experts.
+
+    Of some types it puts adapters of `gate_proj` and the like beside the one tensor of all experts,
+    wherever such a layer stands; an adapter beside a shared expert could not be opened with it.
+    """
+    import_peft()
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    def is_kept(name: str) -> bool:
+        config = lora_config({name: AdapterSize(1, 1)}, LoraSettings())
+        try:
+            convert_peft_config_for_transformers(config, model, None)
+        except ValueError:  # only together with what it is fused with
+            return False
+        return bool(config.target_modules)
+
+    layers = list(layers)
+    kept = {one: is_kept(f"layer.{one}") for one in {name.rpartition(".")[2] for name in layers}}
+    return [name for name in layers if kept[name.rpartition(".")[2]]]
 
 
 def _check_initialization(

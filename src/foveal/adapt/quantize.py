@@ -1,5 +1,6 @@
 """Rules -> which linear layers a model holds in 4 bits, and how bitsandbytes shall hold them."""
 
+import inspect
 import json
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -105,7 +106,20 @@ def quantized_layers(
         rule = first_match(family.part_name(f"{name}.weight"), rules)
         if rule and rule.quantize and layer is not head and _shape(layer) not in whole:
             chosen.add(name)
-    return chosen
+    return {name for name in chosen if not _casts_to_weight(model, name)}
+
+
+def _casts_to_weight(model: nn.Module, name: str) -> bool:
+    """Tell whether what a layer reads is cast to its weight's format, which in 4 bits is bytes.
+
+    Of some towers that is what reads patches: pixels between -1 and 1 would become 0 and 255.
+    """
+    owner, _, layer = name.rpartition(".")
+    try:
+        code = inspect.getsource(type(model.get_submodule(owner)).forward)
+    except OSError:  # made while running
+        return False
+    return f"{layer}.weight.dtype" in code and "is_floating_point" not in code
 
 
 def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:

@@ -88,7 +88,7 @@ def assign(
         if verdict.adapter and _can_adapt(model, family, name)
     }
     if adapted:
-        _add_adapters(model, adapted, lora or LoraSettings())
+        adapted = _add_adapters(model, adapted, lora or LoraSettings())
     made = []
     for name, parameter in model.named_parameters():
         layer = next((owner for owner in _owners(name) if owner in adapted), None)
@@ -128,14 +128,19 @@ def _verdict(part_name: str, rules: Sequence[Rule], decided: dict[int, int]) -> 
     return rule
 
 
-def _add_adapters(model: nn.Module, rules: Mapping[str, Rule], lora: LoraSettings) -> None:
-    from foveal.adapt.adapters import AdapterSize, add_adapters
+def _add_adapters(
+    model: nn.Module, rules: Mapping[str, Rule], lora: LoraSettings
+) -> dict[str, Rule]:
+    """Give layers their adapters; returns the rules of those that have one now."""
+    from foveal.adapt.adapters import AdapterSize, add_adapters, layers_for_adapters
 
+    suited = {layer: rules[layer] for layer in layers_for_adapters(model, rules)}
     sizes = {
         layer: AdapterSize(rule.rank or lora.rank, rule.alpha or lora.alpha)
-        for layer, rule in rules.items()
+        for layer, rule in suited.items()
     }
     add_adapters(model, sizes, lora)
+    return suited
 
 
 def _adapter_sizes(model: nn.Module, layer: str) -> dict[str, Any]:
@@ -153,7 +158,11 @@ def _count(parameter: nn.Parameter) -> int:
 def _can_adapt(model: nn.Module, family: Family, name: str) -> bool:
     if not name.endswith(".weight") or family.is_unused(model, name):
         return False
-    return isinstance(model.get_submodule(name.removesuffix(".weight")), nn.Linear)
+    layer = name.removesuffix(".weight")
+    owner = model.get_submodule(layer.rpartition(".")[0])
+    # That one reads the weight of its last layer, and calls no layer.
+    is_called = not isinstance(owner, nn.MultiheadAttention)
+    return is_called and isinstance(model.get_submodule(layer), nn.Linear)
 
 
 def _owners(name: str) -> Iterator[str]:

@@ -260,6 +260,11 @@ def _point_to_model(folder: Path) -> None:
             f"model {folder} is an adapter; give a whole model, such as `foveal export RUN OUT "
             "--merge` writes"
         )
+    if (run / "adapter" / "adapter_config.json").is_file():
+        raise ModelError(
+            f"model {folder} is a run that left its adapter alone, since its base cannot be "
+            "written back; give a whole model, such as that base"
+        )
     if (run / "recipe.yaml").is_file():
         raise ModelError(
             f"model {folder} is a run that has not ended; `foveal train {folder / 'recipe.yaml'}` "

@@ -4,6 +4,7 @@ A type that does something in another way has a family of its own beside this on
 can be asked for is refused when the model is loaded, by name.
 """
 
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property, partial
@@ -22,6 +23,13 @@ from foveal.models.image_settings import ImageBudget, set_images
 from foveal.models.row_costs import LayerProducts
 from foveal.models.shared_rows import choose_attention
 from foveal.models.stored_names import StoredNames
+
+DRAWING = ("vqmodel", "generation_embeddings", "generation_aligner", "generation_head")
+"""Beside tower and decoder, what draws images in models that also read them (Janus)."""
+
+
+KINDS = "moe_mm_token_type_ids"
+"""By what name a mixture is told which tokens go to the experts of images (ERNIE)."""
 
 
 class HubFamily(Family):
@@ -70,7 +78,8 @@ class HubFamily(Family):
 
     def _find_unused(self, names: Iterable[str]) -> tuple[str, ...]:
         layer = getattr(self.config, "vision_feature_layer", None)
-        return _unused(layer, self.parts["vision"][0], names)
+        drawing = tuple(f"model.{one}." for one in DRAWING)
+        return (*_unused(layer, self.parts["vision"][0], names), *drawing)
 
     def _decoder(self, skeleton: Any) -> nn.Module:
         decoder: nn.Module = skeleton.get_decoder()
@@ -127,8 +136,17 @@ class HubFamily(Family):
         """
         return super().encode_images(model.model, pixels)
 
+    def decoder_inputs(self, model: Any, ids: Any, images: Any) -> dict[str, Any]:
+        """Hand ids and images on; where images have experts of their own, their marks have too."""
+        given = super().decoder_inputs(model, ids, images)
+        if KINDS in inspect.signature(model.model.forward).parameters:
+            marks = (f"image{one}_token_id" for one in ("", "_start", "_end"))
+            shown = torch.tensor([getattr(model.config, one) for one in marks], device=ids.device)
+            given[KINDS] = torch.isin(ids, shown).long()
+        return given
+
     def is_unused(self, model: Any, name: str) -> bool:
-        """Tell whether a weight stands behind the tower layer whose features are taken."""
+        """Tell whether a weight stands behind the layer whose features are taken, or draws."""
         return name.startswith(self._unused)
 
 

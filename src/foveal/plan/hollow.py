@@ -47,6 +47,9 @@ ON_SHAPES = {
 }
 """Operations that need no more than torch's kernels for shapes: most of a pass, and quicker so."""
 
+EXPERTS = aten._grouped_mm.default
+"""Products of each expert's tokens and matrix; torch says its shapes of bf16 alone."""
+
 COMPARISONS = {aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge}
 FORMATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -117,6 +120,8 @@ class Hollow(FakeTensorMode):
                 return func(*args, **kwargs)
         if func in ON_SHAPES and all(isinstance(one, FakeTensor) for one in tensors):
             made = self._run_on_shapes(func, args, kwargs)
+        elif func is EXPERTS:
+            made = args[0].new_empty(_experts_shape(*args, **kwargs))
         else:
             self._inside += 1  # of an operation that is put together from others
             try:
@@ -159,6 +164,8 @@ class Hollow(FakeTensorMode):
         elif packet is ATTENTION_BACKWARD:
             # A kernel forms the scores once more: a product that is of no use to the result.
             spent.attention += 2 * sdpa_flop_count(*(one.shape for one in args[1:4]))
+        elif func is EXPERTS:  # each token meets one expert, whichever way the sum runs
+            spent.operations += 2 * args[0].shape[-2] * args[0].shape[-1] * args[1].shape[-1]
         elif packet in flop_registry:
             spent.operations += flop_registry[packet](*args, **kwargs, out_val=made)
 
@@ -241,6 +248,12 @@ class Hollow(FakeTensorMode):
             yield
         finally:
             self.owner = before
+
+
+def _experts_shape(left: Tensor, right: Tensor, offs: Tensor, *_: Any) -> tuple[int, ...]:
+    """Tell the shape of tokens by experts' matrices, or of two sets of tokens: the gradient."""
+    shape = left.shape[0], right.shape[-1]
+    return shape if right.dim() == 3 else (offs.shape[0], *shape)
 
 
 def _makes_whole_numbers(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
