@@ -206,7 +206,7 @@ def _states_listed(
     if folder.scheme in ("http", "https"):  # a page of links says nothing of their states
         return {}
     try:
-        found = _ask(folder, lambda files, path: files.ls(path, detail=True))
+        found = _ask(folder, lambda files, path: files.ls(path, detail=True), anew=True)
     except FileNotFoundError:
         return {}
     # As stores call them: some begin with a slash, and Hugging Face's with `datasets`.
@@ -218,7 +218,7 @@ def _states_listed(
 
 
 def _state_now(one: StoredObject) -> list[int]:
-    state = _state(_ask(one, lambda files, path: files.info(path)), one)
+    state = _state(_ask(one, lambda files, path: files.info(path), anew=True), one)
     _note(one, state)
     return state
 
@@ -255,7 +255,8 @@ def open_object(one: StoredObject, start: int = 0, length: int | None = None) ->
     """
     name, expected = _kept_name(one, start, length)
     kept = open_kept(one.cache, name, expected)
-    return kept or _ask(one, partial(_fetch, one, name, start, length))
+    # What is a stretch of one version must not be of another; a listing may tell of that before.
+    return kept or _ask(one, partial(_fetch, one, name, start, length), anew=length is not None)
 
 
 def _kept_name(one: StoredObject, start: int, length: int | None) -> tuple[str, list[int] | None]:
@@ -331,8 +332,13 @@ def _missing(one: StoredObject) -> FileNotFoundError:
     return FileNotFoundError(errno.ENOENT, "no such object", one.url)
 
 
-def _ask(one: StoredObject, question: Callable[[Any, str], _Result]) -> _Result:
+def _ask(one: StoredObject, question: Callable[[Any, str], _Result], anew: bool = False) -> _Result:
     """Ask a store something, again where it might answer yet.
+
+    Args:
+        one: of what is asked.
+        question: of the store and the object's name there.
+        anew: whether what the store said before does not count.
 
     Raises:
         FileNotFoundError: there is no such object.
@@ -340,7 +346,7 @@ def _ask(one: StoredObject, question: Callable[[Any, str], _Result]) -> _Result:
     """
     for left in reversed(range(ATTEMPTS)):
         try:
-            files = _store(one.scheme)
+            files = _store(one.scheme, anew)
             return question(files, files._strip_protocol(one.url))
         except FileNotFoundError as error:
             raise _missing(one) from error
@@ -369,13 +375,14 @@ def _ask(one: StoredObject, question: Callable[[Any, str], _Result]) -> _Result:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _store(scheme: str) -> Any:
+def _store(scheme: str, anew: bool) -> Any:
     """Open a store; a process that was forked opens its own."""
     import fsspec
 
     # What was listed once would be believed for good, and an object replaced since be refused.
     files = fsspec.filesystem(scheme, use_listings_cache=False)
-    files.invalidate_cache()
+    if anew or scheme != "hf":  # whose files are asked for by listing their folder
+        files.invalidate_cache()
     return files
 
 
@@ -384,9 +391,9 @@ def _one_line(error: Exception) -> str:
 
 
 def _package(scheme: str) -> str:
-    if scheme == "s3":
+    if scheme in ("s3", "gs", "gcs"):
         return "pip install foveal[stores]"
-    return "install the package for it, as gcsfs for gs://" if scheme != "hf" else "check the URL"
+    return "check the URL" if scheme == "hf" else "install the package that fsspec wants for it"
 
 
 def _where_credentials(scheme: str) -> str:
