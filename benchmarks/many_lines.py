@@ -3,8 +3,8 @@
 Lines come in blocks: block b asks about the pages of `b.tar`, in the words of block 0, and ends
 where a piece of the encoder does. So the pieces of block b are those of block 0 under other names
 of examples and pages: `encode_renamed` makes the ones, then the others, and the encoder finds them
-as a run does that was killed when it had encoded all. `check_renaming` encodes a small file in both ways
-and compares what is written, byte by byte.
+as a run does that was killed when it had encoded all. `check_renaming` encodes a small file in both
+ways and compares what is written, byte by byte.
 """
 
 import json

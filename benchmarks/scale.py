@@ -4,12 +4,12 @@
 
 Lines are made up (`many_lines.py`): four short questions about each page, all of them different
 files in tar archives. A process reads them as a run does, plans its first step and one in the
-midst, and lays the rows out; no model is loaded. What it holds is memory that it alone has written, beyond
-that for 10,000 lines; of all processes together, what they map is counted once. Then `foveal train`
-itself takes the same lines, with a tiny model: seconds from the command to its first step, and to
-the next when it is resumed. Of more than a million lines a million is encoded, the rest renamed.
-`--before` names another checkout, measured in turn with this one. Needs 650 bytes of disk a line,
-and as much again while lines are encoded.
+midst, and lays the rows out; no model is loaded. What it holds is memory that it alone has written,
+beyond that for 10,000 lines; of all processes together, what they map is counted once. Then
+`foveal train` itself takes the same lines, with a tiny model: seconds from the command to its first
+step, and to the next when it is resumed. Of more than a million lines a million is encoded, the
+rest renamed. `--before` names another checkout, measured in turn with this one. Needs 650 bytes of
+disk a line, and as much again while lines are encoded.
 """
 
 import argparse
