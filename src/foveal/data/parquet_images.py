@@ -11,14 +11,14 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from struct import pack
 from threading import Lock
 from typing import Any, NamedTuple
 
 from foveal.data.archives import ArchiveMember, open_stored, state_of
-from foveal.data.kept_bytes import ReadAtPlaces
+from foveal.data.kept_bytes import ReadAtPlaces, read_state
 from foveal.data.objects import HEADER_BYTES, called, object_at, open_object
 from foveal.errors import DataError, UserError
 
@@ -83,7 +83,10 @@ def parquet_file(path: Path) -> ParquetFile:
         DataError: it is no Parquet file.
         UserError: the package that reads such files is missing.
     """
-    return _parquet_file(path, tuple(state_of(path)))
+    one = object_at(path)
+    # Of an object what was said at the start counts: a store would be asked for every image.
+    noted = read_state(one.cache, one.url) if one else None
+    return _parquet_file(path, tuple(noted or state_of(path)))
 
 
 @lru_cache(FOOTERS_AT_HAND)
@@ -174,9 +177,11 @@ class _Reader:
         if group != self._group or row < self._next:
             self._begin(group)
         while self._next <= row:
-            block = next(self._coming).column(0)
-            first, self._next = self._next, self._next + len(block)
-            self._blocks[first] = block
+            rows = next(self._coming, None)
+            if rows is None:
+                raise ValueError("it is cut short")
+            first, self._next = self._next, self._next + len(rows)
+            self._blocks[first] = rows.column(0)
             if len(self._blocks) > BLOCKS_AT_HAND:
                 del self._blocks[next(iter(self._blocks))]
         return first
@@ -189,16 +194,16 @@ class _Reader:
                 return 0
             start, end = _stretch(chunk)
             wanted = pack("<I", len(content)) + content
+            step = max(SEARCHED_BYTES, len(content))
             with _Stretch(self._file.path, start, end - start) as source:
                 # Most are behind the last; a page's beginning may lie between.
                 last = self._found if start < self._found < end else start
-                for begin, stop in ((last, end), (start, last)):
-                    for at in range(begin, stop, SEARCHED_BYTES):
-                        source.seek(at)
-                        found = source.read(len(wanted) + SEARCHED_BYTES).find(wanted)
-                        if found >= 0:
-                            self._found = at + found + len(wanted)
-                            return self._found - len(content)
+                for at in chain(range(last, end, step), range(start, last, step)):
+                    source.seek(at)
+                    found = source.read(len(wanted) + step).find(wanted)
+                    if found >= 0:
+                        self._found = at + found + len(wanted)
+                        return self._found - len(content)
             return 0
 
     def _chunk(self, group: int) -> Any:
