@@ -80,6 +80,7 @@ def _handler(hub: LoopbackHub):
 def loopback_hub(patch: pytest.MonkeyPatch):
     """Serve a data set; the hub's own package is told of it as by `HF_ENDPOINT`."""
     import huggingface_hub
+    import huggingface_hub.constants
 
     hub = LoopbackHub()
     with ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub)) as server:
@@ -88,7 +89,10 @@ def loopback_hub(patch: pytest.MonkeyPatch):
         patch.setenv("NO_PROXY", "127.0.0.1")
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         address = f"http://127.0.0.1:{server.server_port}"
-        patch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        constants = huggingface_hub.constants
+        patch.setattr(constants, "ENDPOINT", address)
+        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         huggingface_hub.HfFileSystem.clear_instance_cache()
         huggingface_hub.close_session()
         try:

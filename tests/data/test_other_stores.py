@@ -52,6 +52,10 @@ def same_images(shelf, images):
 def test_images_of_a_data_set_on_the_hub_are_fetched_once_and_its_folder_not_listed_for_each(
     shelf, hub
 ):
+    hub.files["pages/data-0.png"] += bytes(10**6)  # behind the image
+    (shelf / "images" / "data-0.png").write_bytes(hub.files["pages/data-0.png"])
+    read(shelf, HUB_PAGES)
+    assert hub.fetched_bytes() < 3 * objects.HEADER_BYTES
     found = same_images(shelf, HUB_PAGES)
     hub.asked.clear()
     for one in found.images:

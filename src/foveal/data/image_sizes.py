@@ -68,8 +68,8 @@ def image_sizes(
         sizes[at] = size
     if cache and (len(places) or not known or len(known["names"]) != len(names)):
         with folder_written_whole(cache) as beside, ColumnWriter(beside) as writer:
-            kept = {"names": names, "sizes": sizes, "stamps": stamps, "holders": held[0]}
-            writer.append(kept | {f"held.{part}": one for part, one in vars(held[1]).items()})
+            writer.append({"names": names, "sizes": sizes, "stamps": stamps, "holders": held[0]})
+            writer.append({f"held.{part}": one for part, one in vars(held[1]).items()})
     if cache:
         write_text(cache / LOOKED_AT, repr(time.time()))
     return sizes
@@ -131,7 +131,7 @@ def _stamps(
     stamps = np.empty((len(paths), 4), np.int64)
     inside = holders >= 0
     stamps[inside] = _states(held)[holders[inside]]
-    alone = np.flatnonzero(~inside)
+    alone = np.flatnonzero(~inside).tolist()
     stamps[alone] = _states(paths if len(alone) == len(paths) else [paths[at] for at in alone])
     return stamps
 

@@ -323,8 +323,10 @@ class _Remote(ReadAtPlaces):
     def read_at(self, place: int, length: int) -> bytes:
         start = self._start + place
         end = start + length
+        # The hub's library would read megabytes ahead.
+        how = {"cache_type": "none"} if self._one.scheme == "hf" else {}
         return _ask(
-            self._one, lambda files, path: bytes(files.cat_file(path, start=start, end=end))
+            self._one, lambda files, path: bytes(files.cat_file(path, start=start, end=end, **how))
         )
 
 
