@@ -108,7 +108,7 @@ def test_fresh_believes_no_state_of_a_file(tmp_path, monkeypatch):
 
     pack(images)
     examples, first = read_dataset(data, WordProcessor(), cache=cache)
-    texts = [one.turns[0].assistant for one in examples]
+    texts = [examples[at].turns[0].assistant for at in range(3)]
     wide = make_picture(tmp_path / "wide.png", 9, (300, 40))
     pack([wide, *images[:2]])
     data.write_text(
@@ -117,7 +117,7 @@ def test_fresh_believes_no_state_of_a_file(tmp_path, monkeypatch):
     examples, trusting = read_dataset(data, WordProcessor(), cache=cache)
     assert contents(trusting) == contents(first)
     examples, fresh = read_dataset(data, WordProcessor(), cache=cache, fresh=True)
-    assert [one.turns[0].assistant for one in examples] == texts[::-1]
+    assert [examples[at].turns[0].assistant for at in range(3)] == texts[::-1]
     assert contents(fresh) == contents(read(data, WordProcessor())) != contents(first)
     with open_stored(fresh.images[2].path) as file:
         assert file.read() == wide.read_bytes()
