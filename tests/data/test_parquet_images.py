@@ -178,7 +178,7 @@ def test_threads_that_read_at_once_get_what_each_asked_for(shelf):
 def test_of_a_large_row_group_little_is_in_memory_at_once(shelf):
     each = np.random.default_rng(0).bytes(2**20)
     table = pa.table({"image": [each[at:] + each[:at] for at in range(64)]})
-    parquet.write_table(table, shelf / "a.parquet", row_group_size=64)
+    parquet.write_table(table, shelf / "a.parquet", row_group_size=64, write_batch_size=1)
     path = ImageFolder(shelf / "data.jsonl", shelf / "a.parquet").find("63")
     usual = pa.default_memory_pool()
     counting = pa.proxy_memory_pool(usual)

@@ -350,8 +350,6 @@ def _ask(one: StoredObject, question: Callable[[Any, str], _Result], anew: bool 
         try:
             files = _store(one.scheme, anew)
             return question(files, files._strip_protocol(one.url))
-        except FileNotFoundError as error:
-            raise _missing(one) from error
         except StoreError:
             raise
         except (ImportError, ValueError) as error:
@@ -362,11 +360,13 @@ def _ask(one: StoredObject, question: Callable[[Any, str], _Result], anew: bool 
                     f"cannot write to {error.filename}: {error.strerror}; free space, or give "
                     "less of it or another folder: data.object_cache_gb, data.object_cache"
                 ) from error
-            if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+            if _is_refusal(error):
                 raise StoreError(
                     f"{one.url}: no access ({_one_line(error)}); give credentials that may read it"
                     f"{_where_credentials(one.scheme)}"
                 ) from error
+            if isinstance(error, FileNotFoundError):
+                raise _missing(one) from error
             if not left:
                 raise StoreError(
                     f"{one.url}: cannot be read ({_one_line(error)}), tried {ATTEMPTS} times; mend "
@@ -375,6 +375,16 @@ def _ask(one: StoredObject, question: Callable[[Any, str], _Result], anew: bool 
                 ) from error
             time.sleep(PAUSE_SECONDS * 2 ** (ATTEMPTS - 1 - left))
     raise AssertionError("the last attempt returns or raises")
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Tell whether a store answers, but not us; the hub says of closed doors that nothing is there."""
+    answer = getattr(error.__cause__, "response", None)
+    return (
+        isinstance(error, PermissionError)
+        or "Credentials" in type(error).__name__
+        or getattr(answer, "status_code", None) in (401, 403)
+    )
 
 
 def _store(scheme: str, anew: bool) -> Any:

@@ -3,7 +3,7 @@
 Columns of bytes hold images, plain or beside their paths (`struct{bytes, path}`), one a row or a
 list. A row group can only be read forwards: who goes through a file reads it once, and who jumps
 reads a group's column up to the row. Where pages are not compressed, as `datasets` writes images,
-an image is found once and from then on read as one of a tar file.
+an image is found once and from then on read as one of a tar file. In memory is a page at a time.
 """
 
 import os
