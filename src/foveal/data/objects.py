@@ -378,7 +378,7 @@ def _ask(one: StoredObject, question: Callable[[Any, str], _Result], anew: bool 
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Tell whether a store answers, but not us; the hub says of closed doors that nothing is there."""
+    """Tell whether a store answers, but not us; the hub calls what is closed to us missing."""
     answer = getattr(error.__cause__, "response", None)
     return (
         isinstance(error, PermissionError)
