@@ -29,8 +29,8 @@ from foveal.data.kept_bytes import (
     read_state,
     write_state,
 )
+from foveal.data.store_errors import lasting_error, said_in_one_line
 from foveal.errors import ConfigError, StoreError
-from foveal.storage import FAILED_WRITES
 
 ATTEMPTS = 3
 """Times that a store is asked, where it might answer yet; its own library may try more often."""
@@ -352,39 +352,19 @@ def _ask(one: StoredObject, question: Callable[[Any, str], _Result], anew: bool 
             return question(files, files._strip_protocol(one.url))
         except StoreError:
             raise
-        except (ImportError, ValueError) as error:
-            raise StoreError(f"{one.url}: {_one_line(error)}; {_package(one.scheme)}") from error
         except Exception as error:  # libraries of stores raise whatever they like
-            if isinstance(error, OSError) and error.errno in FAILED_WRITES and error.filename:
-                raise StoreError(
-                    f"cannot write to {error.filename}: {error.strerror}; free space, or give "
-                    "less of it or another folder: data.object_cache_gb, data.object_cache"
-                ) from error
-            if _is_refusal(error):
-                raise StoreError(
-                    f"{one.url}: no access ({_one_line(error)}); give credentials that may read it"
-                    f"{_where_credentials(one.scheme)}"
-                ) from error
+            if lasting := lasting_error(one.url, error):
+                raise lasting from error
             if isinstance(error, FileNotFoundError):
                 raise _missing(one) from error
             if not left:
                 raise StoreError(
-                    f"{one.url}: cannot be read ({_one_line(error)}), tried {ATTEMPTS} times; mend "
+                    f"{one.url}: cannot be read ({said_in_one_line(error)}), tried {ATTEMPTS} times; mend "
                     "the connection and run the same command again",
                     may_pass=True,
                 ) from error
             time.sleep(PAUSE_SECONDS * 2 ** (ATTEMPTS - 1 - left))
     raise AssertionError("the last attempt returns or raises")
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Tell whether a store answers, but not us; the hub calls what is closed to us missing."""
-    answer = getattr(error.__cause__, "response", None)
-    return (
-        isinstance(error, PermissionError)
-        or "Credentials" in type(error).__name__
-        or getattr(answer, "status_code", None) in (401, 403)
-    )
 
 
 def _store(scheme: str, anew: bool) -> Any:
@@ -396,19 +376,3 @@ def _store(scheme: str, anew: bool) -> Any:
     if anew or scheme != "hf":  # whose files are asked for by listing their folder
         files.invalidate_cache()
     return files
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _package(scheme: str) -> str:
-    if scheme in ("s3", "gs", "gcs"):
-        return "pip install foveal[stores]"
-    return "check the URL" if scheme == "hf" else "install the package that fsspec wants for it"
-
-
-def _where_credentials(scheme: str) -> str:
-    if scheme == "s3":
-        return ", as `aws configure` writes them; a public bucket: FSSPEC_S3_ANON=true"
-    return ": hf auth login" if scheme == "hf" else ""
