@@ -359,8 +359,8 @@ def _ask(one: StoredObject, question: Callable[[Any, str], _Result], anew: bool 
                 raise _missing(one) from error
             if not left:
                 raise StoreError(
-                    f"{one.url}: cannot be read ({said_in_one_line(error)}), tried {ATTEMPTS} times; mend "
-                    "the connection and run the same command again",
+                    f"{one.url}: cannot be read ({said_in_one_line(error)}), tried {ATTEMPTS} "
+                    "times; mend the connection and run the same command again",
                     may_pass=True,
                 ) from error
             time.sleep(PAUSE_SECONDS * 2 ** (ATTEMPTS - 1 - left))
