@@ -122,40 +122,35 @@ def plan_step(build: Path, ranks: int) -> tuple[float, float]:
     return seconds, balance
 
 
-def train(build: Path, data: Path, cache: Path, model: Path, run: Path, steps: int) -> str:
-    """Run `foveal train` to a step; says the seconds to its first, and the memory of it then.
+def train(build: Path, data: Path, cache: Path, model: Path, run: Path) -> str:
+    """Run `foveal train` until it has kept a step; says when it took one, and what it held then.
 
     Raises:
         SystemExit: it failed.
     """
     places = f"model={model}", f"run={run}", f"data.train={data}", f"data.images={data.parent}"
-    how = f"data.cache={cache}", "data.workers=1", f"train.max_steps={steps}"
-    saves = "train.save_every_steps=2", "train.examples_per_step=64"
+    how = f"data.cache={cache}", "data.workers=1", "train.save_every_steps=1"
     recipe = str(HERE / "recipes" / "demo.yaml")
-    command = "-m", "foveal.cli", "train", recipe, *places, *how, *saves
+    command = sys.executable, "-m", "foveal.cli", "train", recipe, *places, *how
     environment = os.environ | {"PYTHONPATH": str(build / "src")}
-    lines = run / "metrics.jsonl"
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    lines, kept = run / "metrics.jsonl", run / "checkpoints"
     former = lines.read_text().count("\n") if lines.exists() else 0
     started = time.perf_counter()
-    with subprocess.Popen(
-        (sys.executable, *command),
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with subprocess.Popen(command, env=environment, **quiet) as process:
         while process.poll() is None and not (
             lines.exists() and lines.read_text().count("\n") > former
         ):
             time.sleep(0.01)
         seconds = time.perf_counter() - started
-        held = 0
-        if process.returncode is None:
-            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-            held = int(rollup.partition("Private_Dirty:")[2].split()[0]) << 10
-        _, said = process.communicate()
-    if process.returncode:
-        raise SystemExit(said)
+        if process.returncode is not None:
+            raise SystemExit(process.communicate()[1])
+        rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        held = int(rollup.partition("Private_Dirty:")[2].split()[0]) << 10
+        while not any(kept.glob("step-*")):
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
     return f"{seconds:.1f} s, {held / 1e6:,.0f} MB"
 
 
@@ -184,17 +179,17 @@ def measure_lines(
         for processes in asked.processes:
             base, base_node = run_processes(build, few, cache, model, processes, asked.workers)
             said, node = run_processes(build, data, cache, model, processes, asked.workers)
-            more = max(lines - FEW, 1)
             own = max(one["own"] for one in said) - max(one["own"] for one in base)
+            own_bytes = f"{own / (lines - FEW):,.0f}" if lines > FEW else ""
             size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
             print(
                 f"| {name} | {lines:,} | | {size / lines:,.0f} | {processes} | "
-                f"{max(one['first'] for one in said):.1f} | {own / more:,.0f} | "
+                f"{max(one['first'] for one in said):.1f} | {own_bytes} | "
                 f"{(node - base_node) / 1e6:,.0f} |",
                 flush=True,
             )
-        for steps, what in ((2, "begun"), (4, "resumed")):
-            said_now = train(build, data, cache, model, folder / f"run-{name}-{lines}", steps)
+        for what in ("begun", "resumed"):
+            said_now = train(build, data, cache, model, folder / f"run-{name}-{lines}")
             print(f"| {name} | {lines:,} | | | train, {what} | {said_now} | | |", flush=True)
         shutil.rmtree(cache)
     shutil.rmtree(data.parent)
