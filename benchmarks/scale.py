@@ -115,7 +115,8 @@ def run_processes(
 
 def plan_step(build: Path, ranks: int) -> tuple[float, float]:
     """Plan what one of many ranks does in a step: seconds, and how even the ranks' work is."""
-    environment = os.environ | {"PYTHONPATH": str(build / "src")}
+    paths = os.pathsep.join([str(build / "src"), str(HERE / "benchmarks")])
+    environment = os.environ | {"PYTHONPATH": paths}
     command = [sys.executable, "-c", PLANNING, str(ranks), str(EXAMPLES_A_RANK)]
     found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     seconds, balance = json.loads(found.stdout)
