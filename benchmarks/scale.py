@@ -2,32 +2,34 @@
 
     python benchmarks/scale.py [--lines 10000 1000000] [--processes 1 8] [--before CHECKOUT]
 
-Lines are made up: four short questions about each page, of which a thousand small ones are drawn. A
-process reads them as a run does, plans its first step and one in the midst, and lays the rows out;
-no model is loaded. What it holds is memory that it alone has written, beyond that for 10,000 lines;
-of all processes together, what they map is counted once. `--before` names another checkout,
-measured in turn with this one. Needs about a kilobyte of disk a line.
+Lines are made up (`many_lines.py`): four short questions about each page, all of them different
+files in tar archives. A process reads them as a run does, plans its first step and one in the
+midst, and lays the rows out; no model is loaded. What it holds is memory that it alone has written,
+beyond that for 10,000 lines; of all processes together, what they map is counted once. Then
+`foveal train` itself takes the same lines, with a tiny model: seconds from the command to its first
+step, and to the next when it is resumed. Of more than a million lines a million is encoded, the
+rest renamed. `--before` names another checkout, measured in turn with this one. Needs 650 bytes of
+disk a line, and as much again while lines are encoded.
 """
 
 import argparse
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+from many_lines import check_renaming, encode_renamed, make_lines, make_scale_model
+
 HERE = Path(__file__).parents[1]
-QUESTIONS, PAGES = 4, 1000
-WORDS = (  # noqa: SIM905
-    "what is the total amount on page invoice number date of name who signed this letter when was "
-    "it printed where in table figure first second last"
-).split()
 RANKS = (8, 64, 1024)
 EXAMPLES_A_RANK = 16
+BLOCK = 1_000_000
+"""Lines that are encoded; of more, the rest is renamed."""
 
 PROCESS = """
 import json, os, sys, time
@@ -36,7 +38,7 @@ import torch
 from foveal.data.dataset import read_dataset
 from foveal.data.batch import build_batch
 from foveal.data.rows import Plan
-from foveal.plan.question import published_model
+from foveal.models.family import find_family
 
 def memory():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
@@ -44,12 +46,12 @@ def memory():
     return {"own": of["Private_Dirty"], "share": of["Pss"]}
 
 def main():
-    data, cache, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    processor = published_model(16)[1]
+    data, cache, model, workers = *map(Path, sys.argv[1:4]), int(sys.argv[4])
+    processor = find_family(str(model)).load_processor(str(model), 4)
     print(json.dumps({}), flush=True)
     sys.stdin.readline()
     started = time.perf_counter()
-    _, dataset = read_dataset(data, processor, None, cache, workers)
+    _, dataset = read_dataset(data, processor, data.parent, cache, workers)
     read = time.perf_counter() - started
     dataset.without_targets()
     plan = Plan(dataset.sizes, examples_per_step=64, tokens_per_pass=8192)
@@ -91,36 +93,12 @@ print(json.dumps([statistics.median(taken), sum(loads) / (max(loads) * len(loads
 """
 
 
-def make_lines(folder: Path, lines: int) -> Path:
-    """Write pages and questions about them."""
-    from PIL import Image
-
-    data = folder / f"{lines}.jsonl"
-    (folder / "images").mkdir(exist_ok=True)
-    for page in range(PAGES):
-        path = folder / "images" / f"{page}.png"
-        if not path.exists():
-            Image.new("L", (60 + page % 200, 40)).save(path)
-    choose = random.Random(0)
-    with data.open("w", encoding="utf-8") as file:
-        for number in range(lines):
-            asked = " ".join(choose.choices(WORDS, k=choose.randint(8, 16)))
-            turn = {
-                "images": [f"{number // QUESTIONS % PAGES}.png"],
-                "user": f"{asked}?\nAnswer briefly.",
-                "assistant": " ".join(choose.choices(WORDS, k=choose.randint(1, 5))),
-            }
-            one = {"id": f"example-{number}", "source": "scale", "conversations": [turn]}
-            file.write(json.dumps(one) + "\n")
-    return data
-
-
 def run_processes(
-    build: Path, data: Path, cache: Path, processes: int, workers: int
+    build: Path, data: Path, cache: Path, model: Path, processes: int, workers: int
 ) -> tuple[list[dict[str, Any]], int]:
     """Have processes read the same lines at once; returns what each says, and bytes of all."""
     environment = os.environ | {"PYTHONPATH": str(build / "src")}
-    command = [sys.executable, "-c", PROCESS, str(data), str(cache), str(workers)]
+    command = [sys.executable, "-c", PROCESS, str(data), str(cache), str(model), str(workers)]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     started = [subprocess.Popen(command, env=environment, **pipes) for _ in range(processes)]
     said: list[dict[str, Any]] = [{} for _ in started]
@@ -137,44 +115,85 @@ def run_processes(
 
 def plan_step(build: Path, ranks: int) -> tuple[float, float]:
     """Plan what one of many ranks does in a step: seconds, and how even the ranks' work is."""
-    environment = os.environ | {"PYTHONPATH": str(build / "src")}
+    paths = os.pathsep.join([str(build / "src"), str(HERE / "benchmarks")])
+    environment = os.environ | {"PYTHONPATH": paths}
     command = [sys.executable, "-c", PLANNING, str(ranks), str(EXAMPLES_A_RANK)]
     found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     seconds, balance = json.loads(found.stdout)
     return seconds, balance
 
 
+def train(build: Path, data: Path, cache: Path, model: Path, run: Path) -> str:
+    """Run `foveal train` until it has kept a step; says when it took one, and what it held then.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    places = f"model={model}", f"run={run}", f"data.train={data}", f"data.images={data.parent}"
+    how = f"data.cache={cache}", "data.workers=1", "train.save_every_steps=1"
+    recipe = str(HERE / "recipes" / "demo.yaml")
+    command = sys.executable, "-m", "foveal.cli", "train", recipe, *places, *how
+    environment = os.environ | {"PYTHONPATH": str(build / "src")}
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    lines, kept = run / "metrics.jsonl", run / "checkpoints"
+    former = lines.read_text().count("\n") if lines.exists() else 0
+    started = time.perf_counter()
+    with subprocess.Popen(command, env=environment, **quiet) as process:
+        while process.poll() is None and not (
+            lines.exists() and lines.read_text().count("\n") > former
+        ):
+            time.sleep(0.01)
+        seconds = time.perf_counter() - started
+        if process.returncode is not None:
+            raise SystemExit(process.communicate()[1])
+        rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        held = int(rollup.partition("Private_Dirty:")[2].split()[0]) << 10
+        while not any(kept.glob("step-*")):
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+    return f"{seconds:.1f} s, {held / 1e6:,.0f} MB"
+
+
 FEW = 10_000
 """Lines that a process holds about nothing for, beside its libraries."""
 
 
-def measure_lines(builds: dict[str, Path], folder: Path, lines: int, asked: Any) -> None:
+def measure_lines(
+    builds: dict[str, Path], folder: Path, model: Path, lines: int, asked: Any
+) -> None:
     """Measure each build at so many lines, and print."""
-    data = make_lines(folder, lines)
-    few = make_lines(folder, FEW)
+    blocks = max(1, lines // BLOCK)
+    few, data = make_lines(folder / "few", FEW), make_lines(folder / "all", lines // blocks, blocks)
+    with data.open("rb") as file:
+        lines = sum(1 for _ in file)
     for name, build in builds.items():
         cache = folder / f"cache-{name}-{lines}"
-        (first,), _ = run_processes(build, data, cache, 1, asked.workers)
-        print(
-            f"| {name} | {lines:,} | {lines / first['read']:,.0f} | - | first start | "
-            f"{first['first']:.1f} | | |",
-            flush=True,
-        )
+        speed = "renamed"
+        if blocks > 1:
+            encode_renamed(data, model, cache, blocks, asked.workers)
+        (first,), _ = run_processes(build, data, cache, model, 1, asked.workers)
+        if blocks == 1:
+            speed = f"{lines / first['read']:,.0f}"
+        seconds = f"{first['first']:.1f}, first"
+        print(f"| {name} | {lines:,} | {speed} | - | 1 | {seconds} | | |", flush=True)
         for processes in asked.processes:
-            base, base_node = run_processes(build, few, cache, processes, 0)
-            said, node = run_processes(build, data, cache, processes, asked.workers)
-            more = max(lines - FEW, 1)
+            base, base_node = run_processes(build, few, cache, model, processes, asked.workers)
+            said, node = run_processes(build, data, cache, model, processes, asked.workers)
             own = max(one["own"] for one in said) - max(one["own"] for one in base)
+            own_bytes = f"{own / (lines - FEW):,.0f}" if lines > FEW else ""
             size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
             print(
                 f"| {name} | {lines:,} | | {size / lines:,.0f} | {processes} | "
-                f"{max(one['first'] for one in said):.1f} | {own / more:,.0f} | "
+                f"{max(one['first'] for one in said):.1f} | {own_bytes} | "
                 f"{(node - base_node) / 1e6:,.0f} |",
                 flush=True,
             )
+        for what in ("begun", "resumed"):
+            said_now = train(build, data, cache, model, folder / f"run-{name}-{lines}")
+            print(f"| {name} | {lines:,} | | | train, {what} | {said_now} | | |", flush=True)
         shutil.rmtree(cache)
-    if lines != FEW:
-        data.unlink()
+    shutil.rmtree(data.parent)
 
 
 def main() -> None:
@@ -195,9 +214,12 @@ def main() -> None:
         "| build | lines | lines/s | bytes on disk a line | processes | s to first step, again | "
         "own bytes a line | MB all processes |\n" + "| --- " * 8 + "|"
     )
-    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=asked.folder) as name:
+        folder = Path(name)
+        model = make_scale_model(folder / "model")
+        check_renaming(model)
         for lines in asked.lines:
-            measure_lines(builds, Path(folder), lines, asked)
+            measure_lines(builds, folder, model, lines, asked)
     print("\n| build | ranks | ms a step and rank | balance |\n" + "| --- " * 4 + "|")
     for ranks in asked.ranks:
         for name, build in builds.items():

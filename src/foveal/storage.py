@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -39,6 +39,13 @@ def written_whole(path: Path) -> Iterator[Path]:
         if error.filename in (None, str(beside)):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
+
+
+def drop_older(place: Path, time: float) -> None:
+    """Drop a file or folder that was made before a time, in seconds since 1970."""
+    with suppress(FileNotFoundError):  # another process did
+        if place.stat().st_mtime < time:
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from tiny import pages
 from words import WordProcessor
 
 from foveal.data import archive_index
-from foveal.data.archives import ENDINGS, containing_file, member_at, open_stored, size_bytes
+from foveal.data.archives import containing_file, member_at, open_stored, size_bytes
 from foveal.data.check import check_file
 from foveal.data.dataset import read_dataset
 from foveal.data.example import ImageFolder
@@ -144,7 +144,7 @@ def test_of_two_members_with_one_name_the_last_is_taken_as_unpacking_leaves_it(s
         assert file.read() == (shelf / "plain" / "images" / "data-1.png").read_bytes()
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", [".tar", ".zip"])
 def test_a_broken_archive_is_named(shelf, ending):
     archive = shelf / f"pages{ending}"
     pack(ending[1:], archive, shelf / "plain" / "images")

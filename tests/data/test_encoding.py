@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from published import make_processor
 from tiny import make_picture, pages, turn, write_data
 from words import WordProcessor
 
-from foveal.data import encoding, image_sizes, piecewise
+from foveal.data import archives, encoding, image_sizes, lines, piecewise
+from foveal.data.archives import open_stored
 from foveal.data.column_files import Ragged, Texts
 from foveal.data.dataset import read_dataset
 from foveal.data.encode import encode
@@ -89,6 +91,36 @@ def test_examples_are_encoded_once_and_then_mapped(tmp_path, monkeypatch):
     assert contents(read(data, WordProcessor(), cache=cache, fresh=True)) == first
     assert len(seen) == 8
     assert len(measured) == 2
+
+
+def test_fresh_believes_no_state_of_a_file(tmp_path, monkeypatch):
+    """As where a disk says of a changed file all that it said of the former one."""
+    for module in (archives, lines):
+        monkeypatch.setattr(module, "stamp_of", lambda _: [1, 2, 3, 4])
+    data, cache = pages(tmp_path, 3, 1), tmp_path / "cache"
+    data.write_text(data.read_text().replace("data-", "pages.tar/data-"))
+    images = sorted((tmp_path / "images").iterdir())
+
+    def pack(files):
+        with tarfile.open(tmp_path / "images" / "pages.tar", "w") as tar:
+            for file, name in zip(files, images, strict=True):
+                tar.add(file, name.name)
+
+    pack(images)
+    examples, first = read_dataset(data, WordProcessor(), cache=cache)
+    texts = [examples[at].turns[0].assistant for at in range(3)]
+    wide = make_picture(tmp_path / "wide.png", 9, (300, 40))
+    pack([wide, *images[:2]])
+    data.write_text(
+        "".join(reversed(data.read_text().replace("What", "Say what").splitlines(True)))
+    )
+    examples, trusting = read_dataset(data, WordProcessor(), cache=cache)
+    assert contents(trusting) == contents(first)
+    examples, fresh = read_dataset(data, WordProcessor(), cache=cache, fresh=True)
+    assert [examples[at].turns[0].assistant for at in range(3)] == texts[::-1]
+    assert contents(fresh) == contents(read(data, WordProcessor())) != contents(first)
+    with open_stored(fresh.images[2].path) as file:
+        assert file.read() == wide.read_bytes()
 
 
 def test_another_file_state_folder_or_processor_is_encoded_anew(tmp_path, monkeypatch):

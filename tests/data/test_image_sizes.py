@@ -1,6 +1,7 @@
 """Sizes of images are read once, remembered, and read again when a file is another one."""
 
 import os
+import tarfile
 import time
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from foveal.data import image_sizes as module
 from foveal.data.column_files import KINDS
+from foveal.data.example import ImageFolder
 from foveal.data.image_sizes import image_sizes
 from foveal.errors import DataError
 
@@ -80,6 +82,28 @@ def test_what_another_process_looked_at_meanwhile_is_trusted_and_nothing_older(t
     Image.new("L", (50, 30)).save(path)
     assert found([path], cache, since=called) == [(5, 3)]
     assert found([path], cache, since=time.time()) == [(50, 30)]
+
+
+def test_of_a_million_images_in_an_archive_the_archive_alone_is_looked_at(tmp_path, monkeypatch):
+    for number in range(6):
+        Image.new("L", (5 + number, 3)).save(tmp_path / f"{number}.png")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number in range(5):
+            tar.add(tmp_path / f"{number}.png", f"{number}.png")
+    inside = ImageFolder(tmp_path / "data.jsonl", tmp_path / "a.tar")
+    paths = [inside.find("0.png"), tmp_path / "5.png", *(inside.find(f"{k}.png") for k in (3, 4))]
+    looked, usual = [], module.state_of
+    monkeypatch.setattr(module, "state_of", lambda path: looked.append(str(path)) or usual(path))
+    for _ in range(2):
+        assert found(paths, tmp_path / "sizes") == [(5, 3), (10, 3), (8, 3), (9, 3)]
+        assert looked == [str(tmp_path / "a.tar"), str(tmp_path / "5.png")]
+        looked.clear()
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        tar.add(tmp_path / "5.png", "5.png")
+    read, measure = [], module.image_size
+    monkeypatch.setattr(module, "image_size", lambda path: read.append(path) or measure(path))
+    assert found(paths, tmp_path / "sizes") == [(5, 3), (10, 3), (8, 3), (9, 3)]
+    assert read == [paths[0], *paths[2:]]
 
 
 @pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"sizes": 3}', b'{"sizes": ["<i4", [2]]}'])

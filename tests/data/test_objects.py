@@ -7,14 +7,16 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from loopback_store import BUCKET, loopback_store
 from PIL import Image
+from pyarrow import parquet
 from tiny import pages
 from words import WordProcessor
 
 from foveal.config import DataSettings
-from foveal.data import objects
+from foveal.data import objects, parquet_images
 from foveal.data.check import check_file
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import read_dataset
@@ -208,7 +210,7 @@ def test_a_missing_object_is_named_by_its_url(shelf, store):
 
 def test_a_store_whose_package_is_missing_says_which(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(StoreError, match=r"gs://shelf/a\.png: .*install gcsfs"):
+    with pytest.raises(StoreError, match=r"gs://shelf/a\.png: .*pip install foveal\[stores\]"):
         open_image(base(tmp_path, "gs://shelf") / "a.png")
 
 
@@ -300,3 +302,36 @@ def test_examples_may_lie_in_a_store_themselves(shelf, store, monkeypatch):
     assert unpacked(url, shelf / "cache").read_bytes() == content[: len(content) // 2]
     with pytest.raises(DataError, match=f"s3://{BUCKET}/lists/none.jsonl: no such object"):
         unpacked(Path(f"s3://{BUCKET}/lists/none.jsonl"), shelf / "cache")
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy"])
+def test_of_rows_in_a_store_one_column_of_a_row_group_is_fetched_and_kept(
+    shelf, store, compression
+):
+    files = sorted((shelf / "images").iterdir())
+    images = [file.read_bytes() for file in files]
+    sounds = [np.random.default_rng(number).bytes(10**6) for number in range(3)]
+    table, shard = pa.table({"image": images, "sound": sounds}), BytesIO()
+    parquet.write_table(table, shard, row_group_size=2, compression=compression)
+    store.put("shards/0.parquet", shard.getvalue())
+    plain = read(shelf, shelf / "images")
+    data = shelf / "data.jsonl"
+    for row, file in enumerate(files):
+        data.write_text(data.read_text().replace(file.name, f"image/{row}"))
+    store.asked.clear()
+    found = read(shelf, f"s3://{BUCKET}/shards/0.parquet", shelf / "cache")
+    assert found.fingerprint == plain.fingerprint
+    for far, near in zip(found.images, plain.images, strict=True):
+        assert open_image(far.path).tobytes() == open_image(near.path).tobytes()
+    headers = objects.HEADER_BYTES + sum(map(len, images))  # the file's and each image's
+    assert store.fetched_bytes() < 2 * sum(map(len, images)) + headers + 1000
+    store.asked.clear()
+    parquet_images._reader.cache_clear()  # as in another process
+    open_image(found.images[0].path)
+    assert store.fetched_bytes() == 0
+    for one in (shelf / "objects" / "kept").glob("*/*"):
+        one.unlink()
+    parquet_images._reader.cache_clear()
+    store.put("shards/0.parquet", shard.getvalue()[::-1])
+    with pytest.raises(StoreError, match=r"0\.parquet: changed .* start again"):
+        open_image(found.images[0].path)

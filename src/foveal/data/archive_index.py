@@ -1,4 +1,4 @@
-"""A path through a zip or tar file, as if it were a folder -> where in it the file is.
+"""A path through a zip, tar or Parquet file, as if it were a folder -> where in it the file is.
 
 An archive is read through once; its index is kept in columns, and none is unpacked.
 """
@@ -17,11 +17,15 @@ from struct import unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.archives import ENDINGS, ArchiveMember, open_stored, state_of
+from foveal.data.archives import ENDINGS, ROWS, ArchiveMember, open_stored, state_of
 from foveal.data.column_files import ColumnTable, ColumnWriter, digest_of, map_columns
 from foveal.data.objects import BLOCK_BYTES, called, object_at
+from foveal.data.parquet_images import locate, parquet_file
 from foveal.errors import DataError
-from foveal.storage import folder_written_whole, locked
+from foveal.storage import drop_older, folder_written_whole, locked
+
+INDICES = "archives"
+"""Folder of them, beside encoded examples."""
 
 INDICES_AT_HAND = 64
 """Archives whose indices a process keeps open."""
@@ -71,8 +75,20 @@ def find_member(
             except FileNotFoundError:  # a folder of a store that is called like an archive
                 continue
             name = path.relative_to(parent).as_posix()
-            return _index(parent, stamp, cache).find(parent, name)
+            if parent.suffix.lower() != ROWS:
+                return _index(parent, stamp, cache).find(parent, name)
+            found = parquet_file(parent).find(name) or _index(parent, stamp, cache).find(
+                parent, name
+            )
+            return locate(found) if found else None
     return None
+
+
+def forget_indices(encoded: Path, time: float) -> None:
+    """Forget where things are in archives, as it was found before a time, in seconds since 1970."""
+    for one in (encoded / INDICES).glob("[!.]*"):  # no locks
+        drop_older(one, time)
+    _index.cache_clear()
 
 
 @lru_cache(INDICES_AT_HAND)
@@ -91,7 +107,7 @@ def _index(archive: Path, stamp: tuple[int, ...], cache: Path | None) -> Archive
 
 
 def _read_index(archive: Path) -> ArchiveIndex:
-    read = _zip_members if archive.suffix.lower() == ".zip" else _tar_members
+    read = _READERS[archive.suffix.lower()]
     digests, numbers = bytearray(), array("q")
     try:
         for name, start, length, packed in read(archive):
@@ -137,3 +153,10 @@ def _zip_members(archive: Path) -> Iterator[_Found]:
             name_length, extra_length = unpack("<HH", header[26:30])
             start = one.header_offset + 30 + name_length + extra_length
             yield one.filename, start, one.compress_size, one.compress_type != zipfile.ZIP_STORED
+
+
+def _named_rows(archive: Path) -> Iterator[_Found]:
+    return parquet_file(archive).names()
+
+
+_READERS = {".tar": _tar_members, ".zip": _zip_members, ROWS: _named_rows}

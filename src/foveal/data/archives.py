@@ -1,7 +1,8 @@
-"""A path to a file, into a zip or tar file or to a store's object -> its bytes and its state.
+"""A path to a file, into a zip, tar or Parquet file or to an object -> its bytes and its state.
 
 What lies in an archive has a path of its own, `pages.tar#512+20480/page.png`, which says all that
-is needed to open it: no process that opens images needs an index.
+is needed to open it: no process that opens images needs an index. Of an image that a Parquet file
+holds in compressed pages it says the row and the place there, `pages.parquet#17+0r/page.png`.
 """
 
 import io
@@ -27,10 +28,11 @@ from foveal.data.objects import (
 )
 from foveal.errors import DataError
 
-ENDINGS = (".tar", ".zip")
+ROWS = ".parquet"
+ENDINGS = (".tar", ".zip", ROWS)
 """Of archives; a compressed tar cannot be read at random."""
 
-_PLACE = re.compile(r"(.+\.(?i:tar|zip))#(\d+)\+(\d+)(z?)/(.+)", re.DOTALL)
+_PLACE = re.compile(r"(.+\.(?i:tar|zip|parquet))#(\d+)\+(\d+)([rz]?)/(.+)", re.DOTALL)
 
 
 class ArchiveMember(NamedTuple):
@@ -38,16 +40,23 @@ class ArchiveMember(NamedTuple):
 
     archive: Path
     start: int
+    """Byte, or the row that it lies in."""
+
     length: int
+    """Bytes, or its place among those of the row."""
+
     packed: bool
     """Whether its bytes are deflated."""
 
     name: str
 
+    in_row: bool = False
+    """Whether where its bytes lie is only known of its row, in a Parquet file."""
+
     @property
     def path(self) -> Path:
         """Write it as a path, which `member_at` reads."""
-        packed = "z" if self.packed else ""
+        packed = "r" if self.in_row else "z" if self.packed else ""
         return Path(f"{self.archive}#{self.start}+{self.length}{packed}/{self.name}")
 
 
@@ -58,7 +67,8 @@ def member_at(path: str | Path) -> ArchiveMember | None:
     if not found:
         return None
     archive, start, length, packed, name = found.groups()
-    return ArchiveMember(Path(archive), int(start), int(length), bool(packed), name)
+    whole = Path(archive)
+    return ArchiveMember(whole, int(start), int(length), packed == "z", name, packed == "r")
 
 
 def containing_file(path: str | Path) -> Path:
@@ -96,6 +106,8 @@ def size_bytes(path: Path) -> int:
     """Count the bytes of a file, or of what an archive holds of it; -1: it is gone."""
     member = member_at(file_of(path))
     try:
+        if member and member.in_row:
+            return len(_read_row(member))
         whole, *_ = state_of(path)
     except OSError:
         return -1
@@ -121,6 +133,8 @@ def open_stored(path: Path, block_bytes: int | None = None) -> "Opened | io.Byte
         if one := object_at(stored):
             return open_object(one) if block_bytes is None else open_remote(one, block_bytes)
         return stored.open("rb")
+    if member.in_row:
+        return io.BytesIO(_read_row(member))
     part = _open_member(member, block_bytes)
     if not member.packed:
         return part
@@ -141,6 +155,12 @@ def fetch_side_by_side(paths: Iterable[Path]) -> None:
 def _fetch_to_keep(path: Path) -> None:
     with suppress(OSError, DataError):  # whoever opens it says what is wrong
         open_stored(path).close()
+
+
+def _read_row(member: ArchiveMember) -> bytes:
+    from foveal.data.parquet_images import image_bytes  # it is built upon this file
+
+    return image_bytes(member)
 
 
 def _open_member(member: ArchiveMember, block_bytes: int | None) -> Opened:

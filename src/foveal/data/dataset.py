@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.column_files import (
-    digest_of,
-    number_by_first,
-)
+from foveal.data.archive_index import forget_indices
+from foveal.data.column_files import digest_of, number_by_first
 from foveal.data.encode import Encoded
-from foveal.data.encoding import drop_older, encode_file
+from foveal.data.encoding import encode_file
 from foveal.data.epochs import Shown
 from foveal.data.image_sizes import image_sizes
 from foveal.data.lines import Examples
@@ -34,7 +32,7 @@ from foveal.data.remarks import Remarks
 from foveal.data.sizes import Beginnings, Sizes
 from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import DataError
-from foveal.storage import FAILED_WRITES, locked
+from foveal.storage import FAILED_WRITES, drop_older, locked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,6 +124,8 @@ def read_dataset(
                 rmtree(torn)
             for one in place.parent.glob(f"{name}-*"):
                 drop_older(one, fresh_from)
+            if fresh:
+                forget_indices(place.parent, called)
             return _read(
                 paths,
                 processor,
@@ -160,7 +160,7 @@ def _read(
     pairs: bool,
 ) -> tuple[Examples, Dataset]:
     """Read files, alone; what is kept stands beside `place`."""
-    examples = Examples(paths, place and place.parent.parent)
+    examples = Examples(paths, place and place.parent.parent, fresh_from)
     counts = [len(file) for file in examples.files]
     shown = tuple(map(Shown, counts, weights or [1.0] * len(counts)))
     for path, one in zip(paths, shown, strict=True):

@@ -35,7 +35,7 @@ from foveal.data.piecewise import (
 )
 from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import DataError
-from foveal.storage import folder_written_whole, locked, write_json
+from foveal.storage import drop_older, folder_written_whole, locked, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -164,12 +164,6 @@ def code_fingerprint() -> str:
     for file in sorted([*package.glob("data/*.py"), *package.glob("models/**/*.py")]):
         digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def drop_older(folder: Path, time: float) -> None:
-    """Drop a folder that was made before a time, in seconds since 1970."""
-    if folder.is_dir() and folder.stat().st_mtime < time:
-        rmtree(folder)
 
 
 def _map_file(place: Path) -> EncodedFile | None:

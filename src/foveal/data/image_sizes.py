@@ -6,12 +6,13 @@ from array import array
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.archives import object_around, state_of
-from foveal.data.column_files import ColumnWriter, digest_of, map_columns
+from foveal.data.archives import containing_file, object_around, state_of
+from foveal.data.column_files import ColumnWriter, Texts, digest_of, map_columns
 from foveal.data.media import image_size
 from foveal.data.objects import called, object_states, side_by_side
 from foveal.data.parallel import parallel
@@ -53,7 +54,8 @@ def image_sizes(
     known = map_columns(cache) if cache else None
     if cache and known and np.array_equal(known["names"], names) and _looked_at(cache, since):
         return known["sizes"]
-    stamps = _stamps(paths)
+    held = _held_as(known, names) or _held_in(paths)
+    stamps = _stamps(paths, *held)
     sizes = np.zeros((len(paths), 2), np.int32)
     unread = _take_known(known, names, stamps, sizes) if known else np.ones(len(paths), bool)
     places = np.flatnonzero(unread)
@@ -66,7 +68,8 @@ def image_sizes(
         sizes[at] = size
     if cache and (len(places) or not known or len(known["names"]) != len(names)):
         with folder_written_whole(cache) as beside, ColumnWriter(beside) as writer:
-            writer.append({"names": names, "sizes": sizes, "stamps": stamps})
+            writer.append({"names": names, "sizes": sizes, "stamps": stamps, "holders": held[0]})
+            writer.append({f"held.{part}": one for part, one in vars(held[1]).items()})
     if cache:
         write_text(cache / LOOKED_AT, repr(time.time()))
     return sizes
@@ -101,13 +104,45 @@ def _take_known(
     return left
 
 
-def _stamps(paths: Sequence[str | Path]) -> NDArray[np.int64]:
-    stamps = array("q")
+_Held = tuple[NDArray[np.int32], Texts]
+"""In which of some files each image lies; below 0: in one of its own."""
+
+
+def _held_as(known: dict[str, NDArray[Any]] | None, names: NDArray[np.uint64]) -> _Held | None:
+    if not known or "holders" not in known or not np.array_equal(known["names"], names):
+        return None
+    return known["holders"], Texts(known["held.content"], known["held.offsets"])
+
+
+def _held_in(paths: Sequence[str | Path]) -> _Held:
+    """Find the archives and clips that images lie in: a million images lie in a few archives."""
+    numbers: dict[str, int] = {}
+    holders = array("i")
+    for path in paths:
+        holder = str(containing_file(path)) if "#" in str(path) else ""
+        holders.append(numbers.setdefault(holder, len(numbers)) if holder else -1)
+    return np.frombuffer(holders, np.int32), Texts.of(numbers)
+
+
+def _stamps(
+    paths: Sequence[str | Path], holders: NDArray[np.int32], held: Texts
+) -> NDArray[np.int64]:
+    """Look at every file once, (images, 4)."""
+    stamps = np.empty((len(paths), 4), np.int64)
+    inside = holders >= 0
+    stamps[inside] = _states(held)[holders[inside]]
+    alone = np.flatnonzero(~inside).tolist()
+    stamps[alone] = _states(paths if len(alone) == len(paths) else [paths[at] for at in alone])
+    return stamps
+
+
+def _states(paths: Sequence[str | Path]) -> NDArray[np.int64]:
+    states = array("q")
     try:
         known = object_states(one for one in map(object_around, paths) if one)
         for path in paths:
             one = object_around(path)
-            stamps.extend(known[one] if one else state_of(path))
+            states.extend(known[one] if one else state_of(path))
     except OSError as error:
         raise DataError(f"{called(error.filename)}: {error.strerror}") from error
-    return np.frombuffer(stamps, np.int64).reshape(-1, 4)
+    return np.frombuffer(states, np.int64).reshape(-1, 4)

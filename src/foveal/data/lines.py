@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from foveal.data.archives import stamp_of
 from foveal.data.example import Example, holds_anything, parse_example, read_examples
 from foveal.errors import DataError
-from foveal.storage import write_bytes
+from foveal.storage import drop_older, write_bytes
 
 BLOCK_BYTES = 2**24
 """Bytes that are searched for line breaks at once."""
@@ -125,17 +125,23 @@ def _cached_spans(cache: Path, data: FileIO) -> NDArray[np.int64]:
 class Examples(Sequence[Example]):
     """The examples of one file or several, in order; each is read when it is asked for."""
 
-    def __init__(self, paths: Sequence[Path], cache: Path | None = None) -> None:
+    def __init__(
+        self, paths: Sequence[Path], cache: Path | None = None, not_before: float = 0.0
+    ) -> None:
         """Index the files.
 
         Args:
             paths: of JSONL files.
             cache: folder for their indices.
+            not_before: take no index that was made earlier, in seconds since 1970.
 
         Raises:
             DataError: a file cannot be read or holds no example.
         """
-        self.files = [Lines(path, cache / _index_name(path) if cache else None) for path in paths]
+        indices = [cache / _index_name(path) if cache else None for path in paths]
+        for index in filter(None, indices):
+            drop_older(index, not_before)
+        self.files = [Lines(path, index) for path, index in zip(paths, indices, strict=True)]
         self._ends = list(accumulate(map(len, self.files)))
         for file in self.files:
             if not len(file):

@@ -29,8 +29,8 @@ from foveal.data.kept_bytes import (
     read_state,
     write_state,
 )
+from foveal.data.store_errors import lasting_error, said_in_one_line
 from foveal.errors import ConfigError, StoreError
-from foveal.storage import FAILED_WRITES
 
 ATTEMPTS = 3
 """Times that a store is asked, where it might answer yet; its own library may try more often."""
@@ -206,7 +206,7 @@ def _states_listed(
     if folder.scheme in ("http", "https"):  # a page of links says nothing of their states
         return {}
     try:
-        found = _ask(folder, lambda files, path: files.ls(path, detail=True))
+        found = _ask(folder, lambda files, path: files.ls(path, detail=True), anew=True)
     except FileNotFoundError:
         return {}
     # As stores call them: some begin with a slash, and Hugging Face's with `datasets`.
@@ -218,7 +218,7 @@ def _states_listed(
 
 
 def _state_now(one: StoredObject) -> list[int]:
-    state = _state(_ask(one, lambda files, path: files.info(path)), one)
+    state = _state(_ask(one, lambda files, path: files.info(path), anew=True), one)
     _note(one, state)
     return state
 
@@ -255,7 +255,8 @@ def open_object(one: StoredObject, start: int = 0, length: int | None = None) ->
     """
     name, expected = _kept_name(one, start, length)
     kept = open_kept(one.cache, name, expected)
-    return kept or _ask(one, partial(_fetch, one, name, start, length))
+    # What is a stretch of one version must not be of another; a listing may tell of that before.
+    return kept or _ask(one, partial(_fetch, one, name, start, length), anew=length is not None)
 
 
 def _kept_name(one: StoredObject, start: int, length: int | None) -> tuple[str, list[int] | None]:
@@ -322,8 +323,10 @@ class _Remote(ReadAtPlaces):
     def read_at(self, place: int, length: int) -> bytes:
         start = self._start + place
         end = start + length
+        # The hub's library would read megabytes ahead.
+        how = {"cache_type": "none"} if self._one.scheme == "hf" else {}
         return _ask(
-            self._one, lambda files, path: bytes(files.cat_file(path, start=start, end=end))
+            self._one, lambda files, path: bytes(files.cat_file(path, start=start, end=end, **how))
         )
 
 
@@ -331,8 +334,13 @@ def _missing(one: StoredObject) -> FileNotFoundError:
     return FileNotFoundError(errno.ENOENT, "no such object", one.url)
 
 
-def _ask(one: StoredObject, question: Callable[[Any, str], _Result]) -> _Result:
+def _ask(one: StoredObject, question: Callable[[Any, str], _Result], anew: bool = False) -> _Result:
     """Ask a store something, again where it might answer yet.
+
+    Args:
+        one: of what is asked.
+        question: of the store and the object's name there.
+        anew: whether what the store said before does not count.
 
     Raises:
         FileNotFoundError: there is no such object.
@@ -340,56 +348,31 @@ def _ask(one: StoredObject, question: Callable[[Any, str], _Result]) -> _Result:
     """
     for left in reversed(range(ATTEMPTS)):
         try:
-            files = _store(one.scheme)
+            files = _store(one.scheme, anew)
             return question(files, files._strip_protocol(one.url))
-        except FileNotFoundError as error:
-            raise _missing(one) from error
         except StoreError:
             raise
-        except (ImportError, ValueError) as error:
-            raise StoreError(f"{one.url}: {_one_line(error)}; {_package(one.scheme)}") from error
         except Exception as error:  # libraries of stores raise whatever they like
-            if isinstance(error, OSError) and error.errno in FAILED_WRITES and error.filename:
-                raise StoreError(
-                    f"cannot write to {error.filename}: {error.strerror}; free space, or give "
-                    "less of it or another folder: data.object_cache_gb, data.object_cache"
-                ) from error
-            if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
-                raise StoreError(
-                    f"{one.url}: no access ({_one_line(error)}); give credentials that may read it"
-                    f"{_where_credentials(one.scheme)}"
-                ) from error
+            if lasting := lasting_error(one.url, error):
+                raise lasting from error
+            if isinstance(error, FileNotFoundError):
+                raise _missing(one) from error
             if not left:
                 raise StoreError(
-                    f"{one.url}: cannot be read ({_one_line(error)}), tried {ATTEMPTS} times; mend "
-                    "the connection and run the same command again",
+                    f"{one.url}: cannot be read ({said_in_one_line(error)}), tried {ATTEMPTS} "
+                    "times; mend the connection and run the same command again",
                     may_pass=True,
                 ) from error
             time.sleep(PAUSE_SECONDS * 2 ** (ATTEMPTS - 1 - left))
     raise AssertionError("the last attempt returns or raises")
 
 
-def _store(scheme: str) -> Any:
+def _store(scheme: str, anew: bool) -> Any:
     """Open a store; a process that was forked opens its own."""
     import fsspec
 
     # What was listed once would be believed for good, and an object replaced since be refused.
     files = fsspec.filesystem(scheme, use_listings_cache=False)
-    files.invalidate_cache()
+    if anew or scheme != "hf":  # whose files are asked for by listing their folder
+        files.invalidate_cache()
     return files
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _package(scheme: str) -> str:
-    if scheme == "s3":
-        return "pip install foveal[stores]"
-    return "install the package for it, as gcsfs for gs://" if scheme != "hf" else "check the URL"
-
-
-def _where_credentials(scheme: str) -> str:
-    if scheme == "s3":
-        return ", as `aws configure` writes them; a public bucket: FSSPEC_S3_ANON=true"
-    return ": hf auth login" if scheme == "hf" else ""

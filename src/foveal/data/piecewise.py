@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from foveal.data.archive_index import INDICES
 from foveal.data.archives import state_of
 from foveal.data.column_files import Arrays, Ragged, Texts, number_by_first
 from foveal.data.encode import Encoded, encode, encode_pairs
@@ -135,7 +136,7 @@ class PieceEncoder:
         return {**builder.build().arrays(), ABOUT: np.frombuffer(about, np.uint8)}
 
     def _folder(self) -> ImageFolder:
-        indices = self.parts and self.parts.parent / "archives"
+        indices = self.parts and self.parts.parent / INDICES
         return ImageFolder(self.path, self.images, indices)
 
     def _encode_line(
