@@ -74,7 +74,7 @@ def test_the_assistants_text_is_accepted_where_no_answers_are_listed():
             'key "rejected" is there twice',
         ),
         (
-            '{"id": "1", "conversations": [{"user": null, "user": "?", "assistant": "!"}]}',
+            '{"id": "1", "conversations": [{"user": "?", "user": null, "assistant": "!"}]}',
             'key "user" is there twice',
         ),
     ],
