@@ -3,8 +3,10 @@
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from tiny import make_picture, pages, turn, write_data
 from typer.testing import CliRunner
 
 from foveal.cli import app, main
+from foveal.cli.front import STOPS
 from foveal.config import load_recipe
+from foveal.storage import AtWorkError, written_whole
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,6 +95,9 @@ def test_check_exits_1_and_names_file_and_line(tmp_path):
         (["trian", "r.yaml"], "foveal: No such command 'trian'. Did you mean 'train'?"),
         (["train", "r.yaml", "--frsh"], "foveal train: No such option: --frsh"),
         (["serve", "m", "--port", "99999"], "foveal serve: Invalid value for '--port'"),
+        (["evaluate", "m", "d", "--num-crops", "0"], "evaluate: Invalid value for '--num-crops'"),
+        (["evaluate", "m", "d", "--frames-per-second", "-1"], "second -1: give more than 0"),
+        (["ask", "m", "a.png", "?", "--max-new-tokens", "0"], "Invalid value for '--max-new-tok"),
         (["train", "r.yaml", "data.train=t.jsonl", "run=r.yaml"], "run=r.yaml: File exists; give"),
         (["train", "r.yaml", "data.train=t.jsonl", "evaluate.metrics=[f2]"], "unknown metric f2"),
         (["train", "r.yaml", "strategy=[{match:vision}]"], "unknown setting strategy.0.match:vis"),
@@ -159,3 +166,91 @@ def test_a_disk_that_takes_no_more_is_one_line_with_the_files_name(
     assert (ended.value.code, said.out) == (2, "")
     assert said.err.startswith(f"foveal: page.html: {os.strerror(error)}; ")
     assert len(said.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
+def test_a_request_to_end_leaves_nothing_half_written_and_gives_the_shells_status(
+    tmp_path, monkeypatch, capsys, number
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
+    former = {one: signal.getsignal(one) for one in (*STOPS, signal.SIGINT)}
+
+    def write(run, out):
+        with written_whole(tmp_path / "page.html") as beside:
+            beside.write_text("half")
+            signal.raise_signal(number)
+
+    monkeypatch.setattr("foveal.report.report.write_report", write)
+    monkeypatch.setattr(sys, "argv", ["foveal", "report", "run"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 128 + number
+    assert list(tmp_path.iterdir()) == []
+    said = capsys.readouterr().err
+    assert said == ("" if number == signal.SIGINT else f"foveal: stopped by {number.name}\n")
+    assert {one: signal.getsignal(one) for one in former} == former
+
+
+def test_a_signal_that_comes_twice_at_once_does_not_break_off_the_clearing_away(
+    tmp_path, monkeypatch
+):
+    def write(run, out):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            (tmp_path / "cleared").touch()
+
+    monkeypatch.setattr("foveal.report.report.write_report", write)
+    monkeypatch.setattr(sys, "argv", ["foveal", "report", "run"])
+    with pytest.raises(SystemExit):
+        main()
+    assert (tmp_path / "cleared").exists()
+
+
+def test_a_signal_that_falls_into_code_that_lets_nothing_through_comes_again(monkeypatch):
+    class Late:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def write(run, out):
+        Late()
+        time.sleep(60)
+
+    monkeypatch.setattr("foveal.report.report.write_report", write)
+    monkeypatch.setattr(sys, "argv", ["foveal", "report", "run"])
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, time.monotonic() - began < 30) == (143, True)
+
+
+def test_a_command_with_workers_that_a_scheduler_ends_says_one_line(tmp_path):
+    for number in range(60):
+        make_picture(tmp_path / "source" / "cat" / f"{number}.png", number)
+    command = [sys.executable, "-m", "foveal.cli", "convert", "imagefolder", "source", "out"]
+    # Its first picture stands there when all of its processes are at work.
+    code = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(tmp_path.glob("out/images/*/*/*.png")):
+        assert code.poll() is None
+    os.killpg(code.pid, signal.SIGTERM)
+    said = code.communicate(timeout=60)[1].strip().splitlines()
+    assert (code.returncode, said) == (143, ["foveal: stopped by SIGTERM"])
+    assert not [*tmp_path.rglob("*.part"), *tmp_path.rglob(".lock")]
+
+
+def test_a_place_where_another_is_at_work_is_one_line_and_exit_2(tmp_path, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise AtWorkError(errno.EAGAIN, "another process is at work in it", "out")
+
+    monkeypatch.setattr("foveal.report.report.write_report", refuse)
+    monkeypatch.setattr(sys, "argv", ["foveal", "report", "run"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert (
+        said == "foveal: out: another process is at work in it; let it end, or give another place\n"
+    )

@@ -209,6 +209,15 @@ def test_a_recipe_without_a_model_says_how_to_give_one(recipe):
         (b"model: a\nrun: b\n1: 2\n", "1=1: keys should be strings"),
         (b"model: a\nrun: \xe9\n", "not YAML"),
         (b"model: a\nrun: b\n'': 2\n", "unknown setting"),
+        (b"model: a\nrun: b\nmodel: c\n", ":3: model is there twice; keep one of them"),
+        (b"model: a\nrun: b\nlora: {rank: 4, rank: 8}\n", ":3: rank is there twice"),
+        (b"model: a\nrun: b\ntrain:\n  epochs: 1\n  epochs: 2\n", ":5: epochs is there twice"),
+        (b"model: a\nrun: b\ntrain: {max_steps: yes}\n", "train.max_steps=True: is a truth"),
+        (b"model: a\nrun: b\ntrain: {learning_rate: on}\n", "train.learning_rate=True: is a truth"),
+        (b"model: " + b"[" * 2000 + b"]" * 2000, "nested too deeply"),
+        (b"model: a\nrun: ''\n", "run=: give a path; for this folder, a dot"),
+        (b"model: a\nrun: b\ndata: {train: ''}\n", "data.train=: give a path"),
+        (b"model: a\nrun: b\ndata: {images: ''}\n", "data.images=: give a path"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused_in_one_line(recipe, content, message):
@@ -260,11 +269,23 @@ def test_every_setting_is_explained():
     explained(Rule)
 
 
+def test_a_mapping_that_is_laid_over_another_may_say_a_name_of_it_again(recipe):
+    recipe.write_text("model: a\nrun: b\nlora: {<<: {rank: 4, alpha: 8}, rank: 16}\n")
+    made = load_recipe(recipe)
+    assert (made.lora.rank, made.lora.alpha) == (16, 8)
+
+
+def test_truths_stay_truths_however_yaml_writes_them(recipe):
+    for written in ("yes", "on", "true", "'yes'"):
+        recipe.write_text(f"model: a\nrun: b\ntrain: {{deterministic: {written}}}\n")
+        assert load_recipe(recipe).train.deterministic is True
+
+
 def test_training_files_are_one_or_several_with_weights():
     alone = DataSettings(train=Path("a.jsonl"))
     assert [(file.path, file.weight) for file in alone.train_files] == [(Path("a.jsonl"), 1)]
     several = DataSettings.model_validate(
-        {"train": [{"path": "a.jsonl", "weight": 0.5}, {"path": "hf://owner/name:train"}]}
+        {"train": [{"path": "a.jsonl", "weight": 0.5}, "hf://owner/name:train"]}
     )
     assert [(str(file.path), file.weight) for file in several.train_files] == [
         ("a.jsonl", 0.5),

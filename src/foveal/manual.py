@@ -32,7 +32,7 @@ on the hub: `foveal convert table`, or as `data.train` itself.
 
 Exit status: 0 done; 1 the thing that was checked is wrong, or a run has moved no weight; 2
 something to mend, said in one line on standard error (what is wrong, where, what to do); 130
-interrupted.
+interrupted; 128 and its number where another signal ended a command that had nothing to save.
 """
 
 ERRORS = {"UserError", "ConfigError", "DataError", "ModelError", "RunError"}

@@ -1,6 +1,7 @@
 """Files written whole or not at all, whatever stops the writing; an error names the file meant."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -78,6 +79,58 @@ def folder_written_whole(place: Path) -> Iterator[Path]:
         raise
 
 
+class AtWorkError(OSError):
+    """Another process is at work where one alone may be; `filename` says where."""
+
+
+def take_lock(lock: Path, place: Path) -> int:
+    """Hold a file that stands for a place; the system takes it from a process that dies.
+
+    Args:
+        lock: the file; it is made if need be, and its folder.
+        place: that is worked on alone.
+
+    Returns:
+        What gives it back when it is closed.
+
+    Raises:
+        AtWorkError: another process holds it.
+        OSError: it cannot be written; names `place`.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(place)) from error
+    try:
+        # Of the process, not of the file: no worker that outlives it holds the place.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file).st_nlink == 0:  # whoever had it has just taken it away
+            raise BlockingIOError(errno.EAGAIN, "")
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(file)
+            raise AtWorkError(error.errno, "another process is at work in it", str(place)) from None
+        # A disk that knows no locks.
+    return file
+
+
+@contextmanager
+def alone_in(place: Path, lock: Path) -> Iterator[None]:
+    """Work on a place that no other process works on meanwhile; leaves no lock behind.
+
+    Raises:
+        AtWorkError: another process does.
+        OSError: the lock cannot be written.
+    """
+    file = take_lock(lock, place)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(file)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock that one process has at a time; the system takes it from one that dies.
@@ -118,6 +171,24 @@ def write_json(path: Path, tree: Any, indent: int | None = 1) -> None:
         OSError: it cannot be written.
     """
     write_text(path, json.dumps(tree, indent=indent, ensure_ascii=False) + "\n")
+
+
+class RepeatedKeyError(ValueError):
+    """An object of JSON has two values under one key."""
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a mapping of the pairs that `json` read in an object.
+
+    Raises:
+        RepeatedKeyError: a key is there twice, and one of its values would be lost.
+    """
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for place, key in enumerate(keys) if key in keys[:place])
+        raise RepeatedKeyError(f'key "{twice}" is there twice; keep one of them')
+    return tree
 
 
 def flush(path: Path) -> None:

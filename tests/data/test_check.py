@@ -363,3 +363,24 @@ def test_a_pair_whose_answers_are_equal_empty_or_too_long_is_a_problem_of_its_li
         (6, "turn 1: rejected holds <|end|>, which the model would read as plain text"),
     ]
     assert check.summary.pairs == 8
+
+
+def test_a_key_that_is_there_twice_is_a_problem_of_its_line(folder):
+    twice = line("2")[:-1] + ', "source": "a", "source": "b"}'
+    (problem,) = problems_of(folder, line("1"), twice)
+    assert problem == Problem(2, 'key "source" is there twice; keep one of them')
+
+
+def test_a_line_that_teaches_no_preference_is_a_problem_where_preferences_are_learnt(folder):
+    lines = line("1", turn(rejected="This.")), line("2"), line("3", turn(), turn(rejected=["No."]))
+    assert problems_of(folder, *lines) == []
+    (problem,) = problems_of(folder, *lines, pairs=True)
+    assert problem.line == 2
+    assert problem.message.startswith('no turn has a "rejected" answer')
+
+
+@pytest.mark.parametrize("name", ["file:///etc/passwd", "https://example.com/a.png"])
+def test_an_address_that_is_no_stores_is_a_problem_of_its_line(folder, name):
+    (problem,) = problems_of(folder, line("1"), line("2", turn(images=[name])), line("3"))
+    assert problem.line == 2
+    assert name in problem.message

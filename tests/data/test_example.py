@@ -64,12 +64,36 @@ def test_the_assistants_text_is_accepted_where_no_answers_are_listed():
             '{"id": "1", "conversations": [{"user": "?", "assistant": 5}]}',
             '"conversations.0.assistant": .*string',
         ),
+        ('{"id": "1", "id": "2", "conversations": [{"user": "?", "assistant": "!"}]}', '"id" is'),
+        (
+            '{"id": "1", "conversations": [{"user": "?", "assistant": "a", "assistant" :"b"}]}',
+            'key "assistant" is there twice; keep one of them',
+        ),
+        (
+            '{"id":"","conversations":[{"user":"","assistant":"","rejected":"a","rejected":"b"}]}',
+            'key "rejected" is there twice',
+        ),
+        (
+            '{"id": "1", "conversations": [{"user": "?", "user": null, "assistant": "!"}]}',
+            'key "user" is there twice',
+        ),
     ],
 )
 def test_a_line_that_is_no_example_is_refused_in_one_sentence(line, message):
     with pytest.raises(ValueError, match=message) as error:
         parse_example(line)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['"user": twice', 'a quote": and \\": more', "\\", '{"user": 1, "user": 2}', '\\":', '"'],
+)
+def test_a_text_that_looks_like_keys_is_a_text(text):
+    turns = [{"user": text, "assistant": text}, {"user": "?", "assistant": text}]
+    for indent in (None, 0):
+        written = json.dumps({"id": text, "conversations": turns}, indent=indent)
+        assert parse_example(written).turns[0].user == text
 
 
 def test_a_bad_line_is_named_by_its_number_and_empty_lines_count(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from foveal.data.parallel import in_new_process, parallel
+from foveal.errors import DataError
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -20,6 +21,12 @@ def test_results_come_in_the_order_of_the_items(workers):
 
 def test_a_new_process_is_another_one():
     assert in_new_process(os.getpid) != os.getpid()
+
+
+def test_a_worker_that_the_system_ends_is_spoken_of_in_one_line():
+    with pytest.raises(DataError, match="a process beside this one was ended") as ended:
+        in_new_process(os._exit, 9)
+    assert "\n" not in str(ended.value)
 
 
 def test_a_worker_ends_when_its_parent_is_killed():

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import zipfile
 
 import pytest
@@ -110,3 +111,9 @@ def test_a_byte_order_mark_is_read_over_by_check_fix_and_runs(tmp_path):
         opened = Examples([file], tmp_path / "cache")
         assert [opened[0].id, opened[1].id, len(opened)] == ["1", "2", 2]
         assert [one.id for one in opened] == ["1", "2"]
+
+
+def test_a_pipe_is_named_in_place_of_being_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "d.jsonl")
+    with pytest.raises(DataError, match="no file that can be read more than once"):
+        unpacked(tmp_path / "d.jsonl", tmp_path / "cache")

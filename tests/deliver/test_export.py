@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from held import held
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -28,6 +29,7 @@ from foveal.errors import ModelError, RunError
 from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.serve.startup import open_models
+from foveal.storage import AtWorkError
 
 BEFORE_MERGING = "ignore:.*is_gradient_checkpointing:FutureWarning"
 
@@ -437,3 +439,11 @@ def test_a_folder_that_is_no_run_is_a_clear_error(tmp_path):
     result = CliRunner().invoke(app, ["export", str(tmp_path), str(tmp_path / "out")])
     assert isinstance(result.exception, RunError)
     assert "no recipe.yaml; give the folder of a run" in str(result.exception)
+
+
+def test_a_folder_that_another_export_writes_is_left_to_it(run, tmp_path):
+    with held(tmp_path / ".out.lock"), pytest.raises(AtWorkError, match="at work in it"):
+        export_run(run, tmp_path / "out")
+    assert [one.name for one in tmp_path.glob("*out*")] == [".out.lock"]
+    assert export_run(run, tmp_path / "out", proof=False).folder == tmp_path / "out.unverified"
+    assert not (tmp_path / ".out.lock").exists()

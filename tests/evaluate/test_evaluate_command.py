@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from held import held
 from tiny import SIZES, make_picture, turn, write_data
 from typer.testing import CliRunner
 
@@ -13,6 +14,7 @@ from foveal.config import DataSettings, Recipe, save_recipe
 from foveal.errors import ConfigError
 from foveal.evaluate.prediction import read_predictions, read_scores
 from foveal.models.phi3_vision.tiny import write_tiny
+from foveal.storage import AtWorkError
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,15 @@ def test_a_finished_run_is_evaluated_by_its_folder_and_cut_as_its_recipe_says(pl
     foveal(place / "run", place / "data.jsonl", "--num-crops", 4, "--out", wider)
     other = read_predictions(wider / "predictions.jsonl")
     assert [one.choice_scores for one in found] != [one.choice_scores for one in other]
+
+
+def test_a_folder_that_another_evaluation_writes_to_is_left_to_it(place, tmp_path):
+    command = ["evaluate", str(place / "run"), str(place / "data.jsonl"), "--out", str(tmp_path)]
+    with held(tmp_path / ".lock"):
+        done = CliRunner().invoke(app, command)
+        assert isinstance(done.exception, AtWorkError)
+        assert done.exception.filename == str(tmp_path)
+        assert [file.name for file in tmp_path.iterdir()] == [".lock"]
 
 
 def test_two_processes_write_what_one_writes(place, tmp_path):

@@ -211,3 +211,10 @@ def test_predictions_made_elsewhere_get_the_answers_of_the_data():
     assert [one.answers for one in found] == [("2", "two"), ("yes",)]
     with pytest.raises(DataError, match="prediction for turn 2 of 'a': the data has no such turn"):
         with_answers([Prediction("a", "x", turn=2)], examples)
+
+
+def test_a_key_that_is_there_twice_is_an_error_that_names_its_line(tmp_path):
+    twice = '{"id": "b", "prediction": "one", "prediction": "other"}'
+    (tmp_path / "p.jsonl").write_text(f'{{"id": "a", "prediction": "one"}}\n{twice}\n')
+    with pytest.raises(DataError, match=r'p.jsonl:2: key "prediction" is there twice'):
+        read_predictions(tmp_path / "p.jsonl")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -294,3 +295,15 @@ def members(group):
         if int(fields[2]) == group and fields[0] != "Z":
             found.append(int(place.name))
     return found
+
+
+def test_a_worker_that_the_system_ends_is_spoken_of_in_one_line(place, monkeypatch):
+    def end():
+        for one in active_children():
+            one.kill()
+
+    after_step(monkeypatch, 3, end)
+    with pytest.raises(RunError, match="a process that opens images was ended") as ended:
+        run(recipe(place, data__workers=1, train__epochs=20))
+    assert "\n" not in str(ended.value)
+    assert saved(place / "run") == ["step-2"]

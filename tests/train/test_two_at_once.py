@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from held import HOLD, held
 from rich.console import Console
 from small_runs import losses, recipe, run, same_bits, weights
 from tiny import SIZES, pages
@@ -13,14 +14,6 @@ from foveal.errors import RunError
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 from foveal.train.whole_folder import LOCK
-
-HOLD = """
-import fcntl, sys, time
-file = open(sys.argv[1], "w")
-fcntl.lockf(file, fcntl.LOCK_EX)
-print("held", flush=True)
-time.sleep(600)
-"""
 
 
 @pytest.fixture
@@ -34,11 +27,8 @@ def place(tmp_path):
 def other(place):
     """Another process that is at work in the run's folder."""
     run(recipe(place, train__max_steps=2))
-    command = [sys.executable, "-c", HOLD, str(place / "run" / LOCK)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
+    with held(place / "run" / LOCK) as process:
         yield process
-        process.kill()
 
 
 @pytest.mark.parametrize("fresh", [False, True])

@@ -40,7 +40,7 @@ class _ListsKinds(TyperCommand):
 @app.command(rich_help_panel=PANEL, cls=_ListsKinds)
 def convert(
     kind: Annotated[str, typer.Argument(help="Layout of the source; all are listed below.")],
-    source: Annotated[Path, typer.Argument(help="Folder, zip, or hub name.")],
+    source: Annotated[Path, typer.Argument(help="Folder, zip, file of rows, or hub name.")],
     out: Annotated[Path, typer.Argument(help="Folder to fill: images/ and JSONL files.")],
     frames: Annotated[int, typer.Option(help="Pictures a clip.")] = 8,
     keep_clips: Annotated[
@@ -144,6 +144,7 @@ def check(
             count_tokens=count_tokens,
             max_tokens=max_tokens,
             frame_choice=choice,
+            pairs=bool(loaded and loaded.learns_pairs and data != loaded.data.validation),
             fix=fix,
         )
         for problem in islice(problems, show):

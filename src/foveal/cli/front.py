@@ -1,6 +1,11 @@
 """The command line as a whole: its entry, its exit statuses, its one-line errors."""
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -8,7 +13,7 @@ import typer
 from foveal import __version__
 from foveal.errors import UserError
 from foveal.libraries import catch_remarks
-from foveal.storage import FAILED_WRITES
+from foveal.storage import FAILED_WRITES, AtWorkError
 
 INTERRUPTED = 130
 
@@ -36,18 +41,81 @@ def _about(
     """Fine-tune vision-language models, Phi-3.5-vision first."""
 
 
-def main() -> None:
-    """Run the command line; a mendable error becomes one line and exit status 2."""
-    catch_remarks()
+STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""What schedulers and terminals that close send; Ctrl-C is Python's own affair."""
+
+ONE_REQUEST_SECONDS = 1.0
+"""Signals so near each other are one: `timeout` sends its own to the process and to its group."""
+
+
+LOST_AGAIN_SECONDS = 0.05
+"""When an interruption comes again that fell into code which lets none through, as `__del__`."""
+
+
+@contextmanager
+def _signals_that_interrupt() -> Iterator[list[int]]:
+    """Let a request to end break off the work as Ctrl-C does, so that no part of it stays behind.
+
+    Yields the signals that came. One that somebody had ignored, as nohup does, stays ignored.
+    """
+    received: list[int] = []
+    latest = -ONE_REQUEST_SECONDS
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal latest
+        if number != signal.SIGALRM:
+            before, latest = latest, monotonic()
+            if latest - before < ONE_REQUEST_SECONDS:
+                return
+            received.append(number)
+        raise KeyboardInterrupt
+
+    def not_raised(lost: Any) -> None:
+        if lost.exc_type is KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, LOST_AGAIN_SECONDS)
+        else:
+            told(lost)
+
+    former = {
+        one: signal.signal(one, interrupt)
+        for one in (*STOPS, signal.SIGALRM)
+        if signal.getsignal(one) == signal.SIG_DFL
+    }
+    told, sys.unraisablehook = sys.unraisablehook, not_raised
     try:
-        sys.exit(app(prog_name="foveal", standalone_mode=False))
+        yield received
+    finally:
+        sys.unraisablehook = told
+        for one, handler in former.items():
+            signal.signal(one, handler)
+
+
+def main() -> None:
+    """Run the command line; a mendable error becomes one line and exit status 2.
+
+    A signal that asked for an end gives the status that a shell gives it, 128 and its number.
+    """
+    catch_remarks()
+    with _signals_that_interrupt() as received:
+        status = _run()
+    if received and status == INTERRUPTED:
+        typer.echo(f"foveal: stopped by {signal.Signals(received[0]).name}", err=True)
+        status = 128 + received[0]
+    sys.exit(status)
+
+
+def _run() -> Any:
+    try:
+        return app(prog_name="foveal", standalone_mode=False)
     except UserError as error:
         _refuse(f"foveal: {error}")
     except UsageError as error:
         if said := error.format_message():  # nothing where the whole help was shown
             place = error.ctx.command_path if error.ctx else "foveal"
             _refuse(f"{place}: {said.rstrip('.')}; `{place} --help` shows how")
-        sys.exit(2)
+        return 2
+    except AtWorkError as error:
+        _refuse(f"foveal: {error.filename}: {error.strerror}; let it end, or give another place")
     except NOT_A_PLACE as error:
         _refuse(f"foveal: {error.filename}: {error.strerror}; give another place")
     except OSError as error:
@@ -56,7 +124,7 @@ def main() -> None:
         place = error.filename or "a file"
         _refuse(f"foveal: {place}: {error.strerror}; free space, or give another place")
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
 
 
 def _refuse(line: str) -> NoReturn:

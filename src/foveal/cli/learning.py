@@ -139,7 +139,7 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the scores.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder that image paths start from.")] = None,
-    num_crops: Annotated[int | None, typer.Option(help="Most crops a picture.")] = None,
+    num_crops: Annotated[int | None, typer.Option(help="Most crops a picture.", min=1)] = None,
     boxes: Annotated[
         Literal["pixels", "thousandths"] | None,
         typer.Option(help="What numbers of boxes in the data count; of a run: as in training."),
@@ -168,6 +168,8 @@ def evaluate(
 
     from foveal.config import EvaluateSettings
 
+    if frames_per_second is not None and not frames_per_second > 0:
+        raise ConfigError(f"--frames-per-second {frames_per_second:g}: give more than 0")
     labels = tuple(choices.split(",") if choices else ())
     settings = EvaluateSettings(
         answer=answer,

@@ -17,7 +17,7 @@ def ask(
     words: Annotated[list[str], typer.Argument(help="Picture files, then the question.")],
     system: Annotated[str, typer.Option(help="What the model is told before.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 64,
 ) -> None:
     """Answer one question about one or several pictures, in the terminal."""
     import json

@@ -1,7 +1,7 @@
 """Which examples a run learns from, and how they become rows."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -10,7 +10,11 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -22,6 +26,17 @@ class Settings(BaseModel):
         allow_inf_nan=False, extra="forbid", frozen=True, use_attribute_docstrings=True
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _mean_what_they_say(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what would be taken for something else: yes for 1, nothing for this folder."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind is not bool:
+            raise PydanticCustomError("truth", "is a truth, which this setting is not")
+        if value == "" and Path in (kind, *get_args(kind)):
+            raise PydanticCustomError("empty_path", "give a path; for this folder, a dot")
+        return value
+
 
 class DataFile(Settings):
     """One of several sets of examples, and how often they are shown."""
@@ -31,6 +46,11 @@ class DataFile(Settings):
 
     weight: PositiveFloat = 1.0
     """How often an epoch shows each example; 0.5: half of them, the next epoch the other half."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str | Path) else value
 
 
 class Columns(Settings):
@@ -67,7 +87,7 @@ class DataSettings(Settings):
     train: Path | tuple[DataFile, ...] | None = None
     """What to learn from: a JSONL file; a Parquet file, or a folder of them, with the pictures in
     it; `hf://OWNER/NAME:SPLIT` on the hub; one of these files by its URL, `s3://BUCKET/FILE`; or a
-    list of those, `[{path: ..., weight: 2}, ...]`."""
+    list of those, `[FILE, {path: FILE, weight: 2}, ...]`."""
 
     validation: Path | None = None
     """What to evaluate on, before and after, named in the same ways; none: no evaluation."""

@@ -130,14 +130,36 @@ def _read_layers(path: Path) -> list[Layer]:
     return layers
 
 
+class _RepeatedNameError(yaml.MarkedYAMLError):
+    """A mapping has two values under one name."""
+
+
+class _Reader(yaml.SafeLoader):
+    """Reads YAML in which a name stands once: of two values the last would win without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Read a mapping, before another is merged into it."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise _RepeatedNameError(problem=key.value, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
+
+
 def _read_tree(path: Path, named_by: Path | None) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_bytes())
+        tree = yaml.load(path.read_bytes(), _Reader)
     except OSError as error:
         what = f"{named_by}: base: {path}" if named_by else f"{path}"
         raise ConfigError(f"{what}: {error.strerror}; give a YAML recipe") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_what_is_no_yaml(error)}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: not YAML: nested too deeply; give a YAML recipe") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of settings, such as `model: ...`")
     return tree
@@ -145,7 +167,10 @@ def _read_tree(path: Path, named_by: Path | None) -> dict[str, Any]:
 
 def _what_is_no_yaml(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        return f":{error.problem_mark.line + 1}: not YAML: {error.problem}; give a YAML recipe"
+        where = f":{error.problem_mark.line + 1}:"
+        if isinstance(error, _RepeatedNameError):
+            return f"{where} {error.problem} is there twice; keep one of them"
+        return f"{where} not YAML: {error.problem}; give a YAML recipe"
     return f": not YAML: {' '.join(str(error).split())}; give a YAML recipe"
 
 
@@ -184,8 +209,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _read_value(text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml.load(text, _Reader)
+    except (yaml.YAMLError, RecursionError):
         return text
     # What a number, a truth or a date is, the setting knows better: a folder may be called 1e3.
     return value if value is None or isinstance(value, str | list | dict) else text

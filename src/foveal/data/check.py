@@ -15,7 +15,7 @@ from foveal.data.media import image_identity, image_size, open_image, shows_one_
 from foveal.data.parallel import parallel
 from foveal.data.recognise import other_kind, refuse_other_files
 from foveal.data.texts import example_problems, example_warnings
-from foveal.data.token_counts import CountTokens, ShownSize
+from foveal.data.token_counts import CountTokens, ShownSize, length_problems
 from foveal.errors import DataError
 from foveal.storage import written_whole
 
@@ -78,6 +78,7 @@ def check_file(
     count_tokens: CountTokens | None = None,
     max_tokens: int | None = None,
     frame_choice: FrameChoice = EIGHT_FRAMES,
+    pairs: bool = False,
     fix: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> "FileCheck":
@@ -92,6 +93,7 @@ def check_file(
         count_tokens: what a model makes of an example; none: lengths are not checked.
         max_tokens: longest example, in tokens.
         frame_choice: which frames of clips are looked at.
+        pairs: whether each example has to teach a preference.
         fix: file for the lines without a problem, written when all problems have been read.
         progress: called with the number of lines done.
 
@@ -108,7 +110,8 @@ def check_file(
         refuse_other_files(file)
     if fix is not None and fix.resolve() == data.resolve():
         raise DataError(f"{fix}: is the file being checked; write the good lines elsewhere")
-    rules = _Rules(ImageFolder(data, images), decode, count_tokens, max_tokens, frame_choice)
+    folder = ImageFolder(data, images)
+    rules = _Rules(folder, decode, count_tokens, max_tokens, frame_choice, pairs)
     return FileCheck(data, rules, workers, other_splits, fix, progress)
 
 
@@ -121,6 +124,7 @@ class _Rules:
     count_tokens: CountTokens | None
     max_tokens: int | None
     frame_choice: FrameChoice
+    pairs: bool
 
 
 @dataclass(frozen=True)
@@ -248,7 +252,8 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
         example = parse_example(line)
     except ValueError as error:
         return _Finding((str(error),))
-    messages, warnings = list(example_problems(example)), list(example_warnings(example))
+    messages = list(example_problems(example, rules.pairs))
+    warnings = list(example_warnings(example))
     found: list[tuple[str, Path]] = []
     shown: list[list[ShownSize]] = []
     broken = False
@@ -330,23 +335,7 @@ def _length_problems(
         counts = rules.count_tokens(example, shown)
     except (DataError, ValueError) as error:
         return 0, [str(error)]
-    total, problems = 0, []
-    for number, tokens in enumerate(counts.turns, start=1):
-        total += tokens
-        if rules.max_tokens is not None and total > rules.max_tokens:
-            problems.append(
-                f"turn {number}: {total} tokens up to here, more than {rules.max_tokens}"
-            )
-            break
-    problems += [
-        f"turn {number}: {tokens} tokens up to a rejected answer's end, more than "
-        f"{rules.max_tokens}"
-        for number, tokens in counts.rejected
-        if rules.max_tokens is not None and tokens > rules.max_tokens
-    ]
-    if not counts.learnt:
-        problems.append("no token of it would be learnt")
-    return sum(counts.turns), problems
+    return sum(counts.turns), list(length_problems(counts, rules.max_tokens))
 
 
 class _Elsewhere:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from foveal.data.example import Example, ImageFolder
 from foveal.data.read_turns import read_turns
 from foveal.data.shapes import ImageShape, expand_entries
+from foveal.data.texts import NO_PAIR
 from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import DataError
 
@@ -90,9 +91,7 @@ def encode_pairs(
         ValueError: as `encode`, or two answers come to the same tokens.
     """
     if not any(turn.rejected for turn in example.turns):
-        raise DataError(
-            'no turn has a "rejected" answer, and objective=preferences learns from nothing else'
-        )
+        raise DataError(NO_PAIR)
     for place, turn in enumerate(example.turns):
         if not turn.rejected:
             continue

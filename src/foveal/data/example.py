@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -21,8 +22,8 @@ from pydantic import (
 from foveal.data.archives import ENDINGS, containing_file, state_of
 from foveal.data.frames import parse_frame
 from foveal.data.objects import called, object_at, read_url
-from foveal.errors import DataError
-from foveal.storage import written_whole
+from foveal.errors import ConfigError, DataError
+from foveal.storage import RepeatedKeyError, unique_keys, written_whole
 
 
 class Turn(BaseModel):
@@ -100,6 +101,10 @@ class Example(BaseModel):
         return self.model_dump_json(by_alias=True, exclude_defaults=True)
 
 
+_KEY = re.compile(rb'(?<!\\)"\s*:')
+"""What follows a key of valid JSON, and nothing else: in a text the quote has a backslash."""
+
+
 def parse_example(line: str | bytes) -> Example:
     """Read one line of JSON; a key that holds null is one that was left out.
 
@@ -109,7 +114,12 @@ def parse_example(line: str | bytes) -> Example:
     content = line.encode("utf-8", "surrogatepass") if isinstance(line, str) else line
     content = content.removeprefix(BOM_UTF8)
     try:
-        return Example.model_validate_json(content)
+        example = Example.model_validate_json(content)
+        # Of two values under one key the parser takes the last and says nothing.
+        num_keys = sum(len(one.model_fields_set) for one in (example, *example.turns))
+        if len(_KEY.findall(content)) != num_keys:
+            json.loads(content, object_pairs_hook=unique_keys)
+        return example
     except ValidationError as error:
         if (full := _without_nulls(content)) is None:
             raise ValueError(_first_problem(error)) from None
@@ -125,12 +135,14 @@ def _without_nulls(content: bytes) -> str | None:
 
     def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         nonlocal dropped
-        kept = {key: value for key, value in pairs if value is not None}
+        kept = {key: value for key, value in unique_keys(pairs).items() if value is not None}
         dropped |= len(kept) < len(pairs)
         return kept
 
     try:
         value = json.loads(content, object_pairs_hook=keep) if b"null" in content else None
+    except RepeatedKeyError:
+        raise
     except (ValueError, RecursionError):
         return None
     return json.dumps(value) if dropped else None
@@ -255,7 +267,10 @@ class ImageFolder:
             raise DataError(f"image {path!r}: a null byte in its name; rename it")
         for root in self.roots:
             stored = object_at(root)
-            url = read_url(path, stored.cache if stored else root) if "://" in path else None
+            try:
+                url = read_url(path, stored.cache if stored else root) if "://" in path else None
+            except ConfigError as error:  # of this one line, not of the command
+                raise DataError(f"image {error}") from None
             if url:
                 if not stored or not url.path.is_relative_to(root):
                     raise DataError(

@@ -20,12 +20,10 @@ from foveal.data.batch import build_batch
 from foveal.data.dataset import Dataset
 from foveal.data.forward_inputs import Batch
 from foveal.data.groups import Row
+from foveal.data.parallel import ASKS_TO_STOP
 from foveal.data.rows import Plan
 from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import StoreError
-
-ASKS_TO_STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
-"""What asks a run to save and end: a person, schedulers, a terminal that closes."""
 
 
 @dataclass(frozen=True)

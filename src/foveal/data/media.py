@@ -232,11 +232,11 @@ def _header(source: Path | BinaryIO, name: object, alone: bool = False) -> Itera
             raise TooManyPixelsError(
                 f"{name}: more than {MAX_PIXELS} pixels; make it smaller"
             ) from error
-        except OSError as error:
-            raise DataError(f"{name}: {reason_of(error)}; give a picture's path") from error
         except StoreError:
             raise
         except Exception as error:  # decoders of broken bytes raise whatever they like
+            if isinstance(error, OSError) and error.errno:
+                raise DataError(f"{name}: {reason_of(error)}; give a picture's path") from error
             raise DataError(f"{name}: broken picture ({reason_of(error)}); replace it") from error
         with image:
             check_pixels(name, *image.size)

@@ -3,13 +3,19 @@
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
 from typing import Any, TypeVar
+
+from foveal.errors import DataError
+
+ASKS_TO_STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
+"""What asks a program to end: a person, schedulers, a terminal that closes."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -17,7 +23,7 @@ _Result = TypeVar("_Result")
 
 def parallel(
     work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int, chunk: int
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """Apply `work` to each item, in order; only a bounded number of items is under way.
 
     Args:
@@ -56,8 +62,9 @@ def _pool(workers: int) -> Iterator[Callable[..., "Future[Any]"]]:
     others = set(active_children())
 
     def submit(work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
-        # Which may start a process. Ctrl-C reaches all of a terminal's: this one alone speaks.
-        heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Which may start a process. Ctrl-C reaches all of a terminal's, and a scheduler's signal
+        # all of a job's: this one alone speaks, and ends the others.
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, ASKS_TO_STOP)
         try:
             return pool.submit(work, *arguments)
         finally:
@@ -65,6 +72,11 @@ def _pool(workers: int) -> Iterator[Callable[..., "Future[Any]"]]:
 
     try:
         yield submit
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process beside this one was ended, as systems do that run out of memory; free some, "
+            "or give fewer processes: --workers, data.workers"
+        ) from error
     except BaseException:
         for process in set(active_children()) - others:
             process.kill()

@@ -34,6 +34,8 @@ def refuse_other_files(path: Path) -> None:
 
 def other_kind(path: Path) -> str | None:
     """Say what else a file is than one example a line, and the command that reads it."""
+    if path.exists() and not path.is_file():
+        return "no file that can be read more than once, as a pipe; write what it says into one"
     try:
         with path.open("rb") as file:
             return _kind_of(file.read(LOOKED_AT), path)
@@ -123,5 +125,4 @@ def _converted(row: dict[str, Any] | None, path: Path) -> str:
         kind = "llava"
     if _holds_pair(row):
         kind = "preferences"
-    folder = path.parent if str(path.parent) != "." else Path("FOLDER")
-    return f"foveal convert {kind} {folder} OUT reads it, from its folder with the pictures"
+    return f"foveal convert {kind} {path} OUT reads it, and the pictures beside it"

@@ -14,12 +14,17 @@ _FOREIGN_TAG = re.compile(
     r"|\[/?INST\]|\[IMG(?:_\w+)?\]|<</?SYS>>",
     re.IGNORECASE,
 )
+NO_PAIR = 'no turn has a "rejected" answer, and objective=preferences learns from nothing else'
+"""What is wrong with an example that teaches no preference."""
+
 _NOTHING = ("nan", "none", "null")
 """What other tools write for a value that is absent, in small letters."""
 
 
-def example_problems(example: Example) -> Iterator[str]:
-    """Find what is wrong with an example's texts."""
+def example_problems(example: Example, pairs: bool = False) -> Iterator[str]:
+    """Find what is wrong with an example's texts; with `pairs`, it has to teach a preference."""
+    if pairs and not any(turn.rejected for turn in example.turns):
+        yield NO_PAIR
     if example.system:
         yield from _text_problems("system", example.system)
         if _IMAGE_TAG.search(example.system):

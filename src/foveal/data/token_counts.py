@@ -1,7 +1,8 @@
 """An example and the sizes of its images -> how long each of its turns is for a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -76,3 +77,17 @@ def _image_tokens(processor: "TurnProcessor", shown: ShownSize) -> int:
         return shape_of(processor, shown.path, shown.size).tokens
     except (DataError, ValueError) as error:
         raise DataError(f"image {shown.name}: {error}") from error
+
+
+def length_problems(counts: TokenCounts, most: int | None) -> Iterator[str]:
+    """Find what is wrong with how long an example is for a model that takes `most` tokens."""
+    if most is not None:
+        totals = enumerate(accumulate(counts.turns), start=1)
+        if over := next(((turn, total) for turn, total in totals if total > most), None):
+            yield f"turn {over[0]}: {over[1]} tokens up to here, more than {most}"
+        for turn, tokens in counts.rejected:
+            if tokens > most:
+                where = f"{tokens} tokens up to a rejected answer's end"
+                yield f"turn {turn}: {where}, more than {most}"
+    if not counts.learnt:
+        yield "no token of it would be learnt"

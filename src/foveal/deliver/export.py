@@ -1,6 +1,7 @@
 """A run -> a folder in the published layout: streamed, proven, renamed into place at the end."""
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from foveal.errors import ModelError, RunError
 from foveal.machine import DTYPES, Precision
 from foveal.models.family import Family
 from foveal.models.image_settings import changed_settings
+from foveal.storage import alone_in
 from foveal.train.whole_folder import beside, keep_folder
 
 MAX_SHARD_BYTES = 2_000_000_000
@@ -101,6 +103,7 @@ def export_run(
 
     Raises:
         RunError, ModelError, DataError: something is missing or does not fit.
+        AtWorkError: another process writes there.
     """
     source = find_source(run, checkpoint)
     as_model = merge or quantize is not None or not source.adapters
@@ -114,38 +117,42 @@ def export_run(
         bits = plan_weight_only(str(source.base), source.family, quantize)
         for line in filter(None, [bits.line(), bits.slow_line()]):
             tell(line)
-    unproven = out.with_name(out.name + UNPROVEN)
-    for taken in (out, unproven):
-        if taken.exists():
-            raise RunError(f"{taken} is there already; choose a new folder, or remove it")
-    processor: Any = source.family.load_processor(str(source.base), source.recipe.data.image_budget)
-    # Read before an hour of writing, not after it.
-    examples = find_examples(source.recipe, processor) if proof else None
-    tell("Writing")
-    with new_folder(unproven) as folder:
-        if as_model:
-            write_model(source, folder, chosen, processor, max_shard_bytes, bits)
-        else:
-            write_adapter(source, folder, DTYPES[chosen])
-            write_processor_files(
-                source.base,
-                source.base_name,
-                folder,
-                num_crops=source.recipe.data.num_crops,
-                turns=source.recipe.data.turns,
-                images=images_of(source, processor),
-            )
-        write_card(source, folder, out.name, chosen, as_model=as_model, proof=None, bits=bits)
-    norms = four_bit_norms(source) if as_model else {}
-    if examples is None:
-        return Exported(unproven, None, norms)
-    # Whatever happens from here on, the folder's name tells the truth.
-    proven = prove(source, unproven, chosen, examples, merged=as_model, bits=bits, tell=tell)
-    proven.write(unproven)
-    write_card(source, unproven, out.name, chosen, as_model=as_model, proof=proven, bits=bits)
-    if proven.problems():
-        return Exported(unproven, proven, norms)
-    return Exported(unproven.rename(out), proven, norms)
+    name = Path(os.path.abspath(out)).name  # a dot has none
+    with alone_in(out, out.parent / f".{name}.lock"):
+        unproven = out.parent / (name + UNPROVEN)
+        for taken in (out, unproven):
+            if taken.exists():
+                raise RunError(f"{taken} is there already; choose a new folder, or remove it")
+        processor: Any = source.family.load_processor(
+            str(source.base), source.recipe.data.image_budget
+        )
+        # Read before an hour of writing, not after it.
+        examples = find_examples(source.recipe, processor) if proof else None
+        tell("Writing")
+        with new_folder(unproven) as folder:
+            if as_model:
+                write_model(source, folder, chosen, processor, max_shard_bytes, bits)
+            else:
+                write_adapter(source, folder, DTYPES[chosen])
+                write_processor_files(
+                    source.base,
+                    source.base_name,
+                    folder,
+                    num_crops=source.recipe.data.num_crops,
+                    turns=source.recipe.data.turns,
+                    images=images_of(source, processor),
+                )
+            write_card(source, folder, out.name, chosen, as_model=as_model, proof=None, bits=bits)
+        norms = four_bit_norms(source) if as_model else {}
+        if examples is None:
+            return Exported(unproven, None, norms)
+        # Whatever happens from here on, the folder's name tells the truth.
+        proven = prove(source, unproven, chosen, examples, merged=as_model, bits=bits, tell=tell)
+        proven.write(unproven)
+        write_card(source, unproven, out.name, chosen, as_model=as_model, proof=proven, bits=bits)
+        if proven.problems():
+            return Exported(unproven, proven, norms)
+        return Exported(unproven.rename(out), proven, norms)
 
 
 def why_no_final(recipe: Recipe, family: Family) -> str:

@@ -1,7 +1,7 @@
 """A model + examples -> predictions.jsonl and scores.json, even if it is killed on the way."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -39,6 +39,7 @@ from foveal.evaluate.prefetch import Opener
 from foveal.evaluate.questions import deal_questions, question_groups, questions_of
 from foveal.models.family import LoadedModel
 from foveal.models.fingerprint import fingerprint_model
+from foveal.storage import alone_in
 
 Item = TypeVar("Item")
 Key = tuple[str, int]
@@ -283,6 +284,7 @@ def evaluate_model(
 
     Raises:
         ConfigError: the run itself writes where the scores would go.
+        AtWorkError: another process writes there.
     """
     is_run = (Path(place) / "recipe.yaml").exists()
     if is_run and not out and is_of_run(data.stem):
@@ -291,23 +293,27 @@ def evaluate_model(
             "give another folder, --out"
         )
     folder = out or (Path(place) / "evaluation" if is_run else Path("evaluation")) / data.stem
-    columns = Columns()
-    if is_run and find_rows(data) is not None:
-        columns = load_recipe(Path(place) / "recipe.yaml").data.columns
-    if workers.is_main:
-        unpacked(data, folder / ".cache", columns)
-    workers.wait()
-    file = unpacked(data, folder / ".cache", columns)
-    base = images and image_base(DataSettings(), images)
-    examples, dataset = read_dataset(file, loaded.processor, base)
-    if workers.is_main and (folder / SCORES).is_file():
-        for name in (SCORES, WHAT):
-            (folder / name).unlink(missing_ok=True)
-    workers.wait()
-    weights = fingerprint_model(loaded.model)
-    scores = evaluate_into(folder, loaded, examples, dataset, settings, workers, console, weights)
-    assert scores is not None
-    return folder, scores
+    alone = alone_in(folder, folder / ".lock") if workers.is_main else nullcontext()
+    with alone:
+        columns = Columns()
+        if is_run and find_rows(data) is not None:
+            columns = load_recipe(Path(place) / "recipe.yaml").data.columns
+        if workers.is_main:
+            unpacked(data, folder / ".cache", columns)
+        workers.wait()
+        file = unpacked(data, folder / ".cache", columns)
+        base = images and image_base(DataSettings(), images)
+        examples, dataset = read_dataset(file, loaded.processor, base)
+        if workers.is_main and (folder / SCORES).is_file():
+            for name in (SCORES, WHAT):
+                (folder / name).unlink(missing_ok=True)
+        workers.wait()
+        weights = fingerprint_model(loaded.model)
+        scores = evaluate_into(
+            folder, loaded, examples, dataset, settings, workers, console, weights
+        )
+        assert scores is not None
+        return folder, scores
 
 
 def score_made_elsewhere(

@@ -16,7 +16,7 @@ from foveal.errors import DataError
 from foveal.evaluate.closed_answers import macro_auroc
 from foveal.evaluate.intervals import DRAWS, Score, summarize_scores
 from foveal.evaluate.metrics import find_metrics, plain
-from foveal.storage import write_json, written_whole
+from foveal.storage import RepeatedKeyError, unique_keys, write_json, written_whole
 
 PREFERRED = "preferred"
 """Score of answers that others are rejected for: the share of these that are less likely."""
@@ -119,6 +119,9 @@ def read_predictions(path: Path, torn: bool = False) -> list[Prediction]:
             continue
         try:
             prediction = _BORDER.validate_json(line)
+            json.loads(line, object_pairs_hook=unique_keys)
+        except RepeatedKeyError as error:
+            raise DataError(f"{path}:{number}: {error}") from None
         except ValidationError as error:
             if torn and number == len(lines):  # every whole line ends in a line break
                 break

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from foveal.data.loader import ASKS_TO_STOP
+from foveal.data.parallel import ASKS_TO_STOP
 from foveal.train.engines.one_process import Engine
 
 STOPS = sorted(ASKS_TO_STOP)  # in the same order in every process

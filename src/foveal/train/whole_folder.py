@@ -1,20 +1,15 @@
 """A folder written beside its place -> in its place, on the disk, whole or not at all."""
 
-import errno
-import fcntl
 import os
 import shutil
 from pathlib import Path
 
 from foveal.errors import RunError
-from foveal.storage import flush
+from foveal.storage import AtWorkError, flush, take_lock
 from foveal.train.engines.one_process import Engine
 
 LOCK = ".lock"
 """In a run's folder: held by the process that is at work in it."""
-
-TAKEN = {errno.EACCES, errno.EAGAIN}
-"""What a system says where another process holds a file."""
 
 
 def beside(place: Path) -> Path:
@@ -72,11 +67,11 @@ def claim_folder(run: Path, fresh: bool, engine: Engine) -> int | None:
     if engine.is_main:
         try:
             if fresh and run.exists():
-                os.close(_lock(run))
+                os.close(take_lock(run / LOCK, run))
                 _set_aside(run)
-            held = _lock(run)
-        except BlockingIOError:
-            failure = f"run={run}: another process is at work in it; let it end, or give another"
+            held = take_lock(run / LOCK, run)
+        except AtWorkError as error:
+            failure = f"run={run}: {error.strerror}; let it end, or give another"
         except OSError as error:
             failure = f"run={run}: {error.strerror}; give a folder to write to"
     if failures := [one for one in engine.gather([failure]) if one]:
@@ -89,20 +84,6 @@ def release_folder(claim: int | None) -> None:
     """Let others have the folder of a run that has ended."""
     if claim is not None:
         os.close(claim)
-
-
-def _lock(run: Path) -> int:
-    run.mkdir(parents=True, exist_ok=True)
-    file = os.open(run / LOCK, os.O_RDWR | os.O_CREAT)
-    try:
-        # Of the process, not of the file: no worker that outlives it holds the folder.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in TAKEN:
-            os.close(file)
-            raise BlockingIOError from error
-        # A disk that knows no locks.
-    return file
 
 
 def _set_aside(run: Path) -> None:

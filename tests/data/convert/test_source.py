@@ -4,11 +4,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from layouts import left_out, picture_bytes, put_picture, zip_folder
+from held import held
+from layouts import left_out, picture_bytes, put_json, put_picture, turns_of, zip_folder
 
 from foveal.data.convert import KINDS, convert
 from foveal.data.convert.source import Source
+from foveal.data.convert.write import LOCK
 from foveal.errors import DataError
+from foveal.storage import AtWorkError
 
 
 def test_a_folder_its_zip_and_a_folder_of_zips_convert_alike(nlvr, tmp_path):
@@ -86,8 +89,8 @@ def test_what_cannot_be_a_source_is_said_in_one_line(tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "data.zip").write_bytes(b"PK, but no more")
     for name, message in [
-        ("none", "give a folder or a zip"),
-        ("file.txt", "give a folder or a zip"),
+        ("none", "give a folder, a zip, or a file of rows"),
+        ("file.txt", "give a folder, a zip, or a file of rows"),
         ("empty", "nothing in it"),
         ("broken", "broken zip"),
     ]:
@@ -108,3 +111,34 @@ def test_a_source_of_another_kind_is_said_in_one_line(tmp_path, kind):
 def test_an_unknown_kind_lists_the_known_ones(tmp_path):
     with pytest.raises(DataError, match=r"voc: unknown kind.*ucf101"):
         convert("voc", tmp_path, tmp_path / ".." / "out")
+
+
+def test_one_file_of_rows_is_read_with_the_pictures_beside_it_and_no_other_file(tmp_path):
+    put_picture(tmp_path / "source" / "pictures" / "a.png")
+    for name, question in (("one", "Which?"), ("two", "What?")):
+        rows = [{"image": "pictures/a.png", "question": question, "answer": "red"}]
+        put_json(tmp_path / "source" / f"{name}.json", rows)
+    done = convert("table", tmp_path / "source" / "two.json", tmp_path / "out")
+    assert done.counts == {"table_train": {"": 1}}
+    (example,) = turns_of(tmp_path / "out" / "table_train.jsonl")
+    assert example["user"] == "What?"
+    assert (tmp_path / "out" / "images" / example["images"][0]).is_file()
+
+
+def test_a_key_that_is_there_twice_is_refused_with_its_place(tmp_path):
+    twice = '{"image": "a.png", "question": "?", "answer": "red", "answer": "blue"}'
+    put_picture(tmp_path / "source" / "a.png")
+    for name, where in (("rows.jsonl", "rows.jsonl:1: "), ("rows.json", "rows.json: ")):
+        file = tmp_path / "source" / name
+        file.write_text(twice if name.endswith("l") else f"[{twice}]")
+        with pytest.raises(DataError, match=f'{where}key "answer" is there twice'):
+            convert("table", file, tmp_path / "out")
+
+
+def test_a_folder_that_another_process_fills_is_left_to_it(tmp_path):
+    put_picture(tmp_path / "source" / "cat" / "1.png")
+    with held(tmp_path / "out" / LOCK), pytest.raises(AtWorkError, match=r"at work in it: '.*out'"):
+        convert("imagefolder", tmp_path / "source", tmp_path / "out")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [LOCK]
+    convert("imagefolder", tmp_path / "source", tmp_path / "out")
+    assert not (tmp_path / "out" / LOCK).exists()

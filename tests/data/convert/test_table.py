@@ -392,3 +392,16 @@ def test_a_command_that_gave_nothing_leaves_its_folder_to_the_mended_one(tmp_pat
         convert_rows(tmp_path, [flat(text="Red.")])
     (turn,) = convert_rows(tmp_path, [flat(text="Red.")], question="Colour?")
     assert turn["assistant"] == "Red."
+
+
+def test_a_shard_without_rows_takes_nothing_from_the_others(tmp_path):
+    from pyarrow import parquet
+
+    row = {"image": image(1), "question": "?", "answer": "red"}
+    whole = pyarrow.parquet.read_table(put_rows(tmp_path / "source" / "train-0.parquet", [row]))
+    parquet.write_table(whole.slice(0, 0), tmp_path / "source" / "train-1.parquet")
+    parquet.write_table(whole.slice(0, 0), tmp_path / "source" / "test-0.parquet")
+    done = convert("table", tmp_path / "source", tmp_path / "out")
+    assert done.counts == {"table_train": {"": 1}}
+    with pytest.raises(DataError, match="no row in it"):
+        convert("table", tmp_path / "source" / "test-0.parquet", tmp_path / "none")

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from foveal.errors import ConfigError
-from foveal.train.engines.choose import make_engine
+from foveal.train.engines.choose import LAUNCHERS_SAY, make_engine
 from foveal.train.engines.fsdp2 import ShardedEngine
 from foveal.train.engines.one_process import norm_of
 
@@ -241,8 +241,20 @@ def test_engines_of_several_processes_ask_for_a_launcher(name, monkeypatch):
         make_engine(name, "float32")
 
 
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [("2", "WORLD_SIZE=2 without RANK is none"), ("two", "no number; unset it")],
+)
+def test_a_number_of_processes_that_nobody_launched_is_named(monkeypatch, written, said):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", written)
+    with pytest.raises(ConfigError, match=said):
+        make_engine("auto", "float32")
+
+
 def test_zero2_says_what_it_needs(monkeypatch):
-    monkeypatch.setenv("RANK", "0")
+    for one in LAUNCHERS_SAY:
+        monkeypatch.setenv(one, "0")
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(ConfigError, match=r"needs DeepSpeed .* pip install 'foveal\[deepspeed\]'"):
         make_engine("zero2", "float32")

@@ -14,8 +14,9 @@ from foveal.data.convert.source import Source
 from foveal.data.convert.statements import convert_hateful_memes, convert_nlvr, convert_nlvr2
 from foveal.data.convert.table import convert_table
 from foveal.data.convert.tables import Hub
-from foveal.data.convert.write import Converted, Progress, claim, unclaim, write_drafts
+from foveal.data.convert.write import LOCK, Converted, Progress, claim, unclaim, write_drafts
 from foveal.errors import DataError
+from foveal.storage import alone_in
 
 __all__ = ["KINDS", "Converted", "Options", "Progress", "convert"]
 
@@ -66,6 +67,7 @@ def convert(
     Raises:
         DataError: the source is not of that kind, or OUT holds something else.
         UserError: a package that the source needs is not installed.
+        AtWorkError: another process fills OUT.
     """
     options = options or Options()
     if out.resolve().is_relative_to(source.resolve()):
@@ -87,12 +89,13 @@ def convert(
     # What is not among the options' words: a folder that was begun before they were still goes on.
     named = {} if options.columns == Columns() else {"columns": columns}
     named |= {"clips": "whole"} if options.keep_clips else {}
-    claim(out, kind=kind, options=repr(options), source=fingerprint, **named)
     left_out = [LeftOutRow(name, "a link out of the source, or to a folder") for name in links_out]
-    try:
-        return write_drafts(
-            drafts, out, kind, left_out=left_out, workers=workers, progress=progress
-        )
-    except DataError:
-        unclaim(out)  # so that a mended command may have the folder
-        raise
+    with alone_in(out, out / LOCK):
+        claim(out, kind=kind, options=repr(options), source=fingerprint, **named)
+        try:
+            return write_drafts(
+                drafts, out, kind, left_out=left_out, workers=workers, progress=progress
+            )
+        except DataError:
+            unclaim(out)  # so that a mended command may have the folder
+            raise

@@ -6,6 +6,7 @@ from typing import Any
 
 from foveal.data.convert.source import Entry
 from foveal.errors import DataError
+from foveal.storage import RepeatedKeyError, unique_keys
 
 
 def read_json(file: Entry) -> Any:
@@ -15,7 +16,9 @@ def read_json(file: Entry) -> Any:
         DataError: it is no JSON.
     """
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(), object_pairs_hook=unique_keys)
+    except RepeatedKeyError as error:
+        raise DataError(f"{file}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not JSON ({error})") from None
 
@@ -29,7 +32,9 @@ def read_lines(file: Entry) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(file.read_text().split("\n"), start=1):
         if line.strip():
             try:
-                value = json.loads(line)
+                value = json.loads(line, object_pairs_hook=unique_keys)
+            except RepeatedKeyError as error:
+                raise DataError(f"{file}:{number}: {error}") from None
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{file}:{number}: not JSON ({error})") from None
             if not isinstance(value, dict):

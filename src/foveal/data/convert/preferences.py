@@ -21,6 +21,7 @@ from foveal.data.convert.values import (
     text_of,
 )
 from foveal.errors import DataError
+from foveal.storage import RepeatedKeyError, unique_keys
 
 ANSWERS = {"chosen": (*CHOSEN, "response"), "rejected": (*REJECTED, "reject")}
 """What columns of answers are called by TRL, LLaMA-Factory, MMPR; ms-swift; POVID; OpenAI."""
@@ -117,7 +118,9 @@ def _written_in_text(row: Mapping[str, Any]) -> Mapping[str, Any]:
     if "chosen" in row or not isinstance(text, str | Mapping):
         return {}
     try:
-        found = json.loads(text) if isinstance(text, str) else text
+        found = json.loads(text, object_pairs_hook=unique_keys) if isinstance(text, str) else text
+    except RepeatedKeyError as error:
+        raise UnfitError(str(error)) from None
     except ValueError:
         return {}
     names = ("question", *ANSWERS)

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from foveal.errors import DataError
 
+ROWS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+"""Endings of files that may be converted by themselves."""
+
 MAX_BYTES = 4 * 2**30
 """Most bytes of one file of a zip; a zip may hold a few bytes that unpack to thousands of GB."""
 
@@ -91,13 +94,13 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 
 
 class Source:
-    """All files below a folder, the content of zips among them; or one zip."""
+    """All files below a folder, the content of zips among them; or one zip, or one file of rows."""
 
     def __init__(self, path: Path) -> None:
         """List the files.
 
         Raises:
-            DataError: there is no such folder or zip, or nothing in it.
+            DataError: there is no such folder, zip or file, or nothing in it.
         """
         self.links_out: list[str] = []
         """Links that lead out of the folder, or to a folder, which are not followed."""
@@ -105,8 +108,10 @@ class Source:
             entries = list(_walk(path, self.links_out))
         elif zipfile.is_zipfile(path):
             entries = list(_members(path))
+        elif path.suffix.lower() in ROWS and path.is_file():
+            entries = [Entry(path.name, path)]
         else:
-            raise DataError(f"{path}: give a folder or a zip")
+            raise DataError(f"{path}: give a folder, a zip, or a file of rows ({', '.join(ROWS)})")
         if not entries:
             raise DataError(f"{path}: nothing in it")
         self.path = path
@@ -115,7 +120,9 @@ class Source:
     @cached_property
     def _by_last_name(self) -> dict[str, list[Entry]]:
         index: dict[str, list[Entry]] = {}
-        for entry in self.entries:
+        # What one file of rows names lies beside it.
+        is_rows = self.path.suffix.lower() in ROWS and self.path.is_file()
+        for entry in _walk(self.path.parent, []) if is_rows else self.entries:
             index.setdefault(entry.last_name, []).append(entry)
         return index
 

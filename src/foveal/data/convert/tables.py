@@ -42,7 +42,9 @@ def open_splits(
             counts = {name: known[name].num_examples for name in known}
         else:
             files = _files_by_split(source)
-            check_columns([file for names in files.values() for file in names])
+            whole = check_columns([file for names in files.values() for file in names])
+            files = {split: [one for one in files[split] if one in whole] for split in files}
+            files = {split: names for split, names in files.items() if names}
             streams = datasets.load_dataset("parquet", data_files=files, streaming=True)
             counts = {split: _count(names) for split, names in files.items()}
     except DataError:
@@ -129,18 +131,20 @@ def _files_by_split(source: Source) -> dict[str, list[str]]:
     return files
 
 
-def check_columns(files: Sequence[str]) -> None:
-    """Hold Parquet files against each other before they are read as one.
+def check_columns(files: Sequence[str]) -> list[str]:
+    """Hold Parquet files against each other before they are read as one; leave out empty ones.
 
     Raises:
-        DataError: they have other columns, or one cannot be read.
+        DataError: they have other columns, or none has a row, or one cannot be read.
     """
     from pyarrow import parquet
 
     first: set[str] | None = None
+    with_rows = []
     for file in files:
         try:
             names = set(parquet.read_schema(file).names)
+            with_rows += [file] * bool(parquet.read_metadata(file).num_rows)
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{file}: no Parquet file ({explain_columns(error)}); replace it"
@@ -151,6 +155,10 @@ def check_columns(files: Sequence[str]) -> None:
                 f"{file}: has the columns {', '.join(sorted(names))}, and {files[0]} "
                 f"{', '.join(sorted(first))}; put them into folders of their own"
             )
+    if not with_rows:
+        more = f" and {len(files) - 1} more" * (len(files) > 1)
+        raise DataError(f"{files[0]}{more}: no row in it; give a file with rows")
+    return with_rows
 
 
 def _count(names: Iterable[str]) -> int:

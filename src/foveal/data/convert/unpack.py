@@ -122,8 +122,7 @@ class ParquetRows:
 
     def open(self) -> Iterator[Mapping[str, Any]]:
         """Stream their rows."""
-        files = [str(file) for file in self.files]
-        check_columns(files)
+        files = check_columns([str(file) for file in self.files])
         return stream_rows(str(self.path), "parquet", None, split="train", data_files=files)
 
     def find(self, path: str) -> bytes | None:

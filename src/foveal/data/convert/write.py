@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
@@ -16,6 +17,9 @@ from foveal.data.media import decode_image
 from foveal.data.parallel import parallel
 from foveal.errors import DataError
 from foveal.storage import write_bytes
+
+LOCK = ".lock"
+"""In OUT, while a process fills it."""
 
 JPEG_QUALITY = 95
 """Of frames; other pictures are copied as they are."""
@@ -55,14 +59,18 @@ def write_drafts(
     kept: dict[tuple[str, str], list[Draft]] = {}
     left_out = list(left_out)
     write = partial(_write_media, out / "images")
-    outcomes = parallel(write, _without_clashes(drafts), workers, chunk=8)
-    for done, outcome in enumerate(outcomes, start=1):
-        if isinstance(outcome, LeftOutRow):
-            left_out.append(outcome)
-        else:
-            kept.setdefault((outcome.set_name or name, outcome.split), []).append(outcome)
-        if progress:
-            progress(done, total)
+    try:
+        with closing(parallel(write, _without_clashes(drafts), workers, chunk=8)) as outcomes:
+            for done, outcome in enumerate(outcomes, start=1):
+                if isinstance(outcome, LeftOutRow):
+                    left_out.append(outcome)
+                else:
+                    kept.setdefault((outcome.set_name or name, outcome.split), []).append(outcome)
+                if progress:
+                    progress(done, total)
+    except BaseException:
+        drop_cut_off(out)  # of processes that were ended in the midst of a picture
+        raise
     if not kept:
         raise DataError(f"no example came out of it; {_most_frequent(left_out)}")
     out.mkdir(parents=True, exist_ok=True)
@@ -187,16 +195,21 @@ def claim(out: Path, **settings: str) -> None:
                 f"{out}: holds a conversion of other files or with other options; "
                 "give a new folder or delete this one"
             )
-        for cut_off in out.rglob("*.part"):  # by a kill
-            cut_off.unlink()
-    elif out.exists() and any(out.iterdir()):
+        drop_cut_off(out)  # of one that was killed
+    elif any(one.name != LOCK for one in out.iterdir()):
         raise DataError(f"{out}: not empty, and not from a conversion; give a new folder")
     else:
         write_bytes(mark, text.encode())
 
 
+def drop_cut_off(out: Path) -> None:
+    """Take away pictures that were cut off while they were written."""
+    for part in out.rglob("*.part"):
+        part.unlink()
+
+
 def unclaim(out: Path) -> None:
     """Give a folder up again, if its conversion left nothing in it but its mark."""
     mark = out / "conversion.json"
-    if list(out.iterdir()) == [mark]:
+    if {one.name for one in out.iterdir()} <= {mark.name, LOCK}:
         mark.unlink()

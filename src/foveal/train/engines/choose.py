@@ -8,6 +8,9 @@ from foveal.machine import Precision
 from foveal.train.engines.one_process import Engine
 from foveal.train.engines.several_processes import DataParallelEngine
 
+LAUNCHERS_SAY = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What processes that find each other have in their environment."""
+
 
 def make_engine(
     name: str, precision: Precision, sharding: ShardingSettings | None = None
@@ -22,7 +25,10 @@ def make_engine(
     Raises:
         ConfigError: the launcher and the name do not fit.
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    written = os.environ.get("WORLD_SIZE", "1")
+    if not written.isdecimal():
+        raise ConfigError(f"WORLD_SIZE={written} in the environment: no number; unset it")
+    launched = int(written)
     if name == "auto":
         name = "ddp" if launched > 1 else "single"
     sharding = sharding or ShardingSettings()
@@ -32,9 +38,10 @@ def make_engine(
         raise ConfigError(f"engine=single under a launcher of {launched} processes; use engine=ddp")
     if name == "single":
         return Engine(precision)
-    if "RANK" not in os.environ:
+    if missing := [one for one in LAUNCHERS_SAY if one not in os.environ]:
+        stray = f"; WORLD_SIZE={launched} without {missing[0]} is none, unset it" * (launched > 1)
         raise ConfigError(
-            f"engine={name} needs a launcher: torchrun --nproc-per-node N -m foveal.cli ..."
+            f"engine={name} needs a launcher: torchrun --nproc-per-node N -m foveal.cli ...{stray}"
         )
     if name == "ddp":
         return DataParallelEngine(precision)
