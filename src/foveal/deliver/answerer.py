@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from foveal.data.boxes import BoxMap
-from foveal.data.encode import TurnProcessor, find_box_map
 from foveal.data.media import Picture, image_size, naming, open_image, open_picture
+from foveal.data.read_turns import find_box_map
+from foveal.data.turn_processor import TurnProcessor
 from foveal.deliver.open import open_to_answer
 from foveal.errors import DataError
 from foveal.models.family import LoadedModel

@@ -13,15 +13,16 @@ from foveal.adapt.quantize import FourBits, bare_model, inspect_four_bits, wants
 from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe, Rule
 from foveal.data.dataset import Dataset
-from foveal.data.encode import read_as
-from foveal.data.rows import Plan, Row
+from foveal.data.groups import Row
+from foveal.data.rows import Plan
 from foveal.data.training_examples import read_training_examples, training_files
+from foveal.data.turn_processor import read_as
 from foveal.errors import ConfigError, ModelError
 from foveal.machine import pick_device
 from foveal.models.family import Family, LoadedModel, find_family
 from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
 from foveal.models.shared_rows import FASTEST
-from foveal.plan.asked import AskedModel
+from foveal.plan.asked import AskedModel, asked_before
 from foveal.plan.epoch import (
     Epoch,
     RowCounts,
@@ -65,8 +66,8 @@ class Question:
             self.recipe.model_copy(update={"train": train}),
             self.dataset,
             world_size,
-            self.family.long_context_tokens(self.config),
-            self.family.route,
+            self.family,
+            self.processor,
         )
 
     def epoch(self, world_size: int, tokens_per_pass: int | None = None) -> Epoch:
@@ -141,14 +142,16 @@ class Question:
         key = rules, here
         if key not in self._asked:
             whole = self._four_bits(rules).wrong if here else frozenset()
-            model = AskedModel(
-                self.config,
-                self.family,
-                self.processor,
-                strategy,
-                self.recipe.lora,
-                whole,
-                double=self.recipe.quantization.double,
+            model = asked_before(
+                AskedModel(
+                    self.config,
+                    self.family,
+                    self.processor,
+                    strategy,
+                    self.recipe.lora,
+                    whole,
+                    double=self.recipe.quantization.double,
+                )
             )
             assert model.holdings  # a rule that decides for nothing is refused before all else
             self._asked[key] = model

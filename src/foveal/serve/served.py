@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from foveal.data.boxes import BoxMap
-from foveal.data.encode import find_box_map
+from foveal.data.read_turns import find_box_map
 from foveal.errors import DataError
 from foveal.models.family import LoadedModel, most_tokens
 from foveal.models.generation.generator import Request, check_fits

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from foveal.data.encode import AskedTurn, TurnProcessor
 from foveal.data.shapes import ImageShape, expand_entries
+from foveal.data.turn_processor import AskedTurn, TurnProcessor
 
 Pixels = Mapping[str, Tensor]
 """An image as the tower takes it, before it is stacked with others."""
