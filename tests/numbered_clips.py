@@ -52,6 +52,19 @@ def write_clip(
         clip.mux(stream.encode())
 
 
+def cut_clip(whole: Path, cut: Path, seconds: float) -> None:
+    """Cut the beginning off as `ffmpeg -ss SECONDS -c copy` does: its frames stay, hidden."""
+    with av.open(str(whole)) as source, av.open(str(cut), "w") as target:
+        stream = source.streams.video[0]
+        copied = target.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.pts -= int(seconds / stream.time_base)
+                packet.dts -= int(seconds / stream.time_base)
+                packet.stream = copied
+                target.mux(packet)
+
+
 def number_shown(frame: Image.Image) -> int:
     bars = numpy.asarray(frame).reshape(HEIGHT, BITS, -1)[:, :, 12:-12].mean((0, 2))
     return sum(int(bar > 128) << bit for bit, bar in enumerate(bars))

@@ -4,14 +4,19 @@ import json
 import re
 import shlex
 import tomllib
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
 
 import pytest
 import typer
 import yaml
+from template_fates import HEAD, PUBLISHED, TRL
+from template_fates import row as row_of_template
 from tiny import make_picture, pages
 from tiny_models import FAMILIES, write_tiny
 from typer.testing import CliRunner
+from upright_readers import BY_SOURCE, PACKAGES, READERS, row, write_lying
 
 from foveal.cli import app
 from foveal.config import Recipe, setting_names
@@ -151,6 +156,33 @@ def test_the_page_of_models_shows_what_the_command_prints():
     from foveal.models.image_costs import cost_table
 
     assert "\n".join(cost_table()) in (ROOT / "docs" / "models.md").read_text()
+
+
+def test_the_table_of_who_turns_a_photo_upright_is_what_the_installed_readers_do(tmp_path):
+    write_lying(tmp_path)
+    page = (ROOT / "docs" / "others.md").read_text()
+    pinned = dict(one.split("==") for one in PACKAGES)
+    for name, (package, *_) in READERS.items():
+        assert f"| {name} {pinned[package]}, " in page
+        with suppress(PackageNotFoundError):
+            assert version(package) != pinned[package] or row(name, tmp_path) in page
+    for name, where, _ in BY_SOURCE:
+        assert f"| {name}, read, not run: {where} |" in page
+
+
+def test_the_table_of_templates_is_what_they_do_where_they_are_installed():
+    page = (ROOT / "docs" / "models.md").read_text()
+    assert f"{HEAD}\n" in page
+    assert f"the package TRL {TRL}:" in page
+    for name in PUBLISHED.values():
+        assert f"\n| {name} | " in page
+    with suppress(PackageNotFoundError):
+        assert version("trl") != TRL or all(
+            row_of_template(file, Path(str(one.locate())).read_text()) in page
+            for file in PUBLISHED
+            for one in files("trl")
+            if one.name == f"{file}.jinja"
+        )
 
 
 def to_run() -> list[tuple[str, list[str]]]:

@@ -4,8 +4,9 @@ import struct
 from functools import partial
 from pathlib import Path
 
+import av
 import pytest
-from numbered_clips import CONTAINERS, SLOWING, STEADY, number_shown, write_clip
+from numbered_clips import CONTAINERS, SLOWING, STEADY, cut_clip, number_shown, write_clip
 from tiny import make_model, turn, write_data
 
 from foveal.config import DataSettings
@@ -52,6 +53,23 @@ def test_of_a_clip_whose_rate_varies_the_frame_that_is_seen_at_a_time_is_shown(t
     assert clip_seconds(clip) == pytest.approx(52, abs=0.01)
     assert places(clip, 8, 0.1) == [0, 58, 68, 78, 88, 98]
     assert places(clip, 60, 1.0) == [0, 25, *range(50, 100)]
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mov"])
+def test_a_clip_that_was_cut_between_key_frames_begins_and_ends_with_what_it_shows(
+    tmp_path, ending
+):
+    # All 100 frames are in the file, and its edit list hides 25. decord2 3.4.0 counts them
+    # (IndexKeyframes in video_reader.cc) and gives 25 34 43 52 61 70 54 63 of every ninth;
+    # OpenCV 5.0.0 counts 100 too, which transformers 5.23.0, read_video_opencv, believes.
+    write_clip(tmp_path / "whole.mp4", "libx264")
+    clip = tmp_path / f"cut{ending}"
+    cut_clip(tmp_path / "whole.mp4", clip, seconds=1)
+    with av.open(str(clip)) as container:
+        assert container.streams.video[0].frames == 100
+    assert places(clip) == [25 + k * 75 // 8 for k in range(8)]
+    assert clip_seconds(clip) == pytest.approx(3, abs=0.01)
+    assert places(clip, per_second=2.0) == [25, 37, 50, 62, 75, 87]
 
 
 def test_a_clip_of_one_frame_is_shown_by_it(tmp_path):

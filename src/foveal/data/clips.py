@@ -211,7 +211,8 @@ def _clip_seconds(clip: Path, stamp: tuple[int, ...]) -> float:
         with _opened(file, clip) as (container, stream):
             for packet in container.demux(stream):
                 at = packet.dts if packet.pts is None else packet.pts
-                if at is not None and packet.size:
+                # A clip cut between key frames keeps those before the cut, and says to hide them.
+                if at is not None and packet.size and not packet.is_discard:
                     starts.append(at)
                     end = max(end, at + (packet.duration or 0))
             unit = stream.time_base

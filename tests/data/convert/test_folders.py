@@ -158,6 +158,20 @@ def test_class_folders_with_splits_keep_them(tmp_path):
     assert_sound(converted)
 
 
+def test_a_list_of_captions_beside_class_folders_drops_no_picture_and_no_class(tmp_path):
+    # datasets 5.2.0 (folder_based_builder.py, _generate_examples) reads what the list names alone,
+    # and no classes; `findings/datasets-imagefolder-forgets-the-unnamed.sh` shows it.
+    for name in ("cat", "dog"):
+        for number in range(3):
+            put_picture(tmp_path / "source" / name / f"{number}.png", number)
+    named = '{"file_name": "cat/0.png", "caption": "a cat"}\n'
+    (tmp_path / "source" / "metadata.jsonl").write_text(named)
+    options = Options(validation_fraction=0)
+    converted = convert("imagefolder", tmp_path / "source", tmp_path / "out", options=options)
+    assert converted.counts == {"imagefolder_train": {"cat": 3, "dog": 3}}
+    assert converted.left_out == {"of another kind (.jsonl)": 1}
+
+
 def test_without_splits_a_share_of_each_class_is_held_out_by_the_seed(tmp_path):
     source = tmp_path / "source"
     for name in ("train", "car"):  # one class is called like a split
