@@ -8,8 +8,6 @@ from typing import Any
 
 from foveal.errors import DataError
 
-_BY_HAND = "write rows of image, question and answer, which foveal convert table reads"
-
 LOOKED_AT = 2**20
 """Bytes at the beginning that are looked at."""
 
@@ -75,7 +73,7 @@ def _kind_of_rows(text: bytes, path: Path) -> str | None:
     if row is None:
         return None
     if {"images", "annotations"} <= row.keys():
-        return f"COCO's annotations, which no command reads; {_BY_HAND}"
+        return f"COCO's annotations; foveal convert coco {_folder(path)} OUT reads their boxes"
     if "\n" in written:
         return f"one JSON object over several lines; {_converted(row, path)}"
     if _says(row, "messages") or _is_foreign(row.get("conversations")):
@@ -115,5 +113,8 @@ def _converted(row: dict[str, Any] | None, path: Path) -> str:
     kind = "sharegpt" if talks else "table"
     if _is_foreign(row.get("conversations")) and "image" in row:
         kind = "llava"
-    folder = path.parent if str(path.parent) != "." else Path("FOLDER")
-    return f"foveal convert {kind} {folder} OUT reads it, from its folder with the pictures"
+    return f"foveal convert {kind} {_folder(path)} OUT reads it, from its folder with the pictures"
+
+
+def _folder(path: Path) -> Path:
+    return path.parent if str(path.parent) != "." else Path("FOLDER")

@@ -314,6 +314,16 @@ def flat(**columns):
         pytest.param(flat(prompt="Colour?", completion="Red."), {}, id="trl, plain"),
         pytest.param(flat(prompt=MESSAGES[:1], completion=MESSAGES[1:]), {}, id="trl, halves"),
         pytest.param({"images": [image(1)], "messages": MESSAGES}, {}, id="trl, messages"),
+        pytest.param(
+            {"query": "<image>Colour?", "response": "Red.", "images": [image(1)], "history": None},
+            {},
+            id="ms-swift, query and response",
+        ),
+        pytest.param(
+            {"instruction": "<image>Colour?", "input": "", "output": "Red.", "images": [image(1)]},
+            {},
+            id="llama-factory, alpaca",
+        ),
         pytest.param({"img": image(1), "question": "Colour?", "answer": "Red."}, {}, id="img"),
         pytest.param({"jpg": picture_bytes(1), "query": "Colour?", "label": "Red."}, {}, id="jpg"),
         pytest.param(flat(caption="Red."), {"question": "Colour?"}, id="captions"),
