@@ -3,6 +3,7 @@
 import json
 import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,10 @@ def _kind_of_rows(text: bytes, path: Path) -> str | None:
         return f"conversations in another layout; {_converted(row, path)}"
     if "conversations" not in row and any(_says(row, key) for key in _PICTURES):
         return f"rows of pictures, questions and answers; {_converted(row, path)}"
+    others = [key for key in row if key not in ("id", "source", "system")]
+    if len(others) > 1 and not get_close_matches("conversations", row):
+        named = "foveal convert table {} OUT --columns images=NAME,question=NAME,answer=NAME"
+        return f"rows of the columns {', '.join(row)}; {named.format(_folder(path))} reads it"
     return None
 
 
