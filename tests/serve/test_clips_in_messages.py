@@ -97,7 +97,7 @@ def test_the_endpoint_and_ask_show_a_clip_as_training_does(
     assert len(images) == (2 if settings.clips == "video" else 1 + min(settings.frames, 4))
 
     text = {"type": "text", "text": "What moves?"}
-    served = prompt_of(Served.of("it", loaded), clip_of(films), text, page_of(films))
+    served = prompt_of(Served.of("it", loaded), clip_of(films), page_of(films), text)
     asked = []
 
     def note(_, request):
