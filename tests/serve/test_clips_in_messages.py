@@ -187,8 +187,9 @@ def test_a_clip_that_takes_too_long_to_decode_is_refused(films, tiny):
 
 def test_clips_count_among_the_pictures_of_a_request(films, tiny):
     limits = ServerLimits(pictures=1)
-    with pytest.raises(RequestError, match="2 pictures are more than 1"):
+    with pytest.raises(RequestError, match="2 pictures are more than 1") as caught:
         prompt_of(Served.of("it", tiny), clip_of(films), page_of(films), limits=limits)
+    assert caught.value.status == 413
 
 
 def test_nothing_of_a_clip_is_left_on_the_disk(films, tiny, tmp_path, monkeypatch):
