@@ -192,7 +192,12 @@ def test_clips_count_among_the_pictures_of_a_request(films, tiny):
     assert caught.value.status == 413
 
 
-def test_nothing_of_a_clip_is_left_on_the_disk(films, tiny, tmp_path, monkeypatch):
+def test_nothing_of_a_clip_is_left_on_the_disk_and_pictures_need_none(
+    films, tiny, tmp_path, monkeypatch
+):
+    served = Served.of("it", tiny)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    prompt_of(Served.of("it", tiny), clip_of(films))
+    prompt_of(served, clip_of(films), page_of(films))
     assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))  # as on a read-only disk
+    prompt_of(served, page_of(films))

@@ -3,7 +3,7 @@
 import base64
 import binascii
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
@@ -92,9 +92,10 @@ Shown = PictureFile | ShownFrame
 @contextmanager
 def shown_of_clips(choice: FrameChoice, limits: ServerLimits) -> "Iterator[ShowClip]":
     """Make what finds the frames that are shown of a clip, as training does; they live inside."""
-    with TemporaryDirectory(prefix="foveal-") as folder, decoding_within(limits.clip_seconds):
+    with ExitStack() as opened, decoding_within(limits.clip_seconds):
 
         def show(clip: PictureFile) -> list[Shown]:
+            folder = opened.enter_context(TemporaryDirectory(prefix="foveal-"))
             file = Path(folder) / clip.identity
             file.write_bytes(clip.data)
             with _refused(clip.name, file):
