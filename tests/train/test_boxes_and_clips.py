@@ -20,6 +20,7 @@ from foveal.data.boxes import BoxMap, box_edges
 from foveal.data.clips import read_frames
 from foveal.deliver.answerer import load_answerer
 from foveal.deliver.open import open_model
+from foveal.errors import DataError
 from foveal.inputs import inspect_data
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
@@ -179,3 +180,10 @@ def test_the_tiny_model_is_made_for_clips_alone(films):
     chosen = recipe(films, "tiny", data__frames=2, train__max_steps=1)
     outcome = run(chosen.model_copy(update={"model": "phi3-vision-tiny"}))
     assert outcome.steps == 1
+
+
+def test_a_missing_clip_is_named_by_its_line_where_the_tiny_model_is_made_too(films):
+    (films / "images" / "0.avi").unlink()
+    chosen = recipe(films, "tiny", data__frames=2, train__max_steps=1)
+    with pytest.raises(DataError, match=r"train\.jsonl:1 \(example-0\): image 0\.avi is not in"):
+        run(chosen.model_copy(update={"model": "phi3-vision-tiny"}))
