@@ -28,9 +28,10 @@ from foveal.adapt.strategy import rules_of, strategy_table
 from foveal.config import LoraSettings, QuantizationSettings, TrainSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import Dataset, build_dataset
-from foveal.data.encode import TurnProcessor, encode
+from foveal.data.encode import encode
 from foveal.data.example import Example, ImageFolder, Turn
-from foveal.data.rows import Group, Row
+from foveal.data.groups import Group, Row
+from foveal.data.turn_processor import TurnProcessor
 from foveal.inputs import quiet_libraries
 from foveal.models.family import load
 from foveal.models.phi3_vision.config import Phi3VisionConfig

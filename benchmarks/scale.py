@@ -69,10 +69,16 @@ if __name__ == "__main__":
 PLANNING = """
 import json, statistics, sys, time
 from pieces import make_sizes
-from foveal.data.rows import PHI35_VISION_COSTS, Plan
+from foveal.data.rows import Plan
+costs = {}
+try:
+    from foveal.models.phi3_vision.seam import COSTS
+    costs["costs"] = COSTS
+except ImportError:  # an older build, whose planner knows no other
+    pass
 ranks, each = int(sys.argv[1]), int(sys.argv[2])
 sizes = make_sizes(ranks * each * 8)
-plan = Plan(sizes, examples_per_step=ranks * each, tokens_per_pass=8192, world_size=ranks)
+plan = Plan(sizes, examples_per_step=ranks * each, tokens_per_pass=8192, world_size=ranks, **costs)
 one = getattr(plan, "rows_of", None) or (lambda step, rank: plan.step(step).ranks[rank])
 plan.examples(0)
 taken = []
@@ -80,7 +86,7 @@ for step in range(6):
     started = time.perf_counter()
     one(step, ranks // 2)
     taken.append(time.perf_counter() - started)
-loads = [sum(PHI35_VISION_COSTS.row(row, sizes) for row in rank) for rank in plan.step(0).ranks]
+loads = [sum(plan.costs.row(row, sizes) for row in rank) for rank in plan.step(0).ranks]
 print(json.dumps([statistics.median(taken), sum(loads) / (max(loads) * len(loads))]))
 """
 

@@ -16,6 +16,7 @@ COMMANDS_AND_WHAT_THEY_CALL = {"convert", "push", "serve", "train", "ask"}
 SHARED_NAMES = ONE_FOR_EACH_FAMILY | PUBLIC_AND_BELOW | COMMANDS_AND_WHAT_THEY_CALL
 
 LONGEST_FILE = 400
+LONGEST_STOP = 300
 
 GROUND = {"config", "errors", "machine", "storage"}
 BELOW = {
@@ -63,6 +64,11 @@ def test_no_class_or_public_function_has_the_name_of_another():
 def test_every_file_fits_a_reading():
     lengths = {str(one.relative_to(SOURCE)): len(one.read_text().splitlines()) for one in modules()}
     assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE} == {}
+
+
+@pytest.mark.parametrize("stop", walk())
+def test_a_stop_of_the_walk_is_read_in_one_go(stop):
+    assert len((SOURCE / stop).read_text().splitlines()) < LONGEST_STOP
 
 
 @pytest.mark.parametrize("stop", walk())

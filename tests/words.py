@@ -2,9 +2,9 @@
 
 from zlib import crc32
 
-from foveal.data.encode import EncodedTurns
 from foveal.data.frames import FrameChoice
 from foveal.data.shapes import ImageShape
+from foveal.data.turn_processor import EncodedTurns
 
 
 class WordProcessor:

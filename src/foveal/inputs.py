@@ -25,7 +25,6 @@ from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
-from foveal.data.encode import read_as
 from foveal.data.example import Example, ImageFolder
 from foveal.data.frames import FrameName
 from foveal.data.lines import Examples
@@ -34,6 +33,7 @@ from foveal.data.overlap import describe_overlap
 from foveal.data.remarks import check_lengths
 from foveal.data.token_counts import CountTokens, count_tokens
 from foveal.data.training_examples import read_training_examples, training_files
+from foveal.data.turn_processor import read_as
 from foveal.deliver.export import why_no_final
 from foveal.errors import ConfigError, DataError
 from foveal.evaluate.metrics import find_metrics
@@ -353,11 +353,10 @@ def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
     files = training_files(recipe, recipe.run / ".cache")
     with processor_for(recipe, files) as (family, _, processor):
         examples, dataset = read_training_examples(recipe, files, processor)
-        long = processor.long_context_tokens
     settings = {"model": recipe.model, "order": recipe.data.order}
     if family.image_budget == "num_crops":
         settings["num_crops"] = str(recipe.data.num_crops)
-    plan = make_plan(recipe, dataset, 1, long, family.route)
+    plan = make_plan(recipe, dataset, 1, family, processor)
     return write_inspection(out, examples, dataset, processor, plan, number, settings)
 
 

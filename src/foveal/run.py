@@ -12,8 +12,9 @@ from rich.console import Console
 
 from foveal.adapt.strategy import strategy_table
 from foveal.config import Recipe, save_recipe
+from foveal.data.groups import Row
 from foveal.data.loader import RowBatches, StepLoader
-from foveal.data.rows import Plan, Row
+from foveal.data.rows import Plan
 from foveal.deliver.final import save_final
 from foveal.errors import ConfigError, UserError
 from foveal.evaluate.evaluation import evaluate_into
@@ -286,9 +287,8 @@ class TrainingRun:
         return True
 
     def _plan(self) -> Plan:
-        long = self.loaded.processor.long_context_tokens
-        route = self.loaded.family.route
-        return make_plan(self.recipe, self.dataset, self.engine.world_size, long, route)
+        family, processor = self.loaded.family, self.loaded.processor
+        return make_plan(self.recipe, self.dataset, self.engine.world_size, family, processor)
 
     def _progress(self, step: int) -> Progress:
         return Progress(

@@ -14,8 +14,8 @@ from foveal.config import DataSettings
 from foveal.data.boxes import THOUSANDTHS, BoxFrame, BoxMap, box_edges, read_boxes
 from foveal.data.check import check_file
 from foveal.data.dataset import read_dataset
-from foveal.data.encode import read_as
 from foveal.data.token_counts import count_tokens
+from foveal.data.turn_processor import read_as
 from foveal.errors import DataError
 from foveal.models.box_frames import box_frame_of
 from foveal.models.family import load

@@ -19,8 +19,8 @@ from foveal.data.check import check_file
 from foveal.data.dataset import build_dataset, read_dataset
 from foveal.data.encode import encode
 from foveal.data.example import ImageFolder, read_examples
+from foveal.data.groups import Group, Row
 from foveal.data.media import image_size
-from foveal.data.rows import Group, Row
 from foveal.data.token_counts import ShownSize, count_tokens
 from foveal.errors import DataError
 from foveal.evaluate.prefetch import Opener

@@ -16,11 +16,11 @@ from foveal.data.check import check_file
 from foveal.data.clips import choose_frames, clip_seconds, read_frames
 from foveal.data.convert import Options, convert
 from foveal.data.dataset import read_dataset
-from foveal.data.encode import read_as
 from foveal.data.example import ImageFolder, read_examples
 from foveal.data.frames import FrameChoice, parse_frame
 from foveal.data.media import image_size, open_image
 from foveal.data.token_counts import count_tokens
+from foveal.data.turn_processor import read_as
 from foveal.errors import DataError
 
 

@@ -2,14 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import tiny_models_more  # noqa: F401  # enters its families
 import torch
 from safetensors.torch import load_file, save_file
 from small_runs import recipe, run
+from stranger import Stranger
 from tiny import pages
 from tiny_models import write_tiny
 
@@ -48,22 +47,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 
-ALONE = """
-import sys, torch
-from transformers import AutoModelForImageTextToText
-base, folder, out, ids = sys.argv[1:]
-opened, info = AutoModelForImageTextToText.from_pretrained(
-    base if folder else out, dtype="float32", output_loading_info=True)
-assert not info["missing_keys"] and not info["unexpected_keys"], info
-if folder:
-    from peft import PeftModel
-    opened = PeftModel.from_pretrained(opened, folder)
-assert not any(name.split(".")[0] == "foveal" for name in sys.modules)
-with torch.no_grad():
-    logits = opened.eval()(input_ids=torch.tensor([[*map(int, ids.split())]])).logits
-torch.save(logits, sys.argv[3] + ".logits")
-"""
-
 
 def furnish(folder, family):
     write_tiny(family, folder / "model")
@@ -94,18 +77,17 @@ def tuned(place, name, **changes):
     return place / name
 
 
-def logits_alone(base, folder, out):
-    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, "-c", ALONE, str(base), str(folder), str(out), "5 40 60 71 9"],
-        check=True,
-        env=environment,
-    )
-    return torch.load(f"{out}.logits")
+@pytest.fixture(scope="module")
+def stranger():
+    one = Stranger()
+    yield one
+    one.close()
 
 
 @pytest.mark.parametrize("strategy", ["full", "lora"])
-def test_a_whole_model_has_the_base_files_names_and_opens_alone(place, strategy, tmp_path):
+def test_a_whole_model_has_the_base_files_names_and_opens_alone(
+    place, strategy, stranger, tmp_path
+):
     folder = tuned(place, f"whole-{strategy}", strategy=strategy)
     done = export_run(folder, tmp_path / "out", merge=True, dtype="float32")
     assert done.proof is not None
@@ -115,13 +97,15 @@ def test_a_whole_model_has_the_base_files_names_and_opens_alone(place, strategy,
         name: one.shape for name, one in base.items()
     }
     assert any(not written[name].equal(base[name]) for name in base)
-    logits = logits_alone(place / "model", "", done.folder)
-    final = logits_alone(place / "model", "", folder / "final")
+    logits = stranger.logits(done.folder, None, tmp_path / "exported")
+    final = stranger.logits(folder / "final", None, tmp_path / "final")
     torch.testing.assert_close(logits, final)
 
 
 @pytest.mark.parametrize("place", ["qwen3_vl", "gemma3"], indirect=True)
-def test_a_run_on_four_bits_leaves_as_a_whole_model_by_the_base_files_names(place, tmp_path):
+def test_a_run_on_four_bits_leaves_as_a_whole_model_by_the_base_files_names(
+    place, stranger, tmp_path
+):
     folder = tuned(place, "whole-qlora", strategy="qlora")
     done = export_run(folder, tmp_path / "out", merge=True, dtype="float32")
     assert done.proof is not None
@@ -131,18 +115,21 @@ def test_a_run_on_four_bits_leaves_as_a_whole_model_by_the_base_files_names(plac
         name: one.shape for name, one in base.items()
     }
     assert {one.dtype for one in written.values()} == {torch.float32}
-    logits = logits_alone(place / "model", "", done.folder)
-    torch.testing.assert_close(logits, logits_alone(place / "model", "", folder / "final"))
+    logits = stranger.logits(done.folder, None, tmp_path / "exported")
+    final = stranger.logits(folder / "final", None, tmp_path / "final")
+    torch.testing.assert_close(logits, final)
 
 
-def test_an_adapter_beside_fused_experts_opens_with_peft_alone_and_knows_its_base(tmp_path):
+def test_an_adapter_beside_fused_experts_opens_with_peft_alone_and_knows_its_base(
+    stranger, tmp_path
+):
     """Loading puts the files' experts into one tensor, which no file holds under its name."""
     folder = tuned(furnish(tmp_path, "qwen3_5_moe"), "run", strategy="lora")
     done = export_run(folder, tmp_path / "out")
     assert done.proof is not None
     assert done.proof.problems() == []
-    exported = logits_alone(tmp_path / "model", done.folder, tmp_path / "exported")
-    own = logits_alone(tmp_path / "model", folder / "adapter", tmp_path / "own")
+    exported = stranger.logits(tmp_path / "model", done.folder, tmp_path / "exported")
+    own = stranger.logits(tmp_path / "model", folder / "adapter", tmp_path / "own")
     assert exported.equal(own)
     with pytest.raises(ModelError, match="which cannot be written back"):
         export_run(folder, tmp_path / "whole", merge=True)
@@ -155,13 +142,13 @@ def test_an_adapter_beside_fused_experts_opens_with_peft_alone_and_knows_its_bas
         export_run(folder, tmp_path / "other")
 
 
-def test_an_adapter_opens_with_peft_alone_and_gives_what_the_run_gave(place, tmp_path):
+def test_an_adapter_opens_with_peft_alone_and_gives_what_the_run_gave(place, stranger, tmp_path):
     folder = tuned(place, "adapter-run", strategy="lora")
     done = export_run(folder, tmp_path / "out")
     assert done.proof is not None
     assert done.proof.problems() == []
-    exported = logits_alone(place / "model", done.folder, tmp_path / "exported")
-    own = logits_alone(place / "model", folder / "adapter", tmp_path / "own")
+    exported = stranger.logits(place / "model", done.folder, tmp_path / "exported")
+    own = stranger.logits(place / "model", folder / "adapter", tmp_path / "own")
     assert exported.equal(own)
 
 

@@ -23,8 +23,9 @@ from transformers import (
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.encode import IGNORED
+from foveal.data.groups import Row
 from foveal.data.layout import GroupSpan
-from foveal.data.rows import Plan, Row
+from foveal.data.rows import Plan
 from foveal.errors import ModelError
 from foveal.models.cached_rows import (
     read,

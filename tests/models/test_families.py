@@ -13,18 +13,20 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import write_tiny
 
-from foveal.data.batch import Batch, build_batch
+from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
-from foveal.data.encode import AskedTurn
-from foveal.data.rows import Group, Plan, Row
+from foveal.data.forward_inputs import Batch
+from foveal.data.groups import Group, Row
+from foveal.data.rows import Plan
 from foveal.data.shapes import expand_entries
+from foveal.data.turn_processor import AskedTurn
 from foveal.errors import ModelError
 from foveal.evaluate.prefetch import Opener
 from foveal.evaluate.questions import questions_of
-from foveal.models import shared_rows
+from foveal.models import row_view
 from foveal.models.family import load
 from foveal.models.generation.generator import Generator, Request, generate
-from foveal.models.shared_rows import RowView, token_places
+from foveal.models.row_view import RowView, token_places
 from foveal.train.audit import VANISHING
 from foveal.train.loss import RowLoss
 
@@ -211,7 +213,7 @@ def leak(monkeypatch):
         owner, branch, place = token_places(groups, device)
         return owner, torch.zeros_like(branch), place
 
-    monkeypatch.setattr(shared_rows, "token_places", one_branch)
+    monkeypatch.setattr(row_view, "token_places", one_branch)
 
 
 def count_on(monkeypatch):
@@ -221,7 +223,7 @@ def count_on(monkeypatch):
         owner, branch, place = token_places(groups, device)
         return owner, branch, torch.arange(len(place), dtype=torch.int32)
 
-    monkeypatch.setattr(shared_rows, "token_places", in_the_row)
+    monkeypatch.setattr(row_view, "token_places", in_the_row)
 
 
 def shift(monkeypatch):

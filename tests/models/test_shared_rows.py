@@ -8,12 +8,13 @@ from golden_data import load_model
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-from foveal.data.batch import ForwardInputs
+from foveal.data.forward_inputs import ForwardInputs
 from foveal.data.layout import GroupSpan
 from foveal.models import shared_rows
 from foveal.models.forward import hidden_states
 from foveal.models.phi3_vision.seam import FAMILY
-from foveal.models.shared_rows import FASTEST, FORMS, RowView, choose_attention
+from foveal.models.row_view import RowView
+from foveal.models.shared_rows import FASTEST, FORMS, choose_attention
 
 CPU = torch.device("cpu")
 BLOCKS = "foveal_blocks"

@@ -12,7 +12,8 @@ from foveal.data.layout import GroupSpan
 from foveal.data.rows import Plan
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.seam import FAMILY
-from foveal.models.shared_rows import RowView, choose_attention
+from foveal.models.row_view import RowView
+from foveal.models.shared_rows import choose_attention
 from foveal.plan.arithmetic import proportions, strategy_of, useful_work
 from foveal.plan.epoch import seen_pairs
 from foveal.train.loss import RowLoss

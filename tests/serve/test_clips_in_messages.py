@@ -16,8 +16,8 @@ from tiny_models import write_tiny
 from foveal.config import DataSettings
 from foveal.data.batch import open_pixels
 from foveal.data.dataset import read_dataset
-from foveal.data.encode import read_as
 from foveal.data.frames import FrameChoice
+from foveal.data.turn_processor import read_as
 from foveal.deliver.answerer import Answerer
 from foveal.models.family import load
 from foveal.models.generation.generator import Generator

@@ -13,7 +13,7 @@ from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.rows import Plan
 from foveal.errors import RunError
-from foveal.models.shared_rows import RowView
+from foveal.models.row_view import RowView
 from foveal.train.audit import audit_gradients, audit_sharing, audit_targets
 from foveal.train.engines.one_process import Engine
 from foveal.train.loss import RowLoss

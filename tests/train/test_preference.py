@@ -15,9 +15,11 @@ from tiny import make_model
 from foveal.adapt.adapters import without_adapters
 from foveal.adapt.strategy import assign, rules_of
 from foveal.config import LoraSettings, PreferenceSettings
-from foveal.data.batch import Pairs, build_batch
+from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
-from foveal.data.rows import Group, Plan, Row
+from foveal.data.forward_inputs import Pairs
+from foveal.data.groups import Group, Row
+from foveal.data.rows import Plan
 from foveal.train.engines.one_process import Engine
 from foveal.train.loss import RowLoss
 from foveal.train.preference import Preferences, pair_losses

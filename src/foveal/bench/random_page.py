@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from foveal.data.dataset import Dataset, build_dataset
-from foveal.data.encode import TurnsSetting, encode
+from foveal.data.encode import encode
 from foveal.data.example import Example, ImageFolder, Turn
+from foveal.data.turn_processor import TurnsSetting
 from foveal.errors import ConfigError
 from foveal.machine import pick_device
 from foveal.models.phi3_vision.config import Phi3VisionConfig

@@ -12,7 +12,8 @@ from torch import nn
 from foveal.bench.random_page import LetterProcessor, find_size, make_model, make_random_page
 from foveal.bench.recipe_step import RecipeInputs, RecipeWay, recipe_inputs
 from foveal.config import LoraSettings, TrainSettings
-from foveal.data.batch import Batch, build_batch
+from foveal.data.batch import build_batch
+from foveal.data.forward_inputs import Batch
 from foveal.data.rows import Plan
 from foveal.machine import Precision
 from foveal.models.family import LoadedModel

@@ -129,7 +129,7 @@ def check(
         file = file or unpacked(data, Path(scratch), named)
         count_tokens, max_tokens, choice = None, None, FrameChoice()
         if loaded:
-            from foveal.data.encode import frame_choice_of
+            from foveal.data.turn_processor import frame_choice_of
             from foveal.inputs import token_counter
 
             choice = frame_choice_of(loaded.data)

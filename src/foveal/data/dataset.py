@@ -14,7 +14,7 @@ from foveal.data.column_files import (
     digest_of,
     number_by_first,
 )
-from foveal.data.encode import Encoded, TurnProcessor
+from foveal.data.encode import Encoded
 from foveal.data.encoding import drop_older, encode_file
 from foveal.data.epochs import Shown
 from foveal.data.image_sizes import image_sizes
@@ -32,6 +32,7 @@ from foveal.data.packed import (
 from foveal.data.piecewise import Noticed
 from foveal.data.remarks import Remarks
 from foveal.data.sizes import Beginnings, Sizes
+from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import DataError
 from foveal.storage import FAILED_WRITES, locked
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from foveal.data.archives import state_of
 from foveal.data.column_files import Arrays, ColumnWriter, lay_end_to_end, map_columns
-from foveal.data.encode import TurnProcessor
 from foveal.data.packed import ExampleColumns
 from foveal.data.parallel import parallel
 from foveal.data.piecewise import (
@@ -34,6 +33,7 @@ from foveal.data.piecewise import (
     joined,
     noticed_in,
 )
+from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import DataError
 from foveal.storage import folder_written_whole, locked, write_json
 

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from foveal.data.batch import Batch, build_batch
+from foveal.data.batch import build_batch
 from foveal.data.dataset import Dataset
-from foveal.data.encode import TurnProcessor
-from foveal.data.rows import Plan, Row
+from foveal.data.forward_inputs import Batch
+from foveal.data.groups import Row
+from foveal.data.rows import Plan
+from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import StoreError
 
 ASKS_TO_STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}

@@ -20,11 +20,11 @@ from foveal.data.column_files import (
     number_by_first,
     sum_lists,
 )
-from foveal.data.encode import TurnProcessor
 from foveal.data.frames import parse_strip
 from foveal.data.objects import called
 from foveal.data.packed import ExampleColumns
 from foveal.data.shapes import ImageShape, shape_of
+from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import DataError
 from foveal.storage import folder_written_whole, write_text
 

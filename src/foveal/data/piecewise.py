@@ -14,10 +14,12 @@ import numpy as np
 
 from foveal.data.archives import state_of
 from foveal.data.column_files import Arrays, Ragged, Texts, number_by_first
-from foveal.data.encode import Encoded, TurnProcessor, encode, encode_pairs, holds_boxes
+from foveal.data.encode import Encoded, encode, encode_pairs
 from foveal.data.example import ImageFolder, holds_anything, parse_example
 from foveal.data.packed import ExampleColumns, ExamplesBuilder
+from foveal.data.read_turns import holds_boxes
 from foveal.data.remarks import SHOWN, look_at
+from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import DataError
 from foveal.storage import write_bytes
 

@@ -2,10 +2,9 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from foveal.data.column_files import digest_of, kept_array
 from foveal.data.deal import Bundle, Member, Share, deal, spread
 from foveal.data.epochs import Shown, random_bits, shown_in_epoch, shuffled
+from foveal.data.groups import TOKENS_ALONE, Costs, Group, Row, Step
 from foveal.data.sizes import Sizes, common_run
 
 RANKS_OF_A_BLOCK = 8
@@ -27,83 +27,6 @@ WORTH_KEEPING = 100_000
 
 ORDERS_KEPT = 4
 """Epochs whose orders stay on the disk, 4 bytes an example each."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """One prefix and the branches that see it; a single example is all prefix."""
-
-    examples: tuple[int, ...]
-    prefix_tokens: int
-
-    def branch_tokens(self, sizes: Sizes) -> list[int]:
-        """Count what each example adds to the prefix."""
-        return [int(sizes.tokens[example]) - self.prefix_tokens for example in self.examples]
-
-    def tokens(self, sizes: Sizes) -> int:
-        """Count the tokens that the model reads: the prefix once, and every branch."""
-        return self.prefix_tokens + sum(self.branch_tokens(sizes))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One forward pass of one rank; without groups where a rank has nothing left to do."""
-
-    groups: tuple[Group, ...] = ()
-
-    @property
-    def examples(self) -> tuple[int, ...]:
-        """Examples of all groups."""
-        return tuple(example for group in self.groups for example in group.examples)
-
-    def tokens(self, sizes: Sizes) -> int:
-        """Count the tokens that the model reads."""
-        return sum(group.tokens(sizes) for group in self.groups)
-
-    def images(self, sizes: Sizes) -> set[int]:
-        """Name the images that the tower encodes, each once."""
-        return set(chain.from_iterable(sizes.images.take(self.examples)))
-
-
-@dataclass(frozen=True)
-class Step:
-    """The rows of every rank behind one optimizer step: the same number for each rank."""
-
-    ranks: tuple[tuple[Row, ...], ...]
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What work costs, in decoder tokens; the defaults fit Phi-3.5-vision."""
-
-    token: float = 1.0
-    pair: float = 5.3e-5
-    """A token that looks at a token."""
-
-    crop: float = 47.0
-    """A crop through the vision tower."""
-
-    def text(self, tokens: Any, seen: Any = 0) -> Any:
-        """Price tokens that see each other causally, and all `seen` tokens before them.
-
-        Numbers, or arrays of them.
-        """
-        return self.token * tokens + self.pair * tokens * (seen + (tokens + 1) / 2)
-
-    def group(self, group: Group, sizes: Sizes) -> float:
-        """Price a group in a row of its own."""
-        return self.row(Row((group,)), sizes)
-
-    def row(self, row: Row, sizes: Sizes) -> float:
-        """Price one forward pass."""
-        price = self.crop * int(sizes.image_crops[list(row.images(sizes))].sum())
-        for group in row.groups:
-            price += self.text(group.prefix_tokens)
-            price += sum(self.text(b, group.prefix_tokens) for b in group.branch_tokens(sizes))
-        return price
-
-
-PHI35_VISION_COSTS = Costs()
 
 
 class Plan:
@@ -123,7 +46,7 @@ class Plan:
         share_images: bool = True,
         order: Literal["shuffled", "as_is"] = "shuffled",
         long_context_tokens: int | None = None,
-        costs: Costs = PHI35_VISION_COSTS,
+        costs: Costs = TOKENS_ALONE,
     ) -> None:
         if not len(sizes.tokens):
             raise ValueError("a plan needs at least one example")

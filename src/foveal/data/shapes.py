@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from foveal.data.encode import TurnProcessor
+    from foveal.data.turn_processor import TurnProcessor
 
 
 @dataclass(frozen=True)

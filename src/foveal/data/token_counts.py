@@ -9,7 +9,7 @@ from foveal.data.example import Example
 from foveal.errors import DataError
 
 if TYPE_CHECKING:
-    from foveal.data.encode import TurnProcessor
+    from foveal.data.turn_processor import TurnProcessor
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def count_tokens(
 ) -> TokenCounts:
     """Count as a run over the same processor would."""
     # And numpy, which checking alone needs not.
-    from foveal.data.encode import asked_turns, box_map_for, holds_boxes, move_boxes
+    from foveal.data.read_turns import asked_turns, box_map_for, holds_boxes, move_boxes
 
     turns, rejected, boxes = [], [], None
     asked = asked_turns(example, [len(some) for some in shown], processor.frame_choice)

@@ -7,10 +7,10 @@ from typing import TypeAlias
 
 from foveal.data.boxes import BoxMap
 from foveal.data.clips import choose_frames
-from foveal.data.encode import TurnProcessor
 from foveal.data.frames import names_clip
 from foveal.data.media import Picture, image_size, naming, open_image, open_picture
 from foveal.data.shapes import pixels_of, shape_of
+from foveal.data.turn_processor import TurnProcessor
 from foveal.deliver.open import open_to_answer
 from foveal.errors import DataError
 from foveal.models.family import LoadedModel

@@ -13,10 +13,11 @@ from foveal.config import DataSettings, EvaluateSettings, Recipe
 from foveal.data.batch import build_batch
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, build_dataset
-from foveal.data.encode import encode, read_as
+from foveal.data.encode import encode
 from foveal.data.example import Example, ImageFolder, read_examples
+from foveal.data.groups import Group, Row
 from foveal.data.objects import image_base
-from foveal.data.rows import Group, Row
+from foveal.data.turn_processor import read_as
 from foveal.errors import DataError, RunError
 from foveal.evaluate.predict import AnswerRule, predict
 from foveal.evaluate.prediction import Prediction, Scores, score_predictions
@@ -129,10 +130,8 @@ def _predict(
             (examples.examples[one.example].id, one.turn): number
             for number, one in enumerate(questions)
         }
-        shared = [
-            one
-            for family in question_groups(questions, examples.dataset)
-            for one in family.questions
-        ]
+        costs = loaded.family.row_costs(loaded.processor)
+        groups = question_groups(questions, examples.dataset, costs)
+        shared = [one for group in groups for one in group.questions]
         made = [one for some in predict(loaded, examples.examples, shared, rule) for one in some]
     return sorted(made, key=lambda one: order[one.id, one.turn])

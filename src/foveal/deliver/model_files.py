@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from foveal.data.encode import TurnsSetting
+from foveal.data.turn_processor import TurnsSetting
 from foveal.errors import ModelError
 from foveal.storage import write_json
 

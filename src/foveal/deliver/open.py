@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foveal.adapt.adapters import ADAPTER, merge_adapters
-from foveal.data.encode import read_as
+from foveal.data.turn_processor import read_as
 from foveal.deliver.place import (
     ADAPTER_CONFIG,
     find_data_settings,

@@ -166,7 +166,8 @@ def answer(
             if (example.id, question.turn) not in done
         ]
         check_question_lengths(loaded, examples, left, rule)
-        shares = deal_questions(question_groups(left, dataset), workers.world_size)
+        groups = question_groups(left, dataset, loaded.family.row_costs(loaded.processor))
+        shares = deal_questions(groups, workers.world_size)
         mine = [question for family in shares[workers.rank] for question in family.questions]
         mine.sort(key=lambda one: not rule.chooses(one))  # first chosen, then written ones
         opener.expect([image for one in mine for image in dataset.image_numbers(one.example)])

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from foveal.data.batch import open_pixels
 from foveal.data.dataset import Dataset
-from foveal.data.encode import TurnProcessor
+from foveal.data.turn_processor import TurnProcessor
 from foveal.models.generation.prompt import Pixels
 
 AHEAD = 4

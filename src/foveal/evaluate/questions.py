@@ -7,9 +7,9 @@ import numpy as np
 
 from foveal.data.boxes import BoxMap
 from foveal.data.dataset import Dataset
-from foveal.data.encode import known_size
 from foveal.data.example import Example
-from foveal.data.rows import PHI35_VISION_COSTS
+from foveal.data.groups import Costs
+from foveal.data.read_turns import known_size
 from foveal.evaluate.prefetch import Opener
 from foveal.models.generation.prompt import Prompt, PromptImage, find_boxes
 
@@ -83,7 +83,9 @@ class QuestionGroup:
     """In decoder tokens: the pictures once, and every question."""
 
 
-def question_groups(questions: Sequence[AskedQuestion], dataset: Dataset) -> list[QuestionGroup]:
+def question_groups(
+    questions: Sequence[AskedQuestion], dataset: Dataset, costs: Costs
+) -> list[QuestionGroup]:
     """Put together what shares a prefix; the costliest first, so that memory fails early."""
     together: dict[object, list[AskedQuestion]] = {}
     for place, question in enumerate(questions):
@@ -92,12 +94,11 @@ def question_groups(questions: Sequence[AskedQuestion], dataset: Dataset) -> lis
     found = []
     for some in together.values():
         some.sort(key=lambda one: -one.prompt.tokens)
-        found.append(QuestionGroup(tuple(some), _cost(some, dataset)))
+        found.append(QuestionGroup(tuple(some), _cost(some, dataset, costs)))
     return sorted(found, key=lambda family: -family.cost)
 
 
-def _cost(questions: Sequence[AskedQuestion], dataset: Dataset) -> float:
-    costs = PHI35_VISION_COSTS
+def _cost(questions: Sequence[AskedQuestion], dataset: Dataset, costs: Costs) -> float:
     prefix = questions[0].prompt.prefix_tokens
     shown = {image for one in questions for image in dataset.image_numbers(one.example)}
     price = costs.text(prefix) + costs.crop * int(dataset.sizes.image_crops[list(shown)].sum())

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from foveal.data.rows import Plan, Row
+from foveal.data.groups import Row
+from foveal.data.rows import Plan
 from foveal.data.sizes import Sizes
 
 ROWS = 24

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from foveal.data.groups import Costs
 from foveal.errors import ModelError
 from foveal.models import FAMILIES, GENERIC
 from foveal.models.compressed import read_whole
@@ -160,6 +161,14 @@ class Family:
                 found.append(module)
                 inside.add(name)
         return found
+
+    def row_costs(self, processor: Any) -> Costs:
+        """Say what the rows of examples cost, as it suits the model's sizes.
+
+        Args:
+            processor: of the model.
+        """
+        raise NotImplementedError
 
     def long_context_tokens(self, config: Any) -> int | None:
         """Length above which an example is treated as long; none: no difference."""

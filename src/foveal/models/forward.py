@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.data.batch import ForwardInputs
+from foveal.data.forward_inputs import ForwardInputs
 from foveal.data.layout import GroupSpan
 from foveal.models.cached_rows import read_groups
 from foveal.models.family import CLIP_SECONDS, Family
 from foveal.models.generation.tree import Growth
-from foveal.models.shared_rows import PREFIX, RowView
+from foveal.models.row_view import RowView
+from foveal.models.shared_rows import PREFIX
 
 TYPE_INPUTS = ("mm_token_type_ids", "token_type_ids")
 """By what name models are told something of each token."""

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from foveal.data.groups import Costs
 from foveal.errors import ModelError
 from foveal.models.cached_rows import reads_with_cache
 from foveal.models.family import Family
 from foveal.models.hub_processor import load_hub_processor
 from foveal.models.hub_reader import HubReader
 from foveal.models.image_settings import ImageBudget, set_images
+from foveal.models.row_costs import LayerProducts
 from foveal.models.shared_rows import choose_attention
 from foveal.models.stored_names import StoredNames
 
@@ -45,8 +47,23 @@ class HubFamily(Family):
             skeleton = model_class(config)
         super().__init__(self._find_parts(skeleton))
         self._unused = self._find_unused([one for one, _ in skeleton.named_parameters()])
+        self._products = LayerProducts.count(config, *self._layers(skeleton))
         if reads_with_cache(name, config.get_text_config(), self._decoder(skeleton)):
             self.route = "cache"
+
+    def _layers(self, skeleton: Any) -> tuple[list[nn.Module], list[nn.Module]]:
+        """List the repeated layers that are run: of the decoder, and of what stands before it."""
+        names = {id(module): name for name, module in skeleton.named_modules()}
+        parted: dict[bool, list[nn.Module]] = {True: [], False: []}
+        for layer in self.blocks(skeleton):
+            name = names[id(layer)]
+            if not self.is_unused(skeleton, f"{name}."):
+                parted[self.part_name(name).startswith("language")].append(layer)
+        return parted[True], parted[False]
+
+    def row_costs(self, processor: Any) -> Costs:
+        """Price rows by what the model's layers multiply."""
+        return self._products.costs(self.config, processor)
 
     def _find_parts(self, skeleton: Any) -> dict[str, tuple[str, ...]]:
         return _find_parts(self.name, skeleton)

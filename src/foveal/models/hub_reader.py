@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoModel
 
 from foveal.data.boxes import BoxFrame, BoxUnit
-from foveal.data.encode import AskedTurn, EncodedTurns, TurnsSetting, fingerprint_words
 from foveal.data.frames import FrameChoice
 from foveal.data.shapes import ImageShape
+from foveal.data.turn_processor import AskedTurn, EncodedTurns, TurnsSetting, fingerprint_words
 from foveal.errors import ModelError
 from foveal.models.box_frames import box_frame_of
 from foveal.models.clip_inputs import PairReader, make_clip_reader

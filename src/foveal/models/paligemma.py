@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.data.encode import AskedTurn, EncodedTurns
+from foveal.data.turn_processor import AskedTurn, EncodedTurns
 from foveal.models.family import Route
 from foveal.models.hub import HubFamily, config_of, model_class_of
 from foveal.models.hub_reader import HubReader

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from foveal.data.batch import ForwardInputs
-from foveal.data.encode import AskedTurn
+from foveal.data.forward_inputs import ForwardInputs
 from foveal.data.layout import GroupSpan
 from foveal.data.shapes import expand_entries
+from foveal.data.turn_processor import AskedTurn
 from foveal.models.family import LoadedModel
 from foveal.models.forward import hidden_states
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from foveal.data.encode import AskedTurn, EncodedTurns, fingerprint_words
 from foveal.data.message import IMAGE_TAG, tag_order
+from foveal.data.turn_processor import AskedTurn, EncodedTurns, fingerprint_words
 from foveal.errors import ModelError
 
 SENTINEL = "ZQXJKV"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 from foveal.config import Recipe
 from foveal.data.dataset import Dataset
 from foveal.data.encode import Encoded
+from foveal.data.groups import Row
 from foveal.data.layout import GroupSpan
 from foveal.data.packed import EncodedExamples
-from foveal.data.rows import Plan, Row
+from foveal.data.rows import Plan
 from foveal.data.sizes import Sizes
-from foveal.models.family import Route
+from foveal.models.family import Family
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,11 @@ def make_plan(
     recipe: Recipe,
     dataset: Dataset,
     world_size: int,
-    long_context_tokens: int | None,
-    route: Route,
+    family: Family,
+    processor: Any,
 ) -> Plan:
     """Plan the steps of a recipe; where examples are read one by one, each has a row of its own."""
-    alone = route == "plain"
+    alone = family.route == "plain"
     return Plan(
         dataset.sizes,
         examples_per_step=recipe.train.examples_per_step,
@@ -128,7 +130,8 @@ def make_plan(
         seed=recipe.train.seed,
         share_images=recipe.data.share_images and not alone,
         order=recipe.data.order,
-        long_context_tokens=long_context_tokens,
+        long_context_tokens=processor.long_context_tokens,
+        costs=family.row_costs(processor),
     )
 
 

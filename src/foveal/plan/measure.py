@@ -11,8 +11,8 @@ import torch
 
 from foveal.config import Recipe
 from foveal.data.batch import build_batch
+from foveal.data.groups import Row
 from foveal.data.parallel import in_new_process
-from foveal.data.rows import Row
 from foveal.models.family import LoadedModel
 from foveal.plan.epoch import RowCounts
 from foveal.plan.estimate import estimate_rows, weigh

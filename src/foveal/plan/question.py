@@ -13,9 +13,10 @@ from foveal.adapt.quantize import FourBits, bare_model, inspect_four_bits, wants
 from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe, Rule
 from foveal.data.dataset import Dataset
-from foveal.data.encode import read_as
-from foveal.data.rows import Plan, Row
+from foveal.data.groups import Row
+from foveal.data.rows import Plan
 from foveal.data.training_examples import read_training_examples, training_files
+from foveal.data.turn_processor import read_as
 from foveal.errors import ConfigError, ModelError
 from foveal.machine import pick_device
 from foveal.models.family import Family, LoadedModel, find_family
@@ -65,8 +66,8 @@ class Question:
             self.recipe.model_copy(update={"train": train}),
             self.dataset,
             world_size,
-            self.family.long_context_tokens(self.config),
-            self.family.route,
+            self.family,
+            self.processor,
         )
 
     def epoch(self, world_size: int, tokens_per_pass: int | None = None) -> Epoch:

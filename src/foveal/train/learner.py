@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from foveal.adapt.fixed import hold_fixed_weights
 from foveal.adapt.strategy import Assignment, assign, rules_of
 from foveal.config import LoraSettings, Rule, TrainSettings
-from foveal.data.encode import TurnProcessor
+from foveal.data.turn_processor import TurnProcessor
 from foveal.machine import DTYPES
 from foveal.models.family import LoadedModel
 from foveal.train.engines.one_process import Engine

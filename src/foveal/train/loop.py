@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from foveal.config import TrainSettings
-from foveal.data.batch import Batch
+from foveal.data.forward_inputs import Batch
 from foveal.data.loader import StepLoader
 from foveal.errors import UserError
 from foveal.machine import forget_peak

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveal.data.batch import Batch
+from foveal.data.forward_inputs import Batch
 from foveal.models.family import Family
 from foveal.models.forward import blank_features, hidden_states
 from foveal.models.likelihood import sum_by_answer, target_losses

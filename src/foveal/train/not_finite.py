@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from foveal.data.batch import Batch
+from foveal.data.forward_inputs import Batch
 from foveal.models.family import PARTS, LoadedModel
 from foveal.models.finite import BROKEN_WEIGHTS, find_not_finite
 from foveal.train.engines.one_process import Engine

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from foveal.data.batch import Batch
+from foveal.data.forward_inputs import Batch
 
 
 class Objective(Protocol):

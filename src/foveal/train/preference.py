@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.config import PreferenceSettings, Recipe
-from foveal.data.batch import Batch, Pairs
+from foveal.data.forward_inputs import Batch, Pairs
 from foveal.train.objective import ANSWERS, Objective
 
 SURE = 1e-7

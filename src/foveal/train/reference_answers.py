@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from foveal.adapt.adapters import without_adapters
 from foveal.config import PreferenceSettings
-from foveal.data.batch import Batch
+from foveal.data.forward_inputs import Batch
 from foveal.data.loader import StepLoader
 from foveal.data.rows import Plan
 from foveal.storage import written_whole

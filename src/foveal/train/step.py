@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from foveal.data.batch import Batch, LeftOut
+from foveal.data.forward_inputs import Batch, LeftOut
 from foveal.train.engines.one_process import Engine
 from foveal.train.objective import ANSWERS, Objective, means
 

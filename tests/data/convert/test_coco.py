@@ -10,9 +10,9 @@ from tiny import make_model
 from foveal.config import DataSettings
 from foveal.data.check import check_file
 from foveal.data.convert import Options, convert
-from foveal.data.encode import read_as
 from foveal.data.example import read_examples
 from foveal.data.token_counts import count_tokens
+from foveal.data.turn_processor import read_as
 from foveal.errors import DataError
 
 

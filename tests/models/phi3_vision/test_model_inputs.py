@@ -7,7 +7,7 @@ from golden_data import synthetic_image
 from published import make_config, make_processor
 from tiny import make_model
 
-from foveal.data.batch import ForwardInputs
+from foveal.data.forward_inputs import ForwardInputs
 from foveal.models.forward import place_features
 from foveal.models.phi3_vision import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.seam import FAMILY

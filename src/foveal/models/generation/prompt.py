@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from foveal.data.boxes import BoxMap
-from foveal.data.encode import AskedTurn, TurnProcessor, find_box_map
+from foveal.data.read_turns import find_box_map
 from foveal.data.shapes import ImageShape, expand_entries
+from foveal.data.turn_processor import AskedTurn, TurnProcessor
 
 Pixels = Mapping[str, Tensor]
 """An image as the tower takes it, before it is stacked with others."""

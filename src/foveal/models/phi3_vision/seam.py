@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from foveal.data.groups import Costs
 from foveal.errors import ModelError
 from foveal.models.family import Family
 from foveal.models.image_settings import ImageBudget
@@ -17,6 +18,8 @@ from foveal.models.phi3_vision.processor import Phi3VisionProcessor
 from foveal.models.phi3_vision.strict import SHARED_EMBEDDING
 from foveal.models.phi3_vision.vision import UNUSED_LAYERS
 from foveal.models.shared_rows import choose_attention
+
+COSTS = Costs(pair=5.3e-5, crop=47.0)
 
 TOWER = "model.vision_embed_tokens.img_processor.vision_model."
 
@@ -66,6 +69,10 @@ class Phi3VisionFamily(Family):
         """List the layers of the tower and of the decoder."""
         tower = model.model.vision_embed_tokens.img_processor.vision_model
         return [*tower.encoder.layers, *model.model.layers]
+
+    def row_costs(self, processor: Any) -> Costs:
+        """Say what the rows of examples cost the published models; plans of all sizes go by it."""
+        return COSTS
 
     def long_context_tokens(self, config: Any) -> int:
         """Length above which the long rotary factors hold."""
