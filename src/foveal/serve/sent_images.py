@@ -86,7 +86,7 @@ class ShownFrame:
             return open_image(self.path)
 
 
-Shown = PictureFile | ShownFrame
+SentImage = PictureFile | ShownFrame
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def shown_of_clips(choice: FrameChoice, limits: ServerLimits) -> "Iterator[ShowC
     """Make what finds the frames that are shown of a clip, as training does; they live inside."""
     with ExitStack() as opened, decoding_within(limits.clip_seconds):
 
-        def show(clip: PictureFile) -> list[Shown]:
+        def show(clip: PictureFile) -> list[SentImage]:
             folder = opened.enter_context(TemporaryDirectory(prefix="foveal-"))
             file = Path(folder) / clip.identity
             file.write_bytes(clip.data)
@@ -105,7 +105,7 @@ def shown_of_clips(choice: FrameChoice, limits: ServerLimits) -> "Iterator[ShowC
         yield show
 
 
-ShowClip = Callable[[PictureFile], list[Shown]]
+ShowClip = Callable[[PictureFile], list[SentImage]]
 """Clip -> its frames, or the one strip of them; raises `RequestError`."""
 
 
@@ -176,7 +176,7 @@ def _too_many_bytes(name: str, limits: ServerLimits) -> RequestError:
     )
 
 
-def measure_images(pictures: Sequence[Shown], limits: ServerLimits) -> list[tuple[int, int]]:
+def measure_images(pictures: Sequence[SentImage], limits: ServerLimits) -> list[tuple[int, int]]:
     """Read (width, height) of pictures from their headers, before any is decoded.
 
     Raises:

@@ -25,7 +25,7 @@ from foveal.serve.conversation import Conversation
 from foveal.serve.limits import ServerLimits
 from foveal.serve.messages import ChatRequest
 from foveal.serve.problems import RequestError
-from foveal.serve.sent_images import Shown, measure_images, shown_of_clips
+from foveal.serve.sent_images import SentImage, measure_images, shown_of_clips
 
 REMEMBERED_PICTURES = 32
 """Latest pictures that stay cut, for the next question about them; 6 MB each at most."""
@@ -39,7 +39,7 @@ class CutPictures:
         self._known: OrderedDict[str, Pixels] = OrderedDict()
         self._lock = threading.Lock()
 
-    def cut(self, picture: Shown) -> Pixels:
+    def cut(self, picture: SentImage) -> Pixels:
         """Decode and cut a picture, unless that was done lately.
 
         Raises:
@@ -156,7 +156,7 @@ class Served:
         return wanted
 
     def _cut(
-        self, images: Sequence[PromptImage], pictures: Sequence[Shown]
+        self, images: Sequence[PromptImage], pictures: Sequence[SentImage]
     ) -> tuple[PromptImage, ...]:
         """Decode and cut the pictures one after the other, so that one at a time is large."""
         return tuple(
@@ -164,7 +164,7 @@ class Served:
             for image, picture in zip(images, pictures, strict=True)
         )
 
-    def _describe(self, picture: Shown, size: tuple[int, int]) -> PromptImage:
+    def _describe(self, picture: SentImage, size: tuple[int, int]) -> PromptImage:
         try:
             shape = shape_of(self.loaded.processor, picture.path, size)
         except (DataError, ValueError) as error:
