@@ -118,7 +118,7 @@ class Answerer:
         described = [
             one
             for place, picture in enumerate(pictures, start=1)
-            for one in describe(picture, processor, f"picture {place} of question {number}")
+            for one in describe_shown(picture, processor, f"picture {place} of question {number}")
         ]
         shown = [image for image, _ in described]
         boxes = find_boxes(shown, [size for _, size in described], processor)
@@ -135,7 +135,7 @@ def _is_clip(picture: Picture) -> bool:
     return isinstance(picture, str | Path) and names_clip(picture)
 
 
-def describe(
+def describe_shown(
     picture: Picture, processor: TurnProcessor, name: str
 ) -> Iterator[tuple[PromptImage, tuple[int, int]]]:
     """Describe a picture, or what is shown of a clip, to the decoding loop, with width and height.
