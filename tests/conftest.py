@@ -34,3 +34,16 @@ def pytest_runtest_setup(item):
 
         if not torch.cuda.is_available():
             pytest.skip("no GPU is here, or none was asked for: `make gpu` runs this on one")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_charts(request):
+    """Leave the charts of short runs undrawn: they take a third of one, and are of tests/report."""
+    if request.path.parent.name not in ("train", "deliver", "evaluate"):
+        yield
+        return
+    from foveal.report import charts
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "draw", lambda name, *_, **__: f"<svg><title>{name}</title></svg>")
+        yield

@@ -24,6 +24,7 @@ def recipe(place: Path, run: str = "run", **changes) -> Recipe:
             "learning_rate": 1e-2,
             "warmup_steps": 1,
             "save_every_steps": 2,
+            "recompute": "none",  # auto first asks the model what it keeps
         },
         "evaluate": {"max_new_tokens": 4},
     }

@@ -3,15 +3,24 @@
 import pytest
 import torch
 from tiny import make_model
+from tiny_models import write_tiny
 from torch import nn
 
 from foveal.adapt.fixed import hold_fixed_weights
 from foveal.adapt.strategy import assign, rules_of
 from foveal.config import LoraSettings
+from foveal.models.family import load
 
 
-def gradients(folder, strategy, hold):
-    loaded = make_model(folder)
+def tied_model(folder):
+    loaded = load(str(write_tiny("gemma3", folder)), None)
+    text = loaded.model.model.language_model
+    assert loaded.model.lm_head.weight is text.embed_tokens.weight
+    return loaded
+
+
+def gradients(folder, strategy, hold, make=make_model):
+    loaded = make(folder)
     torch.manual_seed(1)
     assign(loaded.model, loaded.family, rules_of(strategy), 1e-3, 0.0, LoraSettings(rank=4))
     for name, one in loaded.model.named_parameters():
@@ -31,10 +40,13 @@ def gradients(folder, strategy, hold):
     return loaded.model, loss, learnt
 
 
-@pytest.mark.parametrize("strategy", ["lora", "frozen_vision"])
-def test_loss_and_gradients_are_the_same_bits(tmp_path, strategy):
-    _, plain_loss, plain = gradients(tmp_path / "model", strategy, hold=False)
-    _, loss, held = gradients(tmp_path / "model", strategy, hold=True)
+@pytest.mark.parametrize(
+    ("make", "strategy"),
+    [(make_model, "lora"), (make_model, "frozen_vision"), (tied_model, "lora")],
+)
+def test_loss_and_gradients_are_the_same_bits(tmp_path, make, strategy):
+    _, plain_loss, plain = gradients(tmp_path / "model", strategy, hold=False, make=make)
+    _, loss, held = gradients(tmp_path / "model", strategy, hold=True, make=make)
     assert torch.equal(loss, plain_loss)
     assert plain
     assert plain.keys() == held.keys()

@@ -65,6 +65,7 @@ def test_every_part_runs_on_a_processor_and_leaves_its_lines(tmp_path):
     assert evaluated["generate_same_tokens"] > 0.8
 
 
+@pytest.mark.slow
 def test_an_unknown_part_is_answered_with_the_known_ones():
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "on_gpu"), "fats"],
@@ -169,6 +170,7 @@ def test_a_plan_stands_beside_what_was_measured(module, record):
     assert len(said) == 9  # three of ours, a line and two marks each
 
 
+@pytest.mark.slow
 def test_a_plan_is_made_of_the_very_row_that_is_measured(module, tmp_path):
     steps = module("steps")
     case = Case("tiny", "full", 4, "recompute", "bf16", "blocks")

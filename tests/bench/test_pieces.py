@@ -52,6 +52,7 @@ def test_planning_plans_every_example(monkeypatch):
     assert seconds > 0
 
 
+@pytest.mark.slow
 def test_planning_tells_the_memory_that_it_takes():
     # In a process of its own: the most ever held does not rise where an earlier test held more.
     probe = "from pieces import plan_all; print(plan_all(100_000)[1])"
@@ -63,6 +64,7 @@ def test_planning_tells_the_memory_that_it_takes():
     assert prompts < int(told.stdout) < 40 * prompts
 
 
+@pytest.mark.slow
 def test_the_pieces_are_printed_side_by_side():
     page = io.StringIO()
     threads = torch.get_num_threads()

@@ -23,6 +23,7 @@ def run(strategies, as_json, monkeypatch):
     return results, page.getvalue()
 
 
+@pytest.mark.slow
 def test_every_way_of_every_strategy_stands_in_the_table(monkeypatch):
     results, page = run(("full", "lora"), False, monkeypatch)
     measured = [(one.strategy, one.questions, one.way) for one in results]
@@ -34,6 +35,7 @@ def test_every_way_of_every_strategy_stands_in_the_table(monkeypatch):
     assert "1 threads" in page
 
 
+@pytest.mark.slow
 def test_the_json_holds_what_the_function_returns(monkeypatch):
     results, page = run(("full",), True, monkeypatch)
     tree = json.loads(page)
@@ -95,6 +97,7 @@ def test_only_sharing_saves_useful_work(tmp_path):
     assert len({side.tokens for side in sides}) == 1
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_step_is_taken_in_a_process_of_its_own():
     peak = timing.peak_of(Case("tiny", "full", 1, "shared"))
     assert 10**5 < peak < 10**9

@@ -6,6 +6,7 @@ import re
 import pytest
 import tiny_models_more  # noqa: F401  # enters its families
 import torch
+from daily import daily
 from safetensors.torch import load_file, save_file
 from small_runs import recipe, run
 from stranger import Stranger
@@ -17,7 +18,7 @@ from foveal.deliver.export_source import find_source
 from foveal.errors import ModelError
 from foveal.models.family import find_family
 
-FAMILIES = ("qwen3_vl", "qwen2_5_vl", "gemma3", "llava", "smolvlm")
+FAMILIES = daily("qwen3_vl", beside=["qwen2_5_vl", "gemma3", "llava", "smolvlm"])
 OLD_LAYOUTS = {
     "qwen2_5_vl": [
         (r"^model\.visual\.", "visual."),
@@ -102,7 +103,7 @@ def test_a_whole_model_has_the_base_files_names_and_opens_alone(
     torch.testing.assert_close(logits, final)
 
 
-@pytest.mark.parametrize("place", ["qwen3_vl", "gemma3"], indirect=True)
+@pytest.mark.parametrize("place", daily("qwen3_vl", beside=["gemma3"]), indirect=True)
 def test_a_run_on_four_bits_leaves_as_a_whole_model_by_the_base_files_names(
     place, stranger, tmp_path
 ):
@@ -120,6 +121,7 @@ def test_a_run_on_four_bits_leaves_as_a_whole_model_by_the_base_files_names(
     torch.testing.assert_close(logits, final)
 
 
+@pytest.mark.slow
 def test_an_adapter_beside_fused_experts_opens_with_peft_alone_and_knows_its_base(
     stranger, tmp_path
 ):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_models_more  # noqa: F401  # enters its families
 import torch
+from daily import daily
 from safetensors.torch import load_file, save_file
 from small_runs import recipe, run
 from tiny import make_picture, pages
@@ -139,7 +140,7 @@ def test_a_folder_is_as_vllms_schemes_for_weights_alone_ask(lora_run, tmp_path):
         assert {name: str(one.dtype) for name, one in held.items()} == wants["tensors"]
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "llava"])
+@pytest.mark.parametrize("family", daily("gemma3", beside=["qwen2_5_vl", "llava"]))
 def test_other_families_are_held_by_the_names_of_their_own_files(family, tmp_path):
     write_tiny(family, tmp_path / "model")
     pages(tmp_path, 2, 1, "train")

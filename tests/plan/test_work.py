@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import tiny
 import torch
+from daily import daily
 from tiny_models import write_tiny
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,7 +25,7 @@ from foveal.train.loss import RowLoss
 from foveal.train.recompute import recompute_blocks
 
 RANK = 4
-FAMILIES = ("phi3_v", "qwen3_vl", "gemma3", "smolvlm", "internvl")
+FAMILIES = daily("phi3_v", "qwen3_vl", beside=["gemma3", "smolvlm", "internvl"])
 
 
 @dataclass
@@ -77,7 +78,7 @@ def test_what_a_row_keeps_is_what_autograd_saves(places, name, strategy):
     assert counted == pytest.approx(saved_bytes(place, strategy, "float32", "blocks"), rel=0.03)
 
 
-@pytest.mark.parametrize("name", ["phi3_v", "qwen3_vl"])
+@pytest.mark.parametrize("name", daily("phi3_v", beside=["qwen3_vl"]))
 @pytest.mark.parametrize("attention", ["blocks", "sdpa", "eager"])
 def test_in_16_bits_it_is_that_without_the_copies_of_weights(places, name, attention):
     place = places(name)
@@ -85,8 +86,8 @@ def test_in_16_bits_it_is_that_without_the_copies_of_weights(places, name, atten
     assert counted == pytest.approx(saved_bytes(place, "full", "bf16", attention), rel=0.03)
 
 
-@pytest.mark.parametrize("name", ["phi3_v", "qwen3_vl"])
-@pytest.mark.parametrize("strategy", ["full", "lora"])
+@pytest.mark.parametrize("name", daily("phi3_v", beside=["qwen3_vl"]))
+@pytest.mark.parametrize("strategy", daily("full", beside=["lora"]))
 def test_light_keeps_more_than_inputs_and_less_than_all(places, name, strategy):
     place = places(name)
     none, light, blocks = (
@@ -96,7 +97,7 @@ def test_light_keeps_more_than_inputs_and_less_than_all(places, name, strategy):
     assert blocks < light < none
 
 
-@pytest.mark.parametrize("name", ["phi3_v", "qwen3_vl", "gemma3"])
+@pytest.mark.parametrize("name", daily("phi3_v", beside=["qwen3_vl", "gemma3"]))
 def test_layers_that_are_run_again_keep_their_inputs_alone(places, name):
     place = places(name)
     counted = place.costs("full", "float32", "blocks", "blocks").kept_bytes(place.counts)
@@ -106,7 +107,7 @@ def test_layers_that_are_run_again_keep_their_inputs_alone(places, name):
     assert counted < place.costs("full", "float32", "blocks").kept_bytes(place.counts) / 2
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "llava"])
+@pytest.mark.parametrize("name", [*FAMILIES, *daily(beside=["llava"])])
 @pytest.mark.parametrize("strategy", ["full"])
 def test_what_a_row_multiplies_is_what_torch_counts(places, name, strategy):
     place = places(name)

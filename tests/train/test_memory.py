@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from tiny import SIZES, pages
 
 from foveal.models.phi3_vision.tiny import write_tiny
@@ -27,6 +28,7 @@ print(json.dumps(resident))
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_over_five_hundred_steps(tmp_path):
     write_tiny(tmp_path / "model", 0, SIZES)
     pages(tmp_path, 3, 2, "train")

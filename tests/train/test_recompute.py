@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from daily import daily
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -67,7 +68,7 @@ def kept_bytes(strategy, questions, way, precision, folder, monkeypatch):
     return found, one
 
 
-@pytest.mark.parametrize("questions", [1, 4])
+@pytest.mark.parametrize("questions", daily(4, beside=[1]))
 @pytest.mark.parametrize(
     ("strategy", "precision", "most"),
     [

@@ -5,6 +5,7 @@ import json
 import pytest
 import tiny_models_more  # noqa: F401  # enters its families
 import torch
+from daily import daily
 from launched import make_place
 from tiny_models import write_tiny
 
@@ -17,12 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 
-FAMILIES = [
-    "qwen3_vl",
-    "qwen3_5",
-    pytest.param("gemma3", marks=pytest.mark.slow),
-    pytest.param("smolvlm", marks=pytest.mark.slow),
-]
+FAMILIES = daily("qwen3_vl", beside=["qwen3_5", "gemma3", "smolvlm"])
 STRATEGIES = ["full", "frozen_vision", "lora", "qlora"]
 FEW = {
     "lora__rank": 4,

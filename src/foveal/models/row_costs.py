@@ -102,6 +102,7 @@ def _patches_of_crop(tower: Any, processor: Any) -> int:
     side = getattr(tower, "patch_size", None)
     if side is None:  # a tower of convolutions
         return max(1, int(shape.features) // int(shape.crops))
-    pixels = processor.pixels(Image.new("RGB", SAMPLE))["pixel_values"].numel() / shape.crops
+    pixels: int = processor.pixels(Image.new("RGB", SAMPLE))["pixel_values"].numel()
     area = side**2 if isinstance(side, int) else prod(side[-2:])
-    return max(1, round(pixels / float(3 * area * getattr(tower, "temporal_patch_size", 1))))
+    numbers = 3 * int(area) * int(getattr(tower, "temporal_patch_size", 1))
+    return max(1, round(pixels / int(shape.crops) / numbers))

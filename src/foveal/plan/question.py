@@ -22,7 +22,7 @@ from foveal.machine import pick_device
 from foveal.models.family import Family, LoadedModel, find_family
 from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
 from foveal.models.shared_rows import FASTEST
-from foveal.plan.asked import AskedModel
+from foveal.plan.asked import AskedModel, asked_before
 from foveal.plan.epoch import (
     Epoch,
     RowCounts,
@@ -142,14 +142,16 @@ class Question:
         key = rules, here
         if key not in self._asked:
             whole = self._four_bits(rules).wrong if here else frozenset()
-            model = AskedModel(
-                self.config,
-                self.family,
-                self.processor,
-                strategy,
-                self.recipe.lora,
-                whole,
-                double=self.recipe.quantization.double,
+            model = asked_before(
+                AskedModel(
+                    self.config,
+                    self.family,
+                    self.processor,
+                    strategy,
+                    self.recipe.lora,
+                    whole,
+                    double=self.recipe.quantization.double,
+                )
             )
             assert model.holdings  # a rule that decides for nothing is refused before all else
             self._asked[key] = model

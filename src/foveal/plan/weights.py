@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from foveal.adapt.fixed import fixed_matrices
 from foveal.adapt.quantize import Shape, bare_model, quantized_layers
 from foveal.adapt.strategy import Assignment, assign
 from foveal.config import LoraSettings, Rule
@@ -213,8 +214,7 @@ def count_holdings(made: Assigned, double: bool = True) -> Holdings:
     frozen = [one for one in linear if one not in learns and not made.is_packed(one)]
     frozen = [one for one in frozen if one in elements]
     unread = sum(elements[one] for one in frozen if family.is_unused(model, one))
-    # By what they are: one that is also the embedding has that one's name.
-    fixed = {id(one.weight) for one in model.modules() if isinstance(one, nn.Linear)}
+    fixed = {id(one) for one in fixed_matrices(model)}
     groups: dict[tuple[float, float, bool], int] = {}
     for one in learnt:
         key = one.learning_rate, one.weight_decay, parameters[one.name] in hidden
@@ -226,7 +226,7 @@ def count_holdings(made: Assigned, double: bool = True) -> Holdings:
             return HeldTensor(rows, numbers, "adapter", one.learn)
         if made.is_packed(one.name):
             return HeldTensor(rows, numbers, "four_bit", one.learn)
-        is_held_small = not one.learn and id(parameters[one.name]) in fixed
+        is_held_small = id(parameters[one.name]) in fixed
         return HeldTensor(rows, numbers, "linear" if is_held_small else "whole", one.learn)
 
     blocks = [sum(one.numel() for one in block.parameters()) for block in family.blocks(model)]

@@ -13,6 +13,8 @@ from foveal.models.family import find_family
 from foveal.plan.epoch import make_plan
 from foveal.train.checkpoint import checkpoints, read_progress
 
+pytestmark = pytest.mark.slow
+
 ENGINES = ("ddp", "fsdp2", "zero2")
 STRATEGIES = {
     "frozen_vision": {"strategy": "frozen_vision"},

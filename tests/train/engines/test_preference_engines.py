@@ -13,6 +13,8 @@ from tiny import turn
 
 from foveal.train.reference_answers import REFERENCE, VALUES
 
+pytestmark = pytest.mark.slow
+
 PAIRS = {
     "objective": "preferences",
     "train__examples_per_step": 3,
@@ -27,7 +29,6 @@ KINDS = {
 }
 ENGINES = ("ddp", "fsdp2", "zero2")
 ENDS = ("", "-halves")
-FAST = [("fsdp2", "lora")]
 
 
 def make_pairs(folder) -> Place:
@@ -61,14 +62,8 @@ def runs(tmp_path_factory) -> Callable[[str, str], Place]:
     return together
 
 
-CASES = [
-    pytest.param(engine, kind, marks=() if (engine, kind) in FAST else pytest.mark.slow)
-    for engine in ENGINES
-    for kind in KINDS
-]
-
-
-@pytest.mark.parametrize(("engine", "kind"), CASES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_two_processes_learn_from_pairs_as_one_does(runs, engine, kind):
     place = runs(engine, kind)
     one, two = place.metrics(f"one-{kind}"), place.metrics(f"{engine}-{kind}")
@@ -89,7 +84,8 @@ def test_two_processes_learn_from_pairs_as_one_does(runs, engine, kind):
         torch.testing.assert_close(known[0], known[1], rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize(("engine", "kind"), CASES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_run_of_pairs_that_was_stopped_ends_with_the_same_bits(runs, engine, kind):
     place = runs(engine, kind)
     whole, halves = (place.weights(f"{engine}-{kind}{end}") for end in ENDS)
