@@ -128,10 +128,6 @@ def torchrun(name: str, place: Path, output: Path) -> None:
     check_output(name, output)
 
 
-def test_a_command_runs_under_torchrun(place, tmp_path):
-    torchrun("docvqa", place, tmp_path / "out")
-
-
 @pytest.mark.slow
 @EACH
 def test_each_command_runs_under_torchrun(name, place, tmp_path):

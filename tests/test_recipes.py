@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 import yaml
+from daily import daily
 from rich.console import Console
 from tiny import SIZES, pages
 
@@ -34,6 +35,16 @@ FAMILIES = (
 ALL = sorted(path for path in (ROOT / "recipes").rglob("*.yaml"))
 STARTS = {path for path in ALL if path.parent.name in FAMILIES or path.stem in FAMILIES}
 """Of families beside Phi; the others are of the published recipe."""
+
+ROWS = sorted({*ALL} - STARTS)
+STRATEGIES = ("full", "frozen_vision", "lora", "qlora")
+ONE_A_STRATEGY = [
+    path
+    for path in ROWS
+    if path.stem in ("custom", "demo")
+    or (path.parent.name, path.stem in STRATEGIES) == ("docvqa", True)
+]
+OTHERS = [path for path in ROWS if path not in ONE_A_STRATEGY]
 
 # The three accuracy tables of the published page (docvqa and memes: Phi-3-vision): strategy,
 # format, LoRA rank and alpha, rate, epochs, score. All with 64 examples a step.
@@ -226,11 +237,8 @@ def test_every_family_that_is_first_class_has_its_three_recipes():
     )
 
 
-@pytest.mark.parametrize("kind", ["full", "lora", "qlora"])
-@pytest.mark.parametrize(
-    "family",
-    ["qwen3_vl"] + [pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES[1:]],
-)
+@pytest.mark.parametrize("kind", daily("lora", beside=["full", "qlora"]))
+@pytest.mark.parametrize("family", daily("qwen3_vl", beside=FAMILIES[1:]))
 @pytest.mark.filterwarnings("ignore")
 def test_a_recipe_of_another_family_runs_on_a_tiny_model_of_it(family, kind, tmp_path):
     tiny_models.write_tiny(family, tmp_path / "model")
@@ -310,7 +318,7 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "path", sorted({*ALL} - STARTS), ids=lambda path: "/".join(path.parts[-2:])
+    "path", daily(*ONE_A_STRATEGY, beside=OTHERS), ids=lambda path: "/".join(path.parts[-2:])
 )
 def test_every_recipe_runs_on_a_tiny_model(path, place, tmp_path):
     made = load_recipe(
