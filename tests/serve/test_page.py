@@ -95,10 +95,10 @@ def test_a_clip_is_dropped_and_asked_about_beside_a_picture(stage, actor, page, 
     page.goto(stage().url)
     drop(page, "goal.webm", (tmp_path / "goal.webm").read_bytes(), "video/webm")
     drop(page, "bill.png", picture_bytes(1))
+    status = page.get_by_role("status")
+    expect(status).to_have_text("1 picture, 1 clip to show.")
     drop(page, "notes.txt", b"words", "text/plain")
-    assert page.get_by_role("status").text_content() == (
-        "1 picture, 1 clip to show. 1 left out: no picture and no clip."
-    )
+    expect(status).to_have_text("1 picture, 1 clip to show. 1 left out: no picture and no clip.")
     ask(page, "What happens?")
     page.wait_for_selector(".answer[aria-busy=false]")
     assert page.locator(".answer .text").text_content() == LINES[0]
