@@ -1,8 +1,8 @@
 """A recipe -> what a run, and each command that speaks of one, is about: model and examples."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -35,7 +35,7 @@ from foveal.data.token_counts import CountTokens, count_tokens
 from foveal.data.training_examples import read_training_examples, training_files
 from foveal.data.turn_processor import read_as
 from foveal.deliver.export import why_no_final
-from foveal.errors import ConfigError
+from foveal.errors import ConfigError, DataError
 from foveal.evaluate.metrics import find_metrics
 from foveal.evaluate.prediction import PREFERRED
 from foveal.libraries import remarks_are_caught
@@ -235,9 +235,10 @@ def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path, again: bool =
         return
     images = ImageFolder(files[0], image_base(recipe.data))
     first = Examples(files[:1])[:200]
-    shown = [path for example in first for path in _first_looks(example)][:32]
+    looks = [path for example in first for path in _first_looks(example)][:32]
+    shown = list(_those_there(images, looks))
     texts = {text for one in Examples(files) for text in _texts(one)}
-    asked = [recipe.train.seed, recipe.data.num_crops, shown, sorted(texts)]
+    asked = [recipe.train.seed, recipe.data.num_crops, [path for path, _ in shown], sorted(texts)]
     made_from = sha256(json.dumps(asked).encode()).hexdigest()
     if there and note.read_text(encoding="utf-8") == made_from:
         return
@@ -247,10 +248,17 @@ def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path, again: bool =
         folder,
         recipe.train.seed,
         texts=texts,
-        pictures=[images.find(path) for path in shown],
+        pictures=[path for _, path in shown],
         num_crops=recipe.data.num_crops,
     )
     write_text(note, made_from)
+
+
+def _those_there(images: ImageFolder, paths: Iterable[str]) -> Iterator[tuple[str, Path]]:
+    """Find images; one that is missing is named by its line, once examples are read."""
+    for path in paths:
+        with suppress(DataError):
+            yield path, images.find(path)
 
 
 def _first_looks(example: Example) -> Iterator[str]:

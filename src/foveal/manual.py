@@ -26,9 +26,10 @@ own:
 {"id": "1", "conversations": [{"images": ["a.png"], "user": "The total?", "assistant": "$12.50"}]}
 ```
 
-A turn may add `answers` (all that are accepted when it is scored) and `choices` (a closed set);
-an example may add `system`. Other layouts: `foveal convert`; Parquet, CSV, JSON and data sets
-on the hub: `foveal convert table`, or as `data.train` itself.
+A turn may add `videos` (clips, shown by frames), `answers` (all that are accepted when it is
+scored) and `choices` (a closed set); an example may add `system`. Other layouts: `foveal
+convert`; Parquet, CSV, JSON and data sets on the hub: `foveal convert table`, or as `data.train`
+itself.
 
 Exit status: 0 done; 1 the thing that was checked is wrong, or a run has moved no weight; 2
 something to mend, said in one line on standard error (what is wrong, where, what to do); 130

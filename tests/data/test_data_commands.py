@@ -44,7 +44,7 @@ def test_columns_are_named_to_check_and_to_convert(tmp_path):
     code, said = run("check", path)
     assert (code, len(said)) == (2, 1)
     assert "no column of the question" in said[0]
-    assert "among image, ask, reply; name it: columns={question: NAME}" in said[0]
+    assert "among image, ask, reply; name it: --columns question=NAME, of a run" in said[0]
     named = ("--columns", "question=ask, answer=reply")
     assert run("check", path, *named)[0] == 0
     assert run("convert", "table", tmp_path / "set", tmp_path / "out", *named)[0] == 0

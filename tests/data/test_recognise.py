@@ -45,7 +45,12 @@ PACKED = gzip.compress(text(OURS), mtime=0)  # a test's name holds no time
         ("d.jsonl", text(CHAT), "another layout; foveal convert sharegpt"),
         ("d.jsonl", text(LLAVA), "another layout; foveal convert llava"),
         ("d.jsonl", text(OURS, indent=1), "one JSON object over several lines"),
-        ("d.json", text(COCO), "COCO's annotations"),
+        ("d.json", text(COCO), "COCO's annotations; foveal convert coco"),
+        (
+            "d.jsonl",
+            text({"scan": "a.png", "ask": "?", "reply": "!"}),
+            "rows of the columns scan, ask, reply; foveal convert table",
+        ),
         ("d.json", text([LABELS]), "Label Studio's whole export; foveal convert table"),
         ("d.jsonl.gz", PACKED, "packed by gzip; unpack it: gunzip --keep d"),
         ("d.jsonl.bz2", bz2.compress(text(OURS)), "packed by bzip2; unpack it: bunzip2"),

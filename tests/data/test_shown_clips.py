@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from numbered_clips import CONTAINERS, SLOWING, STEADY, cut_clip, number_shown, write_clip
 from tiny import make_model, turn, write_data
@@ -138,6 +139,28 @@ def test_a_clip_that_was_filmed_on_its_side_is_shown_upright(tmp_path):
     path = choose_frames(clip, FrameChoice(2))[1]
     assert image_size(path) == (lying.height, lying.width)
     assert open_image(path).tobytes() == lying.rotate(-90, expand=True).tobytes()
+
+
+def test_frames_of_a_clip_whose_size_changes_are_shown_in_that_of_the_first(tmp_path):
+    # As calls are recorded, whose frames grow and shrink with the line.
+    clip = tmp_path / "call.ts"
+    content = b""
+    for width, shade in ((128, 0), (64, 255)):
+        with av.open(str(clip), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = width, 64, "yuv420p"
+            pixels = np.full((64, width, 3), shade, np.uint8)
+            for _ in range(10):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode())
+        content += clip.read_bytes()
+    clip.write_bytes(content)
+    shown = choose_frames(clip, FrameChoice(4))
+    frames = [open_image(path) for path in shown]
+    assert (
+        [frame.size for frame in frames] == [image_size(path) for path in shown] == [(128, 64)] * 4
+    )
+    assert [np.asarray(frame).mean() > 128 for frame in frames] == [False, False, True, True]
 
 
 def test_the_frames_of_a_clip_are_decoded_once(tmp_path, monkeypatch):

@@ -69,7 +69,7 @@ def served_ids(loaded, folder, messages):
     """The prompt that the endpoint asks."""
     asked = ChatRequest.model_validate({"messages": messages})
     read = partial(read_address, limits=ServerLimits(), fetch=None)
-    conversation = read_conversation(asked.messages, lambda one, name: read(one.url, name))
+    conversation = read_conversation(asked.messages, read)
     (request,), _ = Served.of("it", loaded).requests(asked, conversation, ServerLimits())
     return request.prompt.whole(loaded.processor).ids.tolist()
 

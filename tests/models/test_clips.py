@@ -18,7 +18,7 @@ from foveal.config import DataSettings
 from foveal.data.batch import build_batch, open_pixels
 from foveal.data.check import check_file
 from foveal.data.clips import choose_frames, decode_at
-from foveal.data.dataset import read_dataset
+from foveal.data.dataset import build_dataset, read_dataset
 from foveal.data.encode import encode
 from foveal.data.example import Example, ImageFolder, Turn
 from foveal.data.frames import parse_strip
@@ -322,6 +322,19 @@ def test_a_model_that_takes_no_clips_says_so(tmp_path):
     template.write_text(template.read_text().replace("<|video_pad|>", ""))
     with pytest.raises(ConfigError, match="or its chat template has no place for one"):
         read_as(load(str(folder), None).processor, video)
+
+
+def test_boxes_in_images_are_moved_where_clips_are_inputs_of_their_own(tmp_path, data):
+    processor = load(str(write("qwen3_vl", tmp_path)), None).processor
+    read_as(processor, DataSettings(clips="video", boxes="pixels"))
+    folder = ImageFolder(data)
+    turn = Turn(user="where is it", assistant="[8, 9, 32, 45]", images=("page.png",))  # of 64 x 90
+    example = Example(id="1", conversations=(turn,))
+    dataset = build_dataset([encode(example, processor, folder)], processor)
+    with Opener(dataset, processor) as opener:
+        (asked,) = questions_of(0, example, dataset, opener)
+    assert asked.boxes.to_model(turn.assistant) == "[125, 100, 500, 500]"  # thousandths
+    assert asked.boxes.to_person("[125, 100, 500, 500]") == turn.assistant
 
 
 def test_boxes_and_image_tags_beside_a_clip_are_refused(tmp_path, data):

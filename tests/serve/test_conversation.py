@@ -20,9 +20,7 @@ def said(role, *parts):
 
 
 def read(*messages, uploads=()):
-    return read_conversation(
-        messages, lambda address, name: PictureFile(name, address.url.encode()), uploads
-    )
+    return read_conversation(messages, lambda url, name: PictureFile(name, url.encode()), uploads)
 
 
 def shown(turn):
@@ -38,7 +36,9 @@ def test_turns_keep_their_pictures_and_answers():
     first, second = read_back.turns
     assert (first.user, shown(first), first.assistant) == ("First?", [b"a"], "One.")
     assert (second.user, shown(second), second.assistant) == ("Second?", [b"b", b"c"], None)
-    assert [one.name for one in read_back.pictures] == ["picture 1", "picture 2", "picture 3"]
+    named = [one.name for turn in read_back.turns for one in turn.pictures]
+    assert named == ["picture 1", "picture 2", "picture 3"]
+    assert read_back.num_files == 3
 
 
 def test_pictures_on_one_side_of_the_text_stand_before_it_as_in_training():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from numbered_clips import STEADY, write_clip
 from playwright.sync_api import expect, sync_playwright
 from serving import LINES, picture_bytes
 
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 CHROMIUM = Path("/usr/bin/chromium")
 SWITCHES = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking")
 
-DROP = """([coded, name]) => {
+DROP = """([coded, name, type]) => {
   const bytes = Uint8Array.from(atob(coded), (one) => one.charCodeAt(0));
   const held = new DataTransfer();
-  held.items.add(new File([bytes], name, {type: "image/png"}));
+  held.items.add(new File([bytes], name, {type}));
   const at = document.querySelector("main");
   for (const kind of ["dragenter", "dragover", "drop"])
     at.dispatchEvent(new DragEvent(kind, {dataTransfer: held, bubbles: true, cancelable: true}));
@@ -55,8 +56,8 @@ def page(browser: "Browser") -> "Iterator[Page]":
     assert [one for one in complaints if not re.search("status of 40[01]", one)] == []
 
 
-def drop(page: "Page", name: str, data: bytes) -> None:
-    page.evaluate(DROP, [base64.b64encode(data).decode(), name])
+def drop(page: "Page", name: str, data: bytes, kind: str = "image/png") -> None:
+    page.evaluate(DROP, [base64.b64encode(data).decode(), name, kind])
 
 
 def ask(page: "Page", text: str) -> None:
@@ -86,6 +87,32 @@ def test_a_picture_is_dropped_asked_about_and_the_answer_streams(stage, actor, p
     expect(page.locator(".answer[aria-busy=false]")).to_have_count(2)
     first, second = (one.prompt for one in actor.asked)
     assert second.entries[: len(first.entries)] == first.entries
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "fits a phone"
+
+
+def test_a_clip_is_dropped_and_asked_about_beside_a_picture(stage, actor, page, tmp_path):
+    write_clip(tmp_path / "goal.webm", "libvpx-vp9", STEADY[:20])
+    page.goto(stage().url)
+    drop(page, "goal.webm", (tmp_path / "goal.webm").read_bytes(), "video/webm")
+    drop(page, "bill.png", picture_bytes(1))
+    status = page.get_by_role("status")
+    expect(status).to_have_text("1 picture, 1 clip to show.")
+    drop(page, "notes.txt", b"words", "text/plain")
+    expect(status).to_have_text("1 picture, 1 clip to show. 1 left out: no picture and no clip.")
+    ask(page, "What happens?")
+    page.wait_for_selector(".answer[aria-busy=false]")
+    assert page.locator(".answer .text").text_content() == LINES[0]
+    assert [len(one.prompt.images) for one in actor.asked] == [1 + 8]
+    film = page.get_by_label("goal.webm")
+    assert film.is_visible()
+    assert (
+        film.evaluate(
+            "(one) => new Promise((done) => {"
+            "if (one.readyState) done(one.videoWidth);"
+            "one.onloadedmetadata = () => done(one.videoWidth); one.onerror = () => done(-1)})"
+        )
+        == 128
+    )
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "fits a phone"
 
 

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from serving import question, running, wait_until
 
+from foveal.data.frames import FrameChoice
 from foveal.serve.app import ServerSettings
 from foveal.serve.limits import ServerLimits
 from foveal.serve.server import (
@@ -131,6 +132,17 @@ def test_a_run_is_served_after_and_before_tuning(tmp_path, tiny_folder):
                 model=name, messages=[question()], max_tokens=2
             )
             assert completion.model == name
+
+
+def test_the_model_before_tuning_reads_turns_boxes_and_clips_as_the_run_did(tmp_path, tiny_folder):
+    run = make_run(tmp_path / "mine", tiny_folder)
+    with (run / "recipe.yaml").open("a") as recipe:
+        recipe.write("data: {boxes: pixels, frames: 3, turns: template, num_crops: 4}\n")
+    served, _ = open_models(str(run), None, True, lambda _: 2**30)
+    for one in served:
+        processor = one.loaded.processor
+        assert (processor.boxes, processor.turns) == ("pixels", "template")
+        assert processor.frame_choice == FrameChoice(3)
 
 
 def test_the_model_before_tuning_is_left_out_where_it_is_not_wanted_or_has_no_room(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from html_page import read_page
 from numbered_clips import STEADY, write_clip
 from PIL import Image
 from rich.console import Console
-from small_runs import losses, recipe, run, same_bits, weights
+from small_runs import losses, recipe, run, run_until, same_bits, weights
 from tiny import SIZES, make_picture, turn, write_data
+from tiny_models import write_tiny as write_family
 from typer.testing import CliRunner
 
 from foveal.cli import app
@@ -18,6 +20,7 @@ from foveal.data.boxes import BoxMap, box_edges
 from foveal.data.clips import read_frames
 from foveal.deliver.answerer import load_answerer
 from foveal.deliver.open import open_model
+from foveal.errors import DataError
 from foveal.inputs import inspect_data
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
@@ -143,6 +146,25 @@ def test_a_run_over_clips_is_the_run_over_their_frames_bit_for_bit(films, monkey
     assert "0.avi" in (films / "of-clips" / "report.html").read_text()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("shown", ["images", "video"])
+def test_a_run_over_clips_that_died_goes_on_to_the_same_bits(films, shown):
+    settings = {"data__frames": 2, "data__clips": shown, "train__tokens_per_pass": 2000}
+    settings |= {"train__max_steps": 3, "train__learning_rate": 1e-3}
+    if shown == "video":
+        shutil.rmtree(films / "model")
+        write_family("qwen3_vl", films / "model")
+        settings["data__num_crops"] = 16  # Phi's dial
+    run(recipe(films, "whole", **settings))
+    cut = recipe(films, "cut", **settings)
+    run_until(TrainingRun(cut, Console(quiet=True)), 2)  # behind the checkpoint of step 2
+    run(cut)
+    assert losses(films / "cut") == losses(films / "whole")
+    assert same_bits(weights(films / "cut"), weights(films / "whole"))
+
+
 def test_a_clip_that_breaks_on_the_way_is_left_out_and_named(films):
     chosen = recipe(films, data__frames=2, data__max_bad_fraction=1, train__epochs=1)
     training = TrainingRun(chosen, Console(quiet=True))
@@ -158,3 +180,10 @@ def test_the_tiny_model_is_made_for_clips_alone(films):
     chosen = recipe(films, "tiny", data__frames=2, train__max_steps=1)
     outcome = run(chosen.model_copy(update={"model": "phi3-vision-tiny"}))
     assert outcome.steps == 1
+
+
+def test_a_missing_clip_is_named_by_its_line_where_the_tiny_model_is_made_too(films):
+    (films / "images" / "0.avi").unlink()
+    chosen = recipe(films, "tiny", data__frames=2, train__max_steps=1)
+    with pytest.raises(DataError, match=r"train\.jsonl:1 \(example-0\): image 0\.avi is not in"):
+        run(chosen.model_copy(update={"model": "phi3-vision-tiny"}))

@@ -14,12 +14,14 @@ PANEL = "Tuned models"
 @app.command(rich_help_panel=PANEL)
 def ask(
     model: Annotated[str, typer.Argument(help="Run folder, model folder or hub name.")],
-    words: Annotated[list[str], typer.Argument(help="Picture files, then the question.")],
+    words: Annotated[
+        list[str], typer.Argument(help="Files of pictures and clips, then the question.")
+    ],
     system: Annotated[str, typer.Option(help="What the model is told before.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 64,
 ) -> None:
-    """Answer one question about one or several pictures, in the terminal."""
+    """Answer one question about one or several pictures or clips, in the terminal."""
     import json
 
     from foveal.data.media import names_picture

@@ -2,8 +2,10 @@
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -81,12 +83,11 @@ def open_strip(strip: FrameStrip) -> Image.Image:
     """
     clip = Path(strip.clip)
     times = [number * strip.seconds for number in range(strip.count)]
-    frames = _reading(clip, lambda file: decode_at(file, clip, times))
+    frames = _of_one_size(_reading(clip, lambda file: decode_at(file, clip, times)))
     width, height = frames[0].size
     whole = Image.new("RGB", (width, height * len(frames)))
     for number, frame in enumerate(frames):
-        alike = frame if frame.size == (width, height) else frame.resize((width, height))
-        whole.paste(alike, (0, number * height))
+        whole.paste(frame, (0, number * height))
     return whole
 
 
@@ -174,6 +175,18 @@ def decode_at(source: BinaryIO, name: object, seconds: Sequence[float]) -> list[
     return found + [last] * (len(seconds) - len(found))
 
 
+@contextmanager
+def decoding_within(seconds: float) -> Iterator[None]:
+    """Give up on a clip inside whose frames take longer to decode, each time they are."""
+    token = _most_seconds.set(seconds)
+    try:
+        yield
+    finally:
+        _most_seconds.reset(token)
+
+
+_most_seconds = ContextVar("_most_seconds", default=math.inf)
+
 _EMPTY = "a clip without frames; leave it out"
 _NO_TIMES = "its frames have no times; leave data.frames_per_second and data.clips out"
 
@@ -186,9 +199,15 @@ def _shown_frames(
     clip: Path, stamp: tuple[int, ...], count: int, per_second: float | None
 ) -> tuple[Image.Image, ...]:
     if per_second is None:
-        return tuple(read_frames(clip, count))
+        return _of_one_size(read_frames(clip, count))
     times = [number / per_second for number in range(count)]
-    return tuple(_reading(clip, lambda file: decode_at(file, clip, times)))
+    return _of_one_size(_reading(clip, lambda file: decode_at(file, clip, times)))
+
+
+def _of_one_size(frames: Sequence[Image.Image]) -> tuple[Image.Image, ...]:
+    """Give all frames the size of the first, by which the clip is known: calls change theirs."""
+    size = frames[0].size
+    return tuple(frame if frame.size == size else frame.resize(size) for frame in frames)
 
 
 @lru_cache(4096)
@@ -261,10 +280,15 @@ def _opened(source: BinaryIO, name: object) -> Iterator[tuple[Any, Any]]:
 
 
 def _decoded(clip: Any, stream: Any, name: object) -> Iterator[Any]:
+    most_seconds = _most_seconds.get()
+    start = time.monotonic()
     for number, frame in enumerate(clip.decode(stream), start=1):
+        check_pixels(name, frame.width, frame.height)  # each may be of another size
         yield frame
         if number > MAX_FRAMES:
             raise DataError(f"{name}: more than {MAX_FRAMES} frames; cut it")
+        if time.monotonic() - start > most_seconds:
+            raise DataError(f"{name}: more than {most_seconds:g} seconds to decode; cut it")
 
 
 def _upright(frame: Any) -> Image.Image:

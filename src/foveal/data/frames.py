@@ -9,6 +9,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+CLIP_ENDINGS = (
+    *(".avi", ".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".ogv"),
+    *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".flv", ".wmv", ".asf"),
+)
+"""How names of clips end; a GIF is a clip where it is called one, and a picture elsewhere."""
+
 _NAME = re.compile(r"(?s)(.+)#(\d+)of(\d+)(?:@(\d+\.\d+))?")
 _STRIP = re.compile(r"(?s)(.+)#(\d+)x(\d+\.\d{6})s")
 
@@ -78,6 +84,11 @@ def file_of(path: Path) -> Path:
     """Name the file that an image is read from: its own, or its clip's."""
     shown = parse_frame(path) or parse_strip(path)
     return Path(shown.clip) if shown else path
+
+
+def names_clip(path: str | Path) -> bool:
+    """Tell whether a file's name ends as those of clips do."""
+    return Path(path).suffix.lower() in CLIP_ENDINGS
 
 
 def name_frames(clip: Path, count: int, per_second: float | None = None) -> list[Path]:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeAlias
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from foveal.data.archives import member_at, open_stored
-from foveal.data.frames import parse_frame, parse_strip
+from foveal.data.frames import names_clip, parse_frame, parse_strip
 from foveal.data.objects import HEADER_BYTES, called, object_at
 from foveal.errors import DataError, StoreError
 
@@ -67,9 +67,8 @@ def open_picture(picture: Picture, name: object) -> Image.Image:
 def names_picture(word: str) -> bool:
     """Tell whether a word is the name of a file, or ends as those of pictures do."""
     name = Path(word).name.lower()
-    return os.path.isfile(word) or (
-        len(word.split()) == 1 and Path(name).suffix in Image.registered_extensions()
-    )
+    ends_so = Path(name).suffix in Image.registered_extensions() or names_clip(name)
+    return os.path.isfile(word) or (len(word.split()) == 1 and ends_so)
 
 
 @contextmanager

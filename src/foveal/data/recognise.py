@@ -3,12 +3,11 @@
 import json
 import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from foveal.errors import DataError
-
-_BY_HAND = "write rows of image, question and answer, which foveal convert table reads"
 
 LOOKED_AT = 2**20
 """Bytes at the beginning that are looked at."""
@@ -77,7 +76,7 @@ def _kind_of_rows(text: bytes, path: Path) -> str | None:
     if row is None:
         return None
     if {"images", "annotations"} <= row.keys():
-        return f"COCO's annotations, which no command reads; {_BY_HAND}"
+        return f"COCO's annotations; foveal convert coco {_folder(path)} OUT reads their boxes"
     if "\n" in written:
         return f"one JSON object over several lines; {_converted(row, path)}"
     if _holds_pair(row):
@@ -86,6 +85,10 @@ def _kind_of_rows(text: bytes, path: Path) -> str | None:
         return f"conversations in another layout; {_converted(row, path)}"
     if "conversations" not in row and any(_says(row, key) for key in _PICTURES):
         return f"rows of pictures, questions and answers; {_converted(row, path)}"
+    others = [key for key in row if key not in ("id", "source", "system")]
+    if len(others) > 1 and not get_close_matches("conversations", row):
+        named = "foveal convert table {} OUT --columns images=NAME,question=NAME,answer=NAME"
+        return f"rows of the columns {', '.join(row)}; {named.format(_folder(path))} reads it"
     return None
 
 
@@ -126,3 +129,7 @@ def _converted(row: dict[str, Any] | None, path: Path) -> str:
     if _holds_pair(row):
         kind = "preferences"
     return f"foveal convert {kind} {path} OUT reads it, and the pictures beside it"
+
+
+def _folder(path: Path) -> Path:
+    return path.parent if str(path.parent) != "." else Path("FOLDER")

@@ -1,13 +1,15 @@
 """Pictures and questions -> answers as text: a tuned model for people who write plain Python."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 from foveal.data.boxes import BoxMap
+from foveal.data.clips import choose_frames
+from foveal.data.frames import names_clip
 from foveal.data.media import Picture, image_size, naming, open_image, open_picture
-from foveal.data.read_turns import find_box_map
+from foveal.data.shapes import pixels_of, shape_of
 from foveal.data.turn_processor import TurnProcessor
 from foveal.deliver.open import open_to_answer
 from foveal.errors import DataError
@@ -17,6 +19,7 @@ from foveal.models.generation.prompt import (
     Pixels,
     Prompt,
     PromptImage,
+    find_boxes,
     prompt_image,
     prompt_of_turns,
 )
@@ -56,7 +59,8 @@ class Answerer:
 
         Args:
             images: one picture or several: a path, a Pillow image, or the bytes of a file; an
-                empty list for a question about none.
+                empty list for a question about none. Of a clip (`.mp4`, `.avi` and the like) the
+                path; it is shown as in training, behind the pictures.
             question: as in the training data; `<|image_1|>` ... may say where pictures stand.
             system: what the model is told before, as in the training data.
             max_new_tokens: longest answer; a token is about three quarters of a word.
@@ -110,12 +114,14 @@ class Answerer:
         """Write a question as a prompt, and find what moves the boxes of its answer back."""
         processor = self._loaded.processor
         pictures = [images] if isinstance(images, Picture) else list(images)
+        pictures.sort(key=_is_clip)  # behind the pictures, as in training
         described = [
-            describe_picture(picture, processor, f"picture {place} of question {number}")
+            one
             for place, picture in enumerate(pictures, start=1)
+            for one in describe_shown(picture, processor, f"picture {place} of question {number}")
         ]
-        boxes = find_box_map([size for _, size in described], processor)
         shown = [image for image, _ in described]
+        boxes = find_boxes(shown, [size for _, size in described], processor)
         try:
             question = boxes.to_model(question) if boxes else question
             prompt = prompt_of_turns([(question, shown, None)], processor, system)
@@ -125,10 +131,14 @@ class Answerer:
         return prompt, boxes
 
 
-def describe_picture(
+def _is_clip(picture: Picture) -> bool:
+    return isinstance(picture, str | Path) and names_clip(picture)
+
+
+def describe_shown(
     picture: Picture, processor: TurnProcessor, name: str
-) -> tuple[PromptImage, tuple[int, int]]:
-    """Describe a picture to the decoding loop, and say its width and height.
+) -> Iterator[tuple[PromptImage, tuple[int, int]]]:
+    """Describe a picture, or what is shown of a clip, to the decoding loop, with width and height.
 
     A file is decoded when its turn comes.
 
@@ -137,15 +147,20 @@ def describe_picture(
     """
     if isinstance(picture, str | Path):
         path = Path(picture).resolve()
-        size = image_size(path)
-        with naming(path):
-            later = partial(open_file, path, processor)
-            return PromptImage(path, processor.shape(*size), later), size
+        shown = choose_frames(path, processor.frame_choice) if _is_clip(picture) else [path]
+        for one in shown:
+            size = image_size(one)
+            with naming(path):
+                later = partial(open_file, one, processor)
+                described = PromptImage(one, shape_of(processor, one, size), later)
+            yield described, size
+        return
     image = open_picture(picture, name)
     with naming(name):
-        return prompt_image(image, processor), image.size
+        described = prompt_image(image, processor)
+    yield described, image.size
 
 
 def open_file(path: Path, processor: TurnProcessor) -> Pixels:
-    """Open a picture as the tower takes it."""
-    return processor.pixels(open_image(path))
+    """Open a picture, or what is shown of a clip, as the tower takes it."""
+    return pixels_of(processor, path, open_image(path))

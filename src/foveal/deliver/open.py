@@ -65,7 +65,8 @@ def open_to_answer(
     Args:
         place: run folder, model folder, adapter folder or hub name.
         image_budget: how much of a picture is read; none: as in training.
-        as_of: the run whose format is taken; none: the place itself.
+        as_of: the run whose format is taken, and whose way to read turns, boxes and clips; none:
+            the place itself.
 
     Raises:
         ModelError: it cannot be read.
@@ -74,7 +75,7 @@ def open_to_answer(
     precision = "float32" if device.type == "cpu" else find_precision(as_of or place) or "bf16"
     loaded = open_model(place, image_budget, DTYPES[precision])
     loaded.model.to(device).eval()
-    return loaded
+    return _reading_as(as_of, loaded) if as_of else loaded
 
 
 def _reading_as(place: str, loaded: LoadedModel) -> LoadedModel:

@@ -203,7 +203,7 @@ def _unanswered(
     examples: Sequence[Example], question: AskedQuestion, problem: NotFiniteError
 ) -> ModelError:
     name = examples[question.example].id
-    return ModelError(f"no answer to turn {question.turn} of {name!r}: {problem}")
+    return ModelError(f"no answer to turn {question.turn + 1} of {name!r}: {problem}")
 
 
 def _prediction(

@@ -9,9 +9,9 @@ from foveal.data.boxes import BoxMap
 from foveal.data.dataset import Dataset
 from foveal.data.example import Example
 from foveal.data.groups import Costs
-from foveal.data.read_turns import find_box_map, known_size
+from foveal.data.read_turns import known_size
 from foveal.evaluate.prefetch import Opener
-from foveal.models.generation.prompt import Prompt, PromptImage
+from foveal.models.generation.prompt import Prompt, PromptImage, find_boxes
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ def questions_of(
     images = tuple(_shown(image, dataset, opener) for image in dataset.image_numbers(number))
     first_prompt = encoded.entries[: encoded.prompt_entries]
     sizes = []
-    if opener.processor.boxes and not opener.processor.frame_choice.as_strip:
+    if opener.processor.boxes:
         numbers = dataset.image_numbers(number)
         sizes = [known_size(dataset.images[image].path) for image in numbers]
-    boxes = find_box_map(sizes, opener.processor)
+    boxes = find_boxes(images, sizes, opener.processor)
     shared = int(np.flatnonzero(first_prompt < 0).max(initial=-1)) + 1
     for turn, start in enumerate(answers_start):
         entries = tuple(encoded.entries[:start].tolist())

@@ -128,8 +128,9 @@ class Endpoint:
         fetcher = partial(fetch, limits=self.limits) if self.settings.allow_urls else None
         conversation = read_conversation(
             asked.messages,
-            lambda address, name: read_address(address.url, name, self.limits, fetcher),
+            lambda url, name: read_address(url, name, self.limits, fetcher),
             body.uploads,
+            body.clips,
         )
         return asked, served, served.requests(asked, conversation, self.limits)
 

@@ -16,7 +16,7 @@ from foveal.serve.sent_images import PictureFile, checked
 DISCARDED = 4
 """Times the limit of a body that is read and thrown away, so that a client hears why."""
 
-UPLOAD_FIELD = "image"
+UPLOAD_FIELD, CLIP_FIELD = "image", "video"
 REQUEST_FIELD = "request"
 
 
@@ -28,6 +28,7 @@ class Body:
     """JSON."""
 
     uploads: tuple[PictureFile, ...] = ()
+    clips: tuple[PictureFile, ...] = ()
 
 
 async def read_body(request: Request, limits: ServerLimits) -> Body:
@@ -106,19 +107,20 @@ async def _read_form(request: Request, limits: ServerLimits) -> Body:
     except MultiPartException as error:
         raise RequestError(400, f"the form is broken: {error.message}", "bad_form") from error
     asked: str | None = None
-    uploads: list[PictureFile] = []
+    files: dict[str, list[PictureFile]] = {UPLOAD_FIELD: [], CLIP_FIELD: []}
     try:
         for field, value in form.multi_items():
-            if isinstance(value, UploadFile) and field == UPLOAD_FIELD:
-                name = f"picture {len(uploads) + 1} ({(value.filename or 'unnamed')[:80]})"
-                uploads.append(checked(PictureFile(name, await value.read()), limits))
+            if isinstance(value, UploadFile) and field in files:
+                kind = "picture" if field == UPLOAD_FIELD else "clip"
+                name = f"{kind} {len(files[field]) + 1} ({(value.filename or 'unnamed')[:80]})"
+                files[field].append(checked(PictureFile(name, await value.read()), limits))
             elif isinstance(value, str) and field == REQUEST_FIELD:
                 asked = value
             else:
                 raise RequestError(
                     400,
                     f"the form has a field {field[:40]!r}; {REQUEST_FIELD!r} holds the JSON and "
-                    f"each {UPLOAD_FIELD!r} a file with a picture",
+                    f"each {UPLOAD_FIELD!r} a file with a picture, each {CLIP_FIELD!r} a clip",
                     "bad_form",
                 )
     finally:
@@ -127,4 +129,4 @@ async def _read_form(request: Request, limits: ServerLimits) -> Body:
         raise RequestError(
             400, f"the form has no field {REQUEST_FIELD!r} with the JSON", "bad_form"
         )
-    return Body(asked, tuple(uploads))
+    return Body(asked, tuple(files[UPLOAD_FIELD]), tuple(files[CLIP_FIELD]))

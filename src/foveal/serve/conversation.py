@@ -1,15 +1,15 @@
-"""OpenAI's messages -> system text and turns, each with its pictures."""
+"""OpenAI's messages -> system text and turns, each with its pictures and clips."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from foveal.data.message import SYSTEM_ROLES, join_system, write_turn
-from foveal.serve.messages import ImageAddress, ImagePart, Message, TextPart
+from foveal.data.message import IMAGE_TAG, SYSTEM_ROLES, join_system, write_turn
+from foveal.serve.messages import ImagePart, Message, TextPart
 from foveal.serve.problems import RequestError
 from foveal.serve.sent_images import PictureFile
 
-Open = Callable[[ImageAddress, str], PictureFile]
-"""(address, what to call it) -> picture."""
+Open = Callable[[str, str], PictureFile]
+"""(url, what to call it) -> picture or clip."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Said:
     user: str
     pictures: tuple[PictureFile, ...]
     assistant: str | None = None
+    clips: tuple[PictureFile, ...] = ()
+    """They stand behind the pictures, as in training."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,24 @@ class Conversation:
     system: str = ""
 
     @property
-    def pictures(self) -> tuple[PictureFile, ...]:
-        """Of all turns, in order."""
-        return tuple(picture for turn in self.turns for picture in turn.pictures)
+    def num_files(self) -> int:
+        """Pictures and clips of all turns."""
+        return sum(len(turn.pictures) + len(turn.clips) for turn in self.turns)
 
 
 def read_conversation(
-    messages: Sequence[Message], open_address: Open, uploads: Sequence[PictureFile] = ()
+    messages: Sequence[Message],
+    open_address: Open,
+    uploads: Sequence[PictureFile] = (),
+    clips: Sequence[PictureFile] = (),
 ) -> Conversation:
     """Sort messages into turns.
 
     Args:
         messages: in OpenAI's form.
-        open_address: reads the picture of an address.
+        open_address: reads the picture or clip of an address.
         uploads: pictures that came beside the messages; they stand before the last question.
+        clips: that came so.
 
     Raises:
         RequestError: the messages are out of order, or a picture cannot be had.
@@ -57,17 +63,15 @@ def read_conversation(
         raise RequestError(400, "system messages stand before all others")
     turns: list[Said] = []
     asked: list[Message] = []
-    opened = 0
     for message in rest:
         if message.role == "user":
             asked.append(message)
             continue
         if not asked:
             raise RequestError(400, "two messages of the assistant follow each other; join them")
-        turns.append(_turn(asked, open_address, (), _text_of(message), opened))
-        opened += len(turns[-1].pictures)
+        turns.append(_turn(asked, open_address, Said("", (), _text_of(message)), turns))
         asked = []
-    turns.append(_turn(asked, open_address, uploads, None, opened))
+    turns.append(_turn(asked, open_address, Said("", tuple(uploads), None, tuple(clips)), turns))
     return Conversation(tuple(turns), join_system(map(_text_of, opening)))
 
 
@@ -75,25 +79,37 @@ def _text_of(message: Message) -> str:
     texts = [part.text for part in message.parts if isinstance(part, TextPart)]
     if len(texts) < len(message.parts):
         raise RequestError(
-            400, f"a message of the {message.role} has pictures; users alone show them"
+            400, f"a message of the {message.role} has pictures or clips; users alone show them"
         )
     return write_turn(texts)
 
 
 def _turn(
-    messages: Sequence[Message],
-    open_address: Open,
-    uploads: Sequence[PictureFile],
-    answer: str | None,
-    opened: int,
+    messages: Sequence[Message], open_address: Open, begun: Said, before: Sequence[Said]
 ) -> Said:
     """Join what a user said in a row; uploads stand before it."""
-    pictures = list(uploads)
-    parts: list[str | None] = [None] * len(uploads)
+    pictures, clips = list(begun.pictures), list(begun.clips)
+    num_pictures = sum(len(turn.pictures) for turn in before)
+    num_clips = sum(len(turn.clips) for turn in before)
+    parts: list[str | None] = [None] * (len(pictures) + len(clips))
     for part in (part for message in messages for part in message.parts):
-        if isinstance(part, ImagePart):
-            pictures.append(open_address(part.image_url, f"picture {opened + len(pictures) + 1}"))
-            parts.append(None)
-        else:
+        if isinstance(part, TextPart):
             parts.append(part.text)
-    return Said(write_turn(parts), tuple(pictures), answer)
+            continue
+        parts.append(None)
+        if isinstance(part, ImagePart):
+            name = f"picture {num_pictures + len(pictures) + 1}"
+            pictures.append(open_address(part.image_url.url, name))
+        else:
+            name = f"clip {num_clips + len(clips) + 1}"
+            clips.append(open_address(part.video_url.url, name))
+    user = write_turn(parts)
+    if clips and IMAGE_TAG.search(user):
+        raise RequestError(
+            400,
+            "a clip stands behind a turn's pictures and before its text; leave image tags, and "
+            "texts between them, out",
+            "bad_image_tags",
+            "messages",
+        )
+    return Said(user, tuple(pictures), begun.assistant, tuple(clips))

@@ -162,7 +162,7 @@ def _opener(
     ]
     for handler in handlers:
         opener.add_handler(handler)
-    opener.addheaders = [("User-Agent", "foveal"), ("Accept", "image/*")]
+    opener.addheaders = [("User-Agent", "foveal"), ("Accept", "image/*, video/*")]
     return opener
 
 

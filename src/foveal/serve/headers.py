@@ -44,7 +44,8 @@ def read_page() -> tuple[str, str]:
     styles = " ".join(_hashes("style", page))
     policy = (
         f"default-src 'none'; script-src {scripts}; style-src {styles}; img-src blob: data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
     )
     return page, policy
 

@@ -20,13 +20,16 @@ class ServerLimits:
     """Of a request, pictures and all."""
 
     picture_bytes: int = 16 * 2**20
-    """Of one picture, as a file."""
+    """Of one picture or clip, as a file."""
 
     pictures: int = 64
-    """Of a request."""
+    """Of a request, clips counted in."""
 
     pixels: int = 100_000_000
-    """Of all pictures of a request together, width x height."""
+    """Of all pictures of a request and all frames shown of clips together, width x height."""
+
+    clip_seconds: float = 60
+    """To decode a clip."""
 
     choices: int = 8
     """Answers to one request (`n`)."""

@@ -63,7 +63,21 @@ class ImagePart(_Asked):
     image_url: ImageAddress
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class VideoAddress(_Asked):
+    """Where a clip is."""
+
+    url: str
+    """`data:video/mp4;base64,...`, or a web address where the server allows them."""
+
+
+class VideoPart(_Asked):
+    """A clip in a message, by the name that vLLM's interface has for it."""
+
+    type: Literal["video_url"]
+    video_url: VideoAddress
+
+
+Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
 
 
 class Message(_Asked):
@@ -79,7 +93,7 @@ class Message(_Asked):
     tool_calls: Nothing = None
 
     @property
-    def parts(self) -> tuple[TextPart | ImagePart, ...]:
+    def parts(self) -> tuple[TextPart | ImagePart | VideoPart, ...]:
         """Its parts; a plain text is one."""
         if isinstance(self.content, str):
             return (TextPart(type="text", text=self.content),)
@@ -204,5 +218,5 @@ def _is_field(before: int | str | None, part: int | str) -> bool:
     """Tell fields and places from the names that pydantic gives the members of a union."""
     if isinstance(part, int):
         return True
-    is_tag = isinstance(before, int) and part in ("text", "image_url")
+    is_tag = isinstance(before, int) and part in ("text", "image_url", "video_url")
     return not is_tag and part != "str" and "[" not in part

@@ -5,20 +5,27 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Any
 
 from foveal.data.boxes import BoxMap
-from foveal.data.read_turns import find_box_map
+from foveal.data.shapes import pixels_of, shape_of
 from foveal.errors import DataError
 from foveal.models.family import LoadedModel, most_tokens
 from foveal.models.generation.generator import Request, check_fits
-from foveal.models.generation.prompt import Pixels, Prompt, PromptImage, prompt_of_turns
+from foveal.models.generation.prompt import (
+    Pixels,
+    Prompt,
+    PromptImage,
+    find_boxes,
+    prompt_of_turns,
+)
 from foveal.models.generation.sampling import Sampling
 from foveal.serve.conversation import Conversation
 from foveal.serve.limits import ServerLimits
 from foveal.serve.messages import ChatRequest
 from foveal.serve.problems import RequestError
-from foveal.serve.sent_images import PictureFile, measure_images
+from foveal.serve.sent_images import SentImage, measure_images, shown_of_clips
 
 REMEMBERED_PICTURES = 32
 """Latest pictures that stay cut, for the next question about them; 6 MB each at most."""
@@ -32,7 +39,7 @@ class CutPictures:
         self._known: OrderedDict[str, Pixels] = OrderedDict()
         self._lock = threading.Lock()
 
-    def cut(self, picture: PictureFile) -> Pixels:
+    def cut(self, picture: SentImage) -> Pixels:
         """Decode and cut a picture, unless that was done lately.
 
         Raises:
@@ -42,7 +49,7 @@ class CutPictures:
             if picture.identity in self._known:
                 self._known.move_to_end(picture.identity)
                 return self._known[picture.identity]
-        crops: Pixels = self._processor.pixels(picture.decode())
+        crops = pixels_of(self._processor, picture.path, picture.decode())
         with self._lock:
             self._known[picture.identity] = crops
             if len(self._known) > REMEMBERED_PICTURES:
@@ -84,11 +91,25 @@ class Served:
         choices = asked.n or 1
         if choices > limits.choices:
             raise RequestError(400, f"n: at most {limits.choices} answers", "invalid_value", "n")
-        sizes = measure_images(conversation.pictures, limits)
-        boxes = find_box_map(sizes, self.loaded.processor)
-        prompt = self._prompt(conversation, sizes, boxes)
-        most_tokens = self._answer_tokens(asked, prompt, limits)
-        prompt = replace(prompt, images=self._cut(prompt.images, conversation.pictures))
+        if conversation.num_files > limits.pictures:
+            raise RequestError(
+                413,
+                f"{conversation.num_files} pictures are more than {limits.pictures}; send fewer",
+                "too_many_pictures",
+            )
+        processor = self.loaded.processor
+        with shown_of_clips(processor.frame_choice, limits) as show:
+            shown = [
+                [*turn.pictures, *chain.from_iterable(map(show, turn.clips))]
+                for turn in conversation.turns
+            ]
+            files = list(chain.from_iterable(shown))
+            sizes = measure_images(files, limits)
+            images = list(map(self._describe, files, sizes))
+            boxes = find_boxes(images, sizes, processor)
+            prompt = self._prompt(conversation, list(map(len, shown)), images, boxes)
+            most_tokens = self._answer_tokens(asked, prompt, limits)
+            prompt = replace(prompt, images=self._cut(prompt.images, files))
         sampling = Sampling(asked.temperature or 0.0, asked.top_p or 1.0)
         seeds = [None if asked.seed is None else asked.seed + one for one in range(choices)]
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
@@ -100,28 +121,25 @@ class Served:
     def _prompt(
         self,
         conversation: Conversation,
-        sizes: Sequence[tuple[int, int]],
+        counts: Sequence[int],
+        images: Sequence[PromptImage],
         boxes: BoxMap | None,
     ) -> Prompt:
-        """Encode a conversation; its pictures are known by their sizes alone so far."""
-        processor = self.loaded.processor
-        images = iter(
-            _described(picture, size, processor)
-            for picture, size in zip(conversation.pictures, sizes, strict=True)
-        )
+        """Encode a conversation; its images, some a turn, are known by their sizes so far."""
+        following = iter(images)
         try:
             turns = [
                 (
                     boxes.to_model(turn.user) if boxes else turn.user,
-                    [next(images) for _ in turn.pictures],
+                    list(islice(following, count)),
                     _as_the_model_said(turn.assistant, boxes),
                 )
-                for turn in conversation.turns
+                for turn, count in zip(conversation.turns, counts, strict=True)
             ]
         except ValueError as error:
             raise RequestError(400, str(error), "bad_box", "messages") from error
         try:
-            return prompt_of_turns(turns, processor, conversation.system)
+            return prompt_of_turns(turns, self.loaded.processor, conversation.system)
         except ValueError as error:
             raise RequestError(400, str(error), "bad_image_tags", "messages") from error
 
@@ -138,13 +156,20 @@ class Served:
         return wanted
 
     def _cut(
-        self, images: Sequence[PromptImage], pictures: Sequence[PictureFile]
+        self, images: Sequence[PromptImage], pictures: Sequence[SentImage]
     ) -> tuple[PromptImage, ...]:
         """Decode and cut the pictures one after the other, so that one at a time is large."""
         return tuple(
             replace(image, pixels=_Cut(self.pictures.cut(picture)))
             for image, picture in zip(images, pictures, strict=True)
         )
+
+    def _describe(self, picture: SentImage, size: tuple[int, int]) -> PromptImage:
+        try:
+            shape = shape_of(self.loaded.processor, picture.path, size)
+        except (DataError, ValueError) as error:
+            raise RequestError(400, f"{picture.name}: {error}", "bad_picture_shape") from error
+        return PromptImage(picture.identity, shape, _not_cut_yet)
 
 
 def _as_the_model_said(answer: str | None, boxes: BoxMap | None) -> str | None:
@@ -155,14 +180,6 @@ def _as_the_model_said(answer: str | None, boxes: BoxMap | None) -> str | None:
         return boxes.to_model(answer)
     except ValueError:
         return answer
-
-
-def _described(picture: PictureFile, size: tuple[int, int], processor: Any) -> PromptImage:
-    try:
-        shape = processor.shape(*size)
-    except (DataError, ValueError) as error:
-        raise RequestError(400, f"{picture.name}: {error}", "bad_picture_shape") from error
-    return PromptImage(picture.identity, shape, _not_cut_yet)
 
 
 @dataclass(frozen=True)

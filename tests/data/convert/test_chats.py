@@ -242,6 +242,92 @@ def test_a_place_in_a_text_part_keeps_its_place_among_parts_with_pictures(tmp_pa
     assert line["conversations"][0]["images"] == ["train/a.png", "train/b.png"]
 
 
+BOXES = '```json\n[{"bbox_2d": [1, 2, 30, 40], "label": "dog"}]\n```'
+
+
+def spoken(*texts, **more):
+    """Messages as ShareGPT, LLaVA and those after them have them."""
+    who = ("human", "gpt") * len(texts)
+    return {
+        "conversations": [
+            {"from": one, "value": text} for one, text in zip(who, texts, strict=False)
+        ],
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "turns", "images"),
+    [
+        pytest.param(
+            spoken("<image>\nColour?", "Red.", image="a.png"), [("Colour?", "Red.")], 1, id="llava"
+        ),
+        pytest.param(
+            spoken("Colour?\n<image>", "Red.", image="a.png"),
+            [("Colour?\n<|image_1|>", "Red.")],
+            1,
+            id="llava, the picture behind",
+        ),
+        pytest.param(
+            spoken("<image>Who?", "Ann.", "And?", "Bob.", images=["a.png"], system="", tools=""),
+            [("Who?", "Ann."), ("And?", "Bob.")],
+            1,
+            id="llama-factory, sharegpt",
+        ),
+        pytest.param(
+            said("<image>Who is left of <image>?", "Ann.", images=["a.png", "b.png"]),
+            [("<|image_1|>Who is left of <|image_2|>?", "Ann.")],
+            2,
+            id="llama-factory, tags in the text",
+        ),
+        pytest.param(
+            spoken("<image>\n<image>\nSame?", "No.", images=["a.png", "b.png"]),
+            [("Same?", "No.")],
+            2,
+            id="qwen, several",
+        ),
+        pytest.param(
+            spoken("<image>\nSame?", "No.", image=["a.png"]), [("Same?", "No.")], 1, id="qwen, list"
+        ),
+        pytest.param(
+            spoken("<image>\nWhere is the dog?", BOXES, image="a.png"),
+            [("Where is the dog?", BOXES)],
+            1,
+            id="qwen, boxes",
+        ),
+        pytest.param(
+            said("<image><image>Same?", "No.", images=["a.png", "b.png"]),
+            [("Same?", "No.")],
+            2,
+            id="ms-swift",
+        ),
+        pytest.param(
+            said("<image>Same?", "No.", images=[{"bytes": None, "path": "a.png"}], objects=None),
+            [("Same?", "No.")],
+            1,
+            id="ms-swift, images as Arrow has them",
+        ),
+        pytest.param(
+            said(
+                [{"type": "image", "text": None, "index": 0}, {"type": "text", "text": "Same?"}],
+                [{"type": "text", "text": "No.", "index": None}],
+                images=["a.png"],
+            ),
+            [("Same?", "No.")],
+            1,
+            id="trl",
+        ),
+    ],
+)
+def test_rows_of_peers_are_the_turns_that_they_are(tmp_path, row, turns, images):
+    lines, reasons = converted(tmp_path, row)
+    assert reasons == {}
+    ((line),) = lines
+    made = line["conversations"]
+    assert [(one["user"], one["assistant"]) for one in made] == turns
+    assert [len(one.get("images", ())) for one in made] == [images] + [0] * (len(turns) - 1)
+
+
 CALL = [{"name": "look", "arguments": {}}]
 
 
@@ -255,6 +341,7 @@ CALL = [{"name": "look", "arguments": {}}]
         (said("?", tools=CALL), "`tools` changes what it means"),
         (said("<video>?"), "another tool's tag in a text (<video>)"),
         (said("Picture 1: <img>a.png</img>?"), "another tool's tag in a text (<img>)"),
+        (said("Where is <ref-object>?", "<bbox>"), "another tool's tag in a text (<ref-object>)"),
         (said("?", "<image>"), "a message of the assistant with a picture"),
         (said([{"type": "video", "video": "a.mp4"}]), "neither text nor image (video)"),
         (said([{"type": "input_audio", "input_audio": {}}]), "neither text nor image"),

@@ -91,7 +91,10 @@ def test_one_named_column_leaves_the_others_to_be_found(tmp_path):
             {"image": 0, "ask": "?", "answer": "!"},
             r"no column of the question .* image, ask, answer",
         ),
-        ({"image": 0, "question": "?", "reply": "!"}, r"no column of the answer .*columns="),
+        (
+            {"image": 0, "question": "?", "reply": "!"},
+            r"no column of the answer .*--columns answer=NAME, of a run data",
+        ),
         ({"page": 0, "question": "?", "answer": "!"}, r"no column of the images .* page, question"),
         ({"image": 0, "prompt": "?", "text": "?", "answer": "!"}, "prompt and text could each be"),
         ({"image": 0, "question": "?", "query": "?", "answer": "!"}, "question and query could"),
@@ -279,6 +282,23 @@ def test_files_are_sorted_into_splits_by_their_names_and_folders(tmp_path):
     }
 
 
+def test_no_picture_of_a_table_is_on_both_sides(tmp_path):
+    rows = [
+        {"image": image(shade), "question": f"{place}?", "answer": "x"}
+        for place, shade in enumerate([1, 1, 1, 2, 2, 3, 1, 4, 4, 5])
+    ]
+    put_rows(tmp_path / "source" / "train.parquet", rows)
+    convert(
+        "table", tmp_path / "source", tmp_path / "out", options=Options(validation_fraction=0.2)
+    )
+    sides = {
+        name: {turn["user"] for turn in turns_of(tmp_path / "out" / f"table_{name}.jsonl")}
+        for name in ("train", "val")
+    }
+    assert sides["val"] == {"0?", "1?", "2?", "6?"}  # the first two rows', and all of their picture
+    assert sides["train"] == {"3?", "4?", "5?", "7?", "8?", "9?"}
+
+
 def test_what_is_no_row_is_counted(tmp_path):
     put_picture(tmp_path / "source" / "a.png")
     put_lines(
@@ -314,6 +334,16 @@ def flat(**columns):
         pytest.param(flat(prompt="Colour?", completion="Red."), {}, id="trl, plain"),
         pytest.param(flat(prompt=MESSAGES[:1], completion=MESSAGES[1:]), {}, id="trl, halves"),
         pytest.param({"images": [image(1)], "messages": MESSAGES}, {}, id="trl, messages"),
+        pytest.param(
+            {"query": "<image>Colour?", "response": "Red.", "images": [image(1)], "history": None},
+            {},
+            id="ms-swift, query and response",
+        ),
+        pytest.param(
+            {"instruction": "<image>Colour?", "input": "", "output": "Red.", "images": [image(1)]},
+            {},
+            id="llama-factory, alpaca",
+        ),
         pytest.param({"img": image(1), "question": "Colour?", "answer": "Red."}, {}, id="img"),
         pytest.param({"jpg": picture_bytes(1), "query": "Colour?", "label": "Red."}, {}, id="jpg"),
         pytest.param(flat(caption="Red."), {"question": "Colour?"}, id="captions"),
@@ -335,7 +365,10 @@ def test_rows_of_peers_become_the_question_and_answer_that_they_are(tmp_path, ro
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (flat(caption="Red."), r"no column of the question .* among image, caption; name it.*ask:"),
+        (
+            flat(caption="Red."),
+            r"no column of the question .* among image, caption; name it.*ask=TEXT",
+        ),
         ({"scan": image(1), "question": "?", "answer": "!"}, "no column of the images .* scan"),
         (flat(question="?", reply="!"), r"no column of the answer .* among image, question, reply"),
     ],
@@ -388,7 +421,9 @@ def test_label_studios_whole_export_becomes_questions_and_what_was_said(tmp_path
 
 
 def test_a_command_that_gave_nothing_leaves_its_folder_to_the_mended_one(tmp_path):
-    with pytest.raises(DataError, match=r"where text is the answer, say what is asked: columns="):
+    with pytest.raises(
+        DataError, match=r"where text is the answer, say what is asked: --columns ask="
+    ):
         convert_rows(tmp_path, [flat(text="Red.")])
     (turn,) = convert_rows(tmp_path, [flat(text="Red.")], question="Colour?")
     assert turn["assistant"] == "Red."

@@ -37,7 +37,7 @@ SYSTEM_KEYS = ("system", "system_prompt")
 PLACE = "<image>"
 """What stands in a text of others where a picture is."""
 
-_OTHERS = re.compile(r"</?(?:img|video|audio)>")
+_OTHERS = re.compile(r"</?(?:img|video|audio)>|<(?:bbox|ref-object)>")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 

@@ -1,6 +1,6 @@
 """Rows of a table, whose columns hold pictures, questions and answers -> drafts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -13,7 +13,7 @@ from foveal.data.convert.chats import (
     number_places,
     refuse_foreign_tags,
 )
-from foveal.data.convert.draft import Draft, LeftOutRow, Options
+from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options
 from foveal.data.convert.images import Find, pictures_of
 from foveal.data.convert.source import Source
 from foveal.data.convert.tables import Hub, open_splits
@@ -95,10 +95,23 @@ def read_rows(
         if len(splits) == 1 and split == "train":
             share = VALIDATION_ROWS if count is None else int(options.validation_fraction * count)
             held_out = min(VALIDATION_ROWS, share)
+        find = source.find if isinstance(source, Source) else _nowhere
+        seen: set[str] = set()
         for number, row in enumerate(rows):
             side = "val" if number < held_out else split
-            find = source.find if isinstance(source, Source) else _nowhere
-            yield from drafts_of_row(row, side, f"{split} row {number}", reading, find)
+            drafts = list(drafts_of_row(row, side, f"{split} row {number}", reading, find))
+            if config is None and seen & _pictures(drafts):  # no picture is on both sides
+                side = "val"
+                drafts = list(drafts_of_row(row, side, f"{split} row {number}", reading, find))
+            if number < held_out:
+                seen |= _pictures(drafts)
+            yield from drafts
+
+
+def _pictures(drafts: Sequence[Draft | LeftOutRow]) -> set[str]:
+    """Name the pictures of a row's drafts by what stands behind their split."""
+    media = (one for draft in drafts if isinstance(draft, Draft) for one in draft.media)
+    return {one.target.partition("/")[2] for one in media if isinstance(one, DraftImage)}
 
 
 def _nowhere(path: str) -> None:
@@ -265,7 +278,7 @@ def find_column(what: str, row: Mapping[str, Any], named: Columns) -> str | None
         if len(found) > 1:
             raise UnfitError(
                 f"{' and '.join(found)} could each be the {what}; say which: "
-                f"columns={{{what}: {found[0]}}}"
+                f"{_to_name(what, found[0])}"
             )
         if found:
             return found[0]
@@ -280,13 +293,18 @@ def _says_all(named: Columns) -> bool:
 def _missing(what: str, row: Mapping[str, Any]) -> str:
     usual = ", ".join(name for names in USUAL_NAMES[what] for name in names)
     captions = [name for name in _CAPTIONS if name in row]
-    alike = ", or ask every row the same: columns={ask: ...}" if what == "question" else ""
+    asked = _to_name("ask", "TEXT")
+    alike = f"; or ask every row the same: {asked}" if what == "question" else ""
     if what == "answer" and captions:
-        alike = f"; where {captions[0]} is the answer, say what is asked: columns={{ask: ...}}"
+        alike = f"; where {captions[0]} is the answer, say what is asked: {asked}"
     return (
         f"no column of the {what} ({usual}) among {', '.join(row)}; "
-        f"name it: columns={{{what}: NAME}}{alike}"
+        f"name it: {_to_name(what, 'NAME')}{alike}"
     )
+
+
+def _to_name(what: str, name: str) -> str:
+    return f"--columns {what}={name}, of a run data.columns.{what}={name}"
 
 
 def closed_set(answer: str) -> tuple[str, ...]:

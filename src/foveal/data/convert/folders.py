@@ -11,15 +11,12 @@ from foveal.data.convert.draft import TWIN, Clip, Draft, DraftImage, LeftOutRow,
 from foveal.data.convert.source import Entry, Source
 from foveal.data.convert.splits import SPLITS
 from foveal.data.example import Turn
+from foveal.data.frames import CLIP_ENDINGS
 from foveal.errors import DataError
 
 PICTURES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".png", ".gif", ".bmp", ".webp"),
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif"),
-)
-CLIPS = (
-    *(".avi", ".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".ogv"),
-    *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".flv", ".wmv", ".asf"),
 )
 
 
@@ -30,7 +27,7 @@ def convert_imagefolder(source: Source, options: Options) -> list[Draft | LeftOu
 
 def convert_video_folder(source: Source, options: Options) -> list[Draft | LeftOutRow]:
     """Clips in `<class>/` or `<split>/<class>/`; without splits, part of each class is `val`."""
-    return _class_folders(source, CLIPS, options)
+    return _class_folders(source, CLIP_ENDINGS, options)
 
 
 def convert_ucf101(source: Source, options: Options) -> list[Draft | LeftOutRow]:
@@ -43,7 +40,7 @@ def convert_ucf101(source: Source, options: Options) -> list[Draft | LeftOutRow]
     test = source.match(f"testlist0{options.official_split}.txt")
     if not train or not test:
         return convert_video_folder(source, options)
-    there = [entry for entry in source.entries if entry.suffix in CLIPS]
+    there = [entry for entry in source.entries if entry.suffix in CLIP_ENDINGS]
     clips = {entry.last_name: entry for entry in reversed(there)}
     drafts: list[Draft | LeftOutRow] = [
         LeftOutRow(str(entry), TWIN) for entry in there if clips[entry.last_name] != entry
@@ -135,7 +132,7 @@ def _class_folders(
         folder = "/".join([one.split or ("val" if apart else "train"), one.class_name, *one.below])
         same_name = f"{folder}/{one.entry.stem}" in taken  # a.png beside a.jpg
         taken.add(f"{folder}/{one.entry.stem}")
-        if suffixes is CLIPS:
+        if suffixes is CLIP_ENDINGS:
             stem = one.entry.last_name if same_name else one.entry.stem
             drafts.append(_clip(one.entry, folder, stem, one.class_name, classes, options))
         else:

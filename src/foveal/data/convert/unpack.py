@@ -92,7 +92,9 @@ class HubRows:
 
     def open(self) -> Iterator[Mapping[str, Any]]:
         """Stream its rows."""
-        return stream_rows(self.name, self.owner_and_name, self.part, split=self.split)
+        place = "/".join(filter(None, [self.owner_and_name, self.part]))
+        called = f"{HUB}//{place}:{self.split}"
+        return stream_rows(called, self.owner_and_name, self.part, split=self.split)
 
     def find(self, path: str) -> None:
         """Find nothing: a data set on the hub holds its pictures itself."""

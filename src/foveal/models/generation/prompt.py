@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from foveal.data.boxes import BoxMap
+from foveal.data.read_turns import find_box_map
 from foveal.data.shapes import ImageShape, expand_entries
 from foveal.data.turn_processor import AskedTurn, TurnProcessor
 
@@ -26,6 +28,11 @@ class PromptImage:
 
     shape: ImageShape
     pixels: Callable[[], Pixels]
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether it is a clip that the model takes as it is; its frames as images are images."""
+        return self.shape.seconds is not None
 
 
 def prompt_image(image: Image.Image, processor: TurnProcessor, key: Hashable = None) -> PromptImage:
@@ -127,6 +134,19 @@ def go_on(stretch: Stretch, ids: Sequence[int], start: int = 0) -> Stretch:
     return Stretch(np.asarray(ids, np.int64), placed, answer_start=0)
 
 
+def find_boxes(
+    images: Sequence[PromptImage], sizes: Sequence[tuple[int, int]], processor: TurnProcessor
+) -> BoxMap | None:
+    """Find what moves the boxes of texts beside some images; none: they can hold none.
+
+    Args:
+        images: that the texts are about.
+        sizes: (width, height) of each.
+        processor: of the model.
+    """
+    return None if any(one.is_clip for one in images) else find_box_map(sizes, processor)
+
+
 def prompt_of_turns(
     turns: Sequence[tuple[str, Sequence[PromptImage], str | None]],
     processor: TurnProcessor,
@@ -135,10 +155,14 @@ def prompt_of_turns(
     """Encode a conversation as training does: each turn's prompt, and the answers between them.
 
     Args:
-        turns: (user, pictures, answer); the last answer is none: it is asked for.
+        turns: (user, pictures, answer), clips behind images; the last answer is none: it is asked
+            for.
         processor: of the model.
         system: what the model is told before the first turn.
     """
-    asked = [AskedTurn(user, len(shown), answer) for user, shown, answer in turns]
+    asked = [
+        AskedTurn(user, len(shown), answer, sum(image.is_clip for image in shown))
+        for user, shown, answer in turns
+    ]
     entries = processor.encode_turns(asked, system).entries
     return Prompt(tuple(entries), tuple(image for _, shown, _ in turns for image in shown))
