@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from numbered_clips import write_clip
 from template_fates import HEAD, PUBLISHED, TRL
 from template_fates import row as row_of_template
 from tiny import make_picture, pages
@@ -211,6 +212,7 @@ def test_the_commands_of_the_pages_run_on_own_data(tmp_path, monkeypatch):
             make_picture(tmp_path / "images" / f"{name}-{page}.png", 10 * number + page)
     for name in ("page", "left", "right"):
         make_picture(tmp_path / f"{name}.png", 3)
+    write_clip(tmp_path / "goal.mp4", "libx264")
     (tmp_path / "runs").mkdir()
     for name in ("one", "other"):
         (tmp_path / "runs" / name).symlink_to("mine")
