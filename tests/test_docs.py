@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from numbered_clips import STEADY, write_clip
 from tiny import make_picture, pages
 from tiny_models import FAMILIES, write_tiny
 from typer.testing import CliRunner
@@ -179,6 +180,7 @@ def test_the_commands_of_the_pages_run_on_own_data(tmp_path, monkeypatch):
             make_picture(tmp_path / "images" / f"{name}-{page}.png", 10 * number + page)
     for name in ("page", "left", "right"):
         make_picture(tmp_path / f"{name}.png", 3)
+    write_clip(tmp_path / "goal.mp4", "libx264", STEADY[:20])
     (tmp_path / "runs").mkdir()
     for name in ("one", "other"):
         (tmp_path / "runs" / name).symlink_to("mine")
