@@ -180,7 +180,7 @@ def write_model(name: str, folder: Path) -> None:
     getattr(transformers, architecture)(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     images.save_pretrained(folder)
-    (folder / "processor_config.json").write_text(json.dumps(settings))
+    (folder / "processor_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 def draw_all(case: Case, folder: Path) -> Path:

@@ -88,7 +88,7 @@ def _write_pages(place: Path, pages: int) -> None:
         content = BytesIO()
         Image.new("1", (width, 40)).save(content, "PNG")
         kinds.append(content.getvalue())
-    with tarfile.open(place, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(place, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for page in range(pages):
             member = tarfile.TarInfo(f"{page:07}.png")
             member.size = len(kinds[page % 200])

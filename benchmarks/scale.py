@@ -136,17 +136,17 @@ def train(build: Path, data: Path, cache: Path, model: Path, run: Path) -> str:
     environment = os.environ | {"PYTHONPATH": str(build / "src")}
     quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     lines, kept = run / "metrics.jsonl", run / "checkpoints"
-    former = lines.read_text().count("\n") if lines.exists() else 0
+    former = lines.read_text(encoding="utf-8").count("\n") if lines.exists() else 0
     started = time.perf_counter()
     with subprocess.Popen(command, env=environment, **quiet) as process:
         while process.poll() is None and not (
-            lines.exists() and lines.read_text().count("\n") > former
+            lines.exists() and lines.read_text(encoding="utf-8").count("\n") > former
         ):
             time.sleep(0.01)
         seconds = time.perf_counter() - started
         if process.returncode is not None:
             raise SystemExit(process.communicate()[1])
-        rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="utf-8")
         held = int(rollup.partition("Private_Dirty:")[2].split()[0]) << 10
         while not any(kept.glob("step-*")):
             time.sleep(0.01)
