@@ -152,7 +152,7 @@ class _Reader(yaml.SafeLoader):
 
 def _read_tree(path: Path, named_by: Path | None) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_bytes(), _Reader)
+        tree = _Reader(path.read_bytes()).get_single_data()
     except OSError as error:
         what = f"{named_by}: base: {path}" if named_by else f"{path}"
         raise ConfigError(f"{what}: {error.strerror}; give a YAML recipe") from error
@@ -209,7 +209,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _read_value(text: str) -> Any:
     try:
-        value = yaml.load(text, _Reader)
+        value = _Reader(text).get_single_data()
     except (yaml.YAMLError, RecursionError):
         return text
     # What a number, a truth or a date is, the setting knows better: a folder may be called 1e3.
