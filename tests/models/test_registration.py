@@ -85,8 +85,12 @@ def test_importing_the_package_loads_neither_torch_nor_transformers():
 
 @pytest.mark.parametrize(
     "imports",
-    [f"import foveal; {TRANSFORMERS}", f"{TRANSFORMERS}; import foveal"],
-    ids=["foveal first", "transformers first"],
+    [
+        pytest.param(f"import foveal; {TRANSFORMERS}", id="foveal first"),
+        pytest.param(
+            f"{TRANSFORMERS}; import foveal", id="transformers first", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_the_automatic_classes_open_a_published_folder_in_any_order(folder, imports):
     orders = ["\n".join([*order, PROOF]) for order in permutations([CONFIG, MODEL, PROCESSOR])]

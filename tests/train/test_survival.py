@@ -19,7 +19,7 @@ def lines(run: Path, name: str) -> list[dict]:
     return [{name: value for name, value in line.items() if name not in MEASURED} for line in read]
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_killed_at_many_instants_ends_with_the_bits_of_one_left_alone(tmp_path, kills):
     command = [sys.executable, str(KILL_STORM), "--kills", str(kills), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
