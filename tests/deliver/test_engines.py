@@ -51,6 +51,12 @@ def test_the_page_names_each_engine_with_the_version_and_the_file_that_was_read(
         ), name
 
 
+def test_the_page_says_what_each_engine_does_with_adapters_of_the_tower():
+    rows = [f"| {' | '.join(row)} |" for row in DATA["tower_adapters"]]
+    assert "\n".join(rows) in PAGE, "run .ci/write_tower_adapters"
+    assert {row[0].split()[0] for row in DATA["tower_adapters"]} <= ENGINES.keys()
+
+
 def test_transformers_has_every_family_that_the_page_says_it_has():
     from transformers.models.auto import modeling_auto as auto
 
