@@ -3,8 +3,9 @@
 import inspect
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,17 @@ def _casts_to_weight(model: nn.Module, name: str) -> bool:
     Of some towers that is what reads patches: pixels between -1 and 1 would become 0 and 255.
     """
     owner, _, layer = name.rpartition(".")
-    try:
-        code = inspect.getsource(type(model.get_submodule(owner)).forward)
-    except OSError:  # made while running
-        return False
+    code = _code_of(type(model.get_submodule(owner)).forward)
     return f"{layer}.weight.dtype" in code and "is_floating_point" not in code
+
+
+@lru_cache(maxsize=256)
+def _code_of(forward: Callable[..., Any]) -> str:
+    """Read what a kind of module does, once for all layers of it; empty: made while running."""
+    try:
+        return inspect.getsource(forward)
+    except OSError:
+        return ""
 
 
 def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:

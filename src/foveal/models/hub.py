@@ -6,8 +6,8 @@ can be asked for is refused when the model is loaded, by name.
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -139,7 +139,7 @@ class HubFamily(Family):
     def decoder_inputs(self, model: Any, ids: Any, images: Any) -> dict[str, Any]:
         """Hand ids and images on; where images have experts of their own, their marks have too."""
         given = super().decoder_inputs(model, ids, images)
-        if KINDS in inspect.signature(model.model.forward).parameters:
+        if _has_experts_of_images(type(model.model).forward):
             marks = (f"image{one}_token_id" for one in ("", "_start", "_end"))
             shown = torch.tensor([getattr(model.config, one) for one in marks], device=ids.device)
             given[KINDS] = torch.isin(ids, shown).long()
@@ -148,6 +148,11 @@ class HubFamily(Family):
     def is_unused(self, model: Any, name: str) -> bool:
         """Tell whether a weight stands behind the layer whose features are taken, or draws."""
         return name.startswith(self._unused)
+
+
+@lru_cache(maxsize=64)
+def _has_experts_of_images(forward: Callable[..., Any]) -> bool:
+    return KINDS in inspect.signature(forward).parameters
 
 
 def _find_parts(name: str, model: Any) -> dict[str, tuple[str, ...]]:
