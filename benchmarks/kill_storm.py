@@ -26,7 +26,8 @@ from rich.console import Console
 from safetensors import safe_open
 
 from foveal.config import Recipe, load_recipe
-from foveal.data import dataset, piecewise
+from foveal.data import dataset
+from foveal.data.encoded import piecewise
 from foveal.run import TrainingRun
 from foveal.train import loop
 from foveal.train.checkpoint import OPTIMIZER, WEIGHTS, checkpoints, read_progress

@@ -22,12 +22,12 @@ from foveal.data.dataset import read_dataset
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan
 from foveal.models.phi3_vision.seam import FAMILY
-from foveal.plan.asked import AskedModel
-from foveal.plan.hardware import find_hardware
+from foveal.plan.machines.hardware import find_hardware
+from foveal.plan.machines.this_machine import ASSUMED, machine_name
+from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.question import published_model
 from foveal.plan.seconds import rank_seconds
 from foveal.plan.setup import Setup
-from foveal.plan.this_machine import ASSUMED, machine_name
 
 QUESTIONS, PAGES_A_STEP = 4, 4
 NUM_CROPS = 16

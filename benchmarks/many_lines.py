@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from foveal.data import encoding, piecewise
-from foveal.data.archives import state_of
-from foveal.data.column_files import KINDS, Texts, digest_of
-from foveal.data.packed import ExampleColumns
+from foveal.data.encoded import encoding, piecewise
+from foveal.data.encoded.column_files import KINDS, Texts, digest_of
+from foveal.data.encoded.packed import ExampleColumns
+from foveal.data.encoded.piecewise import ABOUT, PieceEncoder, Span, cut_into_pieces
+from foveal.data.images.archives import state_of
 from foveal.data.parallel import parallel
-from foveal.data.piecewise import ABOUT, PieceEncoder, Span, cut_into_pieces
 from foveal.models.family import find_family
 from foveal.models.phi3_vision.tiny import write_tiny
 

@@ -39,12 +39,12 @@ from foveal.bench.random_page import find_size
 from foveal.config import LoraSettings, PreferenceSettings, TrainSettings
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import read_examples, write_examples
+from foveal.data.images.media import open_image
 from foveal.data.loader import RowBatches, StepLoader
-from foveal.data.media import open_image
 from foveal.data.rows import Plan
 from foveal.inputs import quiet_libraries
 from foveal.models.family import LoadedModel
-from foveal.plan.weights import assign_without_weights
+from foveal.plan.model_costs.weights import assign_without_weights
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.preference import Preferences

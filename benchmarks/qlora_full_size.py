@@ -30,13 +30,13 @@ from foveal.data.batch import build_batch
 from foveal.data.dataset import Dataset, build_dataset
 from foveal.data.encode import encode
 from foveal.data.example import Example, ImageFolder, Turn
-from foveal.data.groups import Group, Row
+from foveal.data.row_planning.groups import Group, Row
 from foveal.data.turn_processor import TurnProcessor
 from foveal.inputs import quiet_libraries
 from foveal.models.family import load
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.processor import Phi3VisionImageProcessor, Phi3VisionProcessor
-from foveal.plan.resident import reset_most_resident, resident_bytes
+from foveal.plan.machines.resident import reset_most_resident, resident_bytes
 from foveal.train.engines.choose import make_engine
 from foveal.train.learner import make_learner
 from foveal.train.step import train_step

@@ -23,9 +23,9 @@ from published_table import (
 from foveal.adapt.strategy import rules_of
 from foveal.config import LoraSettings
 from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
-from foveal.plan.arithmetic import Learning, Strategy, Work, strategy_of, work_of_counts
-from foveal.plan.hardware import GB, Hardware, find_hardware
-from foveal.plan.weights import (
+from foveal.plan.machines.hardware import GB, Hardware, find_hardware
+from foveal.plan.model_costs.arithmetic import Learning, Strategy, Work, strategy_of, work_of_counts
+from foveal.plan.model_costs.weights import (
     QUANTIZED_BLOCK,
     QUANTIZED_GROUP,
     Holdings,

@@ -13,15 +13,15 @@ from pieces import make_sizes
 from foveal.config import LoraSettings, ShardingSettings
 from foveal.data.rows import Plan
 from foveal.models.phi3_vision.seam import FAMILY
-from foveal.plan.asked import AskedModel
 from foveal.plan.epoch import RowCounts, plan_epoch
 from foveal.plan.estimate import weigh
-from foveal.plan.hardware import find_hardware
+from foveal.plan.machines.hardware import find_hardware
+from foveal.plan.machines.this_machine import ASSUMED
 from foveal.plan.memory import estimate_memory
+from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.question import published_model
 from foveal.plan.seconds import Seconds, rank_seconds
 from foveal.plan.setup import Setup
-from foveal.plan.this_machine import ASSUMED
 
 NODES = (1, 2, 8, 32, 128, 1024)
 GPUS = 8

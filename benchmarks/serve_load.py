@@ -32,7 +32,7 @@ from foveal.inputs import quiet_libraries
 from foveal.machine import free_memory
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.serve.app import ServerSettings
-from foveal.serve.limits import ServerLimits
+from foveal.serve.requests.limits import ServerLimits
 from foveal.serve.server import address_of, build_app, listen, make_server
 from foveal.serve.startup import open_models
 

@@ -22,8 +22,8 @@ from foveal.config import LoraSettings, Rule, TrainSettings
 from foveal.data.dataset import Dataset
 from foveal.data.encode import IGNORED, Expanded
 from foveal.data.example import Example
+from foveal.data.images.media import open_image
 from foveal.data.loader import RowBatches, StepLoader
-from foveal.data.media import open_image
 from foveal.data.rows import Plan
 from foveal.inputs import quiet_libraries
 from foveal.machine import pick_device

@@ -25,7 +25,7 @@ from foveal.config import load_recipe
 from foveal.data import rows
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
-from foveal.train.log import RunLog
+from foveal.train.records.log import RunLog
 
 JOBS = """
 import json, sys

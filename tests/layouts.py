@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from foveal.data.check import check_file
+from foveal.data.checking.check import check_file
 from foveal.data.convert import Converted
 
 

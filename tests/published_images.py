@@ -11,9 +11,9 @@ from typing import Any
 
 from tiny_models import FAMILIES, image_processor
 
-from foveal.models.hub import config_of, model_class_of
-from foveal.models.hub_processor import load_hub_processor
-from foveal.models.hub_reader import HubReader
+from foveal.models.hub.hub_family import config_of, model_class_of
+from foveal.models.hub.hub_processor import load_hub_processor
+from foveal.models.hub.hub_reader import HubReader
 from foveal.models.phi3_vision.image import crop_grid
 from foveal.models.phi3_vision.processor import Phi3VisionImageProcessor
 

@@ -17,6 +17,7 @@ SHARED_NAMES = ONE_FOR_EACH_FAMILY | PUBLIC_AND_BELOW | COMMANDS_AND_WHAT_THEY_C
 
 LONGEST_FILE = 400
 LONGEST_STOP = 300
+LARGEST_ROOM = 2500
 
 GROUND = {"config", "errors", "machine", "storage"}
 BELOW = {
@@ -64,6 +65,13 @@ def test_no_class_or_public_function_has_the_name_of_another():
 def test_every_file_fits_a_reading():
     lengths = {str(one.relative_to(SOURCE)): len(one.read_text().splitlines()) for one in modules()}
     assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE} == {}
+
+
+def test_every_room_fits_an_afternoon():
+    sizes = defaultdict(int)
+    for path in SOURCE.rglob("*.py"):
+        sizes[str(path.parent.relative_to(SOURCE))] += len(path.read_text().splitlines())
+    assert {room: lines for room, lines in sizes.items() if lines > LARGEST_ROOM} == {}
 
 
 @pytest.mark.parametrize("stop", walk())

@@ -2,7 +2,7 @@
 
 from zlib import crc32
 
-from foveal.data.frames import FrameChoice
+from foveal.data.images.frames import FrameChoice
 from foveal.data.shapes import ImageShape
 from foveal.data.turn_processor import EncodedTurns
 

@@ -13,11 +13,11 @@ from foveal.bench.side import LORA, Case, Side
 from foveal.bench.timing import Timed, step_peak, time_step
 from foveal.data.layout import GroupSpan
 from foveal.models.phi3_vision.seam import FAMILY
-from foveal.plan.asked import AskedModel
 from foveal.plan.estimate import estimate_rows
-from foveal.plan.hardware import HARDWARE, Hardware
+from foveal.plan.machines.hardware import HARDWARE, Hardware
+from foveal.plan.machines.this_machine import find_efficiency, measure_hardware
+from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.setup import Setup
-from foveal.plan.this_machine import find_efficiency, measure_hardware
 
 CAUSAL = "causal"
 """Attention of a row as if it were one example: what any rule of who sees whom is measured by."""

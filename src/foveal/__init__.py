@@ -7,7 +7,7 @@ model to ask it questions.
 
 from typing import TYPE_CHECKING
 
-from foveal.models.registration import register_with_transformers
+from foveal.models.hub.registration import register_with_transformers
 
 if TYPE_CHECKING:
     from pathlib import Path

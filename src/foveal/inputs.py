@@ -23,15 +23,15 @@ from foveal.adapt.quantize import (
 )
 from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe
+from foveal.data.checking.overlap import describe_overlap
+from foveal.data.checking.remarks import check_lengths
+from foveal.data.checking.token_counts import CountTokens, count_tokens
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, ImageFolder
-from foveal.data.frames import FrameName
+from foveal.data.images.frames import FrameName
+from foveal.data.images.objects import image_base
 from foveal.data.lines import Examples
-from foveal.data.objects import image_base
-from foveal.data.overlap import describe_overlap
-from foveal.data.remarks import check_lengths
-from foveal.data.token_counts import CountTokens, count_tokens
 from foveal.data.training_examples import read_training_examples, training_files
 from foveal.data.turn_processor import read_as
 from foveal.deliver.export import why_no_final
@@ -39,9 +39,9 @@ from foveal.errors import ConfigError, DataError
 from foveal.evaluate.metrics import find_metrics
 from foveal.evaluate.prediction import PREFERRED
 from foveal.libraries import remarks_are_caught
-from foveal.models.compressed import is_compressed
 from foveal.models.family import Family, LoadedModel, find_family, load, most_tokens
 from foveal.models.fingerprint import fingerprint_model
+from foveal.models.hub.compressed import is_compressed
 from foveal.plan.epoch import make_plan
 from foveal.storage import write_text
 from foveal.train.audit import audit_targets

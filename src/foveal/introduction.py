@@ -12,7 +12,7 @@ from foveal.storage import write_json
 from foveal.train.checkpoint import Progress
 from foveal.train.engines.one_process import Engine
 from foveal.train.optim import warmup_steps
-from foveal.train.trackers import Trackers
+from foveal.train.records.trackers import Trackers
 
 
 def introduction(

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from foveal.adapt.strategy import strategy_table
 from foveal.config import Recipe, save_recipe
-from foveal.data.groups import Row
 from foveal.data.loader import RowBatches, StepLoader
+from foveal.data.row_planning.groups import Row
 from foveal.data.rows import Plan
 from foveal.deliver.final import save_final
 from foveal.errors import ConfigError, UserError
@@ -42,16 +42,16 @@ from foveal.train.checkpoint import (
 )
 from foveal.train.engines.choose import make_engine
 from foveal.train.failures import mendable_failure
-from foveal.train.incidents import INCIDENTS, Incidents
 from foveal.train.learner import Learner, make_learner
-from foveal.train.log import RunLog
 from foveal.train.loop import EndedEarly, LoopHooks, Stopped, train
 from foveal.train.not_finite import explain_step
 from foveal.train.optim import count_steps
 from foveal.train.preference import objective_of
+from foveal.train.records.incidents import INCIDENTS, Incidents
+from foveal.train.records.log import RunLog
+from foveal.train.records.trackers import Ending, Trackers, check_trackers
 from foveal.train.reference_answers import ReferenceKey, compare_with_reference, find_reference
 from foveal.train.stop import StopRequest, asked_by_any, stop_requests
-from foveal.train.trackers import Ending, Trackers, check_trackers
 from foveal.train.whole_folder import claim_folder, drop_parts, release_folder
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveal.data.check import check_file
+from foveal.data.checking.check import check_file
 from foveal.data.example import read_examples
 from foveal.models.phi3_vision.tiny import cut_vocabulary
 

@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from foveal.bench.recipe_step import recipe_pixels
-from foveal.data.sizes import prompt_families
+from foveal.data.row_planning.sizes import prompt_families
 from foveal.models.phi3_vision.image import CLIP_MEAN, CLIP_STD, cut_crops, global_view, normalize
 
 

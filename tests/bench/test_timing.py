@@ -12,7 +12,7 @@ from foveal.bench import timing
 from foveal.bench.side import Case, Side
 from foveal.bench.timing import Timed, make_results, run_bench, time_in_turn
 from foveal.errors import ConfigError
-from foveal.plan import this_machine
+from foveal.plan.machines import this_machine
 
 
 def run(strategies, as_json, monkeypatch):

@@ -13,15 +13,16 @@ from published import make_processor
 from tiny import make_picture, pages, turn, write_data
 from words import WordProcessor
 
-from foveal.data import piecewise, rows
+from foveal.data import rows
 from foveal.data.batch import build_batch, open_as_planned
-from foveal.data.check import check_file
+from foveal.data.checking.check import check_file
+from foveal.data.checking.token_counts import ShownSize, count_tokens
 from foveal.data.dataset import build_dataset, read_dataset
 from foveal.data.encode import encode
+from foveal.data.encoded import piecewise
 from foveal.data.example import ImageFolder, read_examples
-from foveal.data.groups import Group, Row
-from foveal.data.media import image_size
-from foveal.data.token_counts import ShownSize, count_tokens
+from foveal.data.images.media import image_size
+from foveal.data.row_planning.groups import Group, Row
 from foveal.errors import DataError
 from foveal.evaluate.prefetch import Opener
 

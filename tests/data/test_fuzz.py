@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from foveal.data.check import check_file
+from foveal.data.checking.check import check_file
 from foveal.data.example import Example, ImageFolder, read_examples
+from foveal.data.images.media import decode_image, measure_image
 from foveal.data.lines import Examples
-from foveal.data.media import decode_image, measure_image
 from foveal.errors import UserError
 
 INPUTS = 20_000

@@ -10,10 +10,10 @@ from tiny import pages
 from words import WordProcessor
 
 from foveal.config import DataSettings
-from foveal.data import objects
 from foveal.data.dataset import read_dataset
-from foveal.data.media import open_image
-from foveal.data.objects import image_base
+from foveal.data.images import objects
+from foveal.data.images.media import open_image
+from foveal.data.images.objects import image_base
 from foveal.errors import DataError, StoreError
 
 HUB_PAGES = f"hf://datasets/{DATASET}/pages"

@@ -12,8 +12,8 @@ from tiny import make_model, make_picture, turn, write_data
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.example import parse_example
+from foveal.data.row_planning.sizes import Ragged, Sizes
 from foveal.data.rows import Plan
-from foveal.data.sizes import Ragged, Sizes
 from foveal.errors import DataError
 
 

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveal.data import epochs, rows
-from foveal.data.column_files import Ragged
-from foveal.data.deal import deal, spread
-from foveal.data.groups import Costs, Group, Row
+from foveal.data import rows
+from foveal.data.encoded.column_files import Ragged
+from foveal.data.row_planning import epochs
+from foveal.data.row_planning.deal import deal, spread
+from foveal.data.row_planning.groups import Costs, Group, Row
+from foveal.data.row_planning.sizes import Sizes, prompt_families
 from foveal.data.rows import Plan
-from foveal.data.sizes import Sizes, prompt_families
 
 USER, NEWLINE, END = 7, 8, 9
 TOKENS_ALONE = Costs()

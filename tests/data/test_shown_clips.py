@@ -11,15 +11,15 @@ from numbered_clips import CONTAINERS, SLOWING, STEADY, cut_clip, number_shown, 
 from tiny import make_model, turn, write_data
 
 from foveal.config import DataSettings
-from foveal.data import clips
-from foveal.data.check import check_file
-from foveal.data.clips import choose_frames, clip_seconds, read_frames
+from foveal.data.checking.check import check_file
+from foveal.data.checking.token_counts import count_tokens
 from foveal.data.convert import Options, convert
 from foveal.data.dataset import read_dataset
 from foveal.data.example import ImageFolder, read_examples
-from foveal.data.frames import FrameChoice, parse_frame
-from foveal.data.media import image_size, open_image
-from foveal.data.token_counts import count_tokens
+from foveal.data.images import clips
+from foveal.data.images.clips import choose_frames, clip_seconds, read_frames
+from foveal.data.images.frames import FrameChoice, parse_frame
+from foveal.data.images.media import image_size, open_image
 from foveal.data.turn_processor import read_as
 from foveal.errors import DataError
 

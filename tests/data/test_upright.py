@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from foveal.data.media import image_size, open_picture
+from foveal.data.images.media import image_size, open_picture
 from foveal.errors import DataError
 
 ON_ITS_SIDE = 6

@@ -24,7 +24,7 @@ from foveal.deliver import export
 from foveal.deliver.export import export_run
 from foveal.deliver.export_source import find_source
 from foveal.deliver.four_bit import through_four_bits
-from foveal.deliver.reference import load_tuned, merge_with_peft
+from foveal.deliver.proving.reference import load_tuned, merge_with_peft
 from foveal.errors import ModelError, RunError
 from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny

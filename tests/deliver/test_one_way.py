@@ -12,15 +12,15 @@ from tiny import SIZES
 
 from foveal.data.encode import encode
 from foveal.data.example import ImageFolder, parse_example
-from foveal.data.media import image_size
+from foveal.data.images.media import image_size
 from foveal.deliver.answerer import Answerer
 from foveal.models.family import load
 from foveal.models.generation.generator import Generator
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.serve.conversation import read_conversation
-from foveal.serve.limits import ServerLimits
-from foveal.serve.messages import ChatRequest
-from foveal.serve.sent_images import read_address
+from foveal.serve.requests.conversation import read_conversation
+from foveal.serve.requests.limits import ServerLimits
+from foveal.serve.requests.messages import ChatRequest
+from foveal.serve.requests.sent_images import read_address
 from foveal.serve.served import Served
 
 SYSTEM = "Be brief."

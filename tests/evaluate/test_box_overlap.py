@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from foveal.data.boxes import read_boxes
+from foveal.data.images.boxes import read_boxes
 from foveal.evaluate.box_overlap import iou, iou_above_half, overlap_table
 from foveal.evaluate.prediction import Prediction, score_predictions
 

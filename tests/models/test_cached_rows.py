@@ -23,8 +23,8 @@ from transformers import (
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.encode import IGNORED
-from foveal.data.groups import Row
 from foveal.data.layout import GroupSpan
+from foveal.data.row_planning.groups import Row
 from foveal.data.rows import Plan
 from foveal.errors import ModelError
 from foveal.models.cached_rows import (
@@ -35,7 +35,7 @@ from foveal.models.cached_rows import (
     repeat,
 )
 from foveal.models.family import load
-from foveal.models.hub_processor import load_hub_processor
+from foveal.models.hub.hub_processor import load_hub_processor
 from foveal.models.probe import rows_are_exact
 from foveal.train.loss import RowLoss
 from foveal.train.recompute import recompute_blocks

@@ -16,15 +16,15 @@ from tiny_models import let_clips_share_pixels, write_tiny
 
 from foveal.config import DataSettings
 from foveal.data.batch import build_batch, open_pixels
-from foveal.data.check import check_file
-from foveal.data.clips import choose_frames, decode_at
+from foveal.data.checking.check import check_file
+from foveal.data.checking.token_counts import count_tokens
 from foveal.data.dataset import build_dataset, read_dataset
 from foveal.data.encode import encode
 from foveal.data.example import Example, ImageFolder, Turn
-from foveal.data.frames import parse_strip
-from foveal.data.media import image_size, open_image
+from foveal.data.images.clips import choose_frames, decode_at
+from foveal.data.images.frames import parse_strip
+from foveal.data.images.media import image_size, open_image
 from foveal.data.rows import Plan
-from foveal.data.token_counts import count_tokens
 from foveal.data.turn_processor import frame_choice_of, read_as
 from foveal.errors import ConfigError
 from foveal.evaluate.prefetch import Opener

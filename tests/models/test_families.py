@@ -16,7 +16,7 @@ from tiny_models import write_tiny
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.forward_inputs import Batch
-from foveal.data.groups import Group, Row
+from foveal.data.row_planning.groups import Group, Row
 from foveal.data.rows import Plan
 from foveal.data.shapes import expand_entries
 from foveal.data.turn_processor import AskedTurn

@@ -11,7 +11,7 @@ from tiny_models import write_tiny
 from foveal.config import PreferenceSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
-from foveal.data.groups import Group, Row
+from foveal.data.row_planning.groups import Group, Row
 from foveal.data.rows import Plan
 from foveal.models.family import load
 from foveal.train.loss import RowLoss

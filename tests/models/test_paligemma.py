@@ -9,7 +9,7 @@ from tiny_models import write_tiny
 
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
-from foveal.data.groups import Group, Row
+from foveal.data.row_planning.groups import Group, Row
 from foveal.errors import DataError
 from foveal.evaluate.prefetch import Opener
 from foveal.evaluate.questions import questions_of

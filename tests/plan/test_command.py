@@ -11,11 +11,17 @@ from typer.testing import CliRunner
 
 from foveal.cli import app
 from foveal.config import load_recipe
-from foveal.plan import command, this_machine
+from foveal.plan import command
 from foveal.plan.compare import Machines, advise, compare, decide
-from foveal.plan.hardware import find_hardware
+from foveal.plan.machines import this_machine
+from foveal.plan.machines.hardware import find_hardware
+from foveal.plan.machines.this_machine import (
+    ASSUMED,
+    ASSUMED_HERE,
+    find_efficiency,
+    store_efficiency,
+)
 from foveal.plan.question import ask
-from foveal.plan.this_machine import ASSUMED, ASSUMED_HERE, find_efficiency, store_efficiency
 
 RECIPE = "model: microsoft/Phi-3.5-vision-instruct\nrun: none\ndata: {train: PATH}\n"
 

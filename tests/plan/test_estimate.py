@@ -8,11 +8,11 @@ import pytest
 from foveal.config import LoraSettings, ShardingSettings
 from foveal.errors import ConfigError
 from foveal.models.phi3_vision.seam import FAMILY
-from foveal.plan.asked import AskedModel
 from foveal.plan.communication import exchange, ring_seconds, traffic_of
 from foveal.plan.epoch import Epoch, RankStep, RowCounts
-from foveal.plan.hardware import HARDWARE, find_hardware
+from foveal.plan.machines.hardware import HARDWARE, find_hardware
 from foveal.plan.memory import estimate_memory
+from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.question import published_model
 from foveal.plan.seconds import Efficiency, rank_seconds, reading_seconds
 from foveal.plan.setup import Setup, engine_name

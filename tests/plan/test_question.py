@@ -23,10 +23,10 @@ from foveal.config import Recipe
 from foveal.errors import ConfigError
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.plan.compare import Machines, decide
-from foveal.plan.hardware import find_hardware
+from foveal.plan.machines.hardware import find_hardware
+from foveal.plan.machines.this_machine import ASSUMED
 from foveal.plan.memory import shares_of
 from foveal.plan.question import ask
-from foveal.plan.this_machine import ASSUMED
 from foveal.run import TrainingRun
 from foveal.train.engines.choose import make_engine
 from foveal.train.learner import make_learner

@@ -4,7 +4,7 @@ import pytest
 from openai import BadRequestError
 from serving import picture_bytes, question
 
-from foveal.data.boxes import BoxFrame, BoxMap
+from foveal.data.images.boxes import BoxFrame, BoxMap
 from foveal.serve.moved_boxes import MovedBoxes
 
 # 60 x 40 in two crops of 28: 56 x 37 on a canvas of 56 x 56, 9 white rows above.

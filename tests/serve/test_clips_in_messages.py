@@ -16,17 +16,17 @@ from tiny_models import write_tiny
 from foveal.config import DataSettings
 from foveal.data.batch import open_pixels
 from foveal.data.dataset import read_dataset
-from foveal.data.frames import FrameChoice
+from foveal.data.images.frames import FrameChoice
 from foveal.data.turn_processor import read_as
 from foveal.deliver.answerer import Answerer
 from foveal.models.family import load
 from foveal.models.generation.generator import Generator
 from foveal.serve.app import ServerSettings
-from foveal.serve.conversation import read_conversation
-from foveal.serve.limits import ServerLimits
-from foveal.serve.messages import ChatRequest
 from foveal.serve.problems import RequestError
-from foveal.serve.sent_images import read_address
+from foveal.serve.requests.conversation import read_conversation
+from foveal.serve.requests.limits import ServerLimits
+from foveal.serve.requests.messages import ChatRequest
+from foveal.serve.requests.sent_images import read_address
 from foveal.serve.served import Served
 
 pytestmark = [

@@ -9,17 +9,17 @@ from published import make_processor
 from tiny import turn, write_data
 from transformers import PretrainedConfig
 
+from foveal.data.checking.token_counts import ShownSize, count_tokens
 from foveal.data.dataset import build_dataset
 from foveal.data.encode import encode
 from foveal.data.example import ImageFolder, read_examples
-from foveal.data.token_counts import ShownSize, count_tokens
 from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision.seam import FAMILY
-from foveal.serve.conversation import Conversation, Said
-from foveal.serve.limits import ServerLimits
-from foveal.serve.messages import ChatRequest
 from foveal.serve.problems import RequestError
-from foveal.serve.sent_images import PictureFile
+from foveal.serve.requests.conversation import Conversation, Said
+from foveal.serve.requests.limits import ServerLimits
+from foveal.serve.requests.messages import ChatRequest
+from foveal.serve.requests.sent_images import PictureFile
 from foveal.serve.served import Served
 
 

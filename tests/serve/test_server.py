@@ -12,9 +12,9 @@ import httpx
 import pytest
 from serving import question, running, wait_until
 
-from foveal.data.frames import FrameChoice
+from foveal.data.images.frames import FrameChoice
 from foveal.serve.app import ServerSettings
-from foveal.serve.limits import ServerLimits
+from foveal.serve.requests.limits import ServerLimits
 from foveal.serve.server import (
     ServeError,
     address_of,

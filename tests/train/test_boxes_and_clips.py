@@ -16,8 +16,8 @@ from tiny_models import write_tiny as write_family
 from typer.testing import CliRunner
 
 from foveal.cli import app
-from foveal.data.boxes import BoxMap, box_edges
-from foveal.data.clips import read_frames
+from foveal.data.images.boxes import BoxMap, box_edges
+from foveal.data.images.clips import read_frames
 from foveal.deliver.answerer import load_answerer
 from foveal.deliver.open import open_model
 from foveal.errors import DataError

@@ -35,7 +35,7 @@ from foveal.train.checkpoint import (
     save_checkpoint,
 )
 from foveal.train.engines.one_process import Engine
-from foveal.train.log import RunLog
+from foveal.train.records.log import RunLog
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -12,7 +12,7 @@ from foveal.adapt.strategy import assign, rules_of
 from foveal.config import LoraSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
-from foveal.data.groups import Group, Row
+from foveal.data.row_planning.groups import Group, Row
 from foveal.models import likelihood
 from foveal.train.learner import blank_pixels
 from foveal.train.loss import RowLoss, answer_loss

@@ -12,7 +12,7 @@ from tiny import SIZES, pages
 from foveal.errors import RunError
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
-from foveal.train.log import RunLog
+from foveal.train.records.log import RunLog
 
 
 @pytest.fixture

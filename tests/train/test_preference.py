@@ -18,7 +18,7 @@ from foveal.config import LoraSettings, PreferenceSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.forward_inputs import Pairs
-from foveal.data.groups import Group, Row
+from foveal.data.row_planning.groups import Group, Row
 from foveal.data.rows import Plan
 from foveal.train.engines.one_process import Engine
 from foveal.train.loss import RowLoss

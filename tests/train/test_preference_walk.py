@@ -19,14 +19,14 @@ from typer.testing import CliRunner
 from foveal.cli import app
 from foveal.config import save_recipe
 from foveal.data.dataset import read_dataset
-from foveal.data.media import open_image
+from foveal.data.images.media import open_image
 from foveal.deliver.export import export_run
 from foveal.evaluate.prediction import read_predictions, read_scores
 from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.plan.question import ask
 from foveal.serve.app import ServerSettings
-from foveal.serve.limits import ServerLimits
+from foveal.serve.requests.limits import ServerLimits
 from foveal.serve.server import build_app
 from foveal.serve.startup import open_models
 from foveal.train import reference_answers

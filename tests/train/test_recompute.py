@@ -17,8 +17,8 @@ from foveal.bench.random_page import SIZES, LetterProcessor
 from foveal.bench.side import Case, Side
 from foveal.config import LoraSettings
 from foveal.models.phi3_vision.seam import FAMILY
-from foveal.plan.asked import AskedModel
-from foveal.plan.work import Ask
+from foveal.plan.model_costs.asked import AskedModel
+from foveal.plan.model_costs.work import Ask
 from foveal.train.recompute import DearOutputs
 
 WIDE = replace(

@@ -8,7 +8,7 @@ from rich.console import Console
 from small_runs import losses, recipe, run, run_until, same_bits, weights
 from tiny import SIZES, pages
 
-from foveal.data import objects
+from foveal.data.images import objects
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 

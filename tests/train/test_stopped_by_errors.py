@@ -48,7 +48,7 @@ def saved(run_folder):
 
 def after_step(monkeypatch, step, work):
     """Do something behind a step, as another program might."""
-    from foveal.train.log import RunLog
+    from foveal.train.records.log import RunLog
 
     write = RunLog.write
 

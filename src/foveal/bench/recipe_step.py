@@ -21,7 +21,7 @@ from transformers.models.phi3.modeling_phi3 import Phi3Model
 from foveal.bench.random_page import NUM_CROPS
 from foveal.data.dataset import Dataset
 from foveal.data.encode import IGNORED
-from foveal.data.media import open_image
+from foveal.data.images.media import open_image
 from foveal.models.phi3_vision.image import CLIP_MEAN, CLIP_STD, CropGrid, crop_grid
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration, Phi3VisionModel
 

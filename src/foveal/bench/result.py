@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from foveal.plan.arithmetic import Work
+from foveal.plan.model_costs.arithmetic import Work
 
 WAYS = {
     "recipe": "recipe's way",

@@ -19,8 +19,8 @@ from foveal.machine import Precision
 from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.models.shared_rows import choose_attention
-from foveal.plan.arithmetic import strategy_of, useful_work
 from foveal.plan.epoch import count_row, targets_of
+from foveal.plan.model_costs.arithmetic import strategy_of, useful_work
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.recompute import Recompute

@@ -111,10 +111,10 @@ def check(
     from tempfile import TemporaryDirectory
 
     from foveal.config import DataSettings, load_recipe
-    from foveal.data.check import check_file
+    from foveal.data.checking.check import check_file
     from foveal.data.convert.unpack import find_rows, unpacked
-    from foveal.data.frames import FrameChoice
-    from foveal.data.objects import image_base
+    from foveal.data.images.frames import FrameChoice
+    from foveal.data.images.objects import image_base
     from foveal.errors import ConfigError
 
     loaded = load_recipe(recipe) if recipe else None

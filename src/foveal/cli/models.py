@@ -24,7 +24,7 @@ def ask(
     """Answer one question about one or several pictures or clips, in the terminal."""
     import json
 
-    from foveal.data.media import names_picture
+    from foveal.data.images.media import names_picture
     from foveal.deliver.answerer import load_answerer
     from foveal.inputs import quiet_libraries
 
@@ -172,7 +172,7 @@ def serve(
     """
     try:
         from foveal.serve.app import ServerSettings
-        from foveal.serve.limits import ServerLimits
+        from foveal.serve.requests.limits import ServerLimits
         from foveal.serve.server import serve as serve_model
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing: pip install 'foveal[serve]'") from error

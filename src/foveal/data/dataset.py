@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.archive_index import forget_indices
-from foveal.data.column_files import digest_of, number_by_first
+from foveal.data.checking.remarks import Remarks
 from foveal.data.encode import Encoded
-from foveal.data.encoding import encode_file
-from foveal.data.epochs import Shown
-from foveal.data.image_sizes import image_sizes
-from foveal.data.lines import Examples
-from foveal.data.measured import measure_examples, shapes_of
-from foveal.data.packed import (
+from foveal.data.encoded.column_files import digest_of, number_by_first
+from foveal.data.encoded.encoding import encode_file
+from foveal.data.encoded.measured import measure_examples, shapes_of
+from foveal.data.encoded.packed import (
     EncodedExamples,
     ExampleColumns,
     ExamplesBuilder,
@@ -27,9 +24,12 @@ from foveal.data.packed import (
     PathsOfFiles,
     Prompts,
 )
-from foveal.data.piecewise import Noticed
-from foveal.data.remarks import Remarks
-from foveal.data.sizes import Beginnings, Sizes
+from foveal.data.encoded.piecewise import Noticed
+from foveal.data.images.archive_index import forget_indices
+from foveal.data.images.image_sizes import image_sizes
+from foveal.data.lines import Examples
+from foveal.data.row_planning.epochs import Shown
+from foveal.data.row_planning.sizes import Beginnings, Sizes
 from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import DataError
 from foveal.storage import FAILED_WRITES, drop_older, locked

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from foveal.data.checking.texts import NO_PAIR
 from foveal.data.example import Example, ImageFolder
 from foveal.data.read_turns import read_turns
 from foveal.data.shapes import ImageShape, expand_entries
-from foveal.data.texts import NO_PAIR
 from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import DataError
 

@@ -19,9 +19,9 @@ from pydantic import (
     model_serializer,
 )
 
-from foveal.data.archives import ENDINGS, containing_file, state_of
-from foveal.data.frames import parse_frame
-from foveal.data.objects import called, object_at, read_url
+from foveal.data.images.archives import ENDINGS, containing_file, state_of
+from foveal.data.images.frames import parse_frame
+from foveal.data.images.objects import called, object_at, read_url
 from foveal.errors import ConfigError, DataError
 from foveal.storage import RepeatedKeyError, unique_keys, written_whole
 
@@ -288,7 +288,7 @@ class ImageFolder:
             if any(ending in path or ending in root.name for ending in ENDINGS) and (
                 stored or not is_file
             ):
-                from foveal.data.archive_index import find_member  # which needs numpy
+                from foveal.data.images.archive_index import find_member  # which needs numpy
 
                 if member := find_member(candidate, self._indices, self.states):
                     self.note_states([member.path])

@@ -19,8 +19,8 @@ from torch.utils.data import Dataset as TorchDataset
 from foveal.data.batch import build_batch
 from foveal.data.dataset import Dataset
 from foveal.data.forward_inputs import Batch
-from foveal.data.groups import Row
 from foveal.data.parallel import ASKS_TO_STOP
+from foveal.data.row_planning.groups import Row
 from foveal.data.rows import Plan
 from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import StoreError

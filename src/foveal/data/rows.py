@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.column_files import digest_of, kept_array
-from foveal.data.deal import Bundle, Member, Share, deal, spread
-from foveal.data.epochs import Shown, random_bits, shown_in_epoch, shuffled
-from foveal.data.groups import TOKENS_ALONE, Costs, Group, Row, Step
-from foveal.data.sizes import Sizes, common_run
+from foveal.data.encoded.column_files import digest_of, kept_array
+from foveal.data.row_planning.deal import Bundle, Member, Share, deal, spread
+from foveal.data.row_planning.epochs import Shown, random_bits, shown_in_epoch, shuffled
+from foveal.data.row_planning.groups import TOKENS_ALONE, Costs, Group, Row, Step
+from foveal.data.row_planning.sizes import Sizes, common_run
 
 RANKS_OF_A_BLOCK = 8
 """Ranks that a step is dealt to example by example. More are dealt families first, block by block,

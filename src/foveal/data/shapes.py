@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.frames import FrameStrip, parse_strip
+from foveal.data.images.frames import FrameStrip, parse_strip
 
 if TYPE_CHECKING:
     from PIL.Image import Image

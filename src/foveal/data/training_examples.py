@@ -5,8 +5,8 @@ from pathlib import Path
 from foveal.config import Recipe
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
+from foveal.data.images.objects import image_base
 from foveal.data.lines import Examples
-from foveal.data.objects import image_base
 from foveal.data.turn_processor import TurnProcessor
 
 

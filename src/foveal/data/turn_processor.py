@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveal.config import DataSettings
-from foveal.data.boxes import BoxFrame, BoxUnit
-from foveal.data.frames import FrameChoice
+from foveal.data.images.boxes import BoxFrame, BoxUnit
+from foveal.data.images.frames import FrameChoice
 from foveal.data.shapes import ClipReader, ImageShape
 from foveal.errors import ConfigError
 

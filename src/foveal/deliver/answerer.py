@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from foveal.data.boxes import BoxMap
-from foveal.data.clips import choose_frames
-from foveal.data.frames import names_clip
-from foveal.data.media import Picture, image_size, naming, open_image, open_picture
+from foveal.data.images.boxes import BoxMap
+from foveal.data.images.clips import choose_frames
+from foveal.data.images.frames import names_clip
+from foveal.data.images.media import Picture, image_size, naming, open_image, open_picture
 from foveal.data.shapes import pixels_of, shape_of
 from foveal.data.turn_processor import TurnProcessor
 from foveal.deliver.open import open_to_answer

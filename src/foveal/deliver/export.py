@@ -16,14 +16,14 @@ from torch import Tensor
 from foveal.config import Recipe
 from foveal.deliver.adapter_folder import write_adapter
 from foveal.deliver.card import write_card
-from foveal.deliver.evidence import find_examples
 from foveal.deliver.export_source import RunSource, find_base, find_source
 from foveal.deliver.four_bit import through_four_bits
 from foveal.deliver.merge import Adapter, AdapterScale, relative_norms
 from foveal.deliver.model_files import write_model_settings, write_processor_files
-from foveal.deliver.proof import Proof
-from foveal.deliver.prove import prove
-from foveal.deliver.same_base import check_same_base
+from foveal.deliver.proving.evidence import find_examples
+from foveal.deliver.proving.proof import Proof
+from foveal.deliver.proving.prove import prove
+from foveal.deliver.proving.same_base import check_same_base
 from foveal.deliver.tensors import StoredTensor, find_tensors, in_format, write_shards
 from foveal.deliver.weight_only import (
     WeightFormat,
@@ -34,7 +34,7 @@ from foveal.deliver.weight_only import (
 from foveal.errors import ModelError, RunError
 from foveal.machine import DTYPES, Precision
 from foveal.models.family import Family
-from foveal.models.image_settings import changed_settings
+from foveal.models.hub.image_settings import changed_settings
 from foveal.storage import alone_in
 from foveal.train.whole_folder import beside, keep_folder
 

@@ -16,7 +16,7 @@ from foveal.deliver.tensors import StoredTensor, find_tensors, tensors_of
 from foveal.errors import ModelError, RunError
 from foveal.evaluate.prediction import Scores, read_scores
 from foveal.models.family import Family, find_family
-from foveal.models.stored_names import PutTogetherError
+from foveal.models.hub.stored_names import PutTogetherError
 from foveal.train.checkpoint import WEIGHTS, Progress, checkpoints, read_progress
 
 BASE_FILES = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*.py", "*.md", "LICENSE*")

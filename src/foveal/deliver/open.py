@@ -19,7 +19,7 @@ from foveal.errors import ModelError
 from foveal.libraries import import_peft, without_bitsandbytes
 from foveal.machine import DTYPES, pick_device
 from foveal.models.family import LoadedModel, load
-from foveal.models.image_settings import ImageBudget
+from foveal.models.hub.image_settings import ImageBudget
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 

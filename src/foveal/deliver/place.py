@@ -5,7 +5,7 @@ from pathlib import Path
 from foveal.config import DataSettings, Recipe, load_recipe
 from foveal.errors import ModelError
 from foveal.machine import Precision
-from foveal.models.image_settings import ImageBudget
+from foveal.models.hub.image_settings import ImageBudget
 
 ADAPTER_CONFIG = "adapter_config.json"
 

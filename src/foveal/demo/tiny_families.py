@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from foveal.data.media import open_image
+from foveal.data.images.media import open_image
 from foveal.libraries import without_deepspeed
 from foveal.models.family import load
 

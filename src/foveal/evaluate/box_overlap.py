@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.boxes import Box, read_boxes
+from foveal.data.images.boxes import Box, read_boxes
 
 HALF = 0.5
 """Overlap from which on a box counts as found."""

@@ -12,7 +12,7 @@ from foveal.config import Columns, DataSettings, EvaluateSettings, load_recipe
 from foveal.data.convert.unpack import find_rows, unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, read_examples
-from foveal.data.objects import image_base
+from foveal.data.images.objects import image_base
 from foveal.errors import ConfigError, DataError, UserError
 from foveal.evaluate.kept import (
     PREDICTIONS,

@@ -8,10 +8,10 @@ from hashlib import blake2b
 from pathlib import Path
 
 from foveal.config import EvaluateSettings
-from foveal.data.archives import state_of
 from foveal.data.dataset import Dataset
 from foveal.data.example import Example
-from foveal.data.media import image_identity
+from foveal.data.images.archives import state_of
+from foveal.data.images.media import image_identity
 from foveal.errors import DataError
 from foveal.evaluate.prediction import (
     Prediction,

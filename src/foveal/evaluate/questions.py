@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveal.data.boxes import BoxMap
 from foveal.data.dataset import Dataset
 from foveal.data.example import Example
-from foveal.data.groups import Costs
+from foveal.data.images.boxes import BoxMap
 from foveal.data.read_turns import known_size
+from foveal.data.row_planning.groups import Costs
 from foveal.evaluate.prefetch import Opener
 from foveal.models.generation.prompt import Prompt, PromptImage, find_boxes
 

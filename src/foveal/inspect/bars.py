@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from foveal.data.groups import Row
+from foveal.data.row_planning.groups import Row
+from foveal.data.row_planning.sizes import Sizes
 from foveal.data.rows import Plan
-from foveal.data.sizes import Sizes
 
 ROWS = 24
 """Rows of a step that are drawn; the others are counted."""

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveal.data.batch import open_as_planned
-from foveal.data.boxes import Box
 from foveal.data.dataset import Dataset
 from foveal.data.encode import Encoded
+from foveal.data.images.boxes import Box
 from foveal.errors import DataError
 from foveal.models.generation.characters import token_bytes
 

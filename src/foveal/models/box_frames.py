@@ -6,7 +6,7 @@ Only where it is published; all others get thousandths, which are the same at ev
 from collections.abc import Sequence
 from dataclasses import replace
 
-from foveal.data.boxes import THOUSANDTHS, BoxFrame
+from foveal.data.images.boxes import THOUSANDTHS, BoxFrame
 
 RESIZED_PIXELS = ("qwen2_5_vl",)
 """Pixels of the image as its processor resizes it. Source: QwenLM/Qwen3-VL, issues 866 and 931, and

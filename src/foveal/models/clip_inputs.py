@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from foveal.data.frames import FrameStrip
+from foveal.data.images.frames import FrameStrip
 from foveal.data.shapes import ImageShape
 
 CLIP_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 from torch import nn
 
-from foveal.data.groups import Costs
+from foveal.data.row_planning.groups import Costs
 from foveal.errors import ModelError
 from foveal.models import FAMILIES, GENERIC
-from foveal.models.compressed import read_whole
 from foveal.models.generation.tree import ImageSight
-from foveal.models.image_settings import ImageBudget
+from foveal.models.hub.compressed import read_whole
+from foveal.models.hub.image_settings import ImageBudget
 from foveal.models.nf4 import keep_layout
 
 PARTS = ("vision", "projector", "language")

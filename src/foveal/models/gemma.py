@@ -3,7 +3,7 @@
 from typing import Any
 
 from foveal.models.generation.tree import ImageSight
-from foveal.models.hub import HubFamily, config_of, model_class_of
+from foveal.models.hub.hub_family import HubFamily, config_of, model_class_of
 
 
 class GemmaFamily(HubFamily):

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from foveal.data.turn_processor import AskedTurn, EncodedTurns
 from foveal.models.family import Route
-from foveal.models.hub import HubFamily, config_of, model_class_of
-from foveal.models.hub_reader import HubReader
+from foveal.models.hub.hub_family import HubFamily, config_of, model_class_of
+from foveal.models.hub.hub_reader import HubReader
 
 
 class PaliGemmaReader(HubReader):

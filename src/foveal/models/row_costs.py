@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from foveal.data.groups import Costs
+from foveal.data.row_planning.groups import Costs
 
 SAMPLE = 96, 80
 """Of an image whose pixels are counted, width and height."""

@@ -6,7 +6,8 @@ from foveal.config import Recipe
 from foveal.errors import ConfigError
 from foveal.plan.compare import Machines, advise, compare, decide
 from foveal.plan.estimate import Estimate
-from foveal.plan.hardware import find_hardware
+from foveal.plan.machines.hardware import find_hardware
+from foveal.plan.machines.this_machine import find_efficiency, measure_hardware, store_efficiency
 from foveal.plan.measure import MeasuredRow
 from foveal.plan.measure import measure as measure_rows
 from foveal.plan.page import (
@@ -18,7 +19,6 @@ from foveal.plan.page import (
 )
 from foveal.plan.question import ModelLoader, Question, ask
 from foveal.plan.setup import Setup
-from foveal.plan.this_machine import find_efficiency, measure_hardware, store_efficiency
 
 THIS = "this"
 

@@ -7,9 +7,9 @@ add up; across nodes, all of a node's processes share the node's own link.
 import math
 from dataclasses import dataclass, replace
 
-from foveal.plan.hardware import Hardware
+from foveal.plan.machines.hardware import Hardware
+from foveal.plan.model_costs.weights import FULL_BYTES
 from foveal.plan.setup import Setup
-from foveal.plan.weights import FULL_BYTES
 
 BUCKET_BYTES = 25_000_000
 """That PyTorch shares at a time."""

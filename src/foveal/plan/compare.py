@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from foveal.plan.estimate import Estimate, estimate
-from foveal.plan.hardware import Hardware
+from foveal.plan.machines.hardware import Hardware
 from foveal.plan.question import Question
 from foveal.plan.seconds import Efficiency
 from foveal.plan.setup import ENGINES, Setup

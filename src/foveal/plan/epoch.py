@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from foveal.config import Recipe
 from foveal.data.dataset import Dataset
 from foveal.data.encode import Encoded
-from foveal.data.groups import Row
+from foveal.data.encoded.packed import EncodedExamples
 from foveal.data.layout import GroupSpan
-from foveal.data.packed import EncodedExamples
+from foveal.data.row_planning.groups import Row
+from foveal.data.row_planning.sizes import Sizes
 from foveal.data.rows import Plan
-from foveal.data.sizes import Sizes
 from foveal.models.family import Family
 
 

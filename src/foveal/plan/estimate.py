@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from foveal.plan.epoch import Epoch, RowCounts
-from foveal.plan.hardware import Hardware
+from foveal.plan.machines.hardware import Hardware
 from foveal.plan.memory import Memory, estimate_memory
 from foveal.plan.seconds import Efficiency, Seconds, rank_seconds, reading_seconds, step_seconds
 from foveal.plan.setup import Setup

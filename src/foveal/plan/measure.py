@@ -11,18 +11,18 @@ import torch
 
 from foveal.config import Recipe
 from foveal.data.batch import build_batch
-from foveal.data.groups import Row
 from foveal.data.parallel import in_new_process
+from foveal.data.row_planning.groups import Row
 from foveal.models.family import LoadedModel
 from foveal.plan.epoch import RowCounts
 from foveal.plan.estimate import estimate_rows, weigh
-from foveal.plan.hardware import Hardware
+from foveal.plan.machines.hardware import Hardware
+from foveal.plan.machines.resident import reset_most_resident, resident_bytes
+from foveal.plan.machines.this_machine import bring_in_libraries, measure_crop_seconds
 from foveal.plan.memory import Memory, slack_factor
 from foveal.plan.question import Question
-from foveal.plan.resident import reset_most_resident, resident_bytes
 from foveal.plan.seconds import Efficiency, Seconds
 from foveal.plan.setup import Precision, Setup
-from foveal.plan.this_machine import bring_in_libraries, measure_crop_seconds
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.preference import objective_of

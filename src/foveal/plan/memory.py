@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass
 
 from foveal.plan.epoch import RowCounts
+from foveal.plan.model_costs.terms import PassCosts
+from foveal.plan.model_costs.weights import FULL_BYTES, Holdings
 from foveal.plan.setup import Setup
-from foveal.plan.terms import PassCosts
-from foveal.plan.weights import FULL_BYTES, Holdings
 from foveal.train.engines.zero2 import BUCKET_NUMBERS
 
 STEP_BYTES = 4

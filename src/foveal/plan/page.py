@@ -10,7 +10,7 @@ from rich.table import Table
 
 from foveal.plan.epoch import Epoch, histogram
 from foveal.plan.estimate import Estimate
-from foveal.plan.hardware import GB, Hardware
+from foveal.plan.machines.hardware import GB, Hardware
 from foveal.plan.measure import MeasuredRow
 from foveal.plan.memory import Memory
 from foveal.plan.seconds import Efficiency, Seconds

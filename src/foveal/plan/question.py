@@ -13,7 +13,7 @@ from foveal.adapt.quantize import FourBits, bare_model, inspect_four_bits, wants
 from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe, Rule
 from foveal.data.dataset import Dataset
-from foveal.data.groups import Row
+from foveal.data.row_planning.groups import Row
 from foveal.data.rows import Plan
 from foveal.data.training_examples import read_training_examples, training_files
 from foveal.data.turn_processor import read_as
@@ -22,7 +22,6 @@ from foveal.machine import pick_device
 from foveal.models.family import Family, LoadedModel, find_family
 from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
 from foveal.models.shared_rows import FASTEST
-from foveal.plan.asked import AskedModel, asked_before
 from foveal.plan.epoch import (
     Epoch,
     RowCounts,
@@ -32,7 +31,8 @@ from foveal.plan.epoch import (
     plan_steps,
     targets_of,
 )
-from foveal.plan.hardware import Hardware
+from foveal.plan.machines.hardware import Hardware
+from foveal.plan.model_costs.asked import AskedModel, asked_before
 from foveal.plan.setup import Attention, Precision, Setup, engine_name
 from foveal.train.optim import count_steps
 from foveal.train.recompute import Recompute

@@ -14,10 +14,10 @@ from foveal.errors import ConfigError
 from foveal.machine import free_memory
 from foveal.models.family import Family, LoadedModel
 from foveal.models.shared_rows import attention_of
-from foveal.plan.asked import AskedModel, asked_before
 from foveal.plan.epoch import count_row, targets_of
 from foveal.plan.estimate import SLACK, weigh
 from foveal.plan.memory import CPU_SLACK, estimate_memory
+from foveal.plan.model_costs.asked import AskedModel, asked_before
 from foveal.plan.setup import Attention, Engine, Setup, engine_name
 from foveal.train.engines.one_process import Engine as RunEngine
 from foveal.train.recompute import Recompute

@@ -5,10 +5,10 @@ from dataclasses import dataclass, fields, replace
 
 from foveal.plan.communication import exchange, ring_seconds, traffic_of
 from foveal.plan.epoch import Epoch, RowCounts, add_up
-from foveal.plan.hardware import Hardware
+from foveal.plan.machines.hardware import Hardware
+from foveal.plan.model_costs.terms import PassCosts
+from foveal.plan.model_costs.weights import FULL_BYTES
 from foveal.plan.setup import Setup
-from foveal.plan.terms import PassCosts
-from foveal.plan.weights import FULL_BYTES
 
 OPTIMIZER_BYTES_A_NUMBER = 40
 """AdamW reads weight, gradient and moments and writes three of them; clipping reads and writes

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from foveal.config import ShardingSettings
-from foveal.plan.asked import AskedModel
-from foveal.plan.terms import PassCosts
-from foveal.plan.weights import Holdings
-from foveal.plan.work import Ask
+from foveal.plan.model_costs.asked import AskedModel
+from foveal.plan.model_costs.terms import PassCosts
+from foveal.plan.model_costs.weights import Holdings
+from foveal.plan.model_costs.work import Ask
 from foveal.train.recompute import Recompute
 
 Attention = Literal["blocks", "sdpa", "eager", "flex", "flash_attention_2"]

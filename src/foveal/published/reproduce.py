@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from foveal.config import Recipe, load_recipe, quoted
-from foveal.data.check import check_file
+from foveal.data.checking.check import check_file
 from foveal.errors import ConfigError
 from foveal.evaluate.prediction import Scores
 from foveal.published.tasks import TASKS, prepare

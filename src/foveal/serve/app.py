@@ -15,10 +15,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from foveal.data.boxes import BoxMap
+from foveal.data.images.boxes import BoxMap
 from foveal.models.generation.generator import Request as Asked
-from foveal.serve.body import Body, discard, read_body
-from foveal.serve.conversation import read_conversation
 from foveal.serve.exchange import (
     CLIENT_LEFT,
     ClientLeftError,
@@ -27,15 +25,17 @@ from foveal.serve.exchange import (
     complete,
     while_waited_for,
 )
-from foveal.serve.fetch import fetch
 from foveal.serve.gate import Gate
 from foveal.serve.guard import Guard
 from foveal.serve.headers import SafeHeaders, read_page
-from foveal.serve.limits import ServerLimits
-from foveal.serve.messages import ChatRequest, parse_request
 from foveal.serve.problems import RequestError
+from foveal.serve.requests.body import Body, discard, read_body
+from foveal.serve.requests.conversation import read_conversation
+from foveal.serve.requests.fetch import fetch
+from foveal.serve.requests.limits import ServerLimits
+from foveal.serve.requests.messages import ChatRequest, parse_request
+from foveal.serve.requests.sent_images import read_address
 from foveal.serve.scheduler import Job, Scheduler
-from foveal.serve.sent_images import read_address
 from foveal.serve.served import Served
 from foveal.serve.telemetry import Telemetry
 

@@ -25,14 +25,14 @@ from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from openai.types.completion_usage import PromptTokensDetails
 from starlette.types import Receive, Scope, Send
 
-from foveal.data.boxes import BoxMap
+from foveal.data.images.boxes import BoxMap
 from foveal.models.generation.generator import Token
 from foveal.serve.gate import Slot
-from foveal.serve.limits import ServerLimits
 from foveal.serve.logprobs import name_logprobs
-from foveal.serve.messages import ChatRequest
 from foveal.serve.moved_boxes import MovedBoxes
 from foveal.serve.problems import RequestError
+from foveal.serve.requests.limits import ServerLimits
+from foveal.serve.requests.messages import ChatRequest
 from foveal.serve.scheduler import Failed, Grown, Job, Scheduler
 from foveal.serve.served import Served
 from foveal.serve.telemetry import Telemetry

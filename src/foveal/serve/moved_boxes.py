@@ -2,7 +2,7 @@
 
 import re
 
-from foveal.data.boxes import BoxMap
+from foveal.data.images.boxes import BoxMap
 
 _MAY_BE_BOX = re.compile(r"[\[(][-\d\s.,()]{0,120}$")
 """The end of a text that may grow into a box; what is longer is none."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
-from foveal.data.boxes import BoxMap
+from foveal.data.images.boxes import BoxMap
 from foveal.data.shapes import pixels_of, shape_of
 from foveal.errors import DataError
 from foveal.models.family import LoadedModel, most_tokens
@@ -21,11 +21,11 @@ from foveal.models.generation.prompt import (
     prompt_of_turns,
 )
 from foveal.models.generation.sampling import Sampling
-from foveal.serve.conversation import Conversation
-from foveal.serve.limits import ServerLimits
-from foveal.serve.messages import ChatRequest
 from foveal.serve.problems import RequestError
-from foveal.serve.sent_images import SentImage, measure_images, shown_of_clips
+from foveal.serve.requests.conversation import Conversation
+from foveal.serve.requests.limits import ServerLimits
+from foveal.serve.requests.messages import ChatRequest
+from foveal.serve.requests.sent_images import SentImage, measure_images, shown_of_clips
 
 REMEMBERED_PICTURES = 32
 """Latest pictures that stay cut, for the next question about them; 6 MB each at most."""

@@ -19,7 +19,7 @@ from foveal.errors import UserError
 from foveal.models.generation.generator import Generator
 from foveal.serve.app import ServerSettings, make_app
 from foveal.serve.guard import is_loopback
-from foveal.serve.limits import ServerLimits
+from foveal.serve.requests.limits import ServerLimits
 from foveal.serve.scheduler import Scheduler
 from foveal.serve.served import Served
 from foveal.serve.startup import FreeMemory, decoding_limits, open_models

@@ -10,7 +10,7 @@ from foveal.deliver.open import open_to_answer, read_base_name
 from foveal.deliver.place import ADAPTER_CONFIG, find_image_budget
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Limits as DecodingLimits
-from foveal.serve.limits import ServerLimits
+from foveal.serve.requests.limits import ServerLimits
 from foveal.serve.served import Served
 
 FreeMemory = Callable[[torch.device], int]

@@ -13,7 +13,7 @@ from torch import nn
 from foveal.adapt.strategy import Assignment
 from foveal.data.batch import build_batch
 from foveal.data.dataset import Dataset
-from foveal.data.groups import Group, Row
+from foveal.data.row_planning.groups import Group, Row
 from foveal.errors import RunError
 from foveal.models.family import LoadedModel
 from foveal.models.finite import explain_not_finite

@@ -16,10 +16,10 @@ from foveal.machine import forget_peak
 from foveal.train.audit import GradientAudit
 from foveal.train.checkpoint import Progress, prune, save_checkpoint
 from foveal.train.engines.one_process import Engine
-from foveal.train.incidents import Incidents
-from foveal.train.log import RunLog
 from foveal.train.objective import ANSWERS, Objective
 from foveal.train.optim import rate_scale, set_rate
+from foveal.train.records.incidents import Incidents
+from foveal.train.records.log import RunLog
 from foveal.train.step import train_step
 from foveal.train.stop import StopRequest, asked_by_any
 

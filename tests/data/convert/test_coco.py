@@ -8,10 +8,10 @@ from PIL import Image
 from tiny import make_model
 
 from foveal.config import DataSettings
-from foveal.data.check import check_file
+from foveal.data.checking.check import check_file
+from foveal.data.checking.token_counts import count_tokens
 from foveal.data.convert import Options, convert
 from foveal.data.example import read_examples
-from foveal.data.token_counts import count_tokens
 from foveal.data.turn_processor import read_as
 from foveal.errors import DataError
 

@@ -7,11 +7,11 @@ import pytest
 from layouts import assert_sound, left_out, lines_of, put_clip, put_json, put_picture, turns_of
 from PIL import Image
 
-from foveal.data.clips import decode_frames
 from foveal.data.convert import Options, convert, write
 from foveal.data.convert.draft import Draft
 from foveal.data.convert.folders import choose_classes, choose_groups, convert_ucf101
-from foveal.data.convert.source import Source
+from foveal.data.convert.sources.source import Source
+from foveal.data.images.clips import decode_frames
 from foveal.errors import DataError
 
 FIRST_TEN = [

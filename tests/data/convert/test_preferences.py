@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from foveal.data.check import check_file
+from foveal.data.checking.check import check_file
 from foveal.data.convert import convert
 from foveal.data.example import read_examples
 

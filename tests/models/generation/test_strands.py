@@ -11,7 +11,7 @@ from foveal.models.family import load
 from foveal.models.generation.generator import Generator, Limits, Request, generate
 from foveal.models.generation.prompt import prompt_image, prompt_of_turns
 from foveal.models.generation.score import score
-from foveal.models.hub_processor import load_hub_processor
+from foveal.models.hub.hub_processor import load_hub_processor
 
 RECURRENT = ["qwen3_5", "lfm3_vl"]
 NEW_TOKENS = 12

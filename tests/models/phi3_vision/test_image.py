@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
-from foveal.data.media import to_rgb
+from foveal.data.images.media import to_rgb
 from foveal.errors import DataError
 from foveal.models.phi3_vision.image import (
     CLIP_MEAN,

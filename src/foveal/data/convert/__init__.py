@@ -10,10 +10,10 @@ from foveal.data.convert.documents import convert_docvqa, convert_funsd, convert
 from foveal.data.convert.draft import Draft, LeftOutRow, Options
 from foveal.data.convert.folders import convert_imagefolder, convert_ucf101, convert_video_folder
 from foveal.data.convert.preferences import convert_preferences
-from foveal.data.convert.source import Source
+from foveal.data.convert.sources.source import Source
+from foveal.data.convert.sources.tables import Hub
 from foveal.data.convert.statements import convert_hateful_memes, convert_nlvr, convert_nlvr2
 from foveal.data.convert.table import convert_table
-from foveal.data.convert.tables import Hub
 from foveal.data.convert.write import LOCK, Converted, Progress, claim, unclaim, write_drafts
 from foveal.errors import DataError
 from foveal.storage import alone_in

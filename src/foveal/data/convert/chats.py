@@ -7,10 +7,10 @@ from typing import Any
 
 from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options
 from foveal.data.convert.images import WRAPPERS, Find, pictures_of
-from foveal.data.convert.json_entry import read_json, read_lines
-from foveal.data.convert.source import Entry, Source
-from foveal.data.convert.splits import split_of
-from foveal.data.convert.values import UnfitError, present, refuse_meaningful, text_of
+from foveal.data.convert.sources.json_entry import read_json, read_lines
+from foveal.data.convert.sources.source import Entry, Source
+from foveal.data.convert.sources.splits import split_of
+from foveal.data.convert.sources.values import UnfitError, present, refuse_meaningful, text_of
 from foveal.data.example import Turn
 from foveal.data.message import write_places
 from foveal.errors import DataError

@@ -6,11 +6,11 @@ from math import floor
 from typing import Any
 
 from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options
-from foveal.data.convert.json_entry import read_json
-from foveal.data.convert.source import Entry, Source
-from foveal.data.convert.splits import split_of
+from foveal.data.convert.sources.json_entry import read_json
+from foveal.data.convert.sources.source import Entry, Source
+from foveal.data.convert.sources.splits import split_of
 from foveal.data.example import Turn
-from foveal.data.media import image_size, measure_image
+from foveal.data.images.media import image_size, measure_image
 from foveal.errors import DataError
 
 QUESTION = "Where is every {name}? Answer with one box [left, top, right, bottom] a line."

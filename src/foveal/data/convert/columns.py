@@ -15,9 +15,15 @@ from foveal.data.convert.chats import (
 )
 from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options
 from foveal.data.convert.images import Find, pictures_of
-from foveal.data.convert.source import Source
-from foveal.data.convert.tables import Hub, open_splits
-from foveal.data.convert.values import UnfitError, present, refuse_meaningful, text_of, texts_of
+from foveal.data.convert.sources.source import Source
+from foveal.data.convert.sources.tables import Hub, open_splits
+from foveal.data.convert.sources.values import (
+    UnfitError,
+    present,
+    refuse_meaningful,
+    text_of,
+    texts_of,
+)
 from foveal.data.example import Turn
 
 VALIDATION_ROWS = 500

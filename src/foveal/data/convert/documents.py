@@ -8,11 +8,11 @@ from typing import Any
 from foveal.data.convert.columns import ANSWER_BRIEFLY, read_rows
 from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options
 from foveal.data.convert.folders import choose_groups
-from foveal.data.convert.json_entry import read_json
-from foveal.data.convert.source import Entry, Source
-from foveal.data.convert.splits import SPLITS
-from foveal.data.convert.tables import Hub
-from foveal.data.convert.values import UnfitError, text_of, texts_of
+from foveal.data.convert.sources.json_entry import read_json
+from foveal.data.convert.sources.source import Entry, Source
+from foveal.data.convert.sources.splits import SPLITS
+from foveal.data.convert.sources.tables import Hub
+from foveal.data.convert.sources.values import UnfitError, text_of, texts_of
 from foveal.data.example import Turn
 from foveal.errors import DataError
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from foveal.config import Columns
-from foveal.data.convert.source import Entry
+from foveal.data.convert.sources.source import Entry
 from foveal.data.example import Turn
 
 TWIN = "another file has its name"

@@ -8,10 +8,10 @@ from itertools import takewhile
 from random import Random
 
 from foveal.data.convert.draft import TWIN, Clip, Draft, DraftImage, LeftOutRow, Options
-from foveal.data.convert.source import Entry, Source
-from foveal.data.convert.splits import SPLITS
+from foveal.data.convert.sources.source import Entry, Source
+from foveal.data.convert.sources.splits import SPLITS
 from foveal.data.example import Turn
-from foveal.data.frames import CLIP_ENDINGS
+from foveal.data.images.frames import CLIP_ENDINGS
 from foveal.errors import DataError
 
 PICTURES = (

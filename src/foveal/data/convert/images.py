@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from foveal.data.convert.draft import DraftImage
-from foveal.data.convert.source import Entry
-from foveal.data.convert.values import UnfitError, present
+from foveal.data.convert.sources.source import Entry
+from foveal.data.convert.sources.values import UnfitError, present
 
 Find = Callable[[str], Entry | bytes | None]
 """From a path as a row writes it to the file, or its content; none: there is no such picture."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from foveal.data.convert.values import UnfitError, present
+from foveal.data.convert.sources.values import UnfitError, present
 
 SAID = ("choices", "text", "number", "rating")
 """Keys under which a result holds what was chosen or written."""

@@ -8,11 +8,10 @@ from typing import Any
 from foveal.data.convert.chats import PLACE, ROLES, SYSTEM_KEYS, conversation_of
 from foveal.data.convert.draft import Draft, LeftOutRow, Options
 from foveal.data.convert.images import Find
-from foveal.data.convert.source import Source
-from foveal.data.convert.splits import split_of
-from foveal.data.convert.table import READERS
-from foveal.data.convert.tables import Hub, open_splits
-from foveal.data.convert.values import (
+from foveal.data.convert.sources.source import Source
+from foveal.data.convert.sources.splits import split_of
+from foveal.data.convert.sources.tables import Hub, open_splits
+from foveal.data.convert.sources.values import (
     CHOSEN,
     REJECTED,
     UnfitError,
@@ -20,6 +19,7 @@ from foveal.data.convert.values import (
     refuse_meaningful,
     text_of,
 )
+from foveal.data.convert.table import READERS
 from foveal.errors import DataError
 from foveal.storage import RepeatedKeyError, unique_keys
 

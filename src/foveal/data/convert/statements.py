@@ -5,9 +5,9 @@ from typing import Any
 
 from foveal.data.convert.columns import read_rows
 from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options
-from foveal.data.convert.json_entry import read_lines
-from foveal.data.convert.source import Entry, Source
-from foveal.data.convert.tables import Hub
+from foveal.data.convert.sources.json_entry import read_lines
+from foveal.data.convert.sources.source import Entry, Source
+from foveal.data.convert.sources.tables import Hub
 from foveal.data.example import Turn
 from foveal.errors import DataError
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from foveal.data.convert.columns import Reading, drafts_of_row, read_rows
 from foveal.data.convert.draft import Draft, LeftOutRow, Options
-from foveal.data.convert.json_entry import read_json, read_lines
 from foveal.data.convert.label_studio import is_task, row_of_task
-from foveal.data.convert.source import Entry, Source
-from foveal.data.convert.splits import split_of
-from foveal.data.convert.tables import Hub
-from foveal.data.convert.values import UnfitError
+from foveal.data.convert.sources.json_entry import read_json, read_lines
+from foveal.data.convert.sources.source import Entry, Source
+from foveal.data.convert.sources.splits import split_of
+from foveal.data.convert.sources.tables import Hub
+from foveal.data.convert.sources.values import UnfitError
 from foveal.errors import DataError
 
 LONGEST_FIELD = 2**28

@@ -15,16 +15,16 @@ from shutil import copyfileobj
 from typing import Any, Protocol
 
 from foveal.config import Columns
+from foveal.data.checking.recognise import refuse_other_files
 from foveal.data.convert.columns import ANSWER_BRIEFLY, Reading, drafts_of_row
 from foveal.data.convert.draft import DraftImage, LeftOutRow
 from foveal.data.convert.images import ending_of
-from foveal.data.convert.splits import SPLITS, split_of
-from foveal.data.convert.tables import check_columns, explain_columns, stream_rows
-from foveal.data.convert.values import text_of
+from foveal.data.convert.sources.splits import SPLITS, split_of
+from foveal.data.convert.sources.tables import check_columns, explain_columns, stream_rows
+from foveal.data.convert.sources.values import text_of
 from foveal.data.example import Example, parse_example, write_examples
-from foveal.data.kept_bytes import write_state
-from foveal.data.objects import BLOCK_BYTES, object_state, open_remote, read_url
-from foveal.data.recognise import refuse_other_files
+from foveal.data.images.kept_bytes import write_state
+from foveal.data.images.objects import BLOCK_BYTES, object_state, open_remote, read_url
 from foveal.errors import DataError, UserError
 from foveal.storage import write_bytes, written_whole
 

@@ -9,11 +9,11 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 
-from foveal.data.clips import decode_frames
 from foveal.data.convert.draft import TWIN, Clip, Draft, DraftImage, LeftOutRow
-from foveal.data.convert.source import Entry
+from foveal.data.convert.sources.source import Entry
 from foveal.data.example import Example, write_examples
-from foveal.data.media import decode_image
+from foveal.data.images.clips import decode_frames
+from foveal.data.images.media import decode_image
 from foveal.data.parallel import parallel
 from foveal.errors import DataError
 from foveal.storage import write_bytes

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from foveal.data.media import Picture
+from foveal.data.images.media import Picture
 from foveal.data.message import IMAGE_TAG, SYSTEM_ROLES, join_system, write_tags, write_turn
 
 LOST_KEYS = ("tool_calls", "function_call", "images", "videos", "audio")

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from foveal.data.media import Picture, naming, open_picture
+from foveal.data.images.media import Picture, naming, open_picture
 from foveal.models.phi3_vision.image import (
     CLIP_MEAN,
     CLIP_STD,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
-from foveal.data.media import Picture, naming
+from foveal.data.images.media import Picture, naming
 from foveal.data.message import IMAGE_TAG, tag_order, write_tags
 from foveal.data.turn_processor import fingerprint_words
 from foveal.models.generation.characters import read_answer

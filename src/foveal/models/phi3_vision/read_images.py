@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from foveal.data.boxes import BoxFrame, BoxUnit
-from foveal.data.frames import FrameChoice
+from foveal.data.images.boxes import BoxFrame, BoxUnit
+from foveal.data.images.frames import FrameChoice
 from foveal.data.shapes import ImageShape
 from foveal.data.turn_processor import AskedTurn, EncodedTurns, TurnsSetting, fingerprint_words
 from foveal.models.phi3_vision.image import crop_grid, cut_crops, num_image_tokens

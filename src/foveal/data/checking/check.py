@@ -1,0 +1,388 @@
+"""A JSONL file of examples -> every problem that a run would meet in it, and a summary."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+from foveal.data.checking.recognise import other_kind, refuse_other_files
+from foveal.data.checking.texts import example_problems, example_warnings
+from foveal.data.checking.token_counts import CountTokens, ShownSize, length_problems
+from foveal.data.example import Example, ImageFolder, numbered_lines, parse_example
+from foveal.data.images.archives import size_bytes
+from foveal.data.images.frames import FrameChoice, file_of
+from foveal.data.images.media import image_identity, image_size, open_image, shows_one_colour
+from foveal.data.parallel import parallel
+from foveal.errors import DataError
+from foveal.storage import written_whole
+
+MOST_LABELS = 100
+"""Most different answers that still count as labels where a file names no choices."""
+
+EIGHT_FRAMES = FrameChoice()
+"""As a recipe has it that says nothing of clips."""
+
+MOST_WARNINGS = 1000
+"""Most warnings that are kept; the others are counted."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one line."""
+
+    line: int
+    """From 1."""
+
+    message: str
+
+
+@dataclass
+class Summary:
+    """Counts over a file; complete once its problems have all been read."""
+
+    lines: int = 0
+    examples: int = 0
+    turns: int = 0
+    pairs: int = 0
+    """Rejected answers: each makes a pair with the answer of its turn."""
+
+    images: int = 0
+    """Different pictures."""
+
+    several_turns: int = 0
+    """Examples of more than one turn."""
+
+    bad_lines: int = 0
+    problems: int = 0
+    warnings: int = 0
+    first_warnings: list[Problem] = field(default_factory=list)
+    """What may be meant as it is; lines with no more than that count as good."""
+
+    tokens: int = 0
+    """Of all examples, where they are counted."""
+
+    labels: Counter[str] = field(default_factory=Counter)
+    """Last answer -> examples, where answers are of a closed set, or few and often the same."""
+
+
+def check_file(
+    data: Path,
+    images: Path | None = None,
+    *,
+    decode: bool = True,
+    workers: int = 1,
+    other_splits: Sequence[Path] = (),
+    count_tokens: CountTokens | None = None,
+    max_tokens: int | None = None,
+    frame_choice: FrameChoice = EIGHT_FRAMES,
+    pairs: bool = False,
+    fix: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> "FileCheck":
+    """Check every line of a file.
+
+    Args:
+        data: the JSONL file.
+        images: folder that image paths start from; default as in a run.
+        decode: open pictures whole; else their headers alone, which does not see cut files.
+        workers: processes; 1: none beside this one.
+        other_splits: files whose pictures must not occur in this one, compared by content.
+        count_tokens: what a model makes of an example; none: lengths are not checked.
+        max_tokens: longest example, in tokens.
+        frame_choice: which frames of clips are looked at.
+        pairs: whether each example has to teach a preference.
+        fix: file for the lines without a problem, written when all problems have been read.
+        progress: called with the number of lines done.
+
+    Returns:
+        An iterator over the problems, in the order of the lines, with the `summary`.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    for file in (data, *other_splits):
+        if not file.is_file():
+            raise DataError(f"{file}: no such file; give a JSONL file of examples")
+    for file in other_splits:
+        refuse_other_files(file)
+    if fix is not None and fix.resolve() == data.resolve():
+        raise DataError(f"{fix}: is the file being checked; write the good lines elsewhere")
+    folder = ImageFolder(data, images)
+    rules = _Rules(folder, decode, count_tokens, max_tokens, frame_choice, pairs)
+    return FileCheck(data, rules, workers, other_splits, fix, progress)
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What one line is checked by."""
+
+    folder: ImageFolder
+    decode: bool
+    count_tokens: CountTokens | None
+    max_tokens: int | None
+    frame_choice: FrameChoice
+    pairs: bool
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What came out of one line."""
+
+    messages: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    identity: str | None = None
+    num_turns: int = 0
+    num_pairs: int = 0
+    images: tuple[tuple[str, Path], ...] = ()
+    """As the line calls them, and as they are found."""
+
+    answer: str = ""
+    closed: bool = False
+    tokens: int = 0
+
+
+class FileCheck(Iterator[Problem]):
+    """Problems of a file, in the order of its lines, and their summary."""
+
+    def __init__(
+        self,
+        data: Path,
+        rules: _Rules,
+        workers: int,
+        other_splits: Sequence[Path],
+        fix: Path | None,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self.summary = Summary()
+        self._open_answers: Counter[str] = Counter()
+        self._data, self._rules, self._workers = data, rules, workers
+        self._other_splits, self._fix, self._progress = other_splits, fix, progress
+        self._problems = self._walk()
+
+    def __next__(self) -> Problem:
+        """Find the next problem."""
+        return next(self._problems)
+
+    def _walk(self) -> Iterator[Problem]:
+        summary = self.summary
+        if (kind := other_kind(self._data)) is not None:
+            summary.problems += 1
+            yield Problem(1, kind)
+            return
+        with _good_lines(self._fix) as keep:
+            yield from self._walk_lines(keep)
+        if not summary.lines:
+            summary.problems += 1
+            yield Problem(1, "no example in the file")
+        if not summary.labels and len(self._open_answers) <= min(MOST_LABELS, summary.examples / 2):
+            summary.labels.update(self._open_answers)
+
+    def _walk_lines(self, keep: Callable[[bytes], object]) -> Iterator[Problem]:
+        summary, lines_of_ids, seen = self.summary, dict[str, int](), set[Path]()
+        elsewhere = _Elsewhere(self._other_splits, self._rules.folder)
+        work = partial(_check_line, self._rules)
+        numbered = numbered_lines(self._data)
+        for number, line, finding in _side_by_side(work, numbered, self._workers):
+            messages = list(finding.messages)
+            summary.lines += 1
+            if finding.identity is not None:
+                self._count(finding)
+                first = lines_of_ids.setdefault(finding.identity, number)
+                if first != number:
+                    messages.append(f'id "{finding.identity}" is that of line {first} too')
+            for name, path in finding.images:
+                if path not in seen:
+                    seen.add(path)
+                    summary.images += 1
+                twin = elsewhere.find(path)
+                if twin and f"image {name} is also in {twin}" not in messages:
+                    messages.append(f"image {name} is also in {twin}")
+            self._warn(number, finding)
+            summary.problems += len(messages)
+            summary.bad_lines += bool(messages)
+            yield from (Problem(number, message) for message in messages)
+            if not messages:
+                keep(line)
+            if self._progress:
+                self._progress(summary.lines)
+
+    def _warn(self, number: int, finding: _Finding) -> None:
+        summary = self.summary
+        summary.warnings += len(finding.warnings)
+        room = MOST_WARNINGS - len(summary.first_warnings)
+        summary.first_warnings += [Problem(number, one) for one in finding.warnings[:room]]
+
+    def _count(self, finding: _Finding) -> None:
+        summary = self.summary
+        summary.examples += 1
+        summary.turns += finding.num_turns
+        summary.pairs += finding.num_pairs
+        summary.several_turns += finding.num_turns > 1
+        summary.tokens += finding.tokens
+        if finding.closed:
+            summary.labels[finding.answer] += 1
+        # One more than are shown is enough to know that there are too many.
+        elif finding.answer in self._open_answers or len(self._open_answers) <= MOST_LABELS:
+            self._open_answers[finding.answer] += 1
+
+
+def _side_by_side(
+    work: Callable[[bytes], _Finding], numbered: Iterable[tuple[int, bytes]], workers: int
+) -> Iterator[tuple[int, bytes, _Finding]]:
+    """Yield each line's number and text beside what came out of it."""
+    from collections import deque
+
+    waiting: deque[tuple[int, bytes]] = deque()
+
+    def texts() -> Iterator[bytes]:
+        for number, line in numbered:
+            waiting.append((number, line))
+            yield line
+
+    for finding in parallel(work, texts(), workers, chunk=256):
+        number, line = waiting.popleft()
+        yield number, line, finding
+
+
+def _check_line(rules: _Rules, line: bytes) -> _Finding:
+    try:
+        example = parse_example(line)
+    except ValueError as error:
+        return _Finding((str(error),))
+    messages = list(example_problems(example, rules.pairs))
+    warnings = list(example_warnings(example))
+    found: list[tuple[str, Path]] = []
+    shown: list[list[ShownSize]] = []
+    broken = False
+    for turn in example.turns:
+        shown.append([])
+        for name in (*turn.images, *turn.videos):
+            try:
+                looks = [
+                    (path, _probe(path, rules.decode))
+                    for path in _paths(rules, name, is_clip=name in turn.videos)
+                ]
+            except (DataError, OSError, ValueError) as error:  # too long a name, or a NUL in it
+                broken = True
+                messages.append(
+                    str(error) if isinstance(error, DataError) else f"image {name!r}: {error}"
+                )
+                continue
+            found += [(name, path) for path, _ in looks]
+            shown[-1] += [ShownSize(name, seen.size, path) for path, seen in looks]
+            if all(seen.one_colour for _, seen in looks):
+                warnings.append(f"image {name} shows one colour (an alpha channel is dropped)")
+    tokens = 0
+    if rules.count_tokens and not broken:
+        tokens, problems = _length_problems(rules, example, shown)
+        messages += problems
+    return _Finding(
+        messages=tuple(messages),
+        warnings=tuple(dict.fromkeys(warnings)),
+        identity=example.id,
+        num_turns=len(example.turns),
+        num_pairs=sum(len(turn.rejected) for turn in example.turns),
+        images=tuple(found),
+        answer=example.turns[-1].assistant,
+        closed=bool(example.turns[-1].choices),
+        tokens=tokens,
+    )
+
+
+def _paths(rules: _Rules, name: str, is_clip: bool) -> list[Path]:
+    """Find an image, or the frames that are shown of a clip."""
+    path = rules.folder.find(name)
+    if not is_clip:
+        return [path]
+    from foveal.data.images.clips import choose_frames
+
+    return choose_frames(path, rules.frame_choice)
+
+
+class _Seen(NamedTuple):
+    """What a look at a picture shows."""
+
+    size: tuple[int, int]
+    one_colour: bool = False
+
+
+@lru_cache(maxsize=4096)  # questions of one picture stand near each other
+def _probe_or_reason(path: Path, decode: bool) -> _Seen | str:
+    try:
+        if not decode:
+            return _Seen(image_size(path))
+        image = open_image(path)
+        return _Seen(image.size, shows_one_colour(image))
+    except DataError as error:
+        return str(error)
+
+
+def _probe(path: Path, decode: bool) -> _Seen:
+    result = _probe_or_reason(path, decode)
+    if isinstance(result, str):
+        raise DataError(result)
+    return result
+
+
+def _length_problems(
+    rules: _Rules, example: Example, shown: Sequence[Sequence[ShownSize]]
+) -> tuple[int, list[str]]:
+    assert rules.count_tokens is not None
+    try:
+        counts = rules.count_tokens(example, shown)
+    except (DataError, ValueError) as error:
+        return 0, [str(error)]
+    return sum(counts.turns), list(length_problems(counts, rules.max_tokens))
+
+
+class _Elsewhere:
+    """Pictures of other splits, told by content; only those of equal length are read."""
+
+    def __init__(self, files: Sequence[Path], folder: ImageFolder) -> None:
+        self._by_length: dict[int, list[tuple[Path, Path]]] = {}
+        seen: set[Path] = set()
+        for file in files:
+            # Files that stand side by side share the images folder that was given for one.
+            for _, line in numbered_lines(file):
+                for path in _images_of(line, folder, ImageFolder(file)):
+                    if path not in seen:
+                        seen.add(path)
+                        self._by_length.setdefault(size_bytes(path), []).append((path, file))
+        self._identity = lru_cache(maxsize=None)(image_identity)
+
+    def find(self, path: Path) -> str | None:
+        """Say where else a picture occurs, or the clip that it is a frame of."""
+        if not self._by_length:
+            return None
+        path = file_of(path)
+        for other, file in self._by_length.get(size_bytes(path), ()):
+            if other == path or self._identity(other) == self._identity(path):
+                return f"{file.name}, as {other.name}"
+        return None
+
+
+def _images_of(line: bytes, *folders: ImageFolder) -> Iterator[Path]:
+    try:
+        example = parse_example(line)
+    except ValueError:
+        return  # the other file is checked in its own turn
+    for name in (*example.images, *(clip for turn in example.turns for clip in turn.videos)):
+        for folder in folders:
+            try:
+                yield folder.find(name)
+                break
+            except (DataError, OSError, ValueError):
+                continue
+
+
+@contextmanager
+def _good_lines(path: Path | None) -> Iterator[Callable[[bytes], object]]:
+    """Write the lines without a problem, whole or not at all; nowhere: they are let go."""
+    if path is None:
+        yield lambda line: None
+        return
+    with written_whole(path) as beside, beside.open("wb") as file:
+        yield lambda line: file.write(line if line.endswith(b"\n") else line + b"\n")

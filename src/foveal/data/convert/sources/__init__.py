@@ -1,0 +1,1 @@
+"""Folders, archives, tables and rows of somebody else -> entries and plain values."""

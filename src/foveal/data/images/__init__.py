@@ -1,0 +1,1 @@
+"""A path, wherever it lies -> an upright RGB image, a clip's frames, and the sizes of both."""

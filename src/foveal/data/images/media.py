@@ -1,0 +1,289 @@
+"""A file with a picture -> an RGB picture, its size and its identity, opened safely."""
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from hashlib import file_digest
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from foveal.data.images.archives import member_at, open_stored
+from foveal.data.images.frames import names_clip, parse_frame, parse_strip
+from foveal.data.images.objects import HEADER_BYTES, called, object_at
+from foveal.errors import DataError, StoreError
+
+MAX_PIXELS = 178_956_970
+"""Most pixels of a picture, width x height: where Pillow itself takes it for a bomb."""
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""Kinds of pictures that are opened; others are refused unread (EPS would start a program)."""
+
+_TURNS = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+Picture: TypeAlias = str | Path | bytes | Image.Image
+"""A file, what a file holds, or a Pillow image."""
+
+
+class TooManyPixelsError(DataError):
+    """A picture, or the frames of a clip, would take too much memory to decode."""
+
+
+def open_picture(picture: Picture, name: object) -> Image.Image:
+    """Open a picture, however it is given, as RGB and upright: the same pixels by every way.
+
+    Args:
+        picture: to open; a Pillow image stays as it is.
+        name: what an error calls it; a file is called by its path.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if isinstance(picture, str | Path):
+        return open_image(Path(picture))
+    if isinstance(picture, bytes):
+        return decode_image(BytesIO(picture), name)
+    if not isinstance(picture, Image.Image):
+        kind = type(picture).__name__
+        raise DataError(f"{name}: give a path, a Pillow image or bytes, not {kind}")
+    check_pixels(name, *picture.size)
+    with _quiet:
+        return _upright_rgb(picture, name)
+
+
+def names_picture(word: str) -> bool:
+    """Tell whether a word is the name of a file, or ends as those of pictures do."""
+    name = Path(word).name.lower()
+    ends_so = Path(name).suffix in Image.registered_extensions() or names_clip(name)
+    return os.path.isfile(word) or (len(word.split()) == 1 and ends_so)
+
+
+@contextmanager
+def naming(name: object) -> Iterator[None]:
+    """Put the name of a picture before what is wrong with it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open a picture as RGB, upright, the first frame of an animated one; or what a clip shows.
+
+    Raises:
+        DataError: there is no such file, or it is no picture, cut short, or too large.
+    """
+    if frame := parse_frame(path):
+        from foveal.data.images.clips import open_frame  # it is built upon this file
+
+        return open_frame(frame)
+    if strip := parse_strip(path):
+        from foveal.data.images.clips import open_strip
+
+        return open_strip(strip)
+    return decode_image(path, called(path))
+
+
+def decode_image(source: Path | BinaryIO, name: object) -> Image.Image:
+    """Open a picture from a file or from bytes in memory; an error calls it `name`."""
+    with _header(source, name) as image:
+        return _upright_rgb(image, name)
+
+
+def _upright_rgb(image: Image.Image, name: object) -> Image.Image:
+    try:
+        if image.format == "TIFF":
+            image.load()  # Pillow turns it upright by itself, and then says no more of it
+        turn = _TURNS.get(_orientation(image))
+        # Not in JPEG's draft mode: it halves in blocks, where the reference resizes pixels.
+        image.load()
+        rgb = to_rgb(image)
+    except StoreError:
+        raise
+    except Exception as error:  # decoders of broken bytes raise whatever they like
+        raise DataError(f"{name}: broken picture ({reason_of(error)}); replace it") from error
+    rgb = rgb if turn is None else rgb.transpose(turn)
+    rgb.info.clear()  # what it says of up and down has been done: once is enough
+    return rgb
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn a picture of any mode into RGB.
+
+    Equal to `image.convert("RGB")`, except for 16-bit grey: its high byte is kept, as Pillow
+    does for 16-bit colour, where Pillow would clip it to white. An alpha channel is dropped, not
+    blended; floats count as 0 to 255.
+    """
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        import numpy
+
+        high = numpy.asarray(image).astype(numpy.int64).clip(0, 65535) >> 8
+        image = Image.fromarray(high.astype(numpy.uint8))
+    elif image.mode == "P":
+        # One transparent entry per colour cannot be kept in RGB and Pillow would warn of it.
+        image = image.copy()
+        image.info.pop("transparency", None)
+    return image.convert("RGB")
+
+
+def shows_one_colour(image: Image.Image) -> bool:
+    """Tell whether every pixel of a picture is the same."""
+    few = image.resize((32, 32), Image.Resampling.NEAREST)  # most pictures differ in these
+    return _one_colour(few) and _one_colour(image)
+
+
+def _one_colour(image: Image.Image) -> bool:
+    extrema: Any = image.getextrema()  # of RGB: darkest and brightest of each channel
+    return all(darkest == brightest for darkest, brightest in extrema)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Read (width, height) of the upright picture from its header alone.
+
+    Raises:
+        DataError: there is no such file, or it is no picture or too large.
+    """
+    if frame := parse_frame(path):
+        from foveal.data.images.clips import frame_size  # it is built upon this file
+
+        return frame_size(frame)
+    if strip := parse_strip(path):
+        from foveal.data.images.clips import strip_size
+
+        return strip_size(strip)
+    return measure_image(path, called(path))
+
+
+def measure_image(source: Path | BinaryIO, name: object) -> tuple[int, int]:
+    """Read (width, height) from a file or from bytes in memory; an error calls it `name`."""
+    with _header(source, name, alone=True) as image:
+        if _orientation(image) in (5, 6, 7, 8) and image.format != "TIFF":
+            return image.height, image.width
+        return image.width, image.height
+
+
+def image_identity(path: Path) -> str:
+    """Name the content of a file: equal for equal bytes, whatever the file is called.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with open_stored(path) as file:
+            return file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{called(path)}: {error.strerror}") from error
+
+
+class _Quiet:
+    """Hides Pillow's warnings while any thread is inside; the last one out ends it.
+
+    `warnings.catch_warnings` alone would leave the filters wrong where two threads overlap.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._hidden = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._hidden = warnings.catch_warnings()
+                self._hidden.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._hidden.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
+@contextmanager
+def _header(source: Path | BinaryIO, name: object, alone: bool = False) -> Iterator[Image.Image]:
+    """Open a picture as far as its header, undecoded; nothing else is read of it, if `alone`."""
+    with ExitStack() as opened, _quiet:
+        if isinstance(source, Path) and (member_at(source) or object_at(source)):
+            source = opened.enter_context(_naming_file(source, HEADER_BYTES if alone else None))
+        try:
+            image = Image.open(source, formats=FORMATS)
+        except UnidentifiedImageError as error:
+            raise DataError(f"{name}: {_why_no_picture(source)}") from error
+        except Image.DecompressionBombError as error:
+            raise TooManyPixelsError(
+                f"{name}: more than {MAX_PIXELS} pixels; make it smaller"
+            ) from error
+        except StoreError:
+            raise
+        except Exception as error:  # decoders of broken bytes raise whatever they like
+            if isinstance(error, OSError) and error.errno:
+                raise DataError(f"{name}: {reason_of(error)}; give a picture's path") from error
+            raise DataError(f"{name}: broken picture ({reason_of(error)}); replace it") from error
+        with image:
+            check_pixels(name, *image.size)
+            yield image
+
+
+@contextmanager
+def _naming_file(path: Path, block_bytes: int | None) -> Iterator[BinaryIO]:
+    try:
+        file = open_stored(path, block_bytes)
+    except OSError as error:
+        raise DataError(f"{called(path)}: {reason_of(error)}; give a picture's path") from error
+    with file:
+        yield file
+
+
+def check_pixels(name: object, width: int, height: int) -> None:
+    """Refuse what has no pixels, or too many.
+
+    Raises:
+        DataError: it does.
+    """
+    if not width or not height:
+        raise DataError(f"{name}: {width}x{height} has no pixels; replace it")
+    if width * height > MAX_PIXELS:
+        raise TooManyPixelsError(
+            f"{name}: {width}x{height} is more than {MAX_PIXELS} pixels; make it smaller"
+        )
+
+
+def _why_no_picture(source: Path | BinaryIO) -> str:
+    if isinstance(source, Path) and source.stat().st_size == 0:
+        return "an empty file; replace it"
+    return f"not a picture of a kind we open ({', '.join(FORMATS)})"
+
+
+def reason_of(error: Exception) -> str:
+    """Say in one line why a decoder gave up."""
+    reason = getattr(error, "strerror", None) or str(error)  # without a path, which is said before
+    return " ".join(reason.split()) or type(error).__name__
+
+
+def _orientation(image: Image.Image) -> int:
+    """Read which way is up, from the header alone; 1 where nothing is said."""
+    # Not image.getexif(): that of PNG decodes the picture to look for EXIF behind it.
+    try:
+        return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+    except StoreError:
+        raise
+    except Exception:  # broken metadata must not cost a sound picture
+        return 1

@@ -1,0 +1,1 @@
+"""What the planner of rows asks: sizes, groups, order and balance (pure)."""

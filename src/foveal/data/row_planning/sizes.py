@@ -1,0 +1,180 @@
+"""What planning knows of every example: how long it is, how its prompt begins (pure)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveal.data.encoded.column_files import Ragged, sum_lists
+from foveal.data.row_planning.epochs import Shown
+
+
+class Lists(Protocol):
+    """Many short lists of whole numbers, wherever they are."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Sequence[int]) -> list[list[int]]:
+        """Read the lists at `indices`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Beginnings:
+    """What the first prompts show, and which of them begin alike."""
+
+    families: NDArray[np.int32]
+    """(examples,) Equal numbers mean: the same up to the last image of the prompt. An example whose
+    prompt shows no image has a number of its own."""
+
+    extra_tokens: NDArray[np.int32]
+    """(examples,) Tokens that the images of the prompt add to their entries."""
+
+    crops: NDArray[np.int32]
+    """(examples,) Crops of the images of the prompt."""
+
+    later_crops: NDArray[np.int32]
+    """(examples,) Crops of the images of later turns."""
+
+    tokens: NDArray[np.int32]
+    """(examples,) Up to the last image of the prompt: what a whole family shares at least."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What planning needs to know of every example."""
+
+    tokens: NDArray[np.int32]
+    """(examples,) Whole length, image tokens counted in."""
+
+    prompts: Lists
+    """First turn's prompt: token ids, and -(1 + image number) as the one entry of an image."""
+
+    images: Ragged
+    """Image numbers of all turns."""
+
+    image_tokens: NDArray[np.int32]
+    """(images,) Tokens that each distinct image costs."""
+
+    image_crops: NDArray[np.int32]
+    """(images,) Crops of it that the vision tower sees."""
+
+    shown: tuple[Shown, ...] = ()
+    """How often an epoch shows the examples, file by file; empty: each once."""
+
+    beginnings: Beginnings = field(default=None)  # type: ignore[assignment]
+    """Worked out of the prompts where it is not given."""
+
+    folder: Path | None = None
+    """Where all processes keep what is worked out of this; none: each for itself."""
+
+    sets: NDArray[np.int64] | None = None
+    """(sets + 1,) Where each set of answers to one prompt begins, and where the last one ends: they
+    never part. What a file shows and what a step holds is counted in sets. None: no example has
+    another beside it."""
+
+    @property
+    def num_sets(self) -> int:
+        """Count what a step is counted in."""
+        return len(self.tokens) if self.sets is None else len(self.sets) - 1
+
+    @property
+    def firsts(self) -> NDArray[np.int64] | slice:
+        """The first example of each set, to take out of a column."""
+        return slice(None) if self.sets is None else self.sets[:-1]
+
+    def counts(self, sets: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Count the examples of each of some sets."""
+        if self.sets is None:
+            return np.ones(len(sets), np.int64)
+        return self.sets[sets + 1] - self.sets[sets]
+
+    def members(self, sets: NDArray[np.int32]) -> list[tuple[int, ...]]:
+        """Name the examples of each of some sets."""
+        if self.sets is None:
+            return [(one,) for one in sets.tolist()]
+        starts, ends = self.sets[sets].tolist(), self.sets[sets + 1].tolist()
+        return [tuple(range(start, end)) for start, end in zip(starts, ends, strict=True)]
+
+    def set_of(self, examples: Sequence[int]) -> list[int]:
+        """Number the sets that examples belong to."""
+        if self.sets is None:
+            return list(examples)
+        found: list[int] = (np.searchsorted(self.sets, examples, side="right") - 1).tolist()
+        return found
+
+    def num_sets_in(self, examples: Sequence[int]) -> int:
+        """Count the sets that some examples are all of, as often as they are there."""
+        return len(examples) if self.sets is None else sum(map(self.is_first, examples))
+
+    def is_first(self, example: int) -> bool:
+        """Tell whether an example is the first of its set."""
+        return self.sets is None or self.sets[self.set_of([example])[0]] == example
+
+    def __post_init__(self) -> None:
+        if not len(self.tokens) == len(self.prompts) == len(self.images):
+            raise ValueError(
+                f"{len(self.tokens)} lengths, {len(self.prompts)} prompts and "
+                f"{len(self.images)} lists of images do not belong together"
+            )
+        if self.beginnings is None:
+            assert isinstance(self.prompts, Ragged)
+            found = look_at_beginnings(
+                self.prompts, self.images, self.image_tokens, self.image_crops
+            )
+            object.__setattr__(self, "beginnings", found)
+
+
+def look_at_beginnings(
+    prompts: Ragged,
+    images: Ragged,
+    image_tokens: NDArray[np.int32],
+    image_crops: NDArray[np.int32],
+) -> Beginnings:
+    """Find which prompts begin alike, and what their images cost, where all are in memory."""
+    entries, owners = image_entries(prompts)
+    ends = np.cumsum(np.bincount(owners, minlength=len(prompts)))
+    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+    shown = -1 - prompts.values[entries]
+    extra = sum_lists(image_tokens[shown] - 1, starts, ends)
+    crops = sum_lists(image_crops[shown], starts, ends)
+    all_crops = sum_lists(image_crops[images.values], images.offsets[:-1], images.offsets[1:])
+    last = prompts.offsets[:-1].copy()
+    np.maximum.at(last, owners, entries + 1)
+    begun = (last - prompts.offsets[:-1]).astype(np.int32)
+    found = prompt_families(prompts).astype(np.int32)
+    return Beginnings(found, extra, crops, all_crops - crops, begun + extra)
+
+
+def prompt_families(prompts: Ragged) -> NDArray[np.int64]:
+    """Number the examples so that equal numbers mean: the same up to the last image of the prompt.
+
+    An example whose prompt shows no image has a number of its own.
+    """
+    entries, owners = image_entries(prompts)
+    ends = prompts.offsets[:-1].copy()
+    np.maximum.at(ends, owners, entries + 1)
+    numbers: dict[bytes | int, int] = {}
+    # A dictionary finds by hash and then compares the whole beginning: nothing is guessed.
+    beginnings = (
+        prompts.values[start:end].tobytes() or example
+        for example, (start, end) in enumerate(zip(prompts.offsets, ends, strict=False))
+    )
+    found = (numbers.setdefault(beginning, len(numbers)) for beginning in beginnings)
+    return np.fromiter(found, np.int64, len(prompts))
+
+
+def image_entries(prompts: Ragged) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Find where images stand in the values, and in which prompt that is."""
+    entries = np.flatnonzero(prompts.values < 0)
+    return entries, np.searchsorted(prompts.offsets, entries, side="right") - 1
+
+
+def common_run(prompts: Sequence[list[int]]) -> int:
+    """Count the entries that all prompts begin with."""
+    first, last = min(prompts), max(prompts)  # in dictionary order all others lie between them
+    pairs = enumerate(zip(first, last, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(first), len(last)))

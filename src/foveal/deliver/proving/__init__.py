@@ -1,0 +1,1 @@
+"""Whether a written folder is the run that it came from."""

@@ -1,0 +1,1 @@
+"""What machines can do: by their makers' word, or measured at hand."""

@@ -1,0 +1,189 @@
+"""The machine at hand -> what it can do, measured in seconds, as a row of hardware."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from PIL import Image
+
+from foveal.libraries import import_peft
+from foveal.machine import DTYPES, pick_device
+from foveal.models.phi3_vision.image import cut_crops
+from foveal.plan.machines.hardware import ETHERNET, GB, PCIE4, Hardware
+from foveal.plan.machines.resident import resident_bytes
+from foveal.plan.memory import CPU_SLACK
+from foveal.plan.seconds import Efficiency
+from foveal.storage import write_json
+
+MATRIX_SIDE, MATRIX_REPEATS = 3072, 3
+COPY_NUMBERS = 32_000_000
+LARGER_SIDE, LARGER_COPY = 8192, 256_000_000
+"""Of an accelerator, which does the smaller ones in less time than it takes to wait for them."""
+
+SLOW = 2.0
+"""Seconds of one product after which a format is not measured again: it is not computed with."""
+
+ASSUMED = Efficiency(
+    matrix=0.35,
+    attention=0.25,
+    bandwidth=0.7,
+    link=0.7,
+    pass_seconds=0.02,
+    crop_seconds=0.005,
+    source="assumed: what the published A100 rows fit for matrices, the rest by experience",
+)
+"""Of an accelerator that nobody has measured; `foveal plan --measure` on it knows better."""
+
+ASSUMED_HERE = Efficiency(
+    matrix=1.0,
+    attention=0.5,
+    bandwidth=0.8,
+    link=0.7,
+    pass_seconds=0.0,
+    crop_seconds=0.005,
+    source="assumed, as shares of this processor's measured speed; --measure knows better",
+    memory_slack=CPU_SLACK,
+    moved=11.0,
+)
+
+
+def matrix_speed(dtype: torch.dtype = torch.float32, side: int | None = None) -> float:
+    """Operations a second of a large matrix product, the best of several."""
+    device = pick_device()
+    side = side or (MATRIX_SIDE if device.type == "cpu" else LARGER_SIDE)
+    one, other = torch.randn(2, side, side, device=device).to(dtype)
+    best = 0.0
+    for _ in range(MATRIX_REPEATS):
+        start = time.perf_counter()
+        float((one @ other)[0, 0])  # waits for an accelerator
+        taken = time.perf_counter() - start
+        best = max(best, 2.0 * side**3 / taken)
+        if taken > SLOW:
+            break
+    return best
+
+
+def measure_hardware() -> Hardware:
+    """Measure this machine in a few seconds."""
+    device = pick_device()
+    formats = {name: _format_speed(dtype) for name, dtype in DTYPES.items()}
+    return Hardware(
+        name=f"{machine_name()}, {torch.get_num_threads()} threads",
+        memory_bytes=_memory_bytes(device),
+        bandwidth_bytes_per_second=_copy_speed(device),
+        matrix_flops=MappingProxyType(formats),
+        link_bytes_per_second=PCIE4,
+        node_link_bytes_per_second=ETHERNET * GB,
+        source="measured here; links are assumed",
+        base_bytes=_base_bytes(device),
+        measured=True,
+        cores=os.cpu_count() or 1,
+    )
+
+
+def bring_in_libraries() -> None:
+    """Let torch and peft bring in what they bring in at first use: some hundred megabytes."""
+    import_peft()
+    weight = torch.nn.Parameter(torch.ones(8, 8))
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    (weight @ weight).sum().backward()
+    optimizer.step()
+
+
+def machine_name() -> str:
+    """Name the accelerator or the processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    information = Path("/proc/cpuinfo")
+    name = platform.processor() or platform.machine()
+    if information.exists():
+        lines = information.read_text(encoding="utf-8").splitlines()
+        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = named[0] if named else name
+    return name
+
+
+def _format_speed(dtype: torch.dtype) -> float:
+    # A processor without 16-bit products is slow at them: a small one tells.
+    small = matrix_speed(dtype, MATRIX_SIDE // 8)
+    if dtype != torch.float32 and torch.device("cpu") == pick_device():
+        return small
+    return matrix_speed(dtype)
+
+
+def _copy_speed(device: torch.device) -> float:
+    """Bytes a second that are read and written, the best of several."""
+    numbers = COPY_NUMBERS if device.type == "cpu" else LARGER_COPY
+    source = torch.ones(numbers, device=device)
+    target = torch.empty_like(source)
+
+    def copy() -> None:
+        target.copy_(source)
+        float(target[0])  # waits for an accelerator
+
+    return 2.0 * 4 * numbers / fastest(copy)
+
+
+def fastest(action: Callable[[], object], repeats: int = MATRIX_REPEATS) -> float:
+    """Time something; the fastest of several, seconds."""
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def measure_crop_seconds() -> float:
+    """Time the cutting of a letter page on one core, a crop of it."""
+    page = Image.fromarray(np.full((2200, 1700, 3), 200, np.uint8))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return fastest(lambda: cut_crops(page, 16)) / 17
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _memory_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return float(pages)
+
+
+def _base_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # of the matrices whose speed was measured
+        free, total = torch.cuda.mem_get_info(device)
+        return int(total - free)
+    bring_in_libraries()
+    return resident_bytes("VmRSS")
+
+
+def constants_file(name: str, folder: Path | None = None) -> Path:
+    """Name the file that holds what was measured on a machine."""
+    plain = "".join(letter if letter.isalnum() else "-" for letter in name.lower())
+    return (folder or Path.home() / ".cache" / "foveal" / "machines") / f"{plain}.json"
+
+
+def store_efficiency(name: str, efficiency: Efficiency, folder: Path | None = None) -> Path:
+    """Keep what was measured on a machine."""
+    path = constants_file(name, folder)
+    write_json(path, vars(efficiency))
+    return path
+
+
+def find_efficiency(hardware: Hardware, folder: Path | None = None) -> Efficiency:
+    """Take what was measured on a machine, else what is assumed."""
+    path = constants_file(hardware.name, folder)
+    if path.exists():
+        return Efficiency(**json.loads(path.read_text(encoding="utf-8")))
+    here = hardware.measured and pick_device().type == "cpu"
+    return ASSUMED_HERE if here else ASSUMED
