@@ -57,7 +57,7 @@ def test_steps_from_the_middle_on_are_those_of_the_whole(loader):
     assert ids(4) == ids(0)[4:]
 
 
-@pytest.mark.parametrize("step", range(7))
+@pytest.mark.parametrize("step", [0, 3, 6])
 def test_the_examples_of_all_steps_so_far_are_counted_by_arithmetic(weighted, step):
     given = [len(weighted.plan.examples(one)) for one in range(step)]
     assert weighted.examples_until(step) == sum(given)

@@ -74,7 +74,7 @@ def kept_bytes(strategy, questions, way, precision, folder, monkeypatch):
     [
         ("full", "float32", 0.6),
         pytest.param("frozen_vision", "float32", 0.6, marks=pytest.mark.slow),
-        ("lora", "bf16", 0.6),
+        pytest.param("lora", "bf16", 0.6, marks=pytest.mark.slow),
         # Whose layers keep no copies of weights to be spared.
         pytest.param("lora", "float32", 0.66, marks=pytest.mark.slow),
     ],
