@@ -141,7 +141,7 @@ def test_more_nodes_never_take_less_time_to_share():
 def test_blocks_that_travel_in_16_bits_take_half_the_bytes_and_all_else_what_it_took():
     cut = setup(engine="fsdp2", gpus=8)
     rounded = replace(cut, sharding=ShardingSettings(gather="precision"))
-    outside = cut.holdings.outside_blocks
+    outside = cut.holdings.outside_blocks.numbers
     whole, half = traffic_of(cut, 3), traffic_of(rounded, 3)
     assert whole.gathered_bytes == 3 * 2 * 4 * cut.holdings.whole
     assert half.gathered_bytes == 3 * 2 * (2 * (cut.holdings.whole - outside) + 4 * outside)
