@@ -55,10 +55,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that a device still has."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 8 * 2**30
+    return int(psutil.virtual_memory().available)
 
 
 def read_machine(file: Path) -> dict[str, str | int]:

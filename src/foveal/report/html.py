@@ -1,11 +1,14 @@
 """A template and values -> one self-contained page; numbers as people write them."""
 
 import math
+from base64 import b64encode
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from foveal.storage import write_text
 
@@ -35,6 +38,13 @@ def write_page(out: Path, template: str, folder: Path | None = None, **values: o
     text = environment.get_template(template).render(version=version("foveal"), **values)
     write_text(out, text)
     return out
+
+
+def data_uri(image: Image.Image) -> str:
+    """Write a picture as it stands in a page by itself."""
+    file = BytesIO()
+    image.save(file, "WEBP", quality=72, method=4)
+    return "data:image/webp;base64," + b64encode(file.getvalue()).decode()
 
 
 def percent(value: float | None, decimals: int = 1) -> str:
