@@ -2,6 +2,7 @@
 
 import math
 from base64 import b64encode
+from functools import cache
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,13 @@ def write_page(out: Path, template: str, folder: Path | None = None, **values: o
     Whatever is filled in is escaped: it may come from data or from a model. The one exception is
     the filter `svg`, for the charts, whose text matplotlib escapes.
     """
+    text = _environment(folder).get_template(template).render(version=version("foveal"), **values)
+    write_text(out, text)
+    return out
+
+
+@cache
+def _environment(folder: Path | None) -> Environment:
     environment = Environment(
         loader=FileSystemLoader([*([folder] if folder else []), Path(__file__).parent]),
         autoescape=True,
@@ -35,9 +43,7 @@ def write_page(out: Path, template: str, folder: Path | None = None, **values: o
         "title": metric_title,
         "svg": Markup,
     }
-    text = environment.get_template(template).render(version=version("foveal"), **values)
-    write_text(out, text)
-    return out
+    return environment
 
 
 def data_uri(image: Image.Image) -> str:
