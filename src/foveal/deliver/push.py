@@ -1,6 +1,5 @@
 """An exported folder -> a repository on the Hugging Face hub."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ from foveal.deliver.export import UNPROVEN
 from foveal.deliver.proving.proof import FILE as PROOF
 from foveal.deliver.tensors import PICKLED
 from foveal.errors import RunError
+from foveal.storage import read_object
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -48,11 +48,7 @@ def plan_push(folder: Path, unproven: bool = False) -> list[Upload]:
 
 def is_proven(folder: Path) -> bool:
     """Tell whether a proof of a folder was made and holds."""
-    try:
-        tree = json.loads((folder / PROOF).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(tree, dict) and tree.get("problems") == []
+    return read_object(folder / PROOF).get("problems") == []
 
 
 def push(
