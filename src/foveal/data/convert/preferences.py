@@ -18,7 +18,7 @@ from foveal.data.convert.sources.values import (
     refuse_meaningful,
     text_of,
 )
-from foveal.data.convert.table import named_rows
+from foveal.data.convert.table import named_rows, row_files
 from foveal.errors import DataError
 from foveal.storage import RepeatedKeyError, unique_keys
 
@@ -54,7 +54,7 @@ def _rows(source: Source | Hub) -> Iterable[tuple[str, Any, str]]:
             for number, row in enumerate(rows):
                 yield f"{split} row {number}", row, split
         return
-    yield from named_rows(source)
+    yield from named_rows(row_files(source))
 
 
 def draft_of_pair(row: Any, split: str, find: Find) -> Draft:

@@ -24,18 +24,23 @@ def convert_table(source: Source | Hub, options: Options) -> Iterable[Draft | Le
     """Rows of pictures with questions and answers, or with messages; columns by name."""
     if isinstance(source, Hub) or source.match("*.parquet"):
         return read_rows(source, None, options)
-    return _drafts(source, named_rows(source), options)
+    return _drafts(source, named_rows(row_files(source)), options)
 
 
-def named_rows(source: Source) -> Iterator[tuple[str, Any, str]]:
-    """Name every row of a source's text files, and the split that it belongs to.
+def row_files(source: Source) -> list[Entry]:
+    """List a source's files of rows.
 
     Raises:
-        DataError: there are no such files.
+        DataError: there are none.
     """
     files = [file for ending in READERS for file in source.match(f"*{ending}")]
     if not files:
         raise DataError(f"{source.path}: no Parquet, CSV, TSV, JSON or JSONL file in it")
+    return files
+
+
+def named_rows(files: Iterable[Entry]) -> Iterator[tuple[str, Any, str]]:
+    """Name every row of some files, and the split that it belongs to."""
     for file in files:
         split = split_of(file.stem, file.folders) or "train"
         for number, row in enumerate(READERS[file.suffix](file), start=1):
