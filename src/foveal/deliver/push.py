@@ -34,7 +34,8 @@ def plan_push(folder: Path, unproven: bool = False) -> list[Upload]:
     """
     if not (folder / "README.md").is_file():
         raise RunError(f"{folder}: not a folder that `foveal export` wrote; it has no README.md")
-    if not unproven and (folder.name.endswith(UNPROVEN) or not is_proven(folder)):
+    is_proven = read_object(folder / PROOF).get("problems") == []
+    if not unproven and (folder.name.endswith(UNPROVEN) or not is_proven):
         raise RunError(
             f"{folder}: not proven to be the model that was trained; export it again, "
             "or give --unproven"
@@ -44,11 +45,6 @@ def plan_push(folder: Path, unproven: bool = False) -> list[Upload]:
         raise RunError(f"{folder}: {pickled[0]} may run code when opened; remove it")
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return [Upload(str(path.relative_to(folder)), path.stat().st_size) for path in files]
-
-
-def is_proven(folder: Path) -> bool:
-    """Tell whether a proof of a folder was made and holds."""
-    return read_object(folder / PROOF).get("problems") == []
 
 
 def push(
