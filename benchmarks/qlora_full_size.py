@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from peft import get_peft_model_state_dict
 from PIL import Image, ImageDraw
 from rich.console import Console
 from safetensors.torch import save_file
@@ -22,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 import foveal
-from foveal.adapt.files import save_adapter
+from foveal.adapt.adapters import ADAPTER
 from foveal.adapt.quantize import plan_quantization, skeleton
 from foveal.adapt.strategy import rules_of, strategy_table
 from foveal.config import LoraSettings, QuantizationSettings, TrainSettings
@@ -148,7 +149,11 @@ def main() -> None:
             seen = train_step(engine, loss, optimizer, [batch], train.gradient_clip)
         print(f"loss {seen.loss:.4f}, gradient norm {seen.gradient_norm:.4f}", flush=True)
     with phase("save the adapter"):
-        save_adapter(loaded.model, given.folder / "adapter")
+        (given.folder / "adapter").mkdir(exist_ok=True)
+        save_file(
+            get_peft_model_state_dict(loaded.model, adapter_name=ADAPTER),
+            given.folder / "adapter" / "adapter_model.safetensors",
+        )
     size = sum(one.stat().st_size for one in (given.folder / "adapter").iterdir())
     print(f"adapter {size / 1e6:.0f} MB; {torch.get_num_threads()} threads")
 

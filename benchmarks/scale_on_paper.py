@@ -14,7 +14,6 @@ from foveal.config import LoraSettings, ShardingSettings
 from foveal.data.rows import Plan
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.epoch import RowCounts, plan_epoch
-from foveal.plan.estimate import weigh
 from foveal.plan.machines.hardware import find_hardware
 from foveal.plan.machines.this_machine import ASSUMED
 from foveal.plan.memory import estimate_memory
@@ -46,7 +45,7 @@ def rows_of_rank(examples: int) -> tuple[RowCounts, ...]:
     sizes = make_sizes(examples * 8)
     targets = np.full(examples * 8, 10, np.int64)
     plan = Plan(sizes, examples_per_step=examples, tokens_per_pass=8192)
-    return plan_epoch(plan, targets, most_steps=1).steps[0][0].rows
+    return plan_epoch(plan, targets, most_steps=1).steps[0][0]
 
 
 def step(setup: Setup, rows: Sequence[RowCounts]) -> Seconds:
@@ -78,7 +77,7 @@ def main() -> None:
                 sharding=ShardingSettings(**sharding),
             )
             seconds = step(setup, rows)
-            worst = max(rows, key=lambda row: weigh(setup, row))
+            worst = max(rows, key=setup.costs.weigh)
             memory = estimate_memory(setup, worst, len(rows), 4, 10**9).total_bytes
             hours = [-(-count // at_once) * seconds.total / 3600 for count in EXAMPLES]
             print(

@@ -21,6 +21,8 @@ from upright_readers import BY_SOURCE, PACKAGES, READERS, row, write_lying
 
 from foveal.cli import app
 from foveal.config import Recipe, setting_names
+from foveal.data.convert.draft import Options
+from foveal.data.convert.sources.source import Source
 from foveal.evaluate.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +93,22 @@ def test_metrics_that_are_described_are_all_there_are():
     text = (ROOT / "docs" / "evaluate.md").read_text()
     table = text.partition("## Metrics")[2].partition("Closed answers")[0]
     assert set(re.findall(r"^\| `(\w+)`", table, re.M)) == set(METRICS)
+
+
+def test_the_layout_and_the_metric_that_a_page_adds_do_what_it_says(tmp_path):
+    page = (ROOT / "docs" / "extend.md").read_text()
+    metric, layout = re.findall(r"```python\n(.*?)```", page, re.S)
+    added = {"Sequence": list}
+    exec(metric.partition("METRICS")[0], added)  # the page's own words
+    assert added["contains"]("It is RED.", ["red", "blue"]) == 1
+    assert added["contains"]("It is red.", ["blue"]) == 0
+    exec(layout, added)
+    make_picture(tmp_path / "images" / "a.png", 1)
+    lines = ("image,caption", "a.png,A square.", "a.png,All of one colour.", "gone.png,Nothing.")
+    (tmp_path / "captions.txt").write_text("\n".join(lines))
+    *drafts, left_out = added["convert_captions"](Source(tmp_path), Options())
+    assert [one.turns[0].assistant for one in drafts] == ["A square.", "All of one colour."]
+    assert left_out.reason == "named by captions.txt, but not there"
 
 
 def test_scripts_that_the_cookbook_page_names_are_there():

@@ -7,8 +7,8 @@ from foveal.config import Recipe
 from foveal.data.dataset import Dataset
 from foveal.data.rows import Plan
 from foveal.errors import UserError
-from foveal.machine import describe_machine, read_machine
-from foveal.storage import write_json
+from foveal.machine import describe_machine
+from foveal.storage import read_object, write_json
 from foveal.train.checkpoint import Progress
 from foveal.train.engines.one_process import Engine
 from foveal.train.optim import warmup_steps
@@ -59,7 +59,7 @@ def introduction(
 
 def write_machine(file: Path, image_backend: str) -> list[str]:
     """Note what a run goes on with; say so where images are now read otherwise."""
-    before = read_machine(file).get("image_backend", image_backend)
+    before = read_object(file).get("image_backend", image_backend)
     said = []
     if before != image_backend:
         said.append(

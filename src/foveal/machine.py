@@ -1,13 +1,11 @@
 """This machine: its devices, number formats and memory, and what a reader of numbers asks of it."""
 
-import json
 import os
 import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -55,19 +53,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that a device still has."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 8 * 2**30
-
-
-def read_machine(file: Path) -> dict[str, str | int]:
-    """Read what was written of a machine; nothing where there is nothing to be read."""
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
+    return int(psutil.virtual_memory().available)
 
 
 def forget_peak() -> None:

@@ -173,6 +173,15 @@ def write_json(path: Path, tree: Any, indent: int | None = 1) -> None:
     write_text(path, json.dumps(tree, indent=indent, ensure_ascii=False) + "\n")
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read an object that `write_json` wrote; empty where there is none, or none can be read."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
 class RepeatedKeyError(ValueError):
     """An object of JSON has two values under one key."""
 

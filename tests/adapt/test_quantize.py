@@ -5,7 +5,7 @@ import tiny_models_more  # noqa: F401  # enters its families
 import torch
 from bitsandbytes import functional as bits
 from bitsandbytes.nn import Linear4bit, Params4bit
-from tiny import SIZES, make_model
+from tiny import SIZES, WHOLE_BLOCKS, make_model
 from tiny_models import write_tiny as write_a_family
 
 from foveal.adapt.quantize import plan_quantization, quantized_layers, skeleton
@@ -143,3 +143,19 @@ def test_first_values_that_need_whole_weights_are_refused(folder):
     settings = LoraSettings(rank=4, initialization="orthogonal")
     with pytest.raises(ConfigError, match="held in 4 bits; use"):
         assign(loaded.model, loaded.family, rules_of("qlora"), 1e-3, 0.0, settings)
+
+
+def test_a_bias_beside_a_layer_in_4_bits_is_not_rounded_and_learns_in_float32(tmp_path):
+    write_tiny(tmp_path / "model", 0, WHOLE_BLOCKS)
+    rules = Rule(match="vision.*.bias"), Rule(match="*", learn=False, quantize=True)
+    loaded = quantized(tmp_path / "model", rules, precision="bf16")
+    model = loaded.model.train()
+    assign(model, loaded.family, rules, 1e-3, 0.0)
+    before = {name: one.clone() for name, one in model.named_parameters() if "bias" in name}
+    layers = [one for one in model.modules() if isinstance(one, Linear4bit)]
+    biased = next(one for one in layers if one.bias is not None)
+    with torch.autocast("cpu", torch.bfloat16):
+        biased(torch.randn(2, biased.in_features)).float().sum().backward()
+    assert biased.bias.dtype == biased.bias.grad.dtype == torch.float32
+    after = dict(model.named_parameters())
+    assert all(torch.equal(one, after[name]) for name, one in before.items())

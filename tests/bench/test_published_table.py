@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from published_table import FITTED, ROWS, TESTED
+from published_table import ROWS, TESTED
 from recipe_way import CONSTANTS, holdings_of, predict_row
 
 from foveal.models.phi3_vision.config import Phi3VisionConfig
@@ -29,12 +29,6 @@ def errors():
     config = Phi3VisionConfig()
     holdings = holdings_of(config)
     return {row: predict_row(config, holdings[row.strategy], row, CONSTANTS, False) for row in ROWS}
-
-
-def test_every_other_row_is_fitted_and_the_others_are_not():
-    assert ROWS[::2] == FITTED
-    assert set(FITTED) | set(TESTED) == set(ROWS)
-    assert not set(FITTED) & set(TESTED)
 
 
 def test_the_constants_are_those_that_half_of_the_rows_give(script):

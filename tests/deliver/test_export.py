@@ -17,6 +17,7 @@ from tiny import SIZES, WHOLE_BLOCKS
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from typer.testing import CliRunner
 
+from foveal.adapt.adapters import merge_adapters
 from foveal.adapt.quantize import plan_quantization
 from foveal.adapt.strategy import rules_of
 from foveal.cli import app
@@ -25,7 +26,7 @@ from foveal.deliver import export
 from foveal.deliver.export import export_run
 from foveal.deliver.export_source import find_source
 from foveal.deliver.four_bit import through_four_bits
-from foveal.deliver.proving.reference import load_tuned, merge_with_peft
+from foveal.deliver.proving.reference import load_tuned
 from foveal.errors import ModelError, RunError
 from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny
@@ -89,7 +90,7 @@ def test_a_merged_run_is_pefts_merge_rounded_once(lora_run, tmp_path):
     done = export_run(lora_run, tmp_path / "out", merge=True)
     assert done.folder == tmp_path / "out"
     expected = load_tuned(find_source(lora_run))
-    merge_with_peft(expected)
+    merge_adapters(expected.model)
     written = weights(done.folder)
     assert written.keys() == expected.model.state_dict().keys()
     for name, tensor in expected.model.state_dict().items():
@@ -173,7 +174,7 @@ def test_an_adapter_folder_is_loaded_by_peft_alone(lora_run, tmp_path):
     base = AutoModelForImageTextToText.from_pretrained(lora_run.parent / "model")
     model = PeftModel.from_pretrained(base, done.folder).merge_and_unload()
     expected = load_tuned(find_source(lora_run))
-    merge_with_peft(expected)
+    merge_adapters(expected.model)
     for name, tensor in expected.model.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, msg=name)
     assert AutoProcessor.from_pretrained(done.folder).num_crops == 3
@@ -187,7 +188,7 @@ def test_an_adapter_folder_is_served_folded_in_and_its_base_beside_it(lora_run, 
         "before and after tuning",
     )
     expected = load_tuned(find_source(lora_run))
-    merge_with_peft(expected)
+    merge_adapters(expected.model)
     base = load_file(lora_run.parent / "model" / "model.safetensors")
     after, before = (one.loaded.model.state_dict() for one in served)
     for name, tensor in expected.model.state_dict().items():

@@ -10,7 +10,7 @@ from foveal.config import LoraSettings, ShardingSettings
 from foveal.errors import ConfigError
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.communication import exchange, ring_seconds, traffic_of
-from foveal.plan.epoch import Epoch, RankStep, RowCounts
+from foveal.plan.epoch import Epoch, RowCounts
 from foveal.plan.machines.hardware import HARDWARE, find_hardware
 from foveal.plan.memory import estimate_memory
 from foveal.plan.model_costs.asked import AskedModel
@@ -51,7 +51,7 @@ def test_reading_a_page_takes_two_operations_a_weight_and_token_whatever_learns(
     read = costs.language.operations.tokens
     assert read == pytest.approx(2 * 32 * layer, rel=0.03)  # adapters are asked too, and are small
     assert costs.language.attention_of_pair == 32 * 4 * 3072
-    epoch = Epoch(((RankStep((PAGE,)),),), 1, 1, 0.0, *(3 * [None]))
+    epoch = Epoch((((PAGE,),),), 1, 1, 0.0, *(3 * [None]))
     alone = reading_seconds(setup(strategy), epoch, A100, PERFECT, 1)
     assert alone > 2 * 32 * layer * 2554 / 312e12
     step = rank_seconds(setup(strategy), [PAGE], A100, PERFECT, 1).total
@@ -144,7 +144,7 @@ def test_more_nodes_never_take_less_time_to_share():
 def test_blocks_that_travel_in_16_bits_take_half_the_bytes_and_all_else_what_it_took():
     cut = setup(engine="fsdp2", gpus=8)
     rounded = replace(cut, sharding=ShardingSettings(gather="precision"))
-    outside = cut.holdings.outside_blocks
+    outside = cut.holdings.outside_blocks.numbers
     whole, half = traffic_of(cut, 3), traffic_of(rounded, 3)
     assert whole.gathered_bytes == 3 * 2 * 4 * cut.holdings.whole
     assert half.gathered_bytes == 3 * 2 * (2 * (cut.holdings.whole - outside) + 4 * outside)

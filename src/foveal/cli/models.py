@@ -1,7 +1,7 @@
 """Commands on tuned models: ask one, hand it on, serve it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -79,11 +79,12 @@ def export(
     out: Annotated[Path, typer.Argument(help="New folder.")],
     merge: Annotated[bool, typer.Option(help="Fold adapters into the base.")] = False,
     dtype: Annotated[
-        str | None, typer.Option(help="bf16, fp16, float32; none: bf16, adapters float32.")
+        Literal["bf16", "fp16", "float32"] | None,
+        typer.Option(help="bf16, fp16, float32; none: bf16, adapters float32."),
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="best, last, or a step.")] = "last",
     quantize: Annotated[
-        str | None,
+        Literal["int8", "fp8", "int4"] | None,
         typer.Option(help="int8, fp8 or int4: the decoder's linear layers, for vLLM; merges."),
     ] = None,
     proof: Annotated[bool, typer.Option(help="Load the folder again and compare it.")] = True,
@@ -93,12 +94,6 @@ def export(
     Exit status: 0 written and proven (or not asked to), 1 the proof failed and the folder is
     marked .unverified, 2 something to mend.
     """
-    from foveal.errors import ConfigError
-
-    if dtype not in (None, "bf16", "fp16", "float32"):
-        raise ConfigError(f"--dtype {dtype}: give bf16, fp16 or float32")
-    if quantize not in (None, "int8", "fp8", "int4"):
-        raise ConfigError(f"--quantize {quantize}: give int8, fp8 or int4")
     from rich.console import Console
 
     from foveal.deliver.export import export_run
@@ -110,9 +105,9 @@ def export(
         run,
         out,
         merge=merge,
-        dtype=dtype,  # type: ignore[arg-type]  # checked above
+        dtype=dtype,
         checkpoint=checkpoint,
-        quantize=quantize,  # type: ignore[arg-type]  # checked above
+        quantize=quantize,
         proof=proof,
         tell=lambda doing: console.print(doing, highlight=False),
     )

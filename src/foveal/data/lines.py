@@ -1,13 +1,11 @@
 """A JSONL file -> any of its examples at once, found by an index and read from the disk."""
 
 import os
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from io import BytesIO, FileIO
 from itertools import accumulate
 from pathlib import Path
-from typing import overload
 from weakref import finalize
 
 import numpy as np
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from foveal.data.example import Example, holds_anything, parse_example, read_examples
 from foveal.data.images.archives import stamp_of
+from foveal.data.listed import Listed, place_within
 from foveal.errors import DataError
 from foveal.storage import drop_older, write_bytes
 
@@ -25,7 +24,7 @@ LINES_AT_ONCE = 1024
 """Lines that are read together by one who reads them all."""
 
 
-class Lines(Sequence[bytes]):
+class Lines(Listed[bytes]):
     """The lines of a file that hold anything; none is kept, the system caches what is read."""
 
     def __init__(self, path: Path, cache: Path | None = None) -> None:
@@ -49,14 +48,8 @@ class Lines(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self._spans)
 
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[bytes]: ...
-    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
-        """Read a line, or several."""
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
+    def at(self, index: int) -> bytes:
+        """Read a line."""
         start, end = self._spans[index].tolist()
         return _read(self._file, start, end - start)
 
@@ -122,7 +115,7 @@ def _cached_spans(cache: Path, data: FileIO) -> NDArray[np.int64]:
     return mapped[:-2]
 
 
-class Examples(Sequence[Example]):
+class Examples(Listed[Example]):
     """The examples of one file or several, in order; each is read when it is asked for."""
 
     def __init__(
@@ -150,19 +143,13 @@ class Examples(Sequence[Example]):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        """Read an example, or several.
+    def at(self, index: int) -> Example:
+        """Read an example.
 
         Raises:
             DataError: the line is no example; it is named by its number.
         """
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        file, within = self._place(range(len(self))[index])
+        file, within = self._place(index)
         return _parse(file, within)
 
     def find(self, index: int) -> tuple[Path, int]:
@@ -171,8 +158,8 @@ class Examples(Sequence[Example]):
         return file.path, file.number(within)
 
     def _place(self, index: int) -> tuple[Lines, int]:
-        place = bisect_right(self._ends, index)
-        return self.files[place], index - (self._ends[place - 1] if place else 0)
+        file, within = place_within(self._ends, index)
+        return self.files[file], within
 
     def __iter__(self) -> Iterator[Example]:
         for file in self.files:

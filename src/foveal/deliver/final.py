@@ -1,22 +1,20 @@
-"""A tuned model -> the folders that a run leaves: `final`, and `adapter` beside it."""
+"""What a run ended with -> the folders that it leaves: `final`, and `adapter` beside it."""
 
 from pathlib import Path
 
-from safetensors import SafetensorError
+import torch
 
-from foveal.adapt.files import save_adapter
-from foveal.deliver.export import write_final
-from foveal.errors import RunError
-from foveal.models.family import LoadedModel
+from foveal.deliver.adapter_folder import write_adapter
+from foveal.deliver.export import new_folder, write_final
+from foveal.deliver.export_source import RunSource, find_source
 
 
-def save_final(loaded: LoadedModel, run: Path, whole: bool = True) -> str | None:
+def save_final(run: Path, whole: bool = True) -> str | None:
     """Write the tuned model, adapters merged, as the run's folder `final`.
 
     Adapters also stand by themselves in a folder `adapter` beside it, for peft.
 
     Args:
-        loaded: what was tuned.
         run: its folder.
         whole: whether a whole model can be written.
 
@@ -26,13 +24,26 @@ def save_final(loaded: LoadedModel, run: Path, whole: bool = True) -> str | None
     Raises:
         RunError: it cannot be written.
     """
-    try:
-        note = save_adapter(loaded.model, run / "adapter")
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(
-            f"cannot write {run / 'adapter'}: {reason}; free space, run again"
-        ) from error
+    note = save_adapter(find_source(run))
     if whole:
         write_final(run)
     return note
+
+
+def save_adapter(source: RunSource) -> str | None:
+    """Write the folder `adapter` of a run, if adapters are all that it learnt; see `save_final`."""
+    if not source.adapters:
+        return None
+    if others := source.whole_weights:
+        return (
+            f"{len(others)} weights such as {others[0]} learnt without an adapter: no folder "
+            "adapter can hold all that was learnt, only the merged one does"
+        )
+    with new_folder(source.run / "adapter") as folder:
+        write_adapter(source, folder, torch.float32)
+    if source.four_bit_layers:
+        return (
+            "The adapters learnt beside 4-bit weights; the merged folder adds them to the whole "
+            f"weights of {source.base_name}, so its scores may differ a little: evaluate it"
+        )
+    return None

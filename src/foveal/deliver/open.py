@@ -10,10 +10,9 @@ from foveal.adapt.adapters import ADAPTER, merge_adapters
 from foveal.data.turn_processor import read_as
 from foveal.deliver.place import (
     ADAPTER_CONFIG,
-    find_data_settings,
     find_image_budget,
     find_model,
-    find_precision,
+    recipe_of,
 )
 from foveal.errors import ModelError
 from foveal.libraries import import_peft, without_bitsandbytes
@@ -72,7 +71,8 @@ def open_to_answer(
         ModelError: it cannot be read.
     """
     device = pick_device()
-    precision = "float32" if device.type == "cpu" else find_precision(as_of or place) or "bf16"
+    recipe = recipe_of(as_of or place)
+    precision = "float32" if device.type == "cpu" else recipe.precision if recipe else "bf16"
     loaded = open_model(place, image_budget, DTYPES[precision])
     loaded.model.to(device).eval()
     return _reading_as(as_of, loaded) if as_of else loaded
@@ -80,8 +80,8 @@ def open_to_answer(
 
 def _reading_as(place: str, loaded: LoadedModel) -> LoadedModel:
     """Read turns, boxes and clips as a run did; from elsewhere, as the model's files say."""
-    if data := find_data_settings(place):
-        read_as(loaded.processor, data)
+    if recipe := recipe_of(place):
+        read_as(loaded.processor, recipe.data)
     return loaded
 
 

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from foveal.config import DataSettings, Recipe, load_recipe
+from foveal.config import Recipe, load_recipe
 from foveal.errors import ModelError
-from foveal.machine import Precision
 from foveal.models.hub.image_settings import ImageBudget
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -42,25 +41,14 @@ def find_run(place: Path) -> Path | None:
 
 def find_image_budget(place: str) -> ImageBudget:
     """Find how much of a picture a run was trained with; none: as the model's files say."""
-    recipe = _recipe_of(Path(place))
+    recipe = recipe_of(place)
     return recipe.data.image_budget if recipe else None
 
 
-def find_data_settings(place: str) -> DataSettings | None:
-    """Find how the examples of a run were read; none: it is no run."""
-    recipe = _recipe_of(Path(place))
-    return recipe.data if recipe else None
-
-
-def find_precision(place: str) -> Precision | None:
-    """Find the number format that a run computed in; none: it is no run."""
-    recipe = _recipe_of(Path(place))
-    return recipe.precision if recipe else None
-
-
-def _recipe_of(place: Path) -> Recipe | None:
-    """Read the recipe of a run, or of the run that an adapter folder lies in."""
-    run = place if (place / "recipe.yaml").is_file() else None
-    if (place / ADAPTER_CONFIG).is_file():
-        run = find_run(place)
+def recipe_of(place: str) -> Recipe | None:
+    """Read the recipe of a run, or of the run that an adapter folder lies in; none: it is none."""
+    folder = Path(place)
+    run = folder if (folder / "recipe.yaml").is_file() else None
+    if (folder / ADAPTER_CONFIG).is_file():
+        run = find_run(folder)
     return load_recipe(run / "recipe.yaml") if run else None

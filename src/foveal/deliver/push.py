@@ -1,6 +1,5 @@
 """An exported folder -> a repository on the Hugging Face hub."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ from foveal.deliver.export import UNPROVEN
 from foveal.deliver.proving.proof import FILE as PROOF
 from foveal.deliver.tensors import PICKLED
 from foveal.errors import RunError
+from foveal.storage import read_object
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -34,7 +34,8 @@ def plan_push(folder: Path, unproven: bool = False) -> list[Upload]:
     """
     if not (folder / "README.md").is_file():
         raise RunError(f"{folder}: not a folder that `foveal export` wrote; it has no README.md")
-    if not unproven and (folder.name.endswith(UNPROVEN) or not is_proven(folder)):
+    is_proven = read_object(folder / PROOF).get("problems") == []
+    if not unproven and (folder.name.endswith(UNPROVEN) or not is_proven):
         raise RunError(
             f"{folder}: not proven to be the model that was trained; export it again, "
             "or give --unproven"
@@ -44,15 +45,6 @@ def plan_push(folder: Path, unproven: bool = False) -> list[Upload]:
         raise RunError(f"{folder}: {pickled[0]} may run code when opened; remove it")
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return [Upload(str(path.relative_to(folder)), path.stat().st_size) for path in files]
-
-
-def is_proven(folder: Path) -> bool:
-    """Tell whether a proof of a folder was made and holds."""
-    try:
-        tree = json.loads((folder / PROOF).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(tree, dict) and tree.get("problems") == []
 
 
 def push(

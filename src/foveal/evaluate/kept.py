@@ -21,7 +21,7 @@ from foveal.evaluate.prediction import (
     write_predictions,
     write_scores,
 )
-from foveal.storage import write_text
+from foveal.storage import read_object, write_text
 
 PREDICTIONS, SCORES, WHAT = "predictions.jsonl", "scores.json", "evaluation.json"
 RANK_PREDICTIONS = "predictions.rank-{}.jsonl"
@@ -121,11 +121,7 @@ class Place:
 
 def read_what(folder: Path) -> dict[str, object]:
     """Read what an evaluation is of; empty where it does not say."""
-    try:
-        found = json.loads((folder / WHAT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_object(folder / WHAT)
 
 
 def differing(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:

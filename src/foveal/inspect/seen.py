@@ -1,7 +1,5 @@
 """One example -> what the model sees of it: crops in order, tokens, and which are learnt."""
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -17,6 +15,7 @@ from foveal.data.encode import Encoded
 from foveal.data.images.boxes import Box
 from foveal.errors import DataError
 from foveal.models.generation.characters import token_bytes
+from foveal.report.html import data_uri
 
 PICTURES = 8
 """Most pictures of an example that are shown; the others are counted."""
@@ -176,14 +175,14 @@ def see_picture(dataset: Dataset, number: int, processor: Any, answers: str = ""
         crops = processor.cut(image).numpy()
         image, side = Image.fromarray(_joined(crops, rows, columns)), crops.shape[-1]
         if len(crops) > 1:
-            overview = _uri(image.resize((side, side), Image.Resampling.BICUBIC))
+            overview = data_uri(image.resize((side, side), Image.Resampling.BICUBIC))
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     return SeenPicture(
         fact.path.name,
         rows,
         columns,
         fact.shape.tokens,
-        _uri(image),
+        data_uri(image),
         overview,
         boxes=tuple(boxes),
     )
@@ -193,9 +192,3 @@ def _joined(crops: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uin
     side = crops.shape[-1]
     cut = crops.reshape(rows, columns, 3, side, side).transpose(0, 3, 1, 4, 2)
     return np.ascontiguousarray(cut.reshape(rows * side, columns * side, 3))
-
-
-def _uri(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "WEBP", quality=70, method=4)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

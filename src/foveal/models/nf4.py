@@ -4,6 +4,7 @@ A kernel is only taken at its word where it agrees with these numbers: of one li
 some shapes come out right on one processor and wrong on the next, without an error.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ def keep_layout(model: nn.Module) -> None:
 
     On one with AVX-512 bf16, bitsandbytes repacks a layer in place when it first answers, for a
     kernel that rounds its scales and has no backward pass: a run that evaluates before it trains
-    would then train on no gradient.
+    would then train on no gradient. And it rounds a layer's bias in place to the format that it
+    computes in, also one that learns.
     """
     if is_quantized(model):
         from bitsandbytes.nn import Linear4bit
@@ -46,6 +48,27 @@ def keep_layout(model: nn.Module) -> None:
         for layer in model.modules():
             if isinstance(layer, Linear4bit):
                 layer.support_avx512bf16_for_cpu = False
+            if type(layer) is Linear4bit and layer.bias is not None:
+                layer.__class__ = _layer_that_keeps_its_bias()
+
+
+@cache
+def _layer_that_keeps_its_bias() -> Any:
+    from bitsandbytes.nn import Linear4bit
+
+    class KeptBiasLinear4bit(Linear4bit):  # type: ignore[misc]
+        def forward(self, hidden: Tensor) -> Tensor:
+            """Show the pass a rounded copy of the bias, which hands gradients on to it."""
+            bias = self._parameters.pop("bias")
+            self.__dict__["bias"] = bias.to(self.compute_dtype)
+            try:
+                made: Tensor = super().forward(hidden)
+                return made
+            finally:
+                del self.__dict__["bias"]
+                self._parameters["bias"] = bias
+
+    return KeptBiasLinear4bit
 
 
 def unpack(packed: Tensor, state: Any) -> Tensor:

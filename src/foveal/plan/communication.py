@@ -53,8 +53,10 @@ def traffic_of(setup: Setup, passes: int) -> Traffic:
     if setup.world_size == 1:
         return Traffic(0, 0, 0, 0, 0)
     if setup.engine == "fsdp2":  # once for each direction, and gradients are cut in each pass
-        in_blocks = setup.holdings.whole + setup.holdings.adapters - setup.holdings.outside_blocks
+        outside = setup.holdings.outside_blocks.numbers
+        in_blocks = setup.holdings.whole + setup.holdings.adapters - outside
         whole -= in_blocks * (FULL_BYTES - setup.travelling_bytes)
+        whole += setup.holdings.four_bit // 2
         across = 2.0 * learnt if setup.is_cut_by_node and setup.nodes > 1 else 0.0
         return Traffic(2.0 * whole * passes, 1.0 * learnt * passes, 0, across, passes)
     if setup.engine == "zero2":

@@ -1,6 +1,6 @@
 """A data set + the real planner -> what is in every row of an epoch, and in its images (pure)."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -58,18 +58,15 @@ class RowCounts:
     """Tokens of prefixes, squared: cells of masks where a prefix is not causal alone."""
 
 
-@dataclass(frozen=True)
-class RankStep:
-    """The rows of one rank behind one optimizer step; empty passes are left out."""
-
-    rows: tuple[RowCounts, ...]
+RankRows = tuple[RowCounts, ...]
+"""The rows of one rank behind one optimizer step; empty passes are left out."""
 
 
 @dataclass(frozen=True)
 class Epoch:
     """Every step of one epoch, and the data that they are cut from."""
 
-    steps: tuple[tuple[RankStep, ...], ...]
+    steps: tuple[tuple[RankRows, ...], ...]
     """Step -> rank."""
 
     examples: int
@@ -86,16 +83,12 @@ class Epoch:
     @cached_property
     def rows(self) -> tuple[RowCounts, ...]:
         """All rows."""
-        return tuple(row for step in self.steps for rank in step for row in rank.rows)
-
-    def worst_row(self, weigh: Callable[[RowCounts], float]) -> RowCounts:
-        """Find the row that weighs most."""
-        return max(self.rows, key=weigh)
+        return tuple(row for step in self.steps for rank in step for row in rank)
 
     @property
     def most_rows(self) -> int:
         """Most passes that one rank has behind one optimizer step."""
-        return max(len(rank.rows) for step in self.steps for rank in step)
+        return max(len(rank) for step in self.steps for rank in step)
 
     @property
     def total(self) -> RowCounts:
@@ -151,10 +144,10 @@ def plan_epoch(plan: Plan, targets: NDArray[np.int64], most_steps: int | None = 
 def plan_steps(plan: Plan, targets: NDArray[np.int64], chosen: Sequence[int]) -> Epoch:
     """Run the planner over some steps of a run."""
     steps = tuple(
-        tuple(RankStep(tuple(_rows(rank, plan.sizes, targets))) for rank in plan.step(index).ranks)
+        tuple(tuple(_rows(rank, plan.sizes, targets)) for rank in plan.step(index).ranks)
         for index in chosen
     )
-    kept = sum(row.tokens for step in steps for rank in step for row in rank.rows)
+    kept = sum(row.tokens for step in steps for rank in step for row in rank)
     separate = sum(int(plan.sizes.tokens[plan.examples(index)].sum()) for index in chosen)
     sizes = plan.sizes
     return Epoch(

@@ -78,7 +78,7 @@ def estimate(
         reading: steps whose rows are read once before the first; none: nothing is.
         price_per_hour: of one accelerator.
     """
-    worst = find_worst(setup, epoch)
+    worst = max(epoch.rows, key=setup.costs.weigh)
     memory = estimate_memory(
         setup, worst, epoch.most_rows, workers, hardware.base_bytes, efficiency.memory_slack
     )
@@ -102,16 +102,6 @@ def estimate(
         hours,
         None if price_per_hour is None else hours * setup.world_size * price_per_hour,
     )
-
-
-def find_worst(setup: Setup, epoch: Epoch) -> RowCounts:
-    """Find the row whose forward pass keeps most."""
-    return epoch.worst_row(lambda row: weigh(setup, row))
-
-
-def weigh(setup: Setup, row: RowCounts) -> int:
-    """Bytes that hang on what is in a row."""
-    return setup.costs.weigh(row)
 
 
 def estimate_rows(

@@ -15,7 +15,7 @@ from foveal.data.parallel import in_new_process
 from foveal.data.row_planning.groups import Row
 from foveal.models.family import LoadedModel
 from foveal.plan.epoch import RowCounts
-from foveal.plan.estimate import estimate_rows, weigh
+from foveal.plan.estimate import estimate_rows
 from foveal.plan.machines.hardware import Hardware
 from foveal.plan.machines.resident import reset_most_resident, resident_bytes
 from foveal.plan.machines.this_machine import bring_in_libraries, measure_crop_seconds
@@ -133,7 +133,8 @@ def choose_rows(question: Question, setup: Setup) -> tuple[Row, ...]:
     plan = question.plan(1)
     steps = (plan.step(index) for index in range(plan.steps_per_epoch))
     rows = [row for step in steps for rank in step.ranks for row in rank if row.groups]
-    worst = max(rows, key=lambda row: weigh(setup, question.count(row)))
+    costs = setup.costs
+    worst = max(rows, key=lambda row: costs.weigh(question.count(row)))
     ordered = sorted(rows, key=lambda row: row.tokens(plan.sizes))
     return (worst, *(ordered[int(place * (len(ordered) - 1))] for place in TYPICAL))
 

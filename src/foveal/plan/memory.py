@@ -86,6 +86,7 @@ def shares_of(
     world_size: int,
     fixed_bytes: int = FULL_BYTES,
     optimizer: str = "adamw",
+    travelling_bytes: int = FULL_BYTES,
 ) -> Shares:
     """Cut weights, gradients and moments as an engine does; weights that learn are float32.
 
@@ -108,12 +109,13 @@ def shares_of(
         moments = 3 * share + len(holdings.learnt_groups) * STEP_BYTES
         return Shares(weights, adapters, share, moments, BUCKET_NUMBERS * FULL_BYTES)
     # A block while it runs and the next one, whole; what stands in no block, all the time; and the
-    # gradients of both before they are cut.
-    blocks = 2 * holdings.largest_block + holdings.outside_blocks
-    both = blocks + holdings.largest_block + holdings.outside_blocks
+    # gradients of what learns in both before they are cut.
+    block, outside = holdings.largest_block, holdings.outside_blocks
+    brought = 2 * block.weights_bytes(travelling_bytes) + outside.weights_bytes()
+    uncut = block.gradients_bytes + outside.gradients_bytes
     share = holdings.learnt_share(cut) * FULL_BYTES
     moments = 2 * share + holdings.learnt_tensors * STEP_BYTES
-    return Shares(weights, adapters, share, moments, both * FULL_BYTES)
+    return Shares(weights, adapters, share, moments, brought + uncut)
 
 
 def estimate_memory(
@@ -137,7 +139,12 @@ def estimate_memory(
     """
     slack *= slack_factor(setup)
     shares = shares_of(
-        setup.holdings, setup.engine, setup.shares, setup.fixed_bytes, setup.optimizer
+        setup.holdings,
+        setup.engine,
+        setup.shares,
+        setup.fixed_bytes,
+        setup.optimizer,
+        setup.travelling_bytes,
     )
     costs = setup.costs
     moments = {

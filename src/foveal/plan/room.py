@@ -1,10 +1,10 @@
 """A run's planner and settings -> what is made again in the backward pass, so that it fits."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foveal.adapt.quantize import read_record
 from foveal.config import Recipe
@@ -12,13 +12,13 @@ from foveal.data.dataset import Dataset
 from foveal.data.rows import Plan
 from foveal.errors import ConfigError
 from foveal.machine import free_memory
-from foveal.models.family import Family, LoadedModel
+from foveal.models.family import LoadedModel
 from foveal.models.shared_rows import attention_of
-from foveal.plan.epoch import count_row, targets_of
-from foveal.plan.estimate import SLACK, weigh
+from foveal.plan.epoch import RowCounts, count_row, targets_of
+from foveal.plan.estimate import SLACK
 from foveal.plan.memory import CPU_SLACK, estimate_memory
 from foveal.plan.model_costs.asked import AskedModel, asked_before
-from foveal.plan.setup import Attention, Engine, Setup, engine_name
+from foveal.plan.setup import Attention, Setup, engine_name
 from foveal.train.engines.one_process import Engine as RunEngine
 from foveal.train.recompute import Recompute
 
@@ -47,99 +47,64 @@ def choose_recompute(
     """
     if recipe.train.recompute != "auto":
         return recipe.train.recompute
-    config, device = loaded.model.config, engine.device
-    bytes_with = partial(
-        _training_bytes,
-        recipe,
-        config,
-        loaded.family,
-        loaded.processor,
-        plan,
-        dataset,
-        engine_name(recipe.engine, engine.world_size),
-        attention_of(config),
-        CPU_SLACK if device.type == "cpu" else 0.0,
-        loaded.model.device.type == device.type,
-    )
+    device = engine.device
+    slack = CPU_SLACK if device.type == "cpu" else 0.0
+    # A model for a GPU is first read into the memory of its host.
+    holds_weights = loaded.model.device.type == device.type
+    rows, most_passes = _rows_looked_at(plan, targets_of(dataset.examples))
+
+    def bytes_needed(recompute: Recompute) -> int:
+        """Estimate what a rank will need beside what it holds."""
+        setup = _setup_of(recipe, loaded, engine, recompute)
+        worst = max(rows, key=setup.costs.weigh)
+        memory = estimate_memory(setup, worst, most_passes, 0, 0, slack)
+        held = memory.weights_bytes if holds_weights else 0
+        return int((memory.total_bytes - held) / (1 - SLACK))
+
     # Of several processes the one with least room decides: blocks are alike in all of them.
     free = min(engine.gather([free_memory(device)]))
+    *cheaper, last = get_args(Recompute)
     try:
-        return cheapest_that_fits(lambda one: bytes_with(recompute=one), free)
+        return next((one for one in cheaper if bytes_needed(one) <= free), last)
     except ConfigError as error:  # a model whose code looks at its numbers cannot be asked
         tell(f"train.recompute=auto: {error}")
         return "none" if device.type == "cpu" else "blocks"
 
 
-def cheapest_that_fits(bytes_with: Callable[[Recompute], int], free: int) -> Recompute:
-    """Choose what is made again in the backward pass: no more than must be.
-
-    Args:
-        bytes_with: what a rank will need, see `_training_bytes`.
-        free: bytes of the device.
-    """
-    *cheaper, last = get_args(Recompute)
-    return next((one for one in cheaper if bytes_with(one) <= free), last)
-
-
-def _training_bytes(
-    recipe: Recipe,
-    config: Any,
-    family: Family,
-    processor: Any,
-    plan: Plan,
-    dataset: Dataset,
-    engine: Engine,
-    attention: str,
-    slack: float,
-    holds_weights: bool,
-    recompute: Recompute,
-) -> int:
-    """Estimate what a rank will need beside what it holds.
-
-    Args:
-        recipe: of the run.
-        config: of the model.
-        family: of the model.
-        processor: of the model.
-        plan: of the run.
-        dataset: that the plan is of.
-        engine: of the run.
-        attention: as the model has it.
-        slack: holes that the allocator keeps, as a share of what comes and goes.
-        holds_weights: whether the model stands on the device; one for a GPU is first read into the
-            memory of its host.
-        recompute: what is made again in the backward pass.
-    """
-    whole = read_record(recipe.run)
-    # Where all is kept, what comes and goes on the way back is little beside it: not asked about.
-    back = recompute != "none"
-    double = recipe.quantization.double
-    model = AskedModel(config, family, processor, recipe.strategy, recipe.lora, whole, back, double)
-    setup = Setup(
+def _setup_of(
+    recipe: Recipe, loaded: LoadedModel, engine: RunEngine, recompute: Recompute
+) -> Setup:
+    config, attention = loaded.model.config, attention_of(loaded.model.config)
+    model = AskedModel(
+        config,
+        loaded.family,
+        loaded.processor,
+        recipe.strategy,
+        recipe.lora,
+        read_record(recipe.run),
+        # Where all is kept, what comes and goes on the way back is little beside it: not asked.
+        goes_back=recompute != "none",
+        double=recipe.quantization.double,
+    )
+    return Setup(
         asked_before(model),
         recipe.precision,
         recompute,
-        engine,
+        engine_name(recipe.engine, engine.world_size),
         next((kind for kind in get_args(Attention) if kind in attention), "blocks"),
-        plan.world_size,
+        engine.world_size,
         1,
         recipe.train.optimizer,
         recipe.sharding,
     )
-    targets = targets_of(dataset.examples)
+
+
+def _rows_looked_at(plan: Plan, targets: NDArray[np.int64]) -> tuple[list[RowCounts], int]:
+    """Count what is in rows, and the passes that one rank has at most behind a step."""
     steps = [plan.step(index) for index in sorted(_steps_looked_at(plan))]
-    rows = [
-        count_row(row, plan.sizes, targets)
-        for step in steps
-        for rank in step.ranks
-        for row in rank
-        if row.groups
-    ]
-    worst = max(rows, key=lambda row: weigh(setup, row))
-    passes = max(len(rank) for step in steps for rank in step.ranks)
-    memory = estimate_memory(setup, worst, passes, 0, 0, slack)
-    held = memory.weights_bytes if holds_weights else 0
-    return int((memory.total_bytes - held) / (1 - SLACK))
+    ranks = [rank for step in steps for rank in step.ranks]
+    rows = [row for rank in ranks for row in rank if row.groups]
+    return [count_row(row, plan.sizes, targets) for row in rows], max(map(len, ranks))
 
 
 def _steps_looked_at(plan: Plan) -> set[int]:

@@ -100,7 +100,7 @@ def step_seconds(
     """
     steps = [
         max(
-            (rank_seconds(setup, rank.rows, hardware, efficiency, workers) for rank in step),
+            (rank_seconds(setup, rank, hardware, efficiency, workers) for rank in step),
             key=lambda seconds: seconds.total,
         )
         for step in epoch.steps
@@ -226,7 +226,7 @@ def reading_seconds(
         loading = crops * efficiency.crop_seconds / max(1, min(workers, hardware.cores))
         return max(busy, loading) if workers else busy + loading
 
-    return sum(max(of(rank.rows) for rank in step) for step in epoch.steps)
+    return sum(max(of(rank) for rank in step) for step in epoch.steps)
 
 
 def _operations(costs: PassCosts, part: str, rows: Sequence[RowCounts]) -> float:

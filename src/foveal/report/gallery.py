@@ -1,7 +1,5 @@
 """Predictions before and after + their examples -> cards worth looking at, with pictures."""
 
-import base64
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from foveal.data.images.media import open_image
 from foveal.errors import DataError
 from foveal.evaluate.box_overlap import iou
 from foveal.evaluate.prediction import Prediction
+from foveal.report.html import data_uri
 
 CARDS = 6
 """Cards of one group."""
@@ -242,9 +241,7 @@ def shrink(name: str, path: str, folder: ImageFolder, most_bytes: int) -> CardIm
     full_size = image.size
     for side in SIDES:
         image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3)
-        file = io.BytesIO()
-        image.save(file, "WEBP", quality=72, method=4)
-        uri = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+        uri = data_uri(image)
         if len(uri) <= most_bytes:
             break
     return CardImage(name, path, uri, image.width, image.height, full_size=full_size)

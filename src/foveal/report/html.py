@@ -1,12 +1,15 @@
 """A template and values -> one self-contained page; numbers as people write them."""
 
 import math
+from base64 import b64encode
 from functools import cache
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from foveal.storage import write_text
 
@@ -41,6 +44,13 @@ def _environment(folder: Path | None) -> Environment:
         "svg": Markup,
     }
     return environment
+
+
+def data_uri(image: Image.Image) -> str:
+    """Write a picture as it stands in a page by itself."""
+    file = BytesIO()
+    image.save(file, "WEBP", quality=72, method=4)
+    return "data:image/webp;base64," + b64encode(file.getvalue()).decode()
 
 
 def percent(value: float | None, decimals: int = 1) -> str:

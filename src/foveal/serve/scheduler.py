@@ -11,44 +11,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Protocol
 
 from foveal.models.generation.finite_logits import NotFiniteError
-from foveal.models.generation.generator import NoAnswer, Request, Token
+from foveal.models.generation.generator import Generator, NoAnswer, Request, Token
 from foveal.serve.problems import RequestError
 
 logger = logging.getLogger(__name__)
-
-
-class Decoder(Protocol):
-    """What the scheduler asks of the house's decoding loop."""
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether there is nothing left to do."""
-        ...
-
-    @property
-    def num_active(self) -> int:
-        """Answers that are being written."""
-        ...
-
-    @property
-    def num_waiting(self) -> int:
-        """Answers that have not begun."""
-        ...
-
-    def add(self, request: Request) -> int:
-        """Take a request; returns the handle that its tokens bear."""
-        ...
-
-    def cancel(self, handle: int) -> None:
-        """Give a request up."""
-        ...
-
-    def step(self) -> list[Token | NoAnswer]:
-        """Make the next token of every request that has its place."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -99,7 +67,7 @@ class Scheduler:
         makers: model name -> how to begin a decoding loop; done again when one has failed.
     """
 
-    def __init__(self, makers: Mapping[str, Callable[[], Decoder]]) -> None:
+    def __init__(self, makers: Mapping[str, Callable[[], Generator]]) -> None:
         self._makers = dict(makers)
         self._decoders = {model: make() for model, make in makers.items()}
         self._commands: SimpleQueue[Job | _Cancel | _Stop] = SimpleQueue()
@@ -177,7 +145,7 @@ class Scheduler:
                 self._decoders[model].cancel(handle)
                 del self._running[model, handle]
 
-    def _step(self, model: str, decoder: Decoder) -> None:
+    def _step(self, model: str, decoder: Generator) -> None:
         try:
             tokens = decoder.step()
         except Exception as error:

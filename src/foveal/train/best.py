@@ -1,9 +1,9 @@
 """A run's scores -> which of its checkpoints is the best; nothing is written down twice."""
 
-import json
 import math
 from pathlib import Path
 
+from foveal.storage import read_object
 from foveal.train.checkpoint import checkpoints, step_of
 
 LOWER_IS_BETTER = ("distance", "error", "loss", "perplexity")
@@ -67,10 +67,6 @@ def _is_step(evaluation: Path) -> bool:
 
 
 def _score(evaluation: Path, metric: str) -> float | None:
-    try:
-        value = json.loads((evaluation / "scores.json").read_text(encoding="utf-8"))[metric][
-            "value"
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    score = read_object(evaluation / "scores.json").get(metric)
+    value = score.get("value") if isinstance(score, dict) else None
     return value if isinstance(value, float | int) and math.isfinite(value) else None

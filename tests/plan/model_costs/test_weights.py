@@ -91,7 +91,7 @@ def test_sharded_engines_hold_their_share_and_gather_blocks():
     assert one.weights_bytes == 4 * sum(shape.numel() for shape in shapes)
     assert eight.weights_bytes == 4 * first > one.weights_bytes / 8
     assert eight.gradients_bytes < eight.weights_bytes  # one layer is not read
-    assert holdings.largest_block == 4 * 3072**2 + 3 * 3072 * 8192 + 2 * 3072
+    assert holdings.largest_block.numbers == 4 * 3072**2 + 3 * 3072 * 8192 + 2 * 3072
     whole = shares_of(holdings, "zero2", 8)
     assert whole.weights_bytes == 4 * holdings.whole
     assert whole.gradients_bytes == pytest.approx(4 * holdings.learnt / 8, abs=4 * 16)

@@ -25,7 +25,7 @@ from foveal.plan.question import ask
 from foveal.train.loss import RowLoss
 from foveal.train.recompute import recompute_blocks
 
-RANK = 4
+LORA = LoraSettings(rank=4)
 FAMILIES = daily("phi3_v", "qwen3_vl", beside=["gemma3", "smolvlm", "internvl"])
 
 
@@ -41,8 +41,8 @@ class Place:
     def counts(self):
         return count_row(self.row, self.question.dataset.sizes, self.question._targets)
 
-    def costs(self, strategy, precision, attention, recompute="none"):
-        question, lora = self.question, LoraSettings(rank=RANK)
+    def costs(self, strategy, precision, attention, recompute="none", lora=LORA):
+        question = self.question
         model = AskedModel(question.config, question.family, question.processor, strategy, lora)
         return model.costs(Ask(precision, attention, recompute))
 
@@ -77,6 +77,22 @@ def test_what_a_row_keeps_is_what_autograd_saves(places, name, strategy):
     place = places(name)
     counted = place.costs(strategy, "float32", "blocks").kept_bytes(place.counts)
     assert counted == pytest.approx(saved_bytes(place, strategy, "float32", "blocks"), rel=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["phi3_v", "qwen3_vl"])
+def test_dropout_of_adapters_keeps_what_autograd_saves_for_it(places, name):
+    place, often = places(name), LoraSettings(rank=4, dropout=0.3)
+    counted, found = (
+        [
+            place.costs("lora", "float32", "blocks", lora=lora).kept_bytes(place.counts),
+            saved_bytes(place, "lora", "float32", "blocks", lora=lora),
+        ]
+        for lora in (LORA, often)
+    )
+    more = [with_it - without for without, with_it in zip(counted, found, strict=True)]
+    assert more[0] == pytest.approx(more[1], rel=0.01)
+    assert more[0] > 0.1 * counted[0]
 
 
 @pytest.mark.parametrize("name", daily("phi3_v", beside=["qwen3_vl"]))
@@ -168,10 +184,10 @@ def test_what_cannot_run_on_shapes_is_refused_in_a_line(places, monkeypatch):
         place.costs("full", "float32", "blocks")
 
 
-def real_model(place, strategy, precision, attention, recompute="none"):
+def real_model(place, strategy, precision, attention, recompute="none", lora=LORA):
     loaded = load(place.folder, place.question.recipe.data.image_budget, attention)
     model, family = loaded.model, loaded.family
-    assign(model, family, rules_of(strategy), 1e-4, 0.01, LoraSettings(rank=RANK))
+    assign(model, family, rules_of(strategy), 1e-4, 0.01, lora)
     hold_fixed_weights(model, DTYPES[precision])
     if recompute != "none":
         recompute_blocks(model, family, recompute)
@@ -191,9 +207,9 @@ def operations(place, strategy, attention, experts=None):
     return counter.get_total_flops()
 
 
-def saved_bytes(place, strategy, precision, attention, recompute="none"):
+def saved_bytes(place, strategy, precision, attention, recompute="none", lora=LORA):
     """Bytes of distinct storages that the forward pass saves, weights and their copies aside."""
-    model, loss = real_model(place, strategy, precision, attention, recompute)
+    model, loss = real_model(place, strategy, precision, attention, recompute, lora)
     batch = batch_of(place)
     held = [*model.parameters(), *model.buffers(), *batch.pixels.values()]
     weights = {one.untyped_storage().data_ptr() for one in held}

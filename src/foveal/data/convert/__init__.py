@@ -1,10 +1,10 @@
 """A data set in the layout it is published in -> our layout: pictures and JSONL files."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from foveal.config import Columns
-from foveal.data.convert.chats import convert_llava, convert_sharegpt
+from foveal.data.convert.chats import convert_chats
 from foveal.data.convert.coco import convert_coco
 from foveal.data.convert.documents import convert_docvqa, convert_funsd, convert_sroie
 from foveal.data.convert.draft import Draft, LeftOutRow, Options
@@ -24,9 +24,9 @@ _FILE_KINDS: Mapping[str, Callable[[Source, Options], Iterable[Draft | LeftOutRo
     "coco": convert_coco,
     "funsd": convert_funsd,
     "imagefolder": convert_imagefolder,
-    "llava": convert_llava,
+    "llava": convert_chats,
     "nlvr": convert_nlvr,
-    "sharegpt": convert_sharegpt,
+    "sharegpt": convert_chats,
     "sroie": convert_sroie,
     "ucf101": convert_ucf101,
     "video-folder": convert_video_folder,
@@ -72,24 +72,25 @@ def convert(
     options = options or Options()
     if out.resolve().is_relative_to(source.resolve()):
         raise DataError(f"{out}: lies inside the source; give a folder elsewhere")
-    links_out: Sequence[str] = ()
+    place: Source | Hub
     drafts: Iterable[Draft | LeftOutRow]
-    if kind in _HUB_KINDS:
+    if kind in _FILE_KINDS:
+        place = Source(source)
+        drafts = _FILE_KINDS[kind](place, options)
+    elif kind in _HUB_KINDS:
         on_hub = not source.exists() and len(source.parts) == 2
         place = Hub(source.as_posix()) if on_hub else Source(source)
-        links_out = place.links_out
-        fingerprint, drafts = place.fingerprint(), _HUB_KINDS[kind](place, options)
-    elif kind in _FILE_KINDS:
-        files = Source(source)
-        links_out = files.links_out
-        fingerprint, drafts = files.fingerprint(), _FILE_KINDS[kind](files, options)
+        drafts = _HUB_KINDS[kind](place, options)
     else:
         raise DataError(f"{kind}: unknown kind of data set; give one of {', '.join(KINDS)}")
     columns = options.columns.model_dump_json(exclude_defaults=True)
     # What is not among the options' words: a folder that was begun before they were still goes on.
     named = {} if options.columns == Columns() else {"columns": columns}
     named |= {"clips": "whole"} if options.keep_clips else {}
-    left_out = [LeftOutRow(name, "a link out of the source, or to a folder") for name in links_out]
+    fingerprint = place.fingerprint()  # walks the source
+    left_out = [
+        LeftOutRow(name, "a link out of the source, or to a folder") for name in place.links_out
+    ]
     with alone_in(out, out / LOCK):
         claim(out, kind=kind, options=repr(options), source=fingerprint, **named)
         try:

@@ -1,14 +1,14 @@
 """Conversations in the JSON of other trainers (LLaVA, ShareGPT, OpenAI messages) -> drafts."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options
 from foveal.data.convert.images import WRAPPERS, Find, pictures_of
-from foveal.data.convert.sources.json_entry import read_json, read_lines
-from foveal.data.convert.sources.source import Entry, Source
+from foveal.data.convert.sources.json_entry import read_lines, read_rows_of_json
+from foveal.data.convert.sources.source import Source
 from foveal.data.convert.sources.splits import split_of
 from foveal.data.convert.sources.values import UnfitError, present, refuse_meaningful, text_of
 from foveal.data.example import Turn
@@ -42,21 +42,17 @@ _IMAGE_PARTS = ("image", "image_url", "input_image")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
-def convert_llava(source: Source, options: Options) -> list[Draft | LeftOutRow]:
-    """LLaVA's JSON: `image` and `conversations` of `from` and `value`, `<image>` in the text."""
-    return _convert(source)
+def convert_chats(source: Source, options: Options) -> list[Draft | LeftOutRow]:
+    """Conversations in JSON.
 
-
-def convert_sharegpt(source: Source, options: Options) -> list[Draft | LeftOutRow]:
-    """Messages of `role` and `content`, with image parts, or `<image>` and a list `images`."""
-    return _convert(source)
-
-
-def _convert(source: Source) -> list[Draft | LeftOutRow]:
+    LLaVA's have `image` and `conversations` of `from` and `value`, ShareGPT's messages of `role`
+    and `content`, with image parts, or `<image>` and a list `images`; both are read alike.
+    """
     drafts: list[Draft | LeftOutRow] = []
     for file in (*source.match("*.json"), *source.match("*.jsonl")):
         split = split_of(file.stem, file.folders) or "train"
-        for number, row in enumerate(_rows(file), start=1):
+        rows = read_lines(file) if file.suffix == ".jsonl" else read_rows_of_json(file)
+        for number, row in enumerate(rows, start=1):
             try:
                 drafts.append(conversation_of(row, split, source.find))
             except UnfitError as error:
@@ -65,14 +61,6 @@ def _convert(source: Source) -> list[Draft | LeftOutRow]:
         reason = f": {drafts[0].reason}" if drafts and isinstance(drafts[0], LeftOutRow) else ""
         raise DataError(f"{source.path}: no conversation in it{reason}")
     return drafts
-
-
-def _rows(file: Entry) -> Iterator[Any]:
-    if file.suffix == ".jsonl":
-        yield from read_lines(file)
-        return
-    rows = read_json(file)
-    yield from rows if isinstance(rows, list) else [None]
 
 
 @dataclass(frozen=True)

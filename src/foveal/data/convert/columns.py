@@ -101,14 +101,13 @@ def read_rows(
         if len(splits) == 1 and split == "train":
             share = VALIDATION_ROWS if count is None else int(options.validation_fraction * count)
             held_out = min(VALIDATION_ROWS, share)
-        find = source.find if isinstance(source, Source) else _nowhere
         seen: set[str] = set()
         for number, row in enumerate(rows):
-            side = "val" if number < held_out else split
-            drafts = list(drafts_of_row(row, side, f"{split} row {number}", reading, find))
+            side, name = "val" if number < held_out else split, f"{split} row {number}"
+            drafts = list(drafts_of_row(row, side, name, reading, source.find))
             if config is None and seen & _pictures(drafts):  # no picture is on both sides
                 side = "val"
-                drafts = list(drafts_of_row(row, side, f"{split} row {number}", reading, find))
+                drafts = list(drafts_of_row(row, side, name, reading, source.find))
             if number < held_out:
                 seen |= _pictures(drafts)
             yield from drafts
@@ -120,12 +119,8 @@ def _pictures(drafts: Sequence[Draft | LeftOutRow]) -> set[str]:
     return {one.target.partition("/")[2] for one in media if isinstance(one, DraftImage)}
 
 
-def _nowhere(path: str) -> None:
-    """Find no file: a data set on the hub holds its pictures itself."""
-
-
 def drafts_of_row(
-    row: Mapping[str, Any], split: str, name: str, reading: Reading, find: Find = _nowhere
+    row: Mapping[str, Any], split: str, name: str, reading: Reading, find: Find
 ) -> Iterator[Draft | LeftOutRow]:
     """Draft each question of a row, or say why there is none.
 

@@ -9,7 +9,6 @@ from foveal.data.convert.chats import PLACE, ROLES, SYSTEM_KEYS, conversation_of
 from foveal.data.convert.draft import Draft, LeftOutRow, Options
 from foveal.data.convert.images import Find
 from foveal.data.convert.sources.source import Source
-from foveal.data.convert.sources.splits import split_of
 from foveal.data.convert.sources.tables import Hub, open_splits
 from foveal.data.convert.sources.values import (
     CHOSEN,
@@ -19,7 +18,7 @@ from foveal.data.convert.sources.values import (
     refuse_meaningful,
     text_of,
 )
-from foveal.data.convert.table import READERS
+from foveal.data.convert.table import named_rows, row_files
 from foveal.errors import DataError
 from foveal.storage import RepeatedKeyError, unique_keys
 
@@ -40,13 +39,12 @@ def convert_preferences(source: Source | Hub, options: Options) -> Iterator[Draf
     number_of_rows = 0
     for name, row, split in _rows(source):
         number_of_rows += 1
-        find = source.find if isinstance(source, Source) else _nowhere
         try:
-            yield draft_of_pair(row, split, find)
+            yield draft_of_pair(row, split, source.find)
         except UnfitError as error:
             yield LeftOutRow(name, str(error))
     if not number_of_rows:
-        raise DataError(f"{_place(source)}: no row in it")
+        raise DataError(f"{source.path}: no row in it")
 
 
 def _rows(source: Source | Hub) -> Iterable[tuple[str, Any, str]]:
@@ -56,21 +54,7 @@ def _rows(source: Source | Hub) -> Iterable[tuple[str, Any, str]]:
             for number, row in enumerate(rows):
                 yield f"{split} row {number}", row, split
         return
-    files = [file for ending in READERS for file in source.match(f"*{ending}")]
-    if not files:
-        raise DataError(f"{source.path}: no Parquet, JSON, JSONL, CSV or TSV file in it")
-    for file in files:
-        split = split_of(file.stem, file.folders) or "train"
-        for number, row in enumerate(READERS[file.suffix](file), start=1):
-            yield f"{file}, row {number}", row, split
-
-
-def _nowhere(path: str) -> None:
-    """Find no file: a data set on the hub holds its pictures itself."""
-
-
-def _place(source: Source | Hub) -> str:
-    return source.name if isinstance(source, Hub) else str(source.path)
+    yield from named_rows(row_files(source))
 
 
 def draft_of_pair(row: Any, split: str, find: Find) -> Draft:

@@ -9,7 +9,7 @@ from typing import Any
 from foveal.data.convert.columns import Reading, drafts_of_row, read_rows
 from foveal.data.convert.draft import Draft, LeftOutRow, Options
 from foveal.data.convert.label_studio import is_task, row_of_task
-from foveal.data.convert.sources.json_entry import read_json, read_lines
+from foveal.data.convert.sources.json_entry import read_lines, read_rows_of_json
 from foveal.data.convert.sources.source import Entry, Source
 from foveal.data.convert.sources.splits import split_of
 from foveal.data.convert.sources.tables import Hub
@@ -24,27 +24,43 @@ def convert_table(source: Source | Hub, options: Options) -> Iterable[Draft | Le
     """Rows of pictures with questions and answers, or with messages; columns by name."""
     if isinstance(source, Hub) or source.match("*.parquet"):
         return read_rows(source, None, options)
+    return _drafts(source, named_rows(row_files(source)), options)
+
+
+def row_files(source: Source) -> list[Entry]:
+    """List a source's files of rows.
+
+    Raises:
+        DataError: there are none.
+    """
     files = [file for ending in READERS for file in source.match(f"*{ending}")]
     if not files:
         raise DataError(f"{source.path}: no Parquet, CSV, TSV, JSON or JSONL file in it")
-    return _drafts(source, files, options)
+    return files
 
 
-def _drafts(source: Source, files: list[Entry], options: Options) -> Iterator[Draft | LeftOutRow]:
-    reading = Reading(options.columns, question=options.question, seed=options.seed, closed=False)
+def named_rows(files: Iterable[Entry]) -> Iterator[tuple[str, Any, str]]:
+    """Name every row of some files, and the split that it belongs to."""
     for file in files:
         split = split_of(file.stem, file.folders) or "train"
         for number, row in enumerate(READERS[file.suffix](file), start=1):
-            name = f"{file}, row {number}"
-            if not isinstance(row, dict):
-                yield LeftOutRow(name, "not a row of named columns")
-                continue
-            try:
-                held = row_of_task(row) if is_task(row) else row
-            except UnfitError as error:
-                yield LeftOutRow(name, str(error))
-                continue
-            yield from drafts_of_row(held, split, name, reading, source.find)
+            yield f"{file}, row {number}", row, split
+
+
+def _drafts(
+    source: Source, rows: Iterable[tuple[str, Any, str]], options: Options
+) -> Iterator[Draft | LeftOutRow]:
+    reading = Reading(options.columns, question=options.question, seed=options.seed, closed=False)
+    for name, row, split in rows:
+        if not isinstance(row, dict):
+            yield LeftOutRow(name, "not a row of named columns")
+            continue
+        try:
+            held = row_of_task(row) if is_task(row) else row
+        except UnfitError as error:
+            yield LeftOutRow(name, str(error))
+            continue
+        yield from drafts_of_row(held, split, name, reading, source.find)
 
 
 def _csv_rows(file: Entry) -> Iterator[Any]:
@@ -66,10 +82,5 @@ def _csv_rows(file: Entry) -> Iterator[Any]:
         raise DataError(f"{file}: not a table ({error}); export it again") from error
 
 
-def _json_rows(file: Entry) -> Iterator[Any]:
-    rows = read_json(file)
-    yield from rows if isinstance(rows, list) else [None]
-
-
-READERS = {".csv": _csv_rows, ".tsv": _csv_rows, ".json": _json_rows, ".jsonl": read_lines}
+READERS = {".csv": _csv_rows, ".tsv": _csv_rows, ".json": read_rows_of_json, ".jsonl": read_lines}
 """Ending of a file -> what reads its rows."""

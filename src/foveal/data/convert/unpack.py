@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from shutil import copyfileobj
-from typing import Any, Protocol
+from typing import Any
 
 from foveal.config import Columns
 from foveal.data.checking.recognise import refuse_other_files
@@ -33,27 +33,6 @@ PUBLISHED_PAGES = "nielsr/docvqa_1200_examples"
 
 HUB = "hf:"
 """First part of a path that names a data set on the hub; a path keeps one slash of its two."""
-
-
-class Rows(Protocol):
-    """A set of rows that is not opened yet."""
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Name its state: another, once it has changed."""
-        ...
-
-    def open(self) -> Iterator[Mapping[str, Any]]:
-        """Stream its rows, pictures as bytes."""
-        ...
-
-    def find(self, path: str) -> bytes | None:
-        """Read a picture that a row names by its path; none: there is none."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -134,7 +113,7 @@ class ParquetRows:
         return file.read_bytes() if file.is_relative_to(root) and file.is_file() else None
 
 
-def find_rows(path: Path) -> Rows | None:
+def find_rows(path: Path) -> HubRows | ParquetRows | None:
     """Recognise what has to be unpacked; a JSONL file need not be.
 
     Raises:
@@ -231,7 +210,7 @@ def fetched_file(path: Path, cache: Path) -> Path:
     return place
 
 
-def _examples(rows: Rows, images: Path, columns: Columns) -> Iterator[Example]:
+def _examples(rows: HubRows | ParquetRows, images: Path, columns: Columns) -> Iterator[Example]:
     published = isinstance(rows, HubRows) and rows.owner_and_name == PUBLISHED_PAGES
     reading = Reading(columns, ANSWER_BRIEFLY if published else "")
     number = 0

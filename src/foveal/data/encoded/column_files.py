@@ -12,11 +12,12 @@ from hashlib import blake2b
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Self, TypeVar, get_type_hints, overload
+from typing import Any, BinaryIO, Self, TypeVar, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
+from foveal.data.listed import Listed
 from foveal.storage import locked, write_bytes
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -55,7 +56,7 @@ class Ragged:
 
 
 @dataclass(frozen=True)
-class Texts(Sequence[str]):
+class Texts(Listed[str]):
     """Many short texts, end to end."""
 
     content: NDArray[np.uint8]
@@ -73,15 +74,8 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        """Read a text, or several."""
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    def at(self, index: int) -> str:
+        """Read a text."""
         start, end = self.offsets[index : index + 2].tolist()
         return self.content[start:end].tobytes().decode("utf-8", "surrogateescape")
 

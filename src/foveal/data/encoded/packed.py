@@ -1,18 +1,17 @@
 """Encoded examples and what is known of their images, as columns; an `Encoded` is a few slices."""
 
 from array import array
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveal.data.encode import Encoded
 from foveal.data.encoded.column_files import ColumnTable, Ragged, Texts, digest_of, end_to_end
+from foveal.data.listed import Listed, place_within
 from foveal.data.shapes import ImageShape
 
 ALONE = bytes(16)
@@ -159,7 +158,7 @@ class ExamplesBuilder:
         )
 
 
-class EncodedExamples(Sequence[Encoded]):
+class EncodedExamples(Listed[Encoded]):
     """The examples of all files, one file behind the other."""
 
     def __init__(self, files: Sequence[ExampleColumns]) -> None:
@@ -168,8 +167,7 @@ class EncodedExamples(Sequence[Encoded]):
 
     def place(self, index: int) -> tuple[int, int]:
         """Say which file an example is of, and its place there."""
-        file = bisect_right(self._ends, index)
-        return file, index - (self._ends[file - 1] if file else 0)
+        return place_within(self._ends, index)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -177,15 +175,9 @@ class EncodedExamples(Sequence[Encoded]):
     def __iter__(self) -> Iterator[Encoded]:
         return (file.example(index) for file in self.files for index in range(len(file)))
 
-    @overload
-    def __getitem__(self, index: int) -> Encoded: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Encoded]: ...
-    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
-        """Read an example, or several."""
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        file, within = self.place(range(len(self))[index])
+    def at(self, index: int) -> Encoded:
+        """Read an example."""
+        file, within = self.place(index)
         return self.files[file].example(within)
 
     @property
@@ -238,7 +230,7 @@ class ImageFact:
 
 
 @dataclass(frozen=True)
-class ImageFacts(Sequence[ImageFact]):
+class ImageFacts(Listed[ImageFact]):
     """What is known of every distinct image."""
 
     paths: Sequence[str]
@@ -252,18 +244,12 @@ class ImageFacts(Sequence[ImageFact]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    @overload
-    def __getitem__(self, index: int) -> ImageFact: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[ImageFact]: ...
-    def __getitem__(self, index: int | slice) -> ImageFact | list[ImageFact]:
-        """Read a fact, or several."""
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
+    def at(self, index: int) -> ImageFact:
+        """Read a fact."""
         return ImageFact(Path(self.paths[index]), self.shapes[self.numbers[index]])
 
 
-class PathsOfFiles(Sequence[str]):
+class PathsOfFiles(Listed[str]):
     """Paths of the distinct images of several files."""
 
     def __init__(self, files: Sequence[Texts], firsts: NDArray[np.int64]) -> None:
@@ -280,14 +266,7 @@ class PathsOfFiles(Sequence[str]):
     def __len__(self) -> int:
         return len(self._firsts)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        """Read a path, or several."""
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        at = int(self._firsts[range(len(self))[index]])
-        file = bisect_right(self._ends, at)
-        return self._files[file][at - (self._ends[file - 1] if file else 0)]
+    def at(self, index: int) -> str:
+        """Read a path."""
+        file, within = place_within(self._ends, int(self._firsts[index]))
+        return self._files[file].at(within)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from foveal.adapt.adapters import merge_adapters
 from foveal.deliver.export_source import RunSource
 from foveal.deliver.four_bit import quantize_layers
 from foveal.deliver.open import put_adapter
@@ -19,7 +20,7 @@ from foveal.deliver.proving.evidence import (
     measure_scores,
 )
 from foveal.deliver.proving.proof import Proof, ScoreCheck
-from foveal.deliver.proving.reference import load_tuned, merge_with_peft, round_weights
+from foveal.deliver.proving.reference import load_tuned, round_weights
 from foveal.deliver.weight_only import WeightOnly
 from foveal.evaluate.intervals import Score
 from foveal.evaluate.prediction import Scores
@@ -121,7 +122,7 @@ def _look_at_run(
     tuned = load_tuned(source)
     tuned.model.to(device)
     if merged:
-        merge_with_peft(tuned)
+        merge_adapters(tuned.model)
     exact = _look(tuned, examples, source)
     if bits:
         bits.round_model(tuned.model, dtype)

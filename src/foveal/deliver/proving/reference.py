@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from foveal.adapt.adapters import add_adapters, merge_adapters
+from foveal.adapt.adapters import add_adapters
 from foveal.deliver.export_source import RunSource
 from foveal.deliver.tensors import StoredTensor
 from foveal.errors import ModelError
@@ -38,11 +38,6 @@ def put_weights(model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
         if name not in weights or weights[name].shape != one.shape:
             raise ModelError(f"{one.file}: the base model has no weight {name} of {one.shape}")
         weights[name].copy_(one.read())
-
-
-def merge_with_peft(loaded: LoadedModel) -> None:
-    """Fold the adapters in, each by peft's own arithmetic."""
-    merge_adapters(loaded.model)
 
 
 @torch.no_grad()

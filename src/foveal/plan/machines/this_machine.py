@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
@@ -154,8 +155,7 @@ def measure_crop_seconds() -> float:
 def _memory_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return float(pages)
+    return float(psutil.virtual_memory().total)
 
 
 def _base_bytes(device: torch.device) -> int:

@@ -53,6 +53,26 @@ class HeldTensor:
 
 
 @dataclass(frozen=True)
+class Together:
+    """What FSDP2 brings together at a time: a repeated layer, or all that stands in none."""
+
+    numbers: int = 0
+    """Not in 4 bits."""
+
+    four_bit: int = 0
+    learnt: int = 0
+
+    def weights_bytes(self, number_bytes: int = FULL_BYTES) -> int:
+        """Bytes of its weights, whole; two numbers in 4 bits share one."""
+        return self.numbers * number_bytes + (self.four_bit + 1) // 2
+
+    @property
+    def gradients_bytes(self) -> int:
+        """Bytes of its gradients before they are cut."""
+        return self.learnt * FULL_BYTES
+
+
+@dataclass(frozen=True)
 class Assigned:
     """A model without weights whose rules are assigned, its adapters beside its layers."""
 
@@ -96,11 +116,11 @@ class Holdings:
     unread_linear: int
     """Of linear layers that no forward pass reads."""
 
-    largest_block: int
-    """Numbers of the largest repeated layer, adapters included."""
+    largest_block: Together
+    """The repeated layer that weighs most, adapters included."""
 
-    outside_blocks: int
-    """Numbers that stand in no repeated layer: embedding, head, projector."""
+    outside_blocks: Together
+    """What stands in no repeated layer: embedding, head, projector."""
 
     tensors: Sequence[HeldTensor]
     """All of them, one by one."""
@@ -229,7 +249,16 @@ def count_holdings(made: Assigned, double: bool = True) -> Holdings:
         is_held_small = id(parameters[one.name]) in fixed
         return HeldTensor(rows, numbers, "linear" if is_held_small else "whole", one.learn)
 
-    blocks = [sum(one.numel() for one in block.parameters()) for block in family.blocks(model)]
+    def together(weights: Collection[Assignment]) -> Together:
+        packed = sum(one.elements for one in weights if made.is_packed(one.name))
+        learnt = sum(one.elements for one in weights if one.learn)
+        return Together(sum(one.elements for one in weights) - packed, packed, learnt)
+
+    fates = {id(parameters[one.name]): one for one in made.assignments}
+    blocks = [
+        together([fates.pop(id(w)) for w in block.parameters() if id(w) in fates])
+        for block in family.blocks(model)
+    ]
     return Holdings(
         whole=sum(elements.values()) - adapters - four_bit,
         four_bit=four_bit,
@@ -244,8 +273,8 @@ def count_holdings(made: Assigned, double: bool = True) -> Holdings:
         learnt_linear=sum(elements[one] for one in linear if one in learns),
         frozen_linear=sum(elements[one] for one in frozen) - unread,
         unread_linear=unread,
-        largest_block=max(blocks, default=0),
-        outside_blocks=sum(elements.values()) - sum(blocks),
+        largest_block=max(blocks, key=Together.weights_bytes, default=Together()),
+        outside_blocks=together(fates.values()),
         tensors=tuple(map(held, made.assignments)),
         double=double,
     )

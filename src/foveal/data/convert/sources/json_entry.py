@@ -23,6 +23,12 @@ def read_json(file: Entry) -> Any:
         raise DataError(f"{file}: not JSON ({error})") from None
 
 
+def read_rows_of_json(file: Entry) -> Iterator[Any]:
+    """Read the members of a list; anything else is one row that is none."""
+    rows = read_json(file)
+    yield from rows if isinstance(rows, list) else [None]
+
+
 def read_lines(file: Entry) -> Iterator[dict[str, Any]]:
     """Read one JSON object a line.
 

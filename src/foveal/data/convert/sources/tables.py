@@ -15,12 +15,17 @@ Row = Mapping[str, Any]
 class Hub:
     """A data set on the hub, by its name."""
 
-    name: str
+    path: str
+    """`owner/name`."""
+
     links_out: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """Name it."""
-        return self.name
+        return self.path
+
+    def find(self, path: str) -> None:
+        """Find no file: a data set on the hub holds its pictures itself."""
 
 
 def open_splits(
@@ -35,9 +40,9 @@ def open_splits(
     datasets = _import_datasets()
     try:
         if isinstance(source, Hub):
-            configs = datasets.get_dataset_config_names(source.name)
+            configs = datasets.get_dataset_config_names(source.path)
             part = config if config in configs else None
-            streams = datasets.load_dataset(source.name, part, streaming=True)
+            streams = datasets.load_dataset(source.path, part, streaming=True)
             known = streams[next(iter(streams))].info.splits or {}
             counts = {name: known[name].num_examples for name in known}
         else:
@@ -51,7 +56,7 @@ def open_splits(
         raise
     except Exception as error:  # of the network, the hub, the cache or the file
         if isinstance(source, Hub):
-            where = f"{source.name}: no such folder, and on the hub"
+            where = f"{source.path}: no such folder, and on the hub"
         else:
             where = str(source.path)
         raise DataError(f"{where}: {explain_columns(error)}") from error
