@@ -3,18 +3,20 @@
     python benchmarks/families.py qwen3_vl smolvlm gemma3 --rounds 3
 
 Each family's own code, processor and template, random weights, and the proportions of its published
-checkpoint: decoder, tower and head to each other, tokens and patches of a page. A step is four
-examples: four pages with a question each, or a page with four; ragged, pages and answers differ in
-size. Trainer and TRL pad the four into one pass, by a collator as people write it around the
-processor; all else is at their defaults, so TRL recomputes its blocks in the backward pass. Every
-turn is a process of its own, forked from one that has imported the libraries and done nothing else.
+checkpoint: decoder, tower and head to each other, tokens and patches of a page; a word is one token,
+as with its published tokenizer. A step is four examples: four pages with a question each, or a page
+with four; ragged, pages and answers differ in size. Trainer and TRL pad the four into one pass, by
+a collator as people write it around the processor; all else is at their defaults, so TRL recomputes
+its blocks in the backward pass. Every turn is a process of its own, forked from one that has
+imported the libraries and done nothing else.
 
 The loop is that of `turns.py`; all ways take the same steps, else it stops.
 """
 
 import json
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,6 +52,8 @@ TINY = " tiny"
 RAGGED = ((1.0, 1), (0.9, 2), (0.7, 4), (0.5, 8))
 """Sides of a page beside the first one's, and how often its answers say the same."""
 
+WORD = r" ?\w+|\S"
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -67,6 +71,8 @@ class Shape:
 
     more: Mapping[str, Any]
     page: tuple[int, int]
+    enlarges: bool = False
+    """Whether small pages are read as large: then it is narrow ones that cost less."""
 
 
 SHAPES = {
@@ -130,6 +136,7 @@ SHAPES = {
         image_tokens={"image_seq_len": 64},
         more={"scale_factor": 4},
         page=(640, 800),
+        enlarges=True,
     ),
     # 34 layers of 2560 -> 6 of 320, one of them without a window; 27 of 1152 -> 4 of 144. Of 896
     # pixels 672 are left: a narrow tower's attention would else outweigh all the rest.
@@ -163,8 +170,8 @@ SHAPES = {
 }
 
 
-def write_model(name: str, folder: Path) -> None:
-    """Write a model of a family, of the tests' size or of its `SHAPES`."""
+def write_model(name: str, folder: Path, texts: Iterable[str] = ()) -> None:
+    """Write a model of a family, of the tests' size or, with the words of `texts`, of its shape."""
     family = name.removesuffix(TINY)
     config, tokenizer, images, settings = FAMILIES[family]()
     architecture = config.architectures[0]
@@ -176,6 +183,7 @@ def write_model(name: str, folder: Path) -> None:
         config = type(config).from_dict(tree | dict(shape.more))
         images = image_processor(shape.images[0], **shape.images[1])
         settings = {**settings, **shape.image_tokens}
+        tokenizer.add_tokens(sorted({word for text in texts for word in re.findall(WORD, text)}))
     torch.manual_seed(0)
     getattr(transformers, architecture)(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -186,11 +194,12 @@ def write_model(name: str, folder: Path) -> None:
 def draw_all(case: Case, folder: Path) -> Path:
     """Draw the pages of all steps, and ask about them."""
     width, height = (96, 96) if TINY in case.size else SHAPES[case.size].page
+    shrinks = TINY in case.size or not SHAPES[case.size].enlarges
     sizes = RAGGED if case.ragged else RAGGED[:1]
     made: list[Example] = []
     for page in range(case.steps * case.pages):
         side, _ = sizes[page % len(sizes)]
-        style = PageStyle(round(width * side), round(height * side))
+        style = PageStyle(round(width * side), round(height * side) if shrinks else height)
         asked = (case.questions, case.questions)
         some = read_examples(draw_pages(folder, 1, page, style, asked, name=f"page{page}"))
         for number, one in enumerate(some):
@@ -207,8 +216,9 @@ def make_work(case: Case, folder: Path) -> Work:
     """Draw the pages of all steps, and open the model that reads them."""
     quiet_libraries()
     if not (folder / "model").exists():
-        write_model(case.size, folder / "model")
-        draw_all(case, folder)
+        turns = [turn for one in read_examples(draw_all(case, folder)) for turn in one.turns]
+        texts = [text for turn in turns for text in (turn.user, turn.assistant)]
+        write_model(case.size, folder / "model", texts)
     loaded = load(str(folder / "model"), None)
     examples, dataset = read_dataset(folder / "pages.jsonl", loaded.processor)
     whole = EXAMPLES * int(dataset.sizes.tokens.max())

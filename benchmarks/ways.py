@@ -56,6 +56,9 @@ STRATEGIES: dict[str, str | tuple[Rule, ...]] = {
     ),
 }
 
+ADAPTERS = {"decoder_lora": LoraSettings(rank=8, alpha=16)}
+"""Adapters of a strategy, as its recipes have them; others: as by default."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -134,7 +137,7 @@ def train(way: str, work: Work, watch: Watch) -> None:
             work.loaded,
             STRATEGIES[work.strategy],
             work.settings,
-            LoraSettings(),
+            ADAPTERS.get(work.strategy, LoraSettings()),
             recompute="none",
             wrap=RecipeWay if way == "recipe" else None,
         )
