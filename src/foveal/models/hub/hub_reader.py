@@ -278,13 +278,13 @@ def _grids(shapes: Iterable[ImageShape]) -> Tensor | None:
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:
+    if len({one.shape[1:] for one in tensors}) == 1:
+        return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
     largest = [max(sizes) for sizes in zip(*(one.shape[1:] for one in tensors), strict=True)]
-    padded = []
-    for one in tensors:
-        whole = one.new_zeros(one.shape[0], *largest)
-        whole[tuple(slice(size) for size in one.shape)] = one
-        padded.append(one if one.shape[1:] == whole.shape[1:] else whole)
-    return torch.cat(padded)
+    whole = tensors[0].new_zeros(sum(map(len, tensors)), *largest)
+    for part, one in zip(whole.split([len(one) for one in tensors]), tensors, strict=True):
+        part[tuple(slice(size) for size in one.shape)] = one
+    return whole
 
 
 def bare_class(config: Any, model_class: Any) -> Any:
