@@ -91,6 +91,8 @@ def test_check_exits_1_and_names_file_and_line(tmp_path):
         (["report", "absent"], "absent: no such folder"),
         (["convert", "nonsense", "a", "b"], "nonsense: unknown kind of data set"),
         (["evaluate", "absent", "nothing.jsonl"], "model absent: no such folder"),
+        (["evaluate", "/absent/run", "nothing.jsonl"], "model /absent/run: no such folder; give a"),
+        (["evaluate", "~/absent", "nothing.jsonl"], "absent: no such folder; give a"),
         (["train"], "foveal train: Missing argument 'recipe'; `foveal train --help` shows how"),
         (["trian", "r.yaml"], "foveal: No such command 'trian'. Did you mean 'train'?"),
         (["train", "r.yaml", "--frsh"], "foveal train: No such option: --frsh"),
@@ -254,3 +256,18 @@ def test_a_place_where_another_is_at_work_is_one_line_and_exit_2(tmp_path, monke
     assert (
         said == "foveal: out: another process is at work in it; let it end, or give another place\n"
     )
+
+
+def test_a_path_at_home_is_found_as_a_word_and_behind_an_option(tmp_path, monkeypatch, capsys):
+    """Shells put the home in before a word alone; services and scripts never do."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pages(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "scans")
+    told = []
+    for word in ("--images=~/scans", "--images=~/nowhere"):
+        monkeypatch.setattr(sys, "argv", ["foveal", "check", "~/data.jsonl", word])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told.append((ended.value.code, capsys.readouterr().out))
+    assert [code for code, _ in told] == [0, 1]
+    assert f"image data-0.png is not in {tmp_path}/nowhere; correct it" in told[1][1]

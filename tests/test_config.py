@@ -301,3 +301,24 @@ def test_a_setting_is_shown_as_a_person_would_type_it():
     assert as_typed(None) == "null"
     assert as_typed((0.5, "yes: no")) == "[0.5, 'yes: no']"
     assert as_typed(DataFile(path=Path("a.jsonl"), weight=2.0)) == "{path: a.jsonl, weight: 2.0}"
+
+
+def test_a_path_that_begins_at_home_is_found_there_wherever_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base.yaml").write_text(
+        "model: ~/models/phi\nrun: ~/runs/one\n"
+        "data: {train: [~/a.jsonl, {path: ~/b.jsonl, weight: 2}], images: ~/scans}\n"
+    )
+    recipe = tmp_path / "elsewhere" / "recipe.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text("base: ~/base.yaml\n")
+    made = load_recipe(recipe, ("data.validation=~/v.jsonl", "data.cache=a~/~"))
+    assert (made.model, made.run) == (str(tmp_path / "models/phi"), tmp_path / "runs/one")
+    assert [one.path for one in made.data.train_files] == [
+        tmp_path / "a.jsonl",
+        tmp_path / "b.jsonl",
+    ]
+    assert (made.data.images, made.data.validation) == (tmp_path / "scans", tmp_path / "v.jsonl")
+    assert made.data.cache == Path("a~/~")
+    save_recipe(made, tmp_path / "saved.yaml")
+    assert "~/" not in (tmp_path / "saved.yaml").read_text().replace("a~/~", "")

@@ -10,7 +10,7 @@ FILES = sorted(
     file
     for folder in ("src", "benchmarks", "cookbook")
     for file in (ROOT / folder).rglob("*.py")
-    if file.parent.name != "convert"  # whose own entries of folders and zips are UTF-8
+    if "convert" not in file.parts  # whose own entries of folders and zips are UTF-8
 )
 
 

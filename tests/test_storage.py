@@ -4,11 +4,21 @@ import errno
 import os
 import resource
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from threading import Barrier
 
 import pytest
 
-from foveal.storage import FAILED_WRITES, write_bytes, write_json, write_text, written_whole
+from foveal.storage import (
+    FAILED_WRITES,
+    alone_in,
+    folder_written_whole,
+    write_bytes,
+    write_json,
+    write_text,
+    written_whole,
+)
 
 
 def test_a_file_is_written_with_its_folder_and_nothing_beside_it(tmp_path):
@@ -66,6 +76,26 @@ def test_a_full_disk_leaves_the_former_file_and_names_it(tmp_path):
     assert caught.value.errno in FAILED_WRITES
     assert file.read_text() == "before"
     assert os.listdir(tmp_path) == ["note.txt"]
+
+
+def test_a_place_whose_folder_is_gone_and_cannot_be_made_is_named(tmp_path, monkeypatch):
+    place = Path("note.txt")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+
+    def lock():
+        with alone_in(place, Path(".lock")):
+            raise AssertionError
+
+    def fill():
+        with folder_written_whole(place):
+            raise AssertionError
+
+    for write in (partial(write_text, place, ""), lock, fill):
+        with pytest.raises(NotADirectoryError, match="no folder to write in") as caught:
+            write()
+        assert caught.value.filename == "note.txt"
 
 
 def test_a_file_where_the_folder_should_be_is_named(tmp_path):

@@ -21,7 +21,7 @@ from foveal.adapt.quantize import (
     read_record,
     write_record,
 )
-from foveal.adapt.strategy import rules_of
+from foveal.adapt.strategy import check_writable, rules_of
 from foveal.config import Recipe
 from foveal.data.checking.overlap import describe_overlap
 from foveal.data.checking.remarks import check_lengths
@@ -41,7 +41,7 @@ from foveal.evaluate.prediction import PREFERRED
 from foveal.libraries import remarks_are_caught
 from foveal.models.family import Family, LoadedModel, find_family, load, most_tokens
 from foveal.models.fingerprint import fingerprint_model
-from foveal.models.hub.compressed import is_compressed
+from foveal.models.hub.compressed import refuse_compressed
 from foveal.plan.epoch import make_plan
 from foveal.storage import write_text
 from foveal.train.audit import audit_targets
@@ -148,19 +148,13 @@ def open_inputs(
         read(validation) if validation else None,
         why_no_final(recipe, loaded.family),
     )
-    _check_writable(recipe, inputs.no_final, tell)
+    check_writable(inputs.no_final, recipe.strategy)
+    if inputs.no_final:
+        tell(f"{inputs.no_final}: the run ends with its adapter, not with a whole model")
     audit_targets(dataset)
     for line in inputs.remarks(recipe.train.tokens_per_pass):
         tell(line)
     return inputs
-
-
-def _check_writable(recipe: Recipe, no_final: str, tell: Callable[[str], None]) -> None:
-    if not no_final:
-        return
-    if not any(one.adapter for one in rules_of(recipe.strategy)):
-        raise ConfigError(f"{no_final}; learn adapters, strategy=lora")
-    tell(f"{no_final}: the run ends with its adapter, not with a whole model")
 
 
 def load_for_run(
@@ -181,11 +175,7 @@ def load_for_run(
             make_tiny(recipe, files, run / "model", again=not checkpoints(run / "checkpoints"))
         engine.wait()
         name = str(run / "model")
-    if is_compressed(name):
-        raise ConfigError(
-            f"model={name}: its weights are in fewer bits; give the whole model that it was made "
-            "from (strategy=qlora holds that in 4 bits by itself)"
-        )
+    refuse_compressed(name)
     rules, precision = rules_of(recipe.strategy), recipe.precision
     found = _look_at_four_bits(name, recipe, run, engine)
     for line in found.lines():

@@ -154,7 +154,8 @@ class TrainingRun:
         if first_step < total_steps:
             # No weight has been touched yet: neither by a step nor by the checkpoint.
             if self.recipe.learns_pairs and not self._find_reference(plan, total_steps, request):
-                return Outcome(self.run, Stopped(request.signal or 0, first_step), None, None, None)
+                sent = asked_by_any(engine, request)
+                return Outcome(self.run, Stopped(sent, first_step), None, None, None)
             self._check_sharing(plan)
         optimizer = learner.make_optimizer()
         if engine.is_main:

@@ -17,6 +17,18 @@ FAILED_WRITES = frozenset(
 """What the system says of a disk that is full or takes no more."""
 
 
+def _about(place: Path, error: OSError) -> OSError:
+    """Say of a place that is known to people why it cannot be written."""
+    if error.errno == errno.ENOENT:
+        return NotADirectoryError(errno.ENOTDIR, "no folder to write in", str(place))
+    return OSError(error.errno, error.strerror or str(error), str(place))
+
+
+def _is_gone(folder: Path, error: OSError) -> bool:
+    """Whether a folder, or one above it, is not there and cannot be made."""
+    return error.errno == errno.ENOENT and folder.is_relative_to(error.filename)
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield the place beside `path` to write to; it takes `path`'s place behind the block.
@@ -37,8 +49,8 @@ def written_whole(path: Path) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
             raise
     except OSError as error:
-        if error.filename in (None, str(beside)):
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        if error.filename in (None, str(beside)) or _is_gone(path.parent, error):
+            raise _about(path, error) from error
         raise
 
 
@@ -74,8 +86,9 @@ def folder_written_whole(place: Path) -> Iterator[Path]:
             shutil.rmtree(beside, ignore_errors=True)
             raise
     except OSError as error:
-        if error.filename is None or str(error.filename).startswith(str(beside)):
-            raise OSError(error.errno, error.strerror or str(error), str(place)) from error
+        named = error.filename
+        if named is None or str(named).startswith(str(beside)) or _is_gone(place.parent, error):
+            raise _about(place, error) from error
         raise
 
 
@@ -101,7 +114,7 @@ def take_lock(lock: Path, place: Path) -> int:
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(place)) from error
+        raise _about(place, error) from error
     try:
         # Of the process, not of the file: no worker that outlives it holds the place.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

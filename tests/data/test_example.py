@@ -54,15 +54,46 @@ def test_the_assistants_text_is_accepted_where_no_answers_are_listed():
         ('"text"', "object"),
         ('{"id": "1"}', 'missing key "conversations"'),
         ('{"conversations": [{"user": "?", "assistant": "!"}]}', 'missing key "id"'),
-        ('{"id": "1", "conversations": []}', "at least 1 item"),
-        ('{"id": 1, "conversations": [{"user": "?", "assistant": "!"}]}', '"id": .*string'),
+        ('{"id": "1", "conversations": []}', '"conversations": nothing in it; write at least one'),
+        (
+            '{"id": 1, "conversations": [{"user": "?", "assistant": "!"}]}',
+            '"id": 1 is no text; wri',
+        ),
         (
             '{"id": "1", "conversations": [{"user": "?", "assistant": "!", "imagse": []}]}',
-            'unknown key "conversations.0.imagse"',
+            'unknown key "conversations.0.imagse"; did you mean "images"',
         ),
         (
             '{"id": "1", "conversations": [{"user": "?", "assistant": 5}]}',
-            '"conversations.0.assistant": .*string',
+            '"conversations.0.assistant": 5 is no text; write it in quotes',
+        ),
+        (
+            '{"id": "1", "conversations": [{"user": "?", "assistant": NaN}]}',
+            '"conversations.0.assistant": NaN is no text',
+        ),
+        (
+            '{"id": "1", "conversations": [{"user": "?", "assistant": true}]}',
+            '"conversations.0.assistant": true is no text',
+        ),
+        (
+            '{"id": "1", "conversations": [{"user": "?", "assistant": {}}]}',
+            '"conversations.0.assistant": input should be a valid string',
+        ),
+        (
+            '{"id": "1", "conversations": [{"images": "a.png", "user": "?", "assistant": "!"}]}',
+            r'"conversations.0.images": a text is no list; write \["a.png"\]',
+        ),
+        (
+            '{"id": "1", "Conversations": [{"user": "?", "assistant": "!"}]}',
+            'unknown key "Conversations"; did you mean "conversations"',
+        ),
+        (
+            '{"id": "1", "conversations": [{"user": "?", "assistant": "!"}]}, {"id": "2"}',
+            r"not JSON \(trailing characters .*\); write one example a line",
+        ),
+        (
+            '{"id": "1", "conversations": [{"user": "?", "assistant": "é"}]}'.encode("latin-1"),
+            r"not UTF-8 \(byte 59 of the line\); save the file as UTF-8",
         ),
         ('{"id": "1", "id": "2", "conversations": [{"user": "?", "assistant": "!"}]}', '"id" is'),
         (

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from io import BytesIO
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -75,7 +76,10 @@ def test_no_question_is_no_answer(model):
     [
         (b"no picture", "picture 1 of question 1"),
         (3.5, "give a path, a Pillow image or bytes, not float"),
-        ("nowhere.png", "nowhere.png"),
+        ("nowhere.png", r"nowhere\.png: No such file or directory; give a picture's path"),
+        ("nowhere.mp4", r"nowhere\.mp4: No such file or directory; give a clip's path"),
+        ("~/nowhere.png", rf"^{Path.home()}/nowhere\.png: No such file"),
+        ("https://example.org/a.png", r"^https://example\.org/a\.png: a picture on the web; fetch"),
     ],
 )
 def test_what_cannot_be_opened_is_named(model, given, said):

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from foveal.cli import app
 from foveal.config import load_recipe
+from foveal.errors import ConfigError
 from foveal.plan import command
 from foveal.plan.compare import Machines, advise, compare, decide
 from foveal.plan.machines import this_machine
@@ -22,6 +23,7 @@ from foveal.plan.machines.this_machine import (
     store_efficiency,
 )
 from foveal.plan.question import ask
+from foveal.run import TrainingRun
 
 RECIPE = "model: microsoft/Phi-3.5-vision-instruct\nrun: none\ndata: {train: PATH}\n"
 
@@ -57,6 +59,23 @@ def test_the_published_model_is_planned_without_a_download(recipe):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("attention=flash_attention_2", "cannot read rows that share pictures; use attention=flex"),
+        ("train.best_metric=anls", "train.best_metric=anls needs data.validation"),
+        ("evaluate.metrics=[f2]", "unknown metric f2"),
+    ],
+)
+def test_what_a_run_refuses_is_refused_in_the_same_words(recipe, override, said):
+    shown = CliRunner().invoke(app, ["plan", str(recipe), "--gpu", "h200", override])
+    assert isinstance(shown.exception, ConfigError)
+    assert said in str(shown.exception)
+    with pytest.raises(ConfigError) as refused:
+        TrainingRun(load_recipe(recipe, (override,)), Console(quiet=True))
+    assert str(refused.value) == str(shown.exception)
+
+
 def test_what_does_not_fit_is_told_with_what_to_change(recipe):
     shown = CliRunner().invoke(app, ["plan", str(recipe), "--gpu", "rtx4090"])
     assert shown.exit_code == 1

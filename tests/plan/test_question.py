@@ -1,10 +1,12 @@
 """A plan speaks of the very run: its steps, its examples, and what it holds and learns."""
 
+import json
 import math
 import os
 import re
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -24,6 +26,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from foveal.config import Recipe
 from foveal.errors import ConfigError
+from foveal.inputs import load_in_passing
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.plan.compare import Machines, decide
 from foveal.plan.machines.hardware import find_hardware
@@ -298,6 +301,18 @@ def test_a_rule_that_decides_for_nothing_is_refused_as_a_run_refuses_it(place):
     recipe = recipe_in(place, strategy=[{"match": "*"}, {"match": "vision.*", "learn": False}])
     with pytest.raises(ConfigError, match=r"rule 2 \(vision\.\*\) decides for no weight"):
         ask(recipe, None).setup(find_hardware("a100-80gb"), 1, 1)
+
+
+def test_a_model_in_fewer_bits_is_refused_as_a_run_refuses_it(place, tmp_path):
+    config = json.loads((place / "model" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "compressed-tensors"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    told = []
+    for look in (partial(ask, load_model=None), load_in_passing):
+        with pytest.raises(ConfigError, match=r"weights are in fewer bits; give the whole") as one:
+            look(recipe_in(place, model=str(tmp_path)))
+        told.append(str(one.value))
+    assert told[0] == told[1]
 
 
 def test_layers_in_4_bits_without_adapters_are_weighed_in_4_bits(place):

@@ -36,6 +36,21 @@ def test_only_settings_that_differ_are_listed(tmp_path):
     assert "None of these runs has finished a step." in text
 
 
+def test_data_that_differ_under_one_name_are_told_apart(tmp_path):
+    runs = [make_whole_run(tmp_path, name) for name in ("one", "two", "three")]
+    for run, training in zip(runs[:2], ("a1" * 16, "b2" * 16), strict=True):
+        facts = {"training": training, "validation": "c3" * 16}
+        described = {role: {"fingerprint": mark, "examples": 12} for role, mark in facts.items()}
+        (run / "data.json").write_text(json.dumps(described))
+    text = words(write_comparison(runs, tmp_path / "page.html"))
+    row = text.partition("<code>training data</code>")[2].partition("</tr>")[0]
+    cells = ["12 examples, a1a1a1a1", "12 examples, b2b2b2b2", "not known"]
+    assert all(f"<td>{cell}</td>" in row for cell in cells)
+    assert "validation data" not in text
+    runs = [runs[0], runs[2]]  # of one alone nothing is known to differ
+    assert "training data" not in words(write_comparison(runs, tmp_path / "page.html"))
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path):
     runs = [make_whole_run(tmp_path / place, "run") for place in ("a", "b")]
     text = words(write_comparison(runs, tmp_path / "page.html"))

@@ -9,7 +9,9 @@ from daily import daily
 from launched import make_place
 from safetensors.torch import load_file
 from tiny_models import write_tiny
+from typer.testing import CliRunner
 
+from foveal.cli import app
 from foveal.errors import ConfigError, DataError
 from foveal.models.family import find_family
 
@@ -62,9 +64,19 @@ def test_a_base_that_cannot_be_written_back_whole_is_met_before_the_first_step(t
     place = make_place(tmp_path, "qwen3_vl_moe")
     recipe = place.recipe("run", strategy=strategy, **FEW | {"train__max_steps": 1})
     if strategy == "full":
-        with pytest.raises(ConfigError, match=r"together .* cannot be written back; learn adapter"):
+        said = r"together .* cannot be written back; learn adapters, strategy=lora"
+        with pytest.raises(ConfigError, match=said) as refused:
             place.run_alone(recipe)
         assert not (tmp_path / "run" / "metrics.jsonl").exists()
+        how = ["plan", str(recipe), "--gpu", "h100"]
+        planned = CliRunner().invoke(app, how)
+        assert str(planned.exception) == str(refused.value)
+        adapters = CliRunner().invoke(app, [*how, "strategy=lora", "--compare", "--json"])
+        compared = {one["strategy"] for one in json.loads(adapters.stdout)["compare"]}
+        assert compared == {"lora", "qlora"}
+        for weights in (tmp_path / "model").glob("*.safetensors"):
+            weights.unlink()  # nobody can tell, then, and a plan needs none
+        assert CliRunner().invoke(app, how).exit_code == 0
         return
     place.run_alone(recipe)
     assert "the run ends with its adapter, not with a whole model" in place.said["run"]

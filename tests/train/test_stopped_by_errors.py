@@ -252,6 +252,27 @@ def test_under_torchrun_a_signal_to_the_group_saves(place, sent):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_under_torchrun_a_signal_to_one_process_stops_all_and_is_said_once(place, sent):
+    long = {"train__epochs": 400, "train__save_every_steps": 10_000}
+    text = yaml.safe_dump(recipe(place, **long).model_dump(mode="json"))
+    (place / "recipe.yaml").write_text(text)
+    launcher = (*TORCHRUN, str(free_port()), "-m", "foveal.cli")
+    command = [sys.executable, "-m", *launcher, "train", str(place / "recipe.yaml")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    lines = place / "run" / "metrics.jsonl"
+    while not (lines.exists() and lines.read_text().count("\n") > 2):
+        assert process.poll() is None
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = [one for one in children if b"\0RANK=1\0" in Path(f"/proc/{one}/environ").read_bytes()]
+    os.kill(int(ranks[0]), sent)  # which is not the process that writes
+    _, said = process.communicate(timeout=120)
+    assert (process.returncode, said.count("goes on from there")) == (0, 1), said
+    assert saved(place / "run") == [f"step-{len(losses(place / 'run'))}"]
+
+
+@pytest.mark.slow
 def test_worker_processes_end_with_their_run(place):
     long = {"train__epochs": 400, "train__save_every_steps": 10_000, "data__workers": 2}
     text = yaml.safe_dump(recipe(place, **long).model_dump(mode="json"))

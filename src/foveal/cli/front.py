@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os.path import expanduser
 from time import monotonic
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -106,7 +107,8 @@ def main() -> None:
 
 def _run() -> Any:
     try:
-        return app(prog_name="foveal", standalone_mode=False)
+        words = [_with_home(word) for word in sys.argv[1:]]
+        return app(words, prog_name="foveal", standalone_mode=False)
     except UserError as error:
         _refuse(f"foveal: {error}")
     except UsageError as error:
@@ -125,6 +127,12 @@ def _run() -> Any:
         _refuse(f"foveal: {place}: {error.strerror}; free space, or give another place")
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _with_home(word: str) -> str:
+    """Put the home in for a `~`, as shells do before a word but not behind `--option=`."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + expanduser(value)
 
 
 def _refuse(line: str) -> NoReturn:

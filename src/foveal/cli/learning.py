@@ -49,17 +49,23 @@ def plan(
 
     Exit status: 0 it fits, 1 it does not, 2 something to mend.
     """
+    from functools import partial
+
     from rich.console import Console
 
     from foveal.config import load_recipe
-    from foveal.inputs import load_in_passing
+    from foveal.deliver.export import why_no_final
+    from foveal.inputs import check_attention, check_metrics, load_in_passing
     from foveal.plan.command import run_plan
 
     loaded = load_recipe(recipe, tuple(overrides or ()))
+    check_metrics(loaded)  # as a run does
+    check_attention(loaded)
     estimate = run_plan(
         loaded,
         Console(),
         load_in_passing,
+        partial(why_no_final, fetch=False),
         gpu=gpu,
         gpus=gpus,
         nodes=nodes,
@@ -94,19 +100,31 @@ def train(
     except KeyboardInterrupt:  # from then on the run itself sees it
         typer.echo("Stopped before the first step; the same command begins again.", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    announce(run.go())
+    announce(run.go(), run.engine.is_main)
 
 
-def announce(outcome: "Outcome") -> None:
-    """Say how a run ended; one that was interrupted or learnt nothing has its own exit status."""
+def announce(outcome: "Outcome", is_main: bool = True) -> None:
+    """Say how a run ended; one that was interrupted or learnt nothing has its own exit status.
+
+    Of several processes the main one speaks, and all end alike.
+    """
     import signal
 
+    if is_main:
+        _tell_outcome(outcome)
+    if outcome.stopped:
+        raise typer.Exit(INTERRUPTED if outcome.stopped.signal == signal.SIGINT else 0)
+    if not outcome.has_learnt:
+        raise typer.Exit(1)
+
+
+def _tell_outcome(outcome: "Outcome") -> None:
     if outcome.stopped:
         typer.echo(
             f"Stopped at step {outcome.stopped.step}; the same command goes on from there.",
             err=True,
         )
-        raise typer.Exit(INTERRUPTED if outcome.stopped.signal == signal.SIGINT else 0)
+        return
     for name, score in (outcome.after or {}).items():
         before = (outcome.before or {}).get(name)
         was = f"  (before {before.value:.3f})" if before else ""
@@ -122,7 +140,6 @@ def announce(outcome: "Outcome") -> None:
             "step was finite (incidents.jsonl); train longer, or raise train.learning_rate",
             err=True,
         )
-        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=PANEL)

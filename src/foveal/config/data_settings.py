@@ -1,5 +1,6 @@
 """Which examples a run learns from, and how they become rows."""
 
+from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -35,6 +36,8 @@ class Settings(BaseModel):
             raise PydanticCustomError("truth", "is a truth, which this setting is not")
         if value == "" and Path in (kind, *get_args(kind)):
             raise PydanticCustomError("empty_path", "give a path; for this folder, a dot")
+        if isinstance(value, str | Path) and Path in (kind, *get_args(kind)):
+            return expanduser(value)  # a shell does so for whole words alone
         return value
 
 

@@ -43,6 +43,7 @@ ELSEWHERE: Mapping[str, str] = {
 """Name that other tools, or people in a hurry, give a setting -> ours."""
 
 EXPECTED: Mapping[str, str] = {
+    "string_type": "a text, in quotes",
     "path_type": "a path",
     "path_str": "a path",
     "tuple_type": "a list",

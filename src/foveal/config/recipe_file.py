@@ -2,7 +2,7 @@
 
 import json
 from copy import deepcopy
-from os.path import normpath
+from os.path import expanduser, normpath
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def _read_layers(path: Path) -> list[Layer]:
         if base is not None and not (isinstance(base, str) and base):
             raise ConfigError(f"{file}: base={base}: give the path of another recipe")
         layers.append((file, tree))
-        file = file.parent / base if base else None
+        file = file.parent / expanduser(base) if base else None
     return layers
 
 

@@ -1,5 +1,6 @@
 """Every setting of a run, in one tree."""
 
+from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -312,6 +313,11 @@ class Recipe(Settings):
 
     published: dict[str, Fraction | str] | None = None
     """Published scores to stand beside this run's, 0 to 1 by metric, and their `source`."""
+
+    @field_validator("model")
+    @classmethod
+    def _with_home(cls, model: str) -> str:
+        return expanduser(model)  # as of all paths
 
     @property
     def learns_pairs(self) -> bool:

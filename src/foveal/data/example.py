@@ -21,7 +21,9 @@ from pydantic import (
 
 from foveal.data.images.archives import ENDINGS, containing_file, state_of
 from foveal.data.images.frames import parse_frame
+from foveal.data.images.missing import where_else
 from foveal.data.images.objects import called, object_at, read_url
+from foveal.data.line_mistakes import mistake_in
 from foveal.errors import ConfigError, DataError
 from foveal.storage import RepeatedKeyError, unique_keys, written_whole
 
@@ -122,11 +124,11 @@ def parse_example(line: str | bytes) -> Example:
         return example
     except ValidationError as error:
         if (full := _without_nulls(content)) is None:
-            raise ValueError(_first_problem(error)) from None
+            raise ValueError(mistake_in(content, error)) from None
     try:
         return Example.model_validate_json(full)
     except ValidationError as error:
-        raise ValueError(_first_problem(error)) from None
+        raise ValueError(mistake_in(content, error)) from None
 
 
 def _without_nulls(content: bytes) -> str | None:
@@ -146,19 +148,6 @@ def _without_nulls(content: bytes) -> str | None:
     except (ValueError, RecursionError):
         return None
     return json.dumps(value) if dropped else None
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    reason = first["msg"]
-    if first["type"] == "extra_forbidden":
-        return f'unknown key "{where}"'
-    if first["type"] == "missing":
-        return f'missing key "{where}"'
-    if first["type"] == "json_invalid":
-        return f"not JSON ({reason.removeprefix('Invalid JSON: ')})"
-    return f'"{where}": {reason[0].lower()}{reason[1:]}' if where else reason
 
 
 def holds_anything(line: bytes) -> bool:
@@ -265,6 +254,8 @@ class ImageFolder:
     def _look_for(self, path: str) -> Path:
         if "\0" in path:  # each Python has its own way to say so, and some say nothing
             raise DataError(f"image {path!r}: a null byte in its name; rename it")
+        if path.startswith("data:"):
+            raise DataError(f"image {path[:40]}: it is the image itself; write that into a file")
         for root in self.roots:
             stored = object_at(root)
             try:
@@ -295,4 +286,5 @@ class ImageFolder:
                     return member.path
             if is_file:
                 return candidate
-        raise DataError(f"image {path} is not in {' or '.join(map(str, self.roots))}")
+        roots = " or ".join(map(str, self.roots))
+        raise DataError(f"image {path[:200]} is not in {roots}; {where_else(self.roots, path)}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from os.path import expanduser
 from pathlib import Path
 from typing import TypeAlias
 
@@ -145,8 +146,10 @@ def describe_shown(
     Raises:
         DataError: it cannot be opened; the error calls it `name`.
     """
+    if isinstance(picture, str) and "://" in picture:
+        raise DataError(f"{picture}: a picture on the web; fetch it and give its file")
     if isinstance(picture, str | Path):
-        path = Path(picture).resolve()
+        path = Path(expanduser(picture)).resolve()
         shown = choose_frames(path, processor.frame_choice) if _is_clip(picture) else [path]
         for one in shown:
             size = image_size(one)

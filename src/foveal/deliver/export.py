@@ -24,7 +24,7 @@ from foveal.deliver.proving.evidence import find_examples
 from foveal.deliver.proving.proof import Proof
 from foveal.deliver.proving.prove import prove
 from foveal.deliver.proving.same_base import check_same_base
-from foveal.deliver.tensors import StoredTensor, find_tensors, in_format, write_shards
+from foveal.deliver.tensors import StoredTensor, find_tensors, in_format, indexed, write_shards
 from foveal.deliver.weight_only import (
     WeightFormat,
     WeightOnly,
@@ -155,16 +155,21 @@ def export_run(
         return Exported(unproven.rename(out), proven, norms)
 
 
-def why_no_final(recipe: Recipe, family: Family) -> str:
+def why_no_final(recipe: Recipe, family: Family, fetch: bool = True) -> str:
     """Say, before anything is paid for, why a run's whole model could not be written; or nothing.
 
     transformers puts some weights of some bases together, such as those of experts, and what has
     been put together is in no file under a name of its own.
+
+    Args:
+        recipe: of the run.
+        family: of its base.
+        fetch: whether a base on the hub may be brought here; otherwise its index alone is asked.
     """
     if not family.keeps_stored_names:
         return ""
     try:
-        for name in find_tensors(find_base(recipe.run, recipe)):
+        for name in find_tensors(find_base(recipe.run, recipe)) if fetch else indexed(recipe.model):
             family.own_name(name)
     except ModelError as error:
         return str(error)

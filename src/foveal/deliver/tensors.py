@@ -72,6 +72,23 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
+def indexed(model: str) -> list[str]:
+    """List the weights of a model folder or hub name without fetching any; empty: nothing tells.
+
+    Raises:
+        ModelError: a file that tells is broken.
+    """
+    from transformers.utils import cached_file
+
+    if Path(model).is_dir():
+        return list(find_tensors(Path(model))) if any(Path(model).glob("*.safetensors")) else []
+    try:
+        index = cached_file(model, INDEX)
+    except OSError:  # one file of weights, or none, or a hub that does not answer
+        return []
+    return list(json.loads(Path(str(index)).read_text(encoding="utf-8"))["weight_map"])
+
+
 def tensors_of(file: Path) -> list[StoredTensor]:
     """List the tensors of one file.
 

@@ -230,7 +230,8 @@ def _read_config(name: str) -> dict[str, Any]:
         _point_to_model(Path(name))
     try:
         in_folder = Path(name) / "config.json"
-        if not Path(name).is_dir() and "/" not in name:  # no hub name: the hub need not be asked
+        # No hub name: the hub need not be asked.
+        if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith(("/", "."))):
             raise FileNotFoundError("no such folder")
         path = in_folder if Path(name).is_dir() else Path(cached_file(name, "config.json"))
         config = json.loads(path.read_text(encoding="utf-8"))

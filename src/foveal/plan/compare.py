@@ -11,7 +11,6 @@ from foveal.plan.seconds import Efficiency
 from foveal.plan.setup import ENGINES, Setup
 from foveal.train.recompute import Recompute
 
-STRATEGIES = ("full", "frozen_vision", "lora", "qlora")
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
 """The cheapest first."""
 
@@ -51,7 +50,7 @@ def compare(question: Question, machines: Machines) -> list[Estimate]:
 
 def _setups(question: Question, setup: Setup, hardware: Hardware) -> Iterator[Setup]:
     engines = [engine for engine in ENGINES if (engine == "single") == (setup.world_size == 1)]
-    for strategy in STRATEGIES:
+    for strategy in question.strategies:
         learnt = question.with_strategy(setup, strategy, hardware)
         for recompute in RECOMPUTE:
             for engine in engines:
@@ -105,8 +104,8 @@ def _other_settings(question: Question, machines: Machines, now: Estimate) -> It
             yield f"token budget {budget:,} -> {tried:,} ({_gigabytes(less)})"
             break
         smaller //= 2
-    for strategy in STRATEGIES[1:]:
-        if strategy == setup.strategy:
+    for strategy in question.strategies:
+        if strategy in ("full", setup.strategy):
             continue
         other = _estimate(
             question,

@@ -112,4 +112,20 @@ def _differing(runs: Sequence[Run]) -> dict[str, list[str]]:
         name: [as_typed(one[name]) if name in one else "not known" for one in settings]
         for name in names
     }
-    return {name: row for name, row in values.items() if any(one != row[0] for one in row)}
+    differ = {name: row for name, row in values.items() if any(one != row[0] for one in row)}
+    return differ | _differing_data(runs)
+
+
+def _differing_data(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Tell data apart by what was in them: files of one name may hold others, by now."""
+    found = {}
+    for role in dict.fromkeys(role for run in runs for role in run.data):
+        facts = [run.data.get(role, {}) for run in runs]
+        if len({one["fingerprint"] for one in facts if "fingerprint" in one}) > 1:
+            found[f"{role} data"] = [
+                f"{one.get('examples')} examples, {str(one.get('fingerprint'))[:8]}"
+                if one
+                else "not known"
+                for one in facts
+            ]
+    return found

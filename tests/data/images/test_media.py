@@ -5,6 +5,7 @@ import random
 import struct
 import threading
 import warnings
+import zipfile
 import zlib
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy
 import pytest
 from PIL import Image
 
+from foveal.data.example import ImageFolder
 from foveal.data.images import clips, media
 from foveal.data.images.clips import frame_indices, read_frames
 from foveal.data.images.media import (
@@ -22,6 +24,7 @@ from foveal.data.images.media import (
     image_identity,
     image_size,
     open_image,
+    open_picture,
     to_rgb,
 )
 from foveal.errors import DataError, UserError
@@ -157,8 +160,35 @@ def test_kinds_that_could_run_or_fetch_something_or_are_seldom_tried_are_refused
         synthetic(16, 16, 1).save(path, content)
     else:
         path.write_bytes(content)
-    with pytest.raises(DataError, match="not a picture of a kind we open"):
+    with pytest.raises(DataError, match="a kind we open"):
         open_image(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><title>404</title>", "a web page, not a picture; fetch"),
+        (b"<HTML>", "a web page"),
+        (
+            b"<?xml version='1.0'?>" + b" " * 99 + b"<svg/>",
+            "an SVG drawing; draw it as a kind we open",
+        ),
+        (b"%PDF-1.7\n", "a PDF; draw its pages"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC picture; save it"),
+        (b"8BPS\0\1", "a Photoshop file; save it"),
+    ],
+)
+def test_what_often_stands_where_a_picture_should_is_named(tmp_path, content, said):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "pages.zip", "w") as archive:
+        archive.write(path, "a.jpg")
+    packed = ImageFolder(tmp_path / "data.jsonl").find("pages.zip/a.jpg")
+    for source in (path, content, packed):
+        with pytest.raises(DataError, match=said) as refused:
+            open_picture(source, "picture 1")
+        assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "gif", "tif", "bmp"])

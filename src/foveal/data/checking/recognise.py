@@ -53,8 +53,13 @@ def _kind_of(begin: bytes, path: Path) -> str | None:
     if begin.startswith((BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE)):
         code = "UTF-32" if begin.startswith((BOM_UTF32_BE, BOM_UTF32_LE)) else "UTF-16"
         return f"{code} text; write it as UTF-8: iconv -f {code} -t UTF-8 {path.name}"
+    if len(begin) > 3 and (not any(begin[1:200:2]) or not any(begin[:200:2])) and any(begin[:200]):
+        code = "UTF-16BE" if begin[0] == 0 else "UTF-16LE"
+        return f"{code} text; write it as UTF-8: iconv -f {code} -t UTF-8 {path.name}"
     if b"\0" in begin[:4096]:
         return "not a text; give a JSONL file of examples"
+    if b"\r" in begin.strip() and b"\n" not in begin:
+        return f"its lines end in CR alone; write LF: tr '\\r' '\\n' < {path.name}"
     text = begin.removeprefix(BOM_UTF8).lstrip()
     if text.startswith(b"["):
         row, _ = _first_row(text[1:])

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
+from unicodedata import category
 
 from foveal.data.example import Example, Turn
 
@@ -19,6 +20,11 @@ NO_PAIR = 'no turn has a "rejected" answer, and objective=preferences learns fro
 
 _NOTHING = ("nan", "none", "null")
 """What other tools write for a value that is absent, in small letters."""
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: it is spaces and signs without width, as U+200B."""
+    return all(one.isspace() or category(one) in ("Cc", "Cf") for one in text)
 
 
 def example_problems(example: Example, pairs: bool = False) -> Iterator[str]:
@@ -56,7 +62,7 @@ def _turn_problems(turn: Turn) -> Iterator[str]:
         yield f"user names {tags}, but the turn has {len(turn.images)} images"
     if turn.choices and turn.assistant not in turn.choices:
         yield f'"{turn.assistant}" is none of the choices'
-    if any(not answer.strip() for answer in turn.answers):
+    if any(map(is_blank, turn.answers)):
         yield "an answer is empty"
     yield from choices_problems(turn.choices)
     yield from _pair_problems(turn)
@@ -74,7 +80,7 @@ def _pair_problems(turn: Turn) -> Iterator[str]:
 
 
 def _text_problems(who: str, text: str) -> Iterator[str]:
-    if not text.strip():
+    if is_blank(text):
         yield f"{who} is empty"
     if tokens := sorted(set(_SPECIAL_TOKEN.findall(text))):
         yield f"{who} holds {', '.join(tokens)}, which the model would read as plain text"
@@ -84,7 +90,7 @@ def _text_problems(who: str, text: str) -> Iterator[str]:
 
 def choices_problems(choices: tuple[str, ...]) -> Iterator[str]:
     """Find what is wrong with a closed set of labels."""
-    if any(not choice.strip() for choice in choices):
+    if any(map(is_blank, choices)):
         yield "a choice is empty"
     if spaced := [choice for choice in choices if choice.strip() and choice != choice.strip()]:
         yield f'the choice "{spaced[0]}" begins or ends with a space'

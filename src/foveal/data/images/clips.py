@@ -249,7 +249,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
     try:
         return tuple(state_of(path))
     except OSError as error:
-        raise DataError(f"{called(path)}: {error.strerror}") from error
+        raise DataError(f"{called(path)}: {error.strerror}; give a clip's path") from error
 
 
 def _reading(path: Path, read: Callable[[BinaryIO], Read]) -> Read:
@@ -258,7 +258,7 @@ def _reading(path: Path, read: Callable[[BinaryIO], Read]) -> Read:
         with open_stored(path) as file:
             return read(file)
     except OSError as error:
-        raise DataError(f"{called(path)}: {error.strerror or error}") from error
+        raise DataError(f"{called(path)}: {error.strerror or error}; give a clip's path") from error
 
 
 @contextmanager

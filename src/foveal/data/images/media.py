@@ -23,6 +23,18 @@ MAX_PIXELS = 178_956_970
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """Kinds of pictures that are opened; others are refused unread (EPS would start a program)."""
 
+_OTHERS = {
+    b"git-lfs": "a pointer of Git LFS, not the picture; bring it here: git lfs pull",
+    b"<html": "a web page, not a picture; fetch the picture itself",
+    b"<!doctype html": "a web page, not a picture; fetch the picture itself",
+    b"<svg": "an SVG drawing; draw it as {}",
+    b"%pdf": "a PDF; draw its pages as {}",
+    b"ftyphei": "a HEIC picture; save it as {}",
+    b"ftypmif1": "a HEIC picture; save it as {}",
+    b"8bps": "a Photoshop file; save it as {}",
+}
+"""What often stands where a picture should: what it begins with -> what it is, what to do."""
+
 _TURNS = {  # EXIF orientation -> what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -269,7 +281,17 @@ def check_pixels(name: object, width: int, height: int) -> None:
 def _why_no_picture(source: Path | BinaryIO) -> str:
     if isinstance(source, Path) and source.stat().st_size == 0:
         return "an empty file; replace it"
-    return f"not a picture of a kind we open ({', '.join(FORMATS)})"
+    if isinstance(source, Path):
+        with open_stored(source) as file:
+            begin = file.read(512).lstrip().lower()
+    else:
+        source.seek(0)
+        begin = source.read(512).lstrip().lower()
+    kinds = f"a kind we open ({', '.join(FORMATS)})"
+    for sign, what in _OTHERS.items():
+        if sign in begin:
+            return what.format(kinds)
+    return f"not a picture of {kinds}"
 
 
 def reason_of(error: Exception) -> str:

@@ -15,7 +15,7 @@ from itertools import accumulate, chain
 from pathlib import Path
 from struct import pack
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from foveal.data.images.archives import ArchiveMember, open_stored, state_of
 from foveal.data.images.kept_bytes import ReadAtPlaces, read_state
@@ -195,7 +195,7 @@ class _Reader:
             start, end = _stretch(chunk)
             wanted = pack("<I", len(content)) + content
             step = max(SEARCHED_BYTES, len(content))
-            with _Stretch(self._file.path, start, end - start) as source:
+            with _stretch_of(self._file.path, start, end - start) as source:
                 # Most are behind the last; a page's beginning may lie between.
                 last = self._found if start < self._found < end else start
                 for at in chain(range(last, end, step), range(start, last, step)):
@@ -214,7 +214,7 @@ class _Reader:
         self._group, self._next = group, self._file.ends[group - 1] if group else 0
         rows = footer.row_group(group)
         start, end = _stretch(chunk)
-        source = _Stretch(self._file.path, start, end - start)
+        source = _stretch_of(self._file.path, start, end - start)
         opened = _parquet().ParquetFile(
             source, metadata=footer, buffer_size=READ_BYTES, pre_buffer=False
         )
@@ -232,14 +232,18 @@ def _stretch(chunk: Any) -> tuple[int, int]:
     return start, start + chunk.total_compressed_size
 
 
+def _stretch_of(path: Path, start: int, length: int) -> "_Stretch":
+    one = object_at(path)
+    file: Any = open_object(one, start, length) if one else path.open("rb")
+    return _Stretch(file, start if one else 0, start + length)
+
+
 class _Stretch(ReadAtPlaces):
     """A file of which nothing but a stretch is read, which is fetched where it is an object's."""
 
-    def __init__(self, path: Path, start: int, length: int) -> None:
-        super().__init__(start + length)
-        one = object_at(path)
-        self._file = open_object(one, start, length) if one else path.open("rb")
-        self._before = start if one else 0
+    def __init__(self, file: BinaryIO, before: int, length: int) -> None:
+        super().__init__(length)
+        self._file, self._before = file, before
 
     def read_at(self, place: int, length: int) -> bytes:
         """Read at most so many bytes."""

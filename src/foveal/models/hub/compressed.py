@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from foveal.errors import ModelError
+from foveal.errors import ConfigError, ModelError
 
 LAYOUT = "compressed-tensors"
 
@@ -25,6 +25,19 @@ def is_compressed(name: str) -> bool:
         return False  # whoever reads it says so
     stored = config.get("quantization_config") if isinstance(config, dict) else None
     return isinstance(stored, dict) and stored.get("quant_method") == LAYOUT
+
+
+def refuse_compressed(name: str) -> None:
+    """See that a model can be learnt from.
+
+    Raises:
+        ConfigError: its weights are in fewer bits.
+    """
+    if is_compressed(name):
+        raise ConfigError(
+            f"model={name}: its weights are in fewer bits; give the whole model that it was made "
+            "from (strategy=qlora holds that in 4 bits by itself)"
+        )
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What a source promises: a folder or a zip, and what cannot be one."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -142,3 +143,25 @@ def test_a_folder_that_another_process_fills_is_left_to_it(tmp_path):
     assert [file.name for file in (tmp_path / "out").iterdir()] == [LOCK]
     convert("imagefolder", tmp_path / "source", tmp_path / "out")
     assert not (tmp_path / "out" / LOCK).exists()
+
+
+def test_a_name_that_no_line_of_json_can_hold_is_refused(tmp_path):
+    put_picture(tmp_path / "source" / "cat" / "1.png")
+    (tmp_path / "source" / "cat" / "1.png").rename(
+        os.fsdecode(os.fsencode(tmp_path / "source" / "cat") + b"/\xff.png")
+    )
+    with pytest.raises(DataError, match=r"cat/\\xff\.png: a name that is not UTF-8; rename it"):
+        Source(tmp_path / "source")
+
+
+def test_a_whole_path_is_that_file_whatever_else_has_its_name(tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.touch()
+    for place in ("page.png", "images/page.png", "images/old/page.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    for source in (Source(rows), Source(tmp_path)):
+        for place in ("page.png", "images/page.png", "images/old/page.png"):
+            assert source.find(place).name == place
+            assert source.find(str(tmp_path / place)).name == place
+        assert source.find("elsewhere/page.png") is None  # any of three

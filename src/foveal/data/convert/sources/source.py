@@ -133,6 +133,8 @@ class Source:
         """
         wanted = name.replace("\\", "/").split("/")[::-1]
         candidates = self._by_last_name.get(wanted[0], [])
+        exact = [one for one in candidates if name in (one.name, str(one.file.absolute()))]
+        candidates = exact or candidates
         if len(candidates) < 2:
             return candidates[0] if candidates else None
 
@@ -175,6 +177,9 @@ def _walk(folder: Path, links_out: list[str]) -> Iterator[Entry]:
             file = Path(parent, name)
             if name.startswith("."):
                 continue
+            if name != os.fsencode(name).decode("utf-8", "replace"):
+                shown = os.fsencode(file).decode("utf-8", "backslashreplace")
+                raise DataError(f"{shown}: a name that is not UTF-8; rename it")
             if file.is_symlink() and not file.resolve().is_relative_to(root):
                 links_out.append(str(file))
             elif file.suffix.lower() == ".zip":
