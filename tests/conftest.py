@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -17,6 +18,14 @@ os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS adds in a
 if hasattr(ctypes.CDLL(None), "mallopt"):
     ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
     ctypes.CDLL(None).mallopt(-4, 0)
+
+# Whoever starts tests with nohup, or behind `&` in a script, has these two ignored, and so would
+# all processes that tests start, which are sent them.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What a test writes has no power cut to outlive; to wait for the disk is a third of a short run.
+os.fsync = lambda descriptor: None
 
 settings.register_profile("house", deadline=None, derandomize=True, database=None)
 settings.load_profile("house")

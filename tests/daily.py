@@ -4,5 +4,14 @@ import pytest
 
 
 def daily(*names, beside=()):
-    """List cases: those that are run each day, and `beside` them the slow ones."""
-    return [*names, *(pytest.param(name, marks=pytest.mark.slow) for name in beside)]
+    """List cases: those that are run each day, and `beside` them the slow ones.
+
+    A case of several values is a tuple.
+    """
+    return [
+        *names,
+        *(
+            pytest.param(*(one if isinstance(one, tuple) else (one,)), marks=pytest.mark.slow)
+            for one in beside
+        ),
+    ]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from daily import daily
 from hub_data import put_cauldron, put_clips, put_pages
 from safetensors.torch import load_file, save_file
 from tiny import SIZES
@@ -37,6 +38,8 @@ COMMANDS = {
     ),
 }
 EACH = pytest.mark.parametrize("name", COMMANDS)
+DAILY = ["docvqa", "memes qlora"]
+"""In full, and under adapters on four bits: what they write is written by all alike."""
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +103,9 @@ def check_output(name: str, output: Path) -> None:
     assert (output / "report.html").exists()
 
 
-@EACH
+@pytest.mark.parametrize(
+    "name", daily(*DAILY, beside=[name for name in COMMANDS if name not in DAILY])
+)
 def test_each_command_runs_here(name, place, tmp_path, monkeypatch, scripts, capsys):
     script, flags = shrink(name, place, tmp_path / "out")
     monkeypatch.setattr(sys, "argv", [script, *flags])

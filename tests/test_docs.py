@@ -202,6 +202,7 @@ def to_run() -> list[tuple[str, list[str]]]:
     ]
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_pages_run_on_own_data(tmp_path, monkeypatch):
     """Word for word, but for a tiny model and a single step; `--fresh` is among them."""
     monkeypatch.chdir(tmp_path)

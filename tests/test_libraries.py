@@ -47,7 +47,11 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["check", "no.jsonl"], ["train", "recipe.yaml", "data.train=no.jsonl"]]
+    "arguments",
+    [
+        ["check", "no.jsonl"],
+        pytest.param(["train", "recipe.yaml", "data.train=no.jsonl"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_refusal_is_one_line_and_nothing_more(place, arguments):
     done, _ = command(place, *arguments)
@@ -56,7 +60,9 @@ def test_a_refusal_is_one_line_and_nothing_more(place, arguments):
     assert done.stderr.startswith("foveal: no.jsonl: ")
 
 
-@pytest.mark.parametrize(("strategy", "imported"), [("full", []), ("lora", ["peft"])])
+@pytest.mark.parametrize(
+    ("strategy", "imported"), [pytest.param("full", [], marks=pytest.mark.slow), ("lora", ["peft"])]
+)
 def test_a_run_brings_in_no_library_that_it_does_not_use(place, strategy, imported):
     done, found = command(place, "train", "recipe.yaml", f"strategy={strategy}", f"run={strategy}")
     assert done.returncode == 0, done.stderr

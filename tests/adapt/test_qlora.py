@@ -10,6 +10,7 @@ import bitsandbytes
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
+from daily import daily
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
@@ -115,8 +116,8 @@ def test_a_second_round_of_adapters_goes_on_from_the_merged_model(place):
     assert apart < 1e-4 * moved
 
 
-@pytest.mark.parametrize("strategy", ["full", "qlora"])
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("strategy", daily("qlora", beside=["full"]))
+@pytest.mark.parametrize("precision", daily("bf16", beside=["fp16"]))
 def test_half_precision_loses_little_on_the_way(place, whole, strategy, precision):
     steps = {"max_steps": 2}
     half, _ = run(
@@ -170,6 +171,7 @@ def test_a_run_holds_such_layers_whole_and_names_them_in_one_line(place, wrong_k
     assert widths(load_in_passing(recipe).model) == {64}
 
 
+@pytest.mark.slow
 def test_export_counts_them_as_whole(place, wrong_kernel, tmp_path):
     folder, _ = run(place, "exported", train={"max_steps": 2})
     source = find_source(folder)
@@ -181,6 +183,7 @@ def test_export_counts_them_as_whole(place, wrong_kernel, tmp_path):
     assert done.proof.problems() == []
 
 
+@pytest.mark.slow
 def test_a_plan_for_this_machine_counts_them_as_whole(place, wrong_kernel, capsys):
     folder, _ = run(place, "planned", train={"max_steps": 2})
     recipe = load_recipe(folder / "recipe.yaml")

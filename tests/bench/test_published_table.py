@@ -65,5 +65,6 @@ def test_printed_frozen_speeds_need_a_decoder_that_learns_nothing(errors):
             assert errors[row].images_per_second == pytest.approx(row.images_per_second, rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_document_shows_the_table_that_the_script_makes(script):
     assert script.table(Phi3VisionConfig(), CONSTANTS) in DOCUMENT.read_text()

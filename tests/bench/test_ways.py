@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from daily import daily
 from tiny import SIZES
 
 from foveal.config import TrainSettings
@@ -56,7 +57,7 @@ def make_work(script, folder, strategy, tokens_per_pass=400):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("strategy", ["full", "frozen_vision", "lora"])
+@pytest.mark.parametrize("strategy", daily("lora", beside=["full", "frozen_vision"]))
 def test_every_way_takes_the_same_steps(script, strategy, tmp_path):
     ways = ["recipe", "trainer", "separate", "shared"]
     if importlib.util.find_spec("trl"):  # not everybody has it

@@ -86,7 +86,7 @@ def stranger():
     one.close()
 
 
-@pytest.mark.parametrize("strategy", ["full", "lora"])
+@pytest.mark.parametrize("strategy", daily("lora", beside=["full"]))
 def test_a_whole_model_has_the_base_files_names_and_opens_alone(
     place, strategy, stranger, tmp_path
 ):
@@ -104,6 +104,7 @@ def test_a_whole_model_has_the_base_files_names_and_opens_alone(
     torch.testing.assert_close(logits, final)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", daily("qwen3_vl", beside=["gemma3"]), indirect=True)
 def test_a_run_on_four_bits_leaves_as_a_whole_model_by_the_base_files_names(
     place, stranger, tmp_path
@@ -158,6 +159,7 @@ def test_an_adapter_beside_fused_experts_opens_with_peft_alone_and_knows_its_bas
         export_run(folder, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_an_adapter_opens_with_peft_alone_and_gives_what_the_run_gave(place, stranger, tmp_path):
     folder = tuned(place, "adapter-run", strategy="lora")
     done = export_run(folder, tmp_path / "out")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from daily import daily
 from held import held
 from peft import PeftModel
 from safetensors import safe_open
@@ -99,7 +100,7 @@ def test_a_merged_run_is_pefts_merge_rounded_once(lora_run, tmp_path):
 
 
 @pytest.mark.filterwarnings(BEFORE_MERGING)
-@pytest.mark.parametrize("name", ["varied_run", "qlora_run"])
+@pytest.mark.parametrize("name", daily("qlora_run", beside=["varied_run"]))
 def test_a_merge_is_what_peft_makes_of_the_adapters_that_the_run_left(name, request, tmp_path):
     run = request.getfixturevalue(name)
     done = export_run(run, tmp_path / "out", merge=True, dtype="float32", proof=False)

@@ -17,6 +17,7 @@ def script(monkeypatch):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["projector", "lora"])
 def test_its_runs_are_exported_and_proven(script, place, tmp_path, strategy, capsys):
     data = script.make_examples(tmp_path / "examples")

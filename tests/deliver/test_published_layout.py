@@ -85,6 +85,7 @@ def read(folder: Path, name: str) -> dict:
     return json.loads((folder / name).read_text())
 
 
+@pytest.mark.slow
 def test_the_weights_have_the_592_published_names_in_bf16(written):
     _, out = written
     lines = (GOLDEN / "phi3v-facts" / "checkpoint_keys.txt").read_text().splitlines()

@@ -46,6 +46,7 @@ def test_a_small_model_is_one_file_in_the_number_format_asked_for(tmp_path, tens
         assert tensor.equal(tensors[name].bfloat16())
 
 
+@pytest.mark.slow
 def test_memory_holds_one_shard_at_a_time(tmp_path):
     # 20 tensors of 4 MB in shards of 8 MB: 80 MB pass through, twice; two tensors are held.
     probe = f"""

@@ -40,7 +40,7 @@ def settings_of(folder):
     return json.loads((folder / "config.json").read_text())["quantization_config"]
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8", "int4"])
+@pytest.mark.parametrize("kind", daily("int4", beside=["int8", "fp8"]))
 def test_a_run_in_fewer_bits_is_that_run_rounded_and_answers_by_itself(lora_run, tmp_path, kind):
     done = export_run(lora_run, tmp_path / "out", quantize=kind)
     assert done.proof is not None
@@ -94,7 +94,7 @@ def test_small_shards_hold_the_same_tensors(lora_run, tmp_path):
     assert all(found[name].equal(tensor) for name, tensor in weights(one).items())
 
 
-@pytest.mark.parametrize("part", ["weight_packed", "weight_scale"])
+@pytest.mark.parametrize("part", daily("weight_packed", beside=["weight_scale"]))
 def test_a_folder_whose_bits_were_spoilt_is_not_proven(lora_run, tmp_path, monkeypatch, part):
     right = export.write_model
 
@@ -140,6 +140,7 @@ def test_a_folder_is_as_vllms_schemes_for_weights_alone_ask(lora_run, tmp_path):
         assert {name: str(one.dtype) for name, one in held.items()} == wants["tensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", daily("gemma3", beside=["qwen2_5_vl", "llava"]))
 def test_other_families_are_held_by_the_names_of_their_own_files(family, tmp_path):
     write_tiny(family, tmp_path / "model")

@@ -66,6 +66,7 @@ def test_a_folder_that_another_evaluation_writes_to_is_left_to_it(place, tmp_pat
         assert [file.name for file in tmp_path.iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(place, tmp_path):
     foveal(place / "run", place / "data.jsonl", "--out", tmp_path / "one")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]

@@ -9,6 +9,7 @@ import pytest
 import tiny_models_more  # noqa: F401  # enters its families
 import torch
 import torch.nn.functional as F
+from daily import daily
 from PIL import Image
 from tiny import make_picture, turn, write_data
 from tiny_models import let_attention_matter, write_tiny
@@ -218,7 +219,7 @@ def test_a_process_with_less_to_read_reads_nothing_as_often_as_others_read(case,
     assert len(runs) - own == batch.reads + 3
 
 
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("share", daily(True, beside=[False]))
 def test_running_layers_again_in_the_backward_pass_changes_nothing(case, share):
     loaded, dataset, alone = case
     recomputed = load(loaded.model.name_or_path, None)

@@ -139,6 +139,7 @@ def test_flex_attention_sees_the_same_without_a_graph(model, monkeypatch):
     torch.testing.assert_close(packed, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
 
 
+@pytest.mark.slow
 def test_ragged_rows_settle_on_few_graphs_of_flex_attention():
     # Past torch's limit of recompiling it would go on uncompiled, many times slower, in silence.
     counter = CompileCounter()

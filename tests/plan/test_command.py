@@ -56,6 +56,7 @@ def test_the_published_model_is_planned_without_a_download(recipe):
     assert plan["memory"]["weights_bytes"] == 4 * 4146621440 - 2 * unread
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_what_to_change(recipe):
     shown = CliRunner().invoke(app, ["plan", str(recipe), "--gpu", "rtx4090"])
     assert shown.exit_code == 1
@@ -63,6 +64,7 @@ def test_what_does_not_fit_is_told_with_what_to_change(recipe):
     assert "strategy=qlora" in shown.output
 
 
+@pytest.mark.slow
 def test_all_advice_is_true(question):
     small = Machines(find_hardware("rtx4090"), ASSUMED, 1, 1)
     now = decide(question, small)
@@ -72,6 +74,7 @@ def test_all_advice_is_true(question):
     assert any("GPUs with engine=fsdp2" in change for change in advice)
 
 
+@pytest.mark.slow
 def test_a_comparison_begins_with_the_fastest_that_fits(question):
     machines = Machines(find_hardware("a100-80gb"), ASSUMED, 8, 1)
     found = compare(question, machines)

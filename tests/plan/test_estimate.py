@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+from daily import daily
 
 from foveal.config import LoraSettings, ShardingSettings
 from foveal.errors import ConfigError
@@ -43,7 +44,7 @@ def test_a_page_through_a_perfect_a100_takes_what_its_operations_take():
     assert seconds.recompute == 0
 
 
-@pytest.mark.parametrize("strategy", ["full", "lora"])
+@pytest.mark.parametrize("strategy", daily("lora", beside=["full"]))
 def test_reading_a_page_takes_two_operations_a_weight_and_token_whatever_learns(strategy):
     layer = 4 * 3072**2 + 3 * 3072 * 8192
     costs = setup(strategy).costs_of_reading
@@ -59,6 +60,7 @@ def test_reading_a_page_takes_two_operations_a_weight_and_token_whatever_learns(
     assert reading_seconds(setup(strategy), two, A100, PERFECT, 1) == pytest.approx(2 * alone)
 
 
+@pytest.mark.slow
 def test_what_multiplies_no_matrices_takes_as_long_as_its_bytes_take_to_move():
     plain = setup(precision="float32")
     kept = plain.costs.kept_bytes(PAGE)
@@ -72,6 +74,7 @@ def test_what_multiplies_no_matrices_takes_as_long_as_its_bytes_take_to_move():
     )
 
 
+@pytest.mark.slow
 def test_adapters_and_4_bits_leave_more_holes_and_recomputing_none():
     def holes(strategy, recompute="none"):
         made = setup(strategy, recompute=recompute)

@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 import torch.distributed as dist
+from daily import daily
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pairs import pair_pages
@@ -263,7 +264,7 @@ def test_layers_in_4_bits_without_adapters_are_weighed_in_4_bits(place):
     assert other.learnt == one.learnt
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl", "gemma3"])
+@pytest.mark.parametrize("name", daily("qwen3_vl", beside=["gemma3"]))
 def test_every_family_is_planned_and_holds_what_its_run_holds(tmp_path, place, name):
     write_family(name, tmp_path / "model")
     recipe = recipe_in(place, model=str(tmp_path / "model"))

@@ -42,6 +42,7 @@ def most_with(training, monkeypatch, recompute="blocks") -> int:
     return low
 
 
+@pytest.mark.slow
 def test_a_gpu_needs_room_for_the_weights_that_its_host_holds(training, monkeypatch):
     monkeypatch.setattr(room, "CPU_SLACK", 0.0)  # of glibc's heap, which a GPU has not
     training.engine.device = torch.device("cpu")

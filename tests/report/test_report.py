@@ -49,6 +49,7 @@ def test_each_picture_is_embedded_once(page):
     assert text.count("<use href=") == 12
 
 
+@pytest.mark.slow
 def test_500_predictions_over_large_pictures_stay_below_5_megabytes(tmp_path):
     folder = tmp_path / "data"
     (folder / "images").mkdir(parents=True)

@@ -61,6 +61,7 @@ def test_a_signal_lets_running_answers_end_and_then_the_server(tiny, actor, sent
     assert not app.state.endpoint.scheduler.is_alive
 
 
+@pytest.mark.slow
 def test_the_command_serves_a_run_and_ctrl_c_is_130(tiny_folder, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

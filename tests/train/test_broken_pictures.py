@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from daily import daily
 from rich.console import Console
 from safetensors.torch import load_file
 from tiny import SIZES, make_model, pages
@@ -84,7 +85,7 @@ def test_more_than_the_allowed_share_stops_the_run(place):
     assert len(lines(place / "stopped", "incidents.jsonl")) == 6
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", daily(4, beside=[1]))
 def test_the_number_of_workers_does_not_change_the_bits(place, workers):
     runs = [train(place, f"w{count}", max_bad_fraction=1, workers=count) for count in (0, workers)]
     weights = [load_file(run / "final" / "model.safetensors") for run in runs]

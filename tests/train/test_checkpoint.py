@@ -298,6 +298,7 @@ def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more_is_one_line_and_exit_status_two(place):
     chosen = recipe(place, max_steps=2, save_every_steps=1)
     run(chosen)

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from daily import daily
 from rich.console import Console
 from small_runs import losses, recipe, run, same_bits, weights
 from tiny import SIZES, pages
@@ -33,7 +34,7 @@ def in_order():
     return torch.are_deterministic_algorithms_enabled(), os.environ.get(WORKSPACE)
 
 
-@pytest.mark.parametrize("strategy", ["full", "lora"])
+@pytest.mark.parametrize("strategy", daily("lora", beside=["full"]))
 def test_a_run_that_asks_for_one_order_has_it_in_every_pass_and_ends_in_the_same_bits(
     place, strategy
 ):

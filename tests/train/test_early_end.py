@@ -4,6 +4,7 @@ import io
 import json
 
 import pytest
+from daily import daily
 from rich.console import Console
 from small_runs import losses, recipe, run_until, same_bits, weights
 from tiny import SIZES, pages
@@ -68,7 +69,7 @@ def test_it_ends_behind_the_last_evaluation_that_it_waits_for_and_keeps_the_best
     assert (again.steps, len(losses(place / "run"))) == (4, 4)
 
 
-@pytest.mark.parametrize("died_behind", [2, 3])
+@pytest.mark.parametrize("died_behind", daily(3, beside=[2]))
 def test_a_run_that_died_on_the_way_ends_at_the_same_step_with_the_same_bits(place, died_behind):
     go(patient(place, "whole"))
     run_until(Scripted(patient(place), Console(quiet=True)), died_behind)

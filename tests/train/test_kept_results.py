@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+from daily import daily
 from rich.console import Console
 from small_runs import recipe, run, run_until
 from tiny import SIZES, make_picture, pages
@@ -52,9 +53,11 @@ OTHER = {"data__validation": "other.jsonl"}
     ("changes", "reason"),
     [
         (OTHER, "(data changed)"),
-        ({"evaluate__max_new_tokens": 2}, "(max_new_tokens changed)"),
+        pytest.param(
+            {"evaluate__max_new_tokens": 2}, "(max_new_tokens changed)", marks=pytest.mark.slow
+        ),
         ({"evaluate__choices": ["It is 00.", "It is 01."]}, "(choices changed)"),
-        ({"evaluate__max_examples": 1}, "(data changed)"),
+        pytest.param({"evaluate__max_examples": 1}, "(data changed)", marks=pytest.mark.slow),
     ],
 )
 def test_what_answers_hang_on_is_changed_in_a_stopped_run(place, changes, reason):
@@ -120,7 +123,7 @@ def test_a_step_that_is_taken_otherwise_is_evaluated_again(place):
         assert answers(place, "run", moment) == answers(place, "whole", moment)
 
 
-@pytest.mark.parametrize("strategy", ["full", "lora"])
+@pytest.mark.parametrize("strategy", daily("lora", beside=["full"]))
 def test_what_stands_is_answered_once(place, monkeypatch, strategy):
     chosen = validated(place, strategy=strategy)
     run_until(TrainingRun(chosen, Console(quiet=True)), 1)  # before any checkpoint

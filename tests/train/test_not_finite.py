@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from daily import daily
 from rich.console import Console
 from small_runs import recipe
 from tiny import SIZES, pages
@@ -39,7 +40,7 @@ def spoiled_run(place, monkeypatch, spoil, **changes):
     return [json.loads(line)["cause"] for line in lines], str(error.value)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", daily("float32", beside=["bf16", "fp16"]))
 @pytest.mark.parametrize("strategy", ["full", "lora"])
 def test_a_weight_that_is_no_number_is_named(place, monkeypatch, precision, strategy):
     def spoil(model):

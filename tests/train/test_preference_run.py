@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from daily import daily
 from pairs import pair_pages
 from rich.console import Console
 from safetensors import safe_open
@@ -42,7 +43,7 @@ def known(run_folder):
     return load_file(run_folder / REFERENCE)[VALUES].numpy()
 
 
-@pytest.mark.parametrize("strategy", ["full", "lora"])
+@pytest.mark.parametrize("strategy", daily("full", beside=["lora"]))
 def test_the_first_loss_is_log_2_and_the_last_is_lower(place, strategy):
     folder = run(preferring(place, strategy=strategy)).run
     lines = metrics(folder)
@@ -76,7 +77,7 @@ def test_sharing_images_does_not_change_the_losses(place):
     np.testing.assert_allclose(known(place / "shared"), known(place / "separate"), rtol=1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["full", "lora"])
+@pytest.mark.parametrize("strategy", daily("full", beside=["lora"]))
 def test_a_killed_run_ends_with_the_same_bits_as_an_uninterrupted_one(place, strategy):
     run(preferring(place, "whole", strategy=strategy))
     run_until(TrainingRun(preferring(place, "killed", strategy=strategy), Console(quiet=True)), 3)

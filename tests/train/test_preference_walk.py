@@ -7,6 +7,7 @@ from unittest.mock import patch
 import pytest
 import tiny_models_more  # noqa: F401  # enters its families
 import torch
+from daily import daily
 from pairs import pair_pages
 from peft import PeftModel
 from serving import question, running
@@ -66,7 +67,7 @@ def foveal(*arguments):
     return done.output
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", daily("lora", beside=["full"]))
 def test_an_exported_run_prefers_what_the_run_preferred(place, runs, strategy, tmp_path):
     export_run(runs[strategy], tmp_path / "out", dtype="float32", merge=True)
     for model, out in ((runs[strategy], "run"), (tmp_path / "out", "exported")):
@@ -226,6 +227,7 @@ def test_a_reference_of_other_data_is_made_again(place, tmp_path):
     assert (second / stale.name).read_bytes() != stale.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("qwen3_5", marks=WARNS)])
 def test_a_model_with_recurrent_layers_learns_pairs(tmp_path, name):
     write_family(name, tmp_path / "model")

@@ -73,9 +73,10 @@ def kept_bytes(strategy, questions, way, precision, folder, monkeypatch):
     ("strategy", "precision", "most"),
     [
         ("full", "float32", 0.6),
-        ("frozen_vision", "float32", 0.6),
+        pytest.param("frozen_vision", "float32", 0.6, marks=pytest.mark.slow),
         ("lora", "bf16", 0.6),
-        ("lora", "float32", 0.66),  # whose layers keep no copies of weights to be spared
+        # Whose layers keep no copies of weights to be spared.
+        pytest.param("lora", "float32", 0.66, marks=pytest.mark.slow),
     ],
 )
 def test_light_keeps_little_more_than_half(

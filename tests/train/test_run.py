@@ -10,6 +10,7 @@ import time
 
 import pytest
 import yaml
+from daily import daily
 from devices import CPU, places
 from rich.console import Console
 from small_runs import losses, metrics, recipe, run, run_until, same_bits, weights
@@ -94,7 +95,7 @@ def test_a_killed_run_ends_with_the_same_bits_as_an_uninterrupted_one(place, str
     assert losses(place / "whole") == losses(place / "killed")
 
 
-@pytest.mark.parametrize(("workers", "stops"), [(2, (2, 4)), (4, ())])
+@pytest.mark.parametrize(("workers", "stops"), daily((2, (2, 4)), beside=[(4, ())]))
 def test_worker_processes_do_not_change_the_bits_of_a_run_however_often_it_stops(
     place, workers, stops
 ):
@@ -167,6 +168,7 @@ def test_a_half_written_checkpoint_is_never_taken_for_a_whole_one(place):
     assert same_bits(weights(place / "whole"), weights(place / "killed"))
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_ends_with_its_status_and_the_run_goes_on(place):
     long = {"train__epochs": 14, "train__save_every_steps": 1000}
     run(recipe(place, "whole", **long))

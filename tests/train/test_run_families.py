@@ -36,7 +36,7 @@ def place(request, tmp_path_factory):
     return make_place(tmp_path_factory.mktemp(request.param), request.param)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", daily("lora", beside=["full", "frozen_vision", "qlora"]))
 def test_a_run_that_shares_pictures_or_was_stopped_is_the_run_that_does_neither(place, strategy):
     whole = place.recipe(f"whole-{strategy}", strategy=strategy, **FEW)
     apart = place.recipe(f"apart-{strategy}", strategy=strategy, data__share_images=False, **FEW)

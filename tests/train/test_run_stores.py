@@ -2,6 +2,7 @@
 
 import pyarrow as pa
 import pytest
+from daily import daily
 from loopback_store import BUCKET, loopback_store
 from pyarrow import parquet
 from rich.console import Console
@@ -13,7 +14,7 @@ from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", daily(1, beside=[0]))
 def test_a_killed_run_goes_on_without_the_network_to_the_same_bits(tmp_path, monkeypatch, workers):
     write_tiny(tmp_path / "model", 0, SIZES)
     data = {"train": str(pages(tmp_path, 4, 3, "train")), "workers": workers, "num_crops": 4}

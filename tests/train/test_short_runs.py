@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from daily import daily
 from rich.console import Console
 from small_runs import losses, recipe, run, same_bits, weights
 from tiny import SIZES, make_model, make_picture, pages, turn, write_data
@@ -104,7 +105,7 @@ def words_and_pictures(place):
     return str(write_data(place / "mixed.jsonl", rows))
 
 
-@pytest.mark.parametrize("precision", ["float32", "fp16"])
+@pytest.mark.parametrize("precision", daily("float32", beside=["fp16"]))
 def test_a_row_of_words_alone_teaches_the_tower_nothing_and_is_counted(place, precision):
     alone = {"train__examples_per_step": 1, "train__epochs": 1, "data__order": "as_is"}
     chosen = recipe(

@@ -41,6 +41,7 @@ def test_signals_have_their_usual_effect_again_afterwards():
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_leaves_at_once_also_in_the_middle_of_a_long_operation():
     process = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"

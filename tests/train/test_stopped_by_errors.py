@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from daily import daily
 from launched import TORCHRUN, free_port
 from rich.console import Console
 from small_runs import losses, recipe, run, run_until, same_bits, weights
@@ -145,7 +146,7 @@ def test_a_picture_that_became_too_elongated_is_named_among_those_left_out(place
     assert "train-2.png: a picture of 4000 x 1" in json.loads(lines[0])["reason"]
 
 
-@pytest.mark.parametrize("moment", ["before", "step-2", "after"])
+@pytest.mark.parametrize("moment", daily("step-2", beside=["before", "after"]))
 def test_a_signal_in_the_middle_of_an_evaluation_ends_it_soon_and_keeps_its_answers(
     place, monkeypatch, moment
 ):
@@ -219,6 +220,7 @@ def signal_group(command, run_folder, taken, sent):
     return process.returncode, said
 
 
+@pytest.mark.slow
 def test_a_signal_to_every_process_of_the_group_saves(place):
     """As `timeout`, systemd and Slurm send it: to the workers that open pictures too."""
     long = {"train__epochs": 400, "train__save_every_steps": 10_000, "data__workers": 2}
@@ -249,6 +251,7 @@ def test_under_torchrun_a_signal_to_the_group_saves(place, sent):
     assert saved(place / "run") == [f"step-{len(losses(place / 'run'))}"]
 
 
+@pytest.mark.slow
 def test_worker_processes_end_with_their_run(place):
     long = {"train__epochs": 400, "train__save_every_steps": 10_000, "data__workers": 2}
     text = yaml.safe_dump(recipe(place, **long).model_dump(mode="json"))
@@ -266,6 +269,7 @@ def test_worker_processes_end_with_their_run(place):
     assert members(process.pid) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [(), pytest.param(TORCHRUN, marks=pytest.mark.slow)])
 def test_an_error_in_mid_run_is_one_line_and_leaves_no_process(place, launcher):
     chosen = validated(place, data__workers=2, train__epochs=4)

@@ -1,6 +1,7 @@
 """A template and values -> one self-contained page; numbers as people write them."""
 
 import math
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +17,13 @@ def write_page(out: Path, template: str, folder: Path | None = None, **values: o
     Whatever is filled in is escaped: it may come from data or from a model. The one exception is
     the filter `svg`, for the charts, whose text matplotlib escapes.
     """
+    text = _environment(folder).get_template(template).render(version=version("foveal"), **values)
+    write_text(out, text)
+    return out
+
+
+@cache
+def _environment(folder: Path | None) -> Environment:
     environment = Environment(
         loader=FileSystemLoader([*([folder] if folder else []), Path(__file__).parent]),
         autoescape=True,
@@ -32,9 +40,7 @@ def write_page(out: Path, template: str, folder: Path | None = None, **values: o
         "title": metric_title,
         "svg": Markup,
     }
-    text = environment.get_template(template).render(version=version("foveal"), **values)
-    write_text(out, text)
-    return out
+    return environment
 
 
 def percent(value: float | None, decimals: int = 1) -> str:

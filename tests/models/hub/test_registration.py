@@ -83,6 +83,7 @@ def test_importing_the_package_loads_neither_torch_nor_transformers():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [

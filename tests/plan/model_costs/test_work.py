@@ -80,13 +80,14 @@ def test_what_a_row_keeps_is_what_autograd_saves(places, name, strategy):
 
 
 @pytest.mark.parametrize("name", daily("phi3_v", beside=["qwen3_vl"]))
-@pytest.mark.parametrize("attention", ["blocks", "sdpa", "eager"])
+@pytest.mark.parametrize("attention", daily("blocks", beside=["sdpa", "eager"]))
 def test_in_16_bits_it_is_that_without_the_copies_of_weights(places, name, attention):
     place = places(name)
     counted = place.costs("full", "bf16", attention).kept_bytes(place.counts)
     assert counted == pytest.approx(saved_bytes(place, "full", "bf16", attention), rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", daily("phi3_v", beside=["qwen3_vl"]))
 @pytest.mark.parametrize("strategy", daily("full", beside=["lora"]))
 def test_light_keeps_more_than_inputs_and_less_than_all(places, name, strategy):
@@ -129,7 +130,7 @@ def test_experts_multiply_what_they_do_one_after_the_other(places, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("name", ["phi3_v", "qwen3_vl"])
+@pytest.mark.parametrize("name", daily("phi3_v", beside=["qwen3_vl"]))
 def test_fused_attention_costs_each_pair_what_plain_attention_does(places, name):
     place, counts = places(name), places(name).counts
     plain = place.costs("full", "float32", "eager").language.operations.of(counts)
@@ -138,6 +139,7 @@ def test_fused_attention_costs_each_pair_what_plain_attention_does(places, name)
     assert both == pytest.approx(plain, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_fused_kernel_keeps_less_than_masks_do(places):
     place = places("phi3_v")
     flex, blocks, square = (

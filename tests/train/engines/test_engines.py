@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from bitsandbytes.nn import Linear4bit
+from daily import daily
 from launched import ACCELERATE, Job, Place, launch, make_place, stop_in_the_middle
 from safetensors.torch import load_file
 from tiny import pages
@@ -63,8 +64,18 @@ LORA = {
 }
 
 
+def job(made: Place, run: str, begun_by: str = "", **changes: object) -> Job:
+    recipe = made.recipe(run, **changes)
+    return Job(str(recipe), begun_by=str(made.folder / begun_by) if begun_by else "")
+
+
+def go_on_alone(made: Place, begun_by: str) -> None:
+    stop_in_the_middle(made.folder / begun_by, made.folder / f"{begun_by}-one")
+    made.run_alone(made.recipe(f"{begun_by}-one"))
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Place:
+def torch_alone(tmp_path_factory) -> Place:
     """Runs of one process and of two, and some that go on with what others began."""
     made = make_place(tmp_path_factory.mktemp("runs"))
     folder = made.folder
@@ -75,43 +86,58 @@ def place(tmp_path_factory) -> Place:
     made.run_alone(made.recipe("one-bad", **BAD))
     made.run_alone(made.recipe("one-lora", **lora))
 
-    def job(run: str, begun_by: str = "", **changes: object) -> Job:
-        recipe = made.recipe(run, **changes)
-        return Job(str(recipe), begun_by=str(folder / begun_by) if begun_by else "")
-
-    together = [job(name, engine=name) for name in ("ddp", "fsdp2")]
+    together = [job(made, name, engine=name) for name in ("ddp", "fsdp2")]
     apart = str(made.recipe("fsdp2-apart", engine="fsdp2"))
     together.append(Job(apart, ranks_of_a_block=1))
-    together.append(job("fsdp2-lora", engine="fsdp2", **lora))
+    together.append(job(made, "fsdp2-lora", engine="fsdp2", **lora))
     for name in ("ddp", "fsdp2"):
-        together.append(job(f"{name}-broken", engine=name, **made.broken))
-        together.append(job(f"{name}-bad", engine=name, **BAD))
+        together.append(job(made, f"{name}-broken", engine=name, **made.broken))
+        together.append(job(made, f"{name}-bad", engine=name, **BAD))
     together += [
-        job(f"{before}-fsdp2", before, engine="fsdp2") for before in ("one", "ddp", "fsdp2")
+        job(made, f"{before}-fsdp2", before, engine="fsdp2") for before in ("one", "ddp", "fsdp2")
     ]
     made.run_together(together)
-    zero = [
-        job("zero2", engine="zero2"),
-        job("zero2-broken", engine="zero2", **made.broken),
-        job("zero2-bad", engine="zero2", **BAD),
-    ]
-    pairs = (("fsdp2", "zero2"), ("zero2", "zero2"), ("zero2", "fsdp2"), ("zero2", "ddp"))
-    zero += [job(f"{before}-{after}", before, engine=after) for before, after in pairs]
-    made.run_together(zero, launcher=ACCELERATE)
-    for before in ("ddp", "fsdp2", "zero2"):
-        stop_in_the_middle(folder / before, folder / f"{before}-one")
-        made.run_alone(made.recipe(f"{before}-one"))
+    for before in ("ddp", "fsdp2"):
+        go_on_alone(made, before)
     return made
 
 
-ENGINES = ["ddp", "fsdp2", "zero2"]
+@pytest.fixture(scope="module")
+def with_deepspeed(torch_alone) -> Place:
+    """The same under ZeRO-2, launched by accelerate."""
+    made = torch_alone
+    zero = [
+        job(made, "zero2", engine="zero2"),
+        job(made, "zero2-broken", engine="zero2", **made.broken),
+        job(made, "zero2-bad", engine="zero2", **BAD),
+    ]
+    pairs = (("fsdp2", "zero2"), ("zero2", "zero2"), ("zero2", "fsdp2"), ("zero2", "ddp"))
+    zero += [job(made, f"{before}-{after}", before, engine=after) for before, after in pairs]
+    made.run_together(zero, launcher=ACCELERATE)
+    go_on_alone(made, "zero2")
+    return made
+
+
+@pytest.fixture
+def place(request) -> Place:
+    asked = getattr(request.node, "callspec", None)
+    deepspeed = asked and "zero2" in asked.params.values()
+    return request.getfixturevalue("with_deepspeed" if deepspeed else "torch_alone")
+
+
+ENGINES = daily("ddp", "fsdp2", beside=["zero2"])
 RESUMED = [
     *(("one", "fsdp2"), ("ddp", "one"), ("ddp", "fsdp2"), ("fsdp2", "one"), ("fsdp2", "fsdp2")),
-    *(("fsdp2", "zero2"), ("zero2", "one"), ("zero2", "fsdp2"), ("zero2", "zero2")),
-    ("zero2", "ddp"),
+    *daily(
+        beside=[
+            *(("fsdp2", "zero2"), ("zero2", "one"), ("zero2", "fsdp2"), ("zero2", "zero2")),
+            ("zero2", "ddp"),
+        ]
+    ),
 ]
 
 
+@pytest.mark.slow
 def test_a_process_ends_well_whose_last_tensor_is_still_held_by_the_thread_that_sent_it(tmp_path):
     done = launch(tmp_path, A_SLOW_THREAD)
     assert done.returncode == 0, done.stderr
@@ -154,7 +180,7 @@ def test_a_run_says_that_another_number_of_processes_goes_on_with_it(place):
     assert "It ran on" not in place.said["one"]
 
 
-@pytest.mark.parametrize("run", ["fsdp2", "zero2"])
+@pytest.mark.parametrize("run", daily("fsdp2", beside=["zero2"]))
 def test_a_sharded_run_that_was_stopped_equals_one_that_was_not_to_the_bit(place, run):
     whole, resumed = place.weights(run), place.weights(f"{run}-{run}")
     assert whole.keys() == resumed.keys()
@@ -165,7 +191,7 @@ def test_a_sharded_run_that_was_stopped_equals_one_that_was_not_to_the_bit(place
         assert {**line, **measured} == {**again, **measured}
 
 
-@pytest.mark.parametrize("run", ["fsdp2", "zero2"])
+@pytest.mark.parametrize("run", daily("fsdp2", beside=["zero2"]))
 def test_a_sharded_checkpoint_holds_whole_tensors_under_the_models_names(place, run):
     for file in ("weights", "optimizer"):
         one, sharded = (
@@ -222,6 +248,7 @@ def test_a_step_that_is_not_finite_names_the_examples_of_every_process(place, en
         assert " gives numbers that are not finite in float32" in ours["cause"]
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_takes_the_others_down_with_a_message(place):
     recipe = place.recipe("dies", engine="fsdp2")
     started = time.monotonic()
@@ -234,7 +261,7 @@ def test_a_rank_that_dies_takes_the_others_down_with_a_message(place):
     assert len(place.metrics("dies")) == 2
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2"])
 def test_engines_of_several_processes_ask_for_a_launcher(name, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ConfigError, match=f"engine={name} needs a launcher"):

@@ -40,7 +40,7 @@ def start(count: int) -> list[subprocess.Popen]:
     return processes
 
 
-@pytest.mark.parametrize(("count", "killed"), [(3, 1), (2, 0)])
+@pytest.mark.parametrize(("count", "killed"), [pytest.param(3, 1, marks=pytest.mark.slow), (2, 0)])
 def test_the_others_leave_within_seconds_and_name_the_dead(count, killed):
     processes = start(count)
     dead = processes.pop(killed)
@@ -56,6 +56,7 @@ def test_the_others_leave_within_seconds_and_name_the_dead(count, killed):
     dead.communicate()
 
 
+@pytest.mark.slow
 def test_processes_that_end_in_peace_say_nothing():
     for one in reversed(start(2)):  # one after the other, the first one last
         said = one.communicate("\n", timeout=300)

@@ -6,6 +6,7 @@ import sqlite3
 from collections import Counter
 
 import pytest
+from daily import daily
 from rich.console import Console
 from small_runs import metrics, recipe, run, run_until
 from tiny import pages
@@ -95,7 +96,7 @@ def test_steps_scores_settings_and_files_are_sent(place, server):
     assert not (place / "run" / "events").exists()  # nobody asked for it
 
 
-@pytest.mark.parametrize("kills", [[3], [3, 2], [5, 3, 4]])
+@pytest.mark.parametrize("kills", daily([3, 2], beside=[[3], [5, 3, 4]]))
 def test_a_run_that_is_killed_and_goes_on_is_one_run_with_each_step_once(place, server, kills):
     for stop in kills:
         run_until(TrainingRun(tracked(place, "wandb"), Console(quiet=True)), stop)
