@@ -10,10 +10,10 @@ random.
 TRL is run as its users run it: all at its defaults, so that blocks are run again in the backward
 pass, a copy of the model (or the adapters off) that reads every pair again in each step, pairs
 padded to the longest, as many a pass as the token budget takes. Only the collator is ours, since
-TRL's own knows nothing of our processor. Ours keeps what blocks made, as a run does where it fits,
-and once more runs them again, to be beside TRL in memory too. It reads all pairs once before the
-first step, and those seconds are spread over the steps. Peak memory is what is held above the
-model that learns: TRL's second model too.
+TRL's own knows nothing of our processor. Ours keeps what blocks made, as a run does where it fits;
+runs blocks again; or makes again what is cheap, with glibc as it is and with its scraps merged. It
+reads all pairs once before the first step, and those seconds are spread over the steps. Peak memory
+is what is held above the model that learns: TRL's second model too.
 """
 
 import os
@@ -24,13 +24,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from against_peers import make_model
+from against_peers import UNTIMED, make_model
 from draw_pages import PageStyle, draw_pages
 from rich.console import Console
 from torch import Tensor
-from turns import Case, Results, Taken, TimingWatch, asking, cases_of, in_turns
+from turns import Case, Results, Taken, TakeTurn, TimingWatch, asking, cases_of, in_turns
 from ways import STRATEGIES
 
 from foveal.adapt.adapters import adapted_layers
@@ -41,6 +42,7 @@ from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import read_examples, write_examples
 from foveal.data.images.media import open_image
 from foveal.data.loader import RowBatches, StepLoader
+from foveal.data.parallel import in_new_process
 from foveal.data.rows import Plan
 from foveal.inputs import quiet_libraries
 from foveal.models.family import LoadedModel
@@ -57,8 +59,17 @@ WAYS = {
     "trl": "TRL's DPOTrainer",
     "separate": "ours, not shared",
     "again": "ours, blocks run again",
+    "light": "ours, light",
+    "merged": "ours, light, glibc's scraps merged",
     "shared": "ours",
 }
+RECOMPUTE: dict[str, Recompute] = {"again": "blocks", "light": "light", "merged": "light"}
+"""Way -> what it makes again in the backward pass; the others make nothing again."""
+
+MERGED = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+"""GLIBC_TUNABLES under which freed scraps join their neighbours at once, see docs/strategies.md; a
+process reads them when it starts."""
+
 RATE = 1e-5
 
 SETTINGS = PreferenceSettings(loss="dpo", beta=0.1)
@@ -111,7 +122,13 @@ def take_turn(case: Case, way: str, folder: Path, started: float) -> Taken:
         _train_with_trl(case, loaded, dataset, plan, watch)
     else:
         _train_our_way(case, way, loaded, dataset, plan, watch, folder)
-    return watch.taken(started)
+    return watch.taken(started, UNTIMED)
+
+
+def in_surroundings(take: TakeTurn, case: Case, way: str, folder: Path, started: float) -> Taken:
+    """Take a turn in a new process that has the environment of its way."""
+    with patch.dict(os.environ, {"GLIBC_TUNABLES": MERGED} if way == "merged" else {}):
+        return in_new_process(take, case, way, folder, started)
 
 
 def _train_our_way(
@@ -126,8 +143,7 @@ def _train_our_way(
     engine = Engine("float32")
     train = TrainSettings(learning_rate=RATE, weight_decay=0.0, beta2=0.999, epsilon=1e-8)
     strategy, lora = STRATEGIES[case.strategy], LoraSettings(rank=16, alpha=32)
-    recompute: Recompute = "blocks" if way == "again" else "none"
-    learner = make_learner(engine, loaded, strategy, train, lora, recompute)
+    learner = make_learner(engine, loaded, strategy, train, lora, RECOMPUTE.get(way, "none"))
     watch.begin()
     clocks = time.time, time.process_time
     started = [now() for now in clocks]
@@ -300,8 +316,9 @@ def main() -> None:
     results = Results(asked, WAYS, "pairs", f"size {asked.size}")
     for strategy in asked.strategies.split(","):
         compared = 1 if strategy == "lora" else None  # adapters begin at random
-        for case in cases_of(asked, strategy):
-            turns = in_turns(take_turn, case, asked.ways.split(","), asked.rounds, compared)
+        for case in cases_of(asked, strategy, UNTIMED):
+            ways = asked.ways.split(",")
+            turns = in_turns(take_turn, case, ways, asked.rounds, compared, in_surroundings)
             results.add(case, turns)
 
 
