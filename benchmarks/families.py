@@ -4,11 +4,11 @@
 
 Each family's own code, processor and template, random weights, and the proportions of its
 published checkpoint: decoder, tower and head to each other, tokens and patches of a page; a word is
-one token, as with its published tokenizer. A step is four examples: four pages with a question each, or a page
-with four; ragged, pages and answers differ in size. Trainer and TRL pad the four into one pass, by
-a collator as people write it around the processor; all else is at their defaults, so TRL recomputes
-its blocks in the backward pass. Every turn is a process of its own, forked from one that has
-imported the libraries and done nothing else.
+one token, as with its published tokenizer. A step is four examples: four pages with a question
+each, or a page with four; ragged, pages and answers differ in size. Trainer and TRL pad the four
+into one pass, by a collator as people write it around the processor; all else is at their defaults,
+so TRL recomputes its blocks in the backward pass. Every turn is a process of its own, forked from
+one that has imported the libraries and done nothing else.
 
 The loop is that of `turns.py`; all ways take the same steps, else it stops.
 """

@@ -58,7 +58,6 @@ def test_the_published_model_is_planned_without_a_download(recipe):
     assert plan["memory"]["weights_bytes"] == 4 * 4146621440 - 2 * unread
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -76,6 +75,7 @@ def test_what_a_run_refuses_is_refused_in_the_same_words(recipe, override, said)
     assert str(refused.value) == str(shown.exception)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_what_to_change(recipe):
     shown = CliRunner().invoke(app, ["plan", str(recipe), "--gpu", "rtx4090"])
     assert shown.exit_code == 1

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from foveal.config import Recipe
+from foveal.deliver.export import why_no_final
 from foveal.errors import ConfigError
 from foveal.inputs import load_in_passing
 from foveal.models.phi3_vision.tiny import write_tiny
@@ -175,10 +176,14 @@ def engine_of(recipe, world):
 
 def assert_equal(recipe, world=1):
     """Hold a plan's figures against those of a run that has taken an optimizer's step."""
-    question = ask(recipe, None)
-    run = TrainingRun(
-        recipe.model_copy(update={"engine": "single"}), Console(quiet=True), fresh=True
-    )
+    alone = recipe.model_copy(update={"engine": "single"})
+    try:
+        run = TrainingRun(alone, Console(quiet=True), fresh=True)
+    except ConfigError as error:
+        with pytest.raises(ConfigError, match=re.escape(str(error))):
+            ask(recipe, None, why_no_final)
+        return
+    question = ask(recipe, None, why_no_final)
     run.engine.world_size = world
     plan = run._plan()
     assert question.steps == count_steps(plan.steps_per_epoch, recipe.train)
