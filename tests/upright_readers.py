@@ -29,7 +29,7 @@ BY_SOURCE = (
     ("qwen-vl-utils 0.0.14", "fetch_image in vision_process.py", "no"),
     ("SGLang 0.5.23", "but for models with smart_rgb_conversion; base_processor.py", "no"),
     ("torchvision 0.29.1", "decode_image in io/image.py, unless apply_exif_orientation=True", "no"),
-    ("vLLM at 030958a", "ImageMediaIO in vllm/multimodal/media/image.py", "no"),
+    ("vLLM 0.33.0", "ImageMediaIO in vllm/multimodal/media/image.py", "yes"),
 )
 """What was read and not run: readers, where, whether EXIF turns a photo."""
 

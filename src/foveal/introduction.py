@@ -7,6 +7,8 @@ from foveal.config import Recipe
 from foveal.data.dataset import Dataset
 from foveal.data.rows import Plan
 from foveal.errors import UserError
+from foveal.evaluate.kept import SCORES, is_of_run
+from foveal.evaluate.prediction import Scores, read_scores
 from foveal.machine import describe_machine
 from foveal.storage import read_object, write_json
 from foveal.train.checkpoint import Progress
@@ -99,10 +101,22 @@ def open_trackers(
         "processes": engine.world_size,
     }
     try:
-        trackers = Trackers(recipe, steps, numbers, tell)
+        trackers = Trackers(recipe, steps, numbers, _scored(recipe.run, steps), tell)
     except UserError:
         engine.abandon()  # the other processes do not know of it
         raise
     files = ("recipe.yaml", "data.json", "machine.json")
     trackers.attach([recipe.run / name for name in files])
     return trackers
+
+
+def _scored(run: Path, steps: tuple[int, int]) -> dict[int, Scores]:
+    """Read the scores that a run's folder holds of its steps; of the last one where it is taken."""
+    first_step, total = steps
+    at = {"before": 0} | ({"after": total} if first_step == total else {})
+    files = (run / "evaluation").glob(f"*/{SCORES}")
+    return {
+        at[name] if name in at else int(name.removeprefix("step-")): read_scores(file)
+        for file in files
+        if (name := file.parent.name) in at or (is_of_run(name) and name != "after")
+    }

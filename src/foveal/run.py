@@ -49,7 +49,8 @@ from foveal.train.optim import count_steps
 from foveal.train.preference import objective_of
 from foveal.train.records.incidents import INCIDENTS, Incidents
 from foveal.train.records.log import RunLog
-from foveal.train.records.trackers import Ending, Trackers, check_trackers
+from foveal.train.records.tracker_clients import Ending
+from foveal.train.records.trackers import Trackers, check_trackers
 from foveal.train.reference_answers import ReferenceKey, compare_with_reference, find_reference
 from foveal.train.stop import StopRequest, asked_by_any, stop_requests
 from foveal.train.whole_folder import claim_folder, drop_parts, release_folder
@@ -376,7 +377,7 @@ class TrainingRun:
                 lambda: request.signal is not None,
             )
         if self.trackers and scores:
-            self.trackers.scores(name, step, scores)
+            self.trackers.scores(step, scores)
         if scores and self.engine.is_main:
             self._scored(name)
         return scores

@@ -16,7 +16,7 @@ from foveal.errors import UserError
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 from foveal.train.checkpoint import resume_key
-from foveal.train.records import trackers
+from foveal.train.records import tracker_clients, trackers
 
 
 @pytest.fixture
@@ -40,13 +40,20 @@ class Server:
 
     def __init__(self):
         self.runs, self.values, self.files, self.endings = [], [], Counter(), []
-        self.fails_at = None
+        self.fails_at, self.tells = None, True
 
     def client(self, _, made, said, identity):
         server = self
         server.runs.append((identity, said))
 
-        class Client(trackers._Client):
+        class Client(tracker_clients._Client):
+            def held(self, sure):
+                if not server.tells:
+                    return None
+                return tracker_clients.Held.of_rows(
+                    (at, {name: 0}) for at, name, _ in server.values
+                )
+
             def log(self, values, step):
                 if step == server.fails_at:
                     raise ConnectionError("no route to host")
@@ -63,9 +70,12 @@ class Server:
     def of(self, name):
         return {step: value for step, one, value in self.values if one == name}
 
-    def check_each_once(self):
+    def check_each_once(self, run_folder):
         counted = Counter((step, name) for step, name, _ in self.values)
         assert set(counted.values()) == {1}
+        lines = metrics(run_folder)
+        assert self.of("loss") == {line["step"]: line["loss"] for line in lines}
+        assert self.of("validation/accuracy").keys() == {0, 2, 4, 6}
 
 
 @pytest.fixture
@@ -92,25 +102,77 @@ def test_steps_scores_settings_and_files_are_sent(place, server):
     assert server.files["report.html"] == server.files["recipe.yaml"] == 1
     assert server.files["evaluation/after/scores.json"] == 1
     assert server.endings == ["done"]
-    server.check_each_once()
+    server.check_each_once(place / "run")
     assert not (place / "run" / "events").exists()  # nobody asked for it
 
 
+def killed(place, stop, monkeypatch, *names):
+    """Take a run to a step and end it as a kill does: nothing more is sent or written."""
+    with monkeypatch.context() as patch:
+        patch.setattr(trackers.Trackers, "close", lambda self, ending: None)
+        run_until(TrainingRun(tracked(place, *names), Console(quiet=True)), stop)
+
+
+@pytest.mark.parametrize("tells", daily(True, beside=[False]))
 @pytest.mark.parametrize("kills", daily([3, 2], beside=[[3], [5, 3, 4]]))
-def test_a_run_that_is_killed_and_goes_on_is_one_run_with_each_step_once(place, server, kills):
+def test_a_run_that_is_killed_and_goes_on_is_one_run_with_each_step_once(
+    place, server, kills, tells, monkeypatch
+):
+    server.tells = tells
     for stop in kills:
-        run_until(TrainingRun(tracked(place, "wandb"), Console(quiet=True)), stop)
-        # A process that is killed writes nothing more.
-        file = place / "run" / "trackers.json"
-        state = json.loads(file.read_text())
-        state["wandb"] |= {"steps": 0, "open": True} if len(kills) == 1 else {"open": True}
-        file.write_text(json.dumps(state))
+        killed(place, stop, monkeypatch, "wandb")
     run(tracked(place, "wandb"))
-    server.check_each_once()
-    assert server.of("loss") == {line["step"]: line["loss"] for line in metrics(place / "run")}
+    server.check_each_once(place / "run")
     assert len({identity for identity, _ in server.runs}) == 1
     run(tracked(place, "wandb"))  # finished: it has nothing to say
     assert len(server.runs) == len(kills) + 1
+
+
+@pytest.mark.parametrize("whole", daily(3, beside=[0, 1, 2]))
+def test_what_a_tracker_lost_with_the_process_that_was_killed_is_sent_again(
+    place, server, whole, monkeypatch
+):
+    killed(place, 4, monkeypatch, "wandb")
+    server.values = [one for one in server.values if one[0] < whole]  # it wrote behind
+    run(tracked(place, "wandb"))
+    server.check_each_once(place / "run")
+
+
+def test_scores_that_were_lost_behind_the_measures_of_their_step_are_sent_again(
+    place, server, monkeypatch
+):
+    killed(place, 4, monkeypatch, "wandb")
+    lost = [one for one in server.values if one[0] == 4 and one[1].startswith("validation/")]
+    server.values = [one for one in server.values if one not in lost]
+    run(tracked(place, "wandb"))
+    assert lost
+    server.check_each_once(place / "run")
+
+
+def test_what_was_sent_before_a_start_is_not_sent_again_where_it_is_not_there_any_more(place):
+    sure = tracker_clients.Held(4, {0, 2})
+    assert sure | tracker_clients.Held(2, {0}) == sure
+    assert sure | tracker_clients.Held(6, {6}) == tracker_clients.Held(6, {0, 2, 6})
+
+
+def test_a_run_that_ended_early_and_goes_on_has_each_score_once(place, server):
+    patient = {"train__evaluate_every_steps": 2, "train__best_metric": "accuracy"}
+    run(tracked(place, "wandb", **patient, train__stop_after_worse=1))
+    taken = len(metrics(place / "run"))
+    assert taken < 6
+    run(tracked(place, "wandb", **patient))
+    server.check_each_once(place / "run")
+    assert len({identity for identity, _ in server.runs}) == 1
+
+
+def test_what_an_older_version_wrote_of_its_trackers_is_read(place, server):
+    run_until(TrainingRun(tracked(place, "wandb"), Console(quiet=True)), 3)
+    file = place / "run" / "trackers.json"
+    state = json.loads(file.read_text())
+    state["wandb"] |= {"scores": {"before": 0, "step-2": 2}}
+    file.write_text(json.dumps(state))
+    run(tracked(place, "wandb"))
+    server.check_each_once(place / "run")
 
 
 def test_a_tracker_that_fails_on_the_way_does_not_end_the_run_and_gets_the_rest_later(
@@ -124,16 +186,14 @@ def test_a_tracker_that_fails_on_the_way_does_not_end_the_run_and_gets_the_rest_
     assert len(metrics(place / "run")) == 6
     server.fails_at = None
     run(tracked(place, "wandb"))
-    assert server.of("loss").keys() == {1, 2, 3, 4, 5, 6}
-    server.check_each_once()
+    server.check_each_once(place / "run")
 
 
-def test_a_tracker_that_is_added_later_gets_all_steps_and_no_other_run_is_made_of_it(place, server):
-    short = tracked(place, "tensorboard")
-    run_until(TrainingRun(short, Console(quiet=True)), 3)
+def test_a_tracker_that_is_added_later_gets_all_steps_and_scores(place, server):
+    run_until(TrainingRun(tracked(place), Console(quiet=True)), 3)
     run(tracked(place, "tensorboard", "wandb"))
-    assert server.of("loss").keys() == {1, 2, 3, 4, 5, 6}
-    server.check_each_once()
+    server.check_each_once(place / "run")
+    check_events(place / "run")
 
 
 def test_a_tracker_that_takes_no_run_stops_it_before_its_first_step(place, server, monkeypatch):
@@ -164,14 +224,22 @@ def test_numbers_that_are_none_are_left_out():
 # -- the real clients, where they are installed; none of them asks the network ---------------------
 
 
-def test_tensorboard_shows_each_step_once_behind_a_kill(place):
+def check_events(run_folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run_until(TrainingRun(tracked(place, "tensorboard"), Console(quiet=True)), 3)
-    run(tracked(place, "tensorboard"))
-    shown = EventAccumulator(str(place / "run" / "events")).Reload()
+    shown = EventAccumulator(str(run_folder / "events")).Reload()
     assert [one.step for one in shown.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
     assert [one.step for one in shown.Scalars("validation/accuracy")] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("lost", daily(True, beside=[False]))
+def test_tensorboard_shows_each_step_once_behind_a_kill(place, lost, monkeypatch):
+    killed(place, 3, monkeypatch, "tensorboard")
+    if lost:  # nothing of what waited reached the disk
+        (events,) = (place / "run" / "events").iterdir()
+        events.write_bytes(b"")
+    run(tracked(place, "tensorboard"))
+    check_events(place / "run")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -212,25 +280,6 @@ def test_trackio_holds_one_run_with_each_step_once(place, monkeypatch):
     assert len({name for name, _, _ in rows}) == 1
 
 
-def history(file):
-    """Read the rows of W&B's file: a log of LevelDB, whose records are messages of its own."""
-    records = importlib.import_module("wandb.proto.wandb_internal_pb2")
-    content, at, held = file.read_bytes(), 7, b""
-    while at + 7 <= len(content):
-        if 2**15 - at % 2**15 < 7:  # the rest of a block is empty
-            at += 2**15 - at % 2**15
-        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
-        held += content[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last of its pieces
-            record, held = records.Record.FromString(held), b""
-            if record.history.item:
-                yield {
-                    one.key or ".".join(one.nested_key): json.loads(one.value_json)
-                    for one in record.history.item
-                }
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_without_a_network_holds_one_run_with_each_step_once(place, monkeypatch):
     pytest.importorskip("wandb")
@@ -241,7 +290,8 @@ def test_wandb_without_a_network_holds_one_run_with_each_step_once(place, monkey
     identity = json.loads((place / "run" / "trackers.json").read_text())["wandb"]["run"]
     assert len(written) == 2
     assert all(one.name.split("-")[3] == identity for one in written)
-    shown = [row for one in written for file in one.glob("*.wandb") for row in history(file)]
+    shown = [file for one in written for file in one.glob("*.wandb")]
+    shown = [row for file in shown for _, row in tracker_clients.wandb_rows(file)]
     assert [(row["_step"], row["loss"]) for row in shown if "loss" in row] == [
         (line["step"], line["loss"]) for line in metrics(place / "run")
     ]
