@@ -190,7 +190,7 @@ def test_a_tracker_that_fails_on_the_way_does_not_end_the_run_and_gets_the_rest_
 
 
 def test_a_tracker_that_is_added_later_gets_all_steps_and_scores(place, server):
-    run_until(TrainingRun(tracked(place), Console(quiet=True)), 3)
+    run_until(TrainingRun(tracked(place), Console(quiet=True)), 4)
     run(tracked(place, "tensorboard", "wandb"))
     server.check_each_once(place / "run")
     check_events(place / "run")
