@@ -309,7 +309,7 @@ def test_a_rule_that_decides_for_nothing_is_refused_as_a_run_refuses_it(place):
 
 
 def test_a_model_in_fewer_bits_is_refused_as_a_run_refuses_it(place, tmp_path):
-    config = json.loads((place / "model" / "config.json").read_text())
+    config = json.loads((place / "phi3_v" / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "compressed-tensors"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     told = []
