@@ -60,9 +60,8 @@ def test_a_refusal_is_one_line_and_nothing_more(place, arguments):
     assert done.stderr.startswith("foveal: no.jsonl: ")
 
 
-@pytest.mark.parametrize(
-    ("strategy", "imported"), [pytest.param("full", [], marks=pytest.mark.slow), ("lora", ["peft"])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "imported"), [("full", []), ("lora", ["peft"])])
 def test_a_run_brings_in_no_library_that_it_does_not_use(place, strategy, imported):
     done, found = command(place, "train", "recipe.yaml", f"strategy={strategy}", f"run={strategy}")
     assert done.returncode == 0, done.stderr

@@ -59,7 +59,7 @@ def test_a_run_that_shares_pictures_or_was_stopped_is_the_run_that_does_neither(
     assert all(torch.equal(weight, resumed[name]) for name, weight in weights.items())
 
 
-@pytest.mark.parametrize("strategy", ["full", "lora"])
+@pytest.mark.parametrize("strategy", daily("lora", beside=["full"]))
 def test_a_base_that_cannot_be_written_back_whole_is_met_before_the_first_step(tmp_path, strategy):
     place = make_place(tmp_path, "qwen3_vl_moe")
     recipe = place.recipe("run", strategy=strategy, **FEW | {"train__max_steps": 1})
