@@ -361,3 +361,22 @@ def test_names_that_are_no_utf_8_and_empty_lists_are_kept_as_they_are():
     assert list(Texts.of(texts)) == texts
     assert Texts.of(texts)[1:] == texts[1:]
     assert Ragged.of([[], [1, 2], []]).take([2, 1]) == [[], [1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("file", "counts"),
+    [
+        ("data/encode.py", True),
+        ("data/encoded/packed.py", True),
+        ("data/images/media.py", True),
+        ("models/hub/hub_reader.py", True),
+        ("data/convert/chats.py", False),
+    ],
+)
+def test_only_a_change_of_what_encodes_makes_kept_examples_out_of_date(monkeypatch, file, counts):
+    asked = encoding.code_fingerprint.__wrapped__
+    before, read = asked(), Path.read_bytes
+    changed = Path(encoding.__file__).parents[2] / file
+    assert changed.is_file()
+    monkeypatch.setattr(Path, "read_bytes", lambda one: read(one) + b"#" * (one == changed))
+    assert (asked() != before) == counts
