@@ -54,7 +54,7 @@ def plan(
     from rich.console import Console
 
     from foveal.config import load_recipe
-    from foveal.deliver.export import why_no_final
+    from foveal.deliver.model_folder import why_no_final
     from foveal.inputs import check_attention, check_metrics, load_in_passing
     from foveal.plan.command import run_plan
 
