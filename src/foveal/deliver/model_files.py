@@ -96,7 +96,7 @@ def name_own_code(tree: dict[str, Any], base: Path, base_name: str) -> None:
 
     Servers that open this family with `--trust-remote-code` fetch it from there.
     """
-    if base_name == str(base) or "auto_map" not in tree:
+    if Path(base_name) == base or "auto_map" not in tree:
         return
     tree["auto_map"] = {
         task: place if "--" in place or _comes_along(base, place) else f"{base_name}--{place}"
