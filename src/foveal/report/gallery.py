@@ -12,7 +12,7 @@ from foveal.data.images.boxes import Box, BoxUnit, box_edges, box_shares, read_b
 from foveal.data.images.frames import name_frames
 from foveal.data.images.media import open_image
 from foveal.errors import DataError
-from foveal.evaluate.box_overlap import iou
+from foveal.evaluate.metrics import iou
 from foveal.evaluate.prediction import Prediction
 from foveal.report.html import data_uri
 
