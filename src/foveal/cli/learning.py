@@ -247,7 +247,7 @@ def _announce_pairs(folder: Path, before: Path | None = None) -> None:
     """Say how likely the answers of pairs are, if an evaluation compared some."""
     from foveal.evaluate.kept import PREDICTIONS
     from foveal.evaluate.prediction import read_predictions
-    from foveal.report.pairs import pair_rows
+    from foveal.report.scores import pair_rows
 
     now, then = (
         read_predictions(one / PREDICTIONS) if one and (one / PREDICTIONS).exists() else []

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from foveal.report.curves import Numbers
+from foveal.report.run_folder import Numbers
 
 INK, FAINT = "#000001", "#000002"
 SERIES = tuple(f"#00000{number}" for number in range(3, 9))
