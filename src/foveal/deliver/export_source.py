@@ -19,6 +19,7 @@ from foveal.deliver.merge import sort_adapters
 from foveal.deliver.open import find_run
 from foveal.deliver.tensors import StoredTensor, find_tensors, tensors_of
 from foveal.errors import ModelError, RunError
+from foveal.evaluate.kept import is_of_run
 from foveal.evaluate.prediction import Scores, read_scores
 from foveal.models.family import Family, find_family
 from foveal.models.fingerprint import fingerprint_model
@@ -196,15 +197,13 @@ def find_source(run: Path, checkpoint: str = "last") -> RunSource:
 
 def recorded_scores(run: Path, last: int) -> dict[int, Scores]:
     """Read the scores of every evaluated step; `before` is step 0, `after` the last."""
-    found = {}
-    for file in (run / "evaluation").glob("*/scores.json"):
+    found: dict[int, Scores] = {}
+    for file in sorted((run / "evaluation").glob("*/scores.json")):  # `after` is the first
         name = file.parent.name
-        named = {"before": 0, "after": last}
-        number = name.removeprefix("step-")
-        if name in named:
-            found[named[name]] = read_scores(file)
-        elif name.startswith("step-") and number.isdigit():
-            found.setdefault(int(number), read_scores(file))
+        if is_of_run(name):
+            step = {"before": 0, "after": last}.get(name)
+            step = int(name.removeprefix("step-")) if step is None else step
+            found.setdefault(step, read_scores(file))
     return found
 
 
@@ -236,18 +235,14 @@ def choose_step(
             "set data.validation and train.evaluate_every_steps, or take last"
         )
     best = max(candidates, key=lambda step: (values[step], -step))  # the earliest of equals
-    note = f"best of the kept steps by {metric}: step {best} ({values[best]:.3f})"
-    higher = [step for step in values if values[step] > values[best]]
-    if not higher:
-        return best, (note,)
-    lost = max(higher, key=values.__getitem__)
-    return best, (
-        note,
-        (
+    notes = [f"best of the kept steps by {metric}: step {best} ({values[best]:.3f})"]
+    lost = max(values, key=values.__getitem__)
+    if values[lost] > values[best]:
+        notes.append(
             f"step {lost} scored {values[lost]:.3f} but its checkpoint is not kept; "
             "train.keep_checkpoints keeps more"
-        ),
-    )
+        )
+    return best, tuple(notes)
 
 
 def find_base(run: Path, recipe: Recipe) -> Path:
