@@ -17,6 +17,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -28,7 +29,7 @@ from foveal.bench.random_page import LetterProcessor, find_size, make_model, mak
 from foveal.bench.recipe_step import RecipeInputs, RecipeWay, recipe_inputs
 from foveal.data.dataset import Dataset
 from foveal.data.encode import IGNORED
-from foveal.evaluate.prefetch import Opener
+from foveal.evaluate.questions import Opener
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Generator, Request, generate
 from foveal.models.generation.prompt import Prompt, PromptImage
@@ -45,7 +46,7 @@ class EndlessProcessor(LetterProcessor):
 def prompts_of(dataset: Dataset, opener: Opener, page: int) -> list[Prompt]:
     """Ask each question of a page."""
     (fact,) = dataset.images
-    image = PromptImage(page, fact.shape, opener.later(0))
+    image = PromptImage(page, fact.shape, partial(opener.pixels, 0))
     return [
         Prompt(tuple(one.entries[: int(np.argmax(one.learnt))].tolist()), (image,))
         for one in dataset.examples

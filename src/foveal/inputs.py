@@ -34,7 +34,7 @@ from foveal.data.images.objects import image_base
 from foveal.data.lines import Examples
 from foveal.data.training_examples import read_training_examples, training_files
 from foveal.data.turn_processor import read_as
-from foveal.deliver.export import why_no_final
+from foveal.deliver.model_folder import why_no_final
 from foveal.errors import ConfigError, DataError
 from foveal.evaluate.metrics import find_metrics
 from foveal.evaluate.prediction import PREFERRED

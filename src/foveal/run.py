@@ -15,7 +15,7 @@ from foveal.config import Recipe, save_recipe
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.row_planning.groups import Row
 from foveal.data.rows import Plan
-from foveal.deliver.final import save_final
+from foveal.deliver.model_folder import save_final
 from foveal.errors import ConfigError, UserError
 from foveal.evaluate.evaluation import evaluate_into
 from foveal.evaluate.kept import describe_question, set_aside_others

@@ -24,7 +24,7 @@ from foveal.data.example import ImageFolder, read_examples
 from foveal.data.images.media import image_size
 from foveal.data.row_planning.groups import Group, Row
 from foveal.errors import DataError
-from foveal.evaluate.prefetch import Opener
+from foveal.evaluate.questions import Opener
 
 
 def mixed(folder):

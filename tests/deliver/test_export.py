@@ -22,11 +22,11 @@ from foveal.adapt.quantize import plan_quantization
 from foveal.adapt.strategy import rules_of
 from foveal.cli import app
 from foveal.config import load_recipe, save_recipe
-from foveal.deliver import export
+from foveal.deliver import export, model_folder
 from foveal.deliver.export import export_run
 from foveal.deliver.export_source import find_source
-from foveal.deliver.four_bit import through_four_bits
-from foveal.deliver.proving.reference import load_tuned
+from foveal.deliver.merge import through_four_bits
+from foveal.deliver.prove import load_tuned
 from foveal.errors import ModelError, RunError
 from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny
@@ -388,7 +388,7 @@ def test_a_torn_write_leaves_nothing(full_run, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "write_model_settings", full)
+    monkeypatch.setattr(model_folder, "write_model_settings", full)
     with pytest.raises(RunError, match="No space left on device; free space, run again"):
         export_run(full_run, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -410,7 +410,7 @@ def test_an_interruption_while_writing_leaves_nothing(full_run, tmp_path, monkey
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "write_model_settings", stop)
+    monkeypatch.setattr(model_folder, "write_model_settings", stop)
     with pytest.raises(KeyboardInterrupt):
         export_run(full_run, tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -13,8 +13,7 @@ from tiny import WHOLE_BLOCKS, make_model
 from foveal.adapt.quantize import plan_quantization
 from foveal.adapt.strategy import assign, rules_of
 from foveal.config import Recipe, load_recipe, save_recipe
-from foveal.deliver.export import write_final
-from foveal.deliver.final import save_final
+from foveal.deliver.model_folder import save_final
 from foveal.models.family import load
 from foveal.models.phi3_vision import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.tiny import write_tiny
@@ -38,7 +37,7 @@ def test_after_4_bit_weights_it_has_the_number_format_of_its_base(qlora_run, tmp
     run, base = on_another_base(qlora_run, tmp_path)
     halved = {n: one.bfloat16() for n, one in load_file(base / "model.safetensors").items()}
     save_file(halved, base / "model.safetensors", metadata={"format": "pt"})
-    write_final(run)
+    save_final(run)
     merged = load_file(run / "final" / "model.safetensors")
     assert {one.dtype for one in merged.values()} == {torch.bfloat16}
     learnt = load_file(run / "checkpoints" / "step-4" / "weights.safetensors")
@@ -60,7 +59,7 @@ def test_a_base_in_several_files_or_under_its_second_name_gives_the_same(kind, l
         tensors = load_file(file)
         tensors[SECOND_NAME] = tensors.pop(EMBEDDING)
         save_file(tensors, file, metadata={"format": "pt"})
-    write_final(run)
+    save_final(run)
     before, after = (load_file(one / "final" / "model.safetensors") for one in (lora_run, run))
     assert before.keys() == after.keys()
     assert all(weight.equal(after[name]) for name, weight in before.items())

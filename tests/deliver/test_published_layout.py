@@ -170,6 +170,12 @@ def test_code_that_stays_on_the_hub_is_named_with_its_repository(tmp_path):
     assert tree == {"auto_map": {"AutoConfig": place}}
 
 
+def test_a_base_that_is_a_folder_is_no_repository_however_its_name_is_written(tmp_path):
+    tree = {"auto_map": {"AutoConfig": "configuration_phi3_v.Phi3VConfig"}}
+    name_own_code(tree, tmp_path, f"{tmp_path}/")
+    assert tree == {"auto_map": {"AutoConfig": "configuration_phi3_v.Phi3VConfig"}}
+
+
 def test_the_card_states_the_licence_of_the_base(written):
     _, out = written
     card = (out / "README.md").read_text()

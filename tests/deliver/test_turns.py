@@ -2,7 +2,7 @@
 
 from tiny import make_model, pages
 
-from foveal.config import load_recipe, save_recipe
+from foveal.config import DataSettings, load_recipe, save_recipe
 from foveal.deliver.model_files import write_processor_files
 from foveal.deliver.open import open_model
 from foveal.models.phi3_vision import Phi3VisionProcessor
@@ -22,7 +22,8 @@ def test_an_exported_folder_says_it_beside_the_crops(tmp_path):
     for turns in ("template", "recipe"):
         out = tmp_path / turns
         out.mkdir()
-        write_processor_files(tmp_path / "base", "base", out, num_crops=3, turns=turns)
+        data = DataSettings(num_crops=3, turns=turns)
+        write_processor_files(tmp_path / "base", "base", out, data, {})
         processor = Phi3VisionProcessor.from_pretrained(out)
         assert (processor.turns, processor.num_crops) == (turns, 3)
 

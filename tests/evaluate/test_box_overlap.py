@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from foveal.data.images.boxes import read_boxes
-from foveal.evaluate.box_overlap import iou, iou_above_half, overlap_table
+from foveal.evaluate.metrics import iou, iou_above_half, overlap_table
 from foveal.evaluate.prediction import Prediction, score_predictions
 
 TRUTH = "[0, 0, 10, 10]"

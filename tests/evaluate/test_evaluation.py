@@ -15,6 +15,7 @@ from foveal.data.dataset import read_dataset
 from foveal.errors import ConfigError, DataError
 from foveal.evaluate import evaluation
 from foveal.evaluate.evaluation import evaluate_into, evaluate_model, score_made_elsewhere
+from foveal.evaluate.kept import is_of_run
 from foveal.evaluate.prediction import read_predictions
 from foveal.models.phi3_vision.tiny import write_tiny
 
@@ -354,6 +355,16 @@ def test_without_a_folder_a_runs_scores_go_into_it_and_others_beside(
         console=QUIET,
     )
     assert folder == Path("run") / "evaluation" / "data"
+
+
+@pytest.mark.parametrize("name", ["before", "after", "step-20"])
+def test_a_moment_of_a_run_is_known_by_its_name(name):
+    assert is_of_run(name)
+
+
+@pytest.mark.parametrize("name", ["2024", "step-", "step-²", "step-3b", "before.other-1"])
+def test_a_file_that_is_called_by_a_number_is_no_moment_of_a_run(name):
+    assert not is_of_run(name)
 
 
 def test_a_runs_own_evaluations_are_not_written_over(tmp_path, place, loaded):

@@ -11,15 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveal.errors import ConfigError
-from foveal.evaluate.closed_answers import (
+from foveal.evaluate.intervals import (
+    Tally,
     auroc,
     auroc_difference,
-    calibration,
-    calibration_error,
-    confusion,
+    bootstrap_means,
+    difference,
     macro_auroc,
+    summarize_scores,
+    tally,
 )
-from foveal.evaluate.intervals import Tally, bootstrap_means, difference, summarize_scores, tally
 from foveal.evaluate.metrics import (
     METRICS,
     accuracy,
@@ -30,6 +31,8 @@ from foveal.evaluate.metrics import (
     relaxed_accuracy,
     token_f1,
 )
+from foveal.report.charts import calibration, calibration_error
+from foveal.report.scores import confusion
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/metrics/metrics.json").read_text())
 

@@ -27,8 +27,7 @@ from foveal.data.images.media import image_size, open_image
 from foveal.data.rows import Plan
 from foveal.data.turn_processor import frame_choice_of, read_as
 from foveal.errors import ConfigError
-from foveal.evaluate.prefetch import Opener
-from foveal.evaluate.questions import questions_of
+from foveal.evaluate.questions import Opener, questions_of
 from foveal.models.family import load
 from foveal.models.generation.generator import Generator, Request, generate
 from foveal.train.loss import RowLoss

@@ -21,8 +21,7 @@ from foveal.data.rows import Plan
 from foveal.data.shapes import expand_entries
 from foveal.data.turn_processor import AskedTurn
 from foveal.errors import ModelError
-from foveal.evaluate.prefetch import Opener
-from foveal.evaluate.questions import questions_of
+from foveal.evaluate.questions import Opener, questions_of
 from foveal.models import row_view
 from foveal.models.family import load
 from foveal.models.generation.generator import Generator, Request, generate

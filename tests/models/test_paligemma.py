@@ -11,8 +11,7 @@ from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.row_planning.groups import Group, Row
 from foveal.errors import DataError
-from foveal.evaluate.prefetch import Opener
-from foveal.evaluate.questions import questions_of
+from foveal.evaluate.questions import Opener, questions_of
 from foveal.models.family import load
 from foveal.models.forward import hidden_states
 from foveal.models.generation.generator import Generator, Request, generate

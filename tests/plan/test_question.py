@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from foveal.config import Recipe
-from foveal.deliver.export import why_no_final
+from foveal.deliver.model_folder import why_no_final
 from foveal.errors import ConfigError
 from foveal.inputs import load_in_passing
 from foveal.models.phi3_vision.tiny import write_tiny

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from foveal.report.cost import cost
-from foveal.report.curves import Curves
+from foveal.report.run_folder import Curves
 
 HOUR = Curves(np.arange(3.0), {"examples": np.full(3, 8.0)}, seconds=3600.0, repeated_steps=0)
 

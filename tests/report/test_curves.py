@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from foveal.errors import DataError
-from foveal.report.curves import read_measures, read_objects
+from foveal.report.run_folder import read_measures, read_objects
 
 
 def test_no_file_and_an_empty_one_hold_no_measures(tmp_path):

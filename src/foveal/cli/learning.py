@@ -54,7 +54,7 @@ def plan(
     from rich.console import Console
 
     from foveal.config import load_recipe
-    from foveal.deliver.export import why_no_final
+    from foveal.deliver.model_folder import why_no_final
     from foveal.inputs import check_attention, check_metrics, load_in_passing
     from foveal.plan.command import run_plan
 
@@ -247,7 +247,7 @@ def _announce_pairs(folder: Path, before: Path | None = None) -> None:
     """Say how likely the answers of pairs are, if an evaluation compared some."""
     from foveal.evaluate.kept import PREDICTIONS
     from foveal.evaluate.prediction import read_predictions
-    from foveal.report.pairs import pair_rows
+    from foveal.report.scores import pair_rows
 
     now, then = (
         read_predictions(one / PREDICTIONS) if one and (one / PREDICTIONS).exists() else []

@@ -10,7 +10,7 @@ import yaml
 
 from foveal.config import Recipe, Settings, as_typed
 from foveal.deliver.export_source import RunSource
-from foveal.deliver.proving.proof import Proof
+from foveal.deliver.proof import Proof
 from foveal.deliver.weight_only import WeightOnly
 from foveal.evaluate.intervals import Score
 from foveal.machine import Precision

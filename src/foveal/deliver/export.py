@@ -1,44 +1,24 @@
-"""A run -> a folder in the published layout: streamed, proven, renamed into place at the end."""
+"""A run -> a folder for others: streamed, proven, renamed into place at the end."""
 
-import math
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from torch import Tensor
-
-from foveal.config import Recipe
-from foveal.deliver.adapter_folder import write_adapter
 from foveal.deliver.card import write_card
-from foveal.deliver.export_source import RunSource, find_base, find_source
-from foveal.deliver.four_bit import through_four_bits
-from foveal.deliver.merge import Adapter, AdapterScale, relative_norms
-from foveal.deliver.model_files import write_model_settings, write_processor_files
-from foveal.deliver.proving.evidence import find_examples
-from foveal.deliver.proving.proof import Proof
-from foveal.deliver.proving.prove import prove
-from foveal.deliver.proving.same_base import check_same_base
-from foveal.deliver.tensors import StoredTensor, find_tensors, in_format, indexed, write_shards
-from foveal.deliver.weight_only import (
-    WeightFormat,
-    WeightOnly,
-    plan_weight_only,
-    reads_compressed,
-)
-from foveal.errors import ModelError, RunError
+from foveal.deliver.evidence import find_examples
+from foveal.deliver.export_source import RunSource, check_base_fits, check_same_base, find_source
+from foveal.deliver.merge import relative_norms, through_four_bits
+from foveal.deliver.model_files import write_processor_files
+from foveal.deliver.model_folder import MAX_SHARD_BYTES, new_folder, write_adapter, write_model
+from foveal.deliver.proof import Proof
+from foveal.deliver.prove import prove
+from foveal.deliver.weight_only import WeightFormat, plan_weight_only
+from foveal.errors import RunError
 from foveal.machine import DTYPES, Precision
-from foveal.models.family import Family
-from foveal.models.hub.image_settings import changed_settings
 from foveal.storage import alone_in
-from foveal.train.whole_folder import beside, keep_folder
 
-MAX_SHARD_BYTES = 2_000_000_000
 TOWER = (
     "the adapter has weights before the language model, which engines that apply adapters to the "
     "language model alone leave out without an error; --merge suits them"
@@ -118,215 +98,35 @@ def export_run(
         for line in filter(None, [bits.line(), bits.slow_line()]):
             tell(line)
     name = Path(os.path.abspath(out)).name  # a dot has none
+    card = partial(write_card, source, name=out.name, dtype=chosen, as_model=as_model, bits=bits)
     with alone_in(out, out.parent / f".{name}.lock"):
         unproven = out.parent / (name + UNPROVEN)
         for taken in (out, unproven):
             if taken.exists():
                 raise RunError(f"{taken} is there already; choose a new folder, or remove it")
-        processor: Any = source.family.load_processor(
-            str(source.base), source.recipe.data.image_budget
-        )
         # Read before an hour of writing, not after it.
-        examples = find_examples(source.recipe, processor) if proof else None
+        examples = find_examples(source.recipe, source.processor) if proof else None
         tell("Writing")
         with new_folder(unproven) as folder:
             if as_model:
-                write_model(source, folder, chosen, processor, max_shard_bytes, bits)
+                write_model(source, folder, chosen, max_shard_bytes, bits)
             else:
                 write_adapter(source, folder, DTYPES[chosen])
+                data = source.recipe.data
                 write_processor_files(
-                    source.base,
-                    source.base_name,
-                    folder,
-                    num_crops=source.recipe.data.num_crops,
-                    turns=source.recipe.data.turns,
-                    images=images_of(source, processor),
+                    source.base, source.base_name, folder, data, source.image_changes
                 )
-            write_card(source, folder, out.name, chosen, as_model=as_model, proof=None, bits=bits)
+            card(folder, proof=None)
         norms = four_bit_norms(source) if as_model else {}
         if examples is None:
             return Exported(unproven, None, norms)
         # Whatever happens from here on, the folder's name tells the truth.
         proven = prove(source, unproven, chosen, examples, merged=as_model, bits=bits, tell=tell)
         proven.write(unproven)
-        write_card(source, unproven, out.name, chosen, as_model=as_model, proof=proven, bits=bits)
+        card(unproven, proof=proven)
         if proven.problems():
             return Exported(unproven, proven, norms)
         return Exported(unproven.rename(out), proven, norms)
-
-
-def why_no_final(recipe: Recipe, family: Family, fetch: bool = True) -> str:
-    """Say, before anything is paid for, why a run's whole model could not be written; or nothing.
-
-    transformers puts some weights of some bases together, such as those of experts, and what has
-    been put together is in no file under a name of its own.
-
-    Args:
-        recipe: of the run.
-        family: of its base.
-        fetch: whether a base on the hub may be brought here; otherwise its index alone is asked.
-    """
-    if not family.keeps_stored_names:
-        return ""
-    try:
-        for name in find_tensors(find_base(recipe.run, recipe)) if fetch else indexed(recipe.model):
-            family.own_name(name)
-    except ModelError as error:
-        return str(error)
-    return ""
-
-
-def write_final(run: Path) -> None:
-    """Write what a run ended with as its folder `final`, adapters folded in.
-
-    Unrounded, but after a run on 4-bit weights in the number format of its base: whoever has no
-    room for whole weights has none for float32.
-
-    Raises:
-        RunError, ModelError: something is missing or cannot be written.
-    """
-    source, final = find_source(run), run / "final"
-    check_base_fits(source, as_model=True)
-    processor: Any = source.family.load_processor(str(source.base), source.recipe.data.image_budget)
-    with new_folder(final) as folder:
-        dtype = format_of_base(source) if source.four_bit_layers else "float32"
-        write_model(source, folder, dtype, processor, MAX_SHARD_BYTES)
-
-
-def format_of_base(source: RunSource) -> Precision:
-    """Read the number format of the base's weights."""
-    names: dict[torch.dtype, Precision] = {
-        torch.bfloat16: "bf16",
-        torch.float16: "fp16",
-    }
-    largest = max(source.base_tensors.values(), key=lambda one: math.prod(one.shape))
-    return names.get(largest.read().dtype, "float32")
-
-
-@contextmanager
-def new_folder(place: Path) -> Iterator[Path]:
-    """Give a folder to fill; it takes its place when all went well, and is gone if not.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    part = beside(place)
-    try:
-        shutil.rmtree(part, ignore_errors=True)  # of one that was killed
-        part.mkdir(parents=True)
-        yield part
-        keep_folder(place)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(f"cannot write {place}: {reason}; free space, run again") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def check_base_fits(source: RunSource, as_model: bool) -> None:
-    """Check, from names and shapes alone, that a run's weights belong to its base.
-
-    Raises:
-        ModelError: they do not.
-    """
-    base = source.base_tensors
-    for layer, pieces in source.adapters.items():
-        stored = base.get(f"{layer}.weight")
-        shape = (pieces["up"].shape[0], pieces["down"].shape[1])
-        if stored is None or stored.shape != shape:
-            raise ModelError(_does_not_fit(source, layer, stored, shape))
-    for name in source.whole_weights:
-        stored = base.get(name)
-        if stored is None or stored.shape != source.learnt[name].shape:
-            raise ModelError(_does_not_fit(source, name, stored, source.learnt[name].shape))
-    if not as_model and source.whole_weights:
-        raise ModelError(
-            f"{source.run}: besides adapters it learnt {len(source.whole_weights)} whole weights, "
-            f"such as {source.whole_weights[0]}, which an adapter folder cannot hold; give --merge"
-        )
-
-
-def _does_not_fit(
-    source: RunSource, name: str, stored: StoredTensor | None, shape: tuple[int, ...]
-) -> str:
-    found = "nothing" if stored is None else f"shape {stored.shape}"
-    return (
-        f"{source.base} is not the model that this run started from: the run has {name} of shape "
-        f"{shape}, the base has {found}; bring the right folder back"
-    )
-
-
-def write_model(
-    source: RunSource,
-    folder: Path,
-    dtype: Precision,
-    processor: Any,
-    max_shard_bytes: int,
-    bits: WeightOnly | None = None,
-) -> None:
-    """Write a whole model: the base's weights with what the run learnt, tensor by tensor."""
-    planned, make = planned_tensors(source, DTYPES[dtype], bits)
-    write_shards(folder, planned, make, max_shard_bytes)
-    write_model_settings(
-        source.base,
-        source.base_name,
-        folder,
-        dtype=str(DTYPES[dtype]).removeprefix("torch."),
-        end_ids=processor.end_ids,
-        num_crops=source.recipe.data.num_crops,
-        turns=source.recipe.data.turns,
-        images=images_of(source, processor),
-        quantization=bits.settings() if bits else {},
-    )
-
-
-def planned_tensors(
-    source: RunSource, dtype: torch.dtype, bits: WeightOnly | None
-) -> tuple[dict[str, Tensor], Callable[[str], Tensor]]:
-    """List the tensors of a whole model, without content, and make the function that makes one."""
-    names, read = source.written_names, tuned_tensor(source)
-    held, compressed = reads_compressed(bits, names, read, dtype) if bits else ({}, read)
-    planned: dict[str, Tensor] = {}
-    for written, own in names.items():
-        layer = written.removesuffix("weight")
-        if bits and bits.holds(own):
-            planned |= {name: one for name, one in held.items() if name.startswith(layer)}
-        else:
-            planned[written] = torch.empty(
-                source.base_tensors[own].shape, dtype=dtype, device="meta"
-            )
-
-    def make(name: str) -> Tensor:
-        if name in held:
-            return compressed(name)
-        return in_format(read(names[name]), dtype, name)
-
-    return planned, make
-
-
-def images_of(source: RunSource, processor: Any) -> dict[str, Any]:
-    """Say which settings of images the run had of its own."""
-    if not source.recipe.data.image_settings:
-        return {}
-    return changed_settings(processor.processor, str(source.base))
-
-
-def tuned_tensor(source: RunSource) -> Callable[[str], Tensor]:
-    """Make the function that gives a weight of the tuned model by its name."""
-    sizes, rank_stabilized = source.adapter_sizes, source.recipe.lora.rslora
-
-    def read(name: str) -> Tensor:
-        if name in source.learnt:
-            return source.learnt[name].read()
-        weight = source.base_tensors[name].read()
-        layer = name.removesuffix(".weight")
-        pieces = source.adapters.get(layer)
-        if pieces is None or layer == name:
-            return weight
-        adapter = Adapter(**{piece: stored.read() for piece, stored in pieces.items()})
-        return adapter.merged_with(weight, AdapterScale(sizes[layer].alpha, rank_stabilized))
-
-    return read
 
 
 def four_bit_norms(source: RunSource) -> dict[str, float]:

@@ -1,21 +1,29 @@
 """A run folder -> what an export is made from: base, checkpoint, recipe, recorded scores."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from foveal.adapt.adapters import AdapterSize
 from foveal.adapt.quantize import quantized_layers, read_record, skeleton, wants_four_bits
 from foveal.adapt.strategy import first_match, rules_of
 from foveal.config import Recipe, load_recipe
 from foveal.deliver.merge import sort_adapters
-from foveal.deliver.place import find_run
+from foveal.deliver.open import find_run
 from foveal.deliver.tensors import StoredTensor, find_tensors, tensors_of
 from foveal.errors import ModelError, RunError
+from foveal.evaluate.kept import is_of_run
 from foveal.evaluate.prediction import Scores, read_scores
 from foveal.models.family import Family, find_family
+from foveal.models.fingerprint import fingerprint_model
+from foveal.models.hub.image_settings import changed_settings
 from foveal.models.hub.stored_names import PutTogetherError
 from foveal.train.checkpoint import WEIGHTS, Progress, checkpoints, read_progress
 
@@ -53,6 +61,17 @@ class RunSource:
     def family(self) -> Family:
         """What kind of model it is."""
         return find_family(str(self.base))
+
+    @cached_property
+    def processor(self) -> Any:
+        """Reads words and images as the run did."""
+        return self.family.load_processor(str(self.base), self.recipe.data.image_budget)
+
+    @property
+    def image_changes(self) -> Mapping[str, Any]:
+        """Settings of images that are others than the base's."""
+        changes = self.recipe.data.image_settings
+        return changed_settings(self.processor.processor, str(self.base)) if changes else {}
 
     @cached_property
     def base_tensors(self) -> dict[str, StoredTensor]:
@@ -178,15 +197,13 @@ def find_source(run: Path, checkpoint: str = "last") -> RunSource:
 
 def recorded_scores(run: Path, last: int) -> dict[int, Scores]:
     """Read the scores of every evaluated step; `before` is step 0, `after` the last."""
-    found = {}
-    for file in (run / "evaluation").glob("*/scores.json"):
+    found: dict[int, Scores] = {}
+    for file in sorted((run / "evaluation").glob("*/scores.json")):  # `after` is the first
         name = file.parent.name
-        named = {"before": 0, "after": last}
-        number = name.removeprefix("step-")
-        if name in named:
-            found[named[name]] = read_scores(file)
-        elif name.startswith("step-") and number.isdigit():
-            found.setdefault(int(number), read_scores(file))
+        if is_of_run(name):
+            step = {"before": 0, "after": last}.get(name)
+            step = int(name.removeprefix("step-")) if step is None else step
+            found.setdefault(step, read_scores(file))
     return found
 
 
@@ -218,18 +235,14 @@ def choose_step(
             "set data.validation and train.evaluate_every_steps, or take last"
         )
     best = max(candidates, key=lambda step: (values[step], -step))  # the earliest of equals
-    note = f"best of the kept steps by {metric}: step {best} ({values[best]:.3f})"
-    higher = [step for step in values if values[step] > values[best]]
-    if not higher:
-        return best, (note,)
-    lost = max(higher, key=values.__getitem__)
-    return best, (
-        note,
-        (
+    notes = [f"best of the kept steps by {metric}: step {best} ({values[best]:.3f})"]
+    lost = max(values, key=values.__getitem__)
+    if values[lost] > values[best]:
+        notes.append(
             f"step {lost} scored {values[lost]:.3f} but its checkpoint is not kept; "
             "train.keep_checkpoints keeps more"
-        ),
-    )
+        )
+    return best, tuple(notes)
 
 
 def find_base(run: Path, recipe: Recipe) -> Path:
@@ -254,3 +267,69 @@ def find_base(run: Path, recipe: Recipe) -> Path:
             "bring the folder back, or correct `model` in the run's recipe.yaml"
         ) from error
     return Path(fetched)
+
+
+def check_base_fits(source: RunSource, as_model: bool) -> None:
+    """Check, from names and shapes alone, that a run's weights belong to its base.
+
+    Raises:
+        ModelError: they do not.
+    """
+    base = source.base_tensors
+    for layer, pieces in source.adapters.items():
+        stored = base.get(f"{layer}.weight")
+        shape = (pieces["up"].shape[0], pieces["down"].shape[1])
+        if stored is None or stored.shape != shape:
+            raise ModelError(_does_not_fit(source, layer, stored, shape))
+    for name in source.whole_weights:
+        stored = base.get(name)
+        if stored is None or stored.shape != source.learnt[name].shape:
+            raise ModelError(_does_not_fit(source, name, stored, source.learnt[name].shape))
+    if not as_model and source.whole_weights:
+        raise ModelError(
+            f"{source.run}: besides adapters it learnt {len(source.whole_weights)} whole weights, "
+            f"such as {source.whole_weights[0]}, which an adapter folder cannot hold; give --merge"
+        )
+
+
+def _does_not_fit(
+    source: RunSource, name: str, stored: StoredTensor | None, shape: tuple[int, ...]
+) -> str:
+    found = "nothing" if stored is None else f"shape {stored.shape}"
+    return (
+        f"{source.base} is not the model that this run started from: the run has {name} of shape "
+        f"{shape}, the base has {found}; bring the right folder back"
+    )
+
+
+def check_same_base(source: RunSource) -> None:
+    """Compare a base's weights with the fingerprint that the run wrote down of its own.
+
+    Models of one family have the same names and shapes, so nothing else tells them apart.
+
+    Raises:
+        ModelError: they are others.
+    """
+    recorded = source.progress.model_fingerprint
+    as_loaded: Any = SimpleNamespace(named_parameters=lambda: _weights_as_loaded(source))
+    if recorded and fingerprint_model(as_loaded) != recorded:
+        raise ModelError(
+            f"{source.base} is not the model that this run started from: names and shapes are the "
+            "same, the weights are others; bring the right folder back"
+        )
+
+
+def _weights_as_loaded(source: RunSource) -> Iterator[tuple[str, Tensor]]:
+    """Yield a base's weights one by one, as a run begins with them: float32, or packed."""
+    packed = {f"{layer}.weight" for layer in source.four_bit_layers}
+    together: dict[str, Tensor] = {}
+    if source.puts_weights_together:  # only transformers knows how: the proof loads it too
+        loaded = source.family.load_model(str(source.base), "sdpa", None, None)
+        together = dict(loaded.named_parameters())
+    for name, shaped in skeleton(str(source.base)).named_parameters():
+        if name in packed:
+            yield name, torch.empty((shaped.numel() + 1) // 2, 1, dtype=torch.uint8, device="meta")
+        elif name in source.base_tensors:
+            yield name, source.base_tensors[name].read().float()
+        elif name in together:
+            yield name, together[name]

@@ -1,4 +1,4 @@
-"""A weight + its low-rank adapter -> the one weight that does what both did, in float32."""
+"""A weight + its low-rank adapter -> the one that does what both did; what 4 bits leave of it."""
 
 import re
 from collections import defaultdict
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveal.adapt.quantize import layer_kind
 from foveal.errors import ModelError
+from foveal.models.nf4 import CODE, unpack
 
 Value = TypeVar("Value")
 
@@ -107,3 +108,21 @@ def relative_norms(pairs: Iterable[tuple[str, Tensor, Tensor]]) -> dict[str, flo
         sums[0] += float((other.float() - weight.float()).square().sum())
         sums[1] += float(weight.float().square().sum())
     return {kind: (apart / whole) ** 0.5 for kind, (apart, whole) in squares.items() if whole}
+
+
+def through_four_bits(weight: Tensor, double: bool) -> Tensor:
+    """Quantise to NF4 (Dettmers et al. 2023, arXiv:2305.14314), and back.
+
+    Args:
+        weight: (outputs, inputs), of any number format.
+        double: whether the scales of its blocks are quantised too.
+
+    Returns:
+        (outputs, inputs), float32.
+    """
+    from bitsandbytes.functional import quantize_4bit
+
+    packed, state = quantize_4bit(
+        weight.float().contiguous(), quant_type=CODE, compress_statistics=double
+    )
+    return unpack(packed, state)

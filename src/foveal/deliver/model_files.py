@@ -4,10 +4,9 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from foveal.data.turn_processor import TurnsSetting
+from foveal.config import DataSettings
 from foveal.errors import ModelError
 from foveal.storage import write_json
 
@@ -30,8 +29,6 @@ COPIED = (
 
 CROPS = "num_crops"
 
-NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
-
 
 def write_model_settings(
     base: Path,
@@ -40,12 +37,9 @@ def write_model_settings(
     *,
     dtype: str,
     end_ids: Sequence[int],
-    num_crops: int,
-    turns: TurnsSetting,
-    images: Mapping[str, Any] = NO_CHANGES,
-    quantization: Mapping[str, Any] = NO_CHANGES,
+    quantization: Mapping[str, Any],
 ) -> None:
-    """Write config.json, the generation config, tokenizer and processor files.
+    """Write config.json and the generation config.
 
     Args:
         base: folder of the model that was tuned.
@@ -53,9 +47,6 @@ def write_model_settings(
         out: folder to write into.
         dtype: torch's name of the number format of the weights.
         end_ids: tokens at which an answer ends.
-        num_crops: most crops a picture, as in training.
-        images: settings of the image processor that are others than the base's.
-        turns: how they followed each other in training.
         quantization: how layers are held in fewer bits, in the words of their layout.
     """
     config = read_tree(base / "config.json")
@@ -68,24 +59,20 @@ def write_model_settings(
         # What said the same as the whole goes on saying so; another format is the base's business.
         same = [key for key in ("torch_dtype", "dtype") if followed and branch.get(key) == followed]
         branch |= dict.fromkeys(same, dtype)
-    write_tree(out / "config.json", config)
+    write_json(out / "config.json", config, indent=2)
     generation = base / "generation_config.json"
     tree = read_tree(generation) if generation.is_file() else _tokens_of(config)
     tree.pop("_from_model_config", None)  # else transformers takes the end token of config.json
-    write_tree(out / generation.name, tree | {"eos_token_id": sorted(end_ids)})
-    write_processor_files(base, base_name, out, num_crops=num_crops, turns=turns, images=images)
+    write_json(out / generation.name, tree | {"eos_token_id": sorted(end_ids)}, indent=2)
 
 
 def write_processor_files(
-    base: Path,
-    base_name: str,
-    out: Path,
-    *,
-    num_crops: int,
-    turns: TurnsSetting,
-    images: Mapping[str, Any] = NO_CHANGES,
+    base: Path, base_name: str, out: Path, data: DataSettings, images: Mapping[str, Any]
 ) -> None:
-    """Hand the tokenizer and the processor on; pictures and turns are read as in training."""
+    """Hand the tokenizer and the processor on; pictures and turns are read as in training.
+
+    `images` are the settings of the image processor that are others than the base's.
+    """
     for pattern in COPIED:
         for path in base.glob(pattern):
             if path.is_file():
@@ -96,11 +83,12 @@ def write_processor_files(
             name_own_code(tree, base, base_name)
             for branch in (tree, tree.get("image_processor")):
                 if isinstance(branch, dict) and CROPS in branch:
-                    branch[CROPS] = num_crops
-                    branch |= {"turns": turns} if turns != "recipe" or "turns" in branch else {}
+                    branch[CROPS] = data.num_crops
+                    if data.turns != "recipe" or "turns" in branch:
+                        branch["turns"] = data.turns
                 if isinstance(branch, dict) and "image_processor_type" in branch:
                     branch.update(images)
-            write_tree(out / name, tree)
+            write_json(out / name, tree, indent=2)
 
 
 def name_own_code(tree: dict[str, Any], base: Path, base_name: str) -> None:
@@ -108,7 +96,7 @@ def name_own_code(tree: dict[str, Any], base: Path, base_name: str) -> None:
 
     Servers that open this family with `--trust-remote-code` fetch it from there.
     """
-    if base_name == str(base) or "auto_map" not in tree:
+    if Path(base_name) == base or "auto_map" not in tree:
         return
     tree["auto_map"] = {
         task: place if "--" in place or _comes_along(base, place) else f"{base_name}--{place}"
@@ -138,8 +126,3 @@ def read_tree(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ModelError(f"{path}: not a mapping of settings; fetch the model again")
     return tree
-
-
-def write_tree(path: Path, tree: dict[str, Any]) -> None:
-    """Write a JSON object as transformers does."""
-    write_json(path, tree, indent=2)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foveal.deliver.export import UNPROVEN
-from foveal.deliver.proving.proof import FILE as PROOF
+from foveal.deliver.proof import FILE as PROOF
 from foveal.deliver.tensors import PICKLED
 from foveal.errors import RunError
 from foveal.storage import read_object

@@ -24,10 +24,11 @@ from foveal.evaluate.kept import (
     is_of_run,
 )
 from foveal.evaluate.metrics import find_metrics, plain
-from foveal.evaluate.predict import AnswerRule, check_question_lengths, predict
+from foveal.evaluate.predict import check_question_lengths, predict
 from foveal.evaluate.prediction import (
     Prediction,
     Scores,
+    accepted_answers,
     append_predictions,
     read_predictions,
     score_predictions,
@@ -35,8 +36,7 @@ from foveal.evaluate.prediction import (
     write_predictions,
     write_scores,
 )
-from foveal.evaluate.prefetch import Opener
-from foveal.evaluate.questions import deal_questions, question_groups, questions_of
+from foveal.evaluate.questions import Opener, deal_questions, question_groups, questions_of
 from foveal.models.family import LoadedModel
 from foveal.models.fingerprint import fingerprint_model
 from foveal.storage import alone_in
@@ -131,8 +131,8 @@ def evaluate_into(
             )
     workers.wait()
     found = by_key(workers.gather(place.read(workers.rank, examples)))
-    order = [(example.id, turn) for example in examples for turn in range(len(example.turns))]
-    if not found.keys() >= set(order):
+    order = accepted_answers(examples)
+    if not found.keys() >= order.keys():
         made = answer(place, loaded, examples, dataset, settings, workers, console, found, stop)
         if made is None:
             return None
@@ -157,20 +157,20 @@ def answer(
     stop: Callable[[], bool],
 ) -> dict[Key, Prediction] | None:
     """Answer what is not done yet; returns the answers of all processes, none where stopped."""
-    rule = AnswerRule(settings.answer, settings.max_new_tokens, settings.tokens_per_batch)
     problems: list[UserError] = []
     with Opener(dataset, loaded.processor) as opener:
+        choices = None if settings.answer == "generate" else settings.choices
         left = [
             question
             for number, example in enumerate(examples)
-            for question in questions_of(number, example, dataset, opener, settings.choices)
-            if (example.id, question.turn) not in done
+            for question in questions_of(number, example, dataset, opener, choices)
+            if question.key not in done
         ]
-        check_question_lengths(loaded, examples, left, rule)
+        check_question_lengths(loaded, left, settings.max_new_tokens)
         groups = question_groups(left, dataset, loaded.family.row_costs(loaded.processor))
         shares = deal_questions(groups, workers.world_size)
         mine = [question for family in shares[workers.rank] for question in family.questions]
-        mine.sort(key=lambda one: not rule.chooses(one))  # first chosen, then written ones
+        mine.sort(key=lambda one: not one.choices)  # first chosen, then written ones
         opener.expect([image for one in mine for image in dataset.image_numbers(one.example)])
         made: list[Prediction] = []
         with (
@@ -179,7 +179,7 @@ def answer(
             counting(console, place.folder.name, len(mine)) as bar,
         ):
             try:
-                for some in predict(loaded, examples, mine, rule):
+                for some in predict(loaded, mine, settings):
                     append_predictions(place.own_file(workers.rank), some)
                     made += some
                     bar(len(made))
@@ -340,7 +340,7 @@ def score_made_elsewhere(
     found = by_key(with_answers(read_predictions(predictions), examples))
     if not found:
         raise DataError(f"{predictions}: no answer in it; write one a line")
-    order = [(example.id, turn) for example in examples for turn in range(len(example.turns))]
+    order = accepted_answers(examples)
     missing = [key for key in order if key not in found]
     if missing:
         name, turn = missing[0]

@@ -1,6 +1,7 @@
 """A folder of answers -> those that still stand; what was answered otherwise is set aside."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -158,7 +159,7 @@ def set_aside_others(evaluations: Path, asked: Mapping[str, object]) -> str:
 
 def is_of_run(name: str) -> bool:
     """Tell whether an evaluation of this name is a moment of its run."""
-    return name in ("before", "after") or name.removeprefix("step-").isdigit()
+    return re.fullmatch(r"before|after|step-\d+", name) is not None
 
 
 def _set_aside(folder: Path) -> str:

@@ -1,11 +1,10 @@
 """Questions -> Predictions: chosen or written, as they come; each page is read once."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
-from typing import Literal
 
-from foveal.data.example import Example
+from foveal.config import EvaluateSettings
 from foveal.errors import DataError, ModelError
 from foveal.evaluate.prediction import Prediction
 from foveal.evaluate.questions import AskedQuestion
@@ -14,39 +13,16 @@ from foveal.models.generation.finite_logits import NotFiniteError
 from foveal.models.generation.generator import Generator, Limits, NoAnswer, Request, check_fits
 from foveal.models.generation.score import score
 
-Answering = Literal["auto", "generate", "choices"]
-
-
-@dataclass(frozen=True)
-class AnswerRule:
-    """How answers are found."""
-
-    answering: Answering = "auto"
-    """`choices`: the likeliest of the closed set; `generate`: word by word; `auto`: `choices`
-    where there is a closed set."""
-
-    max_new_tokens: int = 64
-    tokens_per_batch: int = 16384
-    """Tokens that are read or held at once, pages once."""
-
-    def chooses(self, question: AskedQuestion) -> bool:
-        """Whether a question's answer is chosen, not written."""
-        return self.answering != "generate" and bool(question.choices)
-
 
 def predict(
-    loaded: LoadedModel,
-    examples: Sequence[Example],
-    questions: Sequence[AskedQuestion],
-    rule: AnswerRule,
+    loaded: LoadedModel, questions: Sequence[AskedQuestion], settings: EvaluateSettings
 ) -> Iterator[list[Prediction]]:
-    """Answer questions.
+    """Answer questions: those with choices by the likeliest of them, the others word by word.
 
     Args:
         loaded: model, in evaluation mode, and processor.
-        examples: that the questions come from.
         questions: those that share a page side by side.
-        rule: how answers are found.
+        settings: how many tokens an answer has, and how many are worked on at once.
 
     Yields:
         Some predictions, as they come: not in the order of the questions. Where answers are
@@ -55,41 +31,33 @@ def predict(
     Raises:
         ModelError: the model's numbers are not finite for a question; the message names it.
     """
-    compared = compare_pairs(loaded, examples, questions, rule)
-    closed = [one for one in questions if rule.chooses(one)]
-    opened = [one for one in questions if not rule.chooses(one)]
-    chosen = (
-        choose_answers(loaded, examples, one) for one in batches(closed, rule.tokens_per_batch)
-    )
-    for some in chain(chosen, write(loaded, examples, opened, rule)):
+    compared = compare_pairs(loaded, questions, settings.tokens_per_batch)
+    closed = [one for one in questions if one.choices]
+    opened = [one for one in questions if not one.choices]
+    chosen = (choose_answers(loaded, some) for some in batches(closed, settings.tokens_per_batch))
+    for some in chain(chosen, write(loaded, opened, settings)):
         yield [replace(one, compared=compared.get(one.key)) for one in some]
 
 
 def compare_pairs(
-    loaded: LoadedModel,
-    examples: Sequence[Example],
-    questions: Sequence[AskedQuestion],
-    rule: AnswerRule,
+    loaded: LoadedModel, questions: Sequence[AskedQuestion], tokens_per_batch: int
 ) -> dict[tuple[str, int], tuple[float, ...]]:
     """Say of each question with rejected answers how likely its answers are, the given one first.
 
     Returns:
         (id, turn) -> log-probabilities of whole answers, nats.
     """
-    found: dict[tuple[str, int], tuple[float, ...]] = {}
     # As if the answers were what is to be chosen from.
     asked = [replace(one, choices=one.compared) for one in questions if one.compared]
-    for batch in batches(asked, rule.tokens_per_batch):
-        for question, numbers in zip(batch, _likelihoods(loaded, examples, batch), strict=True):
-            found[examples[question.example].id, question.turn] = tuple(numbers)
-    return found
+    return {
+        question.key: tuple(numbers)
+        for batch in batches(asked, tokens_per_batch)
+        for question, numbers in zip(batch, _likelihoods(loaded, batch), strict=True)
+    }
 
 
 def check_question_lengths(
-    loaded: LoadedModel,
-    examples: Sequence[Example],
-    questions: Sequence[AskedQuestion],
-    rule: AnswerRule,
+    loaded: LoadedModel, questions: Sequence[AskedQuestion], max_new_tokens: int
 ) -> None:
     """Refuse questions that leave no room for their answers, before any work.
 
@@ -97,13 +65,11 @@ def check_question_lengths(
         DataError: one does; the message names it.
     """
     for one in questions:
-        labels = one.choices if rule.chooses(one) else ()
-        longest = _longest(loaded, labels) or rule.max_new_tokens
+        longest = _longest(loaded, one.choices) or max_new_tokens
         try:
             check_fits(loaded, one.prompt, max(longest, _longest(loaded, one.compared)))
         except ValueError as error:
-            name = examples[one.example].id
-            raise DataError(f"turn {one.turn} of {name!r}: {error}") from None
+            raise DataError(f"turn {one.turn} of {one.id!r}: {error}") from None
 
 
 def _longest(loaded: LoadedModel, answers: Sequence[str]) -> int:
@@ -111,16 +77,13 @@ def _longest(loaded: LoadedModel, answers: Sequence[str]) -> int:
 
 
 def write(
-    loaded: LoadedModel,
-    examples: Sequence[Example],
-    questions: Sequence[AskedQuestion],
-    rule: AnswerRule,
+    loaded: LoadedModel, questions: Sequence[AskedQuestion], settings: EvaluateSettings
 ) -> Iterator[list[Prediction]]:
     """Write answers token by token, greedily, many at once; who ends leaves its place to others."""
-    limits = Limits(tokens=rule.tokens_per_batch, tokens_per_pass=rule.tokens_per_batch)
+    limits = Limits(tokens=settings.tokens_per_batch, tokens_per_pass=settings.tokens_per_batch)
     generator = Generator(loaded, limits)
     asked = {
-        generator.add(Request(question.prompt, rule.max_new_tokens)): question
+        generator.add(Request(question.prompt, settings.max_new_tokens)): question
         for question in questions
     }
     made: dict[int, list[int]] = {handle: [] for handle in asked}
@@ -128,42 +91,40 @@ def write(
         ended = []
         for token in generator.step():
             if isinstance(token, NoAnswer):
-                raise _unanswered(examples, asked[token.handle], token.problem)
+                raise _unanswered(asked[token.handle], token.problem)
             made[token.handle].append(token.id)
             if token.finish:
                 text = loaded.processor.decode_answer(made.pop(token.handle))
                 question = asked.pop(token.handle)
                 text = question.boxes.to_person(text) if question.boxes else text
-                ended.append(_prediction(examples, question, text))
+                ended.append(_prediction(question, text))
         if ended:
             yield ended
 
 
-def choose_answers(
-    loaded: LoadedModel, examples: Sequence[Example], questions: Sequence[AskedQuestion]
-) -> list[Prediction]:
+def choose_answers(loaded: LoadedModel, questions: Sequence[AskedQuestion]) -> list[Prediction]:
     """Choose the likeliest label of each question, by the log-likelihood of the whole label.
 
     The token that ends an answer counts in, so that no label gains by being the start of another.
     """
     predictions = []
-    for question, numbers in zip(questions, _likelihoods(loaded, examples, questions), strict=True):
+    for question, numbers in zip(questions, _likelihoods(loaded, questions), strict=True):
         scores = dict(zip(question.choices, numbers, strict=True))
         best = max(scores, key=lambda label: scores[label])
-        predictions.append(_prediction(examples, question, best, scores))
+        predictions.append(_prediction(question, best, scores))
     return predictions
 
 
-def _likelihoods(
-    loaded: LoadedModel, examples: Sequence[Example], questions: Sequence[AskedQuestion]
-) -> list[list[float]]:
+def _likelihoods(loaded: LoadedModel, questions: Sequence[AskedQuestion]) -> list[list[float]]:
     """Sum the log-probabilities of each of the choices of each question, in one pass."""
-    ids = [[label_ids(loaded, label) for label in question.choices] for question in questions]
-    prompts = [question.prompt for question in questions]
+    asked = [
+        (question.prompt, [label_ids(loaded, label) for label in question.choices])
+        for question in questions
+    ]
     try:
-        return score(loaded, list(zip(prompts, ids, strict=True)))
+        return score(loaded, asked)
     except NotFiniteError as error:
-        raise _unanswered(examples, questions[error.place], error) from None
+        raise _unanswered(questions[error.place], error) from None
 
 
 def label_ids(loaded: LoadedModel, label: str) -> list[int]:
@@ -199,24 +160,17 @@ def _tokens_read(question: AskedQuestion) -> int:
     return question.prompt.tokens + sum(map(len, question.choices))
 
 
-def _unanswered(
-    examples: Sequence[Example], question: AskedQuestion, problem: NotFiniteError
-) -> ModelError:
-    name = examples[question.example].id
-    return ModelError(f"no answer to turn {question.turn + 1} of {name!r}: {problem}")
+def _unanswered(question: AskedQuestion, problem: NotFiniteError) -> ModelError:
+    return ModelError(f"no answer to turn {question.turn + 1} of {question.id!r}: {problem}")
 
 
 def _prediction(
-    examples: Sequence[Example],
-    question: AskedQuestion,
-    answer: str,
-    choice_scores: dict[str, float] | None = None,
+    question: AskedQuestion, answer: str, choice_scores: dict[str, float] | None = None
 ) -> Prediction:
-    example = examples[question.example]
     return Prediction(
-        id=example.id,
+        id=question.id,
         turn=question.turn,
         prediction=answer,
-        answers=example.turns[question.turn].accepted,
+        answers=question.accepted,
         choice_scores=choice_scores,
     )

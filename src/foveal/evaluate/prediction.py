@@ -13,8 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from foveal.data.example import Example
 from foveal.errors import DataError
-from foveal.evaluate.closed_answers import macro_auroc
-from foveal.evaluate.intervals import DRAWS, Score, summarize_scores
+from foveal.evaluate.intervals import DRAWS, Score, macro_auroc, summarize_scores
 from foveal.evaluate.metrics import find_metrics, plain
 from foveal.storage import RepeatedKeyError, unique_keys, write_json, written_whole
 
@@ -172,6 +171,15 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
         file.writelines(map(_line, predictions))
 
 
+def accepted_answers(examples: Iterable[Example]) -> dict[tuple[str, int], tuple[str, ...]]:
+    """(id, turn) of every turn that is to be answered, in order -> its accepted answers."""
+    return {
+        (example.id, place): turn.accepted
+        for example in examples
+        for place, turn in enumerate(example.turns)
+    }
+
+
 def with_answers(
     predictions: Iterable[Prediction], examples: Iterable[Example]
 ) -> list[Prediction]:
@@ -180,11 +188,7 @@ def with_answers(
     Raises:
         DataError: a prediction speaks of a turn that the data does not have.
     """
-    accepted = {
-        (example.id, turn): example.turns[turn].accepted
-        for example in examples
-        for turn in range(len(example.turns))
-    }
+    accepted = accepted_answers(examples)
     answered = []
     for prediction in predictions:
         if prediction.key not in accepted:

@@ -1,17 +1,63 @@
 """A data set -> the questions it asks: their prompts, and which of them belong together."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from foveal.data.batch import open_pixels
 from foveal.data.dataset import Dataset
 from foveal.data.example import Example
 from foveal.data.images.boxes import BoxMap
 from foveal.data.read_turns import known_size
 from foveal.data.row_planning.groups import Costs
-from foveal.evaluate.prefetch import Opener
-from foveal.models.generation.prompt import Prompt, PromptImage, find_boxes
+from foveal.data.turn_processor import TurnProcessor
+from foveal.models.generation.prompt import Pixels, Prompt, PromptImage, find_boxes
+
+AHEAD = 4
+"""Pictures that are opened before they are asked for, for each thread."""
+
+
+class Opener(AbstractContextManager["Opener"]):
+    """Opens pictures; those that come next in a given order wait ready."""
+
+    def __init__(self, dataset: Dataset, processor: TurnProcessor, threads: int = 2) -> None:
+        self.dataset = dataset
+        self.processor = processor
+        self._pool = ThreadPoolExecutor(threads)
+        self._ahead = AHEAD * threads
+        self._coming: list[int] = []
+        self._ready: dict[int, Future[Pixels]] = {}
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of what nobody asked for."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def expect(self, images: Sequence[int]) -> None:
+        """Say which pictures will be asked for, in which order."""
+        self._coming = list(dict.fromkeys(images))[::-1]
+        self._fetch()
+
+    def pixels(self, image: int) -> Pixels:
+        """Give a picture as the tower takes it.
+
+        Raises:
+            DataError: it cannot be opened.
+        """
+        waiting = self._ready.pop(image, None)
+        self._fetch()
+        return waiting.result() if waiting else self._open(image)
+
+    def _fetch(self) -> None:
+        while self._coming and len(self._ready) < self._ahead:
+            image = self._coming.pop()
+            self._ready[image] = self._pool.submit(self._open, image)
+
+    def _open(self, image: int) -> Pixels:
+        return open_pixels(image, self.dataset, self.processor)
 
 
 @dataclass(frozen=True)
@@ -19,10 +65,16 @@ class AskedQuestion:
     """One turn to be answered, behind the turns before it with their given answers."""
 
     example: int
+    """Its place in the data set."""
+
+    id: str
+    """Of the example."""
+
     turn: int
+    accepted: tuple[str, ...]
     prompt: Prompt
     choices: tuple[str, ...]
-    """What the answer is one of; empty: an open answer."""
+    """What the answer is one of; empty: it is written."""
 
     boxes: BoxMap | None = None
     """What moves boxes of the answer into the data's numbers; none: it can hold none."""
@@ -30,13 +82,18 @@ class AskedQuestion:
     compared: tuple[str, ...] = ()
     """The assistant's answer and those rejected for it; empty: there are none."""
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells it from all others."""
+        return self.id, self.turn
+
 
 def questions_of(
     number: int,
     example: Example,
     dataset: Dataset,
     opener: Opener,
-    choices: tuple[str, ...] = (),
+    choices: tuple[str, ...] | None = (),
 ) -> Iterator[AskedQuestion]:
     """Cut an example into one question a turn.
 
@@ -45,17 +102,20 @@ def questions_of(
         example: that stands there.
         dataset: the same examples, encoded.
         opener: opens the pictures, when they are needed.
-        choices: what every answer is one of, where the data does not say it.
+        choices: what every answer is one of, where the data does not say it; none: answers are
+            written, whatever the data says.
     """
     encoded = dataset.examples[number]
     learnt = encoded.learnt
     answers_start = np.flatnonzero(learnt & ~np.concatenate([[False], learnt[:-1]]))
-    images = tuple(_shown(image, dataset, opener) for image in dataset.image_numbers(number))
+    numbers = dataset.image_numbers(number)
+    facts = [dataset.images[image] for image in numbers]
+    images = tuple(
+        PromptImage(image, fact.shape, partial(opener.pixels, image))
+        for image, fact in zip(numbers, facts, strict=True)
+    )
     first_prompt = encoded.entries[: encoded.prompt_entries]
-    sizes = []
-    if opener.processor.boxes:
-        numbers = dataset.image_numbers(number)
-        sizes = [known_size(dataset.images[image].path) for image in numbers]
+    sizes = [known_size(one.path) for one in facts] if opener.processor.boxes else []
     boxes = find_boxes(images, sizes, opener.processor)
     shared = int(np.flatnonzero(first_prompt < 0).max(initial=-1)) + 1
     for turn, start in enumerate(answers_start):
@@ -66,12 +126,10 @@ def questions_of(
         compared = (asked.assistant, *asked.rejected) if asked.rejected else ()
         if boxes:
             compared = tuple(map(boxes.to_model, compared))
-        yield AskedQuestion(number, turn, prompt, asked.choices or choices, boxes, compared)
-
-
-def _shown(image: int, dataset: Dataset, opener: Opener) -> PromptImage:
-    fact = dataset.images[image]
-    return PromptImage(image, fact.shape, opener.later(image))
+        offered = () if choices is None else asked.choices or choices
+        yield AskedQuestion(
+            number, example.id, turn, asked.accepted, prompt, offered, boxes, compared
+        )
 
 
 @dataclass(frozen=True)

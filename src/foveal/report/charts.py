@@ -5,15 +5,14 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from foveal.evaluate.closed_answers import calibration, calibration_error
-from foveal.evaluate.intervals import Score
+from foveal.evaluate.intervals import Score, Tally, tally
 from foveal.evaluate.metrics import METRICS
 from foveal.evaluate.prediction import Prediction
-from foveal.report.curves import Curves, Numbers
 from foveal.report.html import metric_title
 from foveal.report.plots import FAINT, SERIES, Line, draw, running_mean
-from foveal.report.run_folder import Run
+from foveal.report.run_folder import Curves, Numbers, Run
 
 COMPARED = (SERIES[0], *SERIES[2:], SERIES[1])
 """Colours of runs side by side; the second of SERIES is grey, for what came before."""
@@ -226,3 +225,33 @@ def calibration_charts(run: Run) -> list[Chart]:
 def _likeliest(prediction: Prediction) -> str:
     chances = prediction.choice_probabilities
     return max(chances, key=lambda label: chances[label])
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How sure the answers of one bin were, and how many of them were right."""
+
+    confidence: Tally
+    correct: Tally
+
+
+def calibration(confidence: ArrayLike, correct: ArrayLike, bins: int = 10) -> list[Calibration]:
+    """Sort answers by the probability they were given into bins of equal width; empty ones go.
+
+    Args:
+        confidence: (examples,), probability of the answer given.
+        correct: (examples,), bool or 0 to 1.
+        bins: number of bins from 0 to 1.
+    """
+    sure, right = np.asarray(confidence, float), np.asarray(correct, float)
+    place = np.minimum((sure * bins).astype(int), bins - 1)
+    return [
+        Calibration(tally(sure[place == bin_]), tally(right[place == bin_]))
+        for bin_ in np.unique(place)
+    ]
+
+
+def calibration_error(parts: Sequence[Calibration]) -> float:
+    """Expected calibration error: mean gap of confidence and accuracy (Guo et al. 2017)."""
+    gaps = sum(abs(part.confidence.total - part.correct.total) for part in parts)
+    return Tally(gaps, sum(part.correct.count for part in parts)).value

@@ -8,12 +8,12 @@ from pathlib import Path
 from foveal.config import as_typed
 from foveal.errors import RunError
 from foveal.evaluate.intervals import Difference, Score
-from foveal.report.charts import COMPARED, Chart, loss_comparison, progress_comparison
+from foveal.report.charts import COMPARED, loss_comparison, progress_comparison
 from foveal.report.cost import cost
 from foveal.report.html import write_page
 from foveal.report.plots import SERIES
-from foveal.report.report import paired_difference
 from foveal.report.run_folder import Run, read_run, settings_of
+from foveal.report.scores import paired_difference
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,6 @@ class ComparedMetric:
     scores: Sequence[Score | None]
     differences: Sequence[Difference | None]
     """To the first run, answer by answer."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All that the template shows."""
-
-    columns: Sequence[Column]
-    rows: Sequence[ComparedMetric]
-    settings: Mapping[str, Sequence[str]]
-    charts: Sequence[Chart]
-    cost_names: Sequence[str]
 
 
 def write_comparison(runs: Sequence[Path], out: Path) -> Path:
@@ -70,14 +59,15 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
         for name, run, colour in zip(_names(found), found, cycle(COMPARED), strict=False)
     ]
     names = [column.name for column in columns]
-    page = Comparison(
-        columns,
-        _rows(found),
-        _differing(found),
-        [*loss_comparison(found, names), *progress_comparison(found, names)],
-        list(dict.fromkeys(name for column in columns for name in column.cost)),
+    return write_page(
+        out,
+        "comparison.html",
+        columns=columns,
+        rows=_rows(found),
+        settings=_differing(found),
+        charts=[*loss_comparison(found, names), *progress_comparison(found, names)],
+        cost_names=list(dict.fromkeys(name for column in columns for name in column.cost)),
     )
-    return write_page(out, "comparison.html", page=page)
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

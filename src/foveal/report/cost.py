@@ -3,8 +3,8 @@
 import re
 from collections.abc import Mapping
 
-from foveal.report.curves import Curves
 from foveal.report.html import duration
+from foveal.report.run_folder import Curves
 
 BOARD_WATTS = {
     "B200": 1000,

@@ -1,7 +1,8 @@
 """Predictions before and after + their examples -> cards worth looking at, with pictures."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from foveal.data.images.boxes import Box, BoxUnit, box_edges, box_shares, read_b
 from foveal.data.images.frames import name_frames
 from foveal.data.images.media import open_image
 from foveal.errors import DataError
-from foveal.evaluate.box_overlap import iou
+from foveal.evaluate.metrics import iou
 from foveal.evaluate.prediction import Prediction
 from foveal.report.html import data_uri
 
@@ -49,12 +50,11 @@ class Pair:
     def images(self) -> tuple[str, ...]:
         """Pictures that the model saw up to this turn; of clips some frames."""
         turns = self.example.turns[: self.after.turn + 1] if self.example else ()
-        return tuple(path for turn in turns for path in (*turn.images, *_looks(turn.videos)))
-
-
-def _looks(clips: Sequence[str]) -> Iterator[str]:
-    for clip in clips:
-        yield from map(str, name_frames(Path(clip), FRAMES))
+        shown: list[str] = []
+        for turn in turns:
+            frames = (name_frames(Path(clip), FRAMES) for clip in turn.videos)
+            shown += [*turn.images, *map(str, chain.from_iterable(frames))]
+        return tuple(shown)
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,16 @@ def choose_cards(
         seed: start of every random choice.
         unit: what numbers of boxes in the data count; none: no box is drawn.
     """
-    order = np.random.default_rng(seed).permutation(len(pairs))  # ties fall at random
-    cards = [_card(pairs[place], score) for place in order]
+    cards = [
+        Card(
+            pair,
+            before=score(pair.before) if pair.before else None,
+            after=score(pair.after),
+            confidence=max(pair.after.choice_probabilities.values(), default=None),
+        )
+        for place in np.random.default_rng(seed).permutation(len(pairs))  # ties fall at random
+        for pair in (pairs[place],)
+    ]
     kinds: list[tuple[str, str, Callable[[Card], float]]] = [
         ("Most improved", "Wrong before, right or closer now.", lambda card: card.gain),
         ("Most broken", "Better before than now: what the run cost.", lambda card: -card.gain),
@@ -171,16 +179,6 @@ def choose_cards(
     return with_pictures(groups, folder, unit) if folder else Gallery(tuple(groups))
 
 
-def _card(pair: Pair, score: Callable[[Prediction], float]) -> Card:
-    chances = pair.after.choice_probabilities
-    return Card(
-        pair,
-        before=score(pair.before) if pair.before else None,
-        after=score(pair.after),
-        confidence=max(chances.values()) if chances else None,
-    )
-
-
 def _confident_mistake(card: Card) -> float:
     return card.confidence or 0 if card.after < 1 else 0
 
@@ -189,30 +187,23 @@ def with_pictures(
     groups: Sequence[CardGroup], folder: ImageFolder, unit: BoxUnit | None = None
 ) -> Gallery:
     """Give every card its pictures; a picture that several cards show is kept once."""
-    shown = [
+    paths = dict.fromkeys(
         path for group in groups for card in group.cards for path in card.pair.images[:PICTURES]
-    ]
-    paths = list(dict.fromkeys(shown))
+    )
     share = PICTURE_BYTES // max(1, len(paths))
     pictures = {
         path: shrink(f"picture-{number}", path, folder, share) for number, path in enumerate(paths)
     }
-    filled = [
-        replace(group, cards=tuple(_fill(card, pictures, unit) for card in group.cards))
-        for group in groups
-    ]
-    return Gallery(tuple(filled), tuple(picture for picture in pictures.values() if picture.uri))
 
+    def filled(card: Card) -> Card:
+        images = card.pair.images
+        shown = tuple(pictures[path] for path in images[:PICTURES])
+        boxes = _draw_boxes(card.pair.after, shown, unit) if unit else ()
+        more = max(0, len(images) - PICTURES)
+        return replace(card, pictures=shown, more_pictures=more, boxes=boxes)
 
-def _fill(card: Card, pictures: Mapping[str, CardImage], unit: BoxUnit | None) -> Card:
-    images = card.pair.images
-    shown = tuple(pictures[path] for path in images[:PICTURES])
-    return replace(
-        card,
-        pictures=shown,
-        more_pictures=max(0, len(images) - PICTURES),
-        boxes=_draw_boxes(card.pair.after, shown, unit) if unit else (),
-    )
+    shown = [replace(group, cards=tuple(map(filled, group.cards))) for group in groups]
+    return Gallery(tuple(shown), tuple(picture for picture in pictures.values() if picture.uri))
 
 
 def _draw_boxes(

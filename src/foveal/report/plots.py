@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from foveal.report.curves import Numbers
+from foveal.report.run_folder import Numbers
 
 INK, FAINT = "#000001", "#000002"
 SERIES = tuple(f"#00000{number}" for number in range(3, 9))
@@ -48,10 +49,7 @@ def running_mean(values: Numbers, width: int) -> Numbers:
     """Average each value with its neighbours, `width` in all; gaps are passed over."""
     kernel, known = np.ones(width), np.isfinite(values)
     total = np.convolve(np.where(known, values, 0.0), kernel, "same")
-    count = np.convolve(known.astype(float), kernel, "same")
-    mean = np.full(len(values), np.nan)
-    np.divide(total, count, out=mean, where=count > 0)
-    return mean
+    return _mean(total, np.convolve(known.astype(float), kernel, "same"))
 
 
 def thin(values: Numbers) -> Numbers:
@@ -61,9 +59,12 @@ def thin(values: Numbers) -> Numbers:
         return values
     padded = np.concatenate([values, np.full(-len(values) % each, np.nan)]).reshape(-1, each)
     known = np.isfinite(padded)
-    mean = np.full(len(padded), np.nan)
-    totals = np.where(known, padded, 0.0).sum(axis=1)
-    np.divide(totals, known.sum(axis=1), out=mean, where=known.any(axis=1))
+    return _mean(np.where(known, padded, 0.0).sum(axis=1), known.sum(axis=1))
+
+
+def _mean(total: Numbers, count: NDArray[Any]) -> Numbers:
+    with np.errstate(invalid="ignore"):  # 0 / 0: nothing is known there
+        mean: Numbers = total / count
     return mean
 
 
@@ -112,6 +113,7 @@ def draw(
         "ytick.labelcolor": INK,
         "text.color": INK,
     }
+    highest = max((float(np.nanmax(line.y, initial=0)) for line in lines), default=0.0)
     with rc_context(settings), warnings.catch_warnings():
         # The page draws the letters, so one that matplotlib's font lacks is no loss.
         warnings.filterwarnings("ignore", message="Glyph")
@@ -130,7 +132,7 @@ def draw(
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
-            if max((np.nanmax(line.y, initial=0) for line in lines), default=0) >= 1000:
+            if highest >= 1000:
                 axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         if whole_x:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -138,9 +140,7 @@ def draw(
         axes.set_xlim(x_range)
         axes.set_ylim(*(y_range or (None, None)))
         if y_range and y_range[1] is None:  # the highest point shall not lie on the edge
-            axes.set_ylim(
-                top=1.08 * max(float(np.nanmax(line.y, initial=0)) for line in lines) or 1
-            )
+            axes.set_ylim(top=1.08 * highest or 1)
         if any(line.label for line in lines):
             # A long name runs over the edge instead of leaving the curve no room.
             axes.legend(frameon=False, loc="best").set_in_layout(False)
@@ -150,27 +150,19 @@ def draw(
 
 
 def _add(axes: Any, line: Line) -> None:
+    style = {"color": line.colour, "label": line.label or None}
     if line.kind == "noisy":
         each = math.ceil(len(line.y) / MOST_POINTS)
         smooth = running_mean(line.y, max(1, min(101, len(line.y) // 25) | 1))
         axes.plot(line.x[::each], thin(line.y), color=line.colour, linewidth=0.8, alpha=0.3)
-        axes.plot(line.x[::each], smooth[::each], color=line.colour, label=line.label)
+        axes.plot(line.x[::each], smooth[::each], **style)
     elif line.kind == "bars":
-        axes.bar(line.x, line.y, line.width, color=line.colour, label=line.label or None, zorder=2)
+        axes.bar(line.x, line.y, line.width, zorder=2, **style)
     elif line.kind == "dots":
-        axes.errorbar(
-            line.x,
-            line.y,
-            line.spread,
-            color=line.colour,
-            label=line.label or None,
-            marker="o",
-            markersize=4,
-            capsize=2.5,
-            linewidth=1.2,
-        )
+        marks = {"marker": "o", "markersize": 4, "capsize": 2.5, "linewidth": 1.2}
+        axes.errorbar(line.x, line.y, line.spread, **marks, **style)
     else:
-        axes.plot(line.x, line.y, color=line.colour, label=line.label)
+        axes.plot(line.x, line.y, **style)
 
 
 def _for_the_page(svg: str, name: str) -> str:

@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 
 from foveal.config import load_recipe
-from foveal.deliver.open import open_to_answer, read_base_name
-from foveal.deliver.place import ADAPTER_CONFIG, find_image_budget
+from foveal.deliver.open import ADAPTER_CONFIG, find_image_budget, open_to_answer, read_base_name
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Limits as DecodingLimits
 from foveal.serve.requests.limits import ServerLimits

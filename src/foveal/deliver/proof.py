@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from foveal.deliver.weight_only import WeightFormat
+from foveal.evaluate.intervals import Score
+from foveal.evaluate.prediction import Scores
 from foveal.machine import Precision
 from foveal.storage import write_json
 
@@ -118,3 +120,52 @@ class Proof:
         """Write proof.json."""
         tree = asdict(self) | {"problems": self.problems()}
         write_json(folder / FILE, tree, indent=2)
+
+
+def check_scores(found: Scores, expected: Scores) -> dict[str, ScoreCheck]:
+    """Put scores of the written folder beside the run's intervals.
+
+    An interval that holds every score there is would prove nothing, and is left out.
+    """
+    return {
+        name: ScoreCheck(found[name].value, *_interval(wanted), found[name].count, wanted.value)
+        for name, wanted in expected.items()
+        if name in found and not math.isnan(wanted.value) and _can_fail(wanted)
+    }
+
+
+def _interval(wanted: Score) -> tuple[float, float]:
+    """Widen an interval of equal answers, and keep it within 0 and 1 as all scores are.
+
+    Equal scores of n answers give the bootstrap no width, yet say little of an answer in 3 / n
+    (the rule of three: Hanley and Lippman-Hand 1983, JAMA 249).
+    """
+    margin = 3 / wanted.count if wanted.low == wanted.high else 0.0
+    return max(0.0, wanted.low - margin), min(1.0, wanted.high + margin)
+
+
+def _can_fail(wanted: Score) -> bool:
+    low, high = _interval(wanted)
+    return low > 0.0 or high < 1.0
+
+
+def note_scores(found: Scores, expected: Scores | None) -> str | None:
+    """Say which scores could not be compared as they should be; none: all were."""
+    if expected is None:
+        return "not compared, the recipe names no data.validation"
+    notes = [
+        f"{name} is not compared, the recipe's evaluation does not give it"
+        for name in expected
+        if name not in found
+    ]
+    notes += [
+        f"{name} proves nothing, {wanted.count} answers are too few for an interval"
+        for name, wanted in expected.items()
+        if name in found and wanted.count and not _can_fail(wanted)
+    ]
+    notes += [
+        f"{name} has {found[name].count} answers, the run's had {wanted.count}"
+        for name, wanted in expected.items()
+        if name in found and found[name].count != wanted.count
+    ]
+    return "; ".join(notes) or None

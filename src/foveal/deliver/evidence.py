@@ -19,10 +19,9 @@ from foveal.data.images.objects import image_base
 from foveal.data.row_planning.groups import Group, Row
 from foveal.data.turn_processor import read_as
 from foveal.errors import DataError, RunError
-from foveal.evaluate.predict import AnswerRule, predict
+from foveal.evaluate.predict import predict
 from foveal.evaluate.prediction import Prediction, Scores, score_predictions
-from foveal.evaluate.prefetch import Opener
-from foveal.evaluate.questions import question_groups, questions_of
+from foveal.evaluate.questions import Opener, question_groups, questions_of
 from foveal.models.family import LoadedModel
 from foveal.models.forward import hidden_states
 
@@ -116,22 +115,19 @@ def _predict(
     settings: EvaluateSettings,
     only: Sequence[int],
 ) -> list[Prediction]:
-    rule = AnswerRule(settings.answer, settings.max_new_tokens, settings.tokens_per_batch)
     read_as(loaded.processor, examples.settings)
+    choices = None if settings.answer == "generate" else settings.choices
     with Opener(examples.dataset, loaded.processor) as opener:
         questions = [
             question
             for place in only
             for question in questions_of(
-                place, examples.examples[place], examples.dataset, opener, settings.choices
+                place, examples.examples[place], examples.dataset, opener, choices
             )
         ]
-        order = {
-            (examples.examples[one.example].id, one.turn): number
-            for number, one in enumerate(questions)
-        }
         costs = loaded.family.row_costs(loaded.processor)
         groups = question_groups(questions, examples.dataset, costs)
         shared = [one for group in groups for one in group.questions]
-        made = [one for some in predict(loaded, examples.examples, shared, rule) for one in some]
-    return sorted(made, key=lambda one: order[one.id, one.turn])
+        made = [one for some in predict(loaded, shared, settings) for one in some]
+    order = {question.key: number for number, question in enumerate(questions)}
+    return sorted(made, key=lambda one: order[one.key])

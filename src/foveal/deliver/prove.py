@@ -1,28 +1,28 @@
 """A written folder, loaded again from disk, beside the run's own model: are they the same?"""
 
 import gc
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from foveal.adapt.adapters import merge_adapters
-from foveal.deliver.export_source import RunSource
-from foveal.deliver.four_bit import quantize_layers
-from foveal.deliver.open import put_adapter
-from foveal.deliver.proving.evidence import (
+from foveal.adapt.adapters import add_adapters, merge_adapters
+from foveal.deliver.evidence import (
     EvidenceExamples,
     answer_logits,
     greedy_answers,
     measure_scores,
 )
-from foveal.deliver.proving.proof import Proof, ScoreCheck
-from foveal.deliver.proving.reference import load_tuned, round_weights
+from foveal.deliver.export_source import RunSource
+from foveal.deliver.merge import through_four_bits
+from foveal.deliver.open import put_adapter
+from foveal.deliver.proof import Proof, check_scores, note_scores
+from foveal.deliver.tensors import StoredTensor
 from foveal.deliver.weight_only import WeightOnly
-from foveal.evaluate.intervals import Score
+from foveal.errors import ModelError
 from foveal.evaluate.prediction import Scores
 from foveal.machine import DTYPES, Precision, pick_device
 from foveal.models.family import LoadedModel, load
@@ -42,6 +42,17 @@ class _Seen:
 
     logits: list[Tensor]
     answers: list[str]
+
+    @property
+    def is_finite(self) -> bool:
+        return all(bool(one.isfinite().all()) for one in self.logits)
+
+    def apart(self, logits: Sequence[Tensor]) -> float:
+        pairs = zip(self.logits, logits, strict=True)
+        return float(torch.stack([(one - other).abs().max() for one, other in pairs]).max())
+
+    def equal_answers(self, other: "_Seen") -> int:
+        return sum(a == b for a, b in zip(self.answers, other.answers, strict=True))
 
 
 def prove(
@@ -66,47 +77,39 @@ def prove(
         tell: called with what is being done.
     """
     device = roomy_device(source, tell)
-    run = _look_at_run(source, DTYPES[dtype], examples, device, merged, bits, tell)
+    exact, rounded, wanted = _look_at_run(
+        source, DTYPES[dtype], examples, device, merged, bits, tell
+    )
     four_bit_difference = None
     if merged and source.four_bit_layers:
         tell("Asking the run's own model on its 4-bit base")
-        four_bit_difference = _apart(_four_bit_logits(source, examples, device), run.exact.logits)
+        four_bit_difference = exact.apart(_four_bit_logits(source, examples, device))
     tell("Loading the written folder and asking it")
     written = load_written(source, folder, merged)
     written.model.to(device)
     seen = _look(written, examples, source)
-    expected = run.expected or {}
-    asks = expected and _finite(seen.logits)
+    asks = wanted and seen.is_finite
     found = measure_scores(written, examples, source.recipe.evaluate) if asks else {}
     del written
     _let_go()
-    largest = float(torch.stack([one.abs().max() for one in run.exact.logits]).max())
+    largest = float(torch.stack([one.abs().max() for one in exact.logits]).max())
     return Proof(
         dtype=dtype,
         data=examples.file.name,
         examples=[examples.examples[place].id for place in examples.compared],
         largest_logit=largest,
-        difference=_apart(seen.logits, run.rounded.logits),
+        difference=seen.apart(rounded.logits),
         difference_limit=SAME[dtype] * largest,
-        rounding_difference=_apart(seen.logits, run.exact.logits),
+        rounding_difference=seen.apart(exact.logits),
         rounding_limit=None if bits else ROUNDED[dtype] * largest,
         weights=bits.kind if bits else None,
-        equal_answers=_equal(seen, run.rounded),
+        equal_answers=seen.equal_answers(rounded),
         answers=len(seen.answers),
-        answers_changed_by_rounding=len(seen.answers) - _equal(run.rounded, run.exact),
-        scores=check_scores(found, expected),
-        scores_note=note_scores(found, run.expected),
+        answers_changed_by_rounding=len(seen.answers) - rounded.equal_answers(exact),
+        scores=check_scores(found, wanted or {}),
+        scores_note=note_scores(found, wanted),
         four_bit_difference=four_bit_difference,
     )
-
-
-@dataclass(frozen=True)
-class _RunSeen:
-    """What the run's own model gave, with its weights as they are and rounded."""
-
-    exact: _Seen
-    rounded: _Seen
-    expected: Scores | None
 
 
 def _look_at_run(
@@ -117,7 +120,8 @@ def _look_at_run(
     merged: bool,
     bits: WeightOnly | None,
     tell: Callable[[str], None],
-) -> _RunSeen:
+) -> tuple[_Seen, _Seen, Scores | None]:
+    """Ask the run's own model with its weights as they are, then rounded; and find its scores."""
     tell("Loading the run's own model and asking it")
     tuned = load_tuned(source)
     tuned.model.to(device)
@@ -129,13 +133,13 @@ def _look_at_run(
     else:
         round_weights(tuned.model, dtype, only_adapters=not merged)
     rounded = _look(tuned, examples, source)
-    expected = source.scores if examples.scored else None
-    if examples.scored and expected is None:
+    wanted = source.scores if examples.scored else None
+    if examples.scored and wanted is None:
         tell("Scoring the run's own model: this step has no recorded evaluation")
-        expected = measure_scores(tuned, examples, source.recipe.evaluate)
+        wanted = measure_scores(tuned, examples, source.recipe.evaluate)
     del tuned
     _let_go()
-    return _RunSeen(exact, rounded, expected)
+    return exact, rounded, wanted
 
 
 def roomy_device(source: RunSource, tell: Callable[[str], None]) -> torch.device:
@@ -158,14 +162,10 @@ def load_written(source: RunSource, folder: Path, merged: bool) -> LoadedModel:
 
 
 def _look(loaded: LoadedModel, examples: EvidenceExamples, source: RunSource) -> _Seen:
-    logits = answer_logits(loaded, examples)
-    if not _finite(logits):  # no model can be asked then, and the logits alone fail the proof
-        return _Seen(logits, [""] * len(logits))
-    return _Seen(logits, greedy_answers(loaded, examples, source.recipe.evaluate))
-
-
-def _finite(logits: Sequence[Tensor]) -> bool:
-    return all(bool(one.isfinite().all()) for one in logits)
+    seen = _Seen(answer_logits(loaded, examples), [""] * len(examples.compared))
+    if not seen.is_finite:  # no model can be asked then, and the logits alone fail the proof
+        return seen
+    return replace(seen, answers=greedy_answers(loaded, examples, source.recipe.evaluate))
 
 
 def _four_bit_logits(
@@ -180,65 +180,52 @@ def _four_bit_logits(
     return logits
 
 
-def _apart(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-    pairs = zip(ones, others, strict=True)
-    return float(torch.stack([(one - other).abs().max() for one, other in pairs]).max())
-
-
-def _equal(one: _Seen, other: _Seen) -> int:
-    return sum(a == b for a, b in zip(one.answers, other.answers, strict=True))
-
-
-def check_scores(found: Scores, expected: Scores) -> dict[str, ScoreCheck]:
-    """Put scores of the written folder beside the run's intervals.
-
-    An interval that holds every score there is would prove nothing, and is left out.
-    """
-    return {
-        name: ScoreCheck(found[name].value, *_interval(wanted), found[name].count, wanted.value)
-        for name, wanted in expected.items()
-        if name in found and not math.isnan(wanted.value) and _can_fail(wanted)
-    }
-
-
-def _interval(wanted: Score) -> tuple[float, float]:
-    """Widen an interval of equal answers, and keep it within 0 and 1 as all scores are.
-
-    Equal scores of n answers give the bootstrap no width, yet say little of an answer in 3 / n
-    (the rule of three: Hanley and Lippman-Hand 1983, JAMA 249).
-    """
-    margin = 3 / wanted.count if wanted.low == wanted.high else 0.0
-    return max(0.0, wanted.low - margin), min(1.0, wanted.high + margin)
-
-
-def _can_fail(wanted: Score) -> bool:
-    low, high = _interval(wanted)
-    return low > 0.0 or high < 1.0
-
-
-def note_scores(found: Scores, expected: Scores | None) -> str | None:
-    """Say which scores could not be compared as they should be; none: all were."""
-    if expected is None:
-        return "not compared, the recipe names no data.validation"
-    notes = [
-        f"{name} is not compared, the recipe's evaluation does not give it"
-        for name in expected
-        if name not in found
-    ]
-    notes += [
-        f"{name} proves nothing, {wanted.count} answers are too few for an interval"
-        for name, wanted in expected.items()
-        if name in found and wanted.count and not _can_fail(wanted)
-    ]
-    notes += [
-        f"{name} has {found[name].count} answers, the run's had {wanted.count}"
-        for name, wanted in expected.items()
-        if name in found and found[name].count != wanted.count
-    ]
-    return "; ".join(notes) or None
-
-
 def _let_go() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def load_tuned(source: RunSource) -> LoadedModel:
+    """Load a run's base and put what the run learnt in place, adapters beside their layers.
+
+    Raises:
+        ModelError: they do not belong together.
+    """
+    loaded = load(str(source.base), source.recipe.data.image_budget)
+    if source.adapters:
+        add_adapters(loaded.model, source.adapter_sizes, source.recipe.lora)
+    put_weights(loaded.model, source.learnt)
+    loaded.model.requires_grad_(False).eval()
+    return loaded
+
+
+@torch.no_grad()
+def put_weights(model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+    """Put the weights of a checkpoint in place, one at a time.
+
+    Raises:
+        ModelError: the model has no weight of a name, or one of another shape.
+    """
+    weights = model.state_dict()
+    for name, one in stored.items():
+        if name not in weights or weights[name].shape != one.shape:
+            raise ModelError(f"{one.file}: the base model has no weight {name} of {one.shape}")
+        weights[name].copy_(one.read())
+
+
+@torch.no_grad()
+def round_weights(model: nn.Module, dtype: torch.dtype, only_adapters: bool = False) -> None:
+    """Round weights as a file in `dtype` would; they stay float32 to compute with."""
+    for name, weight in model.named_parameters():
+        if not only_adapters or ".lora_" in name:
+            weight.copy_(weight.to(dtype).to(weight.dtype))
+
+
+@torch.no_grad()
+def quantize_layers(model: nn.Module, layers: Sequence[str], double: bool) -> None:
+    """Put the weights of some linear layers through 4 bits; adapters beside them stay."""
+    for name in layers:
+        layer: Any = model.get_submodule(name)
+        plain = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+        plain.weight.copy_(through_four_bits(plain.weight, double))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from foveal.deliver.proving.prove import check_scores, note_scores
+from foveal.deliver.proof import check_scores, note_scores
 from foveal.evaluate.intervals import Score
 
 FOUND = {"anls": Score(0.8, 0.7, 0.9, 200)}

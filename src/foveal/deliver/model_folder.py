@@ -1,0 +1,197 @@
+"""What a run learnt -> a folder: a whole model, tensor by tensor, or its adapters alone."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from foveal.adapt.adapters import lora_config
+from foveal.config import Recipe
+from foveal.deliver.export_source import RunSource, check_base_fits, find_base, find_source
+from foveal.deliver.merge import PIECES, Adapter, AdapterScale
+from foveal.deliver.model_files import write_model_settings, write_processor_files
+from foveal.deliver.tensors import find_tensors, in_format, indexed, write_shards
+from foveal.deliver.weight_only import WeightOnly, reads_compressed
+from foveal.errors import ModelError, RunError
+from foveal.machine import DTYPES, Precision
+from foveal.models.family import Family
+from foveal.storage import folder_written_whole
+
+MAX_SHARD_BYTES = 2_000_000_000
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""peft's name of the model that its own stands around."""
+
+
+def why_no_final(recipe: Recipe, family: Family, fetch: bool = True) -> str:
+    """Say, before anything is paid for, why a run's whole model could not be written; or nothing.
+
+    transformers puts some weights of some bases together, such as those of experts, and what has
+    been put together is in no file under a name of its own.
+
+    Args:
+        recipe: of the run.
+        family: of its base.
+        fetch: whether a base on the hub may be brought here; otherwise its index alone is asked.
+    """
+    if not family.keeps_stored_names:
+        return ""
+    try:
+        for name in find_tensors(find_base(recipe.run, recipe)) if fetch else indexed(recipe.model):
+            family.own_name(name)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
+def save_final(run: Path, whole: bool = True) -> str | None:
+    """Write the tuned model, adapters merged, as the run's folder `final`.
+
+    Unrounded, but after a run on 4-bit weights in the number format of its base: whoever has no
+    room for whole weights has none for float32. Adapters also stand by themselves in a folder
+    `adapter` beside it, for peft.
+
+    Args:
+        run: its folder.
+        whole: whether a whole model can be written.
+
+    Returns:
+        What a reader of the folders must know, if anything.
+
+    Raises:
+        RunError, ModelError: something is missing or cannot be written.
+    """
+    source = find_source(run)
+    note = _save_adapter(source)
+    if whole:
+        check_base_fits(source, as_model=True)
+        with new_folder(run / "final") as folder:
+            dtype = format_of_base(source) if source.four_bit_layers else "float32"
+            write_model(source, folder, dtype, MAX_SHARD_BYTES)
+    return note
+
+
+def _save_adapter(source: RunSource) -> str | None:
+    """Write the folder `adapter` of a run, if adapters are all that it learnt; see `save_final`."""
+    if not source.adapters:
+        return None
+    if others := source.whole_weights:
+        return (
+            f"{len(others)} weights such as {others[0]} learnt without an adapter: no folder "
+            "adapter can hold all that was learnt, only the merged one does"
+        )
+    with new_folder(source.run / "adapter") as folder:
+        write_adapter(source, folder, torch.float32)
+    if source.four_bit_layers:
+        return (
+            "The adapters learnt beside 4-bit weights; the merged folder adds them to the whole "
+            f"weights of {source.base_name}, so its scores may differ a little: evaluate it"
+        )
+    return None
+
+
+def format_of_base(source: RunSource) -> Precision:
+    """Read the number format of the base's weights."""
+    names: dict[torch.dtype, Precision] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+    largest = max(source.base_tensors.values(), key=lambda one: math.prod(one.shape))
+    return names.get(largest.read().dtype, "float32")
+
+
+@contextmanager
+def new_folder(place: Path) -> Iterator[Path]:
+    """Give a folder to fill; it takes its place when all went well, and is gone if not.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        with folder_written_whole(place, alone=True) as part:
+            yield part
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"cannot write {place}: {reason}; free space, run again") from error
+
+
+def write_model(
+    source: RunSource,
+    folder: Path,
+    dtype: Precision,
+    max_shard_bytes: int,
+    bits: WeightOnly | None = None,
+) -> None:
+    """Write a whole model: the base's weights with what the run learnt, tensor by tensor."""
+    planned, make = planned_tensors(source, DTYPES[dtype], bits)
+    write_shards(folder, planned, make, max_shard_bytes)
+    write_model_settings(
+        source.base,
+        source.base_name,
+        folder,
+        dtype=str(DTYPES[dtype]).removeprefix("torch."),
+        end_ids=source.processor.end_ids,
+        quantization=bits.settings() if bits else {},
+    )
+    write_processor_files(
+        source.base, source.base_name, folder, source.recipe.data, source.image_changes
+    )
+
+
+def planned_tensors(
+    source: RunSource, dtype: torch.dtype, bits: WeightOnly | None
+) -> tuple[dict[str, Tensor], Callable[[str], Tensor]]:
+    """List the tensors of a whole model, without content, and make the function that makes one."""
+    names, read = source.written_names, tuned_tensor(source)
+    held, compressed = reads_compressed(bits, names, read, dtype) if bits else ({}, read)
+    planned: dict[str, Tensor] = {}
+    for written, own in names.items():
+        layer = written.removesuffix("weight")
+        if bits and bits.holds(own):
+            planned |= {name: one for name, one in held.items() if name.startswith(layer)}
+        else:
+            shape = source.base_tensors[own].shape
+            planned[written] = torch.empty(shape, dtype=dtype, device="meta")
+
+    def make(name: str) -> Tensor:
+        if name in held:
+            return compressed(name)
+        return in_format(read(names[name]), dtype, name)
+
+    return planned, make
+
+
+def tuned_tensor(source: RunSource) -> Callable[[str], Tensor]:
+    """Make the function that gives a weight of the tuned model by its name."""
+    sizes, rank_stabilized = source.adapter_sizes, source.recipe.lora.rslora
+
+    def read(name: str) -> Tensor:
+        if name in source.learnt:
+            return source.learnt[name].read()
+        weight = source.base_tensors[name].read()
+        layer = name.removesuffix(".weight")
+        pieces = source.adapters.get(layer)
+        if pieces is None or layer == name:
+            return weight
+        adapter = Adapter(**{piece: stored.read() for piece, stored in pieces.items()})
+        return adapter.merged_with(weight, AdapterScale(sizes[layer].alpha, rank_stabilized))
+
+    return read
+
+
+def write_adapter(source: RunSource, folder: Path, dtype: torch.dtype) -> None:
+    """Write what peft loads onto the base: adapter_model.safetensors and adapter_config.json."""
+    endings = {piece: f"lora_{name}" for name, piece in PIECES.items()}
+    tensors = {}
+    for layer, pieces in source.adapters.items():
+        for piece, stored in pieces.items():
+            ending = endings[piece] + ("" if piece == "magnitude" else ".weight")
+            tensors[f"{PREFIX}{layer}.{ending}"] = stored.read().to(dtype).contiguous()
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = lora_config(source.adapter_sizes, source.recipe.lora)
+    on_hub, base = source.base_is_on_hub, source.base.resolve()  # a folder, wherever it is read
+    config.base_model_name_or_path = source.base_name if on_hub else str(base)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))

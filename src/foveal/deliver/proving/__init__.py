@@ -1,1 +1,0 @@
-"""Whether a written folder is the run that it came from."""
