@@ -21,7 +21,7 @@ from foveal.adapt.quantize import (
     read_record,
     write_record,
 )
-from foveal.adapt.strategy import check_writable, rules_of
+from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe
 from foveal.data.checking.overlap import describe_overlap
 from foveal.data.checking.remarks import check_lengths
@@ -34,7 +34,6 @@ from foveal.data.images.objects import image_base
 from foveal.data.lines import Examples
 from foveal.data.training_examples import read_training_examples, training_files
 from foveal.data.turn_processor import read_as
-from foveal.deliver.model_folder import why_no_final
 from foveal.errors import ConfigError, DataError
 from foveal.evaluate.metrics import find_metrics
 from foveal.evaluate.prediction import PREFERRED
@@ -60,8 +59,6 @@ class RunInputs:
     model_fingerprint: str
     dataset: Dataset
     validation: tuple[Examples, Dataset] | None
-    no_final: str
-    """Why no whole model can be written at the end; empty: one can."""
 
     def describe(self) -> dict[str, dict[str, str | int]]:
         """Say what the examples were when the run began, for who reads of it later."""
@@ -141,16 +138,7 @@ def open_inputs(
     loaded = load_for_run(recipe, recipe.run, engine, files, tell)
     fingerprint = fingerprint_model(loaded.model)
     _, dataset = read(files, [file.weight for file in data.train_files], recipe.learns_pairs)
-    inputs = RunInputs(
-        loaded,
-        fingerprint,
-        dataset,
-        read(validation) if validation else None,
-        why_no_final(recipe, loaded.family),
-    )
-    check_writable(inputs.no_final, recipe.strategy)
-    if inputs.no_final:
-        tell(f"{inputs.no_final}: the run ends with its adapter, not with a whole model")
+    inputs = RunInputs(loaded, fingerprint, dataset, read(validation) if validation else None)
     audit_targets(dataset)
     for line in inputs.remarks(recipe.train.tokens_per_pass):
         tell(line)

@@ -389,7 +389,7 @@ class TrainingRun:
         if self.engine.is_main:
             if self.recipe.train.best_metric:
                 prune(self.run / "checkpoints", self.recipe.train.keep_checkpoints, self._best())
-            note = save_final(self.run, whole=not self.inputs.no_final)
+            note = save_final(self.run)
             if note:
                 self._say(note)
             report = write_report(self.run)

@@ -25,7 +25,6 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from foveal.config import Recipe
-from foveal.deliver.model_folder import why_no_final
 from foveal.errors import ConfigError
 from foveal.inputs import load_in_passing
 from foveal.models.phi3_vision.tiny import write_tiny
@@ -181,9 +180,9 @@ def assert_equal(recipe, world=1):
         run = TrainingRun(alone, Console(quiet=True), fresh=True)
     except ConfigError as error:
         with pytest.raises(ConfigError, match=re.escape(str(error))):
-            ask(recipe, None, why_no_final)
+            ask(recipe, None)
         return
-    question = ask(recipe, None, why_no_final)
+    question = ask(recipe, None)
     run.engine.world_size = world
     plan = run._plan()
     assert question.steps == count_steps(plan.steps_per_epoch, recipe.train)

@@ -58,25 +58,6 @@ def rules_of(strategy: str | Sequence[Rule]) -> tuple[Rule, ...]:
     return STRATEGIES[strategy] if isinstance(strategy, str) else tuple(strategy)
 
 
-def leaves_adapter(strategy: str | Sequence[Rule]) -> bool:
-    """Whether a run ends with an adapter, whatever else it learns."""
-    return any(rule.adapter for rule in rules_of(strategy))
-
-
-def check_writable(no_final: str, strategy: str | Sequence[Rule]) -> None:
-    """See that what rules let learn can be written.
-
-    Args:
-        no_final: why a whole model cannot be; empty: it can.
-        strategy: by its name, or rules.
-
-    Raises:
-        ConfigError: neither a whole model nor an adapter could be.
-    """
-    if no_final and not leaves_adapter(strategy):
-        raise ConfigError(f"{no_final}; learn adapters, strategy=lora")
-
-
 def assign(
     model: nn.Module,
     family: Family,

@@ -49,12 +49,9 @@ def plan(
 
     Exit status: 0 it fits, 1 it does not, 2 something to mend.
     """
-    from functools import partial
-
     from rich.console import Console
 
     from foveal.config import load_recipe
-    from foveal.deliver.model_folder import why_no_final
     from foveal.inputs import check_attention, check_metrics, load_in_passing
     from foveal.plan.command import run_plan
 
@@ -65,7 +62,6 @@ def plan(
         loaded,
         Console(),
         load_in_passing,
-        partial(why_no_final, fetch=False),
         gpu=gpu,
         gpus=gpus,
         nodes=nodes,

@@ -17,14 +17,14 @@ from foveal.adapt.strategy import first_match, rules_of
 from foveal.config import Recipe, load_recipe
 from foveal.deliver.merge import sort_adapters
 from foveal.deliver.open import find_run
-from foveal.deliver.tensors import StoredTensor, find_tensors, tensors_of
+from foveal.deliver.tensors import RegroupedTensor, StoredTensor, find_tensors, tensors_of
 from foveal.errors import ModelError, RunError
 from foveal.evaluate.kept import is_of_run
 from foveal.evaluate.prediction import Scores, read_scores
 from foveal.models.family import Family, find_family
 from foveal.models.fingerprint import fingerprint_model
 from foveal.models.hub.image_settings import changed_settings
-from foveal.models.hub.stored_names import PutTogetherError
+from foveal.models.hub.stored_names import Regrouped
 from foveal.train.checkpoint import WEIGHTS, Progress, checkpoints, read_progress
 
 BASE_FILES = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*.py", "*.md", "LICENSE*")
@@ -74,29 +74,30 @@ class RunSource:
         return changed_settings(self.processor.processor, str(self.base)) if changes else {}
 
     @cached_property
-    def base_tensors(self) -> dict[str, StoredTensor]:
-        """Weights of the base, by the model's own names; none of those that are put together."""
-        own_names = [(own, stored) for stored, own in self._own_names.items() if own]
+    def base_tensors(self) -> dict[str, StoredTensor | RegroupedTensor]:
+        """Weights of the base, by the model's own names."""
+        own_names = [(own, stored) for stored, own in self._own_names.items() if own is not None]
         order = dict.fromkeys(own for own, _ in own_names)
         # Where one weight is stored under several names, its own decides.
         own_names.sort(key=lambda names: names[0] == names[1])
         found = {own: self._stored[stored] for own, stored in own_names}
-        return {own: found[own] for own in order}
+        made = {
+            own: RegroupedTensor(
+                tuple(self._stored[name] for name in group.stored), group.own, own, shape
+            )
+            for group in self.regrouped
+            for own, shape in group.shapes.items()
+        }
+        return {own: found[own] for own in order} | made
 
     @cached_property
     def _own_names(self) -> dict[str, str | None]:
-        own_names: dict[str, str | None] = {}
-        for stored in self._stored:
-            try:
-                own_names[stored] = self.family.own_name(stored)
-            except PutTogetherError:
-                own_names[stored] = None
-        return own_names
+        return {stored: self.family.own_name(stored) for stored in self._stored}
 
-    @property
-    def puts_weights_together(self) -> bool:
-        """Whether a loaded model has weights, such as those of experts, that no file holds so."""
-        return None in self._own_names.values()
+    @cached_property
+    def regrouped(self) -> list[Regrouped]:
+        """Weights, such as those of experts, that no file holds as the model does."""
+        return self.family.regrouped({name: one.shape for name, one in self._stored.items()})
 
     @property
     def num_weights(self) -> int:
@@ -105,8 +106,8 @@ class RunSource:
 
     @cached_property
     def written_names(self) -> dict[str, str]:
-        """Name that a weight is written under -> the model's own."""
-        own_names = {one: self.family.own_name(one) for one in self._stored}
+        """Name that a weight is written under -> the model's own; none of those regrouped."""
+        own_names = {stored: own for stored, own in self._own_names.items() if own is not None}
         if self.family.keeps_stored_names:
             return own_names
         return {own: own for own in own_names.values()}
@@ -293,7 +294,10 @@ def check_base_fits(source: RunSource, as_model: bool) -> None:
 
 
 def _does_not_fit(
-    source: RunSource, name: str, stored: StoredTensor | None, shape: tuple[int, ...]
+    source: RunSource,
+    name: str,
+    stored: StoredTensor | RegroupedTensor | None,
+    shape: tuple[int, ...],
 ) -> str:
     found = "nothing" if stored is None else f"shape {stored.shape}"
     return (
@@ -322,14 +326,8 @@ def check_same_base(source: RunSource) -> None:
 def _weights_as_loaded(source: RunSource) -> Iterator[tuple[str, Tensor]]:
     """Yield a base's weights one by one, as a run begins with them: float32, or packed."""
     packed = {f"{layer}.weight" for layer in source.four_bit_layers}
-    together: dict[str, Tensor] = {}
-    if source.puts_weights_together:  # only transformers knows how: the proof loads it too
-        loaded = source.family.load_model(str(source.base), "sdpa", None, None)
-        together = dict(loaded.named_parameters())
     for name, shaped in skeleton(str(source.base)).named_parameters():
         if name in packed:
             yield name, torch.empty((shaped.numel() + 1) // 2, 1, dtype=torch.uint8, device="meta")
         elif name in source.base_tensors:
             yield name, source.base_tensors[name].read().float()
-        elif name in together:
-            yield name, together[name]

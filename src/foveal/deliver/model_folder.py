@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -11,15 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foveal.adapt.adapters import lora_config
-from foveal.config import Recipe
-from foveal.deliver.export_source import RunSource, check_base_fits, find_base, find_source
+from foveal.deliver.export_source import RunSource, check_base_fits, find_source
 from foveal.deliver.merge import PIECES, Adapter, AdapterScale
 from foveal.deliver.model_files import write_model_settings, write_processor_files
-from foveal.deliver.tensors import find_tensors, in_format, indexed, write_shards
+from foveal.deliver.tensors import in_format, write_shards
 from foveal.deliver.weight_only import WeightOnly, reads_compressed
 from foveal.errors import ModelError, RunError
 from foveal.machine import DTYPES, Precision
-from foveal.models.family import Family
+from foveal.models.hub.stored_names import Regrouped
 from foveal.storage import folder_written_whole
 
 MAX_SHARD_BYTES = 2_000_000_000
@@ -28,28 +28,7 @@ PREFIX = "base_model.model."
 """peft's name of the model that its own stands around."""
 
 
-def why_no_final(recipe: Recipe, family: Family, fetch: bool = True) -> str:
-    """Say, before anything is paid for, why a run's whole model could not be written; or nothing.
-
-    transformers puts some weights of some bases together, such as those of experts, and what has
-    been put together is in no file under a name of its own.
-
-    Args:
-        recipe: of the run.
-        family: of its base.
-        fetch: whether a base on the hub may be brought here; otherwise its index alone is asked.
-    """
-    if not family.keeps_stored_names:
-        return ""
-    try:
-        for name in find_tensors(find_base(recipe.run, recipe)) if fetch else indexed(recipe.model):
-            family.own_name(name)
-    except ModelError as error:
-        return str(error)
-    return ""
-
-
-def save_final(run: Path, whole: bool = True) -> str | None:
+def save_final(run: Path) -> str | None:
     """Write the tuned model, adapters merged, as the run's folder `final`.
 
     Unrounded, but after a run on 4-bit weights in the number format of its base: whoever has no
@@ -58,7 +37,6 @@ def save_final(run: Path, whole: bool = True) -> str | None:
 
     Args:
         run: its folder.
-        whole: whether a whole model can be written.
 
     Returns:
         What a reader of the folders must know, if anything.
@@ -68,11 +46,10 @@ def save_final(run: Path, whole: bool = True) -> str | None:
     """
     source = find_source(run)
     note = _save_adapter(source)
-    if whole:
-        check_base_fits(source, as_model=True)
-        with new_folder(run / "final") as folder:
-            dtype = format_of_base(source) if source.four_bit_layers else "float32"
-            write_model(source, folder, dtype, MAX_SHARD_BYTES)
+    check_base_fits(source, as_model=True)
+    with new_folder(run / "final") as folder:
+        dtype = format_of_base(source) if source.four_bit_layers else "float32"
+        write_model(source, folder, dtype, MAX_SHARD_BYTES)
     return note
 
 
@@ -154,8 +131,22 @@ def planned_tensors(
         else:
             shape = source.base_tensors[own].shape
             planned[written] = torch.empty(shape, dtype=dtype, device="meta")
+    piece_of: dict[str, Regrouped] = {}
+    for group in source.regrouped:
+        if bits and any(map(bits.holds, group.shapes)):
+            raise ModelError(f"{group.stored[0]} is stored in one with others: not in few bits")
+        blank = (torch.empty(one, dtype=dtype, device="meta") for one in group.shapes.values())
+        pieces = group.written(dict(zip(group.shapes, blank, strict=True)))
+        planned |= pieces
+        piece_of |= dict.fromkeys(pieces, group)
+
+    @lru_cache(maxsize=1)  # the pieces of a group are asked for one after the other
+    def pieces_of(group: Regrouped) -> dict[str, Tensor]:
+        return group.written({own: in_format(read(own), dtype, own) for own in group.shapes})
 
     def make(name: str) -> Tensor:
+        if name in piece_of:
+            return pieces_of(piece_of[name])[name]
         if name in held:
             return compressed(name)
         return in_format(read(names[name]), dtype, name)

@@ -147,7 +147,7 @@ def find_model(place: str) -> str:
     if (folder / "final").is_dir():
         return str(folder / "final")
     if (folder / "adapter" / ADAPTER_CONFIG).is_file():
-        return str(folder / "adapter")  # of a base that cannot be written back whole
+        return str(folder / "adapter")  # its whole model is not written yet
     if (folder / "recipe.yaml").exists():
         raise ModelError(f"{place}: this run has not ended; run `foveal train` on its recipe")
     if folder.is_file():

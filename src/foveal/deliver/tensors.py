@@ -41,6 +41,24 @@ class StoredTensor:
             raise ModelError(f"{self.file}: {error}; fetch or write it again") from error
 
 
+@dataclass(frozen=True)
+class RegroupedTensor:
+    """One of the weights that a model makes of stored ones; nothing of them is read yet."""
+
+    stored: tuple[StoredTensor, ...]
+    make: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    """Stored tensors by name -> the model's own, this one among them."""
+
+    name: str
+    """The model's own."""
+
+    shape: tuple[int, ...]
+
+    def read(self) -> Tensor:
+        """Read all that it is made of, and make it."""
+        return self.make({one.name: one.read() for one in self.stored})[self.name]
+
+
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     """List the weights of a model folder, by their names in its files.
 
@@ -70,23 +88,6 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     for file in files:
         found |= {stored.name: stored for stored in tensors_of(folder / file)}
     return found
-
-
-def indexed(model: str) -> list[str]:
-    """List the weights of a model folder or hub name without fetching any; empty: nothing tells.
-
-    Raises:
-        ModelError: a file that tells is broken.
-    """
-    from transformers.utils import cached_file
-
-    if Path(model).is_dir():
-        return list(find_tensors(Path(model))) if any(Path(model).glob("*.safetensors")) else []
-    try:
-        index = cached_file(model, INDEX)
-    except OSError:  # one file of weights, or none, or a hub that does not answer
-        return []
-    return list(json.loads(Path(str(index)).read_text(encoding="utf-8"))["weight_map"])
 
 
 def tensors_of(file: Path) -> list[StoredTensor]:

@@ -18,6 +18,7 @@ from foveal.models import FAMILIES, GENERIC
 from foveal.models.generation.tree import ImageSight
 from foveal.models.hub.compressed import read_whole
 from foveal.models.hub.image_settings import ImageBudget
+from foveal.models.hub.stored_names import Regrouped
 from foveal.models.nf4 import keep_layout
 
 PARTS = ("vision", "projector", "language")
@@ -85,11 +86,22 @@ class Family:
                     return f"{part}.{name.removeprefix(dropped)}"
         raise ValueError(f"{name} belongs to no part")
 
-    def own_name(self, stored: str) -> str:
-        """Turn the name of a weight in a model's files into the model's own."""
+    def own_name(self, stored: str) -> str | None:
+        """Turn the name of a weight in a model's files into the model's own.
+
+        None: the model makes of it, and maybe of others, what is named otherwise; see `regrouped`.
+        """
         for pattern, own in self.renamed.items():
             stored = re.sub(pattern, own, stored)
         return stored
+
+    def regrouped(self, stored: Mapping[str, tuple[int, ...]]) -> list[Regrouped]:
+        """Find which weights of its files a model makes others of, and together with which.
+
+        Args:
+            stored: name of each weight in the files -> shape.
+        """
+        return []
 
     def load_model(self, name: str, attention: str, dtype: Any, quantization: Any) -> Any:
         """Load weights, in float32 unless told otherwise."""
@@ -100,7 +112,7 @@ class Family:
         raise NotImplementedError
 
     def is_unused(self, model: Any, name: str) -> bool:
-        """Tell whether a forward pass never reads a weight."""
+        """Tell whether a weight cannot learn: no loss reads it, or its model lets it not."""
         return False
 
     def encode_images(self, model: Any, pixels: Mapping[str, Any]) -> Any:
@@ -260,11 +272,6 @@ def _point_to_model(folder: Path) -> None:
         raise ModelError(
             f"model {folder} is an adapter; give a whole model, such as `foveal export RUN OUT "
             "--merge` writes"
-        )
-    if (run / "adapter" / "adapter_config.json").is_file():
-        raise ModelError(
-            f"model {folder} is a run that left its adapter alone, since its base cannot be "
-            "written back; give a whole model, such as that base"
         )
     if (run / "recipe.yaml").is_file():
         raise ModelError(

@@ -1,12 +1,9 @@
 """A recipe and a machine's name -> the whole answer of `foveal plan`, printed."""
 
-from collections.abc import Callable
-
 from rich.console import Console
 
 from foveal.config import Recipe
 from foveal.errors import ConfigError
-from foveal.models.family import Family
 from foveal.plan.compare import Machines, advise, compare, decide
 from foveal.plan.estimate import Estimate
 from foveal.plan.machines.hardware import find_hardware
@@ -30,7 +27,6 @@ def run_plan(
     recipe: Recipe,
     console: Console,
     load_model: ModelLoader,
-    why_no_final: Callable[[Recipe, Family], str] = lambda recipe, family: "",
     *,
     gpu: str = THIS,
     gpus: int = 1,
@@ -46,7 +42,6 @@ def run_plan(
         recipe: to plan.
         console: to print on.
         load_model: recipe -> model with weights.
-        why_no_final: says why a run could not write a whole model; empty: it can.
         gpu: name of `hardware`, or `this`.
         gpus: of each node.
         nodes: machines.
@@ -55,7 +50,7 @@ def run_plan(
         measure: run the worst row and typical ones for real, on this machine.
         as_json: print JSON instead of tables.
     """
-    question = ask(recipe, load_model, why_no_final)
+    question = ask(recipe, load_model)
     hardware = measure_hardware() if gpu == THIS else find_hardware(gpu)
     efficiency = find_efficiency(hardware)
     machines = Machines(hardware, efficiency, gpus, nodes, price_per_hour)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
 
+from foveal.adapt.strategy import STRATEGIES
 from foveal.plan.estimate import Estimate, estimate
 from foveal.plan.machines.hardware import Hardware
 from foveal.plan.question import Question
@@ -50,7 +51,7 @@ def compare(question: Question, machines: Machines) -> list[Estimate]:
 
 def _setups(question: Question, setup: Setup, hardware: Hardware) -> Iterator[Setup]:
     engines = [engine for engine in ENGINES if (engine == "single") == (setup.world_size == 1)]
-    for strategy in question.strategies:
+    for strategy in STRATEGIES:
         learnt = question.with_strategy(setup, strategy, hardware)
         for recompute in RECOMPUTE:
             for engine in engines:
@@ -104,7 +105,7 @@ def _other_settings(question: Question, machines: Machines, now: Estimate) -> It
             yield f"token budget {budget:,} -> {tried:,} ({_gigabytes(less)})"
             break
         smaller //= 2
-    for strategy in question.strategies:
+    for strategy in STRATEGIES:
         if strategy in ("full", setup.strategy):
             continue
         other = _estimate(

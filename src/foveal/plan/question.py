@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveal.adapt.quantize import FourBits, bare_model, inspect_four_bits, wants_four_bits
-from foveal.adapt.strategy import STRATEGIES, check_writable, leaves_adapter, rules_of
+from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe, Rule
 from foveal.data.dataset import Dataset
 from foveal.data.row_planning.groups import Row
@@ -54,9 +54,6 @@ class Question:
     config: Any
     processor: Any
     dataset: Dataset
-    no_final: str = ""
-    """Why a whole model cannot be written; empty: it can."""
-
     _epochs: dict[tuple[int, int], Epoch] = field(default_factory=dict)
     _readings: dict[tuple[int, int], Epoch] = field(default_factory=dict)
     _asked: dict[Any, AskedModel] = field(default_factory=dict)
@@ -137,11 +134,6 @@ class Question:
             recipe.sharding,
         )
 
-    @property
-    def strategies(self) -> list[str]:
-        """Names of those whose outcome can be written."""
-        return [one for one in STRATEGIES if not self.no_final or leaves_adapter(one)]
-
     def with_strategy(self, setup: Setup, strategy: str, hardware: Hardware) -> Setup:
         """Let another part of the model learn."""
         return replace(setup, model=self._ask(strategy, hardware))
@@ -187,32 +179,25 @@ def is_cpu(hardware: Hardware) -> bool:
     return hardware.name.startswith("cpu-")
 
 
-def ask(
-    recipe: Recipe,
-    load_model: ModelLoader,
-    why_no_final: Callable[[Recipe, Family], str] = lambda recipe, family: "",
-) -> Question:
+def ask(recipe: Recipe, load_model: ModelLoader) -> Question:
     """Read a recipe's model sizes and data; no weights are loaded and no picture is opened.
 
     Args:
         recipe: to plan.
         load_model: makes the model that stands in no folder, `phi3-vision-tiny`.
-        why_no_final: says why a run could not write a whole model; empty: it can.
 
     Raises:
-        ConfigError: the recipe names no data, or what it learns could not be written.
+        ConfigError: the recipe names no data.
         ModelError: the model's sizes cannot be read.
     """
     data = recipe.data
     if not data.train_files:
         raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
     family, config, processor = read_model(recipe, load_model)
-    no_final = why_no_final(recipe, family)
-    check_writable(no_final, recipe.strategy)
     read_as(processor, data)
     files = training_files(recipe, recipe.run / ".cache")
     _, dataset = read_training_examples(recipe, files, processor)
-    return Question(recipe, family, config, processor, dataset, no_final)
+    return Question(recipe, family, config, processor, dataset)
 
 
 def read_model(recipe: Recipe, load_model: ModelLoader) -> tuple[Family, Any, Any]:

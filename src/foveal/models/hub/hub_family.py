@@ -20,13 +20,16 @@ from foveal.models.family import Family
 from foveal.models.hub.hub_processor import load_hub_processor
 from foveal.models.hub.hub_reader import HubReader
 from foveal.models.hub.image_settings import ImageBudget, set_images
-from foveal.models.hub.stored_names import StoredNames
+from foveal.models.hub.stored_names import Regrouped, StoredNames
 from foveal.models.row_costs import LayerProducts
 from foveal.models.shared_rows import choose_attention
 
 DRAWING = ("vqmodel", "generation_embeddings", "generation_aligner", "generation_head")
 """Beside tower and decoder, what draws images in models that also read them (Janus)."""
 
+
+IMAGE_EXPERTS = "vision_moe"
+"""Experts of images (ERNIE); nothing is read of what the last layer's make of them."""
 
 KINDS = "moe_mm_token_type_ids"
 """By what name a mixture is told which tokens go to the experts of images (ERNIE)."""
@@ -54,7 +57,10 @@ class HubFamily(Family):
         with torch.device("meta"):
             skeleton = model_class(config)
         super().__init__(self._find_parts(skeleton))
-        self._unused = self._find_unused([one for one, _ in skeleton.named_parameters()])
+        weights = dict(skeleton.named_parameters())
+        # Its own code lets no gradient reach some, such as what balances experts.
+        never = (name for name, one in weights.items() if not one.requires_grad)
+        self._unused = (*self._find_unused(weights), *never)
         self._products = LayerProducts.count(config, *self._layers(skeleton))
         if reads_with_cache(name, config.get_text_config(), self._decoder(skeleton)):
             self.route = "cache"
@@ -79,7 +85,9 @@ class HubFamily(Family):
     def _find_unused(self, names: Iterable[str]) -> tuple[str, ...]:
         layer = getattr(self.config, "vision_feature_layer", None)
         drawing = tuple(f"model.{one}." for one in DRAWING)
-        return (*_unused(layer, self.parts["vision"][0], names), *drawing)
+        last = self.config.get_text_config().num_hidden_layers - 1
+        seen_last = f"model.language_model.layers.{last}.mlp.{IMAGE_EXPERTS}."
+        return (*_unused(layer, self.parts["vision"][0], names), *drawing, seen_last)
 
     def _decoder(self, skeleton: Any) -> nn.Module:
         decoder: nn.Module = skeleton.get_decoder()
@@ -88,11 +96,15 @@ class HubFamily(Family):
     @cached_property
     def _stored_names(self) -> StoredNames:
         with torch.device("meta"):
-            return StoredNames(self.name, self.model_class(self.config))
+            return StoredNames(self.model_class(self.config))
 
-    def own_name(self, stored: str) -> str:
+    def own_name(self, stored: str) -> str | None:
         """Turn the name of a weight in a model's files into the model's own."""
         return self._stored_names.own(stored)
+
+    def regrouped(self, stored: Mapping[str, tuple[int, ...]]) -> list[Regrouped]:
+        """Find which weights of its files a model makes others of, and together with which."""
+        return self._stored_names.regrouped(stored)
 
     def load_model(self, name: str, attention: str, dtype: Any, quantization: Any = None) -> Any:
         """Load weights, in float32 unless told otherwise."""
@@ -146,7 +158,7 @@ class HubFamily(Family):
         return given
 
     def is_unused(self, model: Any, name: str) -> bool:
-        """Tell whether a weight stands behind the layer whose features are taken, or draws."""
+        """Tell whether a weight stands behind what is read of a model, or draws."""
         return name.startswith(self._unused)
 
 
