@@ -118,7 +118,7 @@ def logits(model):
 )
 def test_peft_opens_the_adapter_on_the_base_and_says_the_same(base, tmp_path, strategy, lora):
     recipe, model = ended(base, tmp_path, strategy, **lora)
-    assert save_final(recipe.run, whole=False) is None
+    assert save_final(recipe.run) is None
     opened = PeftModel.from_pretrained(make_model(base).model, recipe.run / "adapter")
     torch.testing.assert_close(logits(opened), logits(model), rtol=0, atol=0)
 
@@ -126,7 +126,7 @@ def test_peft_opens_the_adapter_on_the_base_and_says_the_same(base, tmp_path, st
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_peft_opens_the_adapter_on_the_same_4_bits(base, tmp_path):
     recipe, model = ended(base, tmp_path, "qlora")
-    note = save_final(recipe.run, whole=False)
+    note = save_final(recipe.run)
     assert note is not None
     assert "adds them to the whole weights" in note
     opened = PeftModel.from_pretrained(loaded(recipe).model, recipe.run / "adapter")
@@ -142,7 +142,7 @@ def test_an_adapter_file_holds_adapters_alone_and_names_its_base(lora_run):
 
 def test_where_weights_learn_without_an_adapter_there_is_no_adapter_folder(base, tmp_path):
     recipe, _ = ended(base, tmp_path, WHOLE_TOO)
-    note = save_final(recipe.run, whole=False)
+    note = save_final(recipe.run)
     assert note is not None
     assert "learnt without an adapter" in note
     assert not (recipe.run / "adapter").exists()
