@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from foveal.deliver.export_source import RunSource, check_base_fits, find_base, 
 from foveal.deliver.merge import PIECES, Adapter, AdapterScale
 from foveal.deliver.model_files import write_model_settings, write_processor_files
 from foveal.deliver.tensors import find_tensors, in_format, indexed, write_shards
-from foveal.deliver.weight_only import WeightOnly, reads_compressed
+from foveal.deliver.weight_only import WeightOnly
 from foveal.errors import ModelError, RunError
 from foveal.machine import DTYPES, Precision
 from foveal.models.family import Family
@@ -144,23 +145,34 @@ def planned_tensors(
     source: RunSource, dtype: torch.dtype, bits: WeightOnly | None
 ) -> tuple[dict[str, Tensor], Callable[[str], Tensor]]:
     """List the tensors of a whole model, without content, and make the function that makes one."""
-    names, read = source.written_names, tuned_tensor(source)
-    held, compressed = reads_compressed(bits, names, read, dtype) if bits else ({}, read)
+    read = tuned_tensor(source)
     planned: dict[str, Tensor] = {}
-    for written, own in names.items():
-        layer = written.removesuffix("weight")
+    made: dict[str, Callable[[], Tensor]] = {}
+
+    @lru_cache(maxsize=1)  # the tensors of a layer are asked for one after the other
+    def compressed(own: str) -> dict[str, Tensor]:
+        assert bits
+        weight = read(own).float()
+        if not bool(torch.isfinite(weight).all()):
+            raise ModelError(f"weight {own} is not finite in the run")
+        return bits.compress(weight, dtype)
+
+    def part(own: str, last: str) -> Tensor:
+        return compressed(own)[last]
+
+    def whole(own: str, name: str) -> Tensor:
+        return in_format(read(own), dtype, name)
+
+    for name, own in source.written_names.items():
         if bits and bits.holds(own):
-            planned |= {name: one for name, one in held.items() if name.startswith(layer)}
+            for last, tensor in bits.planned(own, dtype).items():
+                stored = name.removesuffix("weight") + last
+                planned[stored], made[stored] = tensor, partial(part, own, last)
         else:
             shape = source.base_tensors[own].shape
-            planned[written] = torch.empty(shape, dtype=dtype, device="meta")
-
-    def make(name: str) -> Tensor:
-        if name in held:
-            return compressed(name)
-        return in_format(read(names[name]), dtype, name)
-
-    return planned, make
+            planned[name] = torch.empty(shape, dtype=dtype, device="meta")
+            made[name] = partial(whole, own, name)
+    return planned, lambda name: made[name]()
 
 
 def tuned_tensor(source: RunSource) -> Callable[[str], Tensor]:
