@@ -1,6 +1,7 @@
 """What every test runs under: one thread, memory that is kept, no bars, no network, no luck."""
 
 import ctypes
+import gc
 import os
 import signal
 
@@ -35,6 +36,12 @@ def pytest_configure(config):
     # All others are about the processor: on a machine with a GPU too they are to see none.
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_finish():
+    # Whoever collects garbage walks all that is imported each time, which takes a second.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item):
