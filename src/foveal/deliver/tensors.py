@@ -50,14 +50,8 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     Raises:
         ModelError: there are no weights in safetensors, or a file of them is broken or missing.
     """
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            files = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{index}: no index of weights ({error}); fetch it again") from error
+    if (folder / INDEX).is_file():
+        files = sorted(set(_weight_map(folder / INDEX).values()))
     elif (folder / SINGLE).is_file():
         files = [SINGLE]
     else:
@@ -86,7 +80,14 @@ def indexed(model: str) -> list[str]:
         index = cached_file(model, INDEX)
     except OSError:  # one file of weights, or none, or a hub that does not answer
         return []
-    return list(json.loads(Path(str(index)).read_text(encoding="utf-8"))["weight_map"])
+    return list(_weight_map(Path(str(index))))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{index}: no index of weights ({error}); fetch it again") from error
 
 
 def tensors_of(file: Path) -> list[StoredTensor]:
