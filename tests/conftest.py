@@ -55,7 +55,7 @@ def pytest_runtest_setup(item):
 @pytest.fixture(autouse=True, scope="module")
 def no_charts(request):
     """Leave the charts of short runs undrawn: they take a third of one, and are of tests/report."""
-    if request.path.parent.name not in ("train", "deliver", "evaluate"):
+    if request.path.parent.name not in ("train", "deliver", "evaluate", "published"):
         yield
         return
     from foveal.report import charts
