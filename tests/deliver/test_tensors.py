@@ -108,5 +108,5 @@ def test_a_broken_index_on_the_hub_is_named(tmp_path, monkeypatch):
     assert indexed("owner/name") == ["b", "a"]
     for broken in ("{", "{}", '{"weight_map": ["b"]}'):
         index.write_text(broken)
-        with pytest.raises(ModelError, match="index.json: no index of weights"):
+        with pytest.raises(ModelError, match=r"index\.json: no index of weights"):
             indexed("owner/name")

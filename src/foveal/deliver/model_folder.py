@@ -14,7 +14,7 @@ from torch import Tensor
 from foveal.adapt.adapters import lora_config
 from foveal.config import Recipe
 from foveal.deliver.export_source import RunSource, check_base_fits, find_base, find_source
-from foveal.deliver.merge import PIECES, Adapter, AdapterScale
+from foveal.deliver.merge import PIECES, Adapter
 from foveal.deliver.model_files import write_model_settings, write_processor_files
 from foveal.deliver.tensors import find_tensors, in_format, indexed, write_shards
 from foveal.deliver.weight_only import WeightOnly
@@ -188,7 +188,7 @@ def tuned_tensor(source: RunSource) -> Callable[[str], Tensor]:
         if pieces is None or layer == name:
             return weight
         adapter = Adapter(**{piece: stored.read() for piece, stored in pieces.items()})
-        return adapter.merged_with(weight, AdapterScale(sizes[layer].alpha, rank_stabilized))
+        return adapter.merged_with(weight, sizes[layer].alpha, rank_stabilized)
 
     return read
 
