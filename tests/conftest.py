@@ -1,6 +1,7 @@
 """What every test runs under: one thread, memory that is kept, no bars, no network, no luck."""
 
 import ctypes
+import gc
 import os
 import signal
 
@@ -37,6 +38,12 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def pytest_collection_finish():
+    # Whoever collects garbage walks all that is imported each time, which takes a second.
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu"):
         import torch
@@ -48,7 +55,7 @@ def pytest_runtest_setup(item):
 @pytest.fixture(autouse=True, scope="module")
 def no_charts(request):
     """Leave the charts of short runs undrawn: they take a third of one, and are of tests/report."""
-    if request.path.parent.name not in ("train", "deliver", "evaluate"):
+    if request.path.parent.name not in ("train", "deliver", "evaluate", "published"):
         yield
         return
     from foveal.report import charts

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from daily import daily
 from held import held
 from peft import PeftModel
 from safetensors import safe_open
@@ -28,6 +27,7 @@ from foveal.deliver.export_source import find_source
 from foveal.deliver.merge import through_four_bits
 from foveal.deliver.prove import load_tuned
 from foveal.errors import ModelError, RunError
+from foveal.evaluate.prediction import read_scores
 from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.serve.startup import open_models
@@ -40,6 +40,25 @@ BEFORE_MERGING = "ignore:.*is_gradient_checkpointing:FutureWarning"
 def run(lora_run, tmp_path):
     """A copy of a LoRA run that a test may break."""
     return shutil.copytree(lora_run, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def merged(lora_run, tmp_path_factory):
+    """The LoRA run as a whole model, rounded and proven."""
+    return export_run(lora_run, tmp_path_factory.mktemp("merged") / "mine", merge=True)
+
+
+@pytest.fixture(scope="module")
+def adapter(lora_run, tmp_path_factory):
+    """The LoRA run as an adapter, proven."""
+    return export_run(lora_run, tmp_path_factory.mktemp("adapter") / "out")
+
+
+@pytest.fixture(scope="module")
+def merged_from_four_bits(qlora_run, tmp_path_factory):
+    """The QLoRA run as a whole model, as it is, proven."""
+    out = tmp_path_factory.mktemp("four-bits") / "out"
+    return export_run(qlora_run, out, merge=True, dtype="float32")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -86,12 +105,11 @@ def test_a_full_run_becomes_the_weights_it_ended_with(full_run, tmp_path):
     assert set(done.proof.scores) == {"anls", "accuracy"}
 
 
-def test_a_merged_run_is_pefts_merge_rounded_once(lora_run, tmp_path):
-    done = export_run(lora_run, tmp_path / "out", merge=True)
-    assert done.folder == tmp_path / "out"
+def test_a_merged_run_is_pefts_merge_rounded_once(lora_run, merged):
+    assert merged.folder.name == "mine"
     expected = load_tuned(find_source(lora_run))
     merge_adapters(expected.model)
-    written = weights(done.folder)
+    written = weights(merged.folder)
     assert written.keys() == expected.model.state_dict().keys()
     for name, tensor in expected.model.state_dict().items():
         torch.testing.assert_close(written[name], tensor.bfloat16(), msg=name)
@@ -100,17 +118,27 @@ def test_a_merged_run_is_pefts_merge_rounded_once(lora_run, tmp_path):
     assert (written[learnt].float() - base[learnt]).abs().max() > 1e-3
 
 
-@pytest.mark.filterwarnings(BEFORE_MERGING)
-@pytest.mark.parametrize("name", daily("qlora_run", beside=["varied_run"]))
-def test_a_merge_is_what_peft_makes_of_the_adapters_that_the_run_left(name, request, tmp_path):
-    run = request.getfixturevalue(name)
-    done = export_run(run, tmp_path / "out", merge=True, dtype="float32", proof=False)
+def check_pefts_merge(run: Path, folder: Path) -> None:
     base = AutoModelForImageTextToText.from_pretrained(run.parent / "model")
     expected = PeftModel.from_pretrained(base, run / "adapter").merge_and_unload().state_dict()
-    written = weights(done.folder)
+    written = weights(folder)
     assert written.keys() == expected.keys()
     for weight, tensor in written.items():
         torch.testing.assert_close(tensor, expected[weight], rtol=1e-5, atol=1e-6, msg=weight)
+
+
+@pytest.mark.filterwarnings(BEFORE_MERGING)
+def test_a_merge_is_what_peft_makes_of_the_adapters_that_the_run_left(
+    qlora_run, merged_from_four_bits
+):
+    check_pefts_merge(qlora_run, merged_from_four_bits.folder)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(BEFORE_MERGING)
+def test_a_merge_of_varied_adapters_is_what_peft_makes_of_them(varied_run, tmp_path):
+    done = export_run(varied_run, tmp_path / "out", merge=True, dtype="float32", proof=False)
+    check_pefts_merge(varied_run, done.folder)
 
 
 @pytest.mark.filterwarnings(BEFORE_MERGING)
@@ -122,8 +150,8 @@ def test_ranks_scales_and_lengths_of_rules_are_proven_too(varied_run, tmp_path, 
     assert done.folder == tmp_path / "out"
 
 
-def test_what_a_4_bit_base_changed_is_measured_and_told(qlora_run, tmp_path):
-    done = export_run(qlora_run, tmp_path / "out", merge=True)
+def test_what_a_4_bit_base_changed_is_measured_and_told(merged_from_four_bits):
+    done = merged_from_four_bits
     assert done.proof is not None
     assert done.proof.difference <= done.proof.difference_limit
     assert (done.proof.four_bit_difference or 0) > 1e-3
@@ -167,22 +195,20 @@ def test_adapters_before_the_language_model_are_told_of(lora_run, run, tmp_path)
 
 
 @pytest.mark.filterwarnings(BEFORE_MERGING)
-def test_an_adapter_folder_is_loaded_by_peft_alone(lora_run, tmp_path):
-    done = export_run(lora_run, tmp_path / "out")
-    assert done.folder == tmp_path / "out"
-    assert not (done.folder / "config.json").exists()
+def test_an_adapter_folder_is_loaded_by_peft_alone(lora_run, adapter):
+    assert adapter.folder.name == "out"
+    assert not (adapter.folder / "config.json").exists()
     base = AutoModelForImageTextToText.from_pretrained(lora_run.parent / "model")
-    model = PeftModel.from_pretrained(base, done.folder).merge_and_unload()
+    model = PeftModel.from_pretrained(base, adapter.folder).merge_and_unload()
     expected = load_tuned(find_source(lora_run))
     merge_adapters(expected.model)
     for name, tensor in expected.model.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, msg=name)
-    assert AutoProcessor.from_pretrained(done.folder).num_crops == 3
+    assert AutoProcessor.from_pretrained(adapter.folder).num_crops == 3
 
 
-def test_an_adapter_folder_is_served_folded_in_and_its_base_beside_it(lora_run, tmp_path):
-    folder = export_run(lora_run, tmp_path / "out", proof=False).folder
-    served, remark = open_models(str(folder), "mine", True, lambda _: 2**30)
+def test_an_adapter_folder_is_served_folded_in_and_its_base_beside_it(lora_run, adapter):
+    served, remark = open_models(str(adapter.folder), "mine", True, lambda _: 2**30)
     assert ([one.name for one in served], remark) == (
         ["mine", "mine-before"],
         "before and after tuning",
@@ -196,17 +222,18 @@ def test_an_adapter_folder_is_served_folded_in_and_its_base_beside_it(lora_run, 
         assert before[name].equal(base[name])
 
 
-def test_the_folder_that_a_run_leaves_at_its_end_is_written_so_too(qlora_run, tmp_path):
-    done = export_run(qlora_run, tmp_path / "out", merge=True, dtype="float32", proof=False)
-    written, final = weights(done.folder), weights(qlora_run / "final")
+def test_the_folder_that_a_run_leaves_at_its_end_is_written_so_too(
+    qlora_run, merged_from_four_bits
+):
+    written, final = weights(merged_from_four_bits.folder), weights(qlora_run / "final")
     assert written.keys() == final.keys()
     assert all(written[name].equal(final[name]) for name in final)
     tokenizer = (qlora_run.parent / "model" / "tokenizer.json").read_bytes()
     assert (qlora_run / "final" / "tokenizer.json").read_bytes() == tokenizer
 
 
-def test_transformers_opens_the_folder_by_its_auto_classes(full_run, tmp_path):
-    folder = export_run(full_run, tmp_path / "out").folder
+def test_transformers_opens_the_folder_by_its_auto_classes(merged):
+    folder = merged.folder
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
     assert model.dtype == torch.bfloat16
     processor = AutoProcessor.from_pretrained(folder)
@@ -215,23 +242,26 @@ def test_transformers_opens_the_folder_by_its_auto_classes(full_run, tmp_path):
     assert sorted(stated.eos_token_id) == sorted(processor.end_ids)
 
 
-def test_nothing_that_may_run_code_is_written(full_run, lora_run, tmp_path):
-    export_run(full_run, tmp_path / "model")
-    export_run(lora_run, tmp_path / "adapter")
-    kinds = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+def test_nothing_that_may_run_code_is_written(merged, adapter):
+    files = [path for one in (merged, adapter) for path in one.folder.parent.rglob("*")]
+    kinds = {path.suffix for path in files if path.is_file()}
     assert kinds <= {".safetensors", ".json", ".jinja", ".md"}
 
 
 def test_large_models_are_written_in_shards_that_open_as_one(full_run, tmp_path):
-    folder = export_run(full_run, tmp_path / "out", max_shard_bytes=100_000).folder
+    small = {"dtype": "float32", "proof": False, "max_shard_bytes": 100_000}
+    folder = export_run(full_run, tmp_path / "out", **small).folder
     assert len(list(folder.glob("model-*.safetensors"))) > 2
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
-    assert index["weight_map"].keys() == weights(full_run.parent / "model").keys()
+    model = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
+    written = weights(full_run / "final")
+    assert json.loads((folder / "model.safetensors.index.json").read_text())[
+        "weight_map"
+    ].keys() == (written.keys())
+    assert all(model[name].equal(tensor) for name, tensor in written.items())
 
 
-def test_the_card_tells_recipe_data_scores_and_base_but_no_path_of_this_machine(lora_run, tmp_path):
-    done = export_run(lora_run, tmp_path / "mine", merge=True)
-    card = (done.folder / "README.md").read_text()
+def test_the_card_tells_recipe_data_scores_and_base_but_no_path_of_this_machine(lora_run, merged):
+    card = (merged.folder / "README.md").read_text()
     for part in ("# mine", "train.jsonl", "| `lora.rank` | `4` |", "12 examples", "| anls | "):
         assert part in card, part
     assert "8 of 8 equal" in card
@@ -243,12 +273,12 @@ def test_the_card_tells_recipe_data_scores_and_base_but_no_path_of_this_machine(
 
 
 def test_a_step_can_be_chosen(full_run, tmp_path):
-    done = export_run(full_run, tmp_path / "out", checkpoint="2", dtype="float32")
+    done = export_run(full_run, tmp_path / "out", checkpoint="2", dtype="float32", proof=False)
     written = weights(done.folder)
     stored = load_file(full_run / "checkpoints" / "step-2" / "weights.safetensors")
     assert all(written[name].equal(tensor) for name, tensor in stored.items())
-    assert done.proof is not None
-    assert done.proof.problems() == []
+    scores = read_scores(full_run / "evaluation" / "step-2" / "scores.json")
+    assert find_source(full_run, "2").scores == scores  # what a proof of it is held against
 
 
 def set_score(run: Path, step: str, value: float) -> None:
@@ -433,7 +463,7 @@ def test_adapters_beside_whole_weights_need_a_merge(run, tmp_path):
     save_file(tensors, file)
     with pytest.raises(ModelError, match=r"1 whole weights, such as model.norm.weight"):
         export_run(run, tmp_path / "out")
-    done = export_run(run, tmp_path / "merged", merge=True)
+    done = export_run(run, tmp_path / "merged", merge=True, proof=False)
     assert (weights(done.folder)["model.norm.weight"] == 1.5).all()
 
 

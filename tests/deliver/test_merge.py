@@ -8,7 +8,6 @@ from torch import nn
 
 from foveal.deliver.merge import (
     Adapter,
-    AdapterScale,
     layer_kind,
     relative_norms,
     sort_adapters,
@@ -38,7 +37,7 @@ def test_a_merged_weight_equals_pefts_own_merge(rank_stabilized, use_dora):
     pieces, others = sort_adapters(get_peft_model_state_dict(model))
     assert others == []
     assert set(pieces["0"]) == {"down", "up"} | ({"magnitude"} if use_dora else set())
-    merged = Adapter(**pieces["0"]).merged_with(before, AdapterScale(ALPHA, rank_stabilized))
+    merged = Adapter(**pieces["0"]).merged_with(before, ALPHA, rank_stabilized)
     expected = model.merge_and_unload()[0].weight
     assert not torch.allclose(expected, before, atol=0.1)
     torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-6)
@@ -55,14 +54,14 @@ def test_a_checkpoints_names_are_understood_as_pefts_files_are():
 
 def test_a_small_merge_worked_by_hand():
     up, down = torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0, 3.0]])
-    merged = Adapter(down, up).merged_with(torch.eye(2), AdapterScale(alpha=0.5))
+    merged = Adapter(down, up).merged_with(torch.eye(2), alpha=0.5)
     assert merged.tolist() == [[2.0, 1.5], [0.0, 1.0]]  # 0.5 / 1 * up down, beside the identity
 
 
 def test_a_half_precision_base_is_merged_in_float32():
     up, down = torch.full((1, 1), 2.0**-5), torch.full((1, 1), 2.0**-5)
     weight = torch.ones(1, 1, dtype=torch.bfloat16)  # 1 + 2**-10 is no bfloat16
-    merged = Adapter(down, up).merged_with(weight, AdapterScale(1.0))
+    merged = Adapter(down, up).merged_with(weight, 1.0)
     assert merged.dtype == torch.float32
     assert merged.item() == 1 + 2.0**-10
 

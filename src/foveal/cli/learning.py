@@ -252,7 +252,9 @@ def _announce_pairs(folder: Path, before: Path | None = None) -> None:
     for row in pair_rows(then, now):
         was = f"  (before {row.before.value:.3f})" if row.before else ""
         after = row.after
-        typer.echo(f"{row.title}: {after.value:.3f}  [{after.low:.3f}, {after.high:.3f}] nats{was}")
+        typer.echo(
+            f"{row.metric}: {after.value:.3f}  [{after.low:.3f}, {after.high:.3f}] nats{was}"
+        )
 
 
 def named(places: list[str], *names: str) -> list[str]:

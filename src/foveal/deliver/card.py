@@ -1,7 +1,6 @@
 """A run and its proof -> README.md: what the model is, how it was made, how good it is."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +88,13 @@ def front_matter(
 
 def base_licence(base: Path) -> str | None:
     """Read the licence that a base model's own card states."""
-    card = base / "README.md"
-    if not card.is_file():
-        return None
-    text = card.read_text(encoding="utf-8", errors="replace")
-    if not text.startswith("---\n"):
-        return None
+    from huggingface_hub.repocard import metadata_load
+
     try:
-        tree = yaml.safe_load(text.split("---\n", 2)[1])
-    except yaml.YAMLError:
+        tree = metadata_load(base / "README.md") or {}
+    except (OSError, ValueError, yaml.YAMLError):  # none, or one that says nothing
         return None
-    return str(tree["license"]) if isinstance(tree, Mapping) and "license" in tree else None
+    return str(tree["license"]) if "license" in tree else None
 
 
 def public_settings(recipe: Recipe) -> dict[str, str]:

@@ -276,34 +276,24 @@ def check_base_fits(source: RunSource, as_model: bool) -> None:
     Raises:
         ModelError: they do not.
     """
-    base = source.base_tensors
-    for layer, pieces in source.adapters.items():
-        stored = base.get(f"{layer}.weight")
-        shape = (pieces["up"].shape[0], pieces["down"].shape[1])
+    wanted: dict[str, tuple[int, ...]] = {
+        f"{layer}.weight": (pieces["up"].shape[0], pieces["down"].shape[1])
+        for layer, pieces in source.adapters.items()
+    }
+    wanted |= {name: source.learnt[name].shape for name in source.whole_weights}
+    for name, shape in wanted.items():
+        stored = source.base_tensors.get(name)
         if stored is None or stored.shape != shape:
-            raise ModelError(_does_not_fit(source, layer, stored, shape))
-    for name in source.whole_weights:
-        stored = base.get(name)
-        if stored is None or stored.shape != source.learnt[name].shape:
-            raise ModelError(_does_not_fit(source, name, stored, source.learnt[name].shape))
+            found = f"shape {stored.shape}" if stored else "nothing"
+            raise ModelError(
+                f"{source.base} is not the model that this run started from: the run has {name} of "
+                f"shape {shape}, the base has {found}; bring the right folder back"
+            )
     if not as_model and source.whole_weights:
         raise ModelError(
             f"{source.run}: besides adapters it learnt {len(source.whole_weights)} whole weights, "
             f"such as {source.whole_weights[0]}, which an adapter folder cannot hold; give --merge"
         )
-
-
-def _does_not_fit(
-    source: RunSource,
-    name: str,
-    stored: StoredTensor | RegroupedTensor | None,
-    shape: tuple[int, ...],
-) -> str:
-    found = "nothing" if stored is None else f"shape {stored.shape}"
-    return (
-        f"{source.base} is not the model that this run started from: the run has {name} of shape "
-        f"{shape}, the base has {found}; bring the right folder back"
-    )
 
 
 def check_same_base(source: RunSource) -> None:

@@ -25,19 +25,6 @@ PIECES = {"A": "down", "B": "up", "magnitude_vector": "magnitude"}
 
 
 @dataclass(frozen=True)
-class AdapterScale:
-    """What an adapter's product is multiplied by."""
-
-    alpha: float
-    rank_stabilized: bool = False
-    """Divide by the root of the rank (Kalajdzievski 2023, arXiv:2312.03732), not by the rank."""
-
-    def of(self, rank: int) -> float:
-        """Work the scale out."""
-        return float(self.alpha / (rank**0.5 if self.rank_stabilized else rank))
-
-
-@dataclass(frozen=True)
 class Adapter:
     """The learnt tensors beside one linear layer."""
 
@@ -50,17 +37,20 @@ class Adapter:
     magnitude: Tensor | None = None
     """(outputs,), of DoRA."""
 
-    def merged_with(self, weight: Tensor, scale: AdapterScale) -> Tensor:
+    def merged_with(self, weight: Tensor, alpha: float, rank_stabilized: bool = False) -> Tensor:
         """Fold the adapter into its layer's weight.
 
         Args:
             weight: (outputs, inputs), of any number format.
-            scale: of the run.
+            alpha: of the run; over the rank it is what the product is multiplied by.
+            rank_stabilized: divide by the root of the rank (Kalajdzievski 2023, arXiv:2312.03732).
 
         Returns:
             (outputs, inputs), float32.
         """
-        update = self.up.float() @ self.down.float() * scale.of(self.down.shape[0])
+        rank = self.down.shape[0]
+        scale = float(alpha / (rank**0.5 if rank_stabilized else rank))
+        update = self.up.float() @ self.down.float() * scale
         merged = weight.float() + update
         if self.magnitude is None:
             return merged

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from foveal.adapt.adapters import lora_config
 from foveal.deliver.export_source import RunSource, check_base_fits, find_source
-from foveal.deliver.merge import PIECES, Adapter, AdapterScale
+from foveal.deliver.merge import PIECES, Adapter
 from foveal.deliver.model_files import write_model_settings, write_processor_files
 from foveal.deliver.tensors import in_format, write_shards
-from foveal.deliver.weight_only import WeightOnly, reads_compressed
+from foveal.deliver.weight_only import WeightOnly
 from foveal.errors import ModelError, RunError
 from foveal.machine import DTYPES, Precision
 from foveal.models.hub.stored_names import Regrouped
@@ -121,37 +121,51 @@ def planned_tensors(
     source: RunSource, dtype: torch.dtype, bits: WeightOnly | None
 ) -> tuple[dict[str, Tensor], Callable[[str], Tensor]]:
     """List the tensors of a whole model, without content, and make the function that makes one."""
-    names, read = source.written_names, tuned_tensor(source)
-    held, compressed = reads_compressed(bits, names, read, dtype) if bits else ({}, read)
+    read = tuned_tensor(source)
     planned: dict[str, Tensor] = {}
-    for written, own in names.items():
-        layer = written.removesuffix("weight")
+    made: dict[str, Callable[[], Tensor]] = {}
+
+    @lru_cache(maxsize=1)  # the tensors of a layer are asked for one after the other
+    def compressed(own: str) -> dict[str, Tensor]:
+        assert bits
+        weight = read(own).float()
+        if not bool(torch.isfinite(weight).all()):
+            raise ModelError(f"weight {own} is not finite in the run")
+        return bits.compress(weight, dtype)
+
+    def part(own: str, last: str) -> Tensor:
+        return compressed(own)[last]
+
+    def whole(own: str, name: str) -> Tensor:
+        return in_format(read(own), dtype, name)
+
+    for name, own in source.written_names.items():
         if bits and bits.holds(own):
-            planned |= {name: one for name, one in held.items() if name.startswith(layer)}
+            for last, tensor in bits.planned(own, dtype).items():
+                stored = name.removesuffix("weight") + last
+                planned[stored], made[stored] = tensor, partial(part, own, last)
         else:
             shape = source.base_tensors[own].shape
-            planned[written] = torch.empty(shape, dtype=dtype, device="meta")
-    piece_of: dict[str, Regrouped] = {}
+            planned[name] = torch.empty(shape, dtype=dtype, device="meta")
+            made[name] = partial(whole, own, name)
+
+    @lru_cache(maxsize=1)
+    def written(group: Regrouped) -> dict[str, Tensor]:
+        return group.written({own: whole(own, own) for own in group.shapes})
+
+    def piece(group: Regrouped, name: str) -> Tensor:
+        return written(group)[name]
+
     for group in source.regrouped:
         if bits and any(map(bits.holds, group.shapes)):
             raise ModelError(f"{group.stored[0]} is stored in one with others: not in few bits")
-        blank = (torch.empty(one, dtype=dtype, device="meta") for one in group.shapes.values())
-        pieces = group.written(dict(zip(group.shapes, blank, strict=True)))
-        planned |= pieces
-        piece_of |= dict.fromkeys(pieces, group)
-
-    @lru_cache(maxsize=1)  # the pieces of a group are asked for one after the other
-    def pieces_of(group: Regrouped) -> dict[str, Tensor]:
-        return group.written({own: in_format(read(own), dtype, own) for own in group.shapes})
-
-    def make(name: str) -> Tensor:
-        if name in piece_of:
-            return pieces_of(piece_of[name])[name]
-        if name in held:
-            return compressed(name)
-        return in_format(read(names[name]), dtype, name)
-
-    return planned, make
+        blank = {
+            own: torch.empty(shape, dtype=dtype, device="meta")
+            for own, shape in group.shapes.items()
+        }
+        for name, tensor in group.written(blank).items():
+            planned[name], made[name] = tensor, partial(piece, group, name)
+    return planned, lambda name: made[name]()
 
 
 def tuned_tensor(source: RunSource) -> Callable[[str], Tensor]:
@@ -167,7 +181,7 @@ def tuned_tensor(source: RunSource) -> Callable[[str], Tensor]:
         if pieces is None or layer == name:
             return weight
         adapter = Adapter(**{piece: stored.read() for piece, stored in pieces.items()})
-        return adapter.merged_with(weight, AdapterScale(sizes[layer].alpha, rank_stabilized))
+        return adapter.merged_with(weight, sizes[layer].alpha, rank_stabilized)
 
     return read
 

@@ -68,14 +68,8 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     Raises:
         ModelError: there are no weights in safetensors, or a file of them is broken or missing.
     """
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            files = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{index}: no index of weights ({error}); fetch it again") from error
+    if (folder / INDEX).is_file():
+        files = sorted(set(_weight_map(folder / INDEX).values()))
     elif (folder / SINGLE).is_file():
         files = [SINGLE]
     else:
@@ -88,6 +82,13 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     for file in files:
         found |= {stored.name: stored for stored in tensors_of(folder / file)}
     return found
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{index}: no index of weights ({error}); fetch it again") from error
 
 
 def tensors_of(file: Path) -> list[StoredTensor]:

@@ -1,9 +1,9 @@
 """A model's decoder in int8, fp8 or int4, weights alone, in the layout of compressed-tensors."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib import import_module
 from typing import Any, Literal
 
@@ -81,16 +81,17 @@ class WeightOnly:
         """Tell whether it holds a weight, by the model's own name for it."""
         return name.endswith(".weight") and name.removesuffix(".weight") in self.layers
 
-    def planned(self, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor]:
-        """List what stands for a layer's weight, without content.
+    def planned(self, name: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        """List what stands for a weight that it holds, without content.
 
         Args:
-            shape: (outputs, inputs).
+            name: the model's own.
             dtype: of the scales.
 
         Returns:
             Last part of a tensor's name -> tensor on the meta device.
         """
+        shape = self.layers[name.removesuffix(".weight")]
         held = self.compress(torch.empty(shape, device="meta"), dtype)
         return {last: tensor.to("meta") for last, tensor in held.items()}
 
@@ -104,21 +105,16 @@ class WeightOnly:
         Returns:
             Last part of a tensor's name -> tensor.
         """
-        scale = self._scale(weight).to(dtype)
+        groups = self._grouped(weight)
+        helpers = import_module("compressed_tensors.quantization.utils")
+        # Size of a step, (outputs, groups): the largest weight of a group fits exactly.
+        scale, _ = helpers.calculate_qparams(groups.amin(-1), groups.amax(-1), self._scheme.weights)
         compressors = import_module("compressed_tensors.compressors")
         compressor = compressors.BaseCompressor.get_value_from_registry(self._layout)
         held: dict[str, Tensor] = compressor.compress(
-            {"weight": weight, "weight_scale": scale}, self._scheme
+            {"weight": weight, "weight_scale": scale.to(dtype)}, self._scheme
         )
         return held
-
-    def _scale(self, weight: Tensor) -> Tensor:
-        """Size of a step, (outputs, groups): the largest weight of a group fits exactly."""
-        helpers = import_module("compressed_tensors.quantization.utils")
-        groups = self._grouped(weight)
-        scale, _ = helpers.calculate_qparams(groups.amin(-1), groups.amax(-1), self._scheme.weights)
-        found: Tensor = scale
-        return found
 
     def rounded(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """Round a weight as its file does, by arithmetic of our own.
@@ -202,8 +198,10 @@ def plan_weight_only(base: str, family: Family, kind: WeightFormat) -> WeightOnl
         raise ModelError(f"--quantize {kind}: its decoder has no linear layer to hold so")
     group_size = None
     if kind == "int4":
-        group_size = _group_size(layers)
-    odd = [name for name, (_, inputs) in layers.items() if inputs % PACKED_INPUTS]
+        inputs = {one for _, one in layers.values()}
+        fitting = (size for size in GROUP_SIZES if not any(one % size for one in inputs))
+        group_size = next(fitting, GROUP_SIZES[-1])
+    odd = [name for name, (_, one) in layers.items() if one % PACKED_INPUTS]
     if kind != "fp8" and odd:
         raise ModelError(
             f"--quantize {kind}: {name_kinds(odd)} have no multiple of {PACKED_INPUTS} inputs, "
@@ -215,13 +213,6 @@ def plan_weight_only(base: str, family: Family, kind: WeightFormat) -> WeightOnl
 
 def _in_decoder(family: Family, layer: str) -> bool:
     return family.part_name(f"{layer}.weight").startswith("language.")
-
-
-def _group_size(layers: Mapping[str, tuple[int, int]]) -> int:
-    fitting = (
-        size for size in GROUP_SIZES if not any(inputs % size for _, inputs in layers.values())
-    )
-    return next(fitting, GROUP_SIZES[-1])
 
 
 def _stacked_experts(model: nn.Module, family: Family) -> Iterator[str]:
@@ -243,45 +234,6 @@ def _patterns(kept: list[str], held: Mapping[str, object]) -> tuple[str, ...]:
         own = [word for word in name.split(".") if word not in words and not word.isdigit()]
         found[rf"re:(.*\.)?{re.escape(own[0])}(\..*)?$" if own else name] = None
     return tuple(found)
-
-
-def reads_compressed(
-    plan: WeightOnly, names: Mapping[str, str], read: Callable[[str], Tensor], dtype: torch.dtype
-) -> tuple[dict[str, Tensor], Callable[[str], Tensor]]:
-    """Put what stands for the held layers in place of their weights.
-
-    Args:
-        plan: which layers are held, and how.
-        names: name that a weight is written under -> the model's own.
-        read: makes a tensor of the model by its own name.
-        dtype: of the scales.
-
-    Returns:
-        Name to be written -> its tensor without content, for the held layers alone; and the
-        function that makes such a tensor.
-    """
-    planned: dict[str, Tensor] = {}
-    origin: dict[str, tuple[str, str]] = {}
-    for written, own in names.items():
-        if not plan.holds(own):
-            continue
-        shape = plan.layers[own.removesuffix(".weight")]
-        for last, tensor in plan.planned(shape, dtype).items():
-            name = f"{written.removesuffix('weight')}{last}"
-            planned[name], origin[name] = tensor, (own, last)
-
-    @lru_cache(maxsize=1)  # the tensors of a layer are asked for one after the other
-    def compressed(own: str) -> dict[str, Tensor]:
-        weight = read(own).float()
-        if not bool(torch.isfinite(weight).all()):
-            raise ModelError(f"weight {own} is not finite in the run")
-        return plan.compress(weight, dtype)
-
-    def make(name: str) -> Tensor:
-        own, last = origin[name]
-        return compressed(own)[last]
-
-    return planned, make
 
 
 def import_compressed_tensors() -> Any:

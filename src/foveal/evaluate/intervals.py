@@ -136,24 +136,11 @@ def _interval(samples: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def auroc(scores: ArrayLike, positive: ArrayLike) -> Tally:
-    """Count the pairs of a positive and a negative example that the scores put in order.
-
-    The area under the ROC curve is total / count (Mann and Whitney); a tie is half a pair.
-
-    Args:
-        scores: (examples,), higher for the positive.
-        positive: (examples,), bool.
-    """
-    values, is_positive = np.asarray(scores, float), np.asarray(positive, bool)
-    negatives = np.sort(values[~is_positive])
-    sides = [np.searchsorted(negatives, values[is_positive], side) for side in ("left", "right")]
-    return Tally(float(np.sum(sides)) / 2, int(is_positive.sum()) * negatives.size)
-
-
 def macro_auroc(scores: ArrayLike, truth: ArrayLike, draws: int = DRAWS, seed: int = 0) -> Score:
     """Average each label's area under the ROC curve, that label against the rest.
 
+    It is the share of pairs of a positive and a negative example that the scores put in order
+    (Mann and Whitney); a tie is half a pair.
     With two labels whose scores sum to a constant both areas are the same: the usual binary AUROC.
 
     Args:
@@ -200,8 +187,8 @@ def _labels_with_both(right: NDArray[np.int64], labels: int) -> list[int]:
 
 
 def _macro_area(columns: NDArray[np.float64], right: NDArray[np.int64]) -> float:
-    labels = _labels_with_both(right, columns.shape[1])
-    areas = [auroc(columns[:, label], right == label).value for label in labels]
+    once, labels = np.ones((1, len(right)), np.int64), _labels_with_both(right, columns.shape[1])
+    areas = [_areas(columns[:, label], right == label, once)[0] for label in labels]
     return float(np.mean(areas)) if areas else math.nan
 
 

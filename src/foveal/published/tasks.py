@@ -1,15 +1,13 @@
 """A task of the published recipe -> its examples: from a folder, the hub's cache or the hub."""
 
-import json
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from foveal.data.convert import Options, convert
 from foveal.errors import DataError
-from foveal.storage import write_bytes, write_json
+from foveal.storage import read_object, write_bytes, write_json
 
 POLL_SECONDS = 0.2
 SPEAK_AFTER_SECONDS = 60
@@ -73,7 +71,7 @@ def prepare(
     asked = {"task": task, "source": str(source and source.resolve()), "full_train": full_train}
     ready = out / "ready.json"
     since = time.monotonic()
-    while (done := _read(ready)).get("asked") != asked:
+    while (done := read_object(ready)).get("asked") != asked:
         if rank == 0:
             train, validation = _convert(TASKS[task], source, out, full_train)
             files = {"train": train.as_posix(), "validation": validation.as_posix()}
@@ -81,10 +79,6 @@ def prepare(
         else:
             since = _wait(ready, since)
     return Path(done["train"]), Path(done["validation"])
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _wait(ready: Path, since: float) -> float:

@@ -25,13 +25,13 @@ MATRIX_LABELS = 12
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One metric, before and after."""
+    """One metric, or one number about pairs, before and after."""
 
     metric: str
     before: Score | None
     after: Score
     difference: Difference | None
-    published: float | None
+    published: float | None = None
 
 
 def score_rows(
@@ -91,17 +91,7 @@ ROWS: dict[str, Callable[[Likelihoods], float]] = {
 }
 
 
-@dataclass(frozen=True)
-class PairRow:
-    """One number about pairs, before and after."""
-
-    title: str
-    before: Score | None
-    after: Score
-    difference: Difference | None
-
-
-def pair_rows(before: Sequence[Prediction], after: Sequence[Prediction]) -> list[PairRow]:
+def pair_rows(before: Sequence[Prediction], after: Sequence[Prediction]) -> list[ScoreRow]:
     """Set two evaluations side by side, pair by pair; empty where no answers were compared."""
     now, then = dict(_pairs(after)), dict(_pairs(before))
     if not now:
@@ -111,7 +101,7 @@ def pair_rows(before: Sequence[Prediction], after: Sequence[Prediction]) -> list
     for title, take in ROWS.items():
         earlier, later = ([take(pair[moment]) for pair in both] for moment in (0, 1))
         rows.append(
-            PairRow(
+            ScoreRow(
                 title,
                 summarize_scores([take(one) for one in then.values()]) if then else None,
                 summarize_scores([take(one) for one in now.values()]),
@@ -121,7 +111,7 @@ def pair_rows(before: Sequence[Prediction], after: Sequence[Prediction]) -> list
     if both:
         moved = [sum(abs(a - b) for a, b in zip(*pair, strict=True)) / 2 for pair in both]
         rows.append(
-            PairRow("Distance of an answer from before", None, summarize_scores(moved), None)
+            ScoreRow("Distance of an answer from before", None, summarize_scores(moved), None)
         )
     return rows
 
