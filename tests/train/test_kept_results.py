@@ -131,9 +131,9 @@ def test_what_stands_is_answered_once(place, monkeypatch, strategy):
     answered = []
     usual = evaluation.predict
 
-    def seen(loaded, examples, questions, rule):
+    def seen(loaded, questions, settings):
         answered.append(len(questions))
-        return usual(loaded, examples, questions, rule)
+        return usual(loaded, questions, settings)
 
     monkeypatch.setattr(evaluation, "predict", seen)
     run(chosen)

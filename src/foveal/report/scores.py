@@ -22,6 +22,9 @@ from foveal.report.run_folder import Evaluation, Run, answer_score
 MATRIX_LABELS = 12
 """Most labels of a confusion matrix; of more, the commonest confusions are listed."""
 
+COMMONEST = 15
+"""Confusions that are listed."""
+
 
 @dataclass(frozen=True)
 class ScoreRow:
@@ -131,42 +134,49 @@ class Confusion:
     counts: NDArray[np.int64]
     """(labels, labels + 1): row the truth, column the answer; the last column is no label."""
 
+    title: str = ""
+    """Of the evaluation."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the matrix can be read as a table."""
+        return len(self.labels) <= MATRIX_LABELS
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Heads of the columns; no label has one only where it occurred."""
+        return (*self.labels, *(["none of them"] if self.counts[:, -1].any() else []))
+
+    @property
+    def commonest(self) -> list[tuple[str, str, int]]:
+        """(truth, answer, count) of what was taken for another, the most frequent first."""
+        answers = (*self.labels, "none of them")
+        wrong = [
+            (truth, answer, int(self.counts[row, column]))
+            for row, truth in enumerate(self.labels)
+            for column, answer in enumerate(answers)
+            if row != column and self.counts[row, column]
+        ]
+        return sorted(wrong, key=lambda each: -each[2])[:COMMONEST]
+
     def per_class(self) -> dict[str, Tally]:
         """Right answers among the examples of each label."""
         rows = zip(self.labels, self.counts.diagonal(), self.counts.sum(axis=1), strict=True)
         return {label: Tally(float(right), int(count)) for label, right, count in rows}
 
 
-def confusion(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> Confusion:
+def confusion(
+    truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str], title: str = ""
+) -> Confusion:
     """Count answers by true and by answered label, labels compared as `accuracy` does."""
     place = {plain(label): index for index, label in enumerate(labels)}
     counts = np.zeros((len(labels), len(labels) + 1), int)
     for right, answer in zip(truth, predicted, strict=True):
         counts[place[plain(right)], place.get(plain(answer), len(labels))] += 1
-    return Confusion(tuple(labels), counts)
+    return Confusion(tuple(labels), counts, title)
 
 
-@dataclass(frozen=True)
-class Confusions:
-    """Which labels one evaluation took for which."""
-
-    title: str
-    matrix: Confusion
-    commonest: tuple[tuple[str, str, int], ...]
-    """(truth, answer, count), the most frequent first."""
-
-    @property
-    def is_small(self) -> bool:
-        """Whether the matrix can be read as a table."""
-        return len(self.matrix.labels) <= MATRIX_LABELS
-
-    @property
-    def answers(self) -> tuple[str, ...]:
-        """Heads of the columns; no label has one only where it occurred."""
-        return (*self.matrix.labels, *(["none of them"] if self.matrix.counts[:, -1].any() else []))
-
-
-def confusions(run: Run, pairs: Sequence[Pair]) -> list[Confusions]:
+def confusions(run: Run, pairs: Sequence[Pair]) -> list[Confusion]:
     """Count which labels were taken for which, before and now; nothing for open answers."""
     labels = _closed_labels(pairs)
     found = []
@@ -175,8 +185,7 @@ def confusions(run: Run, pairs: Sequence[Pair]) -> list[Confusions]:
         known = [(labels[place], each.prediction) for place, each in answers if place is not None]
         if one and known:
             truth, given = zip(*known, strict=True)
-            matrix = confusion(truth, given, labels)
-            found.append(Confusions(one.title, matrix, _commonest(matrix)))
+            found.append(confusion(truth, given, labels, one.title))
     return found
 
 
@@ -191,14 +200,3 @@ def _closed_labels(pairs: Sequence[Pair]) -> tuple[str, ...]:
     few = {plain(answer): answer for answer in firsts}
     is_closed = 2 <= len(few) <= MATRIX_LABELS and len(pairs) >= 5 * len(few)
     return tuple(few[key] for key in sorted(few)) if is_closed else ()
-
-
-def _commonest(matrix: Confusion, most: int = 15) -> tuple[tuple[str, str, int], ...]:
-    answers = (*matrix.labels, "none of them")
-    wrong = [
-        (truth, answer, int(matrix.counts[row, column]))
-        for row, truth in enumerate(matrix.labels)
-        for column, answer in enumerate(answers)
-        if row != column and matrix.counts[row, column]
-    ]
-    return tuple(sorted(wrong, key=lambda each: -each[2])[:most])
