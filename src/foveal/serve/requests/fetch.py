@@ -5,16 +5,16 @@ connection resolves its name once, looks at the addresses, and goes to one of th
 looked at: neither a redirect nor a name that resolves differently a moment later gets around it.
 """
 
-import http.client
+import asyncio
 import ipaddress
 import socket
 import ssl
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from contextlib import aclosing
+from functools import partial
+
+import anyio.to_thread
+import httpx2
 
 from foveal.serve.problems import RequestError
 from foveal.serve.requests.limits import ServerLimits
@@ -24,6 +24,8 @@ NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 INNER = frozenset({ipaddress.ip_address("168.63.129.16")})
 """Public by their number and yet a machine's own host: Azure's, which also holds its secrets."""
+
+HEADERS = {"User-Agent": "foveal", "Accept": "image/*, video/*", "Accept-Encoding": "identity"}
 
 Allowed = Callable[[str], bool]
 """Numeric address -> whether to connect to it."""
@@ -47,28 +49,31 @@ class _NotPublicError(OSError):
     """A name leads to an address that we do not connect to."""
 
 
-def connect(host: str, port: int, timeout: float, allowed: Allowed) -> socket.socket:
-    """Open a connection to a name, if every address that it resolves to is allowed.
+class _CheckedTransport(httpx2.AsyncHTTPTransport):
+    """Connects to a name by an address that was looked at."""
 
-    Raises:
-        OSError: it cannot be reached, or may not be.
-    """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    if not found or not all(allowed(str(place[0])) for *_, place in found):
-        raise _NotPublicError(f"{host} is not on the public internet")
-    family, kind, protocol, _, place = found[0]
-    connection = socket.socket(family, kind, protocol)
-    try:
-        connection.settimeout(timeout)
-        connection.connect(place)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    def __init__(self, allowed: Allowed) -> None:
+        super().__init__(verify=ssl.create_default_context(), trust_env=False)
+        self._allowed = allowed
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        name = request.url.host
+        look_up = partial(socket.getaddrinfo, name, request.url.port, type=socket.SOCK_STREAM)
+        found = await anyio.to_thread.run_sync(look_up, abandon_on_cancel=True)
+        addresses = [str(place[0]) for *_, place in found]
+        if not addresses or not all(map(self._allowed, addresses)):
+            raise _NotPublicError(f"{name} is not on the public internet")
+        pinned = httpx2.Request(
+            request.method,
+            request.url.copy_with(host=addresses[0]),
+            headers=request.headers,  # which name the host that was asked for
+            extensions=request.extensions | {"sni_hostname": name},  # whose certificate is checked
+        )
+        return await super().handle_async_request(pinned)
 
 
 def fetch(url: str, limits: ServerLimits, allowed: Allowed = is_public) -> bytes:
-    """Fetch a web address.
+    """Fetch a web address; of what is longer than a picture may be, one byte more than that.
 
     Args:
         url: http or https.
@@ -76,119 +81,51 @@ def fetch(url: str, limits: ServerLimits, allowed: Allowed = is_public) -> bytes
         allowed: decides over numeric addresses.
 
     Raises:
-        RequestError: it is not there, not public, too slow or too large.
+        RequestError: it is not there, not public or too slow.
     """
-    deadline = _Deadline(limits.fetch_seconds)
+    code = "web_address_failed"
     try:
-        with (
-            deadline,
-            _opener(limits, allowed, deadline).open(url, timeout=limits.fetch_seconds) as answer,
-        ):
-            data: bytes = answer.read(limits.picture_bytes + 1)
-    except Exception as error:  # strangers' servers make http.client raise whatever it has
-        raise _problem_of(url, error, deadline, limits) from error
-    if deadline.passed:
-        raise _too_slow(url, limits)
-    return data
+        return asyncio.run(_fetch(url, limits, allowed))
+    except RequestError:
+        raise
+    except TimeoutError:
+        reason = f"took longer than {limits.fetch_seconds:g} seconds"
+    except _NotPublicError as error:
+        code, reason = "bad_url", f"{error}; we fetch public addresses alone"
+    except Exception as error:  # strangers' servers make libraries raise whatever they have
+        words = " ".join(str(getattr(error, "strerror", None) or error).split())
+        reason = f"cannot be fetched ({words[:200]})"
+    raise RequestError(400, f"{url}: {reason}", code)
 
 
-class _Deadline:
-    """Shuts the connections that are open when the time is over, however slowly they drip."""
-
-    def __init__(self, seconds: float) -> None:
-        self.passed = False
-        self._connections: list[socket.socket] = []
-        self._timer = threading.Timer(seconds, self._shut)
-        self._timer.daemon = True
-
-    def __enter__(self) -> "_Deadline":
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        for connection in self._connections:
-            connection.close()
-
-    def watch(self, connection: socket.socket) -> None:
-        self._connections.append(connection)
-        if self.passed:
-            raise TimeoutError
-
-    def _shut(self) -> None:
-        self.passed = True
-        for connection in self._connections:
-            with suppress(OSError):  # it may have closed by itself
-                connection.shutdown(socket.SHUT_RDWR)
+async def _fetch(url: str, limits: ServerLimits, allowed: Allowed) -> bytes:
+    """Follow redirects by hand: the library would read all that they say besides."""
+    transport = _CheckedTransport(allowed)
+    async with (
+        asyncio.timeout(limits.fetch_seconds),
+        httpx2.AsyncClient(transport=transport, headers=HEADERS, timeout=None) as client,
+    ):
+        request: httpx2.Request | None = client.build_request("GET", url)
+        for _ in range(limits.redirects + 1):
+            if request is None or request.url.scheme not in ("http", "https"):
+                break
+            answer = await client.send(request, stream=True)
+            async with aclosing(answer):
+                if answer.is_success:
+                    return await _read(answer, limits.picture_bytes + 1)
+                if not answer.is_redirect:
+                    reason = f"answered with status {answer.status_code}"
+                    raise RequestError(400, f"{url}: {reason}", "web_address_failed")
+                request = answer.next_request
+    most = limits.redirects
+    reason = f"redirected more than {most} times, or to another kind of address"
+    raise RequestError(400, f"{url}: {reason}", "web_address_failed")
 
 
-def _opener(
-    limits: ServerLimits, allowed: Allowed, deadline: _Deadline
-) -> urllib.request.OpenerDirector:
-    """Build an opener of http and https alone: no proxies, no files, no ftp."""
-
-    class Plain(http.client.HTTPConnection):
-        def connect(self) -> None:
-            self.sock = connect(self.host, self.port, limits.fetch_seconds, allowed)
-            deadline.watch(self.sock)
-
-    class Secure(http.client.HTTPSConnection):
-        def connect(self) -> None:
-            plain = connect(self.host, self.port, limits.fetch_seconds, allowed)
-            deadline.watch(plain)
-            context = ssl.create_default_context()
-            self.sock = context.wrap_socket(plain, server_hostname=self.host)
-            deadline.watch(self.sock)
-
-    class PlainHandler(urllib.request.HTTPHandler):
-        def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-            return self.do_open(Plain, req)
-
-    class SecureHandler(urllib.request.HTTPSHandler):
-        def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-            return self.do_open(Secure, req)
-
-    class Redirects(urllib.request.HTTPRedirectHandler):
-        max_redirections = limits.redirects
-
-    opener = urllib.request.OpenerDirector()
-    handlers: list[Any] = [
-        PlainHandler(),
-        SecureHandler(),
-        Redirects(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.UnknownHandler(),
-    ]
-    for handler in handlers:
-        opener.add_handler(handler)
-    opener.addheaders = [("User-Agent", "foveal"), ("Accept", "image/*, video/*")]
-    return opener
-
-
-def _problem_of(
-    url: str, error: Exception, deadline: _Deadline, limits: ServerLimits
-) -> RequestError:
-    reason = getattr(error, "reason", error)
-    if isinstance(error, urllib.error.HTTPError):
-        error.close()  # it is the answer, too
-        if 300 <= error.code < 400:
-            most = limits.redirects
-            return RequestError(
-                400,
-                f"{url}: redirected more than {most} times, or to another kind of address",
-                "web_address_failed",
-            )
-        return RequestError(400, f"{url}: answered with status {error.code}", "web_address_failed")
-    if deadline.passed or isinstance(reason, TimeoutError):
-        return _too_slow(url, limits)
-    if isinstance(reason, _NotPublicError):
-        return RequestError(400, f"{url}: {reason}; we fetch public addresses alone", "bad_url")
-    words = " ".join(str(getattr(reason, "strerror", None) or reason).split())
-    return RequestError(400, f"{url}: cannot be fetched ({words[:200]})", "web_address_failed")
-
-
-def _too_slow(url: str, limits: ServerLimits) -> RequestError:
-    return RequestError(
-        400, f"{url}: took longer than {limits.fetch_seconds:g} seconds", "web_address_failed"
-    )
+async def _read(answer: httpx2.Response, most: int) -> bytes:
+    data = bytearray()
+    async for piece in answer.aiter_raw():
+        data += piece
+        if len(data) >= most:
+            break
+    return bytes(data[:most])
