@@ -11,7 +11,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from serving import LINES, data_uri, picture_bytes, question, wait_until
 
-from foveal.serve.app import ServerSettings
+from foveal.serve.limits import ServerSettings
 
 
 def transformers_answer(tiny, text, pictures, max_tokens):

@@ -13,18 +13,20 @@ import pytest
 from serving import question, running, wait_until
 
 from foveal.data.images.frames import FrameChoice
-from foveal.serve.app import ServerSettings
-from foveal.serve.requests.limits import ServerLimits
+from foveal.serve.limits import ServerLimits, ServerSettings
 from foveal.serve.server import (
     ServeError,
     address_of,
     build_app,
+    decoding_limits,
+    find_before,
     listen,
     make_server,
+    open_models,
     run_until_stopped,
     serve,
+    served_name,
 )
-from foveal.serve.startup import decoding_limits, find_before, open_models, served_name
 
 
 @pytest.mark.parametrize(
@@ -36,7 +38,7 @@ def test_a_signal_lets_running_answers_end_and_then_the_server(tiny, actor, sent
     from foveal.serve.served import Served
 
     actor.step_seconds = 0.05
-    app = make_app([Served.of("mine", tiny)], Scheduler({"mine": lambda: actor}), ServerSettings())
+    app = make_app([Served("mine", tiny)], Scheduler({"mine": lambda: actor}), ServerSettings())
     server = make_server(app, ServerLimits())
     answers = []
     former = signal.getsignal(sent)
@@ -173,7 +175,7 @@ def test_keys_and_values_get_a_share_of_the_free_memory(tiny):
     from foveal.serve.served import Served
 
     # 2 layers of 32 float32 numbers for keys and as many for values: 512 bytes a token
-    limits = decoding_limits(Served.of("mine", tiny), ServerLimits(running=3), 512 * 1000)
+    limits = decoding_limits(Served("mine", tiny), ServerLimits(running=3), 512 * 1000)
     assert (limits.tokens, limits.sequences) == (600, 3)
 
 

@@ -166,8 +166,7 @@ def serve(
     Exit status: 0 stopped by SIGTERM, 2 something to mend, 130 stopped by Ctrl-C.
     """
     try:
-        from foveal.serve.app import ServerSettings
-        from foveal.serve.requests.limits import ServerLimits
+        from foveal.serve.limits import ServerLimits, ServerSettings
         from foveal.serve.server import serve as serve_model
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing: pip install 'foveal[serve]'") from error

@@ -16,8 +16,7 @@ from functools import partial
 import anyio.to_thread
 import httpx2
 
-from foveal.serve.problems import RequestError
-from foveal.serve.requests.limits import ServerLimits
+from foveal.serve.limits import RequestError, ServerLimits
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 """Addresses that carry an IPv4 address in their last 32 bits."""

@@ -13,9 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from foveal.serve.problems import RequestError
-from foveal.serve.requests.fetch import fetch, is_public
-from foveal.serve.requests.limits import ServerLimits
+from foveal.serve.fetch import fetch, is_public
+from foveal.serve.limits import RequestError, ServerLimits
 
 LIMITS = ServerLimits(picture_bytes=1000, fetch_seconds=2, redirects=3)
 
