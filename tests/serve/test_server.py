@@ -10,6 +10,8 @@ import threading
 
 import httpx
 import pytest
+import torch
+from safetensors.torch import save_file
 from serving import question, running, wait_until
 
 from foveal.data.images.frames import FrameChoice
@@ -164,6 +166,21 @@ def test_a_base_that_is_not_on_this_machine_is_not_fetched(tmp_path):
     (tmp_path / "recipe.yaml").write_text("model: nobody/nothing\nrun: out\n")
     assert find_before(str(tmp_path)) is None
     assert find_before(str(tmp_path / "elsewhere")) is None
+
+
+def test_a_base_of_which_the_settings_alone_are_here_is_not_served(tmp_path, monkeypatch):
+    """As after `foveal plan`, or a download that was broken off."""
+    (tmp_path / "recipe.yaml").write_text("model: nobody/nothing\nrun: out\n")
+    cached = tmp_path / "hub" / "models--nobody--nothing"
+    snapshot = cached / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(snapshot.name)
+    (snapshot / "config.json").write_text("{}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert find_before(str(tmp_path)) is None
+    save_file({"weight": torch.zeros(1)}, snapshot / "model.safetensors")
+    assert find_before(str(tmp_path)) == str(snapshot)
 
 
 def test_models_are_named_by_folder_or_hub_name(tmp_path):

@@ -49,7 +49,7 @@ async def answer_whole(request: Request, exchange: Exchange) -> Response:
 
 async def _complete(exchange: Exchange) -> ChatCompletion:
     """Wait for the whole answer; what it leaves unset is not said."""
-    numbers: list[list[ChatCompletionTokenLogprob]] = [[] for _ in range(exchange.num_answers)]
+    numbers: list[list[ChatCompletionTokenLogprob]] = [[] for _ in exchange.job.requests]
     texts, ends = [""] * len(numbers), ["length"] * len(numbers)
     async for piece in exchange.pieces():
         texts[piece.index] += piece.delta.content or ""
@@ -89,7 +89,7 @@ class EventStream(StreamingResponse):
         """Send it; from a client that does not read, the connection is cut in the end."""
         try:
             with suppress(TimeoutError):  # nothing can be said any more
-                async with asyncio.timeout(self._exchange.seconds):
+                async with asyncio.timeout(self._exchange.endpoint.limits.answer_seconds):
                     await super().__call__(scope, receive, send)
         finally:
             self._exchange.close(CLIENT_LEFT)
@@ -113,7 +113,7 @@ async def _events(exchange: Exchange) -> AsyncIterator[str]:
         )
         return f"data: {json.dumps(chunk.model_dump(exclude_unset=True))}\n\n"
 
-    for index in range(exchange.num_answers):
+    for index in range(len(exchange.job.requests)):
         begun = ChoiceDelta(role="assistant", content="")
         yield event(ChunkChoice(index=index, delta=begun, logprobs=None, finish_reason=None))
     try:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -156,50 +156,43 @@ class _Growing:
     has_ended: bool = False
 
 
+@dataclass(eq=False)
 class Exchange:
-    """One request that was read: its answers as they come.
+    """One request that was read: its answers as they come."""
 
-    Args:
-        endpoint: that it came to, and has a place of.
-        served: the model asked.
-        asked: by the client.
-        job: not yet submitted.
-        boxes: what moves boxes of the answers into the asker's numbers; none: they hold none.
-        arrived: monotonic seconds.
-    """
+    endpoint: Endpoint
+    """That it came to, and has a place of."""
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        served: Served,
-        asked: ChatRequest,
-        job: Job,
-        boxes: BoxMap | None,
-        arrived: float,
-    ) -> None:
-        self.served = served
-        self.asked = asked
-        self.seconds = endpoint.limits.answer_seconds
-        self.num_answers = len(job.requests)
-        self._endpoint = endpoint
-        self._job = job
-        self._arrived = arrived
-        self._closed = False
-        self._answer_tokens = 0
+    served: Served
+    asked: ChatRequest
+    job: Job
+    """Not yet submitted."""
+
+    boxes: InitVar[BoxMap | None]
+    """What moves boxes of the answers into the asker's numbers; none: they hold none."""
+
+    arrived: float
+    """Monotonic seconds."""
+
+    answer_tokens: int = 0
+    _closed: bool = False
+
+    def __post_init__(self, boxes: BoxMap | None) -> None:
+        """Begin its answers."""
         self._answers = [
-            _Growing(AnswerText(served.tokenizer, asked.stop), MovedBoxes(boxes))
-            for _ in job.requests
+            _Growing(AnswerText(self.served.tokenizer, self.asked.stop), MovedBoxes(boxes))
+            for _ in self.job.requests
         ]
 
     @property
     def usage(self) -> CompletionUsage:
         """Count its tokens so far."""
-        prompt = self._job.requests[0].prompt
+        prompt = self.job.requests[0].prompt
         images = (prompt.images[-1 - one] for one in prompt.entries if one < 0)
         return CompletionUsage(
             prompt_tokens=prompt.tokens,
-            completion_tokens=self._answer_tokens,
-            total_tokens=prompt.tokens + self._answer_tokens,
+            completion_tokens=self.answer_tokens,
+            total_tokens=prompt.tokens + self.answer_tokens,
             prompt_tokens_details=PromptTokensDetails(
                 image_tokens=sum(image.shape.tokens for image in images)
             ),
@@ -211,14 +204,14 @@ class Exchange:
         Raises:
             RequestError: the model failed, or took too long.
         """
-        self._endpoint.scheduler.submit(self._job)
-        deadline = asyncio.get_running_loop().time() + self.seconds
+        self.endpoint.scheduler.submit(self.job)
+        deadline = asyncio.get_running_loop().time() + self.endpoint.limits.answer_seconds
         while not all(answer.has_ended for answer in self._answers):
             event = await self._next_event(deadline)
             if isinstance(event, RequestError):
                 raise event
-            if not self._answer_tokens:
-                first = self._endpoint.measures.first_token_seconds.labels(self.served.name)
+            if not self.answer_tokens:
+                first = self.endpoint.measures.first_token_seconds.labels(self.served.name)
                 first.observe(self._age())
             if self._answers[event.choice].has_ended:
                 continue  # a stop was met while this token was on its way
@@ -229,22 +222,23 @@ class Exchange:
     async def _next_event(self, deadline: float) -> Event:
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._job.events.get()
+                return await self.job.events.get()
         except TimeoutError:
+            seconds = self.endpoint.limits.answer_seconds
             raise RequestError(
-                503, f"no whole answer within {self.seconds:g} seconds", "too_slow"
+                503, f"no whole answer within {seconds:g} seconds", "too_slow"
             ) from None
 
     def _grow(self, choice: int, token: Token) -> Choice:
         answer, text = self._answers[choice], self._answers[choice].text
-        self._answer_tokens += 1
+        self.answer_tokens += 1
         grown, finish = "", token.finish
         if finish != "stop":
             grown = text.add(token.id)
             answer.unnamed.append(token)
         if text.stopped and finish is None:
             finish = "stop"
-            self._endpoint.scheduler.cancel(self._job, choice)
+            self.endpoint.scheduler.cancel(self.job, choice)
         if finish:
             answer.has_ended = True
             grown += text.finish()
@@ -269,16 +263,16 @@ class Exchange:
         if self._closed:
             return
         self._closed = True
-        self._endpoint.scheduler.cancel(self._job)
-        self._endpoint.gate.leave(self._age())
-        name, measures, usage = self.served.name, self._endpoint.measures, self.usage
+        self.endpoint.scheduler.cancel(self.job)
+        self.endpoint.gate.leave(self._age())
+        name, measures, usage = self.served.name, self.endpoint.measures, self.usage
         measures.requests.labels(name, status).inc()
         measures.prompt_tokens.labels(name).inc(usage.prompt_tokens)
         measures.answer_tokens.labels(name).inc(usage.completion_tokens)
         measures.request_seconds.labels(name).observe(self._age())
 
     def _age(self) -> float:
-        return time.monotonic() - self._arrived
+        return time.monotonic() - self.arrived
 
 
 def named(numbers: Sequence[Any]) -> Any:

@@ -5,7 +5,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -14,14 +14,15 @@ from typing import Any
 import h11
 import torch
 import uvicorn
+from huggingface_hub import snapshot_download
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from foveal.config import load_recipe
 from foveal.deliver.open import open_to_answer, read_base_name
 from foveal.deliver.place import ADAPTER_CONFIG, find_image_budget
-from foveal.errors import UserError
-from foveal.models.family import LoadedModel
+from foveal.deliver.tensors import find_tensors
+from foveal.errors import ModelError, UserError
 from foveal.models.generation.generator import Generator
 from foveal.models.generation.generator import Limits as DecodingLimits
 from foveal.serve.app import is_loopback, make_app
@@ -120,16 +121,18 @@ def find_before(place: str) -> str | None:
         name = read_base_name(Path(place))
     else:
         return None
-    made_for_it = Path(place) / "model"  # a tiny model is made in the run's folder
-    for folder in (Path(name), made_for_it):
-        if (folder / "config.json").is_file():
-            return str(folder)
-    from huggingface_hub import snapshot_download
+    folders = [Path(name), Path(place) / "model"]  # a tiny model is made in the run's folder
+    with suppress(OSError, ValueError):
+        folders.append(Path(snapshot_download(name, local_files_only=True)))
+    return next((str(folder) for folder in folders if _has_weights(folder)), None)
 
+
+def _has_weights(folder: Path) -> bool:
+    """Tell a whole model from what a plan, or a download broken off, left of one."""
     try:
-        return str(snapshot_download(name, local_files_only=True, allow_patterns=["*.json"]))
-    except (OSError, ValueError):
-        return None
+        return bool(find_tensors(folder))
+    except ModelError:
+        return False
 
 
 def served_name(place: str) -> str:
@@ -163,7 +166,9 @@ def open_models(
         return [tuned], ""
     if not with_before:
         return [tuned], "the model before tuning is left out"
-    needed, free = weight_bytes(tuned.loaded), free_memory(tuned.loaded.model.device)
+    model = tuned.loaded.model
+    needed = sum(weight.nbytes for weight in model.parameters())
+    free = free_memory(model.device)
     if needed > FREE_SHARE * free:
         gib = 2**30
         return [tuned], (
@@ -172,11 +177,6 @@ def open_models(
         )
     untuned = Served(name + BEFORE, open_to_answer(before, image_budget, as_of=place))
     return [tuned, untuned], "before and after tuning"
-
-
-def weight_bytes(loaded: LoadedModel) -> int:
-    """Measure a model's weights."""
-    return sum(weight.nbytes for weight in loaded.model.parameters())
 
 
 def decoding_limits(served: Served, limits: ServerLimits, free_bytes: float) -> DecodingLimits:
