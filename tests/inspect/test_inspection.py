@@ -16,8 +16,7 @@ from foveal.config import DataSettings, Recipe
 from foveal.data.dataset import read_dataset
 from foveal.data.rows import Plan
 from foveal.inputs import inspect_data
-from foveal.inspect.bars import draw_steps
-from foveal.inspect.inspection import write_inspection
+from foveal.inspect.inspection import draw_steps, write_inspection
 from foveal.inspect.seen import see_example, see_picture
 
 

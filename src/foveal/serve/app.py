@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
-from urllib.parse import urlsplit
 
 import anyio.to_thread
 from openai.types import Model
@@ -124,10 +123,10 @@ def check_may_ask(request: Request, token: str | None) -> None:
     """
     headers = request.headers
     origin, host = headers.get("origin"), headers.get("host", "")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and origin.partition("://")[2] != host:
         raise RequestError(403, "pages of other sites may not ask here", "foreign_origin")
     if token is None:
-        if not is_loopback(urlsplit("//" + host).hostname or ""):
+        if not is_loopback(re.sub(r":\d*$", "", host)):
             raise RequestError(
                 403, "without a token this server answers to localhost alone", "foreign_name"
             )
