@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from foveal.serve.exchange import Exchange, named, while_waited_for
+from foveal.serve.exchange import Exchange, as_logprobs, while_waited_for
 from foveal.serve.limits import RequestError
 
 CLIENT_LEFT = 499
@@ -60,7 +60,7 @@ async def _complete(exchange: Exchange) -> ChatCompletion:
         Choice(
             index=index,
             message=ChatCompletionMessage(role="assistant", content=text, refusal=None),
-            logprobs=named(numbers[index]) if exchange.asked.logprobs else None,
+            logprobs=as_logprobs(numbers[index]) if exchange.asked.logprobs else None,
             finish_reason=end or "length",
         )
         for index, (text, end) in enumerate(zip(texts, ends, strict=True))

@@ -254,7 +254,7 @@ class Exchange:
         return Choice(
             index=choice,
             delta=ChoiceDelta(content=grown) if grown or numbers else ChoiceDelta(),
-            logprobs=named(numbers) if numbers else None,
+            logprobs=as_logprobs(numbers) if numbers else None,
             finish_reason=finish,
         )
 
@@ -275,7 +275,7 @@ class Exchange:
         return time.monotonic() - self.arrived
 
 
-def named(numbers: Sequence[Any]) -> Any:
+def as_logprobs(numbers: Sequence[Any]) -> Any:
     """Write log-probabilities for a choice or a piece of one, which have classes of their own."""
     return {"content": list(numbers), "refusal": None}
 
