@@ -31,10 +31,8 @@ from PIL import Image
 from foveal.inputs import quiet_libraries
 from foveal.machine import free_memory
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.serve.app import ServerSettings
-from foveal.serve.requests.limits import ServerLimits
-from foveal.serve.server import address_of, build_app, listen, make_server
-from foveal.serve.startup import open_models
+from foveal.serve.limits import ServerLimits, ServerSettings
+from foveal.serve.server import address_of, build_app, listen, make_server, open_models
 
 GROWTH_BYTES = 32 * 2**20
 """That the second half of a load may add, over what the first half needed."""

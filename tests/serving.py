@@ -1,5 +1,6 @@
 """Servers on loopback for tests: of a model, or of an actor that says its lines."""
 
+import asyncio
 import base64
 import io
 import socket
@@ -10,13 +11,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import uvicorn.server
 from openai import OpenAI
 from PIL import Image
 
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Request, Token
-from foveal.serve.app import Endpoint
-from foveal.serve.requests.limits import ServerLimits
+from foveal.serve.exchange import Endpoint
+from foveal.serve.limits import ServerLimits
 from foveal.serve.server import address_of, listen, make_server
 
 LINES = (
@@ -24,6 +26,20 @@ LINES = (
     "<script>document.title = 'taken over'</script> <img src=x onerror=alert(1)>",
 )
 """Texts that the tiny vocabulary can say word for word."""
+
+
+class _Hasty:
+    """What uvicorn's server sees of asyncio: it looks ten times as often whether it is to end."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    @staticmethod
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(seconds / 10)
+
+
+uvicorn.server.asyncio = _Hasty()
 
 
 class Actor:

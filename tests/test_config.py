@@ -214,7 +214,7 @@ def test_a_recipe_without_a_model_says_how_to_give_one(recipe):
         (b"model: a\nrun: b\ntrain:\n  epochs: 1\n  epochs: 2\n", ":5: epochs is there twice"),
         (b"model: a\nrun: b\ntrain: {max_steps: yes}\n", "train.max_steps=True: is a truth"),
         (b"model: a\nrun: b\ntrain: {learning_rate: on}\n", "train.learning_rate=True: is a truth"),
-        (b"model: " + b"[" * 2000 + b"]" * 2000, "nested too deeply"),
+        (b"model: " + b"[" * 600 + b"]" * 600, "nested too deeply"),
         (b"model: a\nrun: ''\n", "run=: give a path; for this folder, a dot"),
         (b"model: a\nrun: b\ndata: {train: ''}\n", "data.train=: give a path"),
         (b"model: a\nrun: b\ndata: {images: ''}\n", "data.images=: give a path"),

@@ -34,7 +34,7 @@ def test_the_index_names_every_page_of_the_docs_with_its_first_sentence():
 
 
 def test_every_command_option_and_setting_stands_in_it():
-    text = printed()
+    text = printed("--no-errors")
     for name, command in get_command(app).commands.items():
         assert f"### foveal {name}" in text
         options = [one for one in command.params if one.param_type_name == "option"]

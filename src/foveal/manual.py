@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
-from foveal.config.explain import explain_settings
+from foveal.config.recipe_file import explain_settings
 from foveal.data.convert import KINDS
 
 HEAD = """\

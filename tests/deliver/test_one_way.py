@@ -17,10 +17,9 @@ from foveal.deliver.answerer import Answerer
 from foveal.models.family import load
 from foveal.models.generation.generator import Generator
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.serve.requests.conversation import read_conversation
-from foveal.serve.requests.limits import ServerLimits
-from foveal.serve.requests.messages import ChatRequest
-from foveal.serve.requests.sent_images import read_address
+from foveal.serve.limits import ServerLimits
+from foveal.serve.messages import ChatRequest, read_conversation
+from foveal.serve.sent_images import read_address
 from foveal.serve.served import Served
 
 SYSTEM = "Be brief."
@@ -70,7 +69,7 @@ def served_ids(loaded, folder, messages):
     asked = ChatRequest.model_validate({"messages": messages})
     read = partial(read_address, limits=ServerLimits(), fetch=None)
     conversation = read_conversation(asked.messages, read)
-    (request,), _ = Served.of("it", loaded).requests(asked, conversation, ServerLimits())
+    (request,), _ = Served("it", loaded).requests(asked, conversation, ServerLimits())
     return request.prompt.whole(loaded.processor).ids.tolist()
 
 

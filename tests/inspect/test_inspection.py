@@ -16,14 +16,22 @@ from foveal.config import DataSettings, Recipe
 from foveal.data.dataset import read_dataset
 from foveal.data.rows import Plan
 from foveal.inputs import inspect_data
-from foveal.inspect.bars import draw_steps
-from foveal.inspect.inspection import write_inspection
+from foveal.inspect import inspection
+from foveal.inspect.inspection import draw_steps, write_inspection
 from foveal.inspect.seen import see_example, see_picture
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("model") / "m")
+
+
+@pytest.fixture
+def charts_undrawn(monkeypatch):
+    """Leave the charts undrawn, where a test is not about them."""
+    monkeypatch.setattr(
+        inspection, "draw", lambda name, *_, **__: f"<svg><title>{name}</title></svg>"
+    )
 
 
 def inspect(data, loaded, out, number=20, **plan):
@@ -34,6 +42,7 @@ def inspect(data, loaded, out, number=20, **plan):
     return read_page(out), dataset
 
 
+@pytest.mark.usefixtures("charts_undrawn")
 def test_an_examples_tokens_stand_in_order_and_only_the_answer_is_marked_as_learnt(
     tmp_path, loaded
 ):
@@ -44,6 +53,7 @@ def test_an_examples_tokens_stand_in_order_and_only_the_answer_is_marked_as_lear
     assert "What is number 0 of the page?<|end|>" in "".join(page.of("read"))
 
 
+@pytest.mark.usefixtures("charts_undrawn")
 def test_crops_are_shown_in_the_models_order_as_the_model_gets_them(tmp_path, loaded):
     # As large as its grid of 2 x 2 crops, so that nothing is blended: four plain quarters.
     quarters = np.array([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [120, 120, 120]]], np.uint8)
@@ -101,6 +111,7 @@ def test_bars_add_up_to_the_whole_width_and_name_prefix_branches_and_waste(tmp_p
     assert step.filled == pytest.approx(filled)
 
 
+@pytest.mark.usefixtures("charts_undrawn")
 def test_a_row_longer_than_the_budget_sets_the_scale(tmp_path, loaded):
     page, dataset = inspect(pages(tmp_path, 1, 1), loaded, tmp_path / "p.html", tokens_per_pass=5)
     width, _ = draw_steps(Plan(dataset.sizes, examples_per_step=1, tokens_per_pass=5), 1)
@@ -108,6 +119,7 @@ def test_a_row_longer_than_the_budget_sets_the_scale(tmp_path, loaded):
     assert any(found.get("class") == "budget" for _, found in page.elements)
 
 
+@pytest.mark.usefixtures("charts_undrawn")
 def test_the_examples_shown_are_spread_over_the_file_and_named_by_line(tmp_path, loaded):
     page, _ = inspect(pages(tmp_path, 4, 2), loaded, tmp_path / "page.html", number=2)
     assert re.findall(r"data\.jsonl:(\d+)", page.text) == ["1", "5"]
@@ -121,6 +133,7 @@ def test_a_picture_that_went_bad_since_is_named_not_fatal(tmp_path, loaded):
     assert not seen.pictures[0].uri
 
 
+@pytest.mark.usefixtures("charts_undrawn")
 def test_a_recipes_examples_are_inspected_without_training(tmp_path):
     data = pages(tmp_path, 2, 2)
     recipe = Recipe(
@@ -134,6 +147,7 @@ def test_a_recipes_examples_are_inspected_without_training(tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.usefixtures("charts_undrawn")
 def test_the_answers_of_a_pair_stand_side_by_side_behind_their_prompt(tmp_path, loaded):
     file = pair_pages(tmp_path, 1, 2, rejected=2, places=(1, 3))
     examples, dataset = read_dataset(file, loaded.processor, pairs=True)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from serving import Actor, Running
 
     from foveal.models.family import LoadedModel
-    from foveal.serve.app import ServerSettings
+    from foveal.serve.limits import ServerSettings
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +48,8 @@ def stage(tiny: "LoadedModel", actor: "Actor") -> "Iterator[Callable[..., Runnin
     """Starts a server of a model named `mine`, spoken by `actor`; others say their own names."""
     from serving import Actor, running
 
-    from foveal.serve.app import ServerSettings, make_app
+    from foveal.serve.app import make_app
+    from foveal.serve.limits import ServerSettings
     from foveal.serve.scheduler import Scheduler
     from foveal.serve.served import Served
 
@@ -58,7 +59,7 @@ def stage(tiny: "LoadedModel", actor: "Actor") -> "Iterator[Callable[..., Runnin
             settings: "ServerSettings | None" = None, names: tuple[str, ...] = ("mine",)
         ) -> "Running":
             settings = settings or ServerSettings()
-            served = [Served.of(name, tiny) for name in names]
+            served = [Served(name, tiny) for name in names]
             others = {name: partial(Actor, tiny, (name,)) for name in names[1:]}
             scheduler = Scheduler({names[0]: lambda: actor, **others})
             app = make_app(served, scheduler, settings)
@@ -72,7 +73,7 @@ def serve(tiny: "LoadedModel") -> "Iterator[Callable[..., Running]]":
     """Starts a server of the tiny model itself, named `mine`."""
     from serving import running
 
-    from foveal.serve.app import ServerSettings
+    from foveal.serve.limits import ServerSettings
     from foveal.serve.served import Served
     from foveal.serve.server import build_app
 
@@ -80,7 +81,7 @@ def serve(tiny: "LoadedModel") -> "Iterator[Callable[..., Running]]":
 
         def start(settings: "ServerSettings | None" = None) -> "Running":
             settings = settings or ServerSettings()
-            app = build_app([Served.of("mine", tiny)], settings, lambda _: 2**28)
+            app = build_app([Served("mine", tiny)], settings, lambda _: 2**28)
             return stack.enter_context(running(app, settings.limits))
 
         yield start

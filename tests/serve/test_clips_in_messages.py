@@ -21,12 +21,9 @@ from foveal.data.turn_processor import read_as
 from foveal.deliver.answerer import Answerer
 from foveal.models.family import load
 from foveal.models.generation.generator import Generator
-from foveal.serve.app import ServerSettings
-from foveal.serve.problems import RequestError
-from foveal.serve.requests.conversation import read_conversation
-from foveal.serve.requests.limits import ServerLimits
-from foveal.serve.requests.messages import ChatRequest
-from foveal.serve.requests.sent_images import read_address
+from foveal.serve.limits import RequestError, ServerLimits, ServerSettings
+from foveal.serve.messages import ChatRequest, read_conversation
+from foveal.serve.sent_images import read_address
 from foveal.serve.served import Served
 
 pytestmark = [
@@ -97,7 +94,7 @@ def test_the_endpoint_and_ask_show_a_clip_as_training_does(
     assert len(images) == (2 if settings.clips == "video" else 1 + min(settings.frames, 4))
 
     text = {"type": "text", "text": "What moves?"}
-    served = prompt_of(Served.of("it", loaded), clip_of(films), page_of(films), text)
+    served = prompt_of(Served("it", loaded), clip_of(films), page_of(films), text)
     asked = []
 
     def note(_, request):
@@ -179,7 +176,7 @@ def test_what_is_wrong_with_a_clip_is_one_sentence_that_names_it(films, stage):
 
 
 def test_a_clip_that_takes_too_long_to_decode_is_refused(films, tiny):
-    served = Served.of("it", tiny)
+    served = Served("it", tiny)
     with pytest.raises(RequestError, match=r"clip 1: more than 0 seconds to decode; cut it"):
         prompt_of(served, clip_of(films), limits=ServerLimits(clip_seconds=0))
     assert len(prompt_of(served, clip_of(films)).images) == 8
@@ -188,14 +185,14 @@ def test_a_clip_that_takes_too_long_to_decode_is_refused(films, tiny):
 def test_clips_count_among_the_pictures_of_a_request(films, tiny):
     limits = ServerLimits(pictures=1)
     with pytest.raises(RequestError, match="2 pictures are more than 1") as caught:
-        prompt_of(Served.of("it", tiny), clip_of(films), page_of(films), limits=limits)
+        prompt_of(Served("it", tiny), clip_of(films), page_of(films), limits=limits)
     assert caught.value.status == 413
 
 
 def test_nothing_of_a_clip_is_left_on_the_disk_and_pictures_need_none(
     films, tiny, tmp_path, monkeypatch
 ):
-    served = Served.of("it", tiny)
+    served = Served("it", tiny)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     prompt_of(served, clip_of(films), page_of(films))
     assert list(tmp_path.iterdir()) == []

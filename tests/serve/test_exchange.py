@@ -11,7 +11,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from serving import LINES, data_uri, picture_bytes, question, wait_until
 
-from foveal.serve.app import ServerSettings
+from foveal.serve.limits import ServerSettings
 
 
 def transformers_answer(tiny, text, pictures, max_tokens):
@@ -273,6 +273,16 @@ def test_an_answer_that_met_its_stop_is_not_written_on_beside_others(stage, acto
     wait_until(lambda: actor.cancelled == [0])
     assert actor.num_active == 1
     stream.close()
+
+
+def test_tokens_that_were_on_their_way_when_a_stop_was_met_are_not_said(stage, actor):
+    actor.lines, step = ("The total is 12.50 dollars.", "The total" * 3), actor.step
+    actor.step = lambda: [*step(), *step()]
+    stream = stage().client().chat.completions.create(
+        model="mine", messages=[question()], n=2, stop=" is", stream=True
+    )  # fmt: skip
+    ends = [one.index for chunk in stream for one in chunk.choices if one.finish_reason]
+    assert ends == [0, 1]
 
 
 def test_logprobs_are_those_of_the_models_own_next_token(serve, tiny):

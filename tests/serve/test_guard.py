@@ -5,8 +5,8 @@ import openai
 import pytest
 from serving import LINES, question
 
-from foveal.serve.app import ServerSettings
-from foveal.serve.guard import is_loopback
+from foveal.serve.app import is_loopback
+from foveal.serve.limits import ServerSettings
 
 GUARDED = ("/v1/models", "/v1/models/mine", "/metrics")
 
@@ -77,6 +77,13 @@ def test_a_foreign_name_that_leads_here_is_refused_unless_a_token_is_borne(stage
     headers = foreign | {"Authorization": "Bearer s3cret"}
     url = stage(ServerSettings(token="s3cret")).url
     assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(("header", "broken"), [("Host", "["), ("Origin", "http://[")])
+def test_a_name_that_is_none_is_refused_as_a_foreign_one(stage, header, broken, caplog):
+    answer = httpx.get(f"{stage().url}/v1/models", headers={header: broken})
+    assert answer.status_code == 403
+    assert caplog.text == ""
 
 
 def test_other_sites_may_not_read_or_ask_by_preflight(stage):

@@ -15,11 +15,9 @@ from foveal.data.encode import encode
 from foveal.data.example import ImageFolder, read_examples
 from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision.seam import FAMILY
-from foveal.serve.problems import RequestError
-from foveal.serve.requests.conversation import Conversation, Said
-from foveal.serve.requests.limits import ServerLimits
-from foveal.serve.requests.messages import ChatRequest
-from foveal.serve.requests.sent_images import PictureFile
+from foveal.serve.limits import RequestError, ServerLimits
+from foveal.serve.messages import ChatRequest, Conversation, Said
+from foveal.serve.sent_images import SentFile
 from foveal.serve.served import Served
 
 
@@ -28,7 +26,7 @@ def serve(num_crops):
     config = PretrainedConfig(sliding_window=None, max_position_embeddings=4096)
     model = SimpleNamespace(config=config)
     processor = make_processor(num_crops, crop_size=336, patch_size=14)
-    return Served.of("it", LoadedModel(model, processor, FAMILY))
+    return Served("it", LoadedModel(model, processor, FAMILY))
 
 
 def png(size):
@@ -39,7 +37,7 @@ def png(size):
 
 def ask(served, size, **more):
     asked = ChatRequest.model_validate({"messages": [{"role": "user", "content": "What?"}]} | more)
-    said = Said("What?", (PictureFile("picture 1", png(size)),))
+    said = Said("What?", (SentFile("picture 1", png(size)),))
     return served.requests(asked, Conversation((said,)), ServerLimits())[0][0].prompt
 
 

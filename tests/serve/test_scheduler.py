@@ -8,7 +8,8 @@ import pytest
 from foveal.models.generation.finite_logits import NotFiniteError
 from foveal.models.generation.generator import NoAnswer, Request
 from foveal.models.generation.prompt import Prompt
-from foveal.serve.scheduler import Failed, Grown, Job, Scheduler
+from foveal.serve.limits import RequestError
+from foveal.serve.scheduler import Grown, Job, Scheduler
 
 ASKED = Request(Prompt((1, 2)), max_new_tokens=50)
 
@@ -34,7 +35,7 @@ async def tokens_of(job, answers=1):
     while answers:
         event = await job.events.get()
         seen.append(event)
-        answers -= isinstance(event, Failed) or bool(event.token.finish)
+        answers -= isinstance(event, RequestError) or bool(event.token.finish)
     return seen
 
 
@@ -111,8 +112,8 @@ def test_a_failed_step_ends_its_jobs_and_no_others(actor, tiny, caplog, failure,
 
     with caplog.at_level(logging.CRITICAL, "foveal.serve.scheduler"):
         failed, whole, again = run(actor, scene, {"broken": make, "mine": lambda: actor})
-    assert failed.problem.status == status
-    assert "broken" not in failed.problem.message, "what went wrong inside is for the log"
+    assert failed.status == status
+    assert "broken" not in failed.message, "what went wrong inside is for the log"
     assert whole[-1].token.finish == again[-1].token.finish == "stop"
     assert len(made) == 2, "what a broken step left behind is not used again"
 
@@ -141,8 +142,8 @@ def test_a_request_whose_numbers_are_not_finite_fails_alone(actor, caplog):
 
     with caplog.at_level(logging.CRITICAL, "foveal.serve.scheduler"):
         failed, whole, left = run(actor, scene)
-    assert failed.problem.status == 500
-    assert "language.lm_head gives numbers that are not finite in fp16" in failed.problem.message
+    assert failed.status == 500
+    assert "language.lm_head gives numbers that are not finite in fp16" in failed.message
     assert whole[-1].token.finish == "stop"
     assert left == 0
 
@@ -160,7 +161,7 @@ def test_a_refused_request_fails_alone(actor, caplog):
 
     with caplog.at_level(logging.CRITICAL, "foveal.serve.scheduler"):
         failed, whole = run(actor, scene)
-    assert isinstance(failed, Failed)
+    assert isinstance(failed, RequestError)
     assert isinstance(whole[-1], Grown)
 
 

@@ -7,7 +7,7 @@ from tiny_models import write_tiny
 from transformers import AutoTokenizer
 
 from foveal.models.family import load
-from foveal.serve.app import ServerSettings
+from foveal.serve.limits import ServerSettings
 from foveal.serve.served import Served
 from foveal.serve.server import build_app
 
@@ -27,7 +27,7 @@ def client_of(request, tmp_path):
         tokenizer.save_pretrained(folder)
         loaded = load(str(folder), None)
         loaded.model.eval()
-        app = build_app([Served.of("mine", loaded)], ServerSettings(), lambda _: 2**28)
+        app = build_app([Served("mine", loaded)], ServerSettings(), lambda _: 2**28)
         server = running(app, ServerSettings().limits)
         made = server.__enter__()
         request.addfinalizer(lambda: server.__exit__(None, None, None))

@@ -10,21 +10,25 @@ import threading
 
 import httpx
 import pytest
+import torch
+from safetensors.torch import save_file
 from serving import question, running, wait_until
 
 from foveal.data.images.frames import FrameChoice
-from foveal.serve.app import ServerSettings
-from foveal.serve.requests.limits import ServerLimits
+from foveal.serve.limits import ServerLimits, ServerSettings
 from foveal.serve.server import (
     ServeError,
     address_of,
     build_app,
+    decoding_limits,
+    find_before,
     listen,
     make_server,
+    open_models,
     run_until_stopped,
     serve,
+    served_name,
 )
-from foveal.serve.startup import decoding_limits, find_before, open_models, served_name
 
 
 @pytest.mark.parametrize(
@@ -36,7 +40,7 @@ def test_a_signal_lets_running_answers_end_and_then_the_server(tiny, actor, sent
     from foveal.serve.served import Served
 
     actor.step_seconds = 0.05
-    app = make_app([Served.of("mine", tiny)], Scheduler({"mine": lambda: actor}), ServerSettings())
+    app = make_app([Served("mine", tiny)], Scheduler({"mine": lambda: actor}), ServerSettings())
     server = make_server(app, ServerLimits())
     answers = []
     former = signal.getsignal(sent)
@@ -164,6 +168,21 @@ def test_a_base_that_is_not_on_this_machine_is_not_fetched(tmp_path):
     assert find_before(str(tmp_path / "elsewhere")) is None
 
 
+def test_a_base_of_which_the_settings_alone_are_here_is_not_served(tmp_path, monkeypatch):
+    """As after `foveal plan`, or a download that was broken off."""
+    (tmp_path / "recipe.yaml").write_text("model: nobody/nothing\nrun: out\n")
+    cached = tmp_path / "hub" / "models--nobody--nothing"
+    snapshot = cached / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(snapshot.name)
+    (snapshot / "config.json").write_text("{}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert find_before(str(tmp_path)) is None
+    save_file({"weight": torch.zeros(1)}, snapshot / "model.safetensors")
+    assert find_before(str(tmp_path)) == str(snapshot)
+
+
 def test_models_are_named_by_folder_or_hub_name(tmp_path):
     assert served_name(str(tmp_path / "..") + f"/{tmp_path.name}/") == tmp_path.name
     assert served_name("microsoft/Phi-3.5-vision-instruct") == "microsoft/Phi-3.5-vision-instruct"
@@ -173,7 +192,7 @@ def test_keys_and_values_get_a_share_of_the_free_memory(tiny):
     from foveal.serve.served import Served
 
     # 2 layers of 32 float32 numbers for keys and as many for values: 512 bytes a token
-    limits = decoding_limits(Served.of("mine", tiny), ServerLimits(running=3), 512 * 1000)
+    limits = decoding_limits(Served("mine", tiny), ServerLimits(running=3), 512 * 1000)
     assert (limits.tokens, limits.sequences) == (600, 3)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from daily import daily
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -27,16 +28,24 @@ def ids_of(text):
     return PUBLISHED.encode(text, add_special_tokens=False).ids
 
 
-@settings(max_examples=400)
-@given(st.lists(PIECES, max_size=12))
-def test_pieces_joined_are_the_whole_answer(ids):
-    _, whole = whole_characters([one for one in ids if one not in (1, END)], PUBLISHED.decode)
-    assert "".join(said(ids)) == whole.strip()
+@pytest.mark.parametrize("times", daily(100, beside=[2000]))
+def test_pieces_joined_are_the_whole_answer(times):
+    @settings(max_examples=times)
+    @given(st.lists(PIECES, max_size=12))
+    def check(ids):
+        _, whole = whole_characters([one for one in ids if one not in (1, END)], PUBLISHED.decode)
+        assert "".join(said(ids)) == whole.strip()
+
+    check()
 
 
-@settings(max_examples=300)
-@given(st.text(max_size=8), st.sampled_from([(), (" ",), ("a",), ("\n", "é")]), st.integers(0, 9))
-def test_the_bytes_of_all_tokens_are_the_text_wherever_it_ends(text, stops, cut):
+@pytest.mark.parametrize("times", daily(100, beside=[2000]))
+def test_the_bytes_of_all_tokens_are_the_text_wherever_it_ends(times):
+    ends = st.sampled_from([(), (" ",), ("a",), ("\n", "é")])
+    settings(max_examples=times)(given(st.text(max_size=8), ends, st.integers(0, 9))(check_bytes))()
+
+
+def check_bytes(text, stops, cut):
     ids = ids_of(text)
     growing = AnswerText(PUBLISHED, stops)
     pieces, shares = [], []

@@ -26,10 +26,8 @@ from foveal.evaluate.prediction import read_predictions, read_scores
 from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.plan.question import ask
-from foveal.serve.app import ServerSettings
-from foveal.serve.requests.limits import ServerLimits
-from foveal.serve.server import build_app
-from foveal.serve.startup import open_models
+from foveal.serve.limits import ServerLimits, ServerSettings
+from foveal.serve.server import build_app, open_models
 from foveal.train import reference_answers
 
 STRATEGIES = ["full", "lora"]

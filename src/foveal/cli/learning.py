@@ -10,6 +10,7 @@ from foveal.cli.front import INTERRUPTED, app
 from foveal.errors import ConfigError
 
 if TYPE_CHECKING:
+    from foveal.evaluate.intervals import Score
     from foveal.run import Outcome
 
 PANEL = "Learning"
@@ -123,8 +124,7 @@ def _tell_outcome(outcome: "Outcome") -> None:
         return
     for name, score in (outcome.after or {}).items():
         before = (outcome.before or {}).get(name)
-        was = f"  (before {before.value:.3f})" if before else ""
-        typer.echo(f"{name}: {score.value:.3f}  [{score.low:.3f}, {score.high:.3f}]{was}")
+        typer.echo(f"{_with_ends(name, score)}{_was(before)}")
     if outcome.after:
         _announce_pairs(outcome.run / "evaluation" / "after", outcome.run / "evaluation" / "before")
     whole = outcome.run / "final"
@@ -211,13 +211,10 @@ def evaluate(
         loaded = open_model(model, num_crops)
         if boxes:
             loaded.processor.boxes = boxes
-        if frames or frames_per_second:
-            usual = loaded.processor.frame_choice
-            loaded.processor.frame_choice = replace(
-                usual,
-                most=frames or usual.most,
-                per_second=frames_per_second or usual.per_second,
-            )
+        given = {"most": frames, "per_second": frames_per_second}
+        loaded.processor.frame_choice = replace(
+            loaded.processor.frame_choice, **{name: one for name, one in given.items() if one}
+        )
         loaded.model.to(engine.device)
         folder, scores = evaluate_model(
             loaded,
@@ -232,9 +229,7 @@ def evaluate(
         if not engine.is_main:
             return
     for name, score in scores.items():
-        typer.echo(
-            f"{name}: {score.value:.3f}  [{score.low:.3f}, {score.high:.3f}]  n={score.count}"
-        )
+        typer.echo(f"{_with_ends(name, score)}  n={score.count}")
     _announce_pairs(folder)
     typer.echo(f"written: {folder}")
 
@@ -250,11 +245,15 @@ def _announce_pairs(folder: Path, before: Path | None = None) -> None:
         for one in (folder, before)
     )
     for row in pair_rows(then, now):
-        was = f"  (before {row.before.value:.3f})" if row.before else ""
-        after = row.after
-        typer.echo(
-            f"{row.metric}: {after.value:.3f}  [{after.low:.3f}, {after.high:.3f}] nats{was}"
-        )
+        typer.echo(f"{_with_ends(row.metric, row.after)} nats{_was(row.before)}")
+
+
+def _with_ends(name: str, score: "Score") -> str:
+    return f"{name}: {score.value:.3f}  [{score.low:.3f}, {score.high:.3f}]"
+
+
+def _was(before: "Score | None") -> str:
+    return f"  (before {before.value:.3f})" if before else ""
 
 
 def named(places: list[str], *names: str) -> list[str]:

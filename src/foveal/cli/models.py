@@ -79,8 +79,8 @@ def export(
     out: Annotated[Path, typer.Argument(help="New folder.")],
     merge: Annotated[bool, typer.Option(help="Fold adapters into the base.")] = False,
     dtype: Annotated[
-        Literal["bf16", "fp16", "float32"] | None,
-        typer.Option(help="bf16, fp16, float32; none: bf16, adapters float32."),
+        Literal["float32", "bf16", "fp16"] | None,
+        typer.Option(help="float32, bf16, fp16; none: bf16, adapters float32."),
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="best, last, or a step.")] = "last",
     quantize: Annotated[
@@ -166,8 +166,7 @@ def serve(
     Exit status: 0 stopped by SIGTERM, 2 something to mend, 130 stopped by Ctrl-C.
     """
     try:
-        from foveal.serve.app import ServerSettings
-        from foveal.serve.requests.limits import ServerLimits
+        from foveal.serve.limits import ServerLimits, ServerSettings
         from foveal.serve.server import serve as serve_model
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing: pip install 'foveal[serve]'") from error

@@ -16,7 +16,7 @@ def recipes(
 ) -> None:
     """List the published rows that can be run again, with scores, and recipes of other models."""
     if explain:
-        from foveal.config.explain import explain_settings
+        from foveal.config.recipe_file import explain_settings
 
         typer.echo(explain_settings(), nl=False)
         return
@@ -29,16 +29,12 @@ def recipes(
         row_name,
     )
 
-    for path in list_rows():
+    for path in (*list_rows(), *list_starts()):
         recipe = load_recipe(path)
-        scores = published_scores(recipe) or {"": 0.0}
-        beside = ", ".join(f"{name} {value:.4f}" if name else "-" for name, value in scores.items())
+        scores = published_scores(recipe).items()
+        beside = ", ".join(f"{name} {value:.4f}" for name, value in scores) or "-"
         model = recipe.model.rpartition("/")[2]
         typer.echo(f"{row_name(path):32} {recipe.precision:6} {beside:24} {model}")
-    for path in list_starts():
-        recipe = load_recipe(path)
-        model = recipe.model.rpartition("/")[2]
-        typer.echo(f"{row_name(path):32} {recipe.precision:6} {'-':24} {model}")
     typer.echo(
         f"in {RECIPES}; `foveal reproduce NAME` runs a row with a score, "
         "`foveal train FILE data.train=...` any of them"

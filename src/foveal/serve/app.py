@@ -1,154 +1,32 @@
-"""The endpoint: routes, who may use them, and how one request goes through."""
+"""The endpoint: its routes, who may take them, and OpenAI's shape for every error."""
 
-import time
-from collections.abc import AsyncIterator, Sequence
+import base64
+import hmac
+import ipaddress
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from hashlib import sha256
+from importlib.resources import files
 from typing import Any
 
-import anyio
-from fastapi import Depends, FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+import anyio.to_thread
 from openai.types import Model
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
 
-from foveal.data.images.boxes import BoxMap
-from foveal.models.generation.generator import Request as Asked
-from foveal.serve.exchange import (
-    CLIENT_LEFT,
-    ClientLeftError,
-    EventStream,
-    Exchange,
-    complete,
-    while_waited_for,
-)
-from foveal.serve.gate import Gate
-from foveal.serve.guard import Guard
-from foveal.serve.headers import SafeHeaders, read_page
-from foveal.serve.problems import RequestError
-from foveal.serve.requests.body import Body, discard, read_body
-from foveal.serve.requests.conversation import read_conversation
-from foveal.serve.requests.fetch import fetch
-from foveal.serve.requests.limits import ServerLimits
-from foveal.serve.requests.messages import ChatRequest, parse_request
-from foveal.serve.requests.sent_images import read_address
-from foveal.serve.scheduler import Job, Scheduler
+from foveal.serve.completion import CLIENT_LEFT, EventStream, answer_whole
+from foveal.serve.exchange import Endpoint
+from foveal.serve.limits import RequestError, ServerSettings
+from foveal.serve.scheduler import Scheduler
 from foveal.serve.served import Served
-from foveal.serve.telemetry import Telemetry
-
-READERS = 2
-"""Threads that read requests: decode pictures, cut them, write out prompts."""
 
 
-@dataclass(frozen=True)
-class ServerSettings:
-    """How an endpoint is to behave."""
-
-    token: str | None = None
-    """That requests must bear; none: no one but this machine may ask."""
-
-    allow_urls: bool = False
-    """Whether pictures are fetched from web addresses."""
-
-    limits: ServerLimits = field(default_factory=ServerLimits)
-
-
-class Endpoint:
-    """What the routes share."""
-
-    def __init__(
-        self, served: Sequence[Served], scheduler: Scheduler, settings: ServerSettings
-    ) -> None:
-        self.served = {one.name: one for one in served}
-        self.scheduler = scheduler
-        self.settings = settings
-        self.limits = settings.limits
-        self.gate = Gate(settings.limits.places)
-        self.measures = Telemetry()
-        self.readers = anyio.CapacityLimiter(READERS)
-        watch = self.measures.watch
-        watch("foveal_answers_running", "Answers being written.", lambda: scheduler.num_active)
-        watch("foveal_answers_waiting", "Answers not begun.", lambda: scheduler.num_waiting)
-        watch("foveal_places_taken", "Requests read, waiting or running.", lambda: self.gate.taken)
-
-    async def chat(self, request: Request) -> Response:
-        """Answer one request.
-
-        Raises:
-            RequestError: it cannot be answered.
-        """
-        try:
-            exchange = await self._admit(request)
-        except RequestError as refusal:
-            self.measures.refused.labels(refusal.status).inc()
-            raise
-        if exchange.asked.stream:
-            return EventStream(exchange, self.limits.answer_seconds)
-        return await self._whole(request, exchange)
-
-    async def _admit(self, request: Request) -> Exchange:
-        """Find a request a place, before its body is read, and read it."""
-        arrived = time.monotonic()
-        try:
-            place = self.gate.enter()
-        except RequestError:
-            await discard(request, self.limits)
-            raise
-        try:
-            body = await read_body(request, self.limits)
-            reading = anyio.to_thread.run_sync(self._read, body, limiter=self.readers)
-            asked, served, (requests, boxes) = await while_waited_for(request, reading)
-        except BaseException:
-            place.give_back()
-            raise
-        job = Job(served.name, requests)
-        return Exchange(
-            job, served, asked, self.scheduler, place, self.limits, self.measures, arrived, boxes
-        )
-
-    async def _whole(self, request: Request, exchange: Exchange) -> Response:
-        try:
-            completion = await while_waited_for(request, complete(exchange))
-        except RequestError as problem:
-            exchange.close(problem.status)
-            raise
-        else:
-            exchange.close(200)
-            return JSONResponse(completion.model_dump(exclude_unset=True))
-        finally:
-            exchange.close(CLIENT_LEFT)
-
-    def _read(self, body: Body) -> tuple[ChatRequest, Served, tuple[list[Asked], BoxMap | None]]:
-        """Turn a body into what the model takes; on a thread of its own, since it may be slow."""
-        asked = parse_request(body.request)
-        served = self.find(asked.model)
-        fetcher = partial(fetch, limits=self.limits) if self.settings.allow_urls else None
-        conversation = read_conversation(
-            asked.messages,
-            lambda url, name: read_address(url, name, self.limits, fetcher),
-            body.uploads,
-            body.clips,
-        )
-        return asked, served, served.requests(asked, conversation, self.limits)
-
-    def find(self, name: str) -> Served:
-        """Find a model; the first one where none is named.
-
-        Raises:
-            RequestError: there is none of that name.
-        """
-        if name and name not in self.served:
-            known = ", ".join(self.served)
-            raise RequestError(
-                404, f"no model {name[:80]!r} here; there is {known}", "model_not_found", "model"
-            )
-        return self.served[name or next(iter(self.served))]
-
-
-def make_app(served: Sequence[Served], scheduler: Scheduler, settings: ServerSettings) -> FastAPI:
+def make_app(served: Sequence[Served], scheduler: Scheduler, settings: ServerSettings) -> Starlette:
     """Build the web application.
 
     Args:
@@ -157,53 +35,109 @@ def make_app(served: Sequence[Served], scheduler: Scheduler, settings: ServerSet
         settings: of the endpoint.
     """
     endpoint = Endpoint(served, scheduler, settings)
-    guard = Guard(settings.token)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         scheduler.start()
         yield
         await anyio.to_thread.run_sync(scheduler.stop)
 
-    # No pages that describe the interface: they would load scripts from elsewhere.
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = Starlette(
+        routes=_routes(endpoint, settings.token),
+        exception_handlers={
+            RequestError: _known,
+            HTTPException: _of_http,
+            ClientDisconnect: _nobody,
+            Exception: _unknown,
+        },
+        lifespan=lifespan,
+    )
     app.state.endpoint = endpoint
-    _add_routes(app, endpoint, guard)
-    _add_handlers(app, endpoint)
-    app.add_middleware(SafeHeaders)
     return app
 
 
-def _add_routes(app: FastAPI, endpoint: Endpoint, guard: Guard) -> None:
+def _routes(endpoint: Endpoint, token: str | None) -> list[Route]:
     page, policy = read_page()
-    guarded = [Depends(guard)]
 
-    @app.get("/", response_class=HTMLResponse)
-    async def show_page() -> HTMLResponse:
+    async def show_page(_: Request) -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
+    async def health(_: Request) -> Response:
         if not endpoint.scheduler.is_alive:
             raise RequestError(503, "the models' thread has ended; start the server anew")
-        return {"status": "ok"}
+        return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics", dependencies=guarded)
-    async def metrics() -> Response:
+    async def metrics(_: Request) -> Response:
         return Response(endpoint.measures.text(), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/v1/models", dependencies=guarded)
-    async def models() -> Response:
+    async def models(_: Request) -> Response:
         cards = [_card(one) for one in endpoint.served.values()]
         return JSONResponse({"object": "list", "data": cards})
 
-    @app.get("/v1/models/{name:path}", dependencies=guarded)
-    async def model(name: str) -> Response:
-        return JSONResponse(_card(endpoint.find(name)))
+    async def model(request: Request) -> Response:
+        return JSONResponse(_card(endpoint.find(request.path_params["name"])))
 
-    @app.post("/v1/chat/completions", dependencies=guarded)
     async def chat(request: Request) -> Response:
-        return await endpoint.chat(request)
+        exchange = await endpoint.admit(request)
+        if exchange.asked.stream:
+            return EventStream(exchange)
+        return await answer_whole(request, exchange)
+
+    def guarded(answer: Callable[[Request], Awaitable[Response]]) -> Any:
+        async def check_and_answer(request: Request) -> Response:
+            check_may_ask(request, token)
+            return await answer(request)
+
+        return check_and_answer
+
+    return [
+        Route("/", show_page),
+        Route("/health", health),
+        Route("/metrics", guarded(metrics)),
+        Route("/v1/models", guarded(models)),
+        Route("/v1/models/{name:path}", guarded(model)),
+        Route("/v1/chat/completions", guarded(chat), methods=["POST"]),
+    ]
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host name or address is this machine's own, reached by nobody else."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def check_may_ask(request: Request, token: str | None) -> None:
+    """Let a request through or not.
+
+    A page of any other site that is open in somebody's browser can send requests to this machine.
+    It names its own site as the origin, or has let its name point here and is found out by that.
+
+    Args:
+        request: its headers.
+        token: that it must bear; none: it must come from this machine.
+
+    Raises:
+        RequestError: it may not ask.
+    """
+    headers = request.headers
+    origin, host = headers.get("origin"), headers.get("host", "")
+    if origin is not None and origin.partition("://")[2] != host:
+        raise RequestError(403, "pages of other sites may not ask here", "foreign_origin")
+    if token is None:
+        if not is_loopback(re.sub(r":\d*$", "", host)):
+            raise RequestError(
+                403, "without a token this server answers to localhost alone", "foreign_name"
+            )
+        return
+    kind, _, given = headers.get("authorization", "").partition(" ")
+    # Headers are bytes, which the web framework shows as latin-1.
+    is_right = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
+    if kind.lower() != "bearer" or not is_right:
+        raise RequestError(
+            401, "give the server's token: Authorization: Bearer TOKEN", "invalid_api_key"
+        )
 
 
 def _card(served: Served) -> dict[str, Any]:
@@ -211,25 +145,36 @@ def _card(served: Served) -> dict[str, Any]:
     return card.model_dump(exclude_unset=True)
 
 
-def _add_handlers(app: FastAPI, endpoint: Endpoint) -> None:
-    """Give every error OpenAI's shape."""
+def read_page() -> tuple[str, str]:
+    """Read the page, and the policy under which a browser runs its own script and no other."""
+    page = files("foveal.serve").joinpath("page.html").read_text(encoding="utf-8")
+    policy = (
+        f"default-src 'none'; script-src {_hashes('script', page)}; "
+        f"style-src {_hashes('style', page)}; img-src blob: data:; media-src blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return page, policy
 
-    def answer(problem: RequestError) -> JSONResponse:
-        return JSONResponse(problem.body(), problem.status, problem.headers())
 
-    @app.exception_handler(RequestError)
-    async def known(request: Request, problem: RequestError) -> Response:
-        return answer(problem)
+def _hashes(tag: str, page: str) -> str:
+    found = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+    digests = [base64.b64encode(sha256(text.encode()).digest()).decode() for text in found]
+    return " ".join(f"'sha256-{digest}'" for digest in digests)
 
-    @app.exception_handler(HTTPException)
-    async def of_http(request: Request, error: HTTPException) -> Response:
-        return answer(RequestError(error.status_code, f"{request.url.path}: {error.detail}"))
 
-    @app.exception_handler(ClientDisconnect)
-    @app.exception_handler(ClientLeftError)
-    async def nobody(request: Request, error: Exception) -> Response:
-        return Response(status_code=CLIENT_LEFT)  # not sent: there is nobody to read it
+async def _known(_: Request, problem: Any) -> Response:
+    return JSONResponse(problem.body(), problem.status, problem.headers)
 
-    @app.exception_handler(Exception)
-    async def unknown(request: Request, error: Exception) -> Response:
-        return answer(RequestError(500, "the server failed on this request; its log says how"))
+
+async def _of_http(request: Request, error: Any) -> Response:
+    said = f"{request.url.path}: {error.detail}"
+    return await _known(request, RequestError(error.status_code, said))
+
+
+async def _nobody(_: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_LEFT)  # not sent: there is nobody to read it
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    said = "the server failed on this request; its log says how"
+    return await _known(request, RequestError(500, said))

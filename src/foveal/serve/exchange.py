@@ -1,200 +1,297 @@
-"""One request from its arrival to its end: tokens in; a whole answer, or events of it, out."""
+"""One request from its arrival to its end: a place, what it asks, and what its answers grow by."""
 
 import asyncio
-import json
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
-from uuid import uuid4
+from dataclasses import InitVar, dataclass, field
+from functools import partial
+from typing import Any, TypeVar
 
-from fastapi import Request
-from fastapi.responses import StreamingResponse
+import anyio
+import anyio.to_thread
 from openai.types import CompletionUsage
-from openai.types.chat import (
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatCompletionMessage,
-    ChatCompletionTokenLogprob,
-)
-from openai.types.chat.chat_completion import Choice
-from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
-from openai.types.chat.chat_completion_chunk import ChoiceDelta
+from openai.types.chat.chat_completion_chunk import Choice, ChoiceDelta
 from openai.types.completion_usage import PromptTokensDetails
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect, Request
 
 from foveal.data.images.boxes import BoxMap
+from foveal.models.generation.generator import Request as Asked
 from foveal.models.generation.generator import Token
-from foveal.serve.gate import Slot
-from foveal.serve.logprobs import name_logprobs
-from foveal.serve.moved_boxes import MovedBoxes
-from foveal.serve.problems import RequestError
-from foveal.serve.requests.limits import ServerLimits
-from foveal.serve.requests.messages import ChatRequest
-from foveal.serve.scheduler import Failed, Grown, Job, Scheduler
+from foveal.serve.body import Body, discard, read_body
+from foveal.serve.fetch import fetch
+from foveal.serve.limits import RequestError, ServerSettings
+from foveal.serve.messages import ChatRequest, parse_request, read_conversation
+from foveal.serve.scheduler import Event, Job, Scheduler
+from foveal.serve.sent_images import read_address
 from foveal.serve.served import Served
 from foveal.serve.telemetry import Telemetry
-from foveal.serve.text import AnswerText
+from foveal.serve.text import AnswerText, MovedBoxes, name_logprobs
 
-CLIENT_LEFT = 499
-"""Status, in our own measures alone, of a request whose client did not wait."""
+READERS = 2
+"""Threads that read requests: decode pictures, cut them, write out prompts."""
+
+REMEMBERED = 32
+"""Latest requests that tell how long one takes."""
 
 Result = TypeVar("Result")
 
-FinishReason = Literal["stop", "length"]
+
+class Gate:
+    """Counts the requests that are read, wait or run."""
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._seconds: deque[float] = deque(maxlen=REMEMBERED)
+        self.taken = 0
+
+    def enter(self) -> None:
+        """Take a place.
+
+        Raises:
+            RequestError: there is none; it says when to come back, guessing that all places turn
+                over once in the time of one request.
+        """
+        if self.taken >= self._places:
+            usual = sum(self._seconds) / len(self._seconds) if self._seconds else 1.0
+            raise RequestError(
+                429,
+                f"{self._places} requests wait or run already; come back in a moment",
+                "queue_full",
+                headers={"Retry-After": str(max(1, math.ceil(usual / self._places)))},
+            )
+        self.taken += 1
+
+    def leave(self, seconds: float) -> None:
+        """Count a place as free again, after so many seconds."""
+        self.taken -= 1
+        self._seconds.append(seconds)
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What one answer has grown by."""
-
-    choice: int
-    text: str
-    logprobs: tuple[ChatCompletionTokenLogprob, ...]
-    finish: FinishReason | None
-
-
-class Exchange:
-    """One request's answers as they come.
+class Endpoint:
+    """What all requests share.
 
     Args:
-        job: not yet submitted.
-        served: the model asked.
-        asked: by the client.
-        scheduler: runs the job.
-        place: given back at the end.
-        limits: of the endpoint.
-        measures: told of what happens.
-        arrived: monotonic seconds.
-        boxes: what moves boxes of the answers into the asker's numbers; none: they hold none.
+        served: models; the first is asked where a request names none.
+        scheduler: of the same models.
+        settings: of the endpoint.
     """
 
     def __init__(
-        self,
-        job: Job,
-        served: Served,
-        asked: ChatRequest,
-        scheduler: Scheduler,
-        place: Slot,
-        limits: ServerLimits,
-        measures: Telemetry,
-        arrived: float,
-        boxes: BoxMap | None = None,
+        self, served: Sequence[Served], scheduler: Scheduler, settings: ServerSettings
     ) -> None:
-        self.job = job
-        self.served = served
-        self.asked = asked
-        self.answer_tokens = 0
-        self._scheduler = scheduler
-        self._place = place
-        self._limits = limits
-        self._measures = measures
-        self._arrived = arrived
-        self._closed = False
-        self._unnamed: list[deque[Token]] = [deque() for _ in job.requests]
-        self._moved = [MovedBoxes(boxes) for _ in job.requests]
+        self.served = {one.name: one for one in served}
+        self.scheduler = scheduler
+        self.limits = settings.limits
+        self.gate = Gate(settings.limits.places)
+        self.measures = Telemetry()
+        self._fetch = partial(fetch, limits=self.limits) if settings.allow_urls else None
+        self._readers = anyio.CapacityLimiter(READERS)
+        watch = self.measures.watch
+        watch("foveal_answers_running", "Answers being written.", lambda: scheduler.num_active)
+        watch("foveal_answers_waiting", "Answers not begun.", lambda: scheduler.num_waiting)
+        watch("foveal_places_taken", "Requests read, waiting or running.", lambda: self.gate.taken)
+
+    async def admit(self, request: Request) -> "Exchange":
+        """Find a request a place, before its body is read, and read it.
+
+        Raises:
+            RequestError: it cannot be answered.
+        """
+        try:
+            return await self._admit(request)
+        except RequestError as refusal:
+            self.measures.refused.labels(refusal.status).inc()
+            raise
+
+    async def _admit(self, request: Request) -> "Exchange":
+        arrived = time.monotonic()
+        try:
+            self.gate.enter()
+        except RequestError:
+            await discard(request, self.limits)
+            raise
+        try:
+            body = await read_body(request, self.limits)
+            reading = anyio.to_thread.run_sync(self._read, body, limiter=self._readers)
+            served, asked, for_model, boxes = await while_waited_for(request, reading)
+        except BaseException:
+            self.gate.leave(time.monotonic() - arrived)
+            raise
+        return Exchange(self, served, asked, Job(served.name, for_model), boxes, arrived)
+
+    def _read(self, body: Body) -> tuple[Served, ChatRequest, list[Asked], BoxMap | None]:
+        """Turn a body into what the model takes; on a thread of its own, since it may be slow."""
+        asked = parse_request(body.request)
+        served = self.find(asked.model)
+        read = partial(read_address, limits=self.limits, fetch=self._fetch)
+        conversation = read_conversation(asked.messages, read, body.pictures, body.clips)
+        return served, asked, *served.requests(asked, conversation, self.limits)
+
+    def find(self, name: str) -> Served:
+        """Find a model; the first one where none is named.
+
+        Raises:
+            RequestError: there is none of that name.
+        """
+        if name and name not in self.served:
+            known = ", ".join(self.served)
+            raise RequestError(
+                404, f"no model {name[:80]!r} here; there is {known}", "model_not_found", "model"
+            )
+        return self.served[name or next(iter(self.served))]
+
+
+@dataclass
+class _Growing:
+    """One of the answers to a request."""
+
+    text: AnswerText
+    boxes: MovedBoxes
+    unnamed: deque[Token] = field(default_factory=deque)
+    """Whose numbers are still to be said."""
+
+    has_ended: bool = False
+
+
+@dataclass(eq=False)
+class Exchange:
+    """One request that was read: its answers as they come."""
+
+    endpoint: Endpoint
+    """That it came to, and has a place of."""
+
+    served: Served
+    asked: ChatRequest
+    job: Job
+    """Not yet submitted."""
+
+    boxes: InitVar[BoxMap | None]
+    """What moves boxes of the answers into the asker's numbers; none: they hold none."""
+
+    arrived: float
+    """Monotonic seconds."""
+
+    answer_tokens: int = 0
+    _closed: bool = False
+
+    def __post_init__(self, boxes: BoxMap | None) -> None:
+        """Begin its answers."""
+        self._answers = [
+            _Growing(AnswerText(self.served.tokenizer, self.asked.stop), MovedBoxes(boxes))
+            for _ in self.job.requests
+        ]
 
     @property
-    def prompt_tokens(self) -> int:
-        """Length of the prompt, pictures written out."""
-        return self.job.requests[0].prompt.tokens
-
-    @property
-    def image_tokens(self) -> int:
-        """Of them, the pictures'."""
+    def usage(self) -> CompletionUsage:
+        """Count its tokens so far."""
         prompt = self.job.requests[0].prompt
-        return sum(prompt.images[-1 - one].shape.tokens for one in prompt.entries if one < 0)
+        images = (prompt.images[-1 - one] for one in prompt.entries if one < 0)
+        return CompletionUsage(
+            prompt_tokens=prompt.tokens,
+            completion_tokens=self.answer_tokens,
+            total_tokens=prompt.tokens + self.answer_tokens,
+            prompt_tokens_details=PromptTokensDetails(
+                image_tokens=sum(image.shape.tokens for image in images)
+            ),
+        )
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncIterator[Choice]:
         """Run the job and yield what its answers grow by.
 
         Raises:
             RequestError: the model failed, or took too long.
         """
-        texts = [AnswerText(self.served.tokenizer, self.asked.stop) for _ in self.job.requests]
-        unfinished = set(range(len(texts)))
-        self._scheduler.submit(self.job)
+        self.endpoint.scheduler.submit(self.job)
+        deadline = asyncio.get_running_loop().time() + self.endpoint.limits.answer_seconds
+        while not all(answer.has_ended for answer in self._answers):
+            event = await self._next_event(deadline)
+            if isinstance(event, RequestError):
+                raise event
+            if not self.answer_tokens:
+                first = self.endpoint.measures.first_token_seconds.labels(self.served.name)
+                first.observe(self._age())
+            if self._answers[event.choice].has_ended:
+                continue  # a stop was met while this token was on its way
+            piece = self._grow(event.choice, event.token)
+            if piece.delta.content or piece.logprobs or piece.finish_reason:
+                yield piece
+
+    async def _next_event(self, deadline: float) -> Event:
         try:
-            async with asyncio.timeout(self._limits.answer_seconds) as limit:
-                event = await self.job.events.get()
-            deadline = limit.when()
-            self._measures.first_token_seconds.labels(self.served.name).observe(self._age())
-            while True:
-                if isinstance(event, Failed):
-                    raise event.problem
-                if event.choice in unfinished:  # else a stop was met while this one was on its way
-                    piece = self._piece(event, texts[event.choice])
-                    if piece.finish:
-                        unfinished.discard(piece.choice)
-                    yield piece
-                if not unfinished:
-                    return
-                async with asyncio.timeout_at(deadline):
-                    event = await self.job.events.get()
+            async with asyncio.timeout_at(deadline):
+                return await self.job.events.get()
         except TimeoutError:
-            seconds = self._limits.answer_seconds
+            seconds = self.endpoint.limits.answer_seconds
             raise RequestError(
                 503, f"no whole answer within {seconds:g} seconds", "too_slow"
             ) from None
 
-    def _piece(self, event: Grown, text: AnswerText) -> Piece:
-        token, choice = event.token, event.choice
+    def _grow(self, choice: int, token: Token) -> Choice:
+        answer, text = self._answers[choice], self._answers[choice].text
         self.answer_tokens += 1
-        grown = ""
-        if token.finish != "stop":
+        grown, finish = "", token.finish
+        if finish != "stop":
             grown = text.add(token.id)
-            self._unnamed[choice].append(token)
-        finish: FinishReason | None = token.finish
+            answer.unnamed.append(token)
         if text.stopped and finish is None:
             finish = "stop"
-            self._scheduler.cancel(self.job, choice)
+            self.endpoint.scheduler.cancel(self.job, choice)
         if finish:
+            answer.has_ended = True
             grown += text.finish()
             finish = "stop" if text.stopped else finish
         # Numbers come with the text of their tokens, never before it is certain.
-        logprobs = [
-            one
-            for share in text.settled()
-            for one in name_logprobs(self._unnamed[choice].popleft(), self.served.tokenizer, share)
+        said = [(answer.unnamed.popleft(), share) for share in text.settled()]
+        numbers = [
+            name_logprobs(one, share, self.served.tokenizer)
+            for one, share in said
+            if one.logprob is not None
         ]
-        grown = self._moved[choice].add(grown, is_last=finish is not None)
-        return Piece(choice, grown, tuple(logprobs), finish)
+        grown = answer.boxes.add(grown, is_last=answer.has_ended)
+        return Choice(
+            index=choice,
+            delta=ChoiceDelta(content=grown) if grown or numbers else ChoiceDelta(),
+            logprobs=as_logprobs(numbers) if numbers else None,
+            finish_reason=finish,
+        )
 
     def close(self, status: int) -> None:
         """End it: what still runs is given up. The first call counts, others are passed over."""
         if self._closed:
             return
         self._closed = True
-        self._scheduler.cancel(self.job)
-        self._place.give_back()
-        name, measures = self.served.name, self._measures
+        self.endpoint.scheduler.cancel(self.job)
+        self.endpoint.gate.leave(self._age())
+        name, measures, usage = self.served.name, self.endpoint.measures, self.usage
         measures.requests.labels(name, status).inc()
-        measures.prompt_tokens.labels(name).inc(self.prompt_tokens)
-        measures.answer_tokens.labels(name).inc(self.answer_tokens)
+        measures.prompt_tokens.labels(name).inc(usage.prompt_tokens)
+        measures.answer_tokens.labels(name).inc(usage.completion_tokens)
         measures.request_seconds.labels(name).observe(self._age())
 
     def _age(self) -> float:
-        return time.monotonic() - self._arrived
+        return time.monotonic() - self.arrived
 
 
-class ClientLeftError(Exception):
-    """Nobody waits for the answer any more."""
+def as_logprobs(numbers: Sequence[Any]) -> Any:
+    """Write log-probabilities for a choice or a piece of one, which have classes of their own."""
+    return {"content": list(numbers), "refusal": None}
 
 
 async def while_waited_for(request: Request, work: Awaitable[Result]) -> Result:
     """Do work for a client, whose body is read, as long as it stays.
 
     Raises:
-        ClientLeftError: it has gone; the work was cancelled.
+        ClientDisconnect: it has gone; the work was cancelled.
     """
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_until_gone(request))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientLeftError
+            raise ClientDisconnect
         return working.result()
     finally:
         for task in (working, leaving):
@@ -206,123 +303,3 @@ async def while_waited_for(request: Request, work: Awaitable[Result]) -> Result:
 async def _until_gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def complete(exchange: Exchange) -> ChatCompletion:
-    """Wait for the whole answer; what it leaves unset is not said."""
-    count = len(exchange.job.requests)
-    texts = [""] * count
-    finishes: list[FinishReason] = ["length"] * count
-    numbers: list[list[ChatCompletionTokenLogprob]] = [[] for _ in range(count)]
-    async for piece in exchange.pieces():
-        texts[piece.choice] += piece.text
-        numbers[piece.choice] += piece.logprobs
-        finishes[piece.choice] = piece.finish or "length"
-    choices = [
-        Choice(
-            index=index,
-            message=ChatCompletionMessage(role="assistant", content=texts[index], refusal=None),
-            logprobs=_named(numbers[index]) if exchange.asked.logprobs else None,
-            finish_reason=finishes[index],
-        )
-        for index in range(count)
-    ]
-    return ChatCompletion(
-        object="chat.completion",
-        id=new_id(),
-        created=int(time.time()),
-        model=exchange.served.name,
-        choices=choices,
-        usage=usage_of(exchange),
-        system_fingerprint=None,
-    )
-
-
-async def events(exchange: Exchange) -> AsyncIterator[str]:
-    """Write the answers as server-sent events while they grow."""
-    name, identity, created = exchange.served.name, new_id(), int(time.time())
-    options = exchange.asked.stream_options
-    with_usage = options is not None and options.include_usage
-
-    def event(choices: list[ChunkChoice], usage: CompletionUsage | None = None) -> str:
-        chunk = ChatCompletionChunk(
-            object="chat.completion.chunk",
-            id=identity,
-            created=created,
-            model=name,
-            choices=choices,
-            system_fingerprint=None,
-            **({"usage": usage} if with_usage else {}),
-        )
-        return f"data: {json.dumps(chunk.model_dump(exclude_unset=True))}\n\n"
-
-    for index in range(len(exchange.job.requests)):
-        yield event([_grown(index, ChoiceDelta(role="assistant", content=""))])
-    try:
-        async for piece in exchange.pieces():
-            if piece.text or piece.logprobs or piece.finish:
-                said = ChoiceDelta(content=piece.text) if piece.text or piece.logprobs else None
-                yield event([_grown(piece.choice, said or ChoiceDelta(), piece)])
-    except RequestError as problem:
-        exchange.close(problem.status)
-        yield f"data: {json.dumps(problem.body())}\n\n"
-        return
-    exchange.close(200)
-    if with_usage:
-        yield event([], usage_of(exchange))
-    yield "data: [DONE]\n\n"
-
-
-def _grown(index: int, delta: ChoiceDelta, piece: Piece | None = None) -> ChunkChoice:
-    return ChunkChoice(
-        index=index,
-        delta=delta,
-        logprobs=_named(piece.logprobs) if piece and piece.logprobs else None,
-        finish_reason=piece.finish if piece else None,
-    )
-
-
-def _named(numbers: Sequence[ChatCompletionTokenLogprob]) -> Any:
-    # As a mapping: a choice and a piece of one have a class of their own for the same fields.
-    return {"content": list(numbers), "refusal": None}
-
-
-class EventStream(StreamingResponse):
-    """Sends the events of an exchange, and ends it however the sending ends.
-
-    Args:
-        exchange: to be streamed.
-        seconds: for the whole of it; a client that does not read gets no more.
-    """
-
-    media_type = "text/event-stream"
-
-    def __init__(self, exchange: Exchange, seconds: float) -> None:
-        super().__init__(events(exchange), headers={"Cache-Control": "no-store"})
-        self._exchange = exchange
-        self._seconds = seconds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        try:
-            async with asyncio.timeout(self._seconds):
-                await super().__call__(scope, receive, send)
-        except TimeoutError:
-            pass  # the connection is cut, which is all that can still be said
-        finally:
-            self._exchange.close(CLIENT_LEFT)
-
-
-def usage_of(exchange: Exchange) -> CompletionUsage:
-    """Count the tokens of an exchange."""
-    return CompletionUsage(
-        prompt_tokens=exchange.prompt_tokens,
-        completion_tokens=exchange.answer_tokens,
-        total_tokens=exchange.prompt_tokens + exchange.answer_tokens,
-        prompt_tokens_details=PromptTokensDetails(image_tokens=exchange.image_tokens),
-    )
-
-
-def new_id() -> str:
-    """Name an answer."""
-    return f"chatcmpl-{uuid4().hex}"

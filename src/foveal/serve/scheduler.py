@@ -10,31 +10,26 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
+from functools import partial
+from queue import SimpleQueue
+from typing import NamedTuple
 
 from foveal.models.generation.finite_logits import NotFiniteError
 from foveal.models.generation.generator import Generator, NoAnswer, Request, Token
-from foveal.serve.problems import RequestError
+from foveal.serve.limits import RequestError
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Grown:
+class Grown(NamedTuple):
     """One answer of a job has grown by a token."""
 
     choice: int
     token: Token
 
 
-@dataclass(frozen=True)
-class Failed:
-    """There will be no answer."""
-
-    problem: RequestError
-
-
-Event = Grown | Failed
+Event = Grown | RequestError
+"""What becomes of a job; a problem ends all its answers."""
 
 
 @dataclass(eq=False)
@@ -49,17 +44,6 @@ class Job:
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
 
-@dataclass(frozen=True)
-class _Cancel:
-    job: Job
-    choice: int | None
-
-
-@dataclass(frozen=True)
-class _Stop:
-    """Ends the thread."""
-
-
 class Scheduler:
     """Runs jobs on models.
 
@@ -70,8 +54,12 @@ class Scheduler:
     def __init__(self, makers: Mapping[str, Callable[[], Generator]]) -> None:
         self._makers = dict(makers)
         self._decoders = {model: make() for model, make in makers.items()}
-        self._commands: SimpleQueue[Job | _Cancel | _Stop] = SimpleQueue()
+        self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        """For the thread to do between two steps; none: to end."""
+
         self._running: dict[tuple[str, int], tuple[Job, int]] = {}
+        """(model, its handle) -> job, and which of its answers."""
+
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
 
     def start(self) -> None:
@@ -80,7 +68,7 @@ class Scheduler:
 
     def stop(self, seconds: float = 10) -> None:
         """End the thread after its present step; whatever is unanswered is dropped."""
-        self._commands.put(_Stop())
+        self._commands.put(None)
         self._thread.join(seconds)
 
     @property
@@ -100,35 +88,28 @@ class Scheduler:
 
     def submit(self, job: Job) -> None:
         """Take a job; its events come in its own queue."""
-        self._commands.put(job)
+        self._commands.put(partial(self._add, job))
 
     def cancel(self, job: Job, choice: int | None = None) -> None:
         """Give a job up, or one answer of it; what has ended is passed over."""
-        self._commands.put(_Cancel(job, choice))
+        self._commands.put(partial(self._forget, job, choice))
 
     # -- on the thread ---------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while self._take_commands():
+        while self._do_commands():
             for model, decoder in list(self._decoders.items()):
                 if not decoder.is_idle:
                     self._step(model, decoder)
 
-    def _take_commands(self) -> bool:
+    def _do_commands(self) -> bool:
         """Do what was asked since the last step; waits where there is nothing else to do."""
-        idle = all(decoder.is_idle for decoder in self._decoders.values())
-        while True:
-            try:
-                command = self._commands.get(block=idle)
-            except Empty:
-                return True
-            idle = False
-            if isinstance(command, _Stop):
+        while not self._commands.empty() or all(one.is_idle for one in self._decoders.values()):
+            command = self._commands.get()
+            if command is None:
                 return False
-            if isinstance(command, Job):
-                self._add(command)
-            else:
-                self._forget(command.job, command.choice)
+            command()
+        return True
 
     def _add(self, job: Job) -> None:
         try:
@@ -137,7 +118,7 @@ class Scheduler:
                 self._running[job.model, handle] = job, choice
         except Exception as error:
             self._forget(job, None)
-            self._tell([(job, _failed(error))])
+            _tell(job, _problem_of(error))
 
     def _forget(self, job: Job, choice: int | None) -> None:
         for (model, handle), running in list(self._running.items()):
@@ -151,7 +132,6 @@ class Scheduler:
         except Exception as error:
             self._start_over(model, error)
             return
-        news: list[tuple[Job, Event]] = []
         for token in tokens:  # those without an answer come first
             running = self._running.get((model, token.handle))
             if running is None:
@@ -159,39 +139,33 @@ class Scheduler:
             job, choice = running
             if isinstance(token, NoAnswer):
                 self._forget(job, None)
-                news.append((job, _failed(token.problem)))
+                _tell(job, _problem_of(token.problem))
                 continue
-            news.append((job, Grown(choice, token)))
+            _tell(job, Grown(choice, token))
             if token.finish:
                 del self._running[model, token.handle]
-        self._tell(news)
 
     def _start_over(self, model: str, error: Exception) -> None:
         """Drop all answers of a model: what a broken step has left behind cannot be trusted."""
         keys = [key for key in self._running if key[0] == model]
         jobs = {self._running.pop(key)[0] for key in keys}
         self._decoders[model] = self._makers[model]()
-        failed = _failed(error)
-        self._tell([(job, failed) for job in jobs])
-
-    def _tell(self, news: Sequence[tuple[Job, Event]]) -> None:
-        for loop in {job.loop for job, _ in news}:
-            own = [(job, event) for job, event in news if job.loop is loop]
-            try:
-                loop.call_soon_threadsafe(_put, own)
-            except RuntimeError:  # it has closed: nobody listens any more
-                logger.debug("%d events of a closed loop dropped", len(own))
+        problem = _problem_of(error)
+        for job in jobs:
+            _tell(job, problem)
 
 
-def _put(news: Sequence[tuple[Job, Event]]) -> None:
-    for job, event in news:
-        job.events.put_nowait(event)
+def _tell(job: Job, event: Event) -> None:
+    try:
+        job.loop.call_soon_threadsafe(job.events.put_nowait, event)
+    except RuntimeError:  # the loop has closed: nobody listens any more
+        logger.debug("an event of a closed loop dropped")
 
 
-def _failed(error: Exception) -> Failed:
+def _problem_of(error: Exception) -> RequestError:
     logger.error("an answer failed", exc_info=error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return Failed(RequestError(503, "no memory left for this request; send less, or come back"))
+        return RequestError(503, "no memory left for this request; send less, or come back")
     if isinstance(error, NotFiniteError):
-        return Failed(RequestError(500, f"no answer: {error}"))
-    return Failed(RequestError(500, "the model failed on this request; the server's log says how"))
+        return RequestError(500, f"no answer: {error}")
+    return RequestError(500, "the model failed on this request; the server's log says how")

@@ -3,8 +3,8 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -21,11 +21,9 @@ from foveal.models.generation.prompt import (
     prompt_of_turns,
 )
 from foveal.models.generation.sampling import Sampling
-from foveal.serve.problems import RequestError
-from foveal.serve.requests.conversation import Conversation
-from foveal.serve.requests.limits import ServerLimits
-from foveal.serve.requests.messages import ChatRequest
-from foveal.serve.requests.sent_images import SentImage, measure_images, shown_of_clips
+from foveal.serve.limits import RequestError, ServerLimits
+from foveal.serve.messages import ChatRequest, Conversation
+from foveal.serve.sent_images import SentFile, measure_images, shown_of_clips
 
 REMEMBERED_PICTURES = 32
 """Latest pictures that stay cut, for the next question about them; 6 MB each at most."""
@@ -39,37 +37,32 @@ class CutPictures:
         self._known: OrderedDict[str, Pixels] = OrderedDict()
         self._lock = threading.Lock()
 
-    def cut(self, picture: SentImage) -> Pixels:
+    def cut(self, picture: SentFile) -> Pixels:
         """Decode and cut a picture, unless that was done lately.
 
         Raises:
             RequestError: it is broken.
         """
         with self._lock:
-            if picture.identity in self._known:
-                self._known.move_to_end(picture.identity)
-                return self._known[picture.identity]
-        crops = pixels_of(self._processor, picture.path, picture.decode())
+            crops = self._known.get(picture.identity)
+        if crops is None:
+            crops = pixels_of(self._processor, picture.path, picture.decode())
         with self._lock:
             self._known[picture.identity] = crops
+            self._known.move_to_end(picture.identity)
             if len(self._known) > REMEMBERED_PICTURES:
                 self._known.popitem(last=False)
         return crops
 
 
-@dataclass(frozen=True)
 class Served:
     """A model that clients may ask."""
 
-    name: str
-    loaded: LoadedModel
-    pictures: CutPictures
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    @classmethod
-    def of(cls, name: str, loaded: LoadedModel) -> "Served":
-        """Name a model."""
-        return cls(name, loaded, CutPictures(loaded.processor))
+    def __init__(self, name: str, loaded: LoadedModel) -> None:
+        self.name = name
+        self.loaded = loaded
+        self.created = int(time.time())
+        self._pictures = CutPictures(loaded.processor)
 
     @property
     def tokenizer(self) -> Any:
@@ -109,7 +102,12 @@ class Served:
             boxes = find_boxes(images, sizes, processor)
             prompt = self._prompt(conversation, list(map(len, shown)), images, boxes)
             most_tokens = self._answer_tokens(asked, prompt, limits)
-            prompt = replace(prompt, images=self._cut(prompt.images, files))
+            # One after the other, so that one at a time is large.
+            cut = [
+                replace(image, pixels=self._cut(file))
+                for image, file in zip(prompt.images, files, strict=True)
+            ]
+        prompt = replace(prompt, images=tuple(cut))
         sampling = Sampling(asked.temperature or 0.0, asked.top_p or 1.0)
         seeds = [None if asked.seed is None else asked.seed + one for one in range(choices)]
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
@@ -155,21 +153,17 @@ class Served:
             raise RequestError(400, str(error), "context_length_exceeded", "messages") from error
         return wanted
 
-    def _cut(
-        self, images: Sequence[PromptImage], pictures: Sequence[SentImage]
-    ) -> tuple[PromptImage, ...]:
-        """Decode and cut the pictures one after the other, so that one at a time is large."""
-        return tuple(
-            replace(image, pixels=_Cut(self.pictures.cut(picture)))
-            for image, picture in zip(images, pictures, strict=True)
-        )
-
-    def _describe(self, picture: SentImage, size: tuple[int, int]) -> PromptImage:
+    def _describe(self, picture: SentFile, size: tuple[int, int]) -> PromptImage:
+        """Describe a picture whose pixels are still to be cut."""
         try:
             shape = shape_of(self.loaded.processor, picture.path, size)
         except (DataError, ValueError) as error:
             raise RequestError(400, f"{picture.name}: {error}", "bad_picture_shape") from error
         return PromptImage(picture.identity, shape, _not_cut_yet)
+
+    def _cut(self, picture: SentFile) -> Callable[[], Pixels]:
+        pixels = self._pictures.cut(picture)
+        return lambda: pixels
 
 
 def _as_the_model_said(answer: str | None, boxes: BoxMap | None) -> str | None:
@@ -180,16 +174,6 @@ def _as_the_model_said(answer: str | None, boxes: BoxMap | None) -> str | None:
         return boxes.to_model(answer)
     except ValueError:
         return answer
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """What is there already."""
-
-    pixels: Pixels
-
-    def __call__(self) -> Pixels:
-        return self.pixels
 
 
 def _not_cut_yet() -> Pixels:

@@ -1,6 +1,7 @@
 """What Prometheus reads: requests, tokens, times, and how many wait or run."""
 
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -12,40 +13,25 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
+        counter = partial(Counter, registry=self.registry)
+        times = partial(Histogram, buckets=SECONDS, registry=self.registry)
+        self.requests = counter(
             "foveal_requests",
             "Requests for an answer, by how they ended; 499: the client left.",
             ["model", "status"],
-            registry=self.registry,
         )
-        self.refused = Counter(
-            "foveal_refused_requests",
-            "Requests that no model was asked, by status.",
-            ["status"],
-            registry=self.registry,
+        self.refused = counter(
+            "foveal_refused_requests", "Requests that no model was asked, by status.", ["status"]
         )
-        self.prompt_tokens = Counter(
-            "foveal_prompt_tokens",
-            "Tokens of prompts, pictures included.",
-            ["model"],
-            registry=self.registry,
+        self.prompt_tokens = counter(
+            "foveal_prompt_tokens", "Tokens of prompts, pictures included.", ["model"]
         )
-        self.answer_tokens = Counter(
-            "foveal_answer_tokens", "Tokens written.", ["model"], registry=self.registry
+        self.answer_tokens = counter("foveal_answer_tokens", "Tokens written.", ["model"])
+        self.first_token_seconds = times(
+            "foveal_first_token_seconds", "From a request's arrival to its first token.", ["model"]
         )
-        self.first_token_seconds = Histogram(
-            "foveal_first_token_seconds",
-            "From a request's arrival to its first token.",
-            ["model"],
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self.request_seconds = Histogram(
-            "foveal_request_seconds",
-            "From a request's arrival to its end.",
-            ["model"],
-            buckets=SECONDS,
-            registry=self.registry,
+        self.request_seconds = times(
+            "foveal_request_seconds", "From a request's arrival to its end.", ["model"]
         )
 
     def watch(self, name: str, about: str, read: Callable[[], float]) -> None:

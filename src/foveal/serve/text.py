@@ -1,20 +1,32 @@
 """Tokens one at a time -> text that can be sent: never half a character, never past a stop."""
 
+import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from openai.types.chat import ChatCompletionTokenLogprob
+from openai.types.chat.chat_completion_token_logprob import TopLogprob
+
+from foveal.data.images.boxes import BoxMap
 from foveal.models.generation.characters import (
     BYTE,
     HALF_A_CHARACTER,
     token_bytes,
     whole_characters,
 )
+from foveal.models.generation.generator import Token
 
 ANCHOR = "a"
 """Text before a piece when it is decoded: decoders drop the space in front of a first token."""
+
+LEAST = -9999.0
+"""Stands for minus infinity, which JSON does not know."""
+
+_MAY_BE_BOX = re.compile(r"[\[(][-\d\s.,()]{0,120}$")
+"""The end of a text that may grow into a box; what is longer is none."""
 
 
 @dataclass(frozen=True)
@@ -176,3 +188,49 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(
         one for one, added in tokenizer.get_added_tokens_decoder().items() if added.special
     )
+
+
+class MovedBoxes:
+    """Moves the boxes of one answer's text; what may yet become one is held back until it is known.
+
+    Args:
+        boxes: into the numbers of the asker's image; none: it can hold no box, and passes as it is.
+    """
+
+    def __init__(self, boxes: BoxMap | None) -> None:
+        self._boxes = boxes
+        self._held = ""
+
+    def add(self, piece: str, is_last: bool) -> str:
+        """Take what the model's text has grown by; returns what is certain by now."""
+        if self._boxes is None:
+            return piece
+        text = self._held + piece
+        found = None if is_last else _MAY_BE_BOX.search(text)
+        certain = found.start() if found else len(text)
+        self._held = text[certain:]
+        return self._boxes.to_person(text[:certain])
+
+
+def name_logprobs(token: Token, text: TokenText, tokenizer: Any) -> ChatCompletionTokenLogprob:
+    """Name a token that has a log-probability, and the likeliest ones in its place, as OpenAI does.
+
+    Args:
+        token: with its numbers.
+        text: that it brought, whose bytes are its own.
+        tokenizer: of the `tokenizers` library.
+    """
+    ranked = ((token.id, token.logprob or 0.0), *token.likeliest)
+    own, *likeliest = (_named(tokenizer, *one, begins=text.begins) for one in ranked)
+    named = own.model_dump() | {"bytes": list(text.bytes)}
+    return ChatCompletionTokenLogprob(**named, top_logprobs=likeliest)
+
+
+def _named(tokenizer: Any, token: int, logprob: float, begins: bool) -> TopLogprob:
+    """Name a token; where the text begins, the space before its first word is not said."""
+    written, name = token_bytes(tokenizer, token), str(tokenizer.id_to_token(token))
+    if not BYTE.fullmatch(name):
+        name = written.decode(errors="replace")
+        if begins:
+            name, written = name.lstrip(), written.lstrip()
+    return TopLogprob(token=name, logprob=max(logprob, LEAST), bytes=list(written))

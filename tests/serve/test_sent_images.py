@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 from foveal.serve import served
-from foveal.serve.problems import RequestError
-from foveal.serve.requests.limits import ServerLimits
-from foveal.serve.requests.sent_images import PictureFile, measure_images, read_address
+from foveal.serve.limits import RequestError, ServerLimits
+from foveal.serve.sent_images import SentFile, measure_images, read_address
 from foveal.serve.served import CutPictures
 
 LIMITS = ServerLimits(picture_bytes=2000, pictures=3, pixels=10_000)
@@ -64,7 +63,7 @@ def test_a_web_address_is_handed_to_the_fetcher():
 
 
 def test_sizes_come_from_headers_and_add_up():
-    files = [PictureFile("a", picture(size=(100, 50))), PictureFile("b", picture(size=(50, 50)))]
+    files = [SentFile("a", picture(size=(100, 50))), SentFile("b", picture(size=(50, 50)))]
     assert measure_images(files, LIMITS) == [(100, 50), (50, 50)]
     with pytest.raises(RequestError, match="b: 50x50 takes the request to 12500 pixels") as caught:
         measure_images([*files[:1], *files], LIMITS)
@@ -84,21 +83,21 @@ def png_that_claims(width, height):
 @pytest.mark.parametrize("side", [200, 20_000, 2_000_000])
 def test_a_bomb_is_refused_before_it_is_decoded(side):
     with pytest.raises(RequestError, match="pixels") as caught:
-        measure_images([PictureFile("bomb", png_that_claims(side, side))], LIMITS)
+        measure_images([SentFile("bomb", png_that_claims(side, side))], LIMITS)
     assert caught.value.status == 413
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
 def test_what_is_no_picture_is_refused_in_a_sentence(data):
     with pytest.raises(RequestError, match="picture 2: not a picture of a kind we open") as caught:
-        measure_images([PictureFile("picture 2", data)], LIMITS)
+        measure_images([SentFile("picture 2", data)], LIMITS)
     assert (caught.value.status, caught.value.code) == (400, "broken_picture")
 
 
 def test_a_picture_cut_short_is_refused_in_a_sentence():
     held = io.BytesIO()
     Image.effect_noise((90, 90), 60).save(held, "PNG")
-    short = PictureFile("picture 1", held.getvalue()[:-2000])
+    short = SentFile("picture 1", held.getvalue()[:-2000])
     assert measure_images([short], LIMITS) == [(90, 90)]
     with pytest.raises(RequestError, match="picture 1: broken picture") as caught:
         short.decode()
@@ -108,8 +107,8 @@ def test_a_picture_cut_short_is_refused_in_a_sentence():
 def test_the_latest_pictures_stay_cut_and_no_more(monkeypatch):
     monkeypatch.setattr(served, "REMEMBERED_PICTURES", 2)
     cut = []
-    pictures = CutPictures(SimpleNamespace(pixels=lambda image: cut.append(image.size)))
-    one, two, three = (PictureFile("a", picture(size=(side, 40))) for side in (1, 2, 3))
+    pictures = CutPictures(SimpleNamespace(pixels=lambda image: cut.append(image.size) or {}))
+    one, two, three = (SentFile("a", picture(size=(side, 40))) for side in (1, 2, 3))
     for shown in (one, two, one, three, one, two):
         pictures.cut(shown)
     assert [width for width, _ in cut] == [1, 2, 3, 2]

@@ -8,8 +8,7 @@ import openai
 import pytest
 from serving import picture_bytes, question, wait_until
 
-from foveal.serve.app import ServerSettings
-from foveal.serve.requests.limits import ServerLimits
+from foveal.serve.limits import ServerLimits, ServerSettings
 
 CHAT = "/v1/chat/completions"
 ASKED = json.dumps({"messages": [question()]}).encode()

@@ -2,22 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass
 
-from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
-from foveal.serve.problems import RequestError
-from foveal.serve.requests.limits import ServerLimits
-from foveal.serve.requests.sent_images import PictureFile, checked
+from foveal.serve.limits import RequestError, ServerLimits
+from foveal.serve.sent_images import SentFile, checked
 
 DISCARDED = 4
 """Times the limit of a body that is read and thrown away, so that a client hears why."""
 
-UPLOAD_FIELD, CLIP_FIELD = "image", "video"
-REQUEST_FIELD = "request"
+REQUEST_FIELD, PICTURE_FIELD, CLIP_FIELD = "request", "image", "video"
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,8 @@ class Body:
     request: bytes | str
     """JSON."""
 
-    uploads: tuple[PictureFile, ...] = ()
-    clips: tuple[PictureFile, ...] = ()
+    pictures: tuple[SentFile, ...] = ()
+    clips: tuple[SentFile, ...] = ()
 
 
 async def read_body(request: Request, limits: ServerLimits) -> Body:
@@ -56,48 +54,35 @@ async def read_body(request: Request, limits: ServerLimits) -> Body:
 
 async def discard(request: Request, limits: ServerLimits) -> None:
     """Read a refused body away: a client that still sends would not hear the answer."""
-    left = DISCARDED * limits.body_bytes
-    if _stated_length(request) > left:
-        return
-    try:
+    with suppress(RequestError, TimeoutError, ClientDisconnect):
         async with asyncio.timeout(limits.body_seconds):
-            async for piece in request.stream():
-                left -= len(piece)
-                if left < 0:
-                    return
-    except (TimeoutError, ClientDisconnect):
-        pass
-
-
-def _stated_length(request: Request) -> int:
-    stated = request.headers.get("content-length", "0")
-    return int(stated) if stated.isdecimal() else 0
+            async for _ in _pieces(request, limits):
+                pass
 
 
 async def _pieces(request: Request, limits: ServerLimits) -> AsyncGenerator[bytes, None]:
-    """Pass a body on as it comes, counted."""
-    too_large = RequestError(
-        413, f"the body has more than {limits.body_bytes} bytes; send less", "body_too_large"
-    )
-    if _stated_length(request) > limits.body_bytes:
-        await discard(request, limits)
-        raise too_large
+    """Pass a body on as it comes; one that is too large is read away up to a point."""
+    most, stated = DISCARDED * limits.body_bytes, request.headers.get("content-length", "0")
+    size = int(stated) if stated.isdecimal() else 0
     read = 0
-    async for piece in request.stream():
-        read += len(piece)
-        if read <= limits.body_bytes:
-            yield piece
-        elif read > DISCARDED * limits.body_bytes:
-            break
-    if read > limits.body_bytes:
-        raise too_large
+    if size <= most:
+        async for piece in request.stream():
+            read += len(piece)
+            size = max(size, read)
+            if size <= limits.body_bytes:
+                yield piece
+            elif read > most:
+                break
+    if size > limits.body_bytes:
+        raise RequestError(
+            413, f"the body has more than {limits.body_bytes} bytes; send less", "body_too_large"
+        )
 
 
 async def _read_form(request: Request, limits: ServerLimits) -> Body:
-    pieces = _pieces(request, limits)
     parser = MultiPartParser(
         request.headers,
-        pieces,
+        _pieces(request, limits),
         max_files=limits.pictures,
         max_fields=1,
         max_part_size=limits.body_bytes,
@@ -107,20 +92,20 @@ async def _read_form(request: Request, limits: ServerLimits) -> Body:
     except MultiPartException as error:
         raise RequestError(400, f"the form is broken: {error.message}", "bad_form") from error
     asked: str | None = None
-    files: dict[str, list[PictureFile]] = {UPLOAD_FIELD: [], CLIP_FIELD: []}
+    files: dict[str, list[SentFile]] = {PICTURE_FIELD: [], CLIP_FIELD: []}
     try:
         for field, value in form.multi_items():
             if isinstance(value, UploadFile) and field in files:
-                kind = "picture" if field == UPLOAD_FIELD else "clip"
+                kind = "picture" if field == PICTURE_FIELD else "clip"
                 name = f"{kind} {len(files[field]) + 1} ({(value.filename or 'unnamed')[:80]})"
-                files[field].append(checked(PictureFile(name, await value.read()), limits))
+                files[field].append(checked(SentFile(name, await value.read()), limits))
             elif isinstance(value, str) and field == REQUEST_FIELD:
                 asked = value
             else:
                 raise RequestError(
                     400,
                     f"the form has a field {field[:40]!r}; {REQUEST_FIELD!r} holds the JSON and "
-                    f"each {UPLOAD_FIELD!r} a file with a picture, each {CLIP_FIELD!r} a clip",
+                    f"each {PICTURE_FIELD!r} a file with a picture, each {CLIP_FIELD!r} a clip",
                     "bad_form",
                 )
     finally:
@@ -129,4 +114,4 @@ async def _read_form(request: Request, limits: ServerLimits) -> Body:
         raise RequestError(
             400, f"the form has no field {REQUEST_FIELD!r} with the JSON", "bad_form"
         )
-    return Body(asked, tuple(files[UPLOAD_FIELD]), tuple(files[CLIP_FIELD]))
+    return Body(asked, tuple(files[PICTURE_FIELD]), tuple(files[CLIP_FIELD]))

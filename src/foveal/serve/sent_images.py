@@ -5,6 +5,7 @@ import binascii
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -16,43 +17,47 @@ from foveal.data.images.clips import choose_frames, decoding_within
 from foveal.data.images.frames import FrameChoice, file_of
 from foveal.data.images.media import (
     TooManyPixelsError,
-    decode_image,
     image_size,
     measure_image,
-    open_image,
+    open_picture,
 )
 from foveal.errors import DataError
-from foveal.serve.problems import RequestError
-from foveal.serve.requests.limits import ServerLimits
+from foveal.serve.limits import RequestError, ServerLimits
 
 Fetch = Callable[[str], bytes]
 """Web address -> bytes; raises `RequestError`."""
 
 
 @dataclass(frozen=True)
-class PictureFile:
-    """A picture, or a whole clip, as it came in, not yet decoded."""
+class SentFile:
+    """A picture or a whole clip as it came in, or what is shown of a clip; not yet decoded."""
 
     name: str
     """What an error calls it."""
 
     data: bytes
-
-    path = Path()
-    """The data walk tells what is shown of clips by the names of files; this one has none."""
+    frame: Path | None = None
+    """Of a clip: a frame, or all of them as one strip, as the data walk names it."""
 
     @property
+    def path(self) -> Path:
+        """Tells the data walk what is shown of clips; a picture has none."""
+        return self.frame or Path()
+
+    @cached_property
     def identity(self) -> str:
         """Equal for equal bytes."""
-        return sha256(self.data).hexdigest()
+        return self.frame.name if self.frame else sha256(self.data).hexdigest()
 
     def measure(self) -> tuple[int, int]:
-        """Read width and height from its header.
+        """Read width and height of the upright picture from its header.
 
         Raises:
             RequestError: it is no picture.
         """
-        with _refused(self.name):
+        with _refused(self.name, self.frame):
+            if self.frame:
+                return image_size(self.frame)
             return measure_image(BytesIO(self.data), self.name)
 
     def decode(self) -> Image:
@@ -61,55 +66,31 @@ class PictureFile:
         Raises:
             RequestError: it is broken.
         """
-        with _refused(self.name):
-            return decode_image(BytesIO(self.data), self.name)
+        with _refused(self.name, self.frame):
+            return open_picture(self.frame or self.data, self.name)
 
 
-@dataclass(frozen=True)
-class ShownFrame:
-    """A frame that is shown of a clip, or all of them as one strip; as a `PictureFile` is used."""
-
-    name: str
-    path: Path
-    """As the data walk names it: a file that is there for as long as the request is read."""
-
-    identity: str
-
-    def measure(self) -> tuple[int, int]:
-        """Read width and height."""
-        with _refused(self.name, self.path):
-            return image_size(self.path)
-
-    def decode(self) -> Image:
-        """Open it as RGB."""
-        with _refused(self.name, self.path):
-            return open_image(self.path)
-
-
-SentImage = PictureFile | ShownFrame
+ShowClip = Callable[[SentFile], list[SentFile]]
+"""Clip -> its frames, or the one strip of them; raises `RequestError`."""
 
 
 @contextmanager
-def shown_of_clips(choice: FrameChoice, limits: ServerLimits) -> "Iterator[ShowClip]":
+def shown_of_clips(choice: FrameChoice, limits: ServerLimits) -> Iterator[ShowClip]:
     """Make what finds the frames that are shown of a clip, as training does; they live inside."""
     with ExitStack() as opened, decoding_within(limits.clip_seconds):
 
-        def show(clip: PictureFile) -> list[SentImage]:
+        def show(clip: SentFile) -> list[SentFile]:
             folder = opened.enter_context(TemporaryDirectory(prefix="foveal-"))
             file = Path(folder) / clip.identity
             file.write_bytes(clip.data)
             with _refused(clip.name, file):
                 frames = choose_frames(file, choice)
-            return [ShownFrame(clip.name, frame, frame.name) for frame in frames]
+            return [SentFile(clip.name, b"", frame) for frame in frames]
 
         yield show
 
 
-ShowClip = Callable[[PictureFile], list[SentImage]]
-"""Clip -> its frames, or the one strip of them; raises `RequestError`."""
-
-
-def read_address(url: str, name: str, limits: ServerLimits, fetch: Fetch | None) -> PictureFile:
+def read_address(url: str, name: str, limits: ServerLimits, fetch: Fetch | None) -> SentFile:
     """Read a picture or a clip from where a request says it is.
 
     Args:
@@ -123,27 +104,22 @@ def read_address(url: str, name: str, limits: ServerLimits, fetch: Fetch | None)
     """
     kind, colon, rest = url.partition(":")
     if colon and kind.lower() == "data":
-        return checked(PictureFile(name, decode_data_uri(rest, name, limits)), limits)
-    if colon and kind.lower() in ("http", "https"):
-        if fetch is None:
-            raise RequestError(
-                400,
-                f"{name}: this server fetches no web addresses; send the file itself, as "
-                "data:image/png;base64,... or data:video/mp4;base64,..., or as an upload",
-                "web_address_refused",
-            )
-        return checked(PictureFile(name, fetch(url)), limits)
-    raise RequestError(
-        400, f"{name}: its url begins with data: or https:, not {kind[:20]!r}", "bad_url"
-    )
+        return checked(SentFile(name, _decode_data_uri(rest, name)), limits)
+    if not colon or kind.lower() not in ("http", "https"):
+        raise RequestError(
+            400, f"{name}: its url begins with data: or https:, not {kind[:20]!r}", "bad_url"
+        )
+    if fetch is None:
+        raise RequestError(
+            400,
+            f"{name}: this server fetches no web addresses; send the file itself, as "
+            "data:image/png;base64,... or data:video/mp4;base64,..., or as an upload",
+            "web_address_refused",
+        )
+    return checked(SentFile(name, fetch(url)), limits)
 
 
-def decode_data_uri(rest: str, name: str, limits: ServerLimits) -> bytes:
-    """Decode what stands behind `data:`.
-
-    Raises:
-        RequestError: it is not base64, or too large.
-    """
+def _decode_data_uri(rest: str, name: str) -> bytes:
     about, comma, coded = rest.partition(",")
     if not comma or not about.lower().endswith(";base64"):
         raise RequestError(
@@ -151,32 +127,28 @@ def decode_data_uri(rest: str, name: str, limits: ServerLimits) -> bytes:
             f"{name}: write the data URI as data:image/png;base64,... or data:video/mp4;base64,...",
             "bad_url",
         )
-    if len(coded) * 3 // 4 > limits.picture_bytes + 2:
-        raise _too_many_bytes(name, limits)
     try:
         return base64.b64decode(coded, validate=True)
     except (binascii.Error, ValueError) as error:
         raise RequestError(400, f"{name}: its base64 is broken ({error})", "bad_url") from error
 
 
-def checked(picture: PictureFile, limits: ServerLimits) -> PictureFile:
+def checked(file: SentFile, limits: ServerLimits) -> SentFile:
     """Refuse a file that is too large.
 
     Raises:
         RequestError: it is.
     """
-    if len(picture.data) > limits.picture_bytes:
-        raise _too_many_bytes(picture.name, limits)
-    return picture
+    if len(file.data) > limits.picture_bytes:
+        raise RequestError(
+            413,
+            f"{file.name}: more than {limits.picture_bytes} bytes; make it smaller",
+            "picture_too_large",
+        )
+    return file
 
 
-def _too_many_bytes(name: str, limits: ServerLimits) -> RequestError:
-    return RequestError(
-        413, f"{name}: more than {limits.picture_bytes} bytes; make it smaller", "picture_too_large"
-    )
-
-
-def measure_images(pictures: Sequence[SentImage], limits: ServerLimits) -> list[tuple[int, int]]:
+def measure_images(pictures: Sequence[SentFile], limits: ServerLimits) -> list[tuple[int, int]]:
     """Read (width, height) of pictures from their headers, before any is decoded.
 
     Raises:

@@ -1,13 +1,25 @@
-"""OpenAI's chat protocol: what a request may say.
+"""OpenAI's chat protocol: what a request may say, and its messages as turns.
 
 A field that would change the answer and that we do not honour is refused, never passed over.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from foveal.serve.problems import RequestError
+from foveal.data.message import IMAGE_TAG, SYSTEM_ROLES, join_system, write_turn
+from foveal.serve.limits import RequestError
+from foveal.serve.sent_images import SentFile
 
 MOST_STOPS = 4
 MOST_STOP_CHARACTERS = 256
@@ -24,6 +36,12 @@ Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 Stop = Annotated[str, Field(max_length=MOST_STOP_CHARACTERS)]
 """Looked for at every token: a long one would hold up everybody."""
+
+Stops = Annotated[
+    tuple[Stop, ...],
+    Field(max_length=MOST_STOPS),
+    BeforeValidator(lambda sent: (sent,) if isinstance(sent, str) else sent),
+]
 
 
 class _Asked(BaseModel):
@@ -46,11 +64,15 @@ class TextPart(_Asked):
     text: str
 
 
-class ImageAddress(_Asked):
-    """Where a picture is."""
+class VideoAddress(_Asked):
+    """Where a clip is."""
 
     url: str
-    """`data:image/png;base64,...`, or a web address where the server allows them."""
+    """`data:...;base64,...`, or a web address where the server allows them."""
+
+
+class ImageAddress(VideoAddress):
+    """Where a picture is."""
 
     detail: Literal["auto", "low", "high", "original"] = "auto"
     """Accepted and without effect: the model's own number of crops holds."""
@@ -63,13 +85,6 @@ class ImagePart(_Asked):
     image_url: ImageAddress
 
 
-class VideoAddress(_Asked):
-    """Where a clip is."""
-
-    url: str
-    """`data:video/mp4;base64,...`, or a web address where the server allows them."""
-
-
 class VideoPart(_Asked):
     """A clip in a message, by the name that vLLM's interface has for it."""
 
@@ -77,27 +92,30 @@ class VideoPart(_Asked):
     video_url: VideoAddress
 
 
+KINDS_OF_PARTS = ("text", "image_url", "video_url")
+
 Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
+
+Parts = Annotated[
+    tuple[Part, ...],
+    BeforeValidator(
+        lambda sent: [TextPart(type="text", text=sent)] if isinstance(sent, str) else sent
+    ),
+]
+"""A message's parts; a plain text is one."""
 
 
 class Message(_Asked):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | tuple[Part, ...]
+    content: Parts
     name: str | None = None
 
     # As an answer of ours comes back; only where they say nothing.
     annotations: Nothing = None
     refusal: None = None
     tool_calls: Nothing = None
-
-    @property
-    def parts(self) -> tuple[TextPart | ImagePart | VideoPart, ...]:
-        """Its parts; a plain text is one."""
-        if isinstance(self.content, str):
-            return (TextPart(type="text", text=self.content),)
-        return self.content
 
 
 class StreamOptions(_Asked):
@@ -127,7 +145,7 @@ class ChatRequest(_Asked):
     """None: 0, the most likely token each time, as answers are scored."""
 
     top_p: float | None = Field(None, gt=0, le=1)
-    stop: tuple[Stop, ...] = Field((), max_length=MOST_STOPS)
+    stop: Stops = ()
     seed: Seed | None = None
     n: int | None = Field(None, ge=1)
     logprobs: bool | None = None
@@ -158,11 +176,6 @@ class ChatRequest(_Asked):
     tool_choice: Literal["none", "auto"] | None = None
     function_call: Literal["none", "auto"] | None = None
 
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one_stop_is_a_list(cls, stop: object) -> object:
-        return (stop,) if isinstance(stop, str) else stop
-
     @model_validator(mode="after")
     def _belongs_together(self) -> Self:
         if "" in self.stop:
@@ -192,15 +205,18 @@ def parse_request(body: bytes | str) -> ChatRequest:
 
 
 def _first_problem(error: ValidationError) -> RequestError:
-    # Of a union's members, the one that got furthest is the one that was meant; and what is said
-    # too much, such as a call of tools, explains what is missing.
+    # What is wrong furthest within is what was meant; and what is said too much, such as a call
+    # of tools, explains what is missing.
     first = max(
         error.errors(include_url=False, include_input=False),
-        key=lambda e: (len(e["loc"]), e["type"] != "missing"),
+        key=lambda one: (len(one["loc"]), one["type"] != "missing"),
     )
-    places = first["loc"]
-    pairs = zip((None, *places), places, strict=False)
-    names = [str(place) for before, place in pairs if _is_field(before, place)]
+    # Behind its number in the list, pydantic names the kind of a part.
+    names = [
+        str(name)
+        for before, name in pairwise((None, *first["loc"]))
+        if not (isinstance(before, int) and name in KINDS_OF_PARTS)
+    ]
     where, reason = ".".join(names), first["msg"].removeprefix("Value error, ")
     if first["type"] == "json_invalid":
         return RequestError(400, f"the body is not JSON ({reason.removeprefix('Invalid JSON: ')})")
@@ -214,9 +230,109 @@ def _first_problem(error: ValidationError) -> RequestError:
     return RequestError(400, f"{where}: {reason}", "invalid_value", where)
 
 
-def _is_field(before: int | str | None, part: int | str) -> bool:
-    """Tell fields and places from the names that pydantic gives the members of a union."""
-    if isinstance(part, int):
-        return True
-    is_tag = isinstance(before, int) and part in ("text", "image_url", "video_url")
-    return not is_tag and part != "str" and "[" not in part
+Open = Callable[[str, str], SentFile]
+"""(url, what to call it) -> picture or clip."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a user said in one turn, and what the model answered; none: that is asked for."""
+
+    user: str
+    pictures: tuple[SentFile, ...]
+    assistant: str | None = None
+    clips: tuple[SentFile, ...] = ()
+    """They stand behind the pictures, as in training."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns up to the one that is to be answered."""
+
+    turns: tuple[Said, ...]
+    system: str = ""
+
+    @property
+    def num_files(self) -> int:
+        """Pictures and clips of all turns."""
+        return sum(len(turn.pictures) + len(turn.clips) for turn in self.turns)
+
+
+def read_conversation(
+    messages: Sequence[Message],
+    open_address: Open,
+    pictures: Sequence[SentFile] = (),
+    clips: Sequence[SentFile] = (),
+) -> Conversation:
+    """Sort messages into turns.
+
+    Args:
+        messages: in OpenAI's form.
+        open_address: reads the picture or clip of an address.
+        pictures: that came beside the messages; they stand before the last question.
+        clips: that came so.
+
+    Raises:
+        RequestError: the messages are out of order, or a picture cannot be had.
+    """
+    opening = [one for one in messages if one.role in SYSTEM_ROLES]
+    rest = [one for one in messages if one.role not in SYSTEM_ROLES]
+    if not rest or rest[-1].role != "user":
+        raise RequestError(400, "the last message must be a user's: that is the one answered")
+    if rest[0].role != "user":
+        raise RequestError(400, "the first message, system messages aside, must be a user's")
+    if [*opening, *rest] != [*messages]:
+        raise RequestError(400, "system messages stand before all others")
+    turns: list[Said] = []
+    for role, some in groupby(rest, key=lambda message: message.role):
+        said = list(some)
+        if role == "user":
+            beside = Said("", ())
+            if said[-1] is rest[-1]:
+                beside = replace(beside, pictures=tuple(pictures), clips=tuple(clips))
+            turns.append(_turn(said, open_address, beside, turns))
+        elif len(said) > 1:
+            raise RequestError(400, "two messages of the assistant follow each other; join them")
+        else:
+            turns[-1] = replace(turns[-1], assistant=_text_of(said[0]))
+    return Conversation(tuple(turns), join_system(map(_text_of, opening)))
+
+
+def _text_of(message: Message) -> str:
+    texts = [part.text for part in message.content if isinstance(part, TextPart)]
+    if len(texts) < len(message.content):
+        raise RequestError(
+            400, f"a message of the {message.role} has pictures or clips; users alone show them"
+        )
+    return write_turn(texts)
+
+
+def _turn(
+    messages: Sequence[Message], open_address: Open, beside: Said, before: Sequence[Said]
+) -> Said:
+    """Join what a user said in a row; what came beside it stands before it."""
+    pictures, clips = list(beside.pictures), list(beside.clips)
+    num_pictures = sum(len(turn.pictures) for turn in before)
+    num_clips = sum(len(turn.clips) for turn in before)
+    parts: list[str | None] = [None] * (len(pictures) + len(clips))
+    for part in (part for message in messages for part in message.content):
+        if isinstance(part, TextPart):
+            parts.append(part.text)
+            continue
+        parts.append(None)
+        if isinstance(part, ImagePart):
+            name = f"picture {num_pictures + len(pictures) + 1}"
+            pictures.append(open_address(part.image_url.url, name))
+        else:
+            name = f"clip {num_clips + len(clips) + 1}"
+            clips.append(open_address(part.video_url.url, name))
+    user = write_turn(parts)
+    if clips and IMAGE_TAG.search(user):
+        raise RequestError(
+            400,
+            "a clip stands behind a turn's pictures and before its text; leave image tags, and "
+            "texts between them, out",
+            "bad_image_tags",
+            "messages",
+        )
+    return Said(user, tuple(pictures), clips=tuple(clips))

@@ -1,16 +1,20 @@
 """What fetching a web address promises: the public internet alone, and never for long."""
 
 import socket
+import ssl
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from foveal.serve.problems import RequestError
-from foveal.serve.requests.fetch import fetch, is_public
-from foveal.serve.requests.limits import ServerLimits
+from foveal.serve.fetch import fetch, is_public
+from foveal.serve.limits import RequestError, ServerLimits
 
 LIMITS = ServerLimits(picture_bytes=1000, fetch_seconds=2, redirects=3)
 
@@ -38,8 +42,26 @@ def test_addresses_of_inner_networks_are_not_even_when_hidden_in_others(address)
     assert not is_public(address)
 
 
+def write_certificate(file, name):
+    """A key and a certificate that it signs itself, for a name."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    named = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(named, named, key.public_key(), 1)
+        .not_valid_before(now - timedelta(1))
+        .not_valid_after(now + timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    file.write_bytes(key.private_bytes(pem, form, plain) + made.public_bytes(pem))
+
+
 @contextmanager
-def web(answer):
+def web(answer, secure=None):
     """A web server whose every GET is answered by a function of (handler, path)."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -51,6 +73,8 @@ def web(answer):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if secure:
+        server.socket = secure.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -164,10 +188,47 @@ def test_one_inner_address_among_public_ones_is_enough_to_refuse(monkeypatch):
         fetch("http://both.example/a.png", LIMITS)
 
 
+@pytest.mark.parametrize("bears", ["pictures.example", "others.example"])
+def test_a_secure_server_must_prove_the_name_not_the_address(bears, tmp_path, monkeypatch):
+    place, secure = tmp_path / "pem", ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    write_certificate(place, bears)
+    secure.load_cert_chain(place)
+    asked = []
+    secure.sni_callback = lambda _, name, __: asked.append(name)
+    monkeypatch.setenv("SSL_CERT_FILE", str(place))
+    look_up = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda _, *at, **how: look_up("127.0.0.1", *at, **how)
+    )
+    with web(lambda handler, _: send(handler, b"proven"), secure) as url:
+        named = url.replace("http://127.0.0.1", "https://pictures.example")
+        if bears == "pictures.example":
+            assert fetch(named, LIMITS, anywhere) == b"proven"
+        else:
+            with pytest.raises(RequestError, match="certificate verify failed"):
+                fetch(named, LIMITS, anywhere)
+    assert asked == ["pictures.example"]
+
+
 def test_a_proxy_of_the_environment_is_not_asked(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with web(lambda handler, _: send(handler, b"direct")) as url:
         assert fetch(url, LIMITS, anywhere) == b"direct"
+
+
+def test_what_a_redirect_says_besides_is_not_read():
+    def answer(handler, path):
+        if path == "/there":
+            return send(handler, b"the picture")
+        handler.send_response(302)
+        handler.send_header("Location", "/there")
+        handler.end_headers()
+        with suppress(OSError):
+            while True:  # would fill the memory until the time is over
+                handler.wfile.write(bytes(2**16))
+
+    with web(answer) as url:
+        assert fetch(f"{url}/here", LIMITS, anywhere) == b"the picture"
 
 
 def test_endless_redirects_end():

@@ -2,10 +2,9 @@
 
 import pytest
 
-from foveal.serve.problems import RequestError
-from foveal.serve.requests.conversation import read_conversation
-from foveal.serve.requests.messages import Message
-from foveal.serve.requests.sent_images import PictureFile
+from foveal.serve.limits import RequestError
+from foveal.serve.messages import Message, read_conversation
+from foveal.serve.sent_images import SentFile
 
 
 def said(role, *parts):
@@ -20,7 +19,7 @@ def said(role, *parts):
 
 
 def read(*messages, uploads=()):
-    return read_conversation(messages, lambda url, name: PictureFile(name, url.encode()), uploads)
+    return read_conversation(messages, lambda url, name: SentFile(name, url.encode()), uploads)
 
 
 def shown(turn):
@@ -71,7 +70,7 @@ def test_system_messages_come_first_and_are_joined():
 
 
 def test_uploads_stand_before_the_last_question():
-    upload = PictureFile("upload", b"up")
+    upload = SentFile("upload", b"up")
     turns = read(
         said("user", "@a", "1?"), said("assistant", "1."), said("user", "2?"), uploads=[upload]
     ).turns

@@ -5,8 +5,8 @@ import json
 import pytest
 from openai.types.chat import ChatCompletionMessage
 
-from foveal.serve.problems import RequestError
-from foveal.serve.requests.messages import parse_request
+from foveal.serve.limits import RequestError
+from foveal.serve.messages import parse_request
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -48,7 +48,7 @@ def test_the_new_name_of_the_longest_answer_wins():
     ],
 )
 def test_fields_that_ask_for_nothing_are_taken(fields):
-    assert read(**fields).messages[0].content == "Hello"
+    assert read(**fields).messages[0].content[0].text == "Hello"
 
 
 def test_null_is_an_absent_value_everywhere():
@@ -69,7 +69,7 @@ def test_null_is_an_absent_value_everywhere():
 def test_an_answer_may_be_sent_back_as_openais_client_writes_it():
     answer = ChatCompletionMessage(role="assistant", content="Hi.", annotations=[])
     asked = read(messages=[*HELLO, answer.model_dump(), *HELLO])
-    assert [one.content for one in asked.messages] == ["Hello", "Hi.", "Hello"]
+    assert [one.content[0].text for one in asked.messages] == ["Hello", "Hi.", "Hello"]
 
 
 @pytest.mark.parametrize(

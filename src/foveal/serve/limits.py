@@ -1,0 +1,126 @@
+"""What a request may cost, how long anything may take, and the error that refuses it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """Limits of an endpoint; the defaults suit one GPU and people who know each other."""
+
+    places: int = 64
+    """Requests that are read, wait or run at a time; the next one is told to come back."""
+
+    running: int = 16
+    """Answers that are written at a time; the others wait."""
+
+    kept_pictures: int = 8
+    """Prompts' beginnings with pictures that stay read, for the next question about them."""
+
+    body_bytes: int = 32 * 2**20
+    """Of a request, pictures and all."""
+
+    picture_bytes: int = 16 * 2**20
+    """Of one picture or clip, as a file."""
+
+    pictures: int = 64
+    """Of a request, clips counted in."""
+
+    pixels: int = 100_000_000
+    """Of all pictures of a request and all frames shown of clips together, width x height."""
+
+    clip_seconds: float = 60
+    """To decode a clip."""
+
+    choices: int = 8
+    """Answers to one request (`n`)."""
+
+    answer_tokens: int = 512
+    """Of an answer whose request sets no limit of its own."""
+
+    header_bytes: int = 16 * 2**10
+    """Of a request's line and headers."""
+
+    header_seconds: float = 15
+    """From a connection to the end of its request's headers."""
+
+    body_seconds: float = 60
+    """To send a request's body."""
+
+    answer_seconds: float = 600
+    """From the end of the request to the end of its answer."""
+
+    fetch_seconds: float = 15
+    """To fetch a picture from a web address, redirects and all."""
+
+    redirects: int = 3
+    """Of a web address."""
+
+    connections: int = 512
+    """Open at a time."""
+
+    grace_seconds: int = 30
+    """For running answers to end once the server is asked to stop."""
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How an endpoint is to behave."""
+
+    token: str | None = None
+    """That requests must bear; none: no one but this machine may ask."""
+
+    allow_urls: bool = False
+    """Whether pictures are fetched from web addresses."""
+
+    limits: ServerLimits = field(default_factory=ServerLimits)
+
+
+KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
+"""Status -> OpenAI's name for it; every other is an `invalid_request_error`."""
+
+HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    408: {"Connection": "close"},  # more of the body may come: it is read no further
+    413: {"Connection": "close"},
+}
+"""Status -> headers that belong to it."""
+
+
+class RequestError(Exception):
+    """A request that is answered with an error: what is wrong, and what to do.
+
+    Args:
+        status: of HTTP.
+        message: one sentence for a person.
+        code: one word for a program.
+        param: dotted name of the request's field at fault.
+        headers: beside those of its status.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = HEADERS.get(status, {}) | (headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """Write it as OpenAI does."""
+        kind = KINDS.get(self.status, "invalid_request_error")
+        about = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": about}

@@ -1,1 +1,0 @@
-"""What a request may say, and how its images are read within limits."""
