@@ -13,7 +13,7 @@ from pieces import make_sizes
 from foveal.config import LoraSettings, ShardingSettings
 from foveal.data.rows import Plan
 from foveal.models.phi3_vision.seam import FAMILY
-from foveal.plan.epoch import RowCounts, plan_epoch
+from foveal.plan.epoch import RowCounts, plan_steps
 from foveal.plan.machines.hardware import find_hardware
 from foveal.plan.machines.this_machine import ASSUMED
 from foveal.plan.memory import estimate_memory
@@ -45,7 +45,7 @@ def rows_of_rank(examples: int) -> tuple[RowCounts, ...]:
     sizes = make_sizes(examples * 8)
     targets = np.full(examples * 8, 10, np.int64)
     plan = Plan(sizes, examples_per_step=examples, tokens_per_pass=8192)
-    return plan_epoch(plan, targets, most_steps=1).steps[0][0]
+    return plan_steps(plan, targets, [0]).steps[0][0]
 
 
 def step(setup: Setup, rows: Sequence[RowCounts]) -> Seconds:

@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from draw_pages import draw_pages
 from rich.console import Console
+from versions import versions
 from ways import WAYS, Work, train
 
-from foveal.bench.versions import versions
 from foveal.config import EvaluateSettings, Recipe, TrainSettings
 from foveal.data.convert import convert
 from foveal.data.dataset import read_dataset

@@ -48,10 +48,10 @@ def test_a_page_through_a_perfect_a100_takes_what_its_operations_take():
 def test_reading_a_page_takes_two_operations_a_weight_and_token_whatever_learns(strategy):
     layer = 4 * 3072**2 + 3 * 3072 * 8192
     costs = setup(strategy).costs_of_reading
-    read = costs.language.operations.tokens
+    read = costs.language.operations.by["tokens"]
     assert read == pytest.approx(2 * 32 * layer, rel=0.03)  # adapters are asked too, and are small
     assert costs.language.attention_of_pair == 32 * 4 * 3072
-    epoch = Epoch((((PAGE,),),), 1, 1, 0.0, *(3 * [None]))
+    epoch = Epoch((((PAGE,),),), PAGE.tokens)
     alone = reading_seconds(setup(strategy), epoch, A100, PERFECT, 1)
     assert alone > 2 * 32 * layer * 2554 / 312e12
     step = rank_seconds(setup(strategy), [PAGE], A100, PERFECT, 1).total

@@ -143,10 +143,10 @@ def find_size(name: str) -> BenchSize:
     return SIZES[name]
 
 
-def make_model(size: BenchSize, seed: int = 0) -> Phi3VisionForConditionalGeneration:
-    """Make a model on this machine's device, with random weights and its fastest attention."""
+def make_config(size: BenchSize) -> Phi3VisionConfig:
+    """Configure a model of a size."""
     factors = [1.0] * (size.width // size.heads // 2)
-    config = Phi3VisionConfig(
+    return Phi3VisionConfig(
         vocab_size=size.vocabulary,
         hidden_size=size.width,
         intermediate_size=size.mlp,
@@ -168,9 +168,13 @@ def make_model(size: BenchSize, seed: int = 0) -> Phi3VisionForConditionalGenera
             "patch_size": PATCH_SIZE,
         },
     )
+
+
+def make_model(size: BenchSize, seed: int = 0) -> Phi3VisionForConditionalGeneration:
+    """Make a model on this machine's device, with random weights and its fastest attention."""
     with torch.random.fork_rng(devices=[]), pick_device():
         torch.manual_seed(seed)
-        model = Phi3VisionForConditionalGeneration(config)
+        model = Phi3VisionForConditionalGeneration(make_config(size))
     model.set_attn_implementation(choose_attention("auto"))
     return model
 

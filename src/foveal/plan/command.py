@@ -66,7 +66,8 @@ def run_plan(
     if as_json:
         console.out(to_json(hardware, efficiency, now, found, advice, compared), highlight=False)
         return now
-    print_data(console, question.epoch(now.setup.world_size), now.setup.world_size)
+    world_size = now.setup.world_size
+    print_data(console, question.dataset.sizes, question.epoch(world_size), world_size)
     for line in question.left_whole(hardware):
         console.print(line, style="yellow", highlight=False, markup=False)
     print_estimate(console, now, efficiency)

@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from foveal.plan.epoch import Epoch, histogram
+from foveal.data.row_planning.sizes import Sizes
+from foveal.plan.epoch import Epoch, histogram, questions_of_images
 from foveal.plan.estimate import Estimate
 from foveal.plan.machines.hardware import GB, Hardware
 from foveal.plan.measure import MeasuredRow
@@ -16,21 +17,21 @@ from foveal.plan.memory import Memory
 from foveal.plan.seconds import Efficiency, Seconds
 
 
-def print_data(console: Console, epoch: Epoch, world_size: int) -> None:
+def print_data(console: Console, sizes: Sizes, epoch: Epoch, world_size: int) -> None:
     """Print what the data is made of, from image headers and token counts."""
-    total = epoch.total
+    tokens = epoch.total.tokens
     console.print(
-        f"{epoch.examples:,} examples, {len(epoch.tokens_of_images):,} pictures; "
-        f"{epoch.steps_per_epoch:,} steps an epoch on {world_size} processes, "
-        f"{len(epoch.rows):,} rows, {total.tokens:,} tokens "
-        f"({epoch.saved_tokens_share:.0%} spared by sharing)",
+        f"{sizes.num_sets:,} examples, {len(sizes.image_tokens):,} pictures; "
+        f"{len(epoch.steps):,} steps an epoch on {world_size} processes, "
+        f"{len(epoch.rows):,} rows, {tokens:,} tokens "
+        f"({1 - tokens / epoch.separate_tokens:.0%} spared by sharing)",
         highlight=False,
     )
     table = Table("of an image", "from", "to", "images", title="Pictures")
     for name, values in (
-        ("tokens", epoch.tokens_of_images),
-        ("crops", epoch.crops_of_images),
-        ("questions", epoch.questions_of_images),
+        ("tokens", sizes.image_tokens),
+        ("crops", sizes.image_crops),
+        ("questions", questions_of_images(sizes)),
     ):
         for start, end, count in histogram(values):
             table.add_row(name, f"{start:,}", f"{end:,}", f"{count:,}")

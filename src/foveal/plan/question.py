@@ -28,7 +28,6 @@ from foveal.plan.epoch import (
     RowCounts,
     count_row,
     make_plan,
-    plan_epoch,
     plan_steps,
     targets_of,
 )
@@ -78,7 +77,8 @@ class Question:
         """Run the planner over an epoch."""
         key = (world_size, tokens_per_pass or self.recipe.train.tokens_per_pass)
         if key not in self._epochs:
-            self._epochs[key] = plan_epoch(self.plan(*key), self._targets)
+            plan = self.plan(*key)
+            self._epochs[key] = plan_steps(plan, self._targets, range(plan.steps_per_epoch))
         return self._epochs[key]
 
     def reading(self, world_size: int, tokens_per_pass: int | None = None) -> Epoch | None:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from foveal.adapt.quantize import read_record
 from foveal.config import Recipe
@@ -14,7 +13,7 @@ from foveal.errors import ConfigError
 from foveal.machine import free_memory
 from foveal.models.family import LoadedModel
 from foveal.models.shared_rows import attention_of
-from foveal.plan.epoch import RowCounts, count_row, targets_of
+from foveal.plan.epoch import plan_steps, targets_of
 from foveal.plan.estimate import SLACK
 from foveal.plan.memory import CPU_SLACK, estimate_memory
 from foveal.plan.model_costs.asked import AskedModel, asked_before
@@ -51,13 +50,13 @@ def choose_recompute(
     slack = CPU_SLACK if device.type == "cpu" else 0.0
     # A model for a GPU is first read into the memory of its host.
     holds_weights = loaded.model.device.type == device.type
-    rows, most_passes = _rows_looked_at(plan, targets_of(dataset.examples))
+    looked_at = plan_steps(plan, targets_of(dataset.examples), sorted(_steps_looked_at(plan)))
 
     def bytes_needed(recompute: Recompute) -> int:
         """Estimate what a rank will need beside what it holds."""
         setup = _setup_of(recipe, loaded, engine, recompute)
-        worst = max(rows, key=setup.costs.weigh)
-        memory = estimate_memory(setup, worst, most_passes, 0, 0, slack)
+        worst = max(looked_at.rows, key=setup.costs.weigh)
+        memory = estimate_memory(setup, worst, looked_at.most_rows, 0, 0, slack)
         held = memory.weights_bytes if holds_weights else 0
         return int((memory.total_bytes - held) / (1 - SLACK))
 
@@ -97,14 +96,6 @@ def _setup_of(
         recipe.train.optimizer,
         recipe.sharding,
     )
-
-
-def _rows_looked_at(plan: Plan, targets: NDArray[np.int64]) -> tuple[list[RowCounts], int]:
-    """Count what is in rows, and the passes that one rank has at most behind a step."""
-    steps = [plan.step(index) for index in sorted(_steps_looked_at(plan))]
-    ranks = [rank for step in steps for rank in step.ranks]
-    rows = [row for rank in ranks for row in rank if row.groups]
-    return [count_row(row, plan.sizes, targets) for row in rows], max(map(len, ranks))
 
 
 def _steps_looked_at(plan: Plan) -> set[int]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from foveal.plan.communication import exchange, ring_seconds, traffic_of
-from foveal.plan.epoch import Epoch, RowCounts, add_up
+from foveal.plan.epoch import Epoch, RowCounts
 from foveal.plan.machines.hardware import Hardware
 from foveal.plan.model_costs.terms import PassCosts
 from foveal.plan.model_costs.weights import FULL_BYTES
@@ -117,7 +117,6 @@ def rank_seconds(
     workers: int,
 ) -> Seconds:
     """Time the rows of one rank behind one optimizer step."""
-    total = add_up(rows)
     once, costs = setup.costs_without_recompute, setup.costs
     multiplied = multiplying(once, setup, rows, hardware, efficiency)
     tower, decoder, head, attention = multiplied
@@ -145,7 +144,8 @@ def rank_seconds(
         hardware,
         efficiency.link,
     )
-    loading = total.crops * efficiency.crop_seconds / max(1, min(workers, hardware.cores))
+    crops = sum(row.crops for row in rows)
+    loading = crops * efficiency.crop_seconds / max(1, min(workers, hardware.cores))
     behind = busy + optimizer if workers else 0.0
     return Seconds(
         tower=tower,
