@@ -23,8 +23,7 @@ from foveal.config import DataSettings, Recipe, TrainSettings
 from foveal.data.example import Example, Turn, write_examples
 from foveal.inputs import load_in_passing
 from foveal.models.phi3_vision.tiny import TinySizes, write_tiny
-from foveal.plan.compare import Machines, decide
-from foveal.plan.estimate import estimate_rows
+from foveal.plan.estimate import Machines, decide, estimate_rows
 from foveal.plan.machines.hardware import Hardware
 from foveal.plan.machines.this_machine import ASSUMED_HERE, measure_hardware
 from foveal.plan.measure import measure

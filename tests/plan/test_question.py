@@ -29,7 +29,7 @@ from foveal.deliver.export import why_no_final
 from foveal.errors import ConfigError
 from foveal.inputs import load_in_passing
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.plan.compare import Machines, decide
+from foveal.plan.estimate import Machines, advise, compare, decide
 from foveal.plan.machines.hardware import find_hardware
 from foveal.plan.machines.this_machine import ASSUMED
 from foveal.plan.memory import shares_of
@@ -306,6 +306,19 @@ def test_a_rule_that_decides_for_nothing_is_refused_as_a_run_refuses_it(place):
     recipe = recipe_in(place, strategy=[{"match": "*"}, {"match": "vision.*", "learn": False}])
     with pytest.raises(ConfigError, match=r"rule 2 \(vision\.\*\) decides for no weight"):
         ask(recipe, None).setup(find_hardware("a100-80gb"), 1, 1)
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", "zero2"])
+def test_an_optimizer_that_takes_no_cuts_is_refused_as_a_run_refuses_it(place, engine):
+    question = ask(recipe_in(place, engine=engine, train={"optimizer": "muon"}), None)
+    hardware = find_hardware("a100-80gb")
+    with pytest.raises(ConfigError, match=r"train\.optimizer=muon needs whole weights"):
+        question.setup(hardware, 8, 1)
+    whole = recipe_in(place, train={"optimizer": "muon"})
+    other = replace(question, recipe=whole)
+    small = Machines(replace(hardware, memory_bytes=1.0), ASSUMED, 8, 1)
+    assert {one.setup.engine for one in compare(other, small)} == {"ddp"}
+    assert not any("engine=" in one for one in advise(other, small, decide(other, small)))
 
 
 def test_a_model_in_fewer_bits_is_refused_as_a_run_refuses_it(place, tmp_path):

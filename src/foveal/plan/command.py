@@ -7,8 +7,7 @@ from rich.console import Console
 from foveal.config import Recipe
 from foveal.errors import ConfigError
 from foveal.models.family import Family
-from foveal.plan.compare import Machines, advise, compare, decide
-from foveal.plan.estimate import Estimate
+from foveal.plan.estimate import Estimate, Machines, advise, compare, decide
 from foveal.plan.machines.hardware import find_hardware
 from foveal.plan.machines.this_machine import find_efficiency, measure_hardware, store_efficiency
 from foveal.plan.measure import MeasuredRow

@@ -156,23 +156,16 @@ def memory_kinds(memory: Memory) -> list[tuple[str, int]]:
 
 def to_tree(one: Estimate) -> dict[str, Any]:
     """Lay an estimate out for machines."""
-    setup = one.setup
+    setup = "strategy", "recompute", "engine", "precision", "attention", "gpus", "nodes"
+    rest = "examples_per_second", "images_per_second", "steps"
     return {
-        "strategy": setup.strategy,
-        "recompute": setup.recompute,
-        "engine": setup.engine,
-        "precision": setup.precision,
-        "attention": setup.attention,
-        "gpus": setup.gpus,
-        "nodes": setup.nodes,
+        **{name: getattr(one.setup, name) for name in setup},
         "fits": one.fits,
         "usable_bytes": int(one.room_bytes),
         "memory": asdict(one.memory) | {"total_bytes": one.memory.total_bytes},
         "seconds": asdict(one.seconds) | {"total": one.seconds.total},
         "worst_row": asdict(one.worst_row),
-        "examples_per_second": one.examples_per_second,
-        "images_per_second": one.images_per_second,
-        "steps": one.steps,
+        **{name: getattr(one, name) for name in rest},
         "reading": one.reading and asdict(one.reading),
         "hours": one.hours,
         "price": one.price,

@@ -14,8 +14,7 @@ from foveal.machine import free_memory
 from foveal.models.family import LoadedModel
 from foveal.models.shared_rows import attention_of
 from foveal.plan.epoch import plan_steps, targets_of
-from foveal.plan.estimate import SLACK
-from foveal.plan.memory import CPU_SLACK, estimate_memory
+from foveal.plan.memory import CPU_SLACK, SLACK, estimate_memory
 from foveal.plan.model_costs.asked import AskedModel, asked_before
 from foveal.plan.setup import Attention, Setup, engine_name
 from foveal.train.engines.one_process import Engine as RunEngine
