@@ -1,5 +1,6 @@
 """A run's planner and settings -> what is made again in the backward pass, so that it fits."""
 
+import os
 from collections.abc import Callable
 from typing import get_args
 
@@ -53,14 +54,16 @@ def choose_recompute(
 
     def bytes_needed(recompute: Recompute) -> int:
         """Estimate what a rank will need beside what it holds."""
-        setup = _setup_of(recipe, loaded, engine, recompute)
+        setup = setup_of(recipe, loaded, engine, recompute)
         worst = max(looked_at.rows, key=setup.costs.weigh)
         memory = estimate_memory(setup, worst, looked_at.most_rows, 0, 0, slack)
         held = memory.weights_bytes if holds_weights else 0
         return int((memory.total_bytes - held) / (1 - SLACK))
 
     # Of several processes the one with least room decides: blocks are alike in all of them.
-    free = min(engine.gather([free_memory(device)]))
+    # Those of one machine share its memory; a GPU is one's own.
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
+    free = min(engine.gather([free_memory(device) // sharing]))
     *cheaper, last = get_args(Recompute)
     try:
         return next((one for one in cheaper if bytes_needed(one) <= free), last)
@@ -69,9 +72,8 @@ def choose_recompute(
         return "none" if device.type == "cpu" else "blocks"
 
 
-def _setup_of(
-    recipe: Recipe, loaded: LoadedModel, engine: RunEngine, recompute: Recompute
-) -> Setup:
+def setup_of(recipe: Recipe, loaded: LoadedModel, engine: RunEngine, recompute: Recompute) -> Setup:
+    """Say how a run is set up; what is cut within nodes is cut over one node's processes."""
     config, attention = loaded.model.config, attention_of(loaded.model.config)
     model = AskedModel(
         config,
@@ -90,8 +92,8 @@ def _setup_of(
         recompute,
         engine_name(recipe.engine, engine.world_size),
         next((kind for kind in get_args(Attention) if kind in attention), "blocks"),
-        engine.world_size,
-        1,
+        engine.world_size // engine.copies,
+        engine.copies,
         recipe.train.optimizer,
         recipe.sharding,
     )
