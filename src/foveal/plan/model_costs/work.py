@@ -199,7 +199,8 @@ class Watch:
         blocks = {names[id(one)]: one for one in family.blocks(model)}
         alike: dict[Any, list[str]] = {}
         for name, block in blocks.items():
-            if not all(family.is_unused(model, f"{name}.{one}") for one, _ in _weights(block)):
+            weights = (f"{name}.{one}" for one, _ in block.named_parameters())
+            if not all(family.is_unused(model, one) for one in weights):
                 part = "language" if family.part_name(name).startswith("language") else "vision"
                 alike.setdefault((part, *_signature(block)), []).append(name)
         self.kinds = [Kind(key[0], one[0], one[-1], len(one)) for key, one in alike.items()]
@@ -287,10 +288,6 @@ def _hand_on(hidden_states: Tensor, *_inputs: Any, **_named: Any) -> Tensor:
     return hidden_states
 
 
-def _weights(block: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return list(block.named_parameters())
-
-
 def _signature(block: nn.Module) -> tuple[Any, ...]:
     """Say what two layers that cost the same have in common."""
     said = [
@@ -299,7 +296,9 @@ def _signature(block: nn.Module) -> tuple[Any, ...]:
         for name in ("sliding_window", "attention_type", "layer_type")
         if name in vars(module)
     ]
-    weights = [(name, one.shape, one.dtype, one.requires_grad) for name, one in _weights(block)]
+    weights = [
+        (name, one.shape, one.dtype, one.requires_grad) for name, one in block.named_parameters()
+    ]
     return type(block), tuple(said), tuple(weights)
 
 
