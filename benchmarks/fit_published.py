@@ -16,20 +16,18 @@ from scipy.optimize import least_squares
 
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 
-BOUNDS = Constants(
-    matrix_a100=(0.05, 1.0),
-    matrix_v100=(0.05, 1.0),
-    eager_bandwidth=(0.05, 1.0),
-    restored_per_second=(1e9, 1e12),
-    link_a100=(0.01, 1.0),
-    link_v100=(0.01, 1.0),
-    context_gb=(0.5, 2.0),
-    zero_slack_gb=(0.1, 30.0),
-    eager_slack=(0.1, 10.0),
-)
+BOUNDS = {
+    "matrix_a100": (0.05, 1.0),
+    "matrix_v100": (0.05, 1.0),
+    "eager_bandwidth": (0.05, 1.0),
+    "restored_per_second": (1e9, 1e12),
+    "link_a100": (0.01, 1.0),
+    "link_v100": (0.01, 1.0),
+    "context_gb": (0.5, 2.0),
+    "zero_slack_gb": (0.1, 30.0),
+    "eager_slack": (0.1, 10.0),
+}
 """What is possible: shares up to all, and what a bare CUDA context with NCCL was seen to take."""
-
-NAMES = [one.name for one in fields(Constants)]
 
 
 def fit(config: Any) -> Constants:
@@ -38,7 +36,7 @@ def fit(config: Any) -> Constants:
     The frozen rows are taken as they were printed, with a decoder that gets no gradient.
     """
     holdings = holdings_of(config)
-    low, high = zip(*[map(math.log, getattr(BOUNDS, name)) for name in NAMES], strict=True)
+    low, high = zip(*[map(math.log, BOUNDS[one.name]) for one in fields(Constants)], strict=True)
 
     def errors(logarithms: Any) -> list[float]:
         constants = Constants(*(math.exp(value) for value in logarithms))

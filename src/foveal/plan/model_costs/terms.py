@@ -17,7 +17,7 @@ class Terms:
 
     def of(self, row: RowCounts) -> float:
         """Work it out for a row."""
-        return sum(each * getattr(row, name) for name, each in self.by.items())
+        return float(sum(each * getattr(row, name) for name, each in self.by.items()))
 
 
 @dataclass(frozen=True)
