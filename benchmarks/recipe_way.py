@@ -9,7 +9,6 @@ with weights in float32 and autocast where attention is eager, in bf16 where it 
 import math
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 from published_table import (
@@ -17,25 +16,17 @@ from published_table import (
     EXAMPLES_PER_STEP,
     NUM_CROPS,
     RANK,
-    ROWS,
     TOKENS,
     PublishedRow,
 )
 
-from foveal.adapt.strategy import rules_of
 from foveal.config import LoraSettings
 from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
 from foveal.plan.epoch import count_groups
 from foveal.plan.machines.hardware import GB, Hardware, find_hardware
-from foveal.plan.model_costs.asked import AskedModel, asked_before
+from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.model_costs.terms import Operations
-from foveal.plan.model_costs.weights import (
-    QUANTIZED_BLOCK,
-    QUANTIZED_GROUP,
-    Holdings,
-    assign_without_weights,
-    count_holdings,
-)
+from foveal.plan.model_costs.weights import QUANTIZED_BLOCK, QUANTIZED_GROUP
 from foveal.plan.model_costs.work import Ask
 from foveal.plan.question import published_model
 
@@ -110,19 +101,14 @@ class RowPrediction:
     memory_gb: float
 
 
-def holdings_of(config: Any) -> dict[str, Holdings]:
-    """Count what each strategy of the table holds."""
-    names = {row.strategy for row in ROWS}
-    lora = LoraSettings(rank=RANK)
-    return {
-        name: count_holdings(assign_without_weights(config, PHI3_VISION, rules_of(name), lora))
-        for name in names
-    }
+@cache
+def published(strategy: str) -> AskedModel:
+    """Take the published model, to be asked what it holds and multiplies."""
+    config, processor = published_model(NUM_CROPS)
+    return AskedModel(config, PHI3_VISION, processor, strategy, LoraSettings(rank=RANK))
 
 
 def predict_row(
-    config: Any,
-    holdings: Holdings,
     row: PublishedRow,
     constants: Constants,
     decoder_learns: bool = True,
@@ -130,34 +116,31 @@ def predict_row(
     """Predict a row.
 
     Args:
-        config: of the published model.
-        holdings: of the row's strategy.
         row: how it was run.
         constants: see there.
         decoder_learns: false: as frozen rows were printed, with a decoder that gets no gradient.
     """
     hardware = find_hardware(row.gpu)
-    seconds = row_step_seconds(config, holdings, row, constants, hardware, decoder_learns)
-    memory = memory_gb(config, holdings, row, constants, hardware, decoder_learns)
+    seconds = row_step_seconds(row, constants, hardware, decoder_learns)
+    memory = memory_gb(row, constants, hardware, decoder_learns)
     return RowPrediction(EXAMPLES_PER_STEP / seconds, memory)
 
 
 def row_step_seconds(
-    config: Any,
-    holdings: Holdings,
     row: PublishedRow,
     constants: Constants,
     hardware: Hardware,
     decoder_learns: bool,
 ) -> float:
     """Time an optimizer step of 64 examples."""
+    holdings = published(row.strategy).holdings
     share = constants.matrix_a100 if row.gpu == A100 else constants.matrix_v100
     speed = hardware.matrix_flops["fp16"] * share
     bandwidth = hardware.bandwidth_bytes_per_second * constants.eager_bandwidth
     decoder_learns = decoder_learns or row.strategy != "frozen_vision"
-    useful, again = operations_of_pass(config, row, decoder_learns)
+    useful, again = operations_of_pass(row, decoder_learns)
     example = (useful + again) / speed
-    tower, decoder = attention_pairs(config)
+    tower, decoder = attention_pairs()
     if not row.flash:
         for pairs, learns in ((tower, row.tower_learns), (decoder, decoder_learns)):
             moved = EAGER_FORWARD_BYTES
@@ -172,12 +155,10 @@ def row_step_seconds(
     passes = EXAMPLES_PER_STEP / row.gpus
     parts = 1 if "lora" in row.strategy else row.gpus
     optimizer = holdings.learnt / parts * 40 / bandwidth
-    return (
-        passes * example + optimizer + exposed_seconds(row, holdings, constants, hardware, example)
-    )
+    return passes * example + optimizer + exposed_seconds(row, constants, hardware, example)
 
 
-def operations_of_pass(config: Any, row: PublishedRow, decoder_learns: bool) -> tuple[float, float]:
+def operations_of_pass(row: PublishedRow, decoder_learns: bool) -> tuple[float, float]:
     """Count useful operations of one example, and those that are done again."""
     forward = operations_of("full", row.flash, goes_back=False)
     useful = forward  # also what a frozen tower leaves where no decoder layer learns
@@ -185,7 +166,8 @@ def operations_of_pass(config: Any, row: PublishedRow, decoder_learns: bool) -> 
         learns = "lora" if row.strategy == "qlora" else row.strategy
         useful = operations_of(learns, row.flash)
     # The tower's last layer is run though nobody reads it: 24 of 23.
-    again = forward.tower / (config.vision_config.num_hidden_layers - 1)
+    tower = published("full").config.vision_config
+    again = forward.tower / (tower.num_hidden_layers - 1)
     if row.tower_learns:
         again += forward.tower
     if decoder_learns:
@@ -196,9 +178,7 @@ def operations_of_pass(config: Any, row: PublishedRow, decoder_learns: bool) -> 
 @cache
 def operations_of(strategy: str, flash: bool, goes_back: bool = True) -> Operations:
     """Ask the model what one example multiplies; eager attention looks at the whole square."""
-    config, processor = published_model(NUM_CROPS)
-    lora = LoraSettings(rank=RANK)
-    model = AskedModel(config, PHI3_VISION, processor, strategy, lora, goes_back=goes_back)
+    model = published(strategy) if goes_back else published(strategy).reading
     counts = count_groups(
         [(TOKENS, [])],
         np.array([TOKENS - TEXT_TOKENS]),
@@ -207,11 +187,12 @@ def operations_of(strategy: str, flash: bool, goes_back: bool = True) -> Operati
         targets=TOKENS,
     )
     counts = counts if flash else replace(counts, pairs=TOKENS**2)
-    return asked_before(model).costs(Ask("float32", "flex", "none")).operations(counts)
+    return model.costs(Ask("float32", "flex", "none")).operations(counts)
 
 
-def attention_pairs(config: Any) -> tuple[float, float]:
+def attention_pairs() -> tuple[float, float]:
     """Count pairs of all layers and heads of an example: the tower's, the decoder's."""
+    config = published("full").config
     tower = config.vision_config
     patches = (tower.image_size // tower.patch_size) ** 2 + 1
     return (
@@ -222,12 +203,12 @@ def attention_pairs(config: Any) -> tuple[float, float]:
 
 def exposed_seconds(
     row: PublishedRow,
-    holdings: Holdings,
     constants: Constants,
     hardware: Hardware,
     example_seconds: float,
 ) -> float:
     """Time what ZeRO-2 shares between nodes beyond what backward passes hide."""
+    holdings = published(row.strategy).holdings
     if row.nodes == 1:
         inside = 2.0 * holdings.learnt / hardware.link_bytes_per_second
         return inside if "lora" not in row.strategy else 0.0
@@ -240,14 +221,14 @@ def exposed_seconds(
 
 
 def memory_gb(
-    config: Any,
-    holdings: Holdings,
     row: PublishedRow,
     constants: Constants,
     hardware: Hardware,
     decoder_learns: bool,
 ) -> float:
     """Add up one GPU's memory, GB, at most the card's."""
+    model = published(row.strategy)
+    config, holdings = model.config, model.holdings
     all_learn = decoder_learns or row.strategy != "frozen_vision"
     number = 2 if row.flash or "lora" not in row.strategy else 4
     held = float(holdings.whole * (2 if row.strategy == "qlora" else number))

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from daily import daily
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -87,7 +88,7 @@ def test_the_ways_take_turns(monkeypatch):
     assert [len(one.seconds) for one in timed] == [3, 3]
 
 
-@pytest.mark.parametrize("strategy", ["full", "frozen_vision", "lora"])
+@pytest.mark.parametrize("strategy", daily("full", beside=["frozen_vision", "lora"]))
 def test_each_way_takes_the_same_optimizer_steps(strategy, tmp_path):
     ways = ("recipe", "separate", "shared", "light", "recompute")
     sides = [Side(Case("tiny", strategy, 4, way), tmp_path) for way in ways]

@@ -128,7 +128,7 @@ def runs(draw, models):
 
 
 ANY = settings(
-    max_examples=24, deadline=None, derandomize=True, database=None, phases=[Phase.generate]
+    max_examples=14, deadline=None, derandomize=True, database=None, phases=[Phase.generate]
 )
 
 

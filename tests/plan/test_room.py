@@ -33,12 +33,13 @@ def what_is_made_again(training):
 def most_with(training, monkeypatch, recompute="blocks") -> int:
     """Free bytes of the device at which only just so much is made again."""
     ways = ["blocks", "light", "none"]
-    low, high = 0, 2**40
+    low, high = 0, 2**26
     while high - low > 1:
         free = (low + high) // 2
         monkeypatch.setattr(room, "free_memory", lambda _device, free=free: free)
         chosen = ways.index(what_is_made_again(training))
         low, high = (free, high) if chosen <= ways.index(recompute) else (low, free)
+    assert high < 2**26
     return low
 
 
