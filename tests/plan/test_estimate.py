@@ -169,6 +169,8 @@ def test_cut_within_a_node_gradients_alone_cross_between_nodes_and_once_a_step()
     assert crossing[0] - crossing[1] == pytest.approx(expected)
     assert crossing[2] - crossing[3] == pytest.approx(expected)
     alone = replace(many, nodes=1)
+    moved = [rank_seconds(one, [PAGE], A100, PERFECT, 1).optimizer for one in (many, alone)]
+    assert moved[0] == moved[1]
     held, here = (estimate_memory(one, PAGE, 2, 0, 0).total_bytes for one in (many, alone))
     assert held == here  # more nodes share no more of it
     assert held > estimate_memory(replace(many, sharding=ALL), PAGE, 2, 0, 0).total_bytes

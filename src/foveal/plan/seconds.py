@@ -127,7 +127,7 @@ def rank_seconds(
     # Made once more where blocks are run again.
     moved = 1.0 if setup.recompute == "none" else 1.0 + FORWARD_SHARE
     elementwise = moved * moving(once, rows, hardware, efficiency)
-    parts = setup.world_size if setup.engine in ("zero2", "fsdp2") else 1
+    parts = setup.shares if setup.engine in ("zero2", "fsdp2") else 1
     updated = setup.holdings.learnt / parts * OPTIMIZER_BYTES_A_NUMBER
     optimizer = updated / (hardware.bandwidth_bytes_per_second * efficiency.bandwidth)
     uses = 2 if setup.recompute == "none" else 3
