@@ -24,7 +24,7 @@ from foveal.data.rows import Plan
 from foveal.machine import Precision
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.machines.hardware import find_hardware
-from foveal.plan.machines.this_machine import ASSUMED, machine_name
+from foveal.plan.machines.this_machine import machine_name
 from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.question import published_model
 from foveal.plan.seconds import rank_seconds
@@ -88,7 +88,7 @@ def learnt_a_second(gpu: str, strategy: str, engine: Engine) -> float:
         nodes=1,
     )
     rows = rows_of_rank(QUESTIONS * PAGES_A_STEP)
-    return PAGES_A_STEP / rank_seconds(setup, rows, hardware, ASSUMED, workers=0).total
+    return PAGES_A_STEP / rank_seconds(setup, rows, hardware, workers=0).total
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ from foveal.data.rows import Plan
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.epoch import RowCounts, plan_steps
 from foveal.plan.machines.hardware import find_hardware
-from foveal.plan.machines.this_machine import ASSUMED
 from foveal.plan.memory import estimate_memory
 from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.question import published_model
@@ -50,7 +49,7 @@ def rows_of_rank(examples: int) -> tuple[RowCounts, ...]:
 
 def step(setup: Setup, rows: Sequence[RowCounts]) -> Seconds:
     """Time a step on H100 nodes."""
-    return rank_seconds(setup, rows, find_hardware("h100"), ASSUMED, workers=4)
+    return rank_seconds(setup, rows, find_hardware("h100"), workers=4)
 
 
 def main() -> None:

@@ -129,8 +129,8 @@ def planned(case: Case, side: Side, hardware: Hardware) -> tuple[float, int]:
         gpus=1,
         nodes=1,
     )
-    efficiency = find_efficiency(hardware)
-    memory, seconds = estimate_rows(setup, side.counts, len(side.counts), hardware, efficiency)
+    known = replace(hardware, reached=find_efficiency(hardware))
+    memory, seconds = estimate_rows(setup, side.counts, len(side.counts), known)
     return sum(one.total for one in seconds), memory.total_bytes
 
 

@@ -16,9 +16,8 @@ from foveal.errors import ConfigError
 from foveal.plan import command
 from foveal.plan.estimate import Machines, advise, compare, decide
 from foveal.plan.machines import this_machine
-from foveal.plan.machines.hardware import find_hardware
+from foveal.plan.machines.hardware import ASSUMED, find_hardware
 from foveal.plan.machines.this_machine import (
-    ASSUMED,
     ASSUMED_HERE,
     find_efficiency,
     store_efficiency,
@@ -89,7 +88,7 @@ def test_what_does_not_fit_is_told_with_what_to_change(recipe):
 def test_all_advice_is_true(recipe, gpu, recompute):
     given = (f"train.recompute={recompute}",)
     question = ask(load_recipe(recipe, given), _no_model)
-    small = Machines(find_hardware(gpu), ASSUMED, 1, 1)
+    small = Machines(find_hardware(gpu), 1, 1)
     now = decide(question, small)
     assert not now.fits
     advice = [change.rpartition(" (")[0] for change in advise(question, small, now)]
@@ -107,7 +106,7 @@ def test_all_advice_is_true(recipe, gpu, recompute):
 
 @pytest.mark.slow
 def test_a_comparison_begins_with_the_fastest_that_fits(question):
-    machines = Machines(find_hardware("a100-80gb"), ASSUMED, 8, 1)
+    machines = Machines(find_hardware("a100-80gb"), 8, 1)
     found = compare(question, machines)
     fits = [one.fits for one in found]
     assert fits == sorted(fits, reverse=True)

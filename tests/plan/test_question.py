@@ -31,7 +31,6 @@ from foveal.inputs import load_in_passing
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.plan.estimate import Machines, advise, compare, decide
 from foveal.plan.machines.hardware import find_hardware
-from foveal.plan.machines.this_machine import ASSUMED
 from foveal.plan.memory import shares_of
 from foveal.plan.question import ask
 from foveal.run import TrainingRun
@@ -316,7 +315,7 @@ def test_an_optimizer_that_takes_no_cuts_is_refused_as_a_run_refuses_it(place, e
         question.setup(hardware, 8, 1)
     whole = recipe_in(place, train={"optimizer": "muon"})
     other = replace(question, recipe=whole)
-    small = Machines(replace(hardware, memory_bytes=1.0), ASSUMED, 8, 1)
+    small = Machines(replace(hardware, memory_bytes=1.0), 8, 1)
     assert {one.setup.engine for one in compare(other, small)} == {"ddp"}
     assert not any("engine=" in one for one in advise(other, small, decide(other, small)))
 
@@ -354,7 +353,7 @@ def test_layers_in_4_bits_without_adapters_are_weighed_in_4_bits(place):
 def test_every_family_is_planned_and_holds_what_its_run_holds(place, name):
     recipe = recipe_in(place, model=str(place / name))
     assert_equal(recipe)
-    machines = Machines(find_hardware("a100-80gb"), ASSUMED, 1, 1)
+    machines = Machines(find_hardware("a100-80gb"), 1, 1)
     question = ask(recipe, None)
     kept = decide(question, machines)
     assert kept.fits

@@ -8,7 +8,7 @@ from foveal.plan.epoch import RowCounts
 from foveal.plan.machines.hardware import Hardware
 from foveal.plan.memory import SLACK, Memory, estimate_memory
 from foveal.plan.question import Question
-from foveal.plan.seconds import Efficiency, Seconds, rank_seconds, reading_seconds, step_seconds
+from foveal.plan.seconds import Seconds, rank_seconds, reading_seconds, step_seconds
 from foveal.plan.setup import Setup, engines_of
 from foveal.train.recompute import Recompute
 
@@ -23,7 +23,6 @@ class Machines:
     """What is to be had, and for how much."""
 
     hardware: Hardware
-    efficiency: Efficiency
     gpus: int
     nodes: int
     price_per_hour: float | None = None
@@ -81,17 +80,16 @@ def estimate(
         machines: that it runs on.
         tokens_per_pass: in place of the recipe's.
     """
-    hardware, efficiency = machines.hardware, machines.efficiency
-    workers = question.recipe.data.workers
+    hardware, workers = machines.hardware, question.recipe.data.workers
     epoch = question.epoch(setup.world_size, tokens_per_pass)
     worst = max(epoch.rows, key=setup.costs.weigh)
     memory = estimate_memory(
-        setup, worst, epoch.most_rows, workers, hardware.base_bytes, efficiency.memory_slack
+        setup, worst, epoch.most_rows, workers, hardware.base_bytes, hardware.reached.memory_slack
     )
-    seconds = step_seconds(setup, epoch, hardware, efficiency, workers)
+    seconds = step_seconds(setup, epoch, hardware, workers)
     read = None
     if reading := question.reading(setup.world_size, tokens_per_pass):
-        taken = reading_seconds(setup, reading, hardware, efficiency, workers)
+        taken = reading_seconds(setup, reading, hardware, workers)
         read = ReferenceReading(len(reading.rows), reading.total.tokens, taken)
     hours = (seconds.total * question.steps + (read.seconds if read else 0.0)) / 3600
     planned = len(epoch.steps) * seconds.total
@@ -116,17 +114,16 @@ def estimate_rows(
     rows: Sequence[RowCounts],
     rows_behind_step: int,
     hardware: Hardware,
-    efficiency: Efficiency,
 ) -> tuple[Memory, tuple[Seconds, ...]]:
     """Estimate memory at the first row, and the time of a step over each row alone.
 
     Pictures are taken to be open already.
     """
     memory = estimate_memory(
-        setup, rows[0], rows_behind_step, 0, hardware.base_bytes, efficiency.memory_slack
+        setup, rows[0], rows_behind_step, 0, hardware.base_bytes, hardware.reached.memory_slack
     )
-    opened = replace(efficiency, crop_seconds=0.0)
-    return memory, tuple(rank_seconds(setup, [row], hardware, opened, 1) for row in rows)
+    opened = replace(hardware, reached=replace(hardware.reached, crop_seconds=0.0))
+    return memory, tuple(rank_seconds(setup, [row], opened, 1) for row in rows)
 
 
 def decide(question: Question, machines: Machines) -> Estimate:

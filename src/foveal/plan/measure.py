@@ -16,12 +16,12 @@ from foveal.data.parallel import in_new_process
 from foveal.data.row_planning.groups import Row
 from foveal.plan.epoch import RowCounts
 from foveal.plan.estimate import estimate_rows
-from foveal.plan.machines.hardware import Hardware
+from foveal.plan.machines.hardware import Efficiency, Hardware
 from foveal.plan.machines.resident import reset_most_resident, resident_bytes
 from foveal.plan.machines.this_machine import bring_in_libraries, measure_crop_seconds
 from foveal.plan.memory import Memory, slack_factor
 from foveal.plan.question import ModelLoader, Question
-from foveal.plan.seconds import Efficiency, Seconds
+from foveal.plan.seconds import Seconds
 from foveal.plan.setup import Setup
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
@@ -72,7 +72,6 @@ def measure(
     question: Question,
     setup: Setup,
     hardware: Hardware,
-    efficiency: Efficiency,
     load_model: ModelLoader,
 ) -> MeasuredRow:
     """Run rows for real and set them beside their estimates.
@@ -81,7 +80,6 @@ def measure(
         question: whose data and model.
         setup: of one process.
         hardware: this machine, measured.
-        efficiency: that estimates use.
         load_model: recipe -> model with weights; can be pickled.
     """
     rows = choose_rows(question, setup)
@@ -99,8 +97,8 @@ def measure(
     )
     counts = tuple(question.count(row) for row in rows)
     here = replace(hardware, base_bytes=measured.base_bytes)
-    memory, seconds = estimate_rows(setup, counts, most_rows, here, efficiency)
-    found = explain(seconds, measured, efficiency, setup.strategy)
+    memory, seconds = estimate_rows(setup, counts, most_rows, here)
+    found = explain(seconds, measured, hardware.reached, setup.strategy)
     if factor := slack_factor(setup):
         without = memory.total_bytes - memory.slack_bytes
         holes = (measured.peak_bytes - without) / max(memory.passing_bytes, 1)

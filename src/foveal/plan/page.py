@@ -11,10 +11,10 @@ from rich.table import Table
 from foveal.data.row_planning.sizes import Sizes
 from foveal.plan.epoch import Epoch, histogram, questions_of_images
 from foveal.plan.estimate import Estimate
-from foveal.plan.machines.hardware import GB, Hardware
+from foveal.plan.machines.hardware import GB
 from foveal.plan.measure import MeasuredRow
 from foveal.plan.memory import Memory
-from foveal.plan.seconds import Efficiency, Seconds
+from foveal.plan.seconds import Seconds
 
 
 def print_data(console: Console, sizes: Sizes, epoch: Epoch, world_size: int) -> None:
@@ -38,7 +38,7 @@ def print_data(console: Console, sizes: Sizes, epoch: Epoch, world_size: int) ->
     console.print(table)
 
 
-def print_estimate(console: Console, one: Estimate, efficiency: Efficiency) -> None:
+def print_estimate(console: Console, one: Estimate) -> None:
     """Print one estimate, kind by kind."""
     setup, worst = one.setup, one.worst_row
     console.print(
@@ -73,7 +73,8 @@ def print_estimate(console: Console, one: Estimate, efficiency: Efficiency) -> N
         highlight=False,
     )
     console.print(
-        f"Speeds: {one.hardware.source}. Shares of them: {efficiency.source}.", highlight=False
+        f"Speeds: {one.hardware.source}. Shares of them: {one.hardware.reached.source}.",
+        highlight=False,
     )
 
 
@@ -173,17 +174,19 @@ def to_tree(one: Estimate) -> dict[str, Any]:
 
 
 def to_json(
-    hardware: Hardware,
-    efficiency: Efficiency,
     now: Estimate,
     found: Sequence[Estimate],
     advice: Sequence[str],
     compared: MeasuredRow | None = None,
 ) -> str:
     """Write everything for machines."""
-    machine = {"name": hardware.name, "source": hardware.source, "efficiency": asdict(efficiency)}
+    hardware = now.hardware
     tree: dict[str, Any] = {
-        "machine": machine,
+        "machine": {
+            "name": hardware.name,
+            "source": hardware.source,
+            "efficiency": asdict(hardware.reached),
+        },
         "plan": to_tree(now),
         "compare": [to_tree(one) for one in found],
         "advice": list(advice),

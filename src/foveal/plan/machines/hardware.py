@@ -23,6 +23,52 @@ CONTEXT_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
+class Efficiency:
+    """What share of its maker's figures a machine reaches; the one thing that shapes cannot say."""
+
+    matrix: float
+    """Of the matrix speed, in linear layers; with all that goes on around them, unless `moved`."""
+
+    attention: float
+    """Of the matrix speed, in fused attention."""
+
+    bandwidth: float
+    """Of the memory's bandwidth, in passes over numbers one by one."""
+
+    link: float
+    """Of links."""
+
+    pass_seconds: float
+    """That a pass takes whatever is in it."""
+
+    crop_seconds: float
+    """To open and cut one crop of a picture, on one core."""
+
+    source: str
+    """Where these come from."""
+
+    memory_slack: float = 0.0
+    """Holes that the allocator keeps, as a share of what comes and goes with a pass; without
+    adapters, which make more of them (`memory.slack_factor`)."""
+
+    moved: float = 0.0
+    """Bytes that norms, activations and sums move for each byte that is kept for the backward
+    pass; zero: `matrix` knows of them."""
+
+
+ASSUMED = Efficiency(
+    matrix=0.35,
+    attention=0.25,
+    bandwidth=0.7,
+    link=0.7,
+    pass_seconds=0.02,
+    crop_seconds=0.005,
+    source="assumed: what the published A100 rows fit for matrices, the rest by experience",
+)
+"""Of an accelerator that nobody has measured; `foveal plan --measure` on it knows better."""
+
+
+@dataclass(frozen=True)
 class Hardware:
     """One accelerator, in a node of its usual kind."""
 
@@ -46,6 +92,14 @@ class Hardware:
     measured: bool = False
     cores: int = field(default=16, compare=False)
     """Of the host, for each accelerator: an assumption unless measured."""
+
+    reached: Efficiency = ASSUMED
+    """Of its maker's figures."""
+
+    @property
+    def moved_bytes_per_second(self) -> float:
+        """What passes over numbers one by one reach of its bandwidth."""
+        return self.bandwidth_bytes_per_second * self.reached.bandwidth
 
 
 ETHERNET = 12.5
