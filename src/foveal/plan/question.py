@@ -34,6 +34,7 @@ from foveal.plan.epoch import (
 from foveal.plan.machines.hardware import Hardware
 from foveal.plan.model_costs.asked import AskedModel, asked_before
 from foveal.plan.setup import Attention, Setup, engine_name
+from foveal.train.engines.choose import check_sharding
 from foveal.train.optim import check_cuts, count_steps
 from foveal.train.reference_answers import missing_steps
 
@@ -110,6 +111,7 @@ class Question:
                 f"choose from {', '.join(hardware.matrix_flops)}"
             )
         engine = engine_name(recipe.engine, gpus * nodes)
+        check_sharding(engine, recipe.sharding)
         if engine in ("zero2", "fsdp2"):
             check_cuts(recipe.train.optimizer)
         fastest: Attention = FASTEST["cpu" if is_cpu(hardware) else "cuda"]
