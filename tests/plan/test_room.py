@@ -74,5 +74,5 @@ def test_what_is_cut_within_a_node_is_held_by_the_processes_of_one_node(training
     recipe = training.recipe.model_copy(update={"engine": "fsdp2", "sharding": sharding})
     engine = training.engine
     engine.world_size, engine.copies = 16, 2
-    setup = room.setup_of(recipe, training.loaded, engine, "none")
+    setup = room.run_setup(recipe, training.loaded, engine, "none")
     assert (setup.gpus, setup.nodes, setup.shares) == (8, 2, 8)

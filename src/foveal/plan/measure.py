@@ -98,7 +98,7 @@ def measure(
     counts = tuple(question.count(row) for row in rows)
     here = replace(hardware, base_bytes=measured.base_bytes)
     memory, seconds = estimate_rows(setup, counts, most_rows, here)
-    found = explain(seconds, measured, hardware.reached, setup.strategy)
+    found = explain_times(seconds, measured, hardware.reached, setup.strategy)
     if factor := slack_factor(setup):
         without = memory.total_bytes - memory.slack_bytes
         holes = (measured.peak_bytes - without) / max(memory.passing_bytes, 1)
@@ -182,7 +182,7 @@ def run_rows(
     return Measured(base, peak, _fastest(steps), _fastest(alone))
 
 
-def explain(
+def explain_times(
     estimated: Sequence[Seconds], measured: Measured, efficiency: Efficiency, strategy: str
 ) -> Efficiency:
     """Find the shares of the machine's speed that explain what rows took."""

@@ -54,7 +54,7 @@ def choose_recompute(
 
     def bytes_needed(recompute: Recompute) -> int:
         """Estimate what a rank will need beside what it holds."""
-        setup = setup_of(recipe, loaded, engine, recompute)
+        setup = run_setup(recipe, loaded, engine, recompute)
         worst = max(looked_at.rows, key=setup.costs.weigh)
         memory = estimate_memory(setup, worst, looked_at.most_rows, 0, 0, slack)
         held = memory.weights_bytes if holds_weights else 0
@@ -72,7 +72,9 @@ def choose_recompute(
         return "none" if device.type == "cpu" else "blocks"
 
 
-def setup_of(recipe: Recipe, loaded: LoadedModel, engine: RunEngine, recompute: Recompute) -> Setup:
+def run_setup(
+    recipe: Recipe, loaded: LoadedModel, engine: RunEngine, recompute: Recompute
+) -> Setup:
     """Say how a run is set up; what is cut within nodes is cut over one node's processes."""
     config, attention = loaded.model.config, attention_of(loaded.model.config)
     model = AskedModel(
