@@ -34,7 +34,7 @@ from turns import (
 )
 from ways import WAYS, Work, own_collator, train
 
-from foveal.bench.random_page import NUM_CROPS, PATCH_SIZE, BenchSize, find_size
+from foveal.bench.random_page import NUM_CROPS, BenchSize, find_size
 from foveal.config import TrainSettings
 from foveal.data.dataset import read_dataset
 from foveal.data.example import read_examples
@@ -43,7 +43,7 @@ from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.processor import Phi3VisionImageProcessor, Phi3VisionProcessor
 from foveal.models.phi3_vision.seam import FAMILY
-from foveal.models.phi3_vision.tiny import TinySizes, cut_vocabulary, tiny_config
+from foveal.models.phi3_vision.tiny import cut_vocabulary, tiny_config
 from foveal.models.shared_rows import choose_attention
 
 PHI_STRATEGIES = ("full", "frozen_vision", "lora")
@@ -89,19 +89,7 @@ def make_model(size: BenchSize, texts: set[str]) -> LoadedModel:
     Its vocabulary is as large as the size says; the tokenizer uses a part of it.
     """
     tokenizer = cut_vocabulary(texts)
-    sizes = TinySizes(
-        crop_size=size.crop_size,
-        patch_size=PATCH_SIZE,
-        tower_width=size.tower_width,
-        tower_layers=size.tower_layers,
-        tower_heads=size.tower_heads,
-        width=size.width,
-        layers=size.layers,
-        heads=size.heads,
-        mlp=size.mlp,
-        initial_spread=0.02,
-    )
-    config = tiny_config(sizes, tokenizer)
+    config = tiny_config(size, tokenizer)
     config.vocab_size = max(size.vocabulary, len(tokenizer))
     torch.manual_seed(0)
     model = Phi3VisionForConditionalGeneration(config)

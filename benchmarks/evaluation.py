@@ -85,7 +85,7 @@ def as_the_recipe(way: RecipeWay, inputs: RecipeInputs, new_tokens: int) -> list
     embeddings = way.model.model.embed_tokens(ids.masked_fill(is_image, 0))
     images = way._image_embeddings(inputs.pixel_values, inputs.image_sizes)
     embeddings = embeddings.index_put(torch.nonzero(is_image, as_tuple=True), images)
-    cache, answer = None, []
+    cache, answer = None, list[int]()
     while len(answer) < new_tokens:
         read = way.decoder(inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
         logits = way.model.lm_head(read.last_hidden_state).float()

@@ -242,7 +242,8 @@ def proportions(family: str) -> str:
     for path, weight in loaded.model.named_parameters():
         if weight.dim() > 1 and "embed" not in path and "lm_head" not in path:
             counts[loaded.family.part_name(path).partition(".")[0]] += weight.numel()
-    head = loaded.family.head(loaded.model).weight.numel()
+    head_layer: Any = loaded.family.head(loaded.model)
+    head = head_layer.weight.numel()
     decoder, tower, published_head = SHAPES[family].published
     return (
         f"weights of tower and head for one of the decoder: {tower / decoder:.3f} and "

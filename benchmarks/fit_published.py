@@ -11,40 +11,35 @@ from statistics import median
 from typing import Any
 
 from published_table import FITTED, ROWS, TESTED, PublishedRow
-from recipe_way import CONSTANTS, Constants, holdings_of, log_error, predict_row
+from recipe_way import CONSTANTS, Constants, log_error, predict_row
 from scipy.optimize import least_squares
 
-from foveal.models.phi3_vision.config import Phi3VisionConfig
-
-BOUNDS = Constants(
-    matrix_a100=(0.05, 1.0),
-    matrix_v100=(0.05, 1.0),
-    eager_bandwidth=(0.05, 1.0),
-    restored_per_second=(1e9, 1e12),
-    link_a100=(0.01, 1.0),
-    link_v100=(0.01, 1.0),
-    context_gb=(0.5, 2.0),
-    zero_slack_gb=(0.1, 30.0),
-    eager_slack=(0.1, 10.0),
-)
+BOUNDS = {
+    "matrix_a100": (0.05, 1.0),
+    "matrix_v100": (0.05, 1.0),
+    "eager_bandwidth": (0.05, 1.0),
+    "restored_per_second": (1e9, 1e12),
+    "link_a100": (0.01, 1.0),
+    "link_v100": (0.01, 1.0),
+    "context_gb": (0.5, 2.0),
+    "zero_slack_gb": (0.1, 30.0),
+    "eager_slack": (0.1, 10.0),
+}
 """What is possible: shares up to all, and what a bare CUDA context with NCCL was seen to take."""
 
-NAMES = [one.name for one in fields(Constants)]
 
-
-def fit(config: Any) -> Constants:
+def fit() -> Constants:
     """Find the constants that explain the fitted rows best; robust, in logarithms.
 
     The frozen rows are taken as they were printed, with a decoder that gets no gradient.
     """
-    holdings = holdings_of(config)
-    low, high = zip(*[map(math.log, getattr(BOUNDS, name)) for name in NAMES], strict=True)
+    low, high = zip(*[map(math.log, BOUNDS[one.name]) for one in fields(Constants)], strict=True)
 
     def errors(logarithms: Any) -> list[float]:
         constants = Constants(*(math.exp(value) for value in logarithms))
         found = []
         for row in FITTED:
-            predicted = predict_row(config, holdings[row.strategy], row, constants, False)
+            predicted = predict_row(row, constants, False)
             found.append(log_error(predicted.images_per_second, row.images_per_second))
             if row.memory_gb:
                 found.append(log_error(predicted.memory_gb, row.memory_gb))
@@ -55,9 +50,8 @@ def fit(config: Any) -> Constants:
     return Constants(*(math.exp(value) for value in best.x))
 
 
-def table(config: Any, constants: Constants) -> str:
+def table(constants: Constants) -> str:
     """Lay out every row as Markdown, and the errors of those that were not fitted."""
-    holdings = holdings_of(config)
     lines = [
         "| row | used to | images/s | predicted | error | GB | predicted | error |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -65,7 +59,7 @@ def table(config: Any, constants: Constants) -> str:
     speeds: list[float] = []
     memories: list[float] = []
     for row in ROWS:
-        made = predict_row(config, holdings[row.strategy], row, constants, False)
+        made = predict_row(row, constants, False)
         speed = made.images_per_second / row.images_per_second - 1
         memory = made.memory_gb / row.memory_gb - 1 if row.memory_gb else None
         if row in TESTED:
@@ -78,7 +72,7 @@ def table(config: Any, constants: Constants) -> str:
             f"| {row.name} | {use} | {row.images_per_second:g} | {made.images_per_second:.2f} | "
             f"{speed:+.0%} | {printed}{made.memory_gb:.1f} | {error} |"
         )
-    lines += ["", _summary(speeds, memories), "", *_as_they_should_be(config, constants)]
+    lines += ["", _summary(speeds, memories), "", *_as_they_should_be(constants)]
     return "\n".join(lines)
 
 
@@ -89,19 +83,17 @@ def _summary(speeds: list[float], memories: list[float]) -> str:
     )
 
 
-def _as_they_should_be(config: Any, constants: Constants) -> list[str]:
-    holdings = holdings_of(config)
+def _as_they_should_be(constants: Constants) -> list[str]:
     lines = ["| frozen row | printed | decoder without gradients | decoder learns | of full |"]
     lines.append("| --- | --- | --- | --- | --- |")
     for row in ROWS:
         if row.strategy != "frozen_vision":
             continue
         without, learns = (
-            predict_row(config, holdings[row.strategy], row, constants, decoder).images_per_second
-            for decoder in (False, True)
+            predict_row(row, constants, decoder).images_per_second for decoder in (False, True)
         )
         full = PublishedRow(row.gpu, row.gpus, "full", row.flash, math.nan, None)
-        other = predict_row(config, holdings["full"], full, constants).images_per_second
+        other = predict_row(full, constants).images_per_second
         lines.append(
             f"| {row.name} | {row.images_per_second:g} | {without:.2f} | {learns:.2f} | "
             f"{learns / other:.2f}x |"
@@ -110,8 +102,7 @@ def _as_they_should_be(config: Any, constants: Constants) -> list[str]:
 
 
 if __name__ == "__main__":
-    published = Phi3VisionConfig()
-    found = fit(published)
+    found = fit()
     for name, value in asdict(found).items():
         print(f"{name} = {value:.4g}  (stored: {getattr(CONSTANTS, name):.4g})")
-    print(table(published, CONSTANTS))
+    print(table(CONSTANTS))

@@ -75,13 +75,16 @@ class Phases:
 
     def watch_runs(self) -> None:
         """In a forked process: have a run say what it does."""
-        dataset.encode_file = self.during("encoding", dataset.encode_file)
-        dataset.measure_examples = self.during("encoding", dataset.measure_examples)
-        loop.save_checkpoint = self.during("saving", loop.save_checkpoint)
-        loop.prune = self.during("saving", loop.prune)
-        TrainingRun.evaluate = self.during("evaluating", TrainingRun.evaluate)  # type: ignore[method-assign]
-        TrainingRun._write_out = self.during("ending", TrainingRun._write_out)  # type: ignore[method-assign]
-        take_step, until = loop.train_step, loop.StepLoader.examples_until
+        data: Any = dataset
+        training: Any = loop
+        run: Any = TrainingRun
+        data.encode_file = self.during("encoding", data.encode_file)
+        data.measure_examples = self.during("encoding", data.measure_examples)
+        training.save_checkpoint = self.during("saving", training.save_checkpoint)
+        training.prune = self.during("saving", training.prune)
+        run.evaluate = self.during("evaluating", run.evaluate)
+        run._write_out = self.during("ending", run._write_out)
+        take_step, until = training.train_step, training.StepLoader.examples_until
 
         def step(*arguments: Any) -> Any:
             self.enter("stepping")
@@ -90,10 +93,10 @@ class Phases:
         def examples_until(loader: Any, taken: int) -> int:  # called behind every step
             if taken % loader.plan.steps_per_epoch == 0:
                 self.enter("between passes")
-            return until(loader, taken)
+            return int(until(loader, taken))
 
-        loop.train_step = step
-        loop.StepLoader.examples_until = examples_until  # type: ignore[method-assign]
+        training.train_step = step
+        training.StepLoader.examples_until = examples_until
 
 
 def fork_run(recipe: Recipe, phases: Phases, notes: Path | None = None) -> int:

@@ -21,18 +21,24 @@ from foveal.config import LoraSettings
 from foveal.data.dataset import read_dataset
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan
+from foveal.machine import Precision
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.machines.hardware import find_hardware
-from foveal.plan.machines.this_machine import ASSUMED, machine_name
+from foveal.plan.machines.this_machine import machine_name
 from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.question import published_model
 from foveal.plan.seconds import rank_seconds
-from foveal.plan.setup import Setup
+from foveal.plan.setup import Engine, Setup
 
 QUESTIONS, PAGES_A_STEP = 4, 4
 NUM_CROPS = 16
 LETTER = PageStyle(1700, 2200)
-SETTINGS = (("full", "fsdp2"), ("frozen_vision", "fsdp2"), ("lora", "ddp"), ("qlora", "ddp"))
+SETTINGS: tuple[tuple[str, Engine], ...] = (
+    ("full", "fsdp2"),
+    ("frozen_vision", "fsdp2"),
+    ("lora", "ddp"),
+    ("qlora", "ddp"),
+)
 GPUS = ("v100-32gb", "a100-80gb", "h100", "b200")
 
 
@@ -67,10 +73,10 @@ def pages_a_second(pages: Path) -> float:
     return opened / (time.perf_counter() - started)
 
 
-def learnt_a_second(gpu: str, strategy: str, engine: str) -> float:
+def learnt_a_second(gpu: str, strategy: str, engine: Engine) -> float:
     """Work out how many pages one of eight accelerators learns from in a second."""
     hardware = find_hardware(gpu)
-    precision = "bf16" if "bf16" in hardware.matrix_flops else "fp16"
+    precision: Precision = "bf16" if "bf16" in hardware.matrix_flops else "fp16"
     config, processor = published_model(NUM_CROPS)
     setup = Setup(
         AskedModel(config, FAMILY, processor, strategy, LoraSettings(rank=64)),
@@ -82,7 +88,7 @@ def learnt_a_second(gpu: str, strategy: str, engine: str) -> float:
         nodes=1,
     )
     rows = rows_of_rank(QUESTIONS * PAGES_A_STEP)
-    return PAGES_A_STEP / rank_seconds(setup, rows, hardware, ASSUMED, workers=0).total
+    return PAGES_A_STEP / rank_seconds(setup, rows, hardware, workers=0).total
 
 
 def main() -> None:

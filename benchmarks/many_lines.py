@@ -93,7 +93,7 @@ def _write_pages(place: Path, pages: int) -> None:
             member = tarfile.TarInfo(f"{page:07}.png")
             member.size = len(kinds[page % 200])
             tar.addfile(member, BytesIO(kinds[page % 200]))
-            tar.members.clear()
+            tar.members.clear()  # type: ignore[attr-defined]  # it would hold them all
 
 
 def encode_block(encoder: PieceEncoder, blocks: int, workers: int) -> list[Span]:

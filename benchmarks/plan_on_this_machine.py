@@ -23,8 +23,7 @@ from foveal.config import DataSettings, Recipe, TrainSettings
 from foveal.data.example import Example, Turn, write_examples
 from foveal.inputs import load_in_passing
 from foveal.models.phi3_vision.tiny import TinySizes, write_tiny
-from foveal.plan.compare import Machines, decide
-from foveal.plan.estimate import estimate_rows
+from foveal.plan.estimate import Machines, decide, estimate_rows
 from foveal.plan.machines.hardware import Hardware
 from foveal.plan.machines.this_machine import ASSUMED_HERE, measure_hardware
 from foveal.plan.measure import measure
@@ -90,11 +89,11 @@ def main() -> None:
                     train=TrainSettings(examples_per_step=24, tokens_per_pass=2048),
                 )
                 question = ask(recipe, load_in_passing)
-                before = measure_hardware()
-                setup = decide(question, Machines(before, ASSUMED_HERE, 1, 1)).setup
-                found = measure(question, setup, before, ASSUMED_HERE, load_in_passing)
+                before = replace(measure_hardware(), reached=ASSUMED_HERE)
+                setup = decide(question, Machines(before, 1, 1)).setup
+                found = measure(question, setup, before, load_in_passing)
                 hardware = best_of(before, measure_hardware())
-                _, seconds = estimate_rows(setup, found.rows, 1, hardware, ASSUMED_HERE)
+                _, seconds = estimate_rows(setup, found.rows, 1, hardware)
                 taken = found.measured.step_seconds
                 errors = [
                     one.total / measured - 1 for one, measured in zip(seconds, taken, strict=True)

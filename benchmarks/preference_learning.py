@@ -20,8 +20,8 @@ import numpy as np
 from draw_pages import FEATURES, draw_pages
 from rich.console import Console
 from time_to_accuracy import LEARNING, NUM_CROPS
+from versions import versions
 
-from foveal.bench.versions import versions
 from foveal.config import Recipe
 from foveal.data.example import Example, read_examples, write_examples
 from foveal.evaluate.intervals import difference, summarize_scores

@@ -189,7 +189,9 @@ class PairCollator:
 
     def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Cut the pictures of each pair twice, once for each answer, as TRL's own collator does."""
-        firsts = self.dataset.sizes.sets[[one["pair"] for one in pairs]].tolist()
+        sets = self.dataset.sizes.sets
+        assert sets is not None  # examples are pairs
+        firsts = sets[[one["pair"] for one in pairs]].tolist()
         answers = [first + side for side in (0, 1) for first in firsts]
         expanded = [
             self.dataset.examples[one].expand(
@@ -226,7 +228,9 @@ class PairList(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.order)
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        first = int(self.dataset.sizes.sets[self.order[place]])
+        sets = self.dataset.sizes.sets
+        assert sets is not None
+        first = int(sets[self.order[place]])
         images = [self.dataset.images[image] for image in self.dataset.image_numbers(first)]
         opened = [open_image(fact.path) for fact in images]
         return {"pair": self.order[place], "images": opened}

@@ -34,6 +34,11 @@ class PublishedRow:
         return self.gpus // 8
 
     @property
+    def tower_learns(self) -> bool:
+        """Whether anything before the decoder does."""
+        return self.strategy != "frozen_vision"
+
+    @property
     def name(self) -> str:
         """In words."""
         attention = "flash" if self.flash else "eager"

@@ -7,31 +7,28 @@ with weights in float32 and autocast where attention is eager, in bf16 where it 
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cache
 
+import numpy as np
 from published_table import (
     A100,
     EXAMPLES_PER_STEP,
     NUM_CROPS,
     RANK,
-    ROWS,
     TOKENS,
     PublishedRow,
 )
 
-from foveal.adapt.strategy import rules_of
 from foveal.config import LoraSettings
 from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
+from foveal.plan.epoch import count_groups
 from foveal.plan.machines.hardware import GB, Hardware, find_hardware
-from foveal.plan.model_costs.arithmetic import Learning, Strategy, Work, strategy_of, work_of_counts
-from foveal.plan.model_costs.weights import (
-    QUANTIZED_BLOCK,
-    QUANTIZED_GROUP,
-    Holdings,
-    assign_without_weights,
-    count_holdings,
-)
+from foveal.plan.model_costs.asked import AskedModel
+from foveal.plan.model_costs.terms import Operations
+from foveal.plan.model_costs.weights import QUANTIZED_BLOCK, QUANTIZED_GROUP
+from foveal.plan.model_costs.work import Ask
+from foveal.plan.question import published_model
 
 FOUR_BIT_BYTES = 0.5 + (1 + 4 / QUANTIZED_GROUP) / QUANTIZED_BLOCK
 """Of a weight in 4 bits whose scales are held in 8: 4.127 bits."""
@@ -49,9 +46,6 @@ probabilities in float32 and rounded (12), the gradients of each (12), and softm
 SHARDED_BYTES = 22
 """Of a learnt number, cut over all ranks: a float32 weight 4, moments 8, gradients 2, the same in
 float32 4, and AdamW's square root 4."""
-
-PASSES = 4.0
-"""Forward, forward again, and two products backward, in units of a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -107,19 +101,14 @@ class RowPrediction:
     memory_gb: float
 
 
-def holdings_of(config: Any) -> dict[str, Holdings]:
-    """Count what each strategy of the table holds."""
-    names = {row.strategy for row in ROWS}
-    lora = LoraSettings(rank=RANK)
-    return {
-        name: count_holdings(assign_without_weights(config, PHI3_VISION, rules_of(name), lora))
-        for name in names
-    }
+@cache
+def published(strategy: str) -> AskedModel:
+    """Take the published model, to be asked what it holds and multiplies."""
+    config, processor = published_model(NUM_CROPS)
+    return AskedModel(config, PHI3_VISION, processor, strategy, LoraSettings(rank=RANK))
 
 
 def predict_row(
-    config: Any,
-    holdings: Holdings,
     row: PublishedRow,
     constants: Constants,
     decoder_learns: bool = True,
@@ -127,41 +116,38 @@ def predict_row(
     """Predict a row.
 
     Args:
-        config: of the published model.
-        holdings: of the row's strategy.
         row: how it was run.
         constants: see there.
         decoder_learns: false: as frozen rows were printed, with a decoder that gets no gradient.
     """
     hardware = find_hardware(row.gpu)
-    seconds = row_step_seconds(config, holdings, row, constants, hardware, decoder_learns)
-    memory = memory_gb(config, holdings, row, constants, hardware, decoder_learns)
+    seconds = row_step_seconds(row, constants, hardware, decoder_learns)
+    memory = memory_gb(row, constants, hardware, decoder_learns)
     return RowPrediction(EXAMPLES_PER_STEP / seconds, memory)
 
 
 def row_step_seconds(
-    config: Any,
-    holdings: Holdings,
     row: PublishedRow,
     constants: Constants,
     hardware: Hardware,
     decoder_learns: bool,
 ) -> float:
     """Time an optimizer step of 64 examples."""
+    holdings = published(row.strategy).holdings
     share = constants.matrix_a100 if row.gpu == A100 else constants.matrix_v100
     speed = hardware.matrix_flops["fp16"] * share
     bandwidth = hardware.bandwidth_bytes_per_second * constants.eager_bandwidth
-    learning = learning_as_printed(row, decoder_learns)
-    useful, again = work_of_pass(config, row, learning)
-    example = (useful.total + again) / speed
-    tower, decoder = attention_pairs(config)
+    decoder_learns = decoder_learns or row.strategy != "frozen_vision"
+    useful, again = operations_of_pass(row, decoder_learns)
+    example = (useful + again) / speed
+    tower, decoder = attention_pairs()
     if not row.flash:
-        for pairs, part in ((tower, learning.tower), (decoder, learning.language)):
+        for pairs, learns in ((tower, row.tower_learns), (decoder, decoder_learns)):
             moved = EAGER_FORWARD_BYTES
-            if part.learns:
+            if learns:
                 moved += EAGER_FORWARD_BYTES + EAGER_BACKWARD_BYTES
             example += pairs * moved / bandwidth
-    uses = 3 if learning.language.learns else 1
+    uses = 3 if decoder_learns else 1
     if row.strategy == "qlora":
         example += uses * holdings.four_bit / constants.restored_per_second
     elif row.strategy == "lora" and not row.flash:
@@ -169,38 +155,44 @@ def row_step_seconds(
     passes = EXAMPLES_PER_STEP / row.gpus
     parts = 1 if "lora" in row.strategy else row.gpus
     optimizer = holdings.learnt / parts * 40 / bandwidth
-    return (
-        passes * example + optimizer + exposed_seconds(row, holdings, constants, hardware, example)
-    )
+    return passes * example + optimizer + exposed_seconds(row, constants, hardware, example)
 
 
-def learning_as_printed(row: PublishedRow, decoder_learns: bool) -> Strategy:
-    """Say what gets a gradient."""
-    name = "lora" if row.strategy == "qlora" else row.strategy
-    strategy = strategy_of(name, RANK)
-    if row.strategy == "frozen_vision" and not decoder_learns:
-        nothing = Learning(weights=False, passes_back=False)
-        return Strategy(strategy.tower, nothing, nothing)
-    return strategy
-
-
-def work_of_pass(config: Any, row: PublishedRow, learning: Strategy) -> tuple[Work, float]:
+def operations_of_pass(row: PublishedRow, decoder_learns: bool) -> tuple[float, float]:
     """Count useful operations of one example, and those that are done again."""
-    pairs = TOKENS * (TOKENS + 1) / 2 if row.flash else float(TOKENS**2)
-    counts = (TOKENS, pairs, TOKENS - TEXT_TOKENS, CROPS, TOKENS)
+    forward = operations_of("full", row.flash, goes_back=False)
+    useful = forward  # also what a frozen tower leaves where no decoder layer learns
+    if decoder_learns:
+        learns = "lora" if row.strategy == "qlora" else row.strategy
+        useful = operations_of(learns, row.flash)
     # The tower's last layer is run though nobody reads it: 24 of 23.
-    forward = work_of_counts(config, strategy_of("forward", 0), *counts)
-    unread = forward.tower / (config.vision_config.num_hidden_layers - 1)
-    again = unread
-    if learning.tower.learns:
+    tower = published("full").config.vision_config
+    again = forward.tower / (tower.num_hidden_layers - 1)
+    if row.tower_learns:
         again += forward.tower
-    if learning.language.learns:
+    if decoder_learns:
         again += forward.decoder
-    return work_of_counts(config, learning, *counts), again
+    return useful.total, again
 
 
-def attention_pairs(config: Any) -> tuple[float, float]:
+@cache
+def operations_of(strategy: str, flash: bool, goes_back: bool = True) -> Operations:
+    """Ask the model what one example multiplies; eager attention looks at the whole square."""
+    model = published(strategy) if goes_back else published(strategy).reading
+    counts = count_groups(
+        [(TOKENS, [])],
+        np.array([TOKENS - TEXT_TOKENS]),
+        np.array([CROPS]),
+        examples=1,
+        targets=TOKENS,
+    )
+    counts = counts if flash else replace(counts, pairs=TOKENS**2)
+    return model.costs(Ask("float32", "flex", "none")).operations(counts)
+
+
+def attention_pairs() -> tuple[float, float]:
     """Count pairs of all layers and heads of an example: the tower's, the decoder's."""
+    config = published("full").config
     tower = config.vision_config
     patches = (tower.image_size // tower.patch_size) ** 2 + 1
     return (
@@ -211,12 +203,12 @@ def attention_pairs(config: Any) -> tuple[float, float]:
 
 def exposed_seconds(
     row: PublishedRow,
-    holdings: Holdings,
     constants: Constants,
     hardware: Hardware,
     example_seconds: float,
 ) -> float:
     """Time what ZeRO-2 shares between nodes beyond what backward passes hide."""
+    holdings = published(row.strategy).holdings
     if row.nodes == 1:
         inside = 2.0 * holdings.learnt / hardware.link_bytes_per_second
         return inside if "lora" not in row.strategy else 0.0
@@ -229,15 +221,15 @@ def exposed_seconds(
 
 
 def memory_gb(
-    config: Any,
-    holdings: Holdings,
     row: PublishedRow,
     constants: Constants,
     hardware: Hardware,
     decoder_learns: bool,
 ) -> float:
     """Add up one GPU's memory, GB, at most the card's."""
-    all_learn = learning_as_printed(row, decoder_learns).language.learns
+    model = published(row.strategy)
+    config, holdings = model.config, model.holdings
+    all_learn = decoder_learns or row.strategy != "frozen_vision"
     number = 2 if row.flash or "lora" not in row.strategy else 4
     held = float(holdings.whole * (2 if row.strategy == "qlora" else number))
     held += holdings.four_bit * FOUR_BIT_BYTES

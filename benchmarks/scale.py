@@ -100,7 +100,9 @@ def run_processes(
     environment = os.environ | {"PYTHONPATH": str(build / "src")}
     command = [sys.executable, "-c", PROCESS, str(data), str(cache), str(model), str(workers)]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen(command, env=environment, **pipes) for _ in range(processes)]
+    started: list[Any] = [
+        subprocess.Popen(command, env=environment, **pipes) for _ in range(processes)
+    ]
     said: list[dict[str, Any]] = [{} for _ in started]
     for _ in range(3):
         for place, one in enumerate(started):

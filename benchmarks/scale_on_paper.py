@@ -13,20 +13,19 @@ from pieces import make_sizes
 from foveal.config import LoraSettings, ShardingSettings
 from foveal.data.rows import Plan
 from foveal.models.phi3_vision.seam import FAMILY
-from foveal.plan.epoch import RowCounts, plan_epoch
+from foveal.plan.epoch import RowCounts, plan_steps
 from foveal.plan.machines.hardware import find_hardware
-from foveal.plan.machines.this_machine import ASSUMED
 from foveal.plan.memory import estimate_memory
 from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.question import published_model
 from foveal.plan.seconds import Seconds, rank_seconds
-from foveal.plan.setup import Setup
+from foveal.plan.setup import Engine, Setup
 
 NODES = (1, 2, 8, 32, 128, 1024)
 GPUS = 8
 SMALLEST_STEP, EXAMPLES_A_RANK = 64, 16
 NODE, IN_16_BITS = {"group": "node"}, {"gather": "precision"}
-SETTINGS: tuple[tuple[str, str, dict[str, str]], ...] = (
+SETTINGS: tuple[tuple[str, Engine, dict[str, str]], ...] = (
     ("full", "fsdp2", {}),
     ("full", "fsdp2", IN_16_BITS),
     ("full", "fsdp2", NODE),
@@ -45,12 +44,12 @@ def rows_of_rank(examples: int) -> tuple[RowCounts, ...]:
     sizes = make_sizes(examples * 8)
     targets = np.full(examples * 8, 10, np.int64)
     plan = Plan(sizes, examples_per_step=examples, tokens_per_pass=8192)
-    return plan_epoch(plan, targets, most_steps=1).steps[0][0]
+    return plan_steps(plan, targets, [0]).steps[0][0]
 
 
 def step(setup: Setup, rows: Sequence[RowCounts]) -> Seconds:
     """Time a step on H100 nodes."""
-    return rank_seconds(setup, rows, find_hardware("h100"), ASSUMED, workers=4)
+    return rank_seconds(setup, rows, find_hardware("h100"), workers=4)
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ operator spent itself, by kind.
 """
 
 import argparse
-from collections import Counter
+import heapq
+from collections import defaultdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from foveal.bench.side import Case, Side
+from foveal.bench.side import Case, Side, Way
 from foveal.plan.machines.this_machine import matrix_speed
 
 KINDS = {
@@ -55,7 +56,9 @@ def kind_of(operator: str) -> str:
     return next(kinds, OTHER)
 
 
-def seconds_by_kind(case: Case, steps: int) -> tuple[Counter[str], float, list[tuple[str, float]]]:
+def seconds_by_kind(
+    case: Case, steps: int
+) -> tuple[dict[str, float], float, list[tuple[str, float]]]:
     """Profile some steps after one to warm up.
 
     Returns:
@@ -67,15 +70,15 @@ def seconds_by_kind(case: Case, steps: int) -> tuple[Counter[str], float, list[t
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         for _ in range(steps):
             side.step()
-    kinds: Counter[str] = Counter()
-    others: Counter[str] = Counter()
+    kinds: dict[str, float] = defaultdict(float)
+    others: dict[str, float] = defaultdict(float)
     for event in seen.key_averages():
         seconds = event.self_cpu_time_total / 1e6 / steps
         kind = kind_of(event.key)
         kinds[kind] += seconds
         if kind == OTHER:
             others[event.key] += seconds
-    return kinds, side.operations, others.most_common(3)
+    return kinds, side.operations, heapq.nlargest(3, others.items(), key=lambda one: one[1])
 
 
 def main() -> None:
@@ -90,7 +93,11 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     speed = matrix_speed()
-    ways = {"recipe": "the recipe's way", "shared": "ours", "recompute": "ours, recomputed"}
+    ways: dict[Way, str] = {
+        "recipe": "the recipe's way",
+        "shared": "ours",
+        "recompute": "ours, recomputed",
+    }
     columns = {
         title: seconds_by_kind(Case(given.size, given.strategy, given.questions, way), given.steps)
         for way, title in ways.items()

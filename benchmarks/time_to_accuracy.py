@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from draw_pages import draw_pages
 from rich.console import Console
+from versions import versions
 from ways import WAYS, Work, train
 
-from foveal.bench.versions import versions
 from foveal.config import EvaluateSettings, Recipe, TrainSettings
 from foveal.data.convert import convert
 from foveal.data.dataset import read_dataset
@@ -201,6 +201,7 @@ class ScoringWatch:
                 self.workers,
                 quiet,
             )
+        assert scores is not None  # nobody stops it
         accuracy = scores["accuracy"].value
         self.points.append(Point(taken, self.seconds, self.processor_seconds, accuracy))
 
@@ -305,7 +306,8 @@ def plot(runs: Sequence[Run], path: Path) -> None:
         "axes.spines.right": False,
     }
     grey = ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color")
-    with rc_context({**settings, **dict.fromkeys(grey, GREY)}):
+    colours: Any = dict.fromkeys(grey, GREY)
+    with rc_context(settings | colours):
         shown = [name for name in TASKS if any(run.task == name for run in runs)]
         figure = Figure(figsize=(4.8 * len(shown), 3.6), layout="constrained")
         figure.patch.set_alpha(0)

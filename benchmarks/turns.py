@@ -16,8 +16,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
+from versions import versions
 
-from foveal.bench.versions import versions
 from foveal.data.parallel import in_new_process
 from foveal.plan.machines.resident import reset_most_resident, resident_bytes
 from foveal.plan.machines.this_machine import machine_name

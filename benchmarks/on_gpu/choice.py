@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -72,7 +73,7 @@ def run(record: Record, size: str, precision: Precision, device: str) -> None:
         return vars(found[kind])
 
     for kind in kinds:
-        record.take(PART, f"{STEPS} ragged steps, {kind}", lambda kind=kind: take(kind))
+        record.take(PART, f"{STEPS} ragged steps, {kind}", partial(take, kind))
     if len(found) == len(kinds):
         chosen = choose(*found.values())
         said = {

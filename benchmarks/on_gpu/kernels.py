@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from foveal.bench.side import Case
@@ -35,7 +36,8 @@ def run(record: Record, size: str, precision: Precision) -> None:
     """Profile a step of each strategy, one question a page."""
     for strategy, way in (("full", "recompute"), ("lora", "shared")):
         case = Case(size, strategy, 1, way, precision, attention="blocks")  # type: ignore[arg-type]
-        record.take(PART, f"{strategy}, 1 a page, {way}", lambda case=case: profiled(Trial(case)))
+        work = partial(profiled, Trial(case))
+        record.take(PART, f"{strategy}, 1 a page, {way}", work)
 
 
 def profiled(trial: Trial) -> Values:

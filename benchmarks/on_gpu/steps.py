@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import torch
 
@@ -17,7 +18,7 @@ from foveal.plan.estimate import estimate_rows
 from foveal.plan.machines.hardware import HARDWARE, Hardware
 from foveal.plan.machines.this_machine import find_efficiency, measure_hardware
 from foveal.plan.model_costs.asked import AskedModel
-from foveal.plan.setup import Setup
+from foveal.plan.setup import Attention, Setup
 
 CAUSAL = "causal"
 """Attention of a row as if it were one example: what any rule of who sees whom is measured by."""
@@ -124,12 +125,12 @@ def planned(case: Case, side: Side, hardware: Hardware) -> tuple[float, int]:
         case.precision,
         "blocks" if case.way == "recompute" else "none",
         "single",
-        "flash_attention_2" if case.attention == CAUSAL else case.attention,
+        cast(Attention, "flash_attention_2" if case.attention == CAUSAL else case.attention),
         gpus=1,
         nodes=1,
     )
-    efficiency = find_efficiency(hardware)
-    memory, seconds = estimate_rows(setup, side.counts, len(side.counts), hardware, efficiency)
+    known = replace(hardware, reached=find_efficiency(hardware))
+    memory, seconds = estimate_rows(setup, side.counts, len(side.counts), known)
     return sum(one.total for one in seconds), memory.total_bytes
 
 

@@ -7,9 +7,7 @@ from statistics import median
 
 import pytest
 from published_table import ROWS, TESTED
-from recipe_way import CONSTANTS, holdings_of, predict_row
-
-from foveal.models.phi3_vision.config import Phi3VisionConfig
+from recipe_way import CONSTANTS, predict_row
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fit_published.py"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "plan.md"
@@ -26,13 +24,11 @@ def script():
 
 @pytest.fixture(scope="module")
 def errors():
-    config = Phi3VisionConfig()
-    holdings = holdings_of(config)
-    return {row: predict_row(config, holdings[row.strategy], row, CONSTANTS, False) for row in ROWS}
+    return {row: predict_row(row, CONSTANTS, False) for row in ROWS}
 
 
 def test_the_constants_are_those_that_half_of_the_rows_give(script):
-    found = asdict(script.fit(Phi3VisionConfig()))
+    found = asdict(script.fit())
     assert found == pytest.approx(asdict(CONSTANTS), rel=0.01)
 
 
@@ -50,15 +46,13 @@ def test_memory_of_rows_that_were_not_fitted_is_met(errors):
 
 
 def test_printed_frozen_speeds_need_a_decoder_that_learns_nothing(errors):
-    config = Phi3VisionConfig()
-    holdings = holdings_of(config)["frozen_vision"]
     for row in ROWS:
         if row.strategy == "frozen_vision":
-            learns = predict_row(config, holdings, row, CONSTANTS, decoder_learns=True)
+            learns = predict_row(row, CONSTANTS, decoder_learns=True)
             assert learns.images_per_second < row.images_per_second / 2
             assert errors[row].images_per_second == pytest.approx(row.images_per_second, rel=0.1)
 
 
 @pytest.mark.slow
 def test_the_document_shows_the_table_that_the_script_makes(script):
-    assert script.table(Phi3VisionConfig(), CONSTANTS) in DOCUMENT.read_text()
+    assert script.table(CONSTANTS) in DOCUMENT.read_text()

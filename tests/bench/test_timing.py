@@ -6,11 +6,20 @@ import re
 
 import pytest
 import torch
+from daily import daily
 from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
 
 from foveal.bench import timing
+from foveal.bench.random_page import SIZES
 from foveal.bench.side import Case, Side
-from foveal.bench.timing import Timed, make_results, run_bench, time_in_turn
+from foveal.bench.timing import (
+    Timed,
+    forward_operations,
+    make_results,
+    run_bench,
+    time_in_turn,
+)
 from foveal.errors import ConfigError
 from foveal.plan.machines import this_machine
 
@@ -79,13 +88,45 @@ def test_the_ways_take_turns(monkeypatch):
     assert [len(one.seconds) for one in timed] == [3, 3]
 
 
-@pytest.mark.parametrize("strategy", ["full", "frozen_vision", "lora"])
+@pytest.mark.parametrize("strategy", daily("full", beside=["frozen_vision", "lora"]))
 def test_each_way_takes_the_same_optimizer_steps(strategy, tmp_path):
     ways = ("recipe", "separate", "shared", "light", "recompute")
     sides = [Side(Case("tiny", strategy, 4, way), tmp_path) for way in ways]
     losses = torch.tensor([[side.step() for _ in range(3)] for side in sides])
     torch.testing.assert_close(losses, losses[:1].expand(5, 3), rtol=1e-5, atol=0)
     assert losses[0, 2] < losses[0, 0]
+
+
+@pytest.mark.parametrize("strategy", ["full", "frozen_vision", "lora"])
+def test_useful_work_is_what_torch_counts_but_for_pairs_that_do_not_see_each_other(
+    strategy, tmp_path
+):
+    case = Side(Case("tiny", strategy, 4, "shared", attention="eager"), tmp_path)  # whole squares
+    (batch,), (counts,) = case.rows, case.counts
+    with FlopCounterMode(display=False) as counter:
+        case.way(batch).backward()
+    size = SIZES["tiny"]
+    unseen = counts.tokens**2 - counts.pairs
+    wasted = 3 * size.layers * 4 * unseen * size.width
+    assert case.operations + wasted == counter.get_total_flops()
+
+
+def test_the_published_model_multiplies_what_its_sizes_say():
+    # Worked by hand: 17 crops of 577 patches and 2,509 + 45 tokens through the published sizes.
+    work = forward_operations(SIZES["published"])
+    layer = 2 * (4 * 3072**2 + 3 * 3072 * 8192) * 2554 + 4 * 3072 * (2554 * 2555 // 2)
+    assert work.decoder == 32 * layer
+    assert work.decoder_attention == 32 * 4 * 3072 * (2554 * 2555 // 2)
+    tower_layer = 2 * 12 * 1024**2 * 17 * 577 + 4 * 1024 * 17 * 577**2
+    assert work.tower == 23 * tower_layer + 2 * 17 * 576 * 3 * 14**2 * 1024
+    assert work.head == 2 * 2554 * 3072 * 32064
+    assert work.projector == 2 * 2509 * (4096 * 3072 + 3072**2)
+
+
+def test_the_standard_size_keeps_the_proportions_of_the_published_model():
+    small, full = (forward_operations(SIZES[name]) for name in ("standard", "published"))
+    assert small.tower / small.decoder == pytest.approx(full.tower / full.decoder, rel=0.2)
+    assert small.head / small.decoder == pytest.approx(full.head / full.decoder, rel=0.2)
 
 
 def test_only_sharing_saves_useful_work(tmp_path):

@@ -72,7 +72,7 @@ def test_every_way_takes_the_same_steps(script, strategy, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+@pytest.mark.parametrize("family", daily("qwen3_vl", beside=["gemma3"]))
 def test_every_way_takes_the_same_steps_of_other_families(script, family, tmp_path):
     case = script("turns").Case(f"{family} tiny", "full", 2, 3, 1, pages=2, ragged=True)
     losses = {}

@@ -1,6 +1,7 @@
 """What `foveal plan` promises."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,11 +14,10 @@ from foveal.cli import app
 from foveal.config import load_recipe
 from foveal.errors import ConfigError
 from foveal.plan import command
-from foveal.plan.compare import Machines, advise, compare, decide
+from foveal.plan.estimate import Machines, advise, compare, decide
 from foveal.plan.machines import this_machine
-from foveal.plan.machines.hardware import find_hardware
+from foveal.plan.machines.hardware import ASSUMED, find_hardware
 from foveal.plan.machines.this_machine import (
-    ASSUMED,
     ASSUMED_HERE,
     find_efficiency,
     store_efficiency,
@@ -84,18 +84,29 @@ def test_what_does_not_fit_is_told_with_what_to_change(recipe):
 
 
 @pytest.mark.slow
-def test_all_advice_is_true(question):
-    small = Machines(find_hardware("rtx4090"), ASSUMED, 1, 1)
+@pytest.mark.parametrize(("gpu", "recompute"), [("rtx4090", "auto"), ("h100", "none")])
+def test_all_advice_is_true(recipe, gpu, recompute):
+    given = (f"train.recompute={recompute}",)
+    question = ask(load_recipe(recipe, given), _no_model)
+    small = Machines(find_hardware(gpu), 1, 1)
     now = decide(question, small)
-    advice = advise(question, small, now)
     assert not now.fits
-    assert any(change.startswith("strategy=qlora") for change in advice)
-    assert any("GPUs with engine=fsdp2" in change for change in advice)
+    advice = [change.rpartition(" (")[0] for change in advise(question, small, now)]
+    assert "strategy=lora" in advice or "strategy=qlora" in advice
+    assert advice[-1].endswith("GPUs with engine=fsdp2")
+    for change in advice:
+        machines = small
+        if "GPUs with" in change:
+            number, _, change = change.partition(" GPUs with ")
+            machines = replace(small, gpus=int(number))
+        change = re.sub(r"token budget \S+ -> ", "train.tokens_per_pass=", change).replace(",", "")
+        changed = replace(question, recipe=load_recipe(recipe, (*given, change)))
+        assert decide(changed, machines).fits, change
 
 
 @pytest.mark.slow
 def test_a_comparison_begins_with_the_fastest_that_fits(question):
-    machines = Machines(find_hardware("a100-80gb"), ASSUMED, 8, 1)
+    machines = Machines(find_hardware("a100-80gb"), 8, 1)
     found = compare(question, machines)
     fits = [one.fits for one in found]
     assert fits == sorted(fits, reverse=True)

@@ -1,11 +1,25 @@
 """What the count of an epoch's rows promises."""
 
+from itertools import accumulate
+
 import numpy as np
+import pytest
+import torch
 
 from foveal.bench.random_page import SIZES, LetterProcessor, make_random_page
 from foveal.data.batch import build_batch
+from foveal.data.layout import GroupSpan
 from foveal.data.rows import Plan
-from foveal.plan.epoch import add_up, count_row, histogram, plan_epoch, seen_pairs, targets_of
+from foveal.models.row_view import RowView
+from foveal.plan.epoch import (
+    Epoch,
+    count_groups,
+    count_row,
+    histogram,
+    plan_steps,
+    questions_of_images,
+    targets_of,
+)
 
 SIZE = SIZES["tiny"]
 
@@ -17,7 +31,8 @@ def test_a_row_is_counted_as_it_is_built(tmp_path):
     counts = count_row(row, dataset.sizes, targets_of(dataset.examples))
     batch = build_batch(row, dataset, LetterProcessor(SIZE))
     assert counts.tokens == batch.input_ids.shape[1]
-    assert counts.pairs == seen_pairs(batch.groups)
+    seen = RowView(batch.groups, torch.device("cpu")).square(None)
+    assert counts.pairs == int(seen.sum())
     assert counts.targets == len(batch.targets)
     assert counts.crops == len(batch.pixels["pixel_values"]) + 1  # its global view
     assert counts.examples == 4
@@ -28,17 +43,37 @@ def test_every_example_of_an_epoch_is_counted_once(tmp_path):
     plan = Plan(
         dataset.sizes, examples_per_step=3, tokens_per_pass=SIZE.tokens_per_pass, world_size=2
     )
-    epoch = plan_epoch(plan, targets_of(dataset.examples))
-    assert epoch.total.examples == epoch.examples == 7
+    epoch = plan_steps(plan, targets_of(dataset.examples), range(plan.steps_per_epoch))
+    assert epoch.total.examples == dataset.sizes.num_sets == 7
     assert len(epoch.steps) == 3
     assert all(len(step) == 2 for step in epoch.steps)
-    assert epoch.questions_of_images.tolist() == [7]
-    separate = int(dataset.sizes.tokens.sum())
-    assert epoch.saved_tokens_share == 1 - epoch.total.tokens / separate
+    assert questions_of_images(dataset.sizes).tolist() == [7]
+    assert epoch.separate_tokens == dataset.sizes.tokens.sum() > epoch.total.tokens
 
 
 def test_nothing_adds_up_to_nothing():
-    assert add_up([]).tokens == 0
+    assert Epoch((), 0).total.tokens == 0
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [(7, [])],
+        [(4, [2, 3])],
+        [(3, []), (2, [1, 4, 2]), (1, [])],
+    ],
+)
+def test_as_many_pairs_are_counted_as_the_mask_shows(groups):
+    spans, start = [], 0
+    for prefix, branches in groups:
+        ends = list(accumulate(branches, initial=start + prefix))
+        spans.append(GroupSpan(start, tuple(ends[:-1]), ends[-1]))
+        start = ends[-1]
+    mask = RowView(tuple(spans), torch.device("cpu")).square(None)
+    nothing = np.zeros(0, np.int64)
+    counts = count_groups(groups, nothing, nothing, examples=1, targets=0)
+    assert counts.pairs == int(mask.sum())
+    assert counts.tokens == start
 
 
 def test_a_histogram_loses_no_value():

@@ -28,11 +28,11 @@ from foveal.config import Recipe
 from foveal.errors import ConfigError
 from foveal.inputs import load_in_passing
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.plan.compare import Machines, decide
+from foveal.plan.estimate import Machines, decide
 from foveal.plan.machines.hardware import find_hardware
-from foveal.plan.machines.this_machine import ASSUMED
 from foveal.plan.memory import shares_of
 from foveal.plan.question import ask
+from foveal.plan.setup import engines_of
 from foveal.run import TrainingRun
 from foveal.train.engines.choose import make_engine
 from foveal.train.learner import make_learner
@@ -127,7 +127,7 @@ def runs(draw, models):
 
 
 ANY = settings(
-    max_examples=24, deadline=None, derandomize=True, database=None, phases=[Phase.generate]
+    max_examples=14, deadline=None, derandomize=True, database=None, phases=[Phase.generate]
 )
 
 
@@ -307,6 +307,22 @@ def test_a_rule_that_decides_for_nothing_is_refused_as_a_run_refuses_it(place):
         ask(recipe, None).setup(find_hardware("a100-80gb"), 1, 1)
 
 
+def test_sharding_of_an_engine_that_cuts_otherwise_is_refused_as_a_run_refuses_it(place):
+    question = ask(recipe_in(place, engine="ddp", sharding={"group": "node"}), None)
+    with pytest.raises(ConfigError) as planned:
+        question.setup(find_hardware("a100-80gb"), 8, 1)
+    with pytest.raises(ConfigError, match=re.escape(str(planned.value))):
+        make_engine("ddp", "float32", question.recipe.sharding)
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", "zero2"])
+def test_an_optimizer_that_takes_no_cuts_is_refused_as_a_run_refuses_it(place, engine):
+    question = ask(recipe_in(place, engine=engine, train={"optimizer": "muon"}), None)
+    with pytest.raises(ConfigError, match=r"train\.optimizer=muon needs whole weights"):
+        question.setup(find_hardware("a100-80gb"), 8, 1)
+    assert engines_of("muon", 8) == ("ddp",)  # all that a comparison or advice offers
+
+
 def test_a_model_in_fewer_bits_is_refused_as_a_run_refuses_it(place, tmp_path):
     config = json.loads((place / "phi3_v" / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "compressed-tensors"}
@@ -340,7 +356,7 @@ def test_layers_in_4_bits_without_adapters_are_weighed_in_4_bits(place):
 def test_every_family_is_planned_and_holds_what_its_run_holds(place, name):
     recipe = recipe_in(place, model=str(place / name))
     assert_equal(recipe)
-    machines = Machines(find_hardware("a100-80gb"), ASSUMED, 1, 1)
+    machines = Machines(find_hardware("a100-80gb"), 1, 1)
     question = ask(recipe, None)
     kept = decide(question, machines)
     assert kept.fits

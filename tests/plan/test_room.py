@@ -5,7 +5,7 @@ import torch
 from rich.console import Console
 from tiny import SIZES, pages
 
-from foveal.config import Recipe
+from foveal.config import Recipe, ShardingSettings
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.plan import room
 from foveal.run import TrainingRun
@@ -33,12 +33,13 @@ def what_is_made_again(training):
 def most_with(training, monkeypatch, recompute="blocks") -> int:
     """Free bytes of the device at which only just so much is made again."""
     ways = ["blocks", "light", "none"]
-    low, high = 0, 2**40
+    low, high = 0, 2**26
     while high - low > 1:
         free = (low + high) // 2
         monkeypatch.setattr(room, "free_memory", lambda _device, free=free: free)
         chosen = ways.index(what_is_made_again(training))
         low, high = (free, high) if chosen <= ways.index(recompute) else (low, free)
+    assert high < 2**26
     return low
 
 
@@ -61,3 +62,17 @@ def test_the_least_is_made_again_that_lets_a_run_fit(training, monkeypatch):
         assert what_is_made_again(training) == chosen
     monkeypatch.setattr(room, "free_memory", lambda _device: light + 1)
     assert what_is_made_again(training) == "none"
+    # Two processes of a machine without a GPU share its memory.
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for free, chosen in ((2 * light, "light"), (2 * light + 2, "none")):
+        monkeypatch.setattr(room, "free_memory", lambda _device, free=free: free)
+        assert what_is_made_again(training) == chosen
+
+
+def test_what_is_cut_within_a_node_is_held_by_the_processes_of_one_node(training):
+    sharding = ShardingSettings(group="node")
+    recipe = training.recipe.model_copy(update={"engine": "fsdp2", "sharding": sharding})
+    engine = training.engine
+    engine.world_size, engine.copies = 16, 2
+    setup = room.run_setup(recipe, training.loaded, engine, "none")
+    assert (setup.gpus, setup.nodes, setup.shares) == (8, 2, 8)

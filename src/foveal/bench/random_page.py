@@ -18,6 +18,7 @@ from foveal.machine import pick_device
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.read_images import CropReader
+from foveal.models.phi3_vision.tiny import TinySizes, sized_config
 from foveal.models.shared_rows import choose_attention
 
 NUM_CROPS = 16
@@ -27,23 +28,14 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz "
 PAD_ID, IMAGE_ID = 0, 1
 """Ids below those of letters."""
 
-PATCH_SIZE = 14
 
-
-@dataclass(frozen=True)
-class BenchSize:
+@dataclass(frozen=True, kw_only=True)
+class BenchSize(TinySizes):
     """A model and the text that is asked of it."""
 
-    crop_size: int
-    tower_width: int
-    tower_layers: int
-    """The last one is not read."""
-
-    tower_heads: int
-    width: int
-    mlp: int
-    layers: int
-    heads: int
+    patch_size: int = 14
+    rope_theta: float = 10000.0
+    initial_spread: float = 0.02
     vocabulary: int
     page: tuple[int, int]
     """Width and height of the picture, pixels; 4 x 4 crops."""
@@ -58,7 +50,7 @@ class BenchSize:
     @property
     def crop_tokens_side(self) -> int:
         """Merged patches along one side of a crop."""
-        return self.crop_size // PATCH_SIZE // 2
+        return self.crop_size // self.patch_size // 2
 
 
 LETTER_PAGE = (1700, 2200)
@@ -143,34 +135,18 @@ def find_size(name: str) -> BenchSize:
     return SIZES[name]
 
 
+def make_config(size: BenchSize) -> Phi3VisionConfig:
+    """Configure a model of a size."""
+    none = dict.fromkeys(("bos_token_id", "eos_token_id"))
+    ids = {"pad_token_id": PAD_ID, "image_token_id": IMAGE_ID}
+    return sized_config(size, size.vocabulary, none | ids)
+
+
 def make_model(size: BenchSize, seed: int = 0) -> Phi3VisionForConditionalGeneration:
     """Make a model on this machine's device, with random weights and its fastest attention."""
-    factors = [1.0] * (size.width // size.heads // 2)
-    config = Phi3VisionConfig(
-        vocab_size=size.vocabulary,
-        hidden_size=size.width,
-        intermediate_size=size.mlp,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        max_position_embeddings=131072,
-        original_max_position_embeddings=4096,
-        rope_scaling={"type": "su", "short_factor": factors, "long_factor": factors},
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=PAD_ID,
-        image_token_id=IMAGE_ID,
-        vision_config={
-            "hidden_size": size.tower_width,
-            "intermediate_size": size.tower_width * 4,
-            "num_hidden_layers": size.tower_layers,
-            "num_attention_heads": size.tower_heads,
-            "image_size": size.crop_size,
-            "patch_size": PATCH_SIZE,
-        },
-    )
     with torch.random.fork_rng(devices=[]), pick_device():
         torch.manual_seed(seed)
-        model = Phi3VisionForConditionalGeneration(config)
+        model = Phi3VisionForConditionalGeneration(make_config(size))
     model.set_attn_implementation(choose_attention("auto"))
     return model
 

@@ -9,7 +9,6 @@ backward pass.
 
 import copy
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,28 +23,10 @@ from foveal.data.encode import IGNORED
 from foveal.data.images.media import open_image
 from foveal.models.phi3_vision.image import CLIP_MEAN, CLIP_STD, CropGrid, crop_grid
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration, Phi3VisionModel
+from foveal.models.phi3_vision.read_images import CropReader
 
 FEATURE_LAYER = -2
 """Hidden states of the tower that are read; the layer behind them is run for nothing."""
-
-
-class CroppingProcessor(Protocol):
-    """What is asked of a processor: how it cuts, and what stands for an image."""
-
-    @property
-    def image_token_id(self) -> int:
-        """Id that stands where an image is."""
-        ...
-
-    @property
-    def num_crops(self) -> int:
-        """Most crops a picture."""
-        ...
-
-    @property
-    def crop_size(self) -> int:
-        """Side of a crop, pixels."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +50,7 @@ class RecipeInputs:
         return RecipeInputs(*(tensor.to(device) for tensor in vars(self).values()))
 
 
-def recipe_inputs(dataset: Dataset, example: int, processor: CroppingProcessor) -> RecipeInputs:
+def recipe_inputs(dataset: Dataset, example: int, processor: CropReader) -> RecipeInputs:
     """Prepare one example; a picture is opened and cut for each example that shows it."""
     facts = [dataset.images[number] for number in dataset.image_numbers(example)]
     expanded = dataset.examples[example].expand([fact.shape for fact in facts])

@@ -2,14 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
-from foveal.bench.random_page import LetterProcessor, find_size, make_model, make_random_page
+from foveal.bench.random_page import (
+    BenchSize,
+    LetterProcessor,
+    find_size,
+    make_config,
+    make_model,
+    make_random_page,
+)
 from foveal.bench.recipe_step import RecipeInputs, RecipeWay, recipe_inputs
 from foveal.config import LoraSettings, TrainSettings
 from foveal.data.batch import build_batch
@@ -20,7 +27,9 @@ from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.models.shared_rows import choose_attention
 from foveal.plan.epoch import count_row, targets_of
-from foveal.plan.model_costs.arithmetic import strategy_of, useful_work
+from foveal.plan.model_costs.asked import AskedModel, asked_before
+from foveal.plan.model_costs.terms import PassCosts
+from foveal.plan.model_costs.work import Ask
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.recompute import Recompute
@@ -58,6 +67,7 @@ class Side:
     """One way of one case, ready to take steps."""
 
     def __init__(self, case: Case, folder: Path) -> None:
+        self.case = case
         size = find_size(case.size)
         processor = LetterProcessor(size)
         dataset = make_random_page(size, case.questions, folder)
@@ -92,11 +102,6 @@ class Side:
         _make_state(self.optimizer)
         self.tokens = sum(row.tokens for row in rows)
         """Of the examples, shared ones counted once for each."""
-        image_tokens = int(dataset.sizes.image_tokens[0])
-        self.operations = sum(
-            _operations(self.model.config, case.strategy, row, image_tokens) for row in rows
-        )
-        """Useful ones of a step, see `arithmetic`."""
         self.rows: Sequence[Batch] | None = None if case.way == "recipe" else rows
         self.inputs: Sequence[RecipeInputs] = (
             [
@@ -106,6 +111,12 @@ class Side:
             if case.way == "recipe"
             else []
         )
+
+    @cached_property
+    def operations(self) -> float:
+        """Useful ones of a step: nothing twice, and of attention the pairs that see each other."""
+        costs = costs_of(find_size(self.case.size), self.case.strategy)
+        return sum(costs.operations(row).total for row in self.counts)
 
     def step(self) -> float:
         """Take an optimizer step; returns the mean loss before it."""
@@ -151,11 +162,11 @@ def recipe_step(
     return total
 
 
-def _operations(config: Any, strategy: str, row: Batch, image_tokens: int) -> float:
-    crops = len(row.pixels["pixel_values"]) + 1  # its global view
-    learning = strategy_of(strategy, LORA.rank)
-    work = useful_work(config, learning, row.groups, image_tokens, crops, len(row.targets))
-    return work.total
+def costs_of(size: BenchSize, strategy: str, goes_back: bool = True) -> PassCosts:
+    """Ask a model of a size what its own code multiplies in a pass, or in its forward half."""
+    processor = LetterProcessor(size)
+    model = AskedModel(make_config(size), FAMILY, processor, strategy, LORA, goes_back=goes_back)
+    return asked_before(model).costs(Ask("float32", "flex", "none"))
 
 
 def _make_state(optimizer: torch.optim.Optimizer) -> None:

@@ -1,31 +1,101 @@
-"""A size and strategies -> what both ways do a second, in one process, and what they hold."""
+"""A size and strategies -> what both ways do a second, and what they hold, as a table or JSON."""
 
 import gc
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
-from foveal.bench.random_page import find_size, make_model
-from foveal.bench.result import Machine, Result, print_results, results_to_json
-from foveal.bench.side import Case, Side, Way
+from foveal.bench.random_page import BenchSize, LetterProcessor, find_size
+from foveal.bench.side import Case, Side, Way, costs_of
 from foveal.data.parallel import in_new_process
 from foveal.errors import ConfigError
+from foveal.plan.epoch import count_groups
 from foveal.plan.machines.resident import reset_most_resident, resident_bytes
 from foveal.plan.machines.this_machine import machine_name, matrix_speed
-from foveal.plan.model_costs.arithmetic import proportions
+from foveal.plan.model_costs.terms import Operations
 from foveal.train.engines.allocator import hand_back_free_memory
 
 STRATEGIES = ("full", "frozen_vision", "lora")
 QUESTIONS = (1, 4)
 """A page's questions: no sharing possible, and about what a page of DocVQA has."""
 
-WAYS: tuple[Way, ...] = ("recipe", "separate", "shared", "light", "recompute")
+SHOWN: dict[Way, str] = {
+    "recipe": "recipe's way",
+    "separate": "not shared",
+    "shared": "ours",
+    "light": "light",
+    "recompute": "recomputed",
+}
+"""Each way's name in the table."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What the steps of one case took."""
+
+    seconds: tuple[float, ...]
+    """Of each round."""
+
+    tokens: int
+    operations: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one way of one case came to."""
+
+    strategy: str
+    questions: int
+    """Of the page."""
+
+    way: Way
+    seconds: float
+    """Median of the rounds: forward, backward, clip and AdamW over all questions of the page."""
+
+    fastest_seconds: float
+    slowest_seconds: float
+    questions_per_second: float
+    images_per_second: float
+    """Pages all of whose questions are done."""
+
+    tokens_per_second: float
+    """Of the examples, shared ones counted once for each."""
+
+    operations_per_second: float
+    """Useful ones."""
+
+    matrix_share: float
+    """`operations_per_second` of this machine's matrix speed."""
+
+    peak_bytes: int
+    """Of a step, above weights and optimizer state."""
+
+    speed_ratio: float
+    """To the recipe's way, same strategy and questions."""
+
+    memory_ratio: float
+    """To the recipe's way, same strategy and questions."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the numbers were taken on."""
+
+    name: str
+    threads: int
+    matrix_speed: float
+    """Operations a second of a large float32 matrix product, best of several."""
 
 
 def run_bench(
@@ -49,7 +119,7 @@ def run_bench(
     Raises:
         ConfigError: a size or strategy that there is not.
     """
-    shape = proportions(make_model(find_size(size)).config)
+    forward = forward_operations(find_size(size))
     for strategy in strategies:
         if strategy not in STRATEGIES:
             raise ConfigError(
@@ -61,7 +131,7 @@ def run_bench(
     measured: list[tuple[Case, Timed, int]] = []
     for strategy in strategies:
         for questions in QUESTIONS:
-            ways = [way for way in WAYS if questions > 1 or way != "separate"]
+            ways = [way for way in SHOWN if questions > 1 or way != "separate"]
             cases = [Case(size, strategy, questions, way) for way in ways]
             with console.status(f"{strategy}, {questions} a page"):
                 peaks = [peak_of(case) for case in cases]
@@ -71,21 +141,27 @@ def run_bench(
     machine = Machine(machine_name(), torch.get_num_threads(), max(speeds))
     results = make_results(measured, machine.matrix_speed)
     if as_json:
-        console.out(results_to_json(size, machine, shape, results), highlight=False)
+        console.out(results_to_json(size, machine, forward, results), highlight=False)
     else:
-        print_results(console, size, machine, shape, results)
+        print_results(console, size, machine, forward, results)
     return results
 
 
-@dataclass(frozen=True)
-class Timed:
-    """What the steps of one case took."""
+def forward_operations(size: BenchSize, text_tokens: int = 45) -> Operations:
+    """Count the products of a forward pass over one page and one question, a label everywhere.
 
-    seconds: tuple[float, ...]
-    """Of each round."""
-
-    tokens: int
-    operations: float
+    Where fewer positions have labels, the head's part shrinks alike for any model.
+    """
+    page = LetterProcessor(size).shape(*size.page)
+    tokens = page.tokens + text_tokens
+    row = count_groups(
+        [(tokens, [])],
+        np.array([page.tokens]),
+        np.array([page.crops]),
+        examples=1,
+        targets=tokens,
+    )
+    return costs_of(size, "full", goes_back=False).operations(row)
 
 
 def time_in_turn(cases: Sequence[Case], rounds: int) -> list[Timed]:
@@ -168,3 +244,60 @@ def step_peak(side: Side) -> int:
     reset_most_resident()
     side.step()
     return resident_bytes("VmHWM") - before
+
+
+def print_results(
+    console: Console,
+    size: str,
+    machine: Machine,
+    forward: Operations,
+    results: Sequence[Result],
+) -> None:
+    """Print one table for each strategy."""
+    console.print(
+        f"{machine.name}, {machine.threads} threads, float32; "
+        f"matrix speed {machine.matrix_speed / 1e9:,.0f} GFLOP/s\n"
+        f"size {size}; decoder : tower : head = 1 : {forward.tower / forward.decoder:.3f} : "
+        f"{forward.head / forward.decoder:.3f}",
+        highlight=False,
+    )
+    for strategy, some in groupby(results, key=lambda result: result.strategy):
+        console.print(_table(strategy, list(some)))
+
+
+def _table(strategy: str, results: Sequence[Result]) -> Table:
+    # 80 columns wide at most: what is not a terminal has no more, and loses the rest unseen.
+    table = Table(title=strategy, title_justify="left", box=SIMPLE_HEAD, padding=0)
+    for name in ("asked\na page", "way"):
+        table.add_column(name, no_wrap=True)
+    rates = "s a\nstep", "asked\n/s", "images\n/s", "tokens\n/s"
+    for name in (*rates, "matrix", "peak\nGB", "speed", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in results:
+        table.add_row(
+            str(one.questions),
+            SHOWN[one.way],
+            f"{one.seconds:.2f}",
+            f"{one.questions_per_second:.3f}",
+            f"{one.images_per_second:.3f}",
+            f"{one.tokens_per_second:,.0f}",
+            f"{one.matrix_share:.0%}",
+            f"{one.peak_bytes / 1e9:.2f}",
+            f"{one.speed_ratio:.2f}x",
+            f"{one.memory_ratio:.0%}",
+            end_section=one.way == "recompute",
+        )
+    return table
+
+
+def results_to_json(
+    size: str, machine: Machine, forward: Operations, results: Sequence[Result]
+) -> str:
+    """Write everything that `print_results` shows, and more, for machines."""
+    tree = {
+        "size": size,
+        "machine": asdict(machine),
+        "forward_operations": asdict(forward),
+        "results": [asdict(result) for result in results],
+    }
+    return json.dumps(tree, indent=1)

@@ -1,11 +1,12 @@
 """A recipe and a machine's name -> the whole answer of `foveal plan`, printed."""
 
+from dataclasses import replace
+
 from rich.console import Console
 
 from foveal.config import Recipe
 from foveal.errors import ConfigError
-from foveal.plan.compare import Machines, advise, compare, decide
-from foveal.plan.estimate import Estimate
+from foveal.plan.estimate import Estimate, Machines, advise, compare, decide
 from foveal.plan.machines.hardware import find_hardware
 from foveal.plan.machines.this_machine import find_efficiency, measure_hardware, store_efficiency
 from foveal.plan.measure import MeasuredRow
@@ -52,19 +53,20 @@ def run_plan(
     """
     question = ask(recipe, load_model)
     hardware = measure_hardware() if gpu == THIS else find_hardware(gpu)
-    efficiency = find_efficiency(hardware)
-    machines = Machines(hardware, efficiency, gpus, nodes, price_per_hour)
+    hardware = replace(hardware, reached=find_efficiency(hardware))
+    machines = Machines(hardware, gpus, nodes, price_per_hour)
     now = decide(question, machines)
     found = compare(question, machines) if compare_all else []
     advice = advise(question, machines, now)
     compared = _measure(question, machines, now.setup, load_model) if measure else None
     if as_json:
-        console.out(to_json(hardware, efficiency, now, found, advice, compared), highlight=False)
+        console.out(to_json(now, found, advice, compared), highlight=False)
         return now
-    print_data(console, question.epoch(now.setup.world_size), now.setup.world_size)
+    world_size = now.setup.world_size
+    print_data(console, question.dataset.sizes, question.epoch(world_size), world_size)
     for line in question.left_whole(hardware):
         console.print(line, style="yellow", highlight=False, markup=False)
-    print_estimate(console, now, efficiency)
+    print_estimate(console, now)
     if found:
         print_comparison(console, found)
     if advice:
@@ -82,6 +84,6 @@ def _measure(
     """Run rows for real, and keep what they say about this machine for later plans."""
     if not machines.hardware.measured or setup.world_size > 1:
         raise ConfigError("--measure runs on this machine, in one process: leave --gpu and --gpus")
-    compared = measure_rows(question, setup, machines.hardware, machines.efficiency, load_model)
+    compared = measure_rows(question, setup, machines.hardware, load_model)
     store_efficiency(machines.hardware.name, compared.efficiency)
     return compared

@@ -64,30 +64,28 @@ def traffic_of(setup: Setup, passes: int) -> Traffic:
     return Traffic(0, 2.0 * learnt, 0, 0, 1)
 
 
-def ring_seconds(moved_bytes: float, setup: Setup, hardware: Hardware, efficiency: float) -> float:
+def ring_seconds(moved_bytes: float, setup: Setup, hardware: Hardware) -> float:
     """Time one way round a ring of all processes."""
     world = setup.world_size
     if world == 1 or not moved_bytes:
         return 0.0
-    share = moved_bytes * (world - 1) / world
-    inside = share / (hardware.link_bytes_per_second * efficiency) if setup.gpus > 1 else 0.0
+    share = moved_bytes * (world - 1) / world / hardware.reached.link
+    inside = share / hardware.link_bytes_per_second if setup.gpus > 1 else 0.0
     if setup.nodes == 1:
         return inside
     # Large groups add up in trees: the way is as long as the tree is high.
     hops = 2 * math.log2(world) * max(1.0, moved_bytes / BUCKET_BYTES)
-    between = share / (hardware.node_link_bytes_per_second * efficiency)
+    between = share / hardware.node_link_bytes_per_second
     return max(inside, between) + hops * hardware.node_latency_seconds
 
 
-def across_seconds(
-    moved_bytes: float, setup: Setup, hardware: Hardware, efficiency: float
-) -> float:
+def across_seconds(moved_bytes: float, setup: Setup, hardware: Hardware) -> float:
     """Time one way round as many rings as a node has processes, each with its share."""
     if not moved_bytes:
         return 0.0
     share = moved_bytes * (setup.nodes - 1) / setup.nodes  # of all rings, on the node's one link
     hops = 2 * math.log2(setup.nodes) * max(1.0, moved_bytes / setup.gpus / BUCKET_BYTES)
-    link = hardware.node_link_bytes_per_second * efficiency
+    link = hardware.node_link_bytes_per_second * hardware.reached.link
     return share / link + hops * hardware.node_latency_seconds
 
 
@@ -97,7 +95,6 @@ def exchange(
     forward_seconds: float,
     backward_seconds: float,
     hardware: Hardware,
-    efficiency: float,
 ) -> ExchangeSeconds:
     """Work out what sharing costs beside the work that it hides behind.
 
@@ -107,14 +104,13 @@ def exchange(
         forward_seconds: of one pass.
         backward_seconds: of one pass, layers that are run again included.
         hardware: whose links are used.
-        efficiency: share of the maker's speed that links reach.
     """
     traffic = traffic_of(setup, passes)
     ring = replace(setup, nodes=1) if setup.is_cut_by_node else setup
-    gathered = ring_seconds(traffic.gathered_bytes, ring, hardware, efficiency)
-    reduced = ring_seconds(traffic.reduced_bytes, ring, hardware, efficiency)
-    across = across_seconds(traffic.across_bytes, setup, hardware, efficiency)
-    after = ring_seconds(traffic.after_bytes, setup, hardware, efficiency)
+    gathered = ring_seconds(traffic.gathered_bytes, ring, hardware)
+    reduced = ring_seconds(traffic.reduced_bytes, ring, hardware)
+    across = across_seconds(traffic.across_bytes, setup, hardware)
+    after = ring_seconds(traffic.after_bytes, setup, hardware)
     room = OVERLAP * backward_seconds * traffic.passes
     if traffic.gathered_bytes:
         room += OVERLAP * forward_seconds * traffic.passes

@@ -1,6 +1,6 @@
 """A data set + the real planner -> what is in every row of an epoch, and in its images (pure)."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,6 @@ from foveal.config import Recipe
 from foveal.data.dataset import Dataset
 from foveal.data.encode import Encoded
 from foveal.data.encoded.packed import EncodedExamples
-from foveal.data.layout import GroupSpan
 from foveal.data.row_planning.groups import Row
 from foveal.data.row_planning.sizes import Sizes
 from foveal.data.rows import Plan
@@ -57,6 +56,16 @@ class RowCounts:
     prefix_squares: int = 0
     """Tokens of prefixes, squared: cells of masks where a prefix is not causal alone."""
 
+    @property
+    def one(self) -> int:
+        """The row itself."""
+        return 1
+
+    @property
+    def token_squares(self) -> int:
+        """Cells of a mask of the whole row."""
+        return self.tokens**2
+
 
 RankRows = tuple[RowCounts, ...]
 """The rows of one rank behind one optimizer step; empty passes are left out."""
@@ -64,21 +73,13 @@ RankRows = tuple[RowCounts, ...]
 
 @dataclass(frozen=True)
 class Epoch:
-    """Every step of one epoch, and the data that they are cut from."""
+    """Every step of one epoch, or some of them."""
 
     steps: tuple[tuple[RankRows, ...], ...]
     """Step -> rank."""
 
-    examples: int
-    steps_per_epoch: int
-    """More than `steps` where only some were planned."""
-
-    saved_tokens_share: float
-    """Of all tokens, those that sharing spares."""
-
-    tokens_of_images: NDArray[np.int32]
-    crops_of_images: NDArray[np.int32]
-    questions_of_images: NDArray[np.int64]
+    separate_tokens: int
+    """That the model would read if nothing were shared."""
 
     @cached_property
     def rows(self) -> tuple[RowCounts, ...]:
@@ -90,20 +91,11 @@ class Epoch:
         """Most passes that one rank has behind one optimizer step."""
         return max(len(rank) for step in self.steps for rank in step)
 
-    @property
+    @cached_property
     def total(self) -> RowCounts:
         """All rows together."""
-        return add_up(self.rows)
-
-
-def add_up(rows: Iterable[RowCounts]) -> RowCounts:
-    """Add rows up."""
-    names = [field.name for field in fields(RowCounts)]
-    table = [[getattr(row, name) for name in names] for row in rows]
-    return RowCounts(*(int(total) for total in np.sum(table, axis=0))) if table else NOTHING
-
-
-NOTHING = RowCounts(*(0 for _ in fields(RowCounts)))
+        names = [field.name for field in fields(RowCounts)]
+        return RowCounts(*(sum(getattr(row, name) for row in self.rows) for name in names))
 
 
 def make_plan(
@@ -128,91 +120,83 @@ def make_plan(
     )
 
 
-def plan_epoch(plan: Plan, targets: NDArray[np.int64], most_steps: int | None = None) -> Epoch:
-    """Run the planner over an epoch.
+def plan_steps(plan: Plan, targets: NDArray[np.int64], chosen: Sequence[int]) -> Epoch:
+    """Run the planner over some steps of an epoch.
 
     Args:
         plan: of the run.
         targets: learnt tokens of each example.
-        most_steps: plan so many, evenly spread, instead of all.
+        chosen: steps.
     """
-    number = plan.steps_per_epoch
-    count = min(most_steps or number, number)
-    return plan_steps(plan, targets, sorted({index * number // count for index in range(count)}))
-
-
-def plan_steps(plan: Plan, targets: NDArray[np.int64], chosen: Sequence[int]) -> Epoch:
-    """Run the planner over some steps of a run."""
+    sizes = plan.sizes
     steps = tuple(
-        tuple(tuple(_rows(rank, plan.sizes, targets)) for rank in plan.step(index).ranks)
+        tuple(
+            tuple(count_row(row, sizes, targets) for row in rank if row.groups)
+            for rank in plan.step(index).ranks
+        )
         for index in chosen
     )
-    kept = sum(row.tokens for step in steps for rank in step for row in rank)
-    separate = sum(int(plan.sizes.tokens[plan.examples(index)].sum()) for index in chosen)
-    sizes = plan.sizes
-    return Epoch(
-        steps,
-        sizes.num_sets,
-        plan.steps_per_epoch,
-        1 - kept / separate,
-        sizes.image_tokens,
-        sizes.image_crops,
-        _questions_of_images(sizes),
-    )
-
-
-def _questions_of_images(sizes: Sizes) -> NDArray[np.int64]:
-    """Count the examples that show each image; the answers of a set show the same."""
-    asks = np.zeros(len(sizes.tokens), bool)
-    asks[sizes.firsts] = True
-    shown = sizes.images.values[np.repeat(asks, np.diff(sizes.images.offsets))]
-    return np.bincount(shown, minlength=len(sizes.image_tokens))
-
-
-def _rows(rows: Sequence[Row], sizes: Sizes, targets: NDArray[np.int64]) -> Iterator[RowCounts]:
-    return (count_row(row, sizes, targets) for row in rows if row.groups)
+    return Epoch(steps, sum(int(sizes.tokens[plan.examples(one)].sum()) for one in chosen))
 
 
 def count_row(row: Row, sizes: Sizes, targets: NDArray[np.int64]) -> RowCounts:
     """Count what is in a row."""
-    tokens = pairs = behind = cells = keys = squares = 0
-    for group in row.groups:
-        prefix = group.prefix_tokens
-        pairs += prefix * (prefix + 1) // 2
-        squares += prefix**2
-        # A single example is all prefix.
-        branches = group.branch_tokens(sizes) if len(group.examples) > 1 else []
-        pairs += sum(one * prefix + one * (one + 1) // 2 for one in branches)
-        tokens += prefix + sum(branches)
-        behind += sum(branches)
-        cells += sum(branches) * (prefix + sum(branches))
-        keys += prefix + sum(branches) if branches else 0
     images = list(row.images(sizes))
-    return RowCounts(
+    groups = [
+        # A single example is all prefix.
+        (one.prefix_tokens, one.branch_tokens(sizes) if len(one.examples) > 1 else [])
+        for one in row.groups
+    ]
+    return count_groups(
+        groups,
+        sizes.image_tokens[images],
+        sizes.image_crops[images],
         examples=sizes.num_sets_in(row.examples),
+        targets=int(targets[list(row.examples)].sum()),
+    )
+
+
+def count_groups(
+    groups: Iterable[tuple[int, Sequence[int]]],
+    image_tokens: NDArray[np.integer],
+    image_crops: NDArray[np.integer],
+    *,
+    examples: int,
+    targets: int,
+) -> RowCounts:
+    """Count what is in groups.
+
+    Args:
+        groups: tokens of each one's prefix, and of its branches.
+        image_tokens: of each distinct picture.
+        image_crops: of each distinct picture, global views included.
+        examples: that a step counts.
+        targets: tokens that are to be predicted.
+    """
+    tokens = pairs = behind = cells = keys = squares = 0
+    for prefix, branches in groups:
+        length = prefix + sum(branches)
+        tokens += length
+        pairs += prefix * (prefix + 1) // 2
+        pairs += sum(one * prefix + one * (one + 1) // 2 for one in branches)
+        behind += sum(branches)
+        cells += sum(branches) * length
+        keys += length if branches else 0
+        squares += prefix**2
+    return RowCounts(
+        examples=examples,
         tokens=tokens,
         pairs=pairs,
         branch_tokens=behind,
         branch_cells=cells,
         branch_keys=keys,
-        images=len(images),
-        image_tokens=int(sizes.image_tokens[images].sum()),
-        crops=int(sizes.image_crops[images].sum()),
-        targets=int(targets[list(row.examples)].sum()),
-        crop_pairs=int((sizes.image_crops[images].astype(np.int64) ** 2).sum()),
+        images=len(image_tokens),
+        image_tokens=int(image_tokens.sum()),
+        crops=int(image_crops.sum()),
+        targets=targets,
+        crop_pairs=int((image_crops.astype(np.int64) ** 2).sum()),
         prefix_squares=squares,
     )
-
-
-def seen_pairs(groups: Iterable[GroupSpan]) -> int:
-    """Count the pairs of tokens of which the first sees the second."""
-    pairs = 0
-    for group in groups:
-        prefix = group.prefix_end - group.start
-        pairs += prefix * (prefix + 1) // 2
-        for start, end in group.branches:
-            pairs += (end - start) * prefix + (end - start) * (end - start + 1) // 2
-    return pairs
 
 
 def targets_of(examples: Sequence[Encoded]) -> NDArray[np.int64]:
@@ -220,6 +204,14 @@ def targets_of(examples: Sequence[Encoded]) -> NDArray[np.int64]:
     if isinstance(examples, EncodedExamples):
         return examples.targets.astype(np.int64)
     return np.asarray([int(example.learnt.sum()) for example in examples], np.int64)
+
+
+def questions_of_images(sizes: Sizes) -> NDArray[np.int64]:
+    """Count the examples that show each image; the answers of a set show the same."""
+    asks = np.zeros(len(sizes.tokens), bool)
+    asks[sizes.firsts] = True
+    shown = sizes.images.values[np.repeat(asks, np.diff(sizes.images.offsets))]
+    return np.bincount(shown, minlength=len(sizes.image_tokens))
 
 
 def histogram(values: NDArray[np.generic], most_bins: int = 8) -> list[tuple[int, int, int]]:

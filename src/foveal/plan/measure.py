@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,25 +11,24 @@ import torch
 
 from foveal.config import Recipe
 from foveal.data.batch import build_batch
+from foveal.data.dataset import Dataset
 from foveal.data.parallel import in_new_process
 from foveal.data.row_planning.groups import Row
-from foveal.models.family import LoadedModel
 from foveal.plan.epoch import RowCounts
 from foveal.plan.estimate import estimate_rows
-from foveal.plan.machines.hardware import Hardware
+from foveal.plan.machines.hardware import Efficiency, Hardware
 from foveal.plan.machines.resident import reset_most_resident, resident_bytes
 from foveal.plan.machines.this_machine import bring_in_libraries, measure_crop_seconds
 from foveal.plan.memory import Memory, slack_factor
-from foveal.plan.question import Question
-from foveal.plan.seconds import Efficiency, Seconds
-from foveal.plan.setup import Precision, Setup
+from foveal.plan.question import ModelLoader, Question
+from foveal.plan.seconds import Seconds
+from foveal.plan.setup import Setup
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.preference import objective_of
 from foveal.train.recompute import Recompute
 from foveal.train.step import backward_rows, train_step
 
-ModelLoader = Callable[[Recipe], LoadedModel]
 REPEATS = 3
 TOLD_APART = 0.02
 """Share of a pass below which the optimizer's time cannot be told from a clock's noise."""
@@ -69,26 +68,10 @@ class MeasuredRow:
     """That explains the measured times."""
 
 
-@dataclass(frozen=True)
-class MeasuringJob:
-    """What the process is told; everything else it reads itself."""
-
-    recipe: Recipe
-    precision: Precision
-    recompute: Recompute
-    rows: tuple[Row, ...]
-    accumulate: bool
-    """Whether a step has several rows, so that gradients are there when a row begins."""
-
-    load_model: ModelLoader
-    threads: int
-
-
 def measure(
     question: Question,
     setup: Setup,
     hardware: Hardware,
-    efficiency: Efficiency,
     load_model: ModelLoader,
 ) -> MeasuredRow:
     """Run rows for real and set them beside their estimates.
@@ -97,30 +80,25 @@ def measure(
         question: whose data and model.
         setup: of one process.
         hardware: this machine, measured.
-        efficiency: that estimates use.
         load_model: recipe -> model with weights; can be pickled.
     """
     rows = choose_rows(question, setup)
-    epoch = question.epoch(1)
-    job = MeasuringJob(
+    most_rows = question.epoch(1).most_rows
+    measured = in_new_process(
+        run_rows,
         question.recipe,
-        setup.precision,
         setup.recompute,
         rows,
-        epoch.most_rows > 1,
+        most_rows > 1,
         load_model,
         torch.get_num_threads(),
+        question.dataset,
+        question.processor,
     )
-    measured = in_new_process(run_rows, job, question.dataset, question.processor)
     counts = tuple(question.count(row) for row in rows)
-    memory, seconds = estimate_rows(
-        setup,
-        counts,
-        epoch.most_rows,
-        replace(hardware, base_bytes=measured.base_bytes),
-        efficiency,
-    )
-    found = explain_failure(setup, counts, measured, hardware, efficiency)
+    here = replace(hardware, base_bytes=measured.base_bytes)
+    memory, seconds = estimate_rows(setup, counts, most_rows, here)
+    found = explain_times(seconds, measured, hardware.reached, setup.strategy)
     if factor := slack_factor(setup):
         without = memory.total_bytes - memory.slack_bytes
         holes = (measured.peak_bytes - without) / max(memory.passing_bytes, 1)
@@ -139,27 +117,47 @@ def choose_rows(question: Question, setup: Setup) -> tuple[Row, ...]:
     return (worst, *(ordered[int(place * (len(ordered) - 1))] for place in TYPICAL))
 
 
-def run_rows(job: MeasuringJob, dataset: Any, processor: Any) -> Measured:
-    """Take optimizer steps over each row; for a fresh process."""
-    torch.set_num_threads(job.threads)
-    torch.manual_seed(job.recipe.train.seed)
-    engine = Engine(job.precision)
+def run_rows(
+    recipe: Recipe,
+    recompute: Recompute,
+    rows: Sequence[Row],
+    accumulate: bool,
+    load_model: ModelLoader,
+    threads: int,
+    dataset: Dataset,
+    processor: Any,
+) -> Measured:
+    """Take optimizer steps over each row; for a fresh process.
+
+    Args:
+        recipe: of the run.
+        recompute: what is made again.
+        rows: the worst first.
+        accumulate: whether a step has several, so that gradients are there when one begins.
+        load_model: recipe -> model with weights.
+        threads: of the processor.
+        dataset: that the rows are of.
+        processor: of the model.
+    """
+    train = recipe.train
+    torch.set_num_threads(threads)
+    torch.manual_seed(train.seed)
+    engine = Engine(recipe.precision)
     bring_in_libraries()
     base = _held(engine.device)
-    loaded = job.load_model(job.recipe)
-    train, again = job.recipe.train, job.recompute
-    learner = make_learner(engine, loaded, job.recipe.strategy, train, job.recipe.lora, again)
+    loaded = load_model(recipe)
+    learner = make_learner(engine, loaded, recipe.strategy, train, recipe.lora, recompute)
     optimizer = learner.make_optimizer()
     loss = learner.loss.train()
-    objective = objective_of(job.recipe)
+    objective = objective_of(recipe)
     reference = np.zeros(len(dataset.examples), np.float32)  # costs what any other would
-    batches = [build_batch(row, dataset, processor, reference=reference) for row in job.rows]
+    batches = [build_batch(row, dataset, processor, reference=reference) for row in rows]
 
     def step(place: int, times: int = 1) -> float:
         gc.collect()
         start = time.perf_counter()
-        rows, clip = [batches[place]] * times, train.gradient_clip
-        train_step(engine, loss, optimizer, rows, clip, objective=objective)
+        same, clip = [batches[place]] * times, train.gradient_clip
+        train_step(engine, loss, optimizer, same, clip, objective=objective)
         _wait(engine.device)
         return time.perf_counter() - start
 
@@ -175,7 +173,7 @@ def run_rows(job: MeasuringJob, dataset: Any, processor: Any) -> Measured:
     step(0)  # the optimizer makes its moments
     _forget_peak(engine.device)
     for _ in range(2):
-        step(0, times=2 if job.accumulate else 1)
+        step(0, times=2 if accumulate else 1)
     peak = _most_held(engine.device, base)
     # The rows take turns: what disturbs the machine for a while disturbs all of them alike.
     places = range(len(batches))
@@ -184,15 +182,10 @@ def run_rows(job: MeasuringJob, dataset: Any, processor: Any) -> Measured:
     return Measured(base, peak, _fastest(steps), _fastest(alone))
 
 
-def explain_failure(
-    setup: Setup,
-    rows: Sequence[RowCounts],
-    measured: Measured,
-    hardware: Hardware,
-    efficiency: Efficiency,
+def explain_times(
+    estimated: Sequence[Seconds], measured: Measured, efficiency: Efficiency, strategy: str
 ) -> Efficiency:
     """Find the shares of the machine's speed that explain what rows took."""
-    _, estimated = estimate_rows(setup, rows, 1, hardware, efficiency)
     busy = sum(one.total - one.optimizer for one in estimated)
     faster = busy / sum(measured.pass_seconds)
     rest = [
@@ -209,7 +202,7 @@ def explain_failure(
         link=efficiency.link,
         pass_seconds=0.0,
         crop_seconds=measure_crop_seconds(),
-        source=f"measured here by --measure, {setup.strategy}",
+        source=f"measured here by --measure, {strategy}",
         memory_slack=efficiency.memory_slack,
         moved=efficiency.moved * quicker / faster,
     )

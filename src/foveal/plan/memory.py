@@ -3,10 +3,13 @@
 from dataclasses import asdict, dataclass
 
 from foveal.plan.epoch import RowCounts
-from foveal.plan.model_costs.terms import PassCosts
 from foveal.plan.model_costs.weights import FULL_BYTES, Holdings
 from foveal.plan.setup import Setup
 from foveal.train.engines.zero2 import BUCKET_NUMBERS
+
+SLACK = 0.05
+"""Share of the device's memory that an allocator cannot use, for pieces that fit nowhere: an
+assumption for steps of near-equal size; lengths that change much need more (docs/plan.md)."""
 
 STEP_BYTES = 4
 """AdamW's count of steps of a tensor, which is not cut."""
@@ -146,9 +149,8 @@ def estimate_memory(
         setup.optimizer,
         setup.travelling_bytes,
     )
-    costs = setup.costs
-    moments = {
-        moment: Memory(
+    moments = [
+        Memory(
             weights_bytes=shares.weights_bytes,
             adapters_bytes=shares.adapters_bytes,
             gradients_bytes=gradients,
@@ -165,10 +167,10 @@ def estimate_memory(
             workers_bytes=_workers_bytes(setup, row, workers),
         )
         for moment, gradients, tower, decoder, logits, copies, workspace in _moments(
-            setup, row, costs, shares.gradients_bytes, rows_behind_step > 1
+            setup, row, shares.gradients_bytes, rows_behind_step > 1
         )
-    }
-    return max(moments.values(), key=lambda memory: memory.total_bytes)
+    ]
+    return max(moments, key=lambda memory: memory.total_bytes)
 
 
 def slack_factor(setup: Setup) -> float:
@@ -184,10 +186,10 @@ def slack_factor(setup: Setup) -> float:
 
 
 def _moments(
-    setup: Setup, row: RowCounts, costs: PassCosts, gradients: int, accumulated: bool
+    setup: Setup, row: RowCounts, gradients: int, accumulated: bool
 ) -> list[tuple[str, int, int, int, int, int, int]]:
     """Moments, each with gradients, tower, decoder, logits, weight copies and workspace."""
-    again = setup.recompute != "none"
+    costs, again = setup.costs, setup.recompute != "none"
     vision, language = costs.vision, costs.language
     tower, decoder = int(vision.kept_bytes.of(row)), int(language.kept_bytes.of(row))
     logits, loss_work = int(costs.head_bytes(row)), costs.logits_work_bytes(row)

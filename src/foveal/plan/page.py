@@ -8,36 +8,37 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from foveal.plan.epoch import Epoch, histogram
+from foveal.data.row_planning.sizes import Sizes
+from foveal.plan.epoch import Epoch, histogram, questions_of_images
 from foveal.plan.estimate import Estimate
-from foveal.plan.machines.hardware import GB, Hardware
+from foveal.plan.machines.hardware import GB
 from foveal.plan.measure import MeasuredRow
 from foveal.plan.memory import Memory
-from foveal.plan.seconds import Efficiency, Seconds
+from foveal.plan.seconds import Seconds
 
 
-def print_data(console: Console, epoch: Epoch, world_size: int) -> None:
+def print_data(console: Console, sizes: Sizes, epoch: Epoch, world_size: int) -> None:
     """Print what the data is made of, from image headers and token counts."""
-    total = epoch.total
+    tokens = epoch.total.tokens
     console.print(
-        f"{epoch.examples:,} examples, {len(epoch.tokens_of_images):,} pictures; "
-        f"{epoch.steps_per_epoch:,} steps an epoch on {world_size} processes, "
-        f"{len(epoch.rows):,} rows, {total.tokens:,} tokens "
-        f"({epoch.saved_tokens_share:.0%} spared by sharing)",
+        f"{sizes.num_sets:,} examples, {len(sizes.image_tokens):,} pictures; "
+        f"{len(epoch.steps):,} steps an epoch on {world_size} processes, "
+        f"{len(epoch.rows):,} rows, {tokens:,} tokens "
+        f"({1 - tokens / epoch.separate_tokens:.0%} spared by sharing)",
         highlight=False,
     )
     table = Table("of an image", "from", "to", "images", title="Pictures")
     for name, values in (
-        ("tokens", epoch.tokens_of_images),
-        ("crops", epoch.crops_of_images),
-        ("questions", epoch.questions_of_images),
+        ("tokens", sizes.image_tokens),
+        ("crops", sizes.image_crops),
+        ("questions", questions_of_images(sizes)),
     ):
         for start, end, count in histogram(values):
             table.add_row(name, f"{start:,}", f"{end:,}", f"{count:,}")
     console.print(table)
 
 
-def print_estimate(console: Console, one: Estimate, efficiency: Efficiency) -> None:
+def print_estimate(console: Console, one: Estimate) -> None:
     """Print one estimate, kind by kind."""
     setup, worst = one.setup, one.worst_row
     console.print(
@@ -72,7 +73,8 @@ def print_estimate(console: Console, one: Estimate, efficiency: Efficiency) -> N
         highlight=False,
     )
     console.print(
-        f"Speeds: {one.hardware.source}. Shares of them: {efficiency.source}.", highlight=False
+        f"Speeds: {one.hardware.source}. Shares of them: {one.hardware.reached.source}.",
+        highlight=False,
     )
 
 
@@ -155,23 +157,16 @@ def memory_kinds(memory: Memory) -> list[tuple[str, int]]:
 
 def to_tree(one: Estimate) -> dict[str, Any]:
     """Lay an estimate out for machines."""
-    setup = one.setup
+    setup = "strategy", "recompute", "engine", "precision", "attention", "gpus", "nodes"
+    rest = "examples_per_second", "images_per_second", "steps"
     return {
-        "strategy": setup.strategy,
-        "recompute": setup.recompute,
-        "engine": setup.engine,
-        "precision": setup.precision,
-        "attention": setup.attention,
-        "gpus": setup.gpus,
-        "nodes": setup.nodes,
+        **{name: getattr(one.setup, name) for name in setup},
         "fits": one.fits,
         "usable_bytes": int(one.room_bytes),
         "memory": asdict(one.memory) | {"total_bytes": one.memory.total_bytes},
         "seconds": asdict(one.seconds) | {"total": one.seconds.total},
         "worst_row": asdict(one.worst_row),
-        "examples_per_second": one.examples_per_second,
-        "images_per_second": one.images_per_second,
-        "steps": one.steps,
+        **{name: getattr(one, name) for name in rest},
         "reading": one.reading and asdict(one.reading),
         "hours": one.hours,
         "price": one.price,
@@ -179,17 +174,19 @@ def to_tree(one: Estimate) -> dict[str, Any]:
 
 
 def to_json(
-    hardware: Hardware,
-    efficiency: Efficiency,
     now: Estimate,
     found: Sequence[Estimate],
     advice: Sequence[str],
     compared: MeasuredRow | None = None,
 ) -> str:
     """Write everything for machines."""
-    machine = {"name": hardware.name, "source": hardware.source, "efficiency": asdict(efficiency)}
+    hardware = now.hardware
     tree: dict[str, Any] = {
-        "machine": machine,
+        "machine": {
+            "name": hardware.name,
+            "source": hardware.source,
+            "efficiency": asdict(hardware.reached),
+        },
         "plan": to_tree(now),
         "compare": [to_tree(one) for one in found],
         "advice": list(advice),

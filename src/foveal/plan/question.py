@@ -28,15 +28,14 @@ from foveal.plan.epoch import (
     RowCounts,
     count_row,
     make_plan,
-    plan_epoch,
     plan_steps,
     targets_of,
 )
 from foveal.plan.machines.hardware import Hardware
 from foveal.plan.model_costs.asked import AskedModel, asked_before
-from foveal.plan.setup import Attention, Precision, Setup, engine_name
-from foveal.train.optim import count_steps
-from foveal.train.recompute import Recompute
+from foveal.plan.setup import Attention, Setup, engine_name
+from foveal.train.engines.choose import check_sharding
+from foveal.train.optim import check_cuts, count_steps
 from foveal.train.reference_answers import missing_steps
 
 PUBLISHED = ("microsoft/Phi-3.5-vision-instruct", "microsoft/Phi-3-vision-128k-instruct")
@@ -56,26 +55,21 @@ class Question:
     dataset: Dataset
     _epochs: dict[tuple[int, int], Epoch] = field(default_factory=dict)
     _readings: dict[tuple[int, int], Epoch] = field(default_factory=dict)
-    _asked: dict[Any, AskedModel] = field(default_factory=dict)
 
     def plan(self, world_size: int, tokens_per_pass: int | None = None) -> Plan:
         """Make the planner of a run."""
-        train = self.recipe.train
+        recipe = self.recipe
         if tokens_per_pass:
-            train = train.model_copy(update={"tokens_per_pass": tokens_per_pass})
-        return make_plan(
-            self.recipe.model_copy(update={"train": train}),
-            self.dataset,
-            world_size,
-            self.family,
-            self.processor,
-        )
+            train = recipe.train.model_copy(update={"tokens_per_pass": tokens_per_pass})
+            recipe = recipe.model_copy(update={"train": train})
+        return make_plan(recipe, self.dataset, world_size, self.family, self.processor)
 
     def epoch(self, world_size: int, tokens_per_pass: int | None = None) -> Epoch:
         """Run the planner over an epoch."""
         key = (world_size, tokens_per_pass or self.recipe.train.tokens_per_pass)
         if key not in self._epochs:
-            self._epochs[key] = plan_epoch(self.plan(*key), self._targets)
+            plan = self.plan(*key)
+            self._epochs[key] = plan_steps(plan, self._targets, range(plan.steps_per_epoch))
         return self._epochs[key]
 
     def reading(self, world_size: int, tokens_per_pass: int | None = None) -> Epoch | None:
@@ -108,26 +102,23 @@ class Question:
     def setup(self, hardware: Hardware, gpus: int, nodes: int) -> Setup:
         """Say how the recipe would run there; `auto` settings are decided as a run decides them."""
         recipe = self.recipe
-        precision: Precision = recipe.precision
-        if precision not in hardware.matrix_flops:
+        if recipe.precision not in hardware.matrix_flops:
             raise ConfigError(
-                f"precision={precision}: {hardware.name} does not compute in it; "
+                f"precision={recipe.precision}: {hardware.name} does not compute in it; "
                 f"choose from {', '.join(hardware.matrix_flops)}"
             )
         engine = engine_name(recipe.engine, gpus * nodes)
-        attention: Attention = FASTEST["cpu" if is_cpu(hardware) else "cuda"]
-        if recipe.attention != "auto":
-            attention = recipe.attention
-        recompute: Recompute = "blocks"
-        if recipe.train.recompute != "auto":
-            recompute = recipe.train.recompute
-        model = self._ask(recipe.strategy, hardware)
+        check_sharding(engine, recipe.sharding)
+        if engine in ("zero2", "fsdp2"):
+            check_cuts(recipe.train.optimizer)
+        fastest: Attention = FASTEST["cpu" if is_cpu(hardware) else "cuda"]
+        again = recipe.train.recompute
         return Setup(
-            model,
-            precision,
-            recompute,
+            self._ask(recipe.strategy, hardware),
+            recipe.precision,
+            "blocks" if again == "auto" else again,
             engine,
-            attention,
+            fastest if recipe.attention == "auto" else recipe.attention,
             gpus,
             nodes,
             recipe.train.optimizer,
@@ -139,24 +130,19 @@ class Question:
         return replace(setup, model=self._ask(strategy, hardware))
 
     def _ask(self, strategy: str | Sequence[Rule], hardware: Hardware) -> AskedModel:
-        rules, here = rules_of(strategy), hardware.measured
-        key = rules, here
-        if key not in self._asked:
-            whole = self._four_bits(rules).wrong if here else frozenset()
-            model = asked_before(
-                AskedModel(
-                    self.config,
-                    self.family,
-                    self.processor,
-                    strategy,
-                    self.recipe.lora,
-                    whole,
-                    double=self.recipe.quantization.double,
-                )
-            )
-            assert model.holdings  # a rule that decides for nothing is refused before all else
-            self._asked[key] = model
-        return self._asked[key]
+        recipe, rules = self.recipe, rules_of(strategy)
+        model = AskedModel(
+            self.config,
+            self.family,
+            self.processor,
+            strategy,
+            recipe.lora,
+            self._four_bits(rules).wrong if hardware.measured else frozenset(),
+            double=recipe.quantization.double,
+        )
+        model = asked_before(model)
+        assert model.holdings  # a rule that decides for nothing is refused before all else
+        return model
 
     def _four_bits(self, rules: Sequence[Rule]) -> FourBits:
         """Find the layers that rules ask for in 4 bits, and which of them this machine spoils."""

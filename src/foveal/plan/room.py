@@ -1,10 +1,10 @@
 """A run's planner and settings -> what is made again in the backward pass, so that it fits."""
 
+import os
 from collections.abc import Callable
 from typing import get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from foveal.adapt.quantize import read_record
 from foveal.config import Recipe
@@ -14,9 +14,8 @@ from foveal.errors import ConfigError
 from foveal.machine import free_memory
 from foveal.models.family import LoadedModel
 from foveal.models.shared_rows import attention_of
-from foveal.plan.epoch import RowCounts, count_row, targets_of
-from foveal.plan.estimate import SLACK
-from foveal.plan.memory import CPU_SLACK, estimate_memory
+from foveal.plan.epoch import plan_steps, targets_of
+from foveal.plan.memory import CPU_SLACK, SLACK, estimate_memory
 from foveal.plan.model_costs.asked import AskedModel, asked_before
 from foveal.plan.setup import Attention, Setup, engine_name
 from foveal.train.engines.one_process import Engine as RunEngine
@@ -51,18 +50,20 @@ def choose_recompute(
     slack = CPU_SLACK if device.type == "cpu" else 0.0
     # A model for a GPU is first read into the memory of its host.
     holds_weights = loaded.model.device.type == device.type
-    rows, most_passes = _rows_looked_at(plan, targets_of(dataset.examples))
+    looked_at = plan_steps(plan, targets_of(dataset.examples), sorted(_steps_looked_at(plan)))
 
     def bytes_needed(recompute: Recompute) -> int:
         """Estimate what a rank will need beside what it holds."""
-        setup = _setup_of(recipe, loaded, engine, recompute)
-        worst = max(rows, key=setup.costs.weigh)
-        memory = estimate_memory(setup, worst, most_passes, 0, 0, slack)
+        setup = run_setup(recipe, loaded, engine, recompute)
+        worst = max(looked_at.rows, key=setup.costs.weigh)
+        memory = estimate_memory(setup, worst, looked_at.most_rows, 0, 0, slack)
         held = memory.weights_bytes if holds_weights else 0
         return int((memory.total_bytes - held) / (1 - SLACK))
 
     # Of several processes the one with least room decides: blocks are alike in all of them.
-    free = min(engine.gather([free_memory(device)]))
+    # Those of one machine share its memory; a GPU is one's own.
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
+    free = min(engine.gather([free_memory(device) // sharing]))
     *cheaper, last = get_args(Recompute)
     try:
         return next((one for one in cheaper if bytes_needed(one) <= free), last)
@@ -71,9 +72,10 @@ def choose_recompute(
         return "none" if device.type == "cpu" else "blocks"
 
 
-def _setup_of(
+def run_setup(
     recipe: Recipe, loaded: LoadedModel, engine: RunEngine, recompute: Recompute
 ) -> Setup:
+    """Say how a run is set up; what is cut within nodes is cut over one node's processes."""
     config, attention = loaded.model.config, attention_of(loaded.model.config)
     model = AskedModel(
         config,
@@ -92,19 +94,11 @@ def _setup_of(
         recompute,
         engine_name(recipe.engine, engine.world_size),
         next((kind for kind in get_args(Attention) if kind in attention), "blocks"),
-        engine.world_size,
-        1,
+        engine.world_size // engine.copies,
+        engine.copies,
         recipe.train.optimizer,
         recipe.sharding,
     )
-
-
-def _rows_looked_at(plan: Plan, targets: NDArray[np.int64]) -> tuple[list[RowCounts], int]:
-    """Count what is in rows, and the passes that one rank has at most behind a step."""
-    steps = [plan.step(index) for index in sorted(_steps_looked_at(plan))]
-    ranks = [rank for step in steps for rank in step.ranks]
-    rows = [row for rank in ranks for row in rank if row.groups]
-    return [count_row(row, plan.sizes, targets) for row in rows], max(map(len, ranks))
 
 
 def _steps_looked_at(plan: Plan) -> set[int]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from foveal.plan.communication import exchange, ring_seconds, traffic_of
-from foveal.plan.epoch import Epoch, RowCounts, add_up
+from foveal.plan.epoch import Epoch, RowCounts
 from foveal.plan.machines.hardware import Hardware
 from foveal.plan.model_costs.terms import PassCosts
 from foveal.plan.model_costs.weights import FULL_BYTES
@@ -17,40 +17,6 @@ gradients once more: 7 + 3 numbers of 4 bytes."""
 RESTORED_BYTES_A_NUMBER = 43.0
 """What bringing a weight back from 4 bits costs, in bytes of bandwidth: from the published QLoRA
 rows (docs/plan.md), 4.7e10 numbers a second where 2.04e12 bytes move."""
-
-
-@dataclass(frozen=True)
-class Efficiency:
-    """What share of its maker's figures a machine reaches; the one thing that shapes cannot say."""
-
-    matrix: float
-    """Of the matrix speed, in linear layers; with all that goes on around them, unless `moved`."""
-
-    attention: float
-    """Of the matrix speed, in fused attention."""
-
-    bandwidth: float
-    """Of the memory's bandwidth, in passes over numbers one by one."""
-
-    link: float
-    """Of links."""
-
-    pass_seconds: float
-    """That a pass takes whatever is in it."""
-
-    crop_seconds: float
-    """To open and cut one crop of a picture, on one core."""
-
-    source: str
-    """Where these come from."""
-
-    memory_slack: float = 0.0
-    """Holes that the allocator keeps, as a share of what comes and goes with a pass; without
-    adapters, which make more of them (`memory.slack_factor`)."""
-
-    moved: float = 0.0
-    """Bytes that norms, activations and sums move for each byte that is kept for the backward
-    pass; zero: `matrix` knows of them."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +52,6 @@ def step_seconds(
     setup: Setup,
     epoch: Epoch,
     hardware: Hardware,
-    efficiency: Efficiency,
     workers: int,
 ) -> Seconds:
     """Average a step over an epoch, each as slow as its slowest rank.
@@ -95,12 +60,11 @@ def step_seconds(
         setup: of the run.
         epoch: planned for the world size of the setup.
         hardware: what it runs on.
-        efficiency: what share of it is reached.
         workers: that open pictures, of one process.
     """
     steps = [
         max(
-            (rank_seconds(setup, rank, hardware, efficiency, workers) for rank in step),
+            (rank_seconds(setup, rank, hardware, workers) for rank in step),
             key=lambda seconds: seconds.total,
         )
         for step in epoch.steps
@@ -113,27 +77,25 @@ def rank_seconds(
     setup: Setup,
     rows: Sequence[RowCounts],
     hardware: Hardware,
-    efficiency: Efficiency,
     workers: int,
 ) -> Seconds:
     """Time the rows of one rank behind one optimizer step."""
-    total = add_up(rows)
     once, costs = setup.costs_without_recompute, setup.costs
-    multiplied = multiplying(once, setup, rows, hardware, efficiency)
+    multiplied = multiplying(once, setup, rows, hardware)
     tower, decoder, head, attention = multiplied
     recompute, before = 0.0, sum(multiplied)
     if costs is not once:
-        recompute = sum(multiplying(costs, setup, rows, hardware, efficiency))
+        recompute = sum(multiplying(costs, setup, rows, hardware))
         recompute = recompute - before if recompute > (1 + ROUNDED) * before else 0.0
     # Made once more where blocks are run again.
     moved = 1.0 if setup.recompute == "none" else 1.0 + FORWARD_SHARE
-    elementwise = moved * moving(once, rows, hardware, efficiency)
-    parts = setup.world_size if setup.engine in ("zero2", "fsdp2") else 1
+    elementwise = moved * moving(once, rows, hardware)
+    parts = setup.shares if setup.engine in ("zero2", "fsdp2") else 1
     updated = setup.holdings.learnt / parts * OPTIMIZER_BYTES_A_NUMBER
-    optimizer = updated / (hardware.bandwidth_bytes_per_second * efficiency.bandwidth)
+    optimizer = updated / hardware.moved_bytes_per_second
     uses = 2 if setup.recompute == "none" else 3
-    overhead = efficiency.pass_seconds * len(rows)
-    overhead += len(rows) * copying(setup, uses, hardware, efficiency)
+    overhead = hardware.reached.pass_seconds * len(rows)
+    overhead += len(rows) * copying(setup, uses, hardware)
     busy = tower + decoder + attention + head + elementwise + recompute + overhead
     passes = max(1, len(rows))
     forward_share = 1 / 4 if setup.recompute == "blocks" else 1 / 3
@@ -143,9 +105,9 @@ def rank_seconds(
         busy / passes * forward_share,
         busy / passes * (1 - forward_share),
         hardware,
-        efficiency.link,
     )
-    loading = total.crops * efficiency.crop_seconds / max(1, min(workers, hardware.cores))
+    crops = sum(row.crops for row in rows)
+    loading = crops * hardware.reached.crop_seconds / max(1, min(workers, hardware.cores))
     behind = busy + optimizer if workers else 0.0
     return Seconds(
         tower=tower,
@@ -175,11 +137,10 @@ def multiplying(
     setup: Setup,
     rows: Sequence[RowCounts],
     hardware: Hardware,
-    efficiency: Efficiency,
 ) -> tuple[float, float, float, float]:
     """Time the products of passes over rows: of the tower, decoder, head, and attention."""
     speed = hardware.matrix_flops[setup.precision]
-    linear, fused = speed * efficiency.matrix, speed * efficiency.attention
+    linear, fused = speed * hardware.reached.matrix, speed * hardware.reached.attention
     pairs = executed_pairs(setup, rows)
     return (
         _operations(costs, "vision", rows) / linear,
@@ -189,41 +150,36 @@ def multiplying(
     )
 
 
-def moving(
-    costs: PassCosts, rows: Sequence[RowCounts], hardware: Hardware, efficiency: Efficiency
-) -> float:
+def moving(costs: PassCosts, rows: Sequence[RowCounts], hardware: Hardware) -> float:
     """Time what moves numbers and multiplies none, of passes over rows, forward and back."""
-    if not efficiency.moved:
+    if not hardware.reached.moved:
         return 0.0
-    moved = efficiency.moved * sum(costs.kept_bytes(row) for row in rows)
-    return moved / (hardware.bandwidth_bytes_per_second * efficiency.bandwidth)
+    moved = hardware.reached.moved * sum(costs.kept_bytes(row) for row in rows)
+    return moved / hardware.moved_bytes_per_second
 
 
-def reading_seconds(
-    setup: Setup, epoch: Epoch, hardware: Hardware, efficiency: Efficiency, workers: int
-) -> float:
+def reading_seconds(setup: Setup, epoch: Epoch, hardware: Hardware, workers: int) -> float:
     """Time rows that are read forward alone, step by step, each as slow as its slowest rank.
 
     Args:
         setup: of the run.
         epoch: of the steps that are read.
         hardware: what it runs on.
-        efficiency: what share of it is reached.
         workers: that open pictures, of one process.
     """
 
     def of(rows: Sequence[RowCounts]) -> float:
         # The numbers that a step would keep are made as well, and let go.
-        kept = moving(setup.costs_without_recompute, rows, hardware, efficiency)
-        busy = sum(multiplying(setup.costs_of_reading, setup, rows, hardware, efficiency))
-        busy += FORWARD_SHARE * (kept + efficiency.pass_seconds * len(rows))
-        busy += len(rows) * copying(setup, 1, hardware, efficiency)
+        kept = moving(setup.costs_without_recompute, rows, hardware)
+        busy = sum(multiplying(setup.costs_of_reading, setup, rows, hardware))
+        busy += FORWARD_SHARE * (kept + hardware.reached.pass_seconds * len(rows))
+        busy += len(rows) * copying(setup, 1, hardware)
         # Of what is brought together in passes, for each of both directions, half.
         gathered = traffic_of(setup, len(rows)).gathered_bytes / 2
         ring = replace(setup, nodes=1) if setup.is_cut_by_node else setup
-        busy = max(busy, ring_seconds(gathered, ring, hardware, efficiency.link))
+        busy = max(busy, ring_seconds(gathered, ring, hardware))
         crops = sum(row.crops for row in rows)
-        loading = crops * efficiency.crop_seconds / max(1, min(workers, hardware.cores))
+        loading = crops * hardware.reached.crop_seconds / max(1, min(workers, hardware.cores))
         return max(busy, loading) if workers else busy + loading
 
     return sum(max(of(rank) for rank in step) for step in epoch.steps)
@@ -244,7 +200,7 @@ def executed_pairs(setup: Setup, rows: Sequence[RowCounts]) -> float:
     return float(sum(row.pairs for row in rows))
 
 
-def copying(setup: Setup, uses: int, hardware: Hardware, efficiency: Efficiency) -> float:
+def copying(setup: Setup, uses: int, hardware: Hardware) -> float:
     """Seconds of a pass in which weights are copied to 16 bits, or brought back from 4, a use."""
     if setup.number_bytes == FULL_BYTES and not setup.holdings.four_bit:
         return 0.0
@@ -253,5 +209,5 @@ def copying(setup: Setup, uses: int, hardware: Hardware, efficiency: Efficiency)
     if setup.fixed_bytes == FULL_BYTES:
         copied += setup.holdings.frozen_linear * width * uses
     restored = setup.holdings.four_bit * RESTORED_BYTES_A_NUMBER * uses
-    seconds = copied / efficiency.bandwidth + restored
+    seconds = copied / hardware.reached.bandwidth + restored
     return seconds / hardware.bandwidth_bytes_per_second

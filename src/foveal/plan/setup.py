@@ -4,16 +4,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from foveal.config import ShardingSettings
+from foveal.machine import Precision
 from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.model_costs.terms import PassCosts
 from foveal.plan.model_costs.weights import Holdings
 from foveal.plan.model_costs.work import Ask
+from foveal.train.optim import WORK_ON_CUTS
 from foveal.train.recompute import Recompute
 
 Attention = Literal["blocks", "sdpa", "eager", "flex", "flash_attention_2"]
 Engine = Literal["single", "ddp", "fsdp2", "zero2"]
-Precision = Literal["float32", "bf16", "fp16"]
-ENGINES: tuple[Engine, ...] = ("single", "ddp", "zero2", "fsdp2")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,13 @@ class Setup:
         """Of a number of a linear layer's weight that does not learn, see `adapt.fixed`."""
         held_small = self.engine in ("single", "ddp") and not self.model.lora.dora
         return self.number_bytes if held_small else 4
+
+
+def engines_of(optimizer: str, world_size: int) -> tuple[Engine, ...]:
+    """Name the engines that could run so many processes."""
+    if world_size == 1:
+        return ("single",)
+    return ("ddp", "zero2", "fsdp2") if optimizer in WORK_ON_CUTS else ("ddp",)
 
 
 def engine_name(name: str, world_size: int) -> Engine:

@@ -11,6 +11,9 @@ from foveal.adapt.strategy import Assignment
 from foveal.config import TrainSettings
 from foveal.errors import ConfigError
 
+WORK_ON_CUTS = ("adamw",)
+"""Optimizers that take each number by itself: cuts change nothing."""
+
 
 def build_optimizer(
     model: nn.Module,
@@ -37,12 +40,22 @@ def build_optimizer(
         {"params": members, "lr": rate, "peak": rate, "weight_decay": decay, "hidden": is_hidden}
         for (rate, decay, is_hidden), members in grouped.items()
     ]
-    if cuts_state and settings.optimizer != "adamw":  # each number by itself: cuts change nothing
+    if cuts_state:
+        check_cuts(settings.optimizer)
+    return OPTIMIZERS[settings.optimizer](groups, settings)
+
+
+def check_cuts(optimizer: str) -> None:
+    """Refuse an optimizer that cannot work on weights that are cut over processes.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if optimizer not in WORK_ON_CUTS:
         raise ConfigError(
-            f"train.optimizer={settings.optimizer} needs whole weights, and engine=fsdp2 or zero2 "
+            f"train.optimizer={optimizer} needs whole weights, and engine=fsdp2 or zero2 "
             "hands it cut ones; use train.optimizer=adamw or engine=ddp"
         )
-    return OPTIMIZERS[settings.optimizer](groups, settings)
 
 
 def hidden_matrices(model: nn.Module) -> set[Tensor]:

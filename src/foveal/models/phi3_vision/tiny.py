@@ -6,7 +6,7 @@ to the tokens that the examples use, ASCII characters, and bytes: every text sti
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,19 @@ class TinySizes:
 
 
 def tiny_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Phi3VisionConfig:
-    """Configure a small model; its rotary factors are all one."""
+    """Configure a small model for a tokenizer."""
+    image, start, end = map(tokenizer.convert_tokens_to_ids, ("<|image|>", "<s>", "<|endoftext|>"))
+    ids = {"image_token_id": image, "bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
+    return sized_config(sizes, len(tokenizer), ids)
+
+
+def sized_config(
+    sizes: TinySizes, vocabulary: int, ids: Mapping[str, int | None]
+) -> Phi3VisionConfig:
+    """Configure a model of some sizes; its rotary factors are all one."""
     factors = [1.0] * (sizes.width // sizes.heads // 2)
     settings: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
+        "vocab_size": vocabulary,
         "hidden_size": sizes.width,
         "intermediate_size": sizes.mlp,
         "num_hidden_layers": sizes.layers,
@@ -63,10 +72,6 @@ def tiny_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Phi3Vis
         "rope_theta": sizes.rope_theta,
         "rope_scaling": {"type": "su", "short_factor": factors, "long_factor": factors},
         "initializer_range": sizes.initial_spread,
-        "image_token_id": tokenizer.convert_tokens_to_ids("<|image|>"),
-        "bos_token_id": tokenizer.convert_tokens_to_ids("<s>"),
-        "eos_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
-        "pad_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
         "vision_config": {
             "hidden_size": sizes.tower_width,
             "intermediate_size": sizes.tower_width * 4,
@@ -76,7 +81,7 @@ def tiny_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Phi3Vis
             "patch_size": sizes.patch_size,
         },
     }
-    return Phi3VisionConfig(**settings)
+    return Phi3VisionConfig(**settings, **ids)
 
 
 def cut_vocabulary(texts: Iterable[str]) -> PreTrainedTokenizerFast:

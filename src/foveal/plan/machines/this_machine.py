@@ -16,10 +16,9 @@ from PIL import Image
 from foveal.libraries import import_peft
 from foveal.machine import DTYPES, pick_device
 from foveal.models.phi3_vision.image import cut_crops
-from foveal.plan.machines.hardware import ETHERNET, GB, PCIE4, Hardware
+from foveal.plan.machines.hardware import ASSUMED, ETHERNET, GB, PCIE4, Efficiency, Hardware
 from foveal.plan.machines.resident import resident_bytes
 from foveal.plan.memory import CPU_SLACK
-from foveal.plan.seconds import Efficiency
 from foveal.storage import write_json
 
 MATRIX_SIDE, MATRIX_REPEATS = 3072, 3
@@ -29,17 +28,6 @@ LARGER_SIDE, LARGER_COPY = 8192, 256_000_000
 
 SLOW = 2.0
 """Seconds of one product after which a format is not measured again: it is not computed with."""
-
-ASSUMED = Efficiency(
-    matrix=0.35,
-    attention=0.25,
-    bandwidth=0.7,
-    link=0.7,
-    pass_seconds=0.02,
-    crop_seconds=0.005,
-    source="assumed: what the published A100 rows fit for matrices, the rest by experience",
-)
-"""Of an accelerator that nobody has measured; `foveal plan --measure` on it knows better."""
 
 ASSUMED_HERE = Efficiency(
     matrix=1.0,

@@ -77,7 +77,11 @@ class AskedModel:
         Raises:
             ConfigError: a rule decides for no weight, or nothing learns.
         """
-        return count_holdings(self._assign(), self.double)
+        return count_holdings(self._assigned, self.double)
+
+    @cached_property
+    def _assigned(self) -> Assigned:
+        return self._assign()
 
     def _assign(self) -> Assigned:
         rules = rules_of(self.strategy)
@@ -106,7 +110,8 @@ class AskedModel:
         """Make the model hollow, once for each number format."""
         key = ask.precision if self.family.route == "rows" else str(ask)
         if key not in self._hollow:
-            model = self._assign().model
+            assert self.holdings  # counted before what they are of is made hollow
+            model = (self._assign() if self._hollow else self._assigned).model
             if not self.lora.dora:
                 hold_fixed_weights(model, DTYPES[ask.precision])
             mode = Hollow()

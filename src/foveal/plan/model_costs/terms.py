@@ -1,6 +1,7 @@
 """What a pass costs, as numbers that are linear in what is in its row (pure)."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from foveal.models.likelihood import POSITIONS_PER_CHUNK
 from foveal.plan.epoch import RowCounts
@@ -9,60 +10,50 @@ from foveal.plan.model_costs.weights import FULL_BYTES
 
 @dataclass(frozen=True)
 class Terms:
-    """A number that is linear in what is in a row, by what it hangs on."""
+    """A number that is linear in what is in a row."""
 
-    one: float = 0.0
-    tokens: float = 0.0
-    token_squares: float = 0.0
-    image_tokens: float = 0.0
-    crops: float = 0.0
-    crop_pairs: float = 0.0
-    branch_tokens: float = 0.0
-    branch_cells: float = 0.0
-    branch_keys: float = 0.0
-    prefix_squares: float = 0.0
-    targets: float = 0.0
+    by: Mapping[str, float]
+    """Name of a count of `RowCounts` -> what one more of it adds."""
 
     def of(self, row: RowCounts) -> float:
-        """Work it out for a row, or for several added up."""
-        return (
-            self.one
-            + self.tokens * row.tokens
-            + self.token_squares * row.tokens**2
-            + self.image_tokens * row.image_tokens
-            + self.crops * row.crops
-            + self.crop_pairs * row.crop_pairs
-            + self.branch_tokens * row.branch_tokens
-            + self.branch_cells * row.branch_cells
-            + self.branch_keys * row.branch_keys
-            + self.prefix_squares * row.prefix_squares
-            + self.targets * row.targets
-        )
-
-
-NONE = Terms()
-SINGLE = {one.name: Terms(**{one.name: 1.0}) for one in fields(Terms)}
-"""Terms by the one thing that they hang on."""
-"""Name -> what counts that alone."""
+        """Work it out for a row."""
+        return float(sum(each * getattr(row, name) for name, each in self.by.items()))
 
 
 @dataclass(frozen=True)
 class PartCosts:
     """What a part of the model costs in a pass; forward and backward together."""
 
-    kept_bytes: Terms = NONE
+    kept_bytes: Terms
     """Held from the forward pass to the backward pass, weights and their copies aside."""
 
-    operations: Terms = NONE
+    operations: Terms
     """A product of (m, k) and (k, n) is 2 m k n; attention aside."""
 
-    attention_of_pair: float = 0.0
+    attention_of_pair: float
     """Operations for each pair of tokens of which one looks at the other, in all layers."""
 
-    forward_work_bytes: Terms = NONE
+    forward_work_bytes: Terms
     """At most held in a layer beside what is kept, while it runs."""
 
-    backward_work_bytes: Terms = NONE
+    backward_work_bytes: Terms
+
+
+@dataclass(frozen=True)
+class Operations:
+    """What is multiplied and added that is of use to a result, by part: nothing twice."""
+
+    tower: float
+    projector: float
+    decoder: float
+    head: float
+    decoder_attention: float
+    """Part of the decoder's: scores and what is made of them."""
+
+    @property
+    def total(self) -> float:
+        """Of all parts."""
+        return self.tower + self.projector + self.decoder + self.head
 
 
 @dataclass(frozen=True)
@@ -92,6 +83,17 @@ class PassCosts:
         if not self.head.kept_bytes.of(row):
             return 0
         return 2 * FULL_BYTES * min(row.targets, POSITIONS_PER_CHUNK) * self.head_sides[1]
+
+    def operations(self, row: RowCounts) -> Operations:
+        """Count products part by part; of attention the pairs that see each other alone."""
+        vision = self.vision.operations.of(row)
+        # What brings features to the decoder's width: nothing else hangs on an image's tokens.
+        projector = self.vision.operations.by["image_tokens"] * row.image_tokens
+        attention = self.language.attention_of_pair * row.pairs
+        decoder = self.language.operations.of(row) + attention
+        head = self.head.operations.of(row)
+        found = vision - projector, projector, decoder, head, attention
+        return Operations(*(float(round(one)) for one in found))  # they were solved for
 
     def kept_bytes(self, row: RowCounts) -> int:
         """All that a forward pass keeps."""

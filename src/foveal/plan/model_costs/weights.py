@@ -111,10 +111,7 @@ class Holdings:
     """Of linear layers, that autocast copies to 16 bits once a pass."""
 
     frozen_linear: int
-    """Of linear layers, that autocast copies to 16 bits at each use."""
-
-    unread_linear: int
-    """Of linear layers that no forward pass reads."""
+    """Of linear layers that a pass reads, that autocast copies to 16 bits at each use."""
 
     largest_block: Together
     """The repeated layer that weighs most, adapters included."""
@@ -228,12 +225,11 @@ def count_holdings(made: Assigned, double: bool = True) -> Holdings:
     learnt = [one for one in made.assignments if one.learn]
     adapters = sum(one.elements for one in made.assignments if one.rank is not None)
     four_bit = sum(count for name, count in elements.items() if made.is_packed(name))
-    linear = [f"{name}.weight" for name, one in model.named_modules() if isinstance(one, nn.Linear)]
-    learns = {one.name for one in learnt}
+    modules = model.named_modules()
     # A head that is the embedding too stands among the parameters once, under that name.
-    frozen = [one for one in linear if one not in learns and not made.is_packed(one)]
-    frozen = [one for one in frozen if one in elements]
-    unread = sum(elements[one] for one in frozen if family.is_unused(model, one))
+    linear = {f"{name}.weight" for name, one in modules if isinstance(one, nn.Linear)}
+    whole = [one for one in made.assignments if one.name in linear and not made.is_packed(one.name)]
+    frozen = [one for one in whole if not one.learn and not family.is_unused(model, one.name)]
     fixed = {id(one) for one in fixed_matrices(model)}
     groups: dict[tuple[float, float, bool], int] = {}
     for one in learnt:
@@ -270,9 +266,8 @@ def count_holdings(made: Assigned, double: bool = True) -> Holdings:
             for name, state in HELD_BY_OPTIMIZER.items()
         },
         adapters=adapters,
-        learnt_linear=sum(elements[one] for one in linear if one in learns),
-        frozen_linear=sum(elements[one] for one in frozen) - unread,
-        unread_linear=unread,
+        learnt_linear=sum(one.elements for one in whole if one.learn),
+        frozen_linear=sum(one.elements for one in frozen),
         largest_block=max(blocks, key=Together.weights_bytes, default=Together()),
         outside_blocks=together(fates.values()),
         tensors=tuple(map(held, made.assignments)),

@@ -25,9 +25,9 @@ from foveal.machine import DTYPES
 from foveal.models.family import Family
 from foveal.models.forward import hidden_states
 from foveal.models.shared_rows import PREFIX
-from foveal.plan.epoch import RowCounts, seen_pairs
+from foveal.plan.epoch import RowCounts, count_groups
 from foveal.plan.model_costs.hollow import FUSED, Hollow, Spent
-from foveal.plan.model_costs.terms import SINGLE, PartCosts, PassCosts, Terms
+from foveal.plan.model_costs.terms import PartCosts, PassCosts, Terms
 from foveal.train.loss import answer_loss
 from foveal.train.recompute import Recompute, recompute_blocks
 
@@ -146,7 +146,6 @@ def _make_row(
     behind = [placed[:, prefix : prefix + size] for size in branches]
     starts = [prefix + sum(branches[:place]) for place in range(len(branches))]
     end = prefix + sum(branches)
-    group = GroupSpan(0, tuple(starts), end)
     pixels = processor.stack([processor.pixels(Image.new("RGB", one)) for one in sizes], shapes)
     batch = Batch(
         input_ids=torch.tensor([ids + [word] * sum(branches)]),
@@ -154,27 +153,19 @@ def _make_row(
         pixels={name: mode.hollowed(one) for name, one in pixels.items()},
         image_features=tuple(shape.features for shape in shapes),
         image_indices=tuple(range(len(shapes))),
-        groups=(group,),
+        groups=(GroupSpan(0, tuple(starts), end),),
         predictors=torch.arange(end - targets, end),
         targets=torch.full((targets,), word),
         weights=torch.ones(targets),
         example_ids=(),
         tokens=end,
     )
-    crops = [shape.crops for shape in shapes]
-    counts = RowCounts(
+    counts = count_groups(
+        [(prefix, branches)],
+        np.array([shape.tokens for shape in shapes]),
+        np.array([shape.crops for shape in shapes]),
         examples=max(1, len(branches)),
-        tokens=end,
-        pairs=seen_pairs((group,)),
-        branch_tokens=sum(branches),
-        branch_cells=sum(branches) * end,
-        branch_keys=end if branches else 0,
-        images=len(shapes),
-        image_tokens=sum(shape.tokens for shape in shapes),
-        crops=sum(crops),
         targets=targets,
-        crop_pairs=sum(one**2 for one in crops),
-        prefix_squares=prefix**2,
     )
     return batch, counts
 
@@ -208,7 +199,8 @@ class Watch:
         blocks = {names[id(one)]: one for one in family.blocks(model)}
         alike: dict[Any, list[str]] = {}
         for name, block in blocks.items():
-            if not all(family.is_unused(model, f"{name}.{one}") for one, _ in _weights(block)):
+            weights = (f"{name}.{one}" for one, _ in block.named_parameters())
+            if not all(family.is_unused(model, one) for one in weights):
                 part = "language" if family.part_name(name).startswith("language") else "vision"
                 alike.setdefault((part, *_signature(block)), []).append(name)
         self.kinds = [Kind(key[0], one[0], one[-1], len(one)) for key, one in alike.items()]
@@ -296,10 +288,6 @@ def _hand_on(hidden_states: Tensor, *_inputs: Any, **_named: Any) -> Tensor:
     return hidden_states
 
 
-def _weights(block: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return list(block.named_parameters())
-
-
 def _signature(block: nn.Module) -> tuple[Any, ...]:
     """Say what two layers that cost the same have in common."""
     said = [
@@ -308,7 +296,9 @@ def _signature(block: nn.Module) -> tuple[Any, ...]:
         for name in ("sliding_window", "attention_type", "layer_type")
         if name in vars(module)
     ]
-    weights = [(name, one.shape, one.dtype, one.requires_grad) for name, one in _weights(block)]
+    weights = [
+        (name, one.shape, one.dtype, one.requires_grad) for name, one in block.named_parameters()
+    ]
     return type(block), tuple(said), tuple(weights)
 
 
@@ -362,7 +352,7 @@ def _solve_part(
 
 def _solve(counts: Sequence[RowCounts], values: Sequence[float], names: Sequence[str]) -> Terms:
     """Solve for the coefficients; the smallest where several explain the rows."""
-    table = np.array([[SINGLE[name].of(row) for name in names] for row in counts])
+    table = np.array([[getattr(row, name) for name in names] for row in counts])
     scale = np.maximum(np.abs(table).max(axis=0), 1.0)
     found = np.linalg.lstsq(table / scale, np.array(values, np.float64), rcond=1e-12)[0] / scale
-    return Terms(**dict(zip(names, found.tolist(), strict=True)))
+    return Terms(dict(zip(names, found.tolist(), strict=True)))

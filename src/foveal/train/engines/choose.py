@@ -12,6 +12,16 @@ LAUNCHERS_SAY = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 """What processes that find each other have in their environment."""
 
 
+def check_sharding(engine: str, sharding: ShardingSettings) -> None:
+    """Refuse to set how weights are cut for an engine that cuts otherwise, or nothing.
+
+    Raises:
+        ConfigError: it is set for another than FSDP2.
+    """
+    if engine != "fsdp2" and sharding != ShardingSettings():
+        raise ConfigError(f"sharding is for engine=fsdp2, not {engine}; use that, or leave it out")
+
+
 def make_engine(
     name: str, precision: Precision, sharding: ShardingSettings | None = None
 ) -> Engine:
@@ -32,8 +42,7 @@ def make_engine(
     if name == "auto":
         name = "ddp" if launched > 1 else "single"
     sharding = sharding or ShardingSettings()
-    if name != "fsdp2" and sharding != ShardingSettings():
-        raise ConfigError(f"sharding is for engine=fsdp2, not {name}; use that, or leave it out")
+    check_sharding(name, sharding)
     if name == "single" and launched > 1:
         raise ConfigError(f"engine=single under a launcher of {launched} processes; use engine=ddp")
     if name == "single":

@@ -18,6 +18,9 @@ class Engine:
 
     rank = 0
     world_size = 1
+    copies = 1
+    """Of what is cut, over all processes."""
+
     cuts_state = False
     """Whether weights, or what an optimizer keeps of them, are cut over the processes."""
 
