@@ -16,12 +16,18 @@ from typing import Any
 
 from foveal.config import Columns
 from foveal.data.checking.recognise import refuse_other_files
-from foveal.data.convert.columns import ANSWER_BRIEFLY, Reading, drafts_of_row
-from foveal.data.convert.draft import DraftImage, LeftOutRow
+from foveal.data.convert.draft import DraftImage
 from foveal.data.convert.images import ending_of
-from foveal.data.convert.sources.splits import SPLITS, split_of
-from foveal.data.convert.sources.tables import check_columns, explain_columns, stream_rows
-from foveal.data.convert.sources.values import text_of
+from foveal.data.convert.sources.source import SPLITS, name_states, split_of
+from foveal.data.convert.sources.tables import (
+    NamedRow,
+    count_rows,
+    explain_columns,
+    stream_parquet,
+    stream_rows,
+)
+from foveal.data.convert.sources.values import UnfitError, text_of
+from foveal.data.convert.table import Reading, drafts_of_row
 from foveal.data.example import Example, parse_example, write_examples
 from foveal.data.images.kept_bytes import write_state
 from foveal.data.images.objects import BLOCK_BYTES, object_state, open_remote, read_url
@@ -95,16 +101,11 @@ class ParquetRows:
 
     def fingerprint(self) -> str:
         """Name the state of the files."""
-        digest = sha256()
-        for file in self.files:
-            status = file.stat()
-            digest.update(f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+        return name_states(file.resolve() for file in self.files)
 
     def open(self) -> Iterator[Mapping[str, Any]]:
         """Stream their rows."""
-        files = check_columns([str(file) for file in self.files])
-        return stream_rows(str(self.path), "parquet", None, split="train", data_files=files)
+        return stream_parquet(str(self.path), count_rows([str(file) for file in self.files]))
 
     def find(self, path: str) -> bytes | None:
         """Read a picture below the folder of the rows."""
@@ -137,8 +138,7 @@ def _rows_of_folder(folder: Path, split: str | None) -> ParquetRows:
     splits: dict[str, list[Path]] = {}
     for file in sorted(folder.rglob("*.parquet")):
         inside = file.relative_to(folder)
-        named = split_of(inside.stem, inside.parts[:-1])
-        splits.setdefault(named or "train", []).append(file)
+        splits.setdefault(split_of(inside.stem, inside.parts[:-1]), []).append(file)
     if not splits:
         raise DataError(
             f"{folder}: a folder without Parquet files; give a JSONL file, or turn the folder into "
@@ -212,25 +212,26 @@ def fetched_file(path: Path, cache: Path) -> Path:
 
 def _examples(rows: HubRows | ParquetRows, images: Path, columns: Columns) -> Iterator[Example]:
     published = isinstance(rows, HubRows) and rows.owner_and_name == PUBLISHED_PAGES
-    reading = Reading(columns, ANSWER_BRIEFLY if published else "")
+    reading = Reading(columns, pages=published)
     number = 0
     for number, row in enumerate(rows.open(), start=1):
         where = f"{rows.name} row {number}"
         if _is_own(row):
             yield _own(row, images, where)
             continue
-        for place, draft in enumerate(drafts_of_row(row, "images", where, reading, rows.find)):
-            if isinstance(draft, LeftOutRow):
-                remedy = "" if ";" in draft.reason else "; take it out"
-                raise DataError(f"{where}: {draft.reason}{remedy}")
-            named = {one.target: one for one in draft.media if isinstance(one, DraftImage)}
-            targets = {
-                name: _store(one.source, images)
-                for name, one in named.items()
-                if isinstance(one.source, bytes)
+        try:
+            drafts = list(drafts_of_row(NamedRow(where, row, "images"), reading, rows.find))
+        except UnfitError as error:
+            remedy = "" if ";" in str(error) else "; take it out"
+            raise DataError(f"{where}: {error}{remedy}") from None
+        for place, draft in enumerate(drafts):
+            stored = {
+                one.target: _store(one.source, images)
+                for one in draft.media
+                if isinstance(one, DraftImage) and isinstance(one.source, bytes)
             }
             turns = tuple(
-                turn.model_copy(update={"images": tuple(targets[name] for name in turn.images)})
+                turn.model_copy(update={"images": tuple(stored[name] for name in turn.images)})
                 for turn in draft.turns
             )
             identity = f"{number:010d}-{place}"
