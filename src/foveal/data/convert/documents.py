@@ -114,7 +114,7 @@ def _fields(form: Any) -> Iterator[tuple[str, str]]:
             if len(values) == 1 and len(values[0]) <= LONGEST_ANSWER:
                 yield key, values[0]
     except (KeyError, TypeError, AttributeError):
-        return
+        raise UnfitError("not a form of FUNSD") from None
 
 
 def _key(box: Any) -> str:

@@ -2,10 +2,12 @@
 
 import csv
 import io
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from typing import Any, NamedTuple
 
 from foveal.data.convert.sources.source import SPLITS, Entry, Source
@@ -149,12 +151,14 @@ def _name_rows(split: str, rows: Iterator[Row]) -> Iterator[NamedRow]:
 
 
 def stream_parquet(name: str, files: Iterable[str]) -> Iterator[Row]:
-    """Stream the rows of Parquet files, one file after the other.
+    """Stream the rows of Parquet files, one file after the other, each by its very name.
 
     Raises:
         UserError, DataError: as `stream_rows`.
     """
-    return stream_rows(name, "parquet", None, split="train", data_files=list(files))
+    return stream_rows(
+        name, "parquet", None, split="train", data_files=[escape(one) for one in files]
+    )
 
 
 def stream_rows(name: str, *where: str | None, split: str, **options: Any) -> Iterator[Row]:
@@ -191,23 +195,30 @@ def _import_datasets() -> Any:
 
 
 def _rows(stream: Any) -> Iterator[Row]:
-    labels = {
-        column: feature.names
-        for column, feature in (stream.features or {}).items()
-        if type(feature).__name__ == "ClassLabel"
-    }
+    features = stream.features or {}
     try:
-        for row in stream.decode(False):
-            yield row | {column: _named(row[column], names) for column, names in labels.items()}
+        for row in stream.decode(False):  # pictures stay bytes
+            yield {column: _plain(held, features.get(column)) for column, held in row.items()}
     except Exception as error:  # of the network or the file, and long after it was opened
         raise DataError(
             f"rows broke off ({explain_columns(error)}); convert again to go on"
         ) from error
 
 
-def _named(number: int | None, names: Sequence[str]) -> str | None:
-    """Name a label that is stored as its number; -1 is what hidden test sets hold."""
-    return None if number is None or number < 0 else names[number]
+def _plain(value: Any, feature: Any) -> Any:
+    """Name a label that is stored as its number, and read what is stored as a text of JSON."""
+    kind = type(feature).__name__
+    if value is None or kind == "Value":
+        return value
+    if kind == "ClassLabel":  # -1 is what hidden test sets hold
+        return feature.names[value] if value >= 0 else None
+    if kind == "Json":
+        return json.loads(value)
+    if kind in ("List", "LargeList"):
+        return [_plain(one, feature.feature) for one in value]
+    if isinstance(feature, dict):
+        return {key: _plain(one, feature.get(key)) for key, one in value.items()}
+    return value
 
 
 @contextmanager
