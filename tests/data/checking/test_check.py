@@ -133,6 +133,16 @@ def test_a_picture_on_two_splits_is_found_by_its_content(folder):
     assert problem == Problem(1, "image a.png is also in val.jsonl, as copy.png")
 
 
+def test_pictures_of_two_data_sets_that_share_a_name_alone_are_not_taken_for_one(folder):
+    elsewhere = folder / "other"
+    (elsewhere / "images").mkdir(parents=True)
+    Image.new("RGB", (30, 20), "green").save(elsewhere / "images" / "a.png")
+    other = write(elsewhere, line("v"), name="val.jsonl")
+    assert problems_of(folder, line("1"), other_splits=[other]) == []
+    (problem,) = problems_of(folder, line("1"), other_splits=[other], images=folder / "images")
+    assert problem.message == "image a.png is also in val.jsonl, as a.png"
+
+
 def test_pictures_of_equal_length_but_other_content_are_not_taken_for_one(folder):
     for name, colour in (("c.bmp", "green"), ("d.bmp", "black")):
         Image.new("RGB", (9, 9), colour).save(folder / "images" / name)
