@@ -7,7 +7,7 @@ them as it reads any others.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +21,7 @@ from foveal.data.convert.images import ending_of
 from foveal.data.convert.sources.source import SPLITS, name_states, split_of
 from foveal.data.convert.sources.tables import (
     NamedRow,
+    Row,
     count_rows,
     explain_columns,
     stream_parquet,
@@ -42,79 +43,32 @@ HUB = "hf:"
 
 
 @dataclass(frozen=True)
-class HubRows:
-    """One split of a data set on the hub."""
+class RowsToUnpack:
+    """One split of a data set on the hub, or of Parquet files."""
 
-    owner_and_name: str
-    part: str | None
-    split: str
+    name: str
+    """As a file's may be."""
 
-    @classmethod
-    def parse(cls, path: Path) -> "HubRows":
-        """Read `hf://OWNER/NAME:SPLIT`, or `hf://OWNER/NAME/PART:SPLIT`.
+    state: str
+    """What else would be other rows; what was fetched from the hub once stays what it was."""
 
-        Raises:
-            DataError: it is written otherwise.
-        """
-        place, colon, split = "/".join(path.parts[1:]).partition(":")  # a slice has its own
-        names = place.split("/")
-        if not colon or not split or len(names) not in (2, 3):
-            raise DataError(
-                f"{path}: write hf://OWNER/NAME:SPLIT, or hf://OWNER/NAME/PART:SPLIT; "
-                "a split such as train, or a part of it such as train[:50]"
-            )
-        return cls("/".join(names[:2]), names[2] if len(names) == 3 else None, split)
+    stream: Callable[[], Iterator[Row]]
+    folder: Path | None = None
+    """Below which pictures may lie; none: the rows hold them themselves."""
 
-    @property
-    def name(self) -> str:
-        """Written with dashes, as a file's name may be."""
-        split = re.sub(r"[^\w.]+", "-", self.split).strip("-")
-        return "-".join([*self.owner_and_name.split("/"), *filter(None, [self.part]), split])
-
-    def fingerprint(self) -> str:
-        """Name it; what was fetched once stays what it was."""
-        return f"{self.owner_and_name}/{self.part}:{self.split}"
-
-    def open(self) -> Iterator[Mapping[str, Any]]:
-        """Stream its rows."""
-        place = "/".join(filter(None, [self.owner_and_name, self.part]))
-        called = f"{HUB}//{place}:{self.split}"
-        return stream_rows(called, self.owner_and_name, self.part, split=self.split)
-
-    def find(self, path: str) -> None:
-        """Find nothing: a data set on the hub holds its pictures itself."""
-
-
-@dataclass(frozen=True)
-class ParquetRows:
-    """A Parquet file, or all those of a folder in the order of their names."""
-
-    path: Path
-    files: tuple[Path, ...]
-    split: str | None = None
-    """Of those in the folder."""
-
-    @property
-    def name(self) -> str:
-        """As the file, or the folder and its split."""
-        return f"{self.path.name}-{self.split}" if self.split else self.path.stem
-
-    def fingerprint(self) -> str:
-        """Name the state of the files."""
-        return name_states(file.resolve() for file in self.files)
-
-    def open(self) -> Iterator[Mapping[str, Any]]:
-        """Stream their rows."""
-        return stream_parquet(str(self.path), count_rows([str(file) for file in self.files]))
+    pages: bool = False
+    """Whether they are DocVQA's, of the published recipe."""
 
     def find(self, path: str) -> bytes | None:
         """Read a picture below the folder of the rows."""
-        root = (self.path if self.path.is_dir() else self.path.parent).resolve()
+        if self.folder is None:
+            return None
+        root = self.folder.resolve()
         file = (root / path).resolve()
         return file.read_bytes() if file.is_relative_to(root) and file.is_file() else None
 
 
-def find_rows(path: Path) -> HubRows | ParquetRows | None:
+def find_rows(path: Path) -> RowsToUnpack | None:
     """Recognise what has to be unpacked; a JSONL file need not be.
 
     Raises:
@@ -122,18 +76,36 @@ def find_rows(path: Path) -> HubRows | ParquetRows | None:
             none.
     """
     if path.parts[:1] == (HUB,):
-        return HubRows.parse(path)
+        return _rows_on_hub(path)
     folder, colon, split = path.name.rpartition(":")
     if colon and not path.exists() and (path.parent / folder).is_dir():
         return _rows_of_folder(path.parent / folder, SPLITS.get(split, split))
     if path.is_dir():
         return _rows_of_folder(path, None)
     if path.suffix == ".parquet" and path.is_file():
-        return ParquetRows(path, (path,))
+        return _rows_of_files(path.stem, path, [path], path.parent)
     return None
 
 
-def _rows_of_folder(folder: Path, split: str | None) -> ParquetRows:
+def _rows_on_hub(path: Path) -> RowsToUnpack:
+    """Read `hf://OWNER/NAME:SPLIT`, or `hf://OWNER/NAME/PART:SPLIT`."""
+    place, colon, split = "/".join(path.parts[1:]).partition(":")  # a slice has its own
+    names = place.split("/")
+    if not colon or not split or len(names) not in (2, 3):
+        raise DataError(
+            f"{path}: write hf://OWNER/NAME:SPLIT, or hf://OWNER/NAME/PART:SPLIT; "
+            "a split such as train, or a part of it such as train[:50]"
+        )
+    data_set, part = "/".join(names[:2]), names[2] if len(names) == 3 else None
+    return RowsToUnpack(
+        name="-".join([*names, re.sub(r"[^\w.]+", "-", split).strip("-")]),
+        state=f"{data_set}/{part}:{split}",
+        stream=lambda: stream_rows(f"{HUB}//{place}:{split}", data_set, part, split=split),
+        pages=data_set == PUBLISHED_PAGES,
+    )
+
+
+def _rows_of_folder(folder: Path, split: str | None) -> RowsToUnpack:
     """Take the files of one split; a folder that holds several has to say which."""
     splits: dict[str, list[Path]] = {}
     for file in sorted(folder.rglob("*.parquet")):
@@ -150,7 +122,17 @@ def _rows_of_folder(folder: Path, split: str | None) -> ParquetRows:
     if split is not None and split not in splits:
         raise DataError(f"{folder}: no split {split} in it; there are {', '.join(sorted(splits))}")
     (files,) = splits.values() if split is None else (splits[split],)
-    return ParquetRows(folder, tuple(files), split)
+    name = f"{folder.name}-{split}" if split else folder.stem
+    return _rows_of_files(name, folder, files, folder)
+
+
+def _rows_of_files(name: str, path: Path, files: Sequence[Path], folder: Path) -> RowsToUnpack:
+    return RowsToUnpack(
+        name,
+        state=name_states(file.resolve() for file in files),
+        stream=lambda: stream_parquet(str(path), count_rows([str(file) for file in files])),
+        folder=folder,
+    )
 
 
 def unpacked(path: Path, cache: Path, columns: Columns | None = None) -> Path:
@@ -175,7 +157,7 @@ def unpacked(path: Path, cache: Path, columns: Columns | None = None) -> Path:
         return path
     columns = columns or Columns()
     named = "" if columns == Columns() else columns.model_dump_json(exclude_defaults=True)
-    state = sha256((rows.fingerprint() + named).encode()).hexdigest()[:12]
+    state = sha256((rows.state + named).encode()).hexdigest()[:12]
     folder = cache / f"{rows.name}-{state}"
     file = folder / f"{rows.name}.jsonl"
     if not file.exists():
@@ -210,11 +192,10 @@ def fetched_file(path: Path, cache: Path) -> Path:
     return place
 
 
-def _examples(rows: HubRows | ParquetRows, images: Path, columns: Columns) -> Iterator[Example]:
-    published = isinstance(rows, HubRows) and rows.owner_and_name == PUBLISHED_PAGES
-    reading = Reading(columns, pages=published)
+def _examples(rows: RowsToUnpack, images: Path, columns: Columns) -> Iterator[Example]:
+    reading = Reading(columns, pages=rows.pages)
     number = 0
-    for number, row in enumerate(rows.open(), start=1):
+    for number, row in enumerate(rows.stream(), start=1):
         where = f"{rows.name} row {number}"
         if _is_own(row):
             yield _own(row, images, where)
