@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from itertools import tee
 from pathlib import Path
-from typing import NamedTuple
 
 from foveal.data.checking.recognise import other_kind, refuse_other_files
 from foveal.data.checking.texts import example_problems, example_warnings
@@ -243,20 +242,22 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
         shown.append([])
         for name in (*turn.images, *turn.videos):
             try:
-                looks = [
-                    (path, _probe(path, rules.decode))
-                    for path in _paths(rules, name, is_clip=name in turn.videos)
-                ]
-            except (DataError, OSError, ValueError) as error:  # too long a name, or a NUL in it
+                paths = _paths(rules, name, is_clip=name in turn.videos)
+                looks = [_look_at(path, rules.decode) for path in paths]
+            except DataError as error:
+                messages.append(str(error))
                 broken = True
-                messages.append(
-                    str(error) if isinstance(error, DataError) else f"image {name!r}: {error}"
-                )
-                continue
-            found += [(name, path) for path, _ in looks]
-            shown[-1] += [ShownSize(name, seen.size, path) for path, seen in looks]
-            if all(seen.one_colour for _, seen in looks):
-                warnings.append(f"image {name} shows one colour (an alpha channel is dropped)")
+            except (OSError, ValueError) as error:  # too long a name, or a NUL in it
+                messages.append(f"image {name!r}: {error}")
+                broken = True
+            else:
+                found += [(name, path) for path in paths]
+                shown[-1] += [
+                    ShownSize(name, size, path)
+                    for path, (size, _) in zip(paths, looks, strict=True)
+                ]
+                if all(one_colour for _, one_colour in looks):
+                    warnings.append(f"image {name} shows one colour (an alpha channel is dropped)")
     tokens = 0
     if rules.count_tokens and not broken:
         try:
@@ -289,29 +290,13 @@ def _paths(rules: _Rules, name: str, is_clip: bool) -> list[Path]:
     return choose_frames(path, rules.frame_choice)
 
 
-class _Seen(NamedTuple):
-    """What a look at a picture shows."""
-
-    size: tuple[int, int]
-    one_colour: bool = False
-
-
 @lru_cache(maxsize=4096)  # questions of one picture stand near each other
-def _probe_or_reason(path: Path, decode: bool) -> _Seen | str:
-    try:
-        if not decode:
-            return _Seen(image_size(path))
-        image = open_image(path)
-        return _Seen(image.size, shows_one_colour(image))
-    except DataError as error:
-        return str(error)
-
-
-def _probe(path: Path, decode: bool) -> _Seen:
-    result = _probe_or_reason(path, decode)
-    if isinstance(result, str):
-        raise DataError(result)
-    return result
+def _look_at(path: Path, decode: bool) -> tuple[tuple[int, int], bool]:
+    """Read (width, height) of a picture, and whether it shows one colour: not without decoding."""
+    if not decode:
+        return image_size(path), False
+    image = open_image(path)
+    return image.size, shows_one_colour(image)
 
 
 class _Elsewhere:

@@ -1,11 +1,9 @@
 """Rows of columns that hold pictures, questions and answers -> drafts."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from foveal.config import Columns
 from foveal.data.convert.chats import PLACE, conversation_of, number_places, refuse_foreign_tags
 from foveal.data.convert.columns import CAPTIONS, USUAL_NAMES, find_column, missing, says_all
 from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options, attempt
@@ -34,32 +32,10 @@ _ASKS_MORE = ("hint", "context", "A", "B")
 """Columns that belong to a question, which would be another one without them."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How the rows of a table are read."""
-
-    columns: Columns = field(default_factory=Columns)
-
-    pages: bool = False
-    """Whether they are DocVQA's, whose questions get the published recipe's words."""
-
-    question: str | None = None
-    """What is asked of every row, where no column asks; none: as the columns say."""
-
-    seed: int = 0
-    """Start of every random choice."""
-
-    @property
-    def ask(self) -> str | None:
-        """What is asked of every row, where no column asks."""
-        return self.question or self.columns.ask
-
-
 def convert_table(source: Source, options: Options) -> Iterator[Draft | LeftOutRow]:
     """Parquet, CSV, TSV, JSON or JSONL whose rows hold pictures, questions and answers."""
-    reading = Reading(options.columns, False, options.question, options.seed)
     for row in rows_of_files(source):
-        yield from attempt(row.name, drafts_of_row, row, reading, source.find)
+        yield from attempt(row.name, drafts_of_row, row, options, source.find)
 
 
 def convert_columns(
@@ -76,11 +52,12 @@ def convert_columns(
         UserError: `datasets` is not installed.
         DataError: the rows cannot be fetched.
     """
-    reading = Reading(options.columns, config == "docvqa", options.question, options.seed)
 
     def drafts_on(side: str, row: NamedRow) -> list[Draft | LeftOutRow]:
         moved = row._replace(split=side)
-        return list(attempt(row.name, drafts_of_row, moved, reading, source.find))
+        return list(
+            attempt(row.name, drafts_of_row, moved, options, source.find, config == "docvqa")
+        )
 
     splits = open_splits(source, config)
     for split, rows, count in splits:
@@ -104,13 +81,16 @@ def _pictures(drafts: Iterable[Draft | LeftOutRow]) -> set[str]:
     return {one.target.partition("/")[2] for one in media if isinstance(one, DraftImage)}
 
 
-def drafts_of_row(named: NamedRow, reading: Reading, find: Find) -> Iterator[Draft]:
+def drafts_of_row(
+    named: NamedRow, options: Options, find: Find, pages: bool = False
+) -> Iterator[Draft]:
     """Draft each question of a row.
 
     Args:
         named: columns, with pictures as bytes, or paths; or a task of Label Studio.
-        reading: which columns hold what, and what becomes of it.
+        options: of them `columns`, `question` and `seed` matter.
         find: looks the path of a picture up.
+        pages: whether they are DocVQA's, whose questions get the published recipe's words.
 
     Raises:
         UnfitError: there is none.
@@ -120,12 +100,12 @@ def drafts_of_row(named: NamedRow, reading: Reading, find: Find) -> Iterator[Dra
         raise UnfitError("not a row of named columns")
     if isinstance(row.get("data"), Mapping) and isinstance(row.get("annotations"), list):
         row = _row_of_task(row)
-    guessed = not says_all(reading.columns)
+    guessed = not says_all(options.columns)
     if guessed:
         refuse_meaningful(present(row) or {})
 
     def held(what: str) -> Any:
-        column = find_column(what, row, reading.columns)
+        column = find_column(what, row, options.columns)
         return None if column is None else present(row[column])
 
     messages = held("messages") or (_two_halves(row) if guessed else None)
@@ -133,7 +113,7 @@ def drafts_of_row(named: NamedRow, reading: Reading, find: Find) -> Iterator[Dra
         said = {"messages": messages, "images": held("images"), "system": held("system")}
         yield conversation_of(said, split, find)
         return
-    if find_column("images", row, reading.columns) is None:
+    if find_column("images", row, options.columns) is None:
         raise UnfitError(missing("images", row))
     media = tuple(pictures_of(held("images"), split, find))
     if not media:
@@ -141,11 +121,13 @@ def drafts_of_row(named: NamedRow, reading: Reading, find: Find) -> Iterator[Dra
     targets = tuple(picture.target for picture in media)
     if guessed and isinstance(row.get("texts"), list):
         for user, assistant in map(_pair, row["texts"]):
-            choices = () if reading.pages else closed_set(assistant)
+            choices = () if pages else closed_set(assistant)
             turn = Turn(images=targets, user=user, assistant=assistant, choices=choices)
             yield Draft(split, (turn,), media)
         return
-    turn = _turn(row, targets, name, reading)
+    turn = _turn(row, targets, name, options)
+    if pages:
+        turn = turn.model_copy(update={"user": turn.user + ANSWER_BRIEFLY})
     yield Draft(split, (turn,), media, system=text_of(held("system"), "a system text") or "")
 
 
@@ -191,38 +173,39 @@ def _pair(text: Any) -> tuple[str, str]:
     return user, assistant
 
 
-def _turn(row: Mapping[str, Any], images: tuple[str, ...], name: str, reading: Reading) -> Turn:
-    if not says_all(reading.columns):
+def _turn(row: Mapping[str, Any], images: tuple[str, ...], name: str, options: Options) -> Turn:
+    ask = options.question or options.columns.ask
+    if not says_all(options.columns):
         refuse_meaningful(present(row) or {}, _ASKS_MORE)
-    columns = {what: find_column(what, row, reading.columns) for what in USUAL_NAMES}
+    columns = {what: find_column(what, row, options.columns) for what in USUAL_NAMES}
     if columns["answers"] and columns["answer"] in USUAL_NAMES["answer"][1]:
-        columns["answer"] = reading.columns.answer  # `label` beside `answers` is something else
-    if reading.ask and not columns["answer"] and not columns["answers"]:
+        columns["answer"] = options.columns.answer  # `label` beside `answers` is something else
+    if ask and not columns["answer"] and not columns["answers"]:
         columns["answer"] = next((one for one in CAPTIONS if present(row.get(one))), None)
         if columns["question"] == columns["answer"]:
             columns["question"] = None
-    if not columns["question"] and reading.ask is None:
+    if not columns["question"] and ask is None:
         raise UnfitError(missing("question", row))
     if not columns["answer"] and not columns["answers"]:
         raise UnfitError(missing("answer", row))
     values = {what: present(row[one]) if one else None for what, one in columns.items()}
-    question = text_of(values["question"], "a question") if columns["question"] else reading.ask
+    question = text_of(values["question"], "a question") if columns["question"] else ask
     if question is not None and columns["question"] == "instruction":  # as Alpaca's rows have it
         question = "\n".join(filter(None, [question, text_of(row.get("input"), "an input")]))
     choices = texts_of(values["choices"], "a choice")
-    guessed = reading.columns.answer is None
+    guessed = options.columns.answer is None
     answer = _answer(values["answer"], choices, guessed and columns["answer"] == "label")
     answers = texts_of(values["answers"], "an answer")
     if question is None or (answer is None and not answers):
         raise UnfitError("no question with an answer in the row")
     if answer is None:
         identity = row.get("id") or row.get("questionId") or name
-        answer = Random(f"{reading.seed}/{identity}").choice(answers)
+        answer = Random(f"{options.seed}/{identity}").choice(answers)
     elif answers and answer not in answers:
         answers = (answer, *answers)
     if choices and answer not in choices:
         raise UnfitError("an answer that is none of its choices")
-    user = _placed(question, answer, len(images)) + ANSWER_BRIEFLY * reading.pages
+    user = _placed(question, answer, len(images))
     return Turn(images=images, user=user, assistant=answer, answers=answers, choices=choices)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from foveal.config import Columns
 from foveal.data.checking.recognise import refuse_other_files
-from foveal.data.convert.draft import DraftImage
+from foveal.data.convert.draft import DraftImage, Options
 from foveal.data.convert.images import ending_of
 from foveal.data.convert.sources.source import SPLITS, name_states, split_of
 from foveal.data.convert.sources.tables import (
@@ -28,7 +28,7 @@ from foveal.data.convert.sources.tables import (
     stream_rows,
 )
 from foveal.data.convert.sources.values import UnfitError, text_of
-from foveal.data.convert.table import Reading, drafts_of_row
+from foveal.data.convert.table import drafts_of_row
 from foveal.data.example import Example, parse_example, write_examples
 from foveal.data.images.kept_bytes import write_state
 from foveal.data.images.objects import BLOCK_BYTES, object_state, open_remote, read_url
@@ -193,7 +193,7 @@ def fetched_file(path: Path, cache: Path) -> Path:
 
 
 def _examples(rows: RowsToUnpack, images: Path, columns: Columns) -> Iterator[Example]:
-    reading = Reading(columns, pages=rows.pages)
+    options = Options(columns=columns)
     number = 0
     for number, row in enumerate(rows.stream(), start=1):
         where = f"{rows.name} row {number}"
@@ -201,7 +201,8 @@ def _examples(rows: RowsToUnpack, images: Path, columns: Columns) -> Iterator[Ex
             yield _own(row, images, where)
             continue
         try:
-            drafts = list(drafts_of_row(NamedRow(where, row, "images"), reading, rows.find))
+            named = NamedRow(where, row, "images")
+            drafts = list(drafts_of_row(named, options, rows.find, rows.pages))
         except UnfitError as error:
             remedy = "" if ";" in str(error) else "; take it out"
             raise DataError(f"{where}: {error}{remedy}") from None
