@@ -112,7 +112,7 @@ def test_one_named_column_leaves_the_others_to_be_found(tmp_path):
             "none of its choices",
         ),
         ({"image": "none.png", "question": "?", "answer": "x"}, "no picture of that name"),
-        ({"image": 7, "question": "?", "answer": "x"}, "neither bytes nor a path"),
+        ({"image": 7.5, "question": "?", "answer": "x"}, "neither bytes nor a path"),
         ({"image": 0, "texts": [{"user": None, "assistant": "x"}]}, "without a text"),
         ({"image": 0, "texts": ["what?"]}, "texts that hold no question"),
     ],

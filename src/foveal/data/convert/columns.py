@@ -10,7 +10,7 @@ from foveal.data.convert.sources.values import UnfitError, present
 USUAL_NAMES = {
     "images": (
         ("images", "image"),
-        ("file_name", "image_path"),
+        ("file_name", "image_path", "imgname"),
         ("img", "picture", "photo", "jpg", "jpeg", "png", "image_bytes"),
     ),
     "messages": (("messages", "conversations"),),

@@ -47,6 +47,8 @@ def _picture(value: Any, split: str, find: Find) -> DraftImage:
         return _picture(value, split, find)
     if isinstance(value, bytes):
         return DraftImage(value, _target(split, value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)  # an id, as COCO's and Visual Genome's
     if not isinstance(value, str):
         raise UnfitError("a picture that is neither bytes nor a path")
     if value.startswith("data:"):

@@ -9,7 +9,7 @@ from foveal.data.convert.columns import CAPTIONS, USUAL_NAMES, find_column, miss
 from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options, attempt
 from foveal.data.convert.images import Find, pictures_of
 from foveal.data.convert.sources.source import Source
-from foveal.data.convert.sources.tables import Hub, NamedRow, open_splits, rows_of_files
+from foveal.data.convert.sources.tables import Hub, NamedRow, open_splits, rows_by, rows_of_files
 from foveal.data.convert.sources.values import (
     UnfitError,
     present,
@@ -34,8 +34,24 @@ _ASKS_MORE = ("hint", "context", "A", "B")
 
 def convert_table(source: Source, options: Options) -> Iterator[Draft | LeftOutRow]:
     """Parquet, CSV, TSV, JSON or JSONL whose rows hold pictures, questions and answers."""
-    for row in rows_of_files(source):
-        yield from attempt(row.name, drafts_of_row, row, options, source.find)
+    answers = _answers_elsewhere(source)
+    asked = set()
+    for named in rows_of_files(source):
+        key = str(named.row.get("question_id")) if isinstance(named.row, dict) else ""
+        if key in answers:
+            if "question" not in named.row:
+                continue
+            asked.add(key)
+            named = named._replace(row=named.row | answers[key])
+        yield from attempt(named.name, drafts_of_row, named, options, source.find)
+    for key in (one for one in answers if one not in asked):
+        yield LeftOutRow(f"answer to {key}", "an answer whose question is not there")
+
+
+def _answers_elsewhere(source: Source) -> dict[str, dict[str, Any]]:
+    """Read the files that answer questions of other files, by their ids, as VQA has them."""
+    rows = rows_by("question_id", (one.row for one in rows_of_files(source, "annotations.json")))
+    return {key: row for key, row in rows.items() if "question" not in row}
 
 
 def convert_columns(

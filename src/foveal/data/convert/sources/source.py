@@ -193,13 +193,26 @@ class Source:
             index.setdefault(entry.last_name, []).append(entry)
         return index
 
+    @cached_property
+    def _by_id(self) -> dict[str, list[Entry]]:
+        index: dict[str, list[Entry]] = {}
+        for entry in (one for same in self._by_last_name.values() for one in same):
+            if entry.suffix not in (*ROWS, ".txt", ".xml"):
+                of_coco = re.fullmatch(r"(?:COCO_\w+_)?(\d{12})", entry.stem)
+                for name in {entry.stem, str(int(of_coco[1])) if of_coco else entry.stem}:
+                    index.setdefault(name, []).append(entry)
+        return index
+
     def find(self, name: str) -> Entry | None:
         """Find the file whose path ends most like `name`; none where two do so equally well.
 
-        People unpack one folder more or less than an annotation expects.
+        People unpack one folder more or less than an annotation expects. A name without an ending
+        is a picture's id: its file's name before the ending, or the number in COCO's.
         """
         wanted = name.replace("\\", "/").split("/")[::-1]
         candidates = self._by_last_name.get(wanted[0], [])
+        if not candidates and "." not in wanted[0]:
+            candidates = self._by_id.get(wanted[0], [])
         exact = [one for one in candidates if name in (one.name, str(one.file.absolute()))]
         candidates = exact or candidates
         if len(candidates) < 2:

@@ -91,9 +91,23 @@ def _csv_rows(file: Entry) -> Iterator[Any]:
 
 
 def _json_rows(file: Entry) -> list[Any]:
-    """Read the members of a list; anything else is one row that is none."""
-    rows = file.read_json()
-    return rows if isinstance(rows, list) else [None]
+    """Read the rows of a list, or of an object; anything else is one row that is none."""
+    tree = file.read_json()
+    if not isinstance(tree, dict):
+        return tree if isinstance(tree, list) else [None]
+    if tree and all(isinstance(row, dict) for row in tree.values()):  # by their ids, as in GQA
+        return [{"id": name} | row for name, row in tree.items()]
+    lists = {key: one for key, one in tree.items() if one and isinstance(one, list)}
+    if {"images", "annotations"} <= lists.keys():  # as COCO has captions
+        images = rows_by("id", lists["images"])
+        said = (one for one in lists["annotations"] if isinstance(one, dict))
+        return [images.get(str(one.get("image_id")), {}) | one for one in said]
+    return next(iter(lists.values())) if len(lists) == 1 else [None]  # as in TextVQA
+
+
+def rows_by(key: str, rows: Iterable[Any]) -> dict[str, dict[str, Any]]:
+    """Find rows by what they hold under a key, as text."""
+    return {str(row[key]): row for row in rows if isinstance(row, dict) and key in row}
 
 
 READERS = {".csv": _csv_rows, ".tsv": _csv_rows, ".json": _json_rows, ".jsonl": Entry.read_lines}
