@@ -24,8 +24,7 @@ from foveal.adapt.quantize import (
 from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe
 from foveal.data.checking.overlap import describe_overlap
-from foveal.data.checking.remarks import check_lengths
-from foveal.data.checking.token_counts import CountTokens, count_tokens
+from foveal.data.checking.token_counts import CountTokens, check_lengths, count_tokens
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, ImageFolder

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.checking.remarks import Remarks
+from foveal.data.checking.texts import Remarks
 from foveal.data.encode import Encoded
 from foveal.data.encoded.column_files import digest_of, number_by_first
 from foveal.data.encoded.encoding import encode_file

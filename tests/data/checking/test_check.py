@@ -133,6 +133,16 @@ def test_a_picture_on_two_splits_is_found_by_its_content(folder):
     assert problem == Problem(1, "image a.png is also in val.jsonl, as copy.png")
 
 
+def test_pictures_of_two_data_sets_that_share_a_name_alone_are_not_taken_for_one(folder):
+    elsewhere = folder / "other"
+    (elsewhere / "images").mkdir(parents=True)
+    Image.new("RGB", (30, 20), "green").save(elsewhere / "images" / "a.png")
+    other = write(elsewhere, line("v"), name="val.jsonl")
+    assert problems_of(folder, line("1"), other_splits=[other]) == []
+    (problem,) = problems_of(folder, line("1"), other_splits=[other], images=folder / "images")
+    assert problem.message == "image a.png is also in val.jsonl, as a.png"
+
+
 def test_pictures_of_equal_length_but_other_content_are_not_taken_for_one(folder):
     for name, colour in (("c.bmp", "green"), ("d.bmp", "black")):
         Image.new("RGB", (9, 9), colour).save(folder / "images" / name)
@@ -191,16 +201,16 @@ def test_the_file_itself_is_never_written_over(folder):
 
 
 def test_processes_find_the_same_problems_in_the_same_order(folder):
-    lines = [line(str(number)) for number in range(700)]
-    lines[300] = "{"
-    lines[500] = line("7")
-    lines[650] = line("x", turn(user=""))
+    lines = [line(str(number)) for number in range(300)]
+    lines[100] = "{"
+    lines[200] = line("7")
+    lines[290] = line("x", turn(user=""))
     data = write(folder, *lines)
     alone, together = check_file(data), check_file(data, workers=2)
     assert list(alone) == list(together)
     assert alone.summary == together.summary
     assert alone.summary.bad_lines == 3
-    assert alone.summary.examples == 699
+    assert alone.summary.examples == 299
 
 
 def test_open_answers_are_not_taken_for_labels_but_few_frequent_ones_are(folder):

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from layouts import put_lines
 from PIL import Image
-from tiny import turn, write_data
 from words import WordProcessor
 
 from foveal.data.checking.overlap import LOOKED_AT, PIECES, describe_overlap
@@ -21,8 +21,9 @@ def bitmaps(folder: Path, places: list[int]) -> Path:
         image = Image.new("RGB", (SIDE, SIDE))
         image.putpixel((0, place), (255, 0, 0))
         image.save(folder / f"{number}.bmp")
-        lines.append([turn("Is it?", "Yes.", [f"{number}.bmp"])])
-    return write_data(folder / "data.jsonl", lines)
+        asked = {"images": [f"{number}.bmp"], "user": "Is it?", "assistant": "Yes."}
+        lines.append({"id": f"example-{number}", "conversations": [asked]})
+    return put_lines(folder / "data.jsonl", *lines)
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,13 @@ from functools import partial
 
 import pytest
 from PIL import Image
-from tiny import make_model
+from words import WordProcessor
 
-from foveal.config import DataSettings
 from foveal.data.checking.check import check_file
 from foveal.data.checking.token_counts import count_tokens
 from foveal.data.convert import Options, convert
 from foveal.data.example import read_examples
-from foveal.data.turn_processor import read_as
+from foveal.data.images.boxes import BoxFrame
 from foveal.errors import DataError
 
 
@@ -55,11 +54,18 @@ def test_all_objects_of_a_kind_are_one_answer_from_top_to_bottom(tmp_path):
     ]
 
 
+class BoxProcessor(WordProcessor):
+    """Reads boxes in pixels of pictures that it takes as they are."""
+
+    boxes = "pixels"
+
+    def box_frame(self, width, height):
+        return BoxFrame((width, height), (0, 0), (width, height))
+
+
 def test_what_it_writes_passes_as_boxes_in_pixels(tmp_path):
     convert("coco", put(tmp_path / "coco", [box(0, 3, 1, 2, 9, 9)]), tmp_path / "out")
-    processor = make_model(tmp_path / "model").processor
-    read_as(processor, DataSettings(boxes="pixels", num_crops=4))
-    count = partial(count_tokens, processor)
+    count = partial(count_tokens, BoxProcessor())
     assert list(check_file(tmp_path / "out" / "coco_train.jsonl", count_tokens=count)) == []
 
 

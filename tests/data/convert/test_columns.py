@@ -9,6 +9,7 @@ import pytest
 from layouts import assert_sound, picture_bytes, turns_of
 
 from foveal.data.convert import convert
+from foveal.data.convert.sources.tables import Hub, open_splits
 from foveal.errors import DataError, UserError
 
 
@@ -87,6 +88,26 @@ def test_columns_of_the_cauldron_are_read_and_its_first_rows_are_val(
     assert [turn["assistant"] for turn in val[:2]] == answers
     assert all(turn.get("choices") == choices for turn in val)
     assert_sound(converted)
+
+
+def test_two_splits_of_the_hub_that_are_one_to_us_are_both_read(tmp_path, monkeypatch):
+    # A folder of that name stands for the hub: `datasets` looks there first.
+    for name in ("dev", "validation", "test"):
+        columns = {"image": [encoded(1)], "query": [f"{name}?"], "answers": [["x"]]}
+        put_parquet(tmp_path / "owner" / "name" / "data" / f"{name}.parquet", columns, ["image"])
+    (tmp_path / "owner" / "name" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        + "".join(
+            f"  - split: {name}\n    path: data/{name}.parquet\n"
+            for name in ("dev", "validation", "test")
+        )
+        + "---\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    read = [
+        (row.split, row.row["query"]) for one in open_splits(Hub("owner/name")) for row in one.rows
+    ]
+    assert sorted(read) == [("test", "test?"), ("val", "dev?"), ("val", "validation?")]
 
 
 def test_a_row_with_a_broken_picture_is_left_out(tmp_path):

@@ -84,6 +84,18 @@ def test_funsd_asks_for_fields_with_one_short_answer(tmp_path):
     assert_sound(converted)
 
 
+def test_a_form_that_breaks_off_is_left_out_whole_and_named(tmp_path):
+    data = tmp_path / "source" / "testing_data"
+    sound = [box(0, "question", "Date:", 1), box(1, "answer", "May 5", 0)]
+    broken = [*sound, {"id": 2, "label": "question", "text": "Name"}]  # no `linking`
+    for number, form in enumerate((sound, broken)):
+        put_json(data / "annotations" / f"{number}.json", {"form": form})
+        put_picture(data / "images" / f"{number}.png", number)
+    converted = convert("funsd", tmp_path / "source", tmp_path / "out")
+    assert converted.counts == {"funsd_test": {"": 1}}
+    assert converted.left_out == {"not a form of FUNSD": 1}
+
+
 def test_sroie_asks_four_questions_a_receipt(tmp_path):
     data = tmp_path / "source" / "data"
     values = {"company": "INDAH", "date": "19/10/2018", "address": "27, JALAN", "total": "60.30"}

@@ -112,7 +112,7 @@ def test_one_named_column_leaves_the_others_to_be_found(tmp_path):
             "none of its choices",
         ),
         ({"image": "none.png", "question": "?", "answer": "x"}, "no picture of that name"),
-        ({"image": 7, "question": "?", "answer": "x"}, "neither bytes nor a path"),
+        ({"image": 7.5, "question": "?", "answer": "x"}, "neither bytes nor a path"),
         ({"image": 0, "texts": [{"user": None, "assistant": "x"}]}, "without a text"),
         ({"image": 0, "texts": ["what?"]}, "texts that hold no question"),
     ],
@@ -158,6 +158,34 @@ def test_a_label_that_the_table_names_is_learnt_by_its_name(tmp_path):
     turns = turns_of(tmp_path / "out" / "table_train.jsonl")
     assert [turn["assistant"] for turn in turns] == ["dog", "cat"]
     assert done.left_out == {"no question with an answer in the row": 1}
+
+
+def test_messages_that_a_table_holds_as_json_are_read(tmp_path):
+    # datasets 5.2.0 writes what its inference finds of mixed types as texts of JSON (Json).
+    said = [{"role": "user", "content": "Colour?"}, {"role": "assistant", "content": "Red."}]
+    columns = {
+        "images": datasets.List(datasets.Image()),
+        "messages": datasets.List(datasets.Json()),
+    }
+    table = datasets.Dataset.from_list(
+        [{"images": [image(1)], "messages": said}], features=datasets.Features(columns)
+    )
+    (tmp_path / "source").mkdir()
+    table.to_parquet(str(tmp_path / "source" / "train.parquet"))
+    convert("table", tmp_path / "source", tmp_path / "out", options=Options(validation_fraction=0))
+    (turn,) = turns_of(tmp_path / "out" / "table_train.jsonl")
+    assert (turn["user"], turn["assistant"]) == ("Colour?", "Red.")
+
+
+def test_a_file_is_read_by_its_very_name(tmp_path):
+    row = {"image": image(1), "question": "Colour?"}
+    put_rows(tmp_path / "set [2]" / "train [1].parquet", [row | {"answer": "red"}])
+    put_rows(tmp_path / "set [2]" / "train 1.parquet", [row | {"answer": "blue"}])
+    for source in (tmp_path / "set [2]" / "train [1].parquet", tmp_path / "set [2]"):
+        out = tmp_path / f"out of {source.name}"
+        convert("table", source, out, options=Options(validation_fraction=0))
+        answers = [turn["assistant"] for turn in turns_of(out / "table_train.jsonl")]
+        assert answers == (["red"] if source.suffix else ["blue", "red"])
 
 
 def test_pictures_may_be_paths_or_text_in_base64(tmp_path):

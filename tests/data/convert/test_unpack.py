@@ -9,7 +9,7 @@ from PIL import Image
 
 from foveal.config import Columns
 from foveal.data.convert import unpack
-from foveal.data.convert.unpack import HubRows, unpacked
+from foveal.data.convert.unpack import find_rows, unpacked
 from foveal.data.example import ImageFolder
 from foveal.data.lines import Examples
 from foveal.errors import DataError
@@ -218,7 +218,7 @@ def test_columns_of_the_cauldron_give_an_example_a_question(tmp_path):
 def test_what_is_unpacked_once_is_read_again_until_the_file_changes(tmp_path, monkeypatch):
     path = write(tmp_path / "x.parquet", own_table(own_rows()))
     first = unpacked(path, tmp_path / "cache")
-    monkeypatch.setattr(unpack, "stream_rows", None)  # would be called
+    monkeypatch.setattr(unpack, "stream_parquet", None)  # would be called
     assert unpacked(path, tmp_path / "cache") == first
     monkeypatch.undo()
     write(path, own_table(own_rows(4)))
@@ -254,7 +254,7 @@ def test_a_row_that_is_no_example_is_named_by_its_number(tmp_path, change, messa
 @pytest.mark.parametrize("name", ["hf://owner:train", "hf://owner/name", "hf://a/b/c/d:train"])
 def test_another_way_to_name_the_hub_is_refused(name):
     with pytest.raises(DataError, match="write hf://OWNER/NAME:SPLIT"):
-        HubRows.parse(Path(name))
+        find_rows(Path(name))
 
 
 def test_what_cannot_be_read_is_an_error_in_one_line(tmp_path):

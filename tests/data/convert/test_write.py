@@ -1,9 +1,12 @@
 """What writing a converted data set promises: no half of one, nothing twice, nothing outside."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from layouts import picture_bytes, put_picture
 from foveal.data.convert import Options, convert
 from foveal.data.convert.draft import Draft, DraftImage
 from foveal.data.convert.write import write_drafts
-from foveal.data.example import Turn
+from foveal.data.example import Example, Turn, write_examples
 from foveal.errors import DataError
 
 
@@ -107,40 +110,32 @@ def test_a_conversion_without_an_example_says_why_most_were_left_out(tmp_path):
     assert os.listdir(tmp_path / "out") == []
 
 
-def limited(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """Run code where no file may grow beyond 2,000 bytes: the nearest to a full disk."""
-    begin = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-    command = [sys.executable, "-c", begin + code]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file grow beyond 2,000 bytes: the nearest to a full disk."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
 
 
 def test_a_full_disk_ends_a_conversion_and_no_picture_is_left_out_for_it(tmp_path):
     for number in range(2):
         put_picture(tmp_path / "source" / "cat" / f"{number}.bmp", number, (60, 40))
-    done = limited(
-        tmp_path,
-        "from pathlib import Path\n"
-        "from foveal.data.convert import convert\n"
-        "try:\n    convert('imagefolder', Path('source'), Path('out'))\n"
-        "except OSError as error:\n    print(error.filename, error.strerror)\n",
-    )
-    named, reason = done.stdout.strip().split(" ", 1)
-    assert Path(named).suffix == ".bmp"
-    assert reason == "File too large"
+    with full_disk(), pytest.raises(OSError, match="File too large") as error:
+        convert("imagefolder", tmp_path / "source", tmp_path / "out")
+    assert Path(error.value.filename).suffix == ".bmp"
     assert [file.name for file in (tmp_path / "out").rglob("*") if file.is_file()] == [
         "conversion.json"
     ]
 
 
 def test_a_full_disk_leaves_no_half_of_the_lines(tmp_path):
-    done = limited(
-        tmp_path,
-        "from pathlib import Path\n"
-        "from foveal.data.example import Example, Turn, write_examples\n"
-        "turns = (Turn(user='?' * 1000, assistant='!'),)\n"
-        "examples = [Example(id=str(one), conversations=turns) for one in range(9)]\n"
-        "try:\n    write_examples(Path('data.jsonl'), examples)\n"
-        "except OSError as error:\n    print(error.filename, error.strerror)\n",
-    )
-    assert done.stdout.strip() == "data.jsonl File too large"
+    turns = (Turn(user="?" * 1000, assistant="!"),)
+    examples = [Example(id=str(one), conversations=turns) for one in range(9)]
+    with full_disk(), pytest.raises(OSError, match="File too large") as error:
+        write_examples(tmp_path / "data.jsonl", examples)
+    assert error.value.filename == str(tmp_path / "data.jsonl")
     assert list(tmp_path.iterdir()) == []

@@ -1,17 +1,17 @@
 """A JSONL file of examples -> every problem that a run would meet in it, and a summary."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
+from itertools import tee
 from pathlib import Path
-from typing import NamedTuple
 
 from foveal.data.checking.recognise import other_kind, refuse_other_files
 from foveal.data.checking.texts import example_problems, example_warnings
 from foveal.data.checking.token_counts import CountTokens, ShownSize, length_problems
-from foveal.data.example import Example, ImageFolder, numbered_lines, parse_example
+from foveal.data.example import ImageFolder, numbered_lines, parse_example
 from foveal.data.images.archives import size_bytes
 from foveal.data.images.frames import FrameChoice, file_of
 from foveal.data.images.media import image_identity, image_size, open_image, shows_one_colour
@@ -110,21 +110,25 @@ def check_file(
         refuse_other_files(file)
     if fix is not None and fix.resolve() == data.resolve():
         raise DataError(f"{fix}: is the file being checked; write the good lines elsewhere")
-    folder = ImageFolder(data, images)
-    rules = _Rules(folder, decode, count_tokens, max_tokens, frame_choice, pairs)
-    return FileCheck(data, rules, workers, other_splits, fix, progress)
+    rules = _Rules(data, images, decode, count_tokens, max_tokens, frame_choice, pairs)
+    return FileCheck(rules, workers, other_splits, fix, progress)
 
 
 @dataclass(frozen=True)
 class _Rules:
-    """What one line is checked by."""
+    """What a file, and each of its lines, is checked by."""
 
-    folder: ImageFolder
+    data: Path
+    images: Path | None
     decode: bool
     count_tokens: CountTokens | None
     max_tokens: int | None
     frame_choice: FrameChoice
     pairs: bool
+
+    @cached_property
+    def folder(self) -> ImageFolder:
+        return ImageFolder(self.data, self.images)
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,6 @@ class FileCheck(Iterator[Problem]):
 
     def __init__(
         self,
-        data: Path,
         rules: _Rules,
         workers: int,
         other_splits: Sequence[Path],
@@ -158,34 +161,35 @@ class FileCheck(Iterator[Problem]):
     ) -> None:
         self.summary = Summary()
         self._open_answers: Counter[str] = Counter()
-        self._data, self._rules, self._workers = data, rules, workers
-        self._other_splits, self._fix, self._progress = other_splits, fix, progress
-        self._problems = self._walk()
+        self._rules, self._workers, self._progress = rules, workers, progress
+        self._problems = self._walk(other_splits, fix)
 
     def __next__(self) -> Problem:
         """Find the next problem."""
         return next(self._problems)
 
-    def _walk(self) -> Iterator[Problem]:
+    def _walk(self, other_splits: Sequence[Path], fix: Path | None) -> Iterator[Problem]:
         summary = self.summary
-        if (kind := other_kind(self._data)) is not None:
+        if (kind := other_kind(self._rules.data)) is not None:
             summary.problems += 1
             yield Problem(1, kind)
             return
-        with _good_lines(self._fix) as keep:
-            yield from self._walk_lines(keep)
+        with _good_lines(fix) as keep:
+            yield from self._walk_lines(_Elsewhere(other_splits, self._rules.images), keep)
         if not summary.lines:
             summary.problems += 1
             yield Problem(1, "no example in the file")
         if not summary.labels and len(self._open_answers) <= min(MOST_LABELS, summary.examples / 2):
             summary.labels.update(self._open_answers)
 
-    def _walk_lines(self, keep: Callable[[bytes], object]) -> Iterator[Problem]:
+    def _walk_lines(
+        self, elsewhere: "_Elsewhere", keep: Callable[[bytes], object]
+    ) -> Iterator[Problem]:
         summary, lines_of_ids, seen = self.summary, dict[str, int](), set[Path]()
-        elsewhere = _Elsewhere(self._other_splits, self._rules.folder)
         work = partial(_check_line, self._rules)
-        numbered = numbered_lines(self._data)
-        for number, line, finding in _side_by_side(work, numbered, self._workers):
+        numbered, handed_out = tee(numbered_lines(self._rules.data))
+        findings = parallel(work, (line for _, line in handed_out), self._workers, chunk=256)
+        for finding, (number, line) in zip(findings, numbered, strict=True):
             messages = list(finding.messages)
             summary.lines += 1
             if finding.identity is not None:
@@ -194,13 +198,14 @@ class FileCheck(Iterator[Problem]):
                 if first != number:
                     messages.append(f'id "{finding.identity}" is that of line {first} too')
             for name, path in finding.images:
-                if path not in seen:
-                    seen.add(path)
-                    summary.images += 1
+                seen.add(path)
                 twin = elsewhere.find(path)
                 if twin and f"image {name} is also in {twin}" not in messages:
                     messages.append(f"image {name} is also in {twin}")
-            self._warn(number, finding)
+            summary.images = len(seen)
+            summary.warnings += len(finding.warnings)
+            room = MOST_WARNINGS - len(summary.first_warnings)
+            summary.first_warnings += [Problem(number, one) for one in finding.warnings[:room]]
             summary.problems += len(messages)
             summary.bad_lines += bool(messages)
             yield from (Problem(number, message) for message in messages)
@@ -208,12 +213,6 @@ class FileCheck(Iterator[Problem]):
                 keep(line)
             if self._progress:
                 self._progress(summary.lines)
-
-    def _warn(self, number: int, finding: _Finding) -> None:
-        summary = self.summary
-        summary.warnings += len(finding.warnings)
-        room = MOST_WARNINGS - len(summary.first_warnings)
-        summary.first_warnings += [Problem(number, one) for one in finding.warnings[:room]]
 
     def _count(self, finding: _Finding) -> None:
         summary = self.summary
@@ -227,24 +226,6 @@ class FileCheck(Iterator[Problem]):
         # One more than are shown is enough to know that there are too many.
         elif finding.answer in self._open_answers or len(self._open_answers) <= MOST_LABELS:
             self._open_answers[finding.answer] += 1
-
-
-def _side_by_side(
-    work: Callable[[bytes], _Finding], numbered: Iterable[tuple[int, bytes]], workers: int
-) -> Iterator[tuple[int, bytes, _Finding]]:
-    """Yield each line's number and text beside what came out of it."""
-    from collections import deque
-
-    waiting: deque[tuple[int, bytes]] = deque()
-
-    def texts() -> Iterator[bytes]:
-        for number, line in numbered:
-            waiting.append((number, line))
-            yield line
-
-    for finding in parallel(work, texts(), workers, chunk=256):
-        number, line = waiting.popleft()
-        yield number, line, finding
 
 
 def _check_line(rules: _Rules, line: bytes) -> _Finding:
@@ -261,24 +242,31 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
         shown.append([])
         for name in (*turn.images, *turn.videos):
             try:
-                looks = [
-                    (path, _probe(path, rules.decode))
-                    for path in _paths(rules, name, is_clip=name in turn.videos)
-                ]
-            except (DataError, OSError, ValueError) as error:  # too long a name, or a NUL in it
+                paths = _paths(rules, name, is_clip=name in turn.videos)
+                looks = [_look_at(path, rules.decode) for path in paths]
+            except DataError as error:
+                messages.append(str(error))
                 broken = True
-                messages.append(
-                    str(error) if isinstance(error, DataError) else f"image {name!r}: {error}"
-                )
-                continue
-            found += [(name, path) for path, _ in looks]
-            shown[-1] += [ShownSize(name, seen.size, path) for path, seen in looks]
-            if all(seen.one_colour for _, seen in looks):
-                warnings.append(f"image {name} shows one colour (an alpha channel is dropped)")
+            except (OSError, ValueError) as error:  # too long a name, or a NUL in it
+                messages.append(f"image {name!r}: {error}")
+                broken = True
+            else:
+                found += [(name, path) for path in paths]
+                shown[-1] += [
+                    ShownSize(name, size, path)
+                    for path, (size, _) in zip(paths, looks, strict=True)
+                ]
+                if all(one_colour for _, one_colour in looks):
+                    warnings.append(f"image {name} shows one colour (an alpha channel is dropped)")
     tokens = 0
     if rules.count_tokens and not broken:
-        tokens, problems = _length_problems(rules, example, shown)
-        messages += problems
+        try:
+            counts = rules.count_tokens(example, shown)
+        except (DataError, ValueError) as error:
+            messages.append(str(error))
+        else:
+            tokens = sum(counts.turns)
+            messages += length_problems(counts, rules.max_tokens)
     return _Finding(
         messages=tuple(messages),
         warnings=tuple(dict.fromkeys(warnings)),
@@ -302,52 +290,26 @@ def _paths(rules: _Rules, name: str, is_clip: bool) -> list[Path]:
     return choose_frames(path, rules.frame_choice)
 
 
-class _Seen(NamedTuple):
-    """What a look at a picture shows."""
-
-    size: tuple[int, int]
-    one_colour: bool = False
-
-
 @lru_cache(maxsize=4096)  # questions of one picture stand near each other
-def _probe_or_reason(path: Path, decode: bool) -> _Seen | str:
-    try:
-        if not decode:
-            return _Seen(image_size(path))
-        image = open_image(path)
-        return _Seen(image.size, shows_one_colour(image))
-    except DataError as error:
-        return str(error)
-
-
-def _probe(path: Path, decode: bool) -> _Seen:
-    result = _probe_or_reason(path, decode)
-    if isinstance(result, str):
-        raise DataError(result)
-    return result
-
-
-def _length_problems(
-    rules: _Rules, example: Example, shown: Sequence[Sequence[ShownSize]]
-) -> tuple[int, list[str]]:
-    assert rules.count_tokens is not None
-    try:
-        counts = rules.count_tokens(example, shown)
-    except (DataError, ValueError) as error:
-        return 0, [str(error)]
-    return sum(counts.turns), list(length_problems(counts, rules.max_tokens))
+def _look_at(path: Path, decode: bool) -> tuple[tuple[int, int], bool]:
+    """Read (width, height) of a picture, and whether it shows one colour: not without decoding."""
+    if not decode:
+        return image_size(path), False
+    image = open_image(path)
+    return image.size, shows_one_colour(image)
 
 
 class _Elsewhere:
     """Pictures of other splits, told by content; only those of equal length are read."""
 
-    def __init__(self, files: Sequence[Path], folder: ImageFolder) -> None:
+    def __init__(self, files: Sequence[Path], images: Path | None) -> None:
         self._by_length: dict[int, list[tuple[Path, Path]]] = {}
         seen: set[Path] = set()
         for file in files:
-            # Files that stand side by side share the images folder that was given for one.
+            # A folder that is given for one file is that of the others too.
+            folders = ImageFolder(file, images), ImageFolder(file)
             for _, line in numbered_lines(file):
-                for path in _images_of(line, folder, ImageFolder(file)):
+                for path in _images_of(line, *folders):
                     if path not in seen:
                         seen.add(path)
                         self._by_length.setdefault(size_bytes(path), []).append((path, file))

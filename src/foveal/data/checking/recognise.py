@@ -63,7 +63,7 @@ def _kind_of(begin: bytes, path: Path) -> str | None:
     text = begin.removeprefix(BOM_UTF8).lstrip()
     if text.startswith(b"["):
         row, _ = _first_row(text[1:])
-        if {"annotations", "data"} <= (row or {}).keys():
+        if {"annotations", "data"} <= row.keys():
             return f"Label Studio's whole export; {_converted({}, path)}"
         return f"a JSON array; {_converted(row, path)}"
     if text.startswith(b"{"):
@@ -78,63 +78,53 @@ def _kind_of(begin: bytes, path: Path) -> str | None:
 def _kind_of_rows(text: bytes, path: Path) -> str | None:
     """Look at the first row; one that is broken, or nearly an example, is told line by line."""
     row, written = _first_row(text)
-    if row is None:
-        return None
+    folder = path.parent if str(path.parent) != "." else Path("FOLDER")
     if {"images", "annotations"} <= row.keys():
-        return f"COCO's annotations; foveal convert coco {_folder(path)} OUT reads their boxes"
+        return f"COCO's annotations; foveal convert coco {folder} OUT reads their boxes"
     if "\n" in written:
         return f"one JSON object over several lines; {_converted(row, path)}"
-    if _holds_pair(row):
-        return f"pairs of answers in another layout; {_converted(row, path)}"
-    if _says(row, "messages") or _is_foreign(row.get("conversations")):
-        return f"conversations in another layout; {_converted(row, path)}"
-    if "conversations" not in row and any(_says(row, key) for key in _PICTURES):
+    if (layout := _layout_of(row)) != "table":
+        what = "pairs of answers" if layout == "preferences" else "conversations"
+        return f"{what} in another layout; {_converted(row, path)}"
+    if "conversations" not in row and any(_says(row, key) for key in _IMAGES):
         return f"rows of pictures, questions and answers; {_converted(row, path)}"
     others = [key for key in row if key not in ("id", "source", "system")]
     if len(others) > 1 and not get_close_matches("conversations", row):
-        named = "foveal convert table {} OUT --columns images=NAME,question=NAME,answer=NAME"
-        return f"rows of the columns {', '.join(row)}; {named.format(_folder(path))} reads it"
+        named = "--columns images=NAME,question=NAME,answer=NAME"
+        command = f"foveal convert table {folder} OUT {named} reads it"
+        return f"rows of the columns {', '.join(row)}; {command}"
     return None
 
 
-_PICTURES = ("image", "images", "file_name", "image_path")
+_IMAGES = ("image", "images", "file_name", "image_path")
 
 
 def _says(row: dict[str, Any], key: str) -> bool:
     return row.get(key) not in (None, [], "")
 
 
-def _holds_pair(row: dict[str, Any]) -> bool:
-    return any(key.startswith(("reject", "non_preferred")) for key in row)
-
-
-def _is_foreign(turns: Any) -> bool:
-    """Tell messages of one speaker each, as others have them, from turns of question and answer."""
+def _layout_of(row: dict[str, Any]) -> str:
+    """Name the kind of conversion that reads such rows."""
+    if any(key.startswith(("reject", "non_preferred")) for key in row):
+        return "preferences"
+    turns = row.get("conversations")
     first = turns[0] if isinstance(turns, list) and turns else None
-    return isinstance(first, dict) and ("from" in first or "role" in first)
+    # Messages of one speaker each; ours are turns of question and answer.
+    if isinstance(first, dict) and ("from" in first or "role" in first):
+        return "llava" if "image" in row else "sharegpt"
+    return "sharegpt" if _says(row, "messages") else "table"
 
 
-def _first_row(text: bytes) -> tuple[dict[str, Any] | None, str]:
+def _first_row(text: bytes) -> tuple[dict[str, Any], str]:
     """Read the first object, as far as it lies within what is looked at, and how it is written."""
     start = text.decode("utf-8", "replace").lstrip()
     try:
         row, end = json.JSONDecoder().raw_decode(start)
     except (ValueError, RecursionError):
-        return None, ""
-    return (row if isinstance(row, dict) else None), start[:end]
+        return {}, ""
+    return (row if isinstance(row, dict) else {}), start[:end]
 
 
-def _converted(row: dict[str, Any] | None, path: Path) -> str:
-    """Name the command that reads such rows."""
-    row = row or {}
-    talks = _says(row, "messages") or _is_foreign(row.get("conversations"))
-    kind = "sharegpt" if talks else "table"
-    if _is_foreign(row.get("conversations")) and "image" in row:
-        kind = "llava"
-    if _holds_pair(row):
-        kind = "preferences"
-    return f"foveal convert {kind} {path} OUT reads it, and the pictures beside it"
-
-
-def _folder(path: Path) -> Path:
-    return path.parent if str(path.parent) != "." else Path("FOLDER")
+def _converted(row: dict[str, Any], path: Path) -> str:
+    command = f"foveal convert {_layout_of(row)} {path} OUT"
+    return f"{command} reads it, and the pictures beside it"

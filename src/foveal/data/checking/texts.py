@@ -1,8 +1,10 @@
-"""An example's texts -> what is wrong with them, and what is only worth a word."""
+"""An example's texts -> what is wrong with them or worth a word, and how a run says so."""
 
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from unicodedata import category
 
 from foveal.data.example import Example, Turn
@@ -47,6 +49,12 @@ def example_warnings(example: Example) -> Iterator[str]:
             is_word = who == "assistant" and text.strip().lower() == "none"  # of several, say
             if text.strip().lower() in _NOTHING and not is_word:
                 yield f'turn {place}: {who} is "{text}", which tables write for nothing'
+
+
+def look_at(example: Example) -> Iterator[str]:
+    """Say what is odd about an example's texts."""
+    yield from example_problems(example)
+    yield from example_warnings(example)
 
 
 def _turn_problems(turn: Turn) -> Iterator[str]:
@@ -96,3 +104,37 @@ def choices_problems(choices: tuple[str, ...]) -> Iterator[str]:
         yield f'the choice "{spaced[0]}" begins or ends with a space'
     if twice := [choice for choice, count in Counter(choices).items() if count > 1]:
         yield f'the choice "{twice[0]}" is there twice'
+
+
+SHOWN = 3
+"""Remarks that are spelled out; the others are counted."""
+
+
+@dataclass
+class Remarks:
+    """Things that stop no run, but that nobody wants."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    """Where they are, in the order of the run's files."""
+
+    def add(self, file: Path, number: int, message: str) -> None:
+        """Note one thing about a line, or about a whole file (number 0)."""
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(f"{file}:{number}: {message}" if number else f"{file}: {message}")
+        if file not in self.files:
+            self.files.append(file)
+
+    def lines(self) -> Iterator[str]:
+        """Say them in a few lines."""
+        yield from self.first
+        if self.count:
+            more = (
+                f"and {self.count - len(self.first):,} more"
+                if self.count > SHOWN
+                else "that is all"
+            )
+            names = " and ".join(f"`foveal check {file}`" for file in self.files)
+            yield f"{more} of what was noticed while reading; {names} opens the pictures too"

@@ -10,6 +10,10 @@ from foveal.data.example import Example
 from foveal.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from foveal.data.encode import Encoded
     from foveal.data.turn_processor import TurnProcessor
 
 
@@ -91,3 +95,42 @@ def length_problems(counts: TokenCounts, most: int | None) -> Iterator[str]:
                 yield f"turn {turn}: {where}, more than {most}"
     if not counts.learnt:
         yield "no token of it would be learnt"
+
+
+def check_lengths(
+    tokens: "NDArray[np.int32]",
+    examples: "Sequence[Encoded]",
+    window: int | None,
+    tokens_per_pass: int,
+    image_setting: str,
+) -> str | None:
+    """Compare the lengths of examples with what a model and a pass can hold.
+
+    Args:
+        tokens: of each example.
+        examples: the same, for their ids.
+        window: most tokens that the model was made for; none: not known.
+        tokens_per_pass: of the recipe.
+        image_setting: which of its settings says how much of an image is read.
+
+    Returns:
+        What is worth saying about those that fill a pass alone.
+
+    Raises:
+        DataError: one is longer than the model's window.
+    """
+    longest = int(tokens.argmax())
+    if window is not None and tokens[longest] > window:
+        count = int((tokens > window).sum())
+        raise DataError(
+            f"example {examples[longest].id} has {tokens[longest]:,} tokens, more than the "
+            f"{window:,} that the model was made for ({count:,} such); shorten it, or lower "
+            f"{image_setting}"
+        )
+    count = int((tokens > tokens_per_pass).sum())
+    if not count:
+        return None
+    return (
+        f"{count:,} examples are longer than train.tokens_per_pass={tokens_per_pass:,} and fill a "
+        f"pass alone; the longest, {examples[longest].id}, has {tokens[longest]:,} tokens"
+    )

@@ -1,6 +1,7 @@
 """A data set in the layout it is published in -> our layout: pictures and JSONL files."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 from foveal.config import Columns
@@ -11,35 +12,42 @@ from foveal.data.convert.draft import Draft, LeftOutRow, Options
 from foveal.data.convert.folders import convert_imagefolder, convert_ucf101, convert_video_folder
 from foveal.data.convert.preferences import convert_preferences
 from foveal.data.convert.sources.source import Source
-from foveal.data.convert.sources.tables import Hub
+from foveal.data.convert.sources.tables import Hub, holds_columns
 from foveal.data.convert.statements import convert_hateful_memes, convert_nlvr, convert_nlvr2
-from foveal.data.convert.table import convert_table
+from foveal.data.convert.table import convert_columns, convert_table
 from foveal.data.convert.write import LOCK, Converted, Progress, claim, unclaim, write_drafts
 from foveal.errors import DataError
 from foveal.storage import alone_in
 
 __all__ = ["KINDS", "Converted", "Options", "Progress", "convert"]
 
-_FILE_KINDS: Mapping[str, Callable[[Source, Options], Iterable[Draft | LeftOutRow]]] = {
+LAYOUTS: Mapping[str, Callable[[Source, Options], Iterable[Draft | LeftOutRow]]] = {
     "coco": convert_coco,
+    "docvqa": convert_docvqa,
     "funsd": convert_funsd,
+    "hateful-memes": convert_hateful_memes,
     "imagefolder": convert_imagefolder,
     "llava": convert_chats,
     "nlvr": convert_nlvr,
+    "nlvr2": convert_nlvr2,
+    "preferences": convert_preferences,
     "sharegpt": convert_chats,
     "sroie": convert_sroie,
+    "table": convert_table,
     "ucf101": convert_ucf101,
     "video-folder": convert_video_folder,
 }
-_HUB_KINDS: Mapping[str, Callable[[Source | Hub, Options], Iterable[Draft | LeftOutRow]]] = {
-    "docvqa": convert_docvqa,
-    "hateful-memes": convert_hateful_memes,
-    "nlvr2": convert_nlvr2,
-    "preferences": convert_preferences,
-    "table": convert_table,
-}
 
-KINDS = tuple(sorted({**_FILE_KINDS, **_HUB_KINDS}))
+OF_COLUMNS: Mapping[str, Callable[[Source | Hub, Options], Iterable[Draft | LeftOutRow]]] = {
+    "docvqa": partial(convert_columns, config="docvqa"),
+    "hateful-memes": partial(convert_columns, config="hateful_memes"),
+    "nlvr2": partial(convert_columns, config="nlvr2"),
+    "preferences": convert_preferences,
+    "table": convert_columns,
+}
+"""Layouts that are also read from the columns of Parquet files, or of a data set on the hub."""
+
+KINDS = tuple(LAYOUTS)
 """Names of the layouts that we read."""
 
 
@@ -70,19 +78,20 @@ def convert(
         AtWorkError: another process fills OUT.
     """
     options = options or Options()
+    if kind not in LAYOUTS:
+        raise DataError(f"{kind}: unknown kind of data set; give one of {', '.join(KINDS)}")
     if out.resolve().is_relative_to(source.resolve()):
         raise DataError(f"{out}: lies inside the source; give a folder elsewhere")
     place: Source | Hub
-    drafts: Iterable[Draft | LeftOutRow]
-    if kind in _FILE_KINDS:
-        place = Source(source)
-        drafts = _FILE_KINDS[kind](place, options)
-    elif kind in _HUB_KINDS:
-        on_hub = not source.exists() and len(source.parts) == 2
-        place = Hub(source.as_posix()) if on_hub else Source(source)
-        drafts = _HUB_KINDS[kind](place, options)
+    if kind in OF_COLUMNS and not source.exists() and len(source.parts) == 2:
+        place = Hub(source.as_posix())
     else:
-        raise DataError(f"{kind}: unknown kind of data set; give one of {', '.join(KINDS)}")
+        place = Source(source)
+    layout = LAYOUTS[kind]
+    if isinstance(place, Source) and not (kind in OF_COLUMNS and holds_columns(place)):
+        drafts = layout(place, options)
+    else:
+        drafts = OF_COLUMNS[kind](place, options)
     columns = options.columns.model_dump_json(exclude_defaults=True)
     # What is not among the options' words: a folder that was begun before they were still goes on.
     named = {} if options.columns == Columns() else {"columns": columns}
@@ -91,11 +100,18 @@ def convert(
     left_out = [
         LeftOutRow(name, "a link out of the source, or to a folder") for name in place.links_out
     ]
+    reads = (layout.__doc__ or "another layout").partition("\n")[0]
     with alone_in(out, out / LOCK):
         claim(out, kind=kind, options=repr(options), source=fingerprint, **named)
         try:
             return write_drafts(
-                drafts, out, kind, left_out=left_out, workers=workers, progress=progress
+                drafts,
+                out,
+                kind,
+                nothing=f"{source} holds none of what {kind} reads: {reads}",
+                left_out=left_out,
+                workers=workers,
+                progress=progress,
             )
         except DataError:
             unclaim(out)  # so that a mended command may have the folder

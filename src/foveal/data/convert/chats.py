@@ -5,15 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options
+from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options, attempt
 from foveal.data.convert.images import WRAPPERS, Find, pictures_of
-from foveal.data.convert.sources.json_entry import read_lines, read_rows_of_json
 from foveal.data.convert.sources.source import Source
-from foveal.data.convert.sources.splits import split_of
+from foveal.data.convert.sources.tables import rows_of_files
 from foveal.data.convert.sources.values import UnfitError, present, refuse_meaningful, text_of
 from foveal.data.example import Turn
-from foveal.data.message import write_places
-from foveal.errors import DataError
+from foveal.data.message import join_system, write_places
 
 ROLES = {
     "human": "user",
@@ -43,24 +41,16 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def convert_chats(source: Source, options: Options) -> list[Draft | LeftOutRow]:
-    """Conversations in JSON.
+    """Conversations in JSON or JSONL.
 
     LLaVA's have `image` and `conversations` of `from` and `value`, ShareGPT's messages of `role`
     and `content`, with image parts, or `<image>` and a list `images`; both are read alike.
     """
-    drafts: list[Draft | LeftOutRow] = []
-    for file in (*source.match("*.json"), *source.match("*.jsonl")):
-        split = split_of(file.stem, file.folders) or "train"
-        rows = read_lines(file) if file.suffix == ".jsonl" else read_rows_of_json(file)
-        for number, row in enumerate(rows, start=1):
-            try:
-                drafts.append(conversation_of(row, split, source.find))
-            except UnfitError as error:
-                drafts.append(LeftOutRow(f"{file}, entry {number}", str(error)))
-    if not any(isinstance(draft, Draft) for draft in drafts):
-        reason = f": {drafts[0].reason}" if drafts and isinstance(drafts[0], LeftOutRow) else ""
-        raise DataError(f"{source.path}: no conversation in it{reason}")
-    return drafts
+    return [
+        draft
+        for name, row, split in rows_of_files(source, ".json", ".jsonl")
+        for draft in attempt(name, conversation_of, row, split, source.find)
+    ]
 
 
 @dataclass(frozen=True)
@@ -73,27 +63,25 @@ class _Said:
     """For each `<image>` in the text a picture, its number in the row's list, or none: the next."""
 
 
-def conversation_of(row: Any, split: str, find: Find, messages: str | None = None) -> Draft:
+def conversation_of(row: Any, split: str, find: Find) -> Draft:
     """Draft the conversation of a row.
 
     Args:
         row: with `messages` or `conversations`, and `images` or `image` beside them.
         split: that it belongs to.
         find: looks the path of a picture up.
-        messages: key of the messages, where it has another name.
 
     Raises:
         UnfitError: it cannot be an example.
     """
     row = present(row)
-    keys = [messages] if messages else ["conversations", "messages"]
-    said = next((row[key] for key in keys if row.get(key)), None) if isinstance(row, dict) else None
+    row = row if isinstance(row, dict) else {}
+    said = row.get("conversations") or row.get("messages")
     if not isinstance(said, list) or not all(isinstance(message, Mapping) for message in said):
         raise UnfitError("no list of messages in it")
     refuse_meaningful(row)
     spoken = [_message(message) for message in said]
-    opening = [text_of(row.get(key), "a system text") for key in SYSTEM_KEYS]
-    system = [text for text in opening if text]
+    system = [text_of(row.get(key), "a system text") or "" for key in SYSTEM_KEYS]
     while spoken and spoken[0].role == "system":
         system.append(spoken.pop(0).text)
     if any(message.role == "system" for message in spoken):
@@ -103,7 +91,7 @@ def conversation_of(row: Any, split: str, find: Find, messages: str | None = Non
         raise UnfitError("user and assistant do not take turns")
     beside = pictures_of(row.get("images") or row.get("image"), split, find)
     turns, media = _turns(spoken, beside, split, find)
-    return Draft(split, turns, media, system="\n\n".join(text for text in system if text))
+    return Draft(split, turns, media, system=join_system(system))
 
 
 def _turns(
@@ -180,9 +168,8 @@ def _content(content: Any) -> tuple[str, tuple[Any, ...]]:
             places.append(named or part.get("index"))
         else:
             raise UnfitError(f"a part of a message that is neither text nor image ({kind})")
-    return (write_places(texts, PLACE) if isinstance(content, list) else texts[0] or ""), tuple(
-        places
-    )
+    text = write_places(texts, PLACE) if isinstance(content, list) else texts[0] or ""
+    return text, tuple(places)
 
 
 def refuse_foreign_tags(text: str) -> None:

@@ -1,41 +1,16 @@
-"""Rows of a table, whose columns hold pictures, questions and answers -> drafts."""
+"""A row of a table -> which of its columns holds the pictures, the question and the answer."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from random import Random
+from collections.abc import Mapping
 from typing import Any
 
 from foveal.config import Columns
-from foveal.data.convert.chats import (
-    PLACE,
-    SYSTEM_KEYS,
-    conversation_of,
-    number_places,
-    refuse_foreign_tags,
-)
-from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options
-from foveal.data.convert.images import Find, pictures_of
-from foveal.data.convert.sources.source import Source
-from foveal.data.convert.sources.tables import Hub, open_splits
-from foveal.data.convert.sources.values import (
-    UnfitError,
-    present,
-    refuse_meaningful,
-    text_of,
-    texts_of,
-)
-from foveal.data.example import Turn
-
-VALIDATION_ROWS = 500
-"""Most rows of an only split that become `val`: its first, as in the published recipe."""
-
-ANSWER_BRIEFLY = "\nAnswer briefly."
-"""What the published recipe puts behind every question about a page."""
+from foveal.data.convert.chats import SYSTEM_KEYS
+from foveal.data.convert.sources.values import UnfitError, present
 
 USUAL_NAMES = {
     "images": (
         ("images", "image"),
-        ("file_name", "image_path"),
+        ("file_name", "image_path", "imgname"),
         ("img", "picture", "photo", "jpg", "jpeg", "png", "image_bytes"),
     ),
     "messages": (("messages", "conversations"),),
@@ -47,209 +22,8 @@ USUAL_NAMES = {
 }
 """What a column holds -> names that say so, the clearest first; two as clear are asked about."""
 
-_CAPTIONS = ("text", "txt")
+CAPTIONS = ("text", "txt")
 """Columns that hold the answer where every row is asked the same."""
-
-_ASKS_MORE = ("hint", "context", "A", "B")
-"""Columns that belong to a question, which would be another one without them."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How the rows of a table are read."""
-
-    columns: Columns = field(default_factory=Columns)
-
-    suffix: str = ""
-    """What is put behind each question of a column."""
-
-    closed: bool = True
-    """Whether yes and no, or true and false, are all the answers there are."""
-
-    question: str | None = None
-    """What is asked of every row, where no column asks; none: as the columns say."""
-
-    seed: int = 0
-    """Start of every random choice."""
-
-    @property
-    def ask(self) -> str | None:
-        """What is asked of every row, where no column asks."""
-        return self.question or self.columns.ask
-
-
-def read_rows(
-    source: Source | Hub, config: str | None, options: Options
-) -> Iterator[Draft | LeftOutRow]:
-    """Draft each question of each row; a picture is named by its content, so it is stored once.
-
-    Args:
-        source: Parquet files, or a name on the hub.
-        config: which of the hub data set's parts, where it has several: the published task.
-        options: of them `validation_fraction`, `columns`, `question` and `seed` matter.
-
-    Raises:
-        UserError: `datasets` is not installed.
-        DataError: the rows cannot be fetched.
-    """
-    pages = config == "docvqa"
-    suffix = ANSWER_BRIEFLY if pages else ""
-    reading = Reading(options.columns, suffix, not pages, options.question, options.seed)
-    splits = open_splits(source, config)
-    for split, (rows, count) in splits.items():
-        held_out = 0
-        if len(splits) == 1 and split == "train":
-            share = VALIDATION_ROWS if count is None else int(options.validation_fraction * count)
-            held_out = min(VALIDATION_ROWS, share)
-        seen: set[str] = set()
-        for number, row in enumerate(rows):
-            side, name = "val" if number < held_out else split, f"{split} row {number}"
-            drafts = list(drafts_of_row(row, side, name, reading, source.find))
-            if config is None and seen & _pictures(drafts):  # no picture is on both sides
-                side = "val"
-                drafts = list(drafts_of_row(row, side, name, reading, source.find))
-            if number < held_out:
-                seen |= _pictures(drafts)
-            yield from drafts
-
-
-def _pictures(drafts: Sequence[Draft | LeftOutRow]) -> set[str]:
-    """Name the pictures of a row's drafts by what stands behind their split."""
-    media = (one for draft in drafts if isinstance(draft, Draft) for one in draft.media)
-    return {one.target.partition("/")[2] for one in media if isinstance(one, DraftImage)}
-
-
-def drafts_of_row(
-    row: Mapping[str, Any], split: str, name: str, reading: Reading, find: Find
-) -> Iterator[Draft | LeftOutRow]:
-    """Draft each question of a row, or say why there is none.
-
-    Args:
-        row: pictures as bytes, or paths.
-        split: first folder of the pictures' names.
-        name: what messages call the row.
-        reading: which columns hold what, and what becomes of it.
-        find: looks the path of a picture up.
-    """
-    try:
-        yield from _drafts(row, split, name, reading, find)
-    except UnfitError as error:
-        yield LeftOutRow(name, str(error))
-
-
-def _drafts(
-    row: Mapping[str, Any], split: str, name: str, reading: Reading, find: Find
-) -> Iterator[Draft]:
-    if not _says_all(reading.columns):
-        refuse_meaningful(present(row) or {})
-
-    def held(what: str) -> Any:
-        column = find_column(what, row, reading.columns)
-        return None if column is None else present(row[column])
-
-    messages = held("messages")
-    if not messages and not _says_all(reading.columns):
-        messages = _two_halves(row)
-    if messages:
-        said = {"messages": messages, "images": held("images"), "system": held("system")}
-        yield conversation_of(said, split, find)
-        return
-    if find_column("images", row, reading.columns) is None:
-        raise UnfitError(_missing("images", row))
-    media = tuple(pictures_of(held("images"), split, find))
-    if not media:
-        raise UnfitError("no picture in the row")
-    targets = tuple(picture.target for picture in media)
-    if not _says_all(reading.columns) and isinstance(row.get("texts"), list):
-        for user, assistant in map(_pair, row["texts"]):
-            choices = closed_set(assistant) if reading.closed else ()
-            turn = Turn(images=targets, user=user, assistant=assistant, choices=choices)
-            yield Draft(split, (turn,), media)
-        return
-    turn = _turn(row, targets, name, reading)
-    yield Draft(split, (turn,), media, system=text_of(held("system"), "a system text") or "")
-
-
-def _two_halves(row: Mapping[str, Any]) -> list[Any] | None:
-    """Join a conversation that stands in the columns `prompt` and `completion`, as TRL has it."""
-    halves = [present(row.get(name)) for name in ("prompt", "completion")]
-    lists = [half for half in halves if isinstance(half, list)]
-    if len(lists) < 2 or not all(isinstance(one, Mapping) for half in lists for one in half):
-        return None
-    return [message for half in lists for message in half]
-
-
-def _pair(text: Any) -> tuple[str, str]:
-    """Read a question and its answer, as the_cauldron has them."""
-    if not isinstance(text, Mapping):
-        raise UnfitError("texts that hold no question and answer")
-    user, assistant = text_of(text.get("user"), "a question"), text_of(text.get("assistant"), "it")
-    if user is None or assistant is None:
-        raise UnfitError("a question or an answer without a text")
-    return user, assistant
-
-
-def _turn(row: Mapping[str, Any], images: tuple[str, ...], name: str, reading: Reading) -> Turn:
-    if not _says_all(reading.columns):
-        refuse_meaningful(present(row) or {}, _ASKS_MORE)
-    columns = {what: find_column(what, row, reading.columns) for what in USUAL_NAMES}
-    if columns["answers"] and columns["answer"] in USUAL_NAMES["answer"][1]:
-        columns["answer"] = reading.columns.answer  # `label` beside `answers` is something else
-    if reading.ask and not columns["answer"] and not columns["answers"]:
-        columns["answer"] = next((one for one in _CAPTIONS if present(row.get(one))), None)
-        if columns["question"] == columns["answer"]:
-            columns["question"] = None
-    if not columns["question"] and reading.ask is None:
-        raise UnfitError(_missing("question", row))
-    if not columns["answer"] and not columns["answers"]:
-        raise UnfitError(_missing("answer", row))
-    values = {what: present(row[one]) if one else None for what, one in columns.items()}
-    question = text_of(values["question"], "a question") if columns["question"] else reading.ask
-    if question is not None and columns["question"] == "instruction":  # as Alpaca's rows have it
-        question = "\n".join(filter(None, [question, text_of(row.get("input"), "an input")]))
-    choices = texts_of(values["choices"], "a choice")
-    guessed = reading.columns.answer is None
-    answer = _answer(values["answer"], choices, guessed and columns["answer"] == "label")
-    answers = texts_of(values["answers"], "an answer")
-    if question is None or (answer is None and not answers):
-        raise UnfitError("no question with an answer in the row")
-    if answer is None:
-        identity = row.get("id") or row.get("questionId") or name
-        answer = Random(f"{reading.seed}/{identity}").choice(answers)
-    elif answers and answer not in answers:
-        answers = (answer, *answers)
-    if choices and answer not in choices:
-        raise UnfitError("an answer that is none of its choices")
-    user = _placed(question, answer, len(images)) + reading.suffix
-    return Turn(images=images, user=user, assistant=answer, answers=answers, choices=choices)
-
-
-def _placed(question: str, answer: str, num_images: int) -> str:
-    """Write a question whose `<image>`s say where its pictures stand, if it has any."""
-    for text in (question, answer):
-        refuse_foreign_tags(text)
-    if PLACE in answer:
-        raise UnfitError("an answer with a picture")
-    places = question.count(PLACE)
-    if places and places != num_images:
-        raise UnfitError(f"{'more' if places > num_images else 'fewer'} <image> than pictures")
-    return number_places(question) if places else question
-
-
-def _answer(value: Any, choices: tuple[str, ...], is_label: bool) -> str | None:
-    """Read what is learnt; the number of a choice counts from 0."""
-    if isinstance(value, list):
-        if len(value) > 1:
-            raise UnfitError("several answers where one is meant")
-        (value,) = value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if choices and value not in range(len(choices)):
-            raise UnfitError("an answer that is none of its choices")
-        if choices:
-            return choices[int(value)]
-        if is_label:
-            raise UnfitError("a label that is a number; name it in words")
-    return text_of(value, "an answer")
 
 
 def find_column(what: str, row: Mapping[str, Any], named: Columns) -> str | None:
@@ -268,7 +42,7 @@ def find_column(what: str, row: Mapping[str, Any], named: Columns) -> str | None
         if name not in row:
             raise UnfitError(f"no column {name} among {', '.join(row)}")
         return name
-    if _says_all(named) and what != "images":
+    if says_all(named) and what != "images":
         return None
     taken = named.model_dump(exclude={"ask"}).values()
     for names in USUAL_NAMES[what]:
@@ -286,14 +60,16 @@ def find_column(what: str, row: Mapping[str, Any], named: Columns) -> str | None
     return None
 
 
-def _says_all(named: Columns) -> bool:
+def says_all(named: Columns) -> bool:
+    """Whether a person has named what is asked and what is answered."""
     asked, answered = named.question or named.ask, named.answer or named.answers
     return bool(named.messages or (asked and answered))
 
 
-def _missing(what: str, row: Mapping[str, Any]) -> str:
+def missing(what: str, row: Mapping[str, Any]) -> str:
+    """Say that no column holds something, and how to name one."""
     usual = ", ".join(name for names in USUAL_NAMES[what] for name in names)
-    captions = [name for name in _CAPTIONS if name in row]
+    captions = [name for name in CAPTIONS if name in row]
     asked = _to_name("ask", "TEXT")
     alike = f"; or ask every row the same: {asked}" if what == "question" else ""
     if what == "answer" and captions:
@@ -306,13 +82,3 @@ def _missing(what: str, row: Mapping[str, Any]) -> str:
 
 def _to_name(what: str, name: str) -> str:
     return f"--columns {what}={name}, of a run data.columns.{what}={name}"
-
-
-def closed_set(answer: str) -> tuple[str, ...]:
-    """Find the set that an answer is one of, yes or no, true or false, written in its way."""
-    stop = "." if answer.endswith(".") else ""
-    for pair in (("Yes", "No"), ("True", "False")):
-        written = tuple(word + stop for word in pair)
-        if answer in written:
-            return written
-    return ()

@@ -1,20 +1,16 @@
 """Questions about pages (DocVQA, FUNSD, SROIE) -> drafts."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
-from foveal.data.convert.columns import ANSWER_BRIEFLY, read_rows
-from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options
+from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options, attempt
 from foveal.data.convert.folders import choose_groups
-from foveal.data.convert.sources.json_entry import read_json
 from foveal.data.convert.sources.source import Entry, Source
-from foveal.data.convert.sources.splits import SPLITS
-from foveal.data.convert.sources.tables import Hub
 from foveal.data.convert.sources.values import UnfitError, text_of, texts_of
+from foveal.data.convert.table import ANSWER_BRIEFLY
 from foveal.data.example import Turn
-from foveal.errors import DataError
 
 LONGEST_ANSWER = 80
 """Characters of a form's field; longer ones are paragraphs, which no one would answer with."""
@@ -27,94 +23,78 @@ RECEIPT_QUESTIONS = {
 }
 
 
-def convert_docvqa(source: Source | Hub, options: Options) -> Iterable[Draft | LeftOutRow]:
-    """DocVQA's task-1 JSON files with their pages, or its columns on the hub or in Parquet."""
-    if isinstance(source, Hub) or source.match("*.parquet"):
-        return read_rows(source, "docvqa", options)
+def convert_docvqa(source: Source, options: Options) -> list[Draft | LeftOutRow]:
+    """DocVQA's task-1 JSON files, each with a list `data`, and their pages; or columns."""
     drafts: list[Draft | LeftOutRow] = []
     for file in source.match("*.json"):
-        data = read_json(file)
-        if isinstance(data, dict) and isinstance(data.get("data"), list):
-            split = data.get("dataset_split")
-            drafts += [_task_1(source, file, split, row, options) for row in data["data"]]
-    if not drafts:
-        raise DataError(f"{source.path}: no JSON file with DocVQA's `data` list, no Parquet file")
+        tree = file.read_json()
+        rows = tree.get("data") if isinstance(tree, dict) else None
+        for row in rows if isinstance(rows, list) else ():
+            name = f"{file}, question {row.get('questionId') if isinstance(row, dict) else row}"
+            split = tree.get("dataset_split")
+            drafts += attempt(name, _task_1, source, split, row, options.seed)
     return drafts
 
 
-def _task_1(
-    source: Source, file: Entry, split: str | None, row: Any, options: Options
-) -> Draft | LeftOutRow:
+def _task_1(source: Source, split: str | None, row: Any, seed: int) -> Draft:
     try:
-        name = f"{file}, question {row['questionId']}"
-        image, split = row["image"], split or row["data_split"]
+        number, image, split = row["questionId"], row["image"], split or row["data_split"]
         question = text_of(row["question"], "a question")
         answers = texts_of(row.get("answers"), "an answer")
     except (KeyError, TypeError, AttributeError):
-        return LeftOutRow(str(file), "not a question of DocVQA")
-    except UnfitError as error:
-        return LeftOutRow(name, str(error))
+        raise UnfitError("not a question of DocVQA") from None
     if question is None or not isinstance(image, str):
-        return LeftOutRow(name, "no question about a page")
-    entry = source.find(image)
-    if entry is None:
-        return LeftOutRow(name, "no page of that name")
+        raise UnfitError("no question about a page")
+    page = source.need(image, "page")
     if not answers:
-        return LeftOutRow(name, "no answers (a hidden test set)")
-    return ask_document(
-        entry, split, question, answers, Random(f"{options.seed}/{row['questionId']}")
-    )
+        raise UnfitError("no answers (a hidden test set)")
+    return ask_document(page, split, question, answers, Random(f"{seed}/{number}").choice(answers))
 
 
 def ask_document(
-    page: Entry, split: str, question: str, answers: Sequence[str], random: Random
+    page: Entry, split: str, question: str, answers: Sequence[str], learnt: str
 ) -> Draft:
-    """Draft a question about a page; one of its answers, drawn at random, is learnt."""
+    """Draft a question about a page, one of whose answers is learnt."""
     target = f"{split}/{page.last_name}"
     turn = Turn(
         images=(target,),
         user=f"{question}{ANSWER_BRIEFLY}",
-        assistant=random.choice(answers),
+        assistant=learnt,
         answers=tuple(answers),
     )
     return Draft(split, (turn,), (DraftImage(page, target),))
 
 
 def convert_funsd(source: Source, options: Options) -> list[Draft | LeftOutRow]:
-    """FUNSD's annotated forms: a question for each named field with one answer."""
+    """FUNSD's forms, `<split>_data/annotations/*.json`: each named field with one answer."""
     forms = [file for file in source.match("annotations/*.json") if len(file.folders) > 1]
-    if not forms:
-        raise DataError(f"{source.path}: no <split>_data/annotations/*.json in it")
-    training = {file.name for file in forms if _split(file) == "train"}
+    return [
+        draft
+        for file, split in _with_validation(forms, options)
+        for draft in attempt(str(file), _form, source, file, split)
+    ]
+
+
+def _with_validation(files: Sequence[Entry], options: Options) -> list[tuple[Entry, str]]:
+    """Find the split of each file; some of the training files become `val`."""
+    training = {file.name for file in files if file.split == "train"}
     held_out = choose_groups(training, options.validation_fraction, options.seed)
-    drafts: list[Draft | LeftOutRow] = []
-    for file in forms:
-        page = source.find("/".join((*file.folders[:-1], "images", f"{file.stem}.png")))
-        fields = list(_fields(read_json(file)))
-        if page is None or page.folders[:-1] != file.folders[:-1]:
-            drafts.append(LeftOutRow(str(file), "no page of that name"))
-        elif not fields:
-            drafts.append(LeftOutRow(str(file), "no field with one short answer"))
-        else:
-            split = "val" if file.name in held_out else _split(file)
-            drafts += [
-                ask_document(
-                    page, split, f'What is the value of the field "{key}"?', [value], Random(0)
-                )
-                for key, value in fields
-            ]
-    return drafts
+    return [(file, "val" if file.name in held_out else file.split) for file in files]
 
 
-def _split(file: Entry) -> str:
-    """`testing_data/annotations/1.json` -> test."""
-    for folder in reversed(file.folders):
-        if split := SPLITS.get(folder.lower().removesuffix("_data")):
-            return split
-    return "train"
+def _form(source: Source, file: Entry, split: str) -> Iterator[Draft]:
+    page = source.need("/".join((*file.folders[:-1], "images", f"{file.stem}.png")), "page")
+    if page.folders[:-1] != file.folders[:-1]:
+        raise UnfitError("no page of that name")
+    fields = list(_fields(file.read_json()))
+    if not fields:
+        raise UnfitError("no field with one short answer")
+    for key, value in fields:
+        question = f'What is the value of the field "{key}"?'
+        yield ask_document(page, split, question, [value], value)
 
 
-def _fields(form: Any) -> Iterable[tuple[str, str]]:
+def _fields(form: Any) -> Iterator[tuple[str, str]]:
     """Pick keys that occur once on the form and are linked to exactly one answer."""
     try:
         boxes = {box["id"]: box for box in form["form"]}
@@ -134,7 +114,7 @@ def _fields(form: Any) -> Iterable[tuple[str, str]]:
             if len(values) == 1 and len(values[0]) <= LONGEST_ANSWER:
                 yield key, values[0]
     except (KeyError, TypeError, AttributeError):
-        return
+        raise UnfitError("not a form of FUNSD") from None
 
 
 def _key(box: Any) -> str:
@@ -143,27 +123,20 @@ def _key(box: Any) -> str:
 
 
 def convert_sroie(source: Source, options: Options) -> list[Draft | LeftOutRow]:
-    """SROIE's receipts: what `key/NNN.json` holds of company, date, address and total."""
-    keys = source.match("key/*.json")
-    if not keys:
-        raise DataError(f"{source.path}: no key/*.json in it")
-    held_out = choose_groups(
-        {file.name for file in keys if _split(file) == "train"},
-        options.validation_fraction,
-        options.seed,
-    )
-    drafts: list[Draft | LeftOutRow] = []
-    for file in keys:
-        page = source.find("/".join((*file.folders[:-1], "img", f"{file.stem}.jpg")))
-        values = read_json(file)
-        if page is None:
-            drafts.append(LeftOutRow(str(file), "no page of that name"))
-            continue
-        split = "val" if file.name in held_out else _split(file)
-        for name, question in RECEIPT_QUESTIONS.items():
-            value = values.get(name) if isinstance(values, dict) else None
-            if isinstance(value, str) and value.strip():
-                drafts.append(ask_document(page, split, question, [value.strip()], Random(0)))
-            else:
-                drafts.append(LeftOutRow(f"{file}, {name}", "no such field on the receipt"))
-    return drafts
+    """SROIE's receipts, `key/*.json`: what they hold of company, date, address and total."""
+    return [
+        draft
+        for file, split in _with_validation(source.match("key/*.json"), options)
+        for draft in attempt(str(file), _receipt, source, file, split)
+    ]
+
+
+def _receipt(source: Source, file: Entry, split: str) -> Iterator[Draft | LeftOutRow]:
+    page = source.need("/".join((*file.folders[:-1], "img", f"{file.stem}.jpg")), "page")
+    values = file.read_json()
+    for name, question in RECEIPT_QUESTIONS.items():
+        value = values.get(name) if isinstance(values, dict) else None
+        if isinstance(value, str) and (text := value.strip()):
+            yield ask_document(page, split, question, [text], text)
+        else:
+            yield LeftOutRow(f"{file}, {name}", "no such field on the receipt")

@@ -1,10 +1,12 @@
 """What a converter yields: an example to be written, and where its pictures come from."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from foveal.config import Columns
 from foveal.data.convert.sources.source import Entry
+from foveal.data.convert.sources.values import UnfitError
 from foveal.data.example import Turn
 
 TWIN = "another file has its name"
@@ -86,3 +88,14 @@ class LeftOutRow:
     name: str
     reason: str
     """In a few words that are the same for each thing left out for it."""
+
+
+def attempt(
+    name: str, draft: Callable[..., Draft | Iterable[Draft | LeftOutRow]], *arguments: Any
+) -> Iterator[Draft | LeftOutRow]:
+    """Yield what `draft` makes of the arguments, or why it makes no example of them."""
+    try:
+        drafted = draft(*arguments)
+        yield from [drafted] if isinstance(drafted, Draft) else drafted
+    except UnfitError as error:
+        yield LeftOutRow(name, str(error))

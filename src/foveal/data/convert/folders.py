@@ -2,14 +2,12 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import takewhile
 from random import Random
 
 from foveal.data.convert.draft import TWIN, Clip, Draft, DraftImage, LeftOutRow, Options
-from foveal.data.convert.sources.source import Entry, Source
-from foveal.data.convert.sources.splits import SPLITS
+from foveal.data.convert.sources.source import SPLITS, Entry, Source
 from foveal.data.example import Turn
 from foveal.data.images.frames import CLIP_ENDINGS
 from foveal.errors import DataError
@@ -46,21 +44,15 @@ def convert_ucf101(source: Source, options: Options) -> list[Draft | LeftOutRow]
         LeftOutRow(str(entry), TWIN) for entry in there if clips[entry.last_name] != entry
     ]
     listed = _read_list(train[0], "train") | _read_list(test[0], "test")
-    index = source.match("classInd.txt")
-    names = (
-        [line.split()[-1] for line in index[0].read_text().splitlines() if line.split()]
-        if index
-        else []
-    )
-    classes = choose_classes(
-        names or sorted({name.partition("/")[0] for name in listed}), options.classes
-    )
-
+    index = "\n".join(file.read_text() for file in source.match("classInd.txt")[:1])
+    names = [line.split()[-1] for line in index.splitlines() if line.split()]
+    names = names or sorted({name.partition("/")[0] for name in listed})
+    classes = choose_classes(names, options.classes)
     groups = {group_of(name) for name, split in listed.items() if split == "train"}
     held_out = choose_groups(groups, options.validation_fraction, options.seed)
     for name, split in listed.items():
-        class_name, file = name.partition("/")[0], _last(name)
-        entry = clips.pop(file, None)
+        class_name = name.partition("/")[0]
+        entry = clips.pop(name.rpartition("/")[2], None)
         if class_name not in classes:
             if entry:
                 drafts.append(LeftOutRow(str(entry), "class not chosen"))
@@ -68,8 +60,7 @@ def convert_ucf101(source: Source, options: Options) -> list[Draft | LeftOutRow]
             drafts.append(LeftOutRow(name, "named by a list, but not there"))
         else:
             moved = "val" if split == "train" and group_of(name) in held_out else split
-            folder = f"{moved}/{class_name}"
-            drafts.append(_clip(entry, folder, entry.stem, class_name, classes, options))
+            drafts.append(_draft(entry, (moved, class_name), entry.stem, classes, options))
     strays = [LeftOutRow(str(entry), "in no list of this split") for entry in clips.values()]
     return sorted(drafts, key=_reading_order) + strays
 
@@ -86,19 +77,6 @@ def _reading_order(draft: Draft | LeftOutRow) -> str:
     return (*draft.turns[0].images, *draft.turns[0].videos)[0]
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """A file and where it stands."""
-
-    entry: Entry
-    split: str
-    """Empty: the source has none."""
-
-    class_name: str
-    below: tuple[str, ...]
-    """Folders between the class and the file."""
-
-
 def _class_folders(
     source: Source, suffixes: Sequence[str], options: Options
 ) -> list[Draft | LeftOutRow]:
@@ -113,30 +91,32 @@ def _class_folders(
     # A class may itself be called "train", so splits count only where classes stand below them.
     with_splits = any(_below_a_split(entry) for entry in entries)
     outer = 0 if with_splits else _outer_folders(entries)
-    placed: list[_Placed] = []
+    placed: list[tuple[Entry, str, tuple[str, ...]]] = []  # with its folders from its class on
     for entry in entries:
         found = _below_a_split(entry) if with_splits else ("", entry.folders[outer:])
-        if not found or not found[1]:
+        if found and found[1]:
+            placed.append((entry, *found))
+        else:
             drafts.append(LeftOutRow(str(entry), "in no class folder"))
-        else:
-            split, (class_name, *below) = found
-            placed.append(_Placed(entry, split, class_name, tuple(below)))
-    classes = choose_classes(sorted({one.class_name for one in placed}), options.classes)
-    held_out = set() if with_splits else _held_out(placed, options)
-    taken: set[str] = set()
-    for one in placed:
-        if one.class_name not in classes:
-            drafts.append(LeftOutRow(str(one.entry), "class not chosen"))
+    classes = choose_classes(sorted({below[0] for _, _, below in placed}), options.classes)
+    groups: dict[str, set[str]] = {}
+    for entry, _, below in placed:
+        groups.setdefault(below[0], set()).add(group_of(entry.name))
+    share = 0 if with_splits else options.validation_fraction
+    held_out = {
+        name: choose_groups(groups[name], share, f"{options.seed}/{name}") for name in groups
+    }
+    taken: set[tuple[str, ...]] = set()
+    for entry, split, below in placed:
+        if below[0] not in classes:
+            drafts.append(LeftOutRow(str(entry), "class not chosen"))
             continue
-        apart = (one.class_name, group_of(one.entry.name)) in held_out
-        folder = "/".join([one.split or ("val" if apart else "train"), one.class_name, *one.below])
-        same_name = f"{folder}/{one.entry.stem}" in taken  # a.png beside a.jpg
-        taken.add(f"{folder}/{one.entry.stem}")
-        if suffixes is CLIP_ENDINGS:
-            stem = one.entry.last_name if same_name else one.entry.stem
-            drafts.append(_clip(one.entry, folder, stem, one.class_name, classes, options))
-        else:
-            drafts.append(_picture(one.entry, folder, one.class_name, classes, options))
+        side = "val" if group_of(entry.name) in held_out[below[0]] else "train"
+        folders = (split or side, *below)
+        same_name = (*folders, entry.stem) in taken  # a.avi beside a.mp4
+        taken.add((*folders, entry.stem))
+        stem = entry.last_name if same_name else entry.stem
+        drafts.append(_draft(entry, folders, stem, classes, options))
     return drafts
 
 
@@ -153,19 +133,6 @@ def _outer_folders(entries: Sequence[Entry]) -> int:
     around = len(list(takewhile(lambda names: len(set(names)) == 1, levels)))
     classes = {entry.folders[around] for entry in entries if len(entry.folders) > around}
     return around if len(classes) > 1 else max(around - 1, 0)
-
-
-def _held_out(placed: Sequence[_Placed], options: Options) -> set[tuple[str, str]]:
-    groups: dict[str, set[str]] = {}
-    for one in placed:
-        groups.setdefault(one.class_name, set()).add(group_of(one.entry.name))
-    return {
-        (class_name, group)
-        for class_name, names in groups.items()
-        for group in choose_groups(
-            names, options.validation_fraction, f"{options.seed}/{class_name}"
-        )
-    }
 
 
 def group_of(name: str) -> str:
@@ -201,53 +168,31 @@ def choose_classes(classes: Sequence[str], wish: str) -> tuple[str, ...]:
     return chosen
 
 
-def _clip(
-    entry: Entry,
-    folder: str,
-    stem: str,
-    class_name: str,
-    classes: Sequence[str],
-    options: Options,
+def _draft(
+    entry: Entry, folders: tuple[str, ...], stem: str, classes: Sequence[str], options: Options
 ) -> Draft:
-    if options.keep_clips:
-        whole = (f"{folder}/{stem.removesuffix(entry.suffix)}{entry.suffix}",)
-        turn = _question("video", (), class_name, classes, options, clips=whole)
-        return Draft(_split_in(folder), (turn,), (Clip(entry, whole, stays_whole=True),))
-    targets = tuple(f"{folder}/{stem}.{k}.jpg" for k in range(options.num_frames))
-    turn = _question("video", targets, class_name, classes, options)
-    return Draft(_split_in(folder), (turn,), (Clip(entry, targets),))
-
-
-def _picture(
-    entry: Entry, folder: str, class_name: str, classes: Sequence[str], options: Options
-) -> Draft:
-    target = f"{folder}/{entry.last_name}"
-    turn = _question("image", (target,), class_name, classes, options)
-    return Draft(_split_in(folder), (turn,), (DraftImage(entry, target),))
-
-
-def _split_in(folder: str) -> str:
-    return folder.partition("/")[0]
-
-
-def _question(
-    what: str,
-    targets: tuple[str, ...],
-    class_name: str,
-    classes: Sequence[str],
-    options: Options,
-    clips: tuple[str, ...] = (),
-) -> Turn:
+    """Ask for the class of a picture or clip, the second of the folders that it is to lie in."""
+    folder = "/".join(folders)
+    images: tuple[str, ...] = ()
+    videos: tuple[str, ...] = ()
+    medium: DraftImage | Clip
+    if entry.suffix not in CLIP_ENDINGS:
+        images = (f"{folder}/{entry.last_name}",)
+        medium = DraftImage(entry, *images)
+    elif options.keep_clips:
+        videos = (f"{folder}/{stem.removesuffix(entry.suffix)}{entry.suffix}",)
+        medium = Clip(entry, videos, stays_whole=True)
+    else:
+        images = tuple(f"{folder}/{stem}.{k}.jpg" for k in range(options.num_frames))
+        medium = Clip(entry, images)
     # The published recipe's words.
+    what = "video" if isinstance(medium, Clip) else "image"
     asked = f"Classify the {what} into one of the following classes: {', '.join(classes)}."
-    return Turn(
-        images=targets,
-        videos=clips,
+    turn = Turn(
+        images=images,
+        videos=videos,
         user=options.question or asked,
-        assistant=class_name,
+        assistant=folders[1],
         choices=tuple(classes),
     )
-
-
-def _last(name: str) -> str:
-    return name.rpartition("/")[2]
+    return Draft(folders[0], (turn,), (medium,))

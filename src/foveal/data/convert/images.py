@@ -38,20 +38,17 @@ def pictures_of(value: Any, split: str, find: Find) -> list[DraftImage]:
     value = present(value)
     if value is None:
         return []
-    return [picture_of(one, split, find) for one in (value if isinstance(value, list) else [value])]
+    return [_picture(one, split, find) for one in (value if isinstance(value, list) else [value])]
 
 
-def picture_of(value: Any, split: str, find: Find) -> DraftImage:
-    """Read one picture.
-
-    Raises:
-        UnfitError: it cannot be had.
-    """
+def _picture(value: Any, split: str, find: Find) -> DraftImage:
     if isinstance(value, Mapping):  # of bytes and path, as Arrow holds pictures; or of an address
         value = next((value[key] for key in WRAPPERS if key in value), None)
-        return picture_of(value, split, find)
+        return _picture(value, split, find)
     if isinstance(value, bytes):
-        return DraftImage(value, target_of(split, value))
+        return DraftImage(value, _target(split, value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)  # an id, as COCO's and Visual Genome's
     if not isinstance(value, str):
         raise UnfitError("a picture that is neither bytes nor a path")
     if value.startswith("data:"):
@@ -59,20 +56,20 @@ def picture_of(value: Any, split: str, find: Find) -> DraftImage:
         if content is None:
             raise UnfitError("a picture in broken base64")
         kind = re.match(r"data:image/(\w+)", value)
-        return DraftImage(content, target_of(split, content, kind[1] if kind else "img"))
+        return DraftImage(content, _target(split, content, kind[1] if kind else "img"))
     if re.match(r"(https?|s3|gs)://", value):
         raise UnfitError("a picture on the web; fetch it and name its file")
     if len(value) > _LONGEST_PATH:
         if not (content := _decoded(value)):
             raise UnfitError("a picture that is neither bytes nor a path")
-        return DraftImage(content, target_of(split, content))
+        return DraftImage(content, _target(split, content))
     found = find(value.removeprefix("file://"))
     if found is None and (uploaded := _UPLOADED.match(value)):
         found = find(unquote(uploaded[1] or uploaded[2]))
     if found is None:
         raise UnfitError("no picture of that name")
     # Folders are kept: LLaVA's mixture has files of one name in several.
-    name = f"{split}/{found.name}" if isinstance(found, Entry) else target_of(split, found)
+    name = f"{split}/{found.name}" if isinstance(found, Entry) else _target(split, found)
     return DraftImage(found, name)
 
 
@@ -83,7 +80,7 @@ def _decoded(text: str) -> bytes | None:
         return None
 
 
-def target_of(split: str, content: bytes, ending: str | None = None) -> str:
+def _target(split: str, content: bytes, ending: str | None = None) -> str:
     """Name a picture by its content, so that it is stored once."""
     return f"{split}/{sha256(content).hexdigest()[:20]}.{ending or ending_of(content)}"
 

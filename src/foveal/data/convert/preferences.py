@@ -1,15 +1,15 @@
 """Pairs of a better and worse answers, as other trainers and data sets have them -> drafts."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from foveal.data.convert.chats import PLACE, ROLES, SYSTEM_KEYS, conversation_of
-from foveal.data.convert.draft import Draft, LeftOutRow, Options
+from foveal.data.convert.draft import Draft, LeftOutRow, Options, attempt
 from foveal.data.convert.images import Find
 from foveal.data.convert.sources.source import Source
-from foveal.data.convert.sources.tables import Hub, open_splits
+from foveal.data.convert.sources.tables import Hub, all_rows
 from foveal.data.convert.sources.values import (
     CHOSEN,
     REJECTED,
@@ -18,8 +18,6 @@ from foveal.data.convert.sources.values import (
     refuse_meaningful,
     text_of,
 )
-from foveal.data.convert.table import named_rows, row_files
-from foveal.errors import DataError
 from foveal.storage import RepeatedKeyError, unique_keys
 
 ANSWERS = {"chosen": (*CHOSEN, "response"), "rejected": (*REJECTED, "reject")}
@@ -36,25 +34,8 @@ PICTURES = ("images", "image", "image_path")
 
 def convert_preferences(source: Source | Hub, options: Options) -> Iterator[Draft | LeftOutRow]:
     """Rows of a chosen and of rejected answers, with what is asked before them or in them."""
-    number_of_rows = 0
-    for name, row, split in _rows(source):
-        number_of_rows += 1
-        try:
-            yield draft_of_pair(row, split, source.find)
-        except UnfitError as error:
-            yield LeftOutRow(name, str(error))
-    if not number_of_rows:
-        raise DataError(f"{source.path}: no row in it")
-
-
-def _rows(source: Source | Hub) -> Iterable[tuple[str, Any, str]]:
-    """Name every row, and the split that it belongs to."""
-    if isinstance(source, Hub) or source.match("*.parquet"):
-        for split, (rows, _) in open_splits(source, None).items():
-            for number, row in enumerate(rows):
-                yield f"{split} row {number}", row, split
-        return
-    yield from named_rows(row_files(source))
+    for name, row, split in all_rows(source):
+        yield from attempt(name, draft_of_pair, row, split, source.find)
 
 
 def draft_of_pair(row: Any, split: str, find: Find) -> Draft:

@@ -1,48 +1,47 @@
 """Statements about one picture or two that hold or not (NLVR, NLVR2, memes) -> drafts."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from foveal.data.convert.columns import read_rows
-from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options
-from foveal.data.convert.sources.json_entry import read_lines
+from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options, attempt
 from foveal.data.convert.sources.source import Entry, Source
-from foveal.data.convert.sources.tables import Hub
+from foveal.data.convert.sources.values import UnfitError
 from foveal.data.example import Turn
-from foveal.errors import DataError
 
 CHOICES = ("True", "False")
-NO_PICTURE = "no picture of that name"
 
 
 def convert_nlvr(source: Source, options: Options) -> list[Draft | LeftOutRow]:
-    """NLVR: `nlvr/<split>/<split>.json`, one picture a statement, and pairs made of it.
+    """NLVR's `<split>/<split>.json`, one picture a statement, and `nlvr_pairs/<split>.json`, two.
 
-    A statement becomes one example for each permutation of its picture that is there.
-    `nlvr_pairs/<split>.json` beside it becomes the set `nlvr_pairs`, two pictures a statement.
+    A statement becomes one example for each permutation of its picture that is there; pairs become
+    the set `nlvr_pairs`.
     """
-    singles = [file for file in source.match("*.json") if file.folders[-1:] == (file.stem,)]
-    pairs = source.match("nlvr_pairs/*.json")
-    if not pairs and not singles:
-        raise DataError(f"{source.path}: no <split>/<split>.json and no nlvr_pairs/*.json in it")
-    drafts = [draft for file in singles for draft in _permutations(source, file)]
-    for file in pairs:
-        for line in read_lines(file):
+    pictures: dict[str, list[str]] = {}
+    for entry in source.match("*.png"):
+        pictures.setdefault(entry.stem.rpartition("-")[0], []).append(entry.name)
+    drafts: list[Draft | LeftOutRow] = []
+    for file in source.match("*.json"):
+        if file.folders[-1:] == (file.stem,):
+            for line in file.read_lines():
+                stem = f"{file.stem}-{line.get('identifier')}"
+                for picture in pictures.get(stem, [stem]):
+                    drafts += _statement(source, file, line, [picture])
+    for file in source.match("nlvr_pairs/*.json"):
+        for line in file.read_lines():
             images = [str(line.get("left_image")), str(line.get("right_image"))]
-            drafts.append(_statement(source, file, line, images, "nlvr_pairs"))
+            drafts += _statement(source, file, line, images, "nlvr_pairs")
     return drafts
 
 
-def _permutations(source: Source, file: Entry) -> Iterator[Draft | LeftOutRow]:
-    pictures: dict[str, list[Entry]] = {}
-    for entry in source.match("*.png"):
-        pictures.setdefault(entry.stem.rpartition("-")[0], []).append(entry)
-    for line in read_lines(file):
-        stem = f"{file.stem}-{line.get('identifier')}"
-        if stem not in pictures:
-            yield LeftOutRow(f"{file}, {line.get('identifier')}", NO_PICTURE)
-        for picture in pictures.get(stem, ()):
-            yield _statement(source, file, line, [picture.name])
+def convert_nlvr2(source: Source, options: Options) -> list[Draft | LeftOutRow]:
+    """NLVR2's `<split>.json` with pictures called `...-img0.png` and `...-img1.png`, or columns."""
+    drafts: list[Draft | LeftOutRow] = []
+    for file in source.match("*.json"):
+        for line in file.read_lines():
+            pair = str(line.get("identifier", "")).rpartition("-")[0]  # the last one: the sentence
+            drafts += _statement(source, file, line, [f"{pair}-img0.png", f"{pair}-img1.png"])
+    return drafts
 
 
 def _statement(
@@ -51,26 +50,25 @@ def _statement(
     line: dict[str, Any],
     images: list[str],
     set_name: str | None = None,
-) -> Draft | LeftOutRow:
-    name = f"{file}, {line.get('identifier')}"
-    sentence, label = line.get("sentence"), str(line.get("label")).capitalize()
-    if not isinstance(sentence, str) or label not in CHOICES:
-        return LeftOutRow(name, "no sentence with a label")
-    media = []
-    for image in images:
-        entry = source.find(image)
-        if entry is None:
-            return LeftOutRow(name, NO_PICTURE)
-        # nlvr/dev/images/0/dev-1-0-2.png -> dev/0/dev-1-0-2.png
-        split, folder = entry.stem.partition("-")[0], "".join(entry.folders[-1:])
-        media.append(DraftImage(entry, f"{split}/{folder}/{entry.last_name}"))
-    turn = Turn(
-        images=tuple(picture.target for picture in media),
-        user=ask_statement(sentence.strip()),
-        assistant=label,
-        choices=CHOICES,
-    )
-    return Draft(file.stem, (turn,), tuple(media), set_name)
+) -> Iterator[Draft | LeftOutRow]:
+    def draft() -> Draft:
+        sentence, label = line.get("sentence"), str(line.get("label")).capitalize()
+        if not isinstance(sentence, str) or label not in CHOICES:
+            raise UnfitError("no sentence with a label")
+        media = []
+        for entry in map(source.need, images):
+            # nlvr/dev/images/0/dev-1-0-2.png -> dev/0/dev-1-0-2.png
+            split, folder = entry.stem.partition("-")[0], "".join(entry.folders[-1:])
+            media.append(DraftImage(entry, f"{split}/{folder}/{entry.last_name}"))
+        turn = Turn(
+            images=tuple(picture.target for picture in media),
+            user=ask_statement(sentence.strip()),
+            assistant=label,
+            choices=CHOICES,
+        )
+        return Draft(file.stem, (turn,), tuple(media), set_name)
+
+    return attempt(f"{file}, {line.get('identifier')}", draft)
 
 
 def ask_statement(sentence: str) -> str:
@@ -78,45 +76,20 @@ def ask_statement(sentence: str) -> str:
     return f"True or False?\n{sentence}"
 
 
-def convert_nlvr2(source: Source | Hub, options: Options) -> Iterable[Draft | LeftOutRow]:
-    """NLVR2: `<split>.json` with pictures called `...-img0.png` and `...-img1.png`, or columns."""
-    if isinstance(source, Hub) or source.match("*.parquet"):
-        return read_rows(source, "nlvr2", options)
-    drafts = [draft for file in source.match("*.json") for draft in _photographs(source, file)]
-    if not drafts:
-        raise DataError(f"{source.path}: no <split>.json in it, no Parquet file")
-    return drafts
-
-
-def _photographs(source: Source, file: Entry) -> Iterator[Draft | LeftOutRow]:
-    for line in read_lines(file):
-        pair = str(line.get("identifier", "")).rpartition("-")[0]  # the last number is the sentence
-        yield _statement(source, file, line, [f"{pair}-img0.png", f"{pair}-img1.png"])
-
-
-def convert_hateful_memes(source: Source | Hub, options: Options) -> Iterable[Draft | LeftOutRow]:
-    """Hateful Memes: `<split>.jsonl` with pictures in `img/`, or columns."""
-    if isinstance(source, Hub) or source.match("*.parquet"):
-        return read_rows(source, "hateful_memes", options)
-    drafts = [
-        _meme(source, file, line, options)
+def convert_hateful_memes(source: Source, options: Options) -> list[Draft | LeftOutRow]:
+    """Hateful Memes' `<split>.jsonl` with pictures in `img/`, or columns."""
+    return [
+        draft
         for file in source.match("*.jsonl")
-        for line in read_lines(file)
+        for line in file.read_lines()
+        for draft in attempt(f"{file}, {line.get('id')}", _meme, source, file, line, options)
     ]
-    if not drafts:
-        raise DataError(f"{source.path}: no <split>.jsonl in it, no Parquet file")
-    return drafts
 
 
-def _meme(
-    source: Source, file: Entry, line: dict[str, Any], options: Options
-) -> Draft | LeftOutRow:
-    name = f"{file}, {line.get('id')}"
-    entry = source.find(str(line.get("img", "")))
+def _meme(source: Source, file: Entry, line: dict[str, Any], options: Options) -> Draft:
     if line.get("label") not in (0, 1):
-        return LeftOutRow(name, "no label (a hidden test set)")
-    if entry is None:
-        return LeftOutRow(name, NO_PICTURE)
+        raise UnfitError("no label (a hidden test set)")
+    entry = source.need(str(line.get("img", "")))
     picture = DraftImage(entry, f"{file.stem}/{entry.last_name}")
     turn = Turn(
         images=(picture.target,),

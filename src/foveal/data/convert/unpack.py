@@ -7,7 +7,7 @@ them as it reads any others.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,12 +16,19 @@ from typing import Any
 
 from foveal.config import Columns
 from foveal.data.checking.recognise import refuse_other_files
-from foveal.data.convert.columns import ANSWER_BRIEFLY, Reading, drafts_of_row
-from foveal.data.convert.draft import DraftImage, LeftOutRow
+from foveal.data.convert.draft import DraftImage, Options
 from foveal.data.convert.images import ending_of
-from foveal.data.convert.sources.splits import SPLITS, split_of
-from foveal.data.convert.sources.tables import check_columns, explain_columns, stream_rows
-from foveal.data.convert.sources.values import text_of
+from foveal.data.convert.sources.source import SPLITS, name_states, split_of
+from foveal.data.convert.sources.tables import (
+    NamedRow,
+    Row,
+    count_rows,
+    explain_columns,
+    stream_parquet,
+    stream_rows,
+)
+from foveal.data.convert.sources.values import UnfitError, text_of
+from foveal.data.convert.table import drafts_of_row
 from foveal.data.example import Example, parse_example, write_examples
 from foveal.data.images.kept_bytes import write_state
 from foveal.data.images.objects import BLOCK_BYTES, object_state, open_remote, read_url
@@ -36,84 +43,32 @@ HUB = "hf:"
 
 
 @dataclass(frozen=True)
-class HubRows:
-    """One split of a data set on the hub."""
+class RowsToUnpack:
+    """One split of a data set on the hub, or of Parquet files."""
 
-    owner_and_name: str
-    part: str | None
-    split: str
+    name: str
+    """As a file's may be."""
 
-    @classmethod
-    def parse(cls, path: Path) -> "HubRows":
-        """Read `hf://OWNER/NAME:SPLIT`, or `hf://OWNER/NAME/PART:SPLIT`.
+    state: str
+    """What else would be other rows; what was fetched from the hub once stays what it was."""
 
-        Raises:
-            DataError: it is written otherwise.
-        """
-        place, colon, split = "/".join(path.parts[1:]).partition(":")  # a slice has its own
-        names = place.split("/")
-        if not colon or not split or len(names) not in (2, 3):
-            raise DataError(
-                f"{path}: write hf://OWNER/NAME:SPLIT, or hf://OWNER/NAME/PART:SPLIT; "
-                "a split such as train, or a part of it such as train[:50]"
-            )
-        return cls("/".join(names[:2]), names[2] if len(names) == 3 else None, split)
+    stream: Callable[[], Iterator[Row]]
+    folder: Path | None = None
+    """Below which pictures may lie; none: the rows hold them themselves."""
 
-    @property
-    def name(self) -> str:
-        """Written with dashes, as a file's name may be."""
-        split = re.sub(r"[^\w.]+", "-", self.split).strip("-")
-        return "-".join([*self.owner_and_name.split("/"), *filter(None, [self.part]), split])
-
-    def fingerprint(self) -> str:
-        """Name it; what was fetched once stays what it was."""
-        return f"{self.owner_and_name}/{self.part}:{self.split}"
-
-    def open(self) -> Iterator[Mapping[str, Any]]:
-        """Stream its rows."""
-        place = "/".join(filter(None, [self.owner_and_name, self.part]))
-        called = f"{HUB}//{place}:{self.split}"
-        return stream_rows(called, self.owner_and_name, self.part, split=self.split)
-
-    def find(self, path: str) -> None:
-        """Find nothing: a data set on the hub holds its pictures itself."""
-
-
-@dataclass(frozen=True)
-class ParquetRows:
-    """A Parquet file, or all those of a folder in the order of their names."""
-
-    path: Path
-    files: tuple[Path, ...]
-    split: str | None = None
-    """Of those in the folder."""
-
-    @property
-    def name(self) -> str:
-        """As the file, or the folder and its split."""
-        return f"{self.path.name}-{self.split}" if self.split else self.path.stem
-
-    def fingerprint(self) -> str:
-        """Name the state of the files."""
-        digest = sha256()
-        for file in self.files:
-            status = file.stat()
-            digest.update(f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
-
-    def open(self) -> Iterator[Mapping[str, Any]]:
-        """Stream their rows."""
-        files = check_columns([str(file) for file in self.files])
-        return stream_rows(str(self.path), "parquet", None, split="train", data_files=files)
+    pages: bool = False
+    """Whether they are DocVQA's, of the published recipe."""
 
     def find(self, path: str) -> bytes | None:
         """Read a picture below the folder of the rows."""
-        root = (self.path if self.path.is_dir() else self.path.parent).resolve()
+        if self.folder is None:
+            return None
+        root = self.folder.resolve()
         file = (root / path).resolve()
         return file.read_bytes() if file.is_relative_to(root) and file.is_file() else None
 
 
-def find_rows(path: Path) -> HubRows | ParquetRows | None:
+def find_rows(path: Path) -> RowsToUnpack | None:
     """Recognise what has to be unpacked; a JSONL file need not be.
 
     Raises:
@@ -121,24 +76,41 @@ def find_rows(path: Path) -> HubRows | ParquetRows | None:
             none.
     """
     if path.parts[:1] == (HUB,):
-        return HubRows.parse(path)
+        return _rows_on_hub(path)
     folder, colon, split = path.name.rpartition(":")
     if colon and not path.exists() and (path.parent / folder).is_dir():
         return _rows_of_folder(path.parent / folder, SPLITS.get(split, split))
     if path.is_dir():
         return _rows_of_folder(path, None)
     if path.suffix == ".parquet" and path.is_file():
-        return ParquetRows(path, (path,))
+        return _rows_of_files(path.stem, path, [path], path.parent)
     return None
 
 
-def _rows_of_folder(folder: Path, split: str | None) -> ParquetRows:
+def _rows_on_hub(path: Path) -> RowsToUnpack:
+    """Read `hf://OWNER/NAME:SPLIT`, or `hf://OWNER/NAME/PART:SPLIT`."""
+    place, colon, split = "/".join(path.parts[1:]).partition(":")  # a slice has its own
+    names = place.split("/")
+    if not colon or not split or len(names) not in (2, 3):
+        raise DataError(
+            f"{path}: write hf://OWNER/NAME:SPLIT, or hf://OWNER/NAME/PART:SPLIT; "
+            "a split such as train, or a part of it such as train[:50]"
+        )
+    data_set, part = "/".join(names[:2]), names[2] if len(names) == 3 else None
+    return RowsToUnpack(
+        name="-".join([*names, re.sub(r"[^\w.]+", "-", split).strip("-")]),
+        state=f"{data_set}/{part}:{split}",
+        stream=lambda: stream_rows(f"{HUB}//{place}:{split}", data_set, part, split=split),
+        pages=data_set == PUBLISHED_PAGES,
+    )
+
+
+def _rows_of_folder(folder: Path, split: str | None) -> RowsToUnpack:
     """Take the files of one split; a folder that holds several has to say which."""
     splits: dict[str, list[Path]] = {}
     for file in sorted(folder.rglob("*.parquet")):
         inside = file.relative_to(folder)
-        named = split_of(inside.stem, inside.parts[:-1])
-        splits.setdefault(named or "train", []).append(file)
+        splits.setdefault(split_of(inside.stem, inside.parts[:-1]), []).append(file)
     if not splits:
         raise DataError(
             f"{folder}: a folder without Parquet files; give a JSONL file, or turn the folder into "
@@ -150,7 +122,17 @@ def _rows_of_folder(folder: Path, split: str | None) -> ParquetRows:
     if split is not None and split not in splits:
         raise DataError(f"{folder}: no split {split} in it; there are {', '.join(sorted(splits))}")
     (files,) = splits.values() if split is None else (splits[split],)
-    return ParquetRows(folder, tuple(files), split)
+    name = f"{folder.name}-{split}" if split else folder.stem
+    return _rows_of_files(name, folder, files, folder)
+
+
+def _rows_of_files(name: str, path: Path, files: Sequence[Path], folder: Path) -> RowsToUnpack:
+    return RowsToUnpack(
+        name,
+        state=name_states(file.resolve() for file in files),
+        stream=lambda: stream_parquet(str(path), count_rows([str(file) for file in files])),
+        folder=folder,
+    )
 
 
 def unpacked(path: Path, cache: Path, columns: Columns | None = None) -> Path:
@@ -175,7 +157,7 @@ def unpacked(path: Path, cache: Path, columns: Columns | None = None) -> Path:
         return path
     columns = columns or Columns()
     named = "" if columns == Columns() else columns.model_dump_json(exclude_defaults=True)
-    state = sha256((rows.fingerprint() + named).encode()).hexdigest()[:12]
+    state = sha256((rows.state + named).encode()).hexdigest()[:12]
     folder = cache / f"{rows.name}-{state}"
     file = folder / f"{rows.name}.jsonl"
     if not file.exists():
@@ -210,27 +192,28 @@ def fetched_file(path: Path, cache: Path) -> Path:
     return place
 
 
-def _examples(rows: HubRows | ParquetRows, images: Path, columns: Columns) -> Iterator[Example]:
-    published = isinstance(rows, HubRows) and rows.owner_and_name == PUBLISHED_PAGES
-    reading = Reading(columns, ANSWER_BRIEFLY if published else "")
+def _examples(rows: RowsToUnpack, images: Path, columns: Columns) -> Iterator[Example]:
+    options = Options(columns=columns)
     number = 0
-    for number, row in enumerate(rows.open(), start=1):
+    for number, row in enumerate(rows.stream(), start=1):
         where = f"{rows.name} row {number}"
         if _is_own(row):
             yield _own(row, images, where)
             continue
-        for place, draft in enumerate(drafts_of_row(row, "images", where, reading, rows.find)):
-            if isinstance(draft, LeftOutRow):
-                remedy = "" if ";" in draft.reason else "; take it out"
-                raise DataError(f"{where}: {draft.reason}{remedy}")
-            named = {one.target: one for one in draft.media if isinstance(one, DraftImage)}
-            targets = {
-                name: _store(one.source, images)
-                for name, one in named.items()
-                if isinstance(one.source, bytes)
+        try:
+            named = NamedRow(where, row, "images")
+            drafts = list(drafts_of_row(named, options, rows.find, rows.pages))
+        except UnfitError as error:
+            remedy = "" if ";" in str(error) else "; take it out"
+            raise DataError(f"{where}: {error}{remedy}") from None
+        for place, draft in enumerate(drafts):
+            stored = {
+                one.target: _store(one.source, images)
+                for one in draft.media
+                if isinstance(one, DraftImage) and isinstance(one.source, bytes)
             }
             turns = tuple(
-                turn.model_copy(update={"images": tuple(targets[name] for name in turn.images)})
+                turn.model_copy(update={"images": tuple(stored[name] for name in turn.images)})
                 for turn in draft.turns
             )
             identity = f"{number:010d}-{place}"

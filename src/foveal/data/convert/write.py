@@ -47,6 +47,7 @@ def write_drafts(
     out: Path,
     name: str,
     *,
+    nothing: str = "nothing of its kind in it",
     left_out: Iterable[LeftOutRow] = (),
     workers: int = 1,
     progress: Progress | None = None,
@@ -54,6 +55,18 @@ def write_drafts(
     """Write pictures that are not there yet, then the JSONL files.
 
     Ids count through the splits in the order train, val, test, others, as in the published recipe.
+
+    Args:
+        drafts: the examples, or why something is none.
+        out: folder to fill.
+        name: first part of the files' names, and the examples' `source`.
+        nothing: what is said where there are no drafts.
+        left_out: what was left out before.
+        workers: processes that decode; 1: none beside this one.
+        progress: called as drafts are done.
+
+    Raises:
+        DataError: no example comes out of it.
     """
     total = len(drafts) if isinstance(drafts, Sized) else None
     kept: dict[tuple[str, str], list[Draft]] = {}
@@ -72,9 +85,12 @@ def write_drafts(
         drop_cut_off(out)  # of processes that were ended in the midst of a picture
         raise
     if not kept:
-        raise DataError(f"no example came out of it; {_most_frequent(left_out)}")
+        most = Counter(item.reason for item in left_out).most_common(1)
+        why = "".join(f"left out: {count} x {reason}" for reason, count in most)
+        raise DataError(f"no example came out of it; {why or nothing}")
     out.mkdir(parents=True, exist_ok=True)
-    files = []
+    files: list[Path] = []
+    counts: dict[str, Counter[str]] = {}
     number: Counter[str] = Counter()
     for set_name, split in sorted(kept, key=_reading_order):
         examples = []
@@ -86,48 +102,31 @@ def write_drafts(
                     id=identity, source=set_name, system=draft.system, conversations=draft.turns
                 )
             )
-        file = out / f"{set_name}_{split}.jsonl"
-        write_examples(file, examples)
-        files.append(file)
+        files.append(out / f"{set_name}_{split}.jsonl")
+        write_examples(files[-1], examples)
+        counts[files[-1].stem] = Counter(draft.label for draft in kept[set_name, split])
     named = "".join(f"{item.name}\t{item.reason}\n" for item in left_out)
     write_bytes(out / "left_out.txt", named.encode())
-    return Converted(
-        files=tuple(files),
-        counts={
-            f"{set_name}_{split}": Counter(draft.label for draft in kept[set_name, split])
-            for set_name, split in sorted(kept, key=_reading_order)
-        },
-        left_out=Counter(item.reason for item in left_out),
-    )
+    return Converted(tuple(files), counts, Counter(item.reason for item in left_out))
 
 
 def _without_clashes(drafts: Iterable[Draft | LeftOutRow]) -> Iterator[Draft | LeftOutRow]:
     """Leave out what would be written over another picture of the same name."""
     owners: dict[str, Entry] = {}
     for draft in drafts:
-        media = draft.media if isinstance(draft, Draft) else ()
-        named = [
-            (medium.targets[0] if isinstance(medium, Clip) else medium.target, medium.source)
-            for medium in media
-            if isinstance(medium.source, Entry)  # bytes are named by their content
-        ]
-        clash = next(
-            (entry for name, entry in named if owners.setdefault(name, entry) != entry), None
-        )
-        yield draft if clash is None else LeftOutRow(str(clash), TWIN)
+        clash = None
+        for medium in draft.media if isinstance(draft, Draft) else ():
+            name = medium.targets[0] if isinstance(medium, Clip) else medium.target
+            entry = medium.source  # bytes are named by their content
+            if isinstance(entry, Entry) and owners.setdefault(name, entry) != entry:
+                clash = clash or LeftOutRow(str(entry), TWIN)
+        yield clash or draft
 
 
 def _reading_order(key: tuple[str, str]) -> tuple[str, int, str]:
     set_name, split = key
     usual = ("train", "val", "dev", "validation", "test")
     return set_name, usual.index(split) if split in usual else len(usual), split
-
-
-def _most_frequent(left_out: list[LeftOutRow]) -> str:
-    reasons = Counter(item.reason for item in left_out).most_common(1)
-    return (
-        f"left out: {reasons[0][1]} x {reasons[0][0]}" if reasons else "nothing of its kind in it"
-    )
 
 
 def _write_media(images: Path, draft: Draft | LeftOutRow) -> Draft | LeftOutRow:

@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from foveal.data.checking.remarks import SHOWN, look_at
+from foveal.data.checking.texts import SHOWN, look_at
 from foveal.data.encode import Encoded, encode, encode_pairs
 from foveal.data.encoded.column_files import Arrays, Ragged, Texts, number_by_first
 from foveal.data.encoded.packed import ExampleColumns, ExamplesBuilder

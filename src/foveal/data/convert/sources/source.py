@@ -1,15 +1,35 @@
 """A folder, a zip, or a folder of zips -> one list of entries, found by name and read."""
 
+import json
 import os
+import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from hashlib import sha256
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
+from foveal.data.convert.sources.values import UnfitError
 from foveal.errors import DataError
+from foveal.storage import RepeatedKeyError, unique_keys
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "eval": "val",
+    "evaluation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Word in the name of a file or folder -> split."""
 
 ROWS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 """Endings of files that may be converted by themselves."""
@@ -55,6 +75,11 @@ class Entry:
         """Name without folders."""
         return self.name.rpartition("/")[2]
 
+    @property
+    def split(self) -> str:
+        """Split that its name speaks of, else its folders' names; none does: train."""
+        return split_of(self.stem, self.folders)
+
     def read(self) -> bytes:
         """Read the whole content.
 
@@ -83,6 +108,48 @@ class Entry:
             return self.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"{self}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+
+    def read_json(self) -> Any:
+        """Read the whole content as one JSON value.
+
+        Raises:
+            DataError: as `read_text`, or it is no JSON.
+        """
+        return _parse_json(self.read_text(), str(self))
+
+    def read_lines(self) -> Iterator[dict[str, Any]]:
+        """Read one JSON object a line.
+
+        Raises:
+            DataError: as `read_text`, or a line is something else (named by its number).
+        """
+        for number, line in enumerate(self.read_text().split("\n"), start=1):
+            if line.strip():
+                value = _parse_json(line, where := f"{self}:{number}")
+                if not isinstance(value, dict):
+                    raise DataError(f"{where}: not a JSON object")
+                yield value
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except RepeatedKeyError as error:
+        raise DataError(f"{where}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({error})") from None
+
+
+def split_of(stem: str, folders: Sequence[str] = ()) -> str:
+    """Find the split that a file's name speaks of, else the nearest folder's; none does: train.
+
+    `train-00000-of-00002` and `llava_val` name theirs, `latest` does not.
+    """
+    for name in (stem, *reversed(folders)):
+        for word in re.split(r"[^a-z]+", name.lower()):
+            if word in SPLITS:
+                return SPLITS[word]
+    return "train"
 
 
 @lru_cache(maxsize=8)  # one list of members a process, not one a picture
@@ -126,28 +193,48 @@ class Source:
             index.setdefault(entry.last_name, []).append(entry)
         return index
 
+    @cached_property
+    def _by_id(self) -> dict[str, list[Entry]]:
+        index: dict[str, list[Entry]] = {}
+        for entry in (one for same in self._by_last_name.values() for one in same):
+            if entry.suffix not in (*ROWS, ".txt", ".xml"):
+                of_coco = re.fullmatch(r"(?:COCO_\w+_)?(\d{12})", entry.stem)
+                for name in {entry.stem, str(int(of_coco[1])) if of_coco else entry.stem}:
+                    index.setdefault(name, []).append(entry)
+        return index
+
     def find(self, name: str) -> Entry | None:
         """Find the file whose path ends most like `name`; none where two do so equally well.
 
-        People unpack one folder more or less than an annotation expects.
+        People unpack one folder more or less than an annotation expects. A name without an ending
+        is a picture's id: its file's name before the ending, or the number in COCO's.
         """
         wanted = name.replace("\\", "/").split("/")[::-1]
         candidates = self._by_last_name.get(wanted[0], [])
+        if not candidates and "." not in wanted[0]:
+            candidates = self._by_id.get(wanted[0], [])
         exact = [one for one in candidates if name in (one.name, str(one.file.absolute()))]
         candidates = exact or candidates
         if len(candidates) < 2:
             return candidates[0] if candidates else None
 
         def shared(entry: Entry) -> int:
-            parts = entry.name.split("/")[::-1]
-            pairs = zip(wanted, parts, strict=False)
-            return next(
-                (k for k, (a, b) in enumerate(pairs) if a != b), min(len(wanted), len(parts))
-            )
+            pairs = zip(wanted, entry.name.split("/")[::-1], strict=False)
+            return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
         best = max(map(shared, candidates))
         ties = [entry for entry in candidates if shared(entry) == best]
         return ties[0] if len(ties) == 1 else None
+
+    def need(self, name: str, what: str = "picture") -> Entry:
+        """Find a file as `find` does.
+
+        Raises:
+            UnfitError: there is none.
+        """
+        if (entry := self.find(name)) is None:
+            raise UnfitError(f"no {what} of that name")
+        return entry
 
     def match(self, pattern: str) -> list[Entry]:
         """List files whose path ends like `pattern`, as in `nlvr_pairs/*.json`."""
@@ -160,12 +247,17 @@ class Source:
         ]
 
     def fingerprint(self) -> str:
-        """Name the state of the source: other files, or files changed since, give another."""
-        digest = sha256()
-        for file in sorted({entry.file for entry in self.entries}):
-            status = file.stat()
-            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+        """Name the state of the source."""
+        return name_states(sorted({entry.file for entry in self.entries}))
+
+
+def name_states(files: Iterable[Path]) -> str:
+    """Name the state of some files: others, or files changed since, give another name."""
+    digest = sha256()
+    for file in files:
+        status = file.stat()
+        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def _walk(folder: Path, links_out: list[str]) -> Iterator[Entry]:

@@ -5,6 +5,9 @@ from datetime import date, time
 from math import isfinite, isnan
 from typing import Any
 
+_WEIGHS_ONE = ("weight", "loss", "train", "trainable", "mask", "loss_mask")
+"""Keys under which 1 and true are what is usual."""
+
 _INNER = ("en", "text", "answer", "value")
 """Keys of a mapping that stands where a text is meant: languages, and what wraps an answer."""
 
@@ -91,12 +94,10 @@ CHANGES_MEANING = (
     *("video", "videos", "audio", "audios", "tools", "functions", "tool_calls", "function_call"),
     *(*CHOSEN, *REJECTED, "rejected_images", "rejected_videos", "rejected_audios"),
     *("history", "kto_tag"),
-    *("weight", "loss", "train", "trainable", "mask", "loss_mask"),
+    *_WEIGHS_ONE,
     *("reasoning", "reasoning_content", "thinking"),
 )
 """Keys of others by which a row or a message means something else, none of which is obeyed."""
-
-_WEIGHS_ONE = ("weight", "loss", "train", "trainable", "mask", "loss_mask")
 
 
 def refuse_meaningful(row: Mapping[str, Any], also: tuple[str, ...] = ()) -> None:
@@ -111,7 +112,5 @@ def refuse_meaningful(row: Mapping[str, Any], also: tuple[str, ...] = ()) -> Non
     """
     for key in (*CHANGES_MEANING, *also):
         if key in row and row[key] != (key in _WEIGHS_ONE):  # 1 and true weigh, false has no clip
-            calls = (
-                "an answer that calls a tool: " if key in ("tool_calls", "function_call") else ""
-            )
+            calls = "an answer that calls a tool: " * (key in ("tool_calls", "function_call"))
             raise UnfitError(f"{calls}`{key}` changes what it means, and is not obeyed")
