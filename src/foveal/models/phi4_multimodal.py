@@ -31,8 +31,8 @@ class Phi4MultimodalReader(HubReader):
     def _find_image_inputs(self) -> tuple[str, ...]:
         return ("image_pixel_values", "image_sizes", MASK, TOKENS)
 
-    def _process(self, images: Sequence[Any]) -> Any:
-        made = super()._process(images)
+    def _process(self, images: Sequence[Any], processor: Any = None) -> Any:
+        made = super()._process(images, processor)
         if TOKENS not in made:  # left out of what a model is given
             texts = self._written(made)
             made[TOKENS] = torch.tensor([text.count(self.placeholder) for text in texts])
