@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from foveal.models.generation.finite_logits import NotFiniteError
 from foveal.models.generation.generator import Generator, NoAnswer, Request, Token
+from foveal.models.generation.passes import NotFiniteError
 from foveal.serve.problems import RequestError
 
 logger = logging.getLogger(__name__)
