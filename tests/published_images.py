@@ -77,11 +77,20 @@ PUBLISHED: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 def published_reader(model_type: str, folder: Path) -> HubReader:
     """Build what reads images as the published checkpoint does; no weights are needed."""
     _, images, of_images, of_processor = PUBLISHED[model_type]
-    config, tokenizer, _, settings = FAMILIES[model_type]()
+    return _reader(model_type, folder, image_processor(images, **of_images), of_processor)
+
+
+def tiny_reader(model_type: str, folder: Path) -> HubReader:
+    """Build what reads images as the tiny model of a type does; no weights are needed."""
+    return _reader(model_type, folder, None, {})
+
+
+def _reader(model_type: str, folder: Path, images: Any, changes: dict[str, Any]) -> HubReader:
+    config, tokenizer, own, settings = FAMILIES[model_type]()
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    image_processor(images, **of_images).save_pretrained(folder)
-    (folder / "processor_config.json").write_text(json.dumps({**settings, **of_processor}))
+    (images or own).save_pretrained(folder)
+    (folder / "processor_config.json").write_text(json.dumps({**settings, **changes}))
     made = config_of(str(folder))
     own = load_hub_processor(str(folder))
     return HubReader(str(folder), own, made, model_class_of(str(folder), made))

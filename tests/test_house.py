@@ -10,10 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "foveal"
 
-ONE_FOR_EACH_FAMILY = {"derive_family"}
 PUBLIC_AND_BELOW = {"load"}
 COMMANDS_AND_WHAT_THEY_CALL = {"convert", "push", "serve", "train", "ask"}
-SHARED_NAMES = ONE_FOR_EACH_FAMILY | PUBLIC_AND_BELOW | COMMANDS_AND_WHAT_THEY_CALL
+SHARED_NAMES = PUBLIC_AND_BELOW | COMMANDS_AND_WHAT_THEY_CALL
 
 LONGEST_FILE = 400
 LONGEST_STOP = 300

@@ -1,6 +1,8 @@
 """Rules decide which weights learn, the first that matches."""
 
 import io
+from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,9 +16,14 @@ from foveal.config import LoraSettings, Rule
 from foveal.errors import ConfigError
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
 @pytest.fixture
-def loaded(tmp_path):
-    return make_model(tmp_path / "model")
+def loaded(made):
+    return replace(made, model=deepcopy(made.model))
 
 
 def learning(loaded, strategy, **settings):

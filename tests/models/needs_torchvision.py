@@ -11,6 +11,7 @@ import torch
 import torchvision_alone  # noqa: F401  # first of all that looks for torchvision
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
+from published_images import tiny_reader
 from tiny_models import let_clips_share_pixels, write_tiny
 from transformers import AutoModelForCausalLM, AutoProcessor
 from transformers.models.phi4_multimodal.modeling_phi4_multimodal import (
@@ -143,3 +144,22 @@ def test_sounds_are_left_alone_and_every_other_strategy_learns(tmp_path):
         learning = {assignment.part_name.split(".")[0] for assignment in made if assignment.learn}
         assert learning == {"vision", "projector", "language"}
         assert not any(one.name.startswith(SOUNDS) for one in made if one.learn)
+
+
+@pytest.mark.parametrize("name", ["cohere2_vision", "gemma3", "internvl", "llava_next", "qwen3_vl"])
+def test_sizes_are_told_without_pixels_as_torchvision_makes_them(name, tmp_path):
+    reader = tiny_reader(name, tmp_path)
+    assert reader.image_backend == "torchvision"
+    assert reader._sizes is not reader.processor
+    draw = random.Random(0)
+    for _ in range(60):
+        size = round(2000 ** draw.random()), round(2000 ** draw.random())
+        if max(size) < 200 * min(size):
+            assert (size, reader.shape(*size)) == (size, reader._ask(reader.processor, size))
+
+
+def test_a_strip_on_which_a_processor_breaks_is_refused_as_a_size(tmp_path):
+    reader = tiny_reader("lfm2_vl", tmp_path)
+    assert reader.shape(300, 200).features
+    with pytest.raises(ValueError, match=r"no size that .* can read"):
+        reader.shape(63, 848)  # its tiles and its thumbnail come out unlike, and are stacked

@@ -165,7 +165,7 @@ def assert_same(total, ours, expected_total, expected):
         assert float((ours[name] - gradient).norm()) / scale < 1e-10, name
 
 
-@pytest.fixture(scope="module", params=RECURRENT)
+@pytest.fixture(scope="module", params=daily(*RECURRENT[:2], beside=RECURRENT[2:]))
 def case(request, made, in_double, tmp_path_factory):
     """A model in training, a data set, and what transformers alone makes of it."""
     folder = made(request.param)
@@ -296,7 +296,10 @@ def lfm2_vl():
 
 
 @pytest.mark.parametrize("again", [False, True])
-@pytest.mark.parametrize("sizes", [(9, [1, 1]), (9, [1]), (1, [3, 1, 70]), (2, [4]), (70, [5, 66])])
+@pytest.mark.parametrize(
+    "sizes",
+    daily((1, [3, 1, 70]), (70, [5, 66]), beside=[((9, [1, 1]),), ((9, [1]),), ((2, [4]),)]),
+)
 @pytest.mark.parametrize("name", ["qwen3_5", "lfm2_vl"])
 def test_prefixes_and_branches_of_any_length_are_exact(made, in_double, name, sizes, again):
     if name == "lfm2_vl":

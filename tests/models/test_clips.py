@@ -10,6 +10,7 @@ import pytest
 import tiny_models_more  # noqa: F401  # enters its families
 import torch
 import torch.nn.functional as F
+from daily import daily
 from numbered_clips import STEADY, number_shown, write_clip
 from PIL import Image
 from tiny_models import let_clips_share_pixels, write_tiny
@@ -32,7 +33,7 @@ from foveal.models.family import load
 from foveal.models.generation.generator import Generator, Request, generate
 from foveal.train.loss import RowLoss
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
+FAMILIES = daily("qwen2_5_vl", "qwen3_vl", "qwen3_5", beside=["qwen2_vl", "qwen3_vl_moe"])
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from daily import daily
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import write_tiny
@@ -29,17 +30,9 @@ from foveal.models.row_view import RowView, token_places
 from foveal.train.audit import VANISHING
 from foveal.train.loss import RowLoss
 
-FAMILIES = (
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "smolvlm",
-    "idefics3",
-    "internvl",
-    "llava",
-    "llava_next",
-    "gemma3",
-    "gemma4",
-    "glm4v",
+FAMILIES = daily(
+    *("qwen3_vl", "smolvlm", "internvl", "llava_next", "gemma3", "gemma4"),
+    beside=["qwen2_5_vl", "idefics3", "llava", "glm4v"],
 )
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

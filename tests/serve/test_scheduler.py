@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from foveal.models.generation.finite_logits import NotFiniteError
 from foveal.models.generation.generator import NoAnswer, Request
+from foveal.models.generation.passes import NotFiniteError
 from foveal.models.generation.prompt import Prompt
 from foveal.serve.limits import RequestError
 from foveal.serve.scheduler import Grown, Job, Scheduler

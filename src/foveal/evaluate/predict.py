@@ -9,8 +9,8 @@ from foveal.errors import DataError, ModelError
 from foveal.evaluate.prediction import Prediction
 from foveal.evaluate.questions import AskedQuestion
 from foveal.models.family import LoadedModel
-from foveal.models.generation.finite_logits import NotFiniteError
 from foveal.models.generation.generator import Generator, Limits, NoAnswer, Request, check_fits
+from foveal.models.generation.passes import NotFiniteError
 from foveal.models.generation.score import score
 
 

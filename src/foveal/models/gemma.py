@@ -3,7 +3,7 @@
 from typing import Any
 
 from foveal.models.generation.tree import ImageSight
-from foveal.models.hub.hub_family import HubFamily, config_of, model_class_of
+from foveal.models.hub.hub_family import HubFamily
 
 
 class GemmaFamily(HubFamily):
@@ -21,11 +21,4 @@ class GemmaFamily(HubFamily):
         return "mutual_in_windows" if two_ways else "causal"
 
 
-def derive_family(name: str) -> GemmaFamily:
-    """Make the family of a model.
-
-    Raises:
-        ModelError: it is not of the common form.
-    """
-    config = config_of(name)
-    return GemmaFamily(name, config, model_class_of(name, config))
+derive_family = GemmaFamily.of

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from foveal.data.turn_processor import AskedTurn, EncodedTurns
 from foveal.models.family import Route
-from foveal.models.hub.hub_family import HubFamily, config_of, model_class_of
+from foveal.models.hub.hub_family import HubFamily
 from foveal.models.hub.hub_reader import HubReader
 
 
@@ -42,7 +42,4 @@ class PaliGemmaFamily(HubFamily):
         return (places >= start).long()[None]
 
 
-def derive_family(name: str) -> PaliGemmaFamily:
-    """Make the family of a model folder or hub name."""
-    config = config_of(name)
-    return PaliGemmaFamily(name, config, model_class_of(name, config))
+derive_family = PaliGemmaFamily.of

@@ -1,10 +1,11 @@
 """Phi-4-multimodal's images and words -> a family; its sounds are left alone."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from transformers import Phi4MultimodalForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import cached_file
 
@@ -31,8 +32,8 @@ class Phi4MultimodalReader(HubReader):
     def _find_image_inputs(self) -> tuple[str, ...]:
         return ("image_pixel_values", "image_sizes", MASK, TOKENS)
 
-    def _process(self, images: Sequence[Any]) -> Any:
-        made = super()._process(images)
+    def _process(self, images: Sequence[Any], processor: Any = None) -> Any:
+        made = super()._process(images, processor)
         if TOKENS not in made:  # left out of what a model is given
             texts = self._written(made)
             made[TOKENS] = torch.tensor([text.count(self.placeholder) for text in texts])
@@ -77,6 +78,11 @@ class Phi4MultimodalFamily(HubFamily):
 
     reader = Phi4MultimodalReader
     text_config = ""
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        """Make the family; transformers does not list its class among those of images."""
+        return cls(name, config_of(name), Phi4MultimodalForCausalLM)
 
     def _find_parts(self, skeleton: Any) -> dict[str, tuple[str, ...]]:
         return {
@@ -158,8 +164,4 @@ class Phi4MultimodalFamily(HubFamily):
         return int(config.original_max_position_embeddings)
 
 
-def derive_family(name: str) -> Phi4MultimodalFamily:
-    """Make the family of a model folder or hub name."""
-    from transformers import Phi4MultimodalForCausalLM
-
-    return Phi4MultimodalFamily(name, config_of(name), Phi4MultimodalForCausalLM)
+derive_family = Phi4MultimodalFamily.of

@@ -14,8 +14,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from foveal.models.generation.finite_logits import NotFiniteError
 from foveal.models.generation.generator import Generator, NoAnswer, Request, Token
+from foveal.models.generation.passes import NotFiniteError
 from foveal.serve.limits import RequestError
 
 logger = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from daily import daily
 from PIL import Image
 from tiny_models import write_tiny
 from transformers import AutoModelForImageTextToText
@@ -110,13 +111,11 @@ def prompts(loaded):
 
 @pytest.mark.parametrize(
     "limits",
-    [
-        Limits(),
-        Limits(sequences=2),
+    daily(
         Limits(tokens=300),
-        Limits(tokens_per_pass=70),
         Limits(sequences=1, kept_prefixes=2),
-    ],
+        beside=[Limits(), Limits(sequences=2), Limits(tokens_per_pass=70)],
+    ),
 )
 def test_many_together_get_the_tokens_that_generate_gives_each_alone(both, limits):
     loaded, _, expected = both

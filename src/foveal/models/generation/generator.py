@@ -14,8 +14,14 @@ import torch
 from torch import Tensor
 
 from foveal.models.family import LoadedModel, most_tokens
-from foveal.models.generation.finite_logits import NotFiniteError, are_finite, not_finite
-from foveal.models.generation.passes import Growing, logits_behind, run_pass
+from foveal.models.generation.passes import (
+    Growing,
+    NotFiniteError,
+    are_finite,
+    logits_behind,
+    not_finite,
+    run_pass,
+)
 from foveal.models.generation.prompt import Prompt, Stretch, go_on
 from foveal.models.generation.sampling import Drawer, Sampling, choose_tokens
 from foveal.models.generation.tree import Node, Tree

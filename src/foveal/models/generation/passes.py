@@ -13,12 +13,23 @@ from transformers.cache_utils import DynamicCache
 
 from foveal.data.forward_inputs import ForwardInputs
 from foveal.data.layout import GroupSpan
+from foveal.errors import ModelError
 from foveal.models.cached_rows import read
 from foveal.models.family import LoadedModel
+from foveal.models.finite import explain_not_finite
 from foveal.models.forward import hand_out, hidden_states
 from foveal.models.generation.prompt import PromptImage, Stretch
 from foveal.models.generation.strands import Strand, StrandBatch, line_up
 from foveal.models.generation.tree import NewTokens, Node, Tree, grow
+
+
+class NotFiniteError(ModelError):
+    """A model's numbers are not finite: nothing can be said of the answer."""
+
+    def __init__(self, message: str, place: int = 0) -> None:
+        super().__init__(message)
+        self.place = place
+        """Which of the questions asked for together it was."""
 
 
 @dataclass(frozen=True)
@@ -190,3 +201,28 @@ def logits_behind(loaded: LoadedModel, hidden: Tensor) -> Tensor:
     with torch.no_grad():
         logits: Tensor = loaded.family.head(loaded.model)(hidden)
         return logits.float()
+
+
+def are_finite(pieces: Sequence[Tensor]) -> list[bool]:
+    """Tell of each (tokens, width) whether all of it is finite; waits for the device once."""
+    rows = torch.cat(list(pieces)).isfinite().all(-1).cpu()
+    return [bool(one.all()) for one in rows.split([len(piece) for piece in pieces])]
+
+
+def not_finite(
+    loaded: LoadedModel, whole: Stretch, is_long: bool, place: int = 0
+) -> NotFiniteError:
+    """Say where a prompt's numbers stop being finite, by running it alone once more.
+
+    Args:
+        loaded: model, in evaluation mode, and processor.
+        whole: the prompt, and what is written behind it.
+        is_long: whether it is rotated as a long example.
+        place: of the question among those asked together.
+    """
+    tree = Tree(None, is_long)
+    part = Growing(tree, tree.add_node(None), whole)
+    reason = explain_not_finite(
+        loaded, lambda: logits_behind(loaded, run_pass(loaded, [part])[0][-1:])
+    )
+    return NotFiniteError(reason, place)

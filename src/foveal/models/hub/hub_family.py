@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, lru_cache, partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -64,6 +64,16 @@ class HubFamily(Family):
         self._products = LayerProducts.count(config, *self._layers(skeleton))
         if reads_with_cache(name, config.get_text_config(), self._decoder(skeleton)):
             self.route = "cache"
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        """Make the family of a model folder or hub name.
+
+        Raises:
+            ModelError: transformers has no such type, or not of the common form.
+        """
+        config = config_of(name)
+        return cls(name, config, model_class_of(name, config))
 
     def _layers(self, skeleton: Any) -> tuple[list[nn.Module], list[nn.Module]]:
         """List the repeated layers that are run: of the decoder, and of what stands before it."""
@@ -246,11 +256,4 @@ def model_class_of(name: str, config: Any) -> Any:
         ) from error
 
 
-def derive_family(name: str) -> HubFamily:
-    """Make the family of a model of transformers.
-
-    Raises:
-        ModelError: transformers has no such type, or not of the common form.
-    """
-    config = config_of(name)
-    return HubFamily(name, config, model_class_of(name, config))
+derive_family = HubFamily.of

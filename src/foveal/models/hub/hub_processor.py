@@ -1,7 +1,6 @@
 """A model folder -> its own processor; without torchvision, all of it but what reads clips."""
 
 import inspect
-from functools import lru_cache
 from typing import Any
 
 
@@ -10,21 +9,22 @@ def load_hub_processor(name: str) -> Any:
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
     from transformers.utils import is_torchvision_available
 
-    if is_torchvision_available():
-        return AutoProcessor.from_pretrained(name)
     try:
         return AutoProcessor.from_pretrained(name)
     except (ImportError, ValueError, RecursionError):  # the last: a clip reader that seeks itself
+        if is_torchvision_available():
+            raise
         found = _processor_class(name)
-        if not _needed(found):
+        missing = _needed(found)
+        if not missing:
             raise
         # Its clips need torchvision, and so all of it is refused: taken apart, images do not.
         settings, _ = found.get_processor_dict(name)
-        known = set(inspect.signature(found.__init__).parameters) - {"self", "kwargs"}
-        own = {key: one for key, one in settings.items() if key in known - set(_needed(found))}
+        known = set(inspect.signature(found.__init__).parameters) - {"self", "kwargs", *missing}
+        own = {key: one for key, one in settings.items() if key in known}
         own["image_processor"] = AutoImageProcessor.from_pretrained(name, backend="pil")
         own["tokenizer"] = AutoTokenizer.from_pretrained(name)
-        return _without_clips(found)(**dict.fromkeys(_needed(found)), **own)
+        return _make_without(found, missing, own)
 
 
 def _needed(processor_class: Any) -> list[str]:
@@ -37,15 +37,16 @@ def _needed(processor_class: Any) -> list[str]:
     ]
 
 
-@lru_cache
-def _without_clips(processor_class: Any) -> Any:
-    def check(self: Any, argument_name: str, argument: Any) -> Any:
-        if argument is None:
-            return None
-        return processor_class.check_argument_for_proper_class(self, argument_name, argument)
+def _make_without(processor_class: Any, missing: list[str], own: dict[str, Any]) -> Any:
+    class Lenient(processor_class):  # type: ignore[misc]
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if argument is None:
+                return None
+            return super().check_argument_for_proper_class(argument_name, argument)
 
-    body = {"check_argument_for_proper_class": check, "__module__": processor_class.__module__}
-    return type(processor_class.__name__, (processor_class,), body)
+    made = Lenient(**dict.fromkeys(missing), **own)
+    made.__class__ = processor_class  # which processes beside this one find by its name
+    return made
 
 
 def _processor_class(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +23,10 @@ from foveal.models.box_frames import box_frame_of
 from foveal.models.clip_inputs import PairReader, make_clip_reader
 from foveal.models.family import CLIP_SECONDS
 from foveal.models.generation.characters import read_answer
+from foveal.models.hub.sizes_alone import without_pixels
 from foveal.models.words import ChatWords, ImageText
 
-PROBE_SIZE = (96, 80)
+PROBE_SIZES = (96, 80), (30, 120)
 REMEMBERED_SHAPES = 100_000
 """Sizes whose shapes stay known; distinct pictures of a data set share many."""
 
@@ -147,10 +149,10 @@ class HubReader:
 
     # -- images ----------------------------------------------------------------------------------
 
-    def _process(self, images: Sequence[Image.Image]) -> Any:
-        """Run the model's own processor on a text of images alone."""
+    def _process(self, images: Sequence[Image.Image], processor: Any = None) -> Any:
+        """Run the model's own processor, or one like it, on a text of images alone."""
         text = self.placeholder * len(images)
-        return self.processor(
+        return (processor or self.processor)(
             text=[text],
             images=[list(images)],
             return_tensors="pt",
@@ -165,7 +167,7 @@ class HubReader:
         return [one["replacement"] for one in made["text_replacement_offsets"][0]]
 
     def _look_at_images(self) -> ImageText:
-        image = Image.new("RGB", PROBE_SIZE)
+        image = Image.new("RGB", PROBE_SIZES[0])
         texts = self._written(self._process([image, image]))
         if texts[0] != texts[1]:
             raise ModelError(f"model {self.name}: an image's number stands in its text")
@@ -194,8 +196,27 @@ class HubReader:
             self._shapes[size] = self._measure(size)
         return self._shapes[size]
 
+    @cached_property
+    def _sizes(self) -> Any:
+        """What is asked first: the processor without pixels, where it says the same as with."""
+        sizes = without_pixels(self.processor)
+        with suppress(Exception):  # what asks for pixels in a way of its own raises what it likes
+            if all(self._ask(sizes, one) == self._ask(self.processor, one) for one in PROBE_SIZES):
+                return sizes
+        return self.processor
+
     def _measure(self, size: tuple[int, int]) -> ImageShape:
-        made = self._process([Image.new("RGB", size)])
+        if self._sizes is not self.processor:
+            with suppress(Exception):  # that is for the whole processor to say, in its own words
+                return self._ask(self._sizes, size)
+        try:
+            return self._ask(self.processor, size)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:
+            # Not every processor looks at a size before it fails on it.
+            raise ValueError(f"no size that {self.name} can read: {error}") from error
+
+    def _ask(self, processor: Any, size: tuple[int, int]) -> ImageShape:
+        made = self._process([Image.new("RGB", size)], processor)
         lead, run, tail = self._cut(self._written(made)[0])
         if (lead, tail) != (self.image_text.lead, self.image_text.tail):
             raise ModelError(f"model {self.name}: the text around an image hangs on its size")
@@ -269,7 +290,7 @@ class HubReader:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what another process makes anew."""
-        return {key: one for key, one in vars(self).items() if key != "_rope_index"}
+        return {key: one for key, one in vars(self).items() if key not in ("_rope_index", "_sizes")}
 
 
 def _grids(shapes: Iterable[ImageShape]) -> Tensor | None:
