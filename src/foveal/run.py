@@ -46,7 +46,7 @@ from foveal.train.learner import Learner, make_learner
 from foveal.train.loop import EndedEarly, LoopHooks, Stopped, train
 from foveal.train.not_finite import explain_step
 from foveal.train.optim import count_steps
-from foveal.train.preference import objective_of
+from foveal.train.objective import objective_of
 from foveal.train.records.incidents import INCIDENTS, Incidents
 from foveal.train.records.log import RunLog
 from foveal.train.records.tracker_clients import Ending

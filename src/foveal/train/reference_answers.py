@@ -20,7 +20,7 @@ from foveal.data.loader import StepLoader
 from foveal.data.rows import Plan
 from foveal.storage import written_whole
 from foveal.train.engines.one_process import Engine
-from foveal.train.preference import pair_losses
+from foveal.train.objective import pair_losses
 from foveal.train.stop import StopRequest, asked_by_any
 
 REFERENCE = "reference.safetensors"
