@@ -16,10 +16,10 @@ from foveal.bench.result import Machine, Result, print_results, results_to_json
 from foveal.bench.side import Case, Side, Way
 from foveal.data.parallel import in_new_process
 from foveal.errors import ConfigError
+from foveal.machine import hand_back_free_memory
 from foveal.plan.machines.resident import reset_most_resident, resident_bytes
 from foveal.plan.machines.this_machine import machine_name, matrix_speed
 from foveal.plan.model_costs.arithmetic import proportions
-from foveal.train.engines.allocator import hand_back_free_memory
 
 STRATEGIES = ("full", "frozen_vision", "lora")
 QUESTIONS = (1, 4)

@@ -7,8 +7,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from foveal.machine import DTYPES, Precision, pick_device
-from foveal.train.engines.allocator import LARGEST_KEPT_IF_SHORT_BYTES, keep_freed_memory
+from foveal.machine import (
+    DTYPES,
+    LARGEST_KEPT_IF_SHORT_BYTES,
+    Precision,
+    keep_freed_memory,
+    pick_device,
+)
 
 Item = TypeVar("Item")
 
