@@ -8,14 +8,13 @@ import pytest
 from daily import daily
 from rich.console import Console
 from safetensors.torch import load_file
-from tiny import SIZES, make_model, pages
+from tiny import make_model, pages, write_model
 
 from foveal.config import Recipe
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.rows import Plan
 from foveal.errors import RunError
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 
 
@@ -27,7 +26,7 @@ def break_picture(path: Path) -> None:
 @pytest.fixture
 def place(tmp_path):
     """Five pages with three questions each, the second one broken; and the same without it."""
-    write_tiny(tmp_path / "model", 0, SIZES)
+    write_model(tmp_path / "model")
     pages(tmp_path, 5, 3, "train")
     break_picture(tmp_path / "images" / "train-1.png")
     kept = [

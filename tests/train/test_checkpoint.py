@@ -17,12 +17,10 @@ import yaml
 from bitsandbytes.optim import AdamW8bit
 from rich.console import Console
 from safetensors.torch import load_file
-from tiny import SIZES, pages
 from torch import nn
 
 from foveal.config import Recipe
 from foveal.errors import ConfigError, RunError
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 from foveal.train import checkpoint as module
 from foveal.train.best import best_checkpoint
@@ -169,14 +167,6 @@ def test_the_best_checkpoint_outlives_newer_ones(scored):
         save(folder, step)
         prune(folder, 2, best_checkpoint(scored, "anls"))
     assert [one.name for one in checkpoints(folder)] == ["step-4", "step-10", "step-12"]
-
-
-@pytest.fixture
-def place(tmp_path):
-    write_tiny(tmp_path / "model", 0, SIZES)
-    pages(tmp_path, 4, 3, "train")
-    pages(tmp_path, 2, 2, "validation")
-    return tmp_path
 
 
 def recipe(place: Path, run: str = "run", precision: str = "float32", **changes) -> Recipe:

@@ -12,7 +12,7 @@ from pairs import pair_pages
 from peft import PeftModel
 from serving import question, running
 from small_runs import losses, metrics, recipe, run
-from tiny import SIZES, turn, write_data
+from tiny import turn, write_data, write_model
 from tiny_models import write_tiny as write_family
 from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
@@ -24,7 +24,6 @@ from foveal.data.images.media import open_image
 from foveal.deliver.export import export_run
 from foveal.evaluate.prediction import read_predictions, read_scores
 from foveal.models.family import load
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.plan.question import ask
 from foveal.serve.app import ServerSettings
 from foveal.serve.requests.limits import ServerLimits
@@ -43,7 +42,7 @@ WARNS = [
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("place")
-    write_tiny(place / "model", 0, SIZES)
+    write_model(place / "model")
     pair_pages(place, 3, 3, "train")
     pair_pages(place, 2, 2, "validation", rejected=2)
     return place

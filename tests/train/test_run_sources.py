@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tiny import SIZES, pages
+from tiny import pages, write_model
 
 from foveal.config import Recipe
 from foveal.errors import RunError
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 
 datasets = pytest.importorskip("datasets")
@@ -59,7 +58,7 @@ def recipe(place: Path, weight: float) -> Recipe:
 
 
 def test_a_run_over_weighted_files_shows_each_as_often_and_goes_on_only_with_the_same(tmp_path):
-    write_tiny(tmp_path / "model", 0, SIZES)
+    write_model(tmp_path / "model")
     one, two = pages(tmp_path / "one", 2, 3), pages(tmp_path / "two", 1, 3)
     write_parquet(tmp_path / "x.parquet", one)
     one.unlink()

@@ -8,23 +8,15 @@ import torch
 from daily import daily
 from rich.console import Console
 from small_runs import losses, recipe, run, same_bits, weights
-from tiny import SIZES, make_model, make_picture, pages, turn, write_data
+from tiny import make_model, make_picture, turn, write_data
 from typer.testing import CliRunner
 
 from foveal.cli import app
 from foveal.config import TrainSettings, save_recipe
 from foveal.errors import ModelError, RunError
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.report.report import write_report
 from foveal.run import TrainingRun
 from foveal.train.optim import rate_scale
-
-
-@pytest.fixture
-def place(tmp_path):
-    write_tiny(tmp_path / "model", 0, SIZES)
-    pages(tmp_path, 4, 3, "train")
-    return tmp_path
 
 
 def said(chosen):

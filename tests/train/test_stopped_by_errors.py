@@ -17,22 +17,12 @@ from daily import daily
 from launched import TORCHRUN, free_port
 from rich.console import Console
 from small_runs import losses, recipe, run, run_until, same_bits, weights
-from tiny import SIZES, make_model, make_picture, pages, turn, write_data
+from tiny import make_model, make_picture, turn, write_data
 
 from foveal.errors import DataError, ModelError, RunError
 from foveal.evaluate import evaluation
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 from foveal.train.checkpoint import checkpoints
-
-
-@pytest.fixture
-def place(tmp_path):
-    write_tiny(tmp_path / "model", 0, SIZES)
-    pages(tmp_path, 4, 3, "train")
-    pages(tmp_path, 2, 2, "validation")
-    return tmp_path
-
 
 WINDOW = "max_position_embeddings"
 
