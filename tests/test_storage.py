@@ -10,9 +10,11 @@ from threading import Barrier
 
 import pytest
 
+from foveal import storage
 from foveal.storage import (
     FAILED_WRITES,
     alone_in,
+    beside,
     folder_written_whole,
     write_bytes,
     write_json,
@@ -31,8 +33,8 @@ def test_threads_that_write_one_file_do_not_take_it_from_each_other(tmp_path):
     file, together = tmp_path / "note.txt", Barrier(8)
 
     def write(number):
-        with written_whole(file) as beside:
-            beside.write_text(f"{number}")
+        with written_whole(file) as part:
+            part.write_text(f"{number}")
             together.wait()
 
     with ThreadPoolExecutor(8) as pool:
@@ -51,14 +53,49 @@ def test_a_write_that_breaks_off_leaves_the_former_file(tmp_path):
     file.write_text("before")
 
     def break_off():
-        with written_whole(file) as beside:
-            beside.write_text("half")
+        with written_whole(file) as part:
+            part.write_text("half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         break_off()
     assert file.read_text() == "before"
     assert os.listdir(tmp_path) == ["note.txt"]
+
+
+def test_a_folder_that_breaks_off_leaves_the_former_one(tmp_path):
+    place = tmp_path / "kept"
+    place.mkdir()
+    (place / "note.txt").write_text("before")
+
+    def break_off():
+        with folder_written_whole(place) as part:
+            (part / "note.txt").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        break_off()
+    assert (place / "note.txt").read_text() == "before"
+    assert os.listdir(tmp_path) == ["kept"]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_folder_is_on_the_disk_with_all_below_it_before_it_takes_its_place(
+    tmp_path, monkeypatch, alone
+):
+    place, flushed = tmp_path / "kept", []
+    for torn in (place, beside(place), tmp_path / ".kept.gone"):  # of others, that were killed
+        torn.mkdir()
+        (torn / "torn.txt").write_text("")
+    monkeypatch.setattr(storage, "flush", lambda path: flushed.append(path.name))
+    with folder_written_whole(place, alone) as part:
+        (part / "below").mkdir()
+        (part / "below" / "note.txt").write_text("whole")
+        assert not (part / "torn.txt").exists()
+    assert [str(one.relative_to(place)) for one in place.rglob("*.txt")] == ["below/note.txt"]
+    assert {*flushed} >= {"below", "note.txt", part.name, tmp_path.name}
+    left = {".kept.part", ".kept.gone"} if not alone else set()  # not ours to take away
+    assert {*os.listdir(tmp_path)} == {"kept", *left}
 
 
 def test_a_full_disk_leaves_the_former_file_and_names_it(tmp_path):

@@ -62,34 +62,63 @@ def drop_older(place: Path, time: float) -> None:
 
 
 @contextmanager
-def folder_written_whole(place: Path) -> Iterator[Path]:
+def folder_written_whole(place: Path, alone: bool = False) -> Iterator[Path]:
     """Yield the folder beside `place` to fill; behind the block it is on the disk, in its place.
 
     Whatever breaks off the block leaves what stood there before.
 
+    Args:
+        place: of the folder.
+        alone: no other process writes there meanwhile; what a killed one left is taken away.
+
     Raises:
         OSError: it cannot be written; names `place`, not the folder beside it.
     """
-    beside = place.with_name(f".{place.name}.{os.getpid()}.part")
+    owner = "" if alone else f".{os.getpid()}"
+    part = beside(place, owner)
     try:
         try:
-            beside.mkdir(parents=True, exist_ok=True)
-            yield beside
-            for path in (*beside.iterdir(), beside):
-                flush(path)
-            if place.exists():  # a kill between the two leaves none, never half of one
-                gone = place.with_name(f".{place.name}.{os.getpid()}.gone")
-                place.rename(gone)
-                shutil.rmtree(gone)
-            beside.rename(place)
+            if alone:
+                shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True, exist_ok=True)
+            yield part
+            keep_folder(place, owner)
         except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(part, ignore_errors=True)
             raise
     except OSError as error:
         named = error.filename
-        if named is None or str(named).startswith(str(beside)) or _is_gone(place.parent, error):
+        if named is None or str(named).startswith(str(part)) or _is_gone(place.parent, error):
             raise _about(place, error) from error
         raise
+
+
+def beside(place: Path, owner: str = "") -> Path:
+    """Name the folder to fill; nothing takes a name with a dot before it for a finished one."""
+    return place.with_name(f".{place.name}{owner}.part")
+
+
+def keep_folder(place: Path, owner: str = "") -> None:
+    """Flush what was written beside `place`, and put it there.
+
+    Raises:
+        OSError: it cannot be written; what stood there may be gone, but nothing is torn.
+    """
+    written = beside(place, owner)
+    for path in (*written.rglob("*"), written):
+        flush(path)
+    if place.exists():
+        drop_folder(place, owner)
+    written.rename(place)
+    flush(place.parent)
+
+
+def drop_folder(place: Path, owner: str = "") -> None:
+    """Delete a folder so that a kill on the way leaves none that looks whole."""
+    gone = place.with_name(f".{place.name}{owner}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    place.rename(gone)
+    shutil.rmtree(gone)
 
 
 class AtWorkError(OSError):

@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,8 +34,7 @@ from foveal.errors import ModelError, RunError
 from foveal.machine import DTYPES, Precision
 from foveal.models.family import Family
 from foveal.models.hub.image_settings import changed_settings
-from foveal.storage import alone_in
-from foveal.train.whole_folder import beside, keep_folder
+from foveal.storage import alone_in, folder_written_whole
 
 MAX_SHARD_BYTES = 2_000_000_000
 TOWER = (
@@ -210,17 +208,12 @@ def new_folder(place: Path) -> Iterator[Path]:
     Raises:
         RunError: it cannot be written.
     """
-    part = beside(place)
     try:
-        shutil.rmtree(part, ignore_errors=True)  # of one that was killed
-        part.mkdir(parents=True)
-        yield part
-        keep_folder(place)
+        with folder_written_whole(place, alone=True) as part:
+            yield part
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"cannot write {place}: {reason}; free space, run again") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def check_base_fits(source: RunSource, as_model: bool) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from foveal.config import Recipe, flatten
 from foveal.errors import RunError
+from foveal.storage import beside, drop_folder, keep_folder
 from foveal.train.engines.one_process import Engine
-from foveal.train.whole_folder import beside, drop_folder, keep_folder
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 NUMBERS = "numbers"

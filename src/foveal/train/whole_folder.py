@@ -1,43 +1,14 @@
-"""A folder written beside its place -> in its place, on the disk, whole or not at all."""
+"""A run -> its folder, which no other process works in meanwhile."""
 
 import os
-import shutil
 from pathlib import Path
 
 from foveal.errors import RunError
-from foveal.storage import AtWorkError, flush, take_lock
+from foveal.storage import AtWorkError, take_lock
 from foveal.train.engines.one_process import Engine
 
 LOCK = ".lock"
 """In a run's folder: held by the process that is at work in it."""
-
-
-def beside(place: Path) -> Path:
-    """Name the folder to fill; nothing takes a name with a dot before it for a finished one."""
-    return place.with_name(f".{place.name}.part")
-
-
-def keep_folder(place: Path) -> None:
-    """Flush what was written beside `place`, and put it there.
-
-    Raises:
-        OSError: it cannot be written; what stood there may be gone, but nothing is torn.
-    """
-    written = beside(place)
-    for path in (*written.rglob("*"), written):
-        flush(path)
-    if place.exists():
-        drop_folder(place)
-    written.rename(place)
-    flush(place.parent)
-
-
-def drop_folder(place: Path) -> None:
-    """Delete a folder so that a kill on the way leaves none that looks whole."""
-    gone = place.with_name(f".{place.name}.gone")
-    shutil.rmtree(gone, ignore_errors=True)
-    place.rename(gone)
-    shutil.rmtree(gone)
 
 
 def drop_parts(run: Path) -> None:
