@@ -23,6 +23,7 @@ from foveal.errors import DataError, ModelError, RunError
 from foveal.evaluate import evaluation
 from foveal.run import TrainingRun
 from foveal.train.checkpoint import checkpoints
+from foveal.train.failures import mendable_failure
 
 WINDOW = "max_position_embeddings"
 
@@ -310,6 +311,11 @@ def members(group):
         if int(fields[2]) == group and fields[0] != "Z":
             found.append(int(place.name))
     return found
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
+def test_a_worker_that_is_ended_while_it_hands_a_row_over_is_spoken_of_too(error, tmp_path):
+    assert "a process that opens images was ended" in str(mendable_failure(error, tmp_path))
 
 
 def test_a_worker_that_the_system_ends_is_spoken_of_in_one_line(place, monkeypatch):

@@ -12,6 +12,9 @@ WITHOUT_ORDER = re.compile(r"(\S+) does not have a deterministic implementation"
 WITHOUT_WORKER = re.compile(r"DataLoader worker .* (killed by signal|exited unexpectedly)")
 """PyTorch's words for a process that opens images and is no more."""
 
+BROKEN_OFF = (ConnectionError, EOFError)
+"""What is seen of one that is ended while it hands over what it opened."""
+
 
 def mendable_failure(error: Exception, run: Path) -> RunError | None:
     """Say in one line what to do about an error; nothing where it is none that is known.
@@ -30,7 +33,9 @@ def mendable_failure(error: Exception, run: Path) -> RunError | None:
             f"train.deterministic=true: {found[1]} has no kernel that adds in one order here; try "
             "attention=blocks, or go on with train.deterministic=false"
         )
-    if isinstance(error, RuntimeError) and WITHOUT_WORKER.search(str(error)):
+    if isinstance(error, BROKEN_OFF) or (
+        isinstance(error, RuntimeError) and WITHOUT_WORKER.search(str(error))
+    ):
         return RunError(
             "a process that opens images was ended, as systems do that run out of memory; free "
             "some, or give fewer, data.workers; the same command goes on from the last checkpoint"
