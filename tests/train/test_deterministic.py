@@ -7,7 +7,6 @@ import torch
 from daily import daily
 from rich.console import Console
 from small_runs import losses, recipe, run, same_bits, weights
-from tiny import pages, write_model
 
 from foveal.errors import RunError
 from foveal.run import TrainingRun

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foveal.adapt.adapters import without_adapters
@@ -19,6 +19,7 @@ from foveal.data.forward_inputs import Batch
 from foveal.data.loader import StepLoader
 from foveal.data.rows import Plan
 from foveal.storage import written_whole
+from foveal.train.checkpoint import save_tensors
 from foveal.train.engines.one_process import Engine
 from foveal.train.objective import pair_losses
 from foveal.train.stop import StopRequest, asked_by_any
@@ -66,7 +67,7 @@ def write_reference(path: Path, key: ReferenceKey, known: NDArray[np.float32]) -
         OSError: it cannot be written.
     """
     with written_whole(path) as beside:
-        save_file({VALUES: torch.from_numpy(known)}, beside, asdict(key))
+        save_tensors(beside, {VALUES: torch.from_numpy(known)}, asdict(key))
 
 
 def missing_steps(plan: Plan, total_steps: int, known: NDArray[np.float32]) -> list[int]:
@@ -122,8 +123,7 @@ def find_reference(
         for place, value in engine.gather(list(found.items())):
             known[place] = value
         found.clear()
-        if engine.is_main:
-            write_reference(path, key, known)
+        engine.by_main(partial(write_reference, path, key, known))
 
     found: dict[int, float] = {}
     loss.eval()
@@ -137,7 +137,8 @@ def find_reference(
             Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar,
         ):
             for _ in bar.track(range(len(needed))):
-                for batch in next(steps).batches:
+                rows: list[Batch] = engine.alike(partial(list, next(steps).batches))
+                for batch in rows:
                     found |= _read_row(engine, loss, batch)
                 stopping = asked_by_any(engine, request)
                 is_due = engine.is_main and time.monotonic() - saved > SAVE_EVERY_SECONDS
