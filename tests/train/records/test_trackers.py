@@ -36,7 +36,7 @@ class Server:
         server = self
         server.runs.append((identity, said))
 
-        class Client(tracker_clients._Client):
+        class Client(tracker_clients.Tracker):
             def held(self, sure):
                 if not server.tells:
                     return None
