@@ -153,9 +153,7 @@ def _train_our_way(
         reference = find_reference(
             folder,
             key,
-            engine,
-            loaded.model,
-            engine.module,
+            learner,
             StepLoader(plan, batches),
             case.steps,
             Console(quiet=True),

@@ -149,7 +149,7 @@ class TrainingRun:
         steps = first_step, count_steps(plan.steps_per_epoch, recipe.train)
         if first_step < steps[1]:
             # No weight has been touched yet: neither by a step nor by the checkpoint.
-            if recipe.learns_pairs and not self._find_reference(plan, steps[1], request):
+            if recipe.learns_pairs and not self._find_reference(learner, plan, steps[1], request):
                 sent = asked_by_any(engine, request)
                 return Outcome(self.run, Stopped(sent, first_step))
             self._check_sharing(plan)
@@ -235,29 +235,22 @@ class TrainingRun:
         on_gpu = engine.device.type == "cuda"
         return StepLoader(plan, batches, engine.rank, data.workers, on_gpu, engine.largest)
 
-    def _find_reference(self, plan: Plan, total_steps: int, request: StopRequest) -> bool:
+    def _find_reference(
+        self, learner: Learner, plan: Plan, total_steps: int, request: StopRequest
+    ) -> bool:
         """See how likely the answers are before the run; false where it was asked to stop."""
-        settings = self.recipe.preference
+        settings, inputs = self.recipe.preference, self.inputs
         if not settings.compares:
             return True
-        self.reference = find_reference(
-            self.run,
-            ReferenceKey(
-                self.inputs.model_fingerprint, self.dataset.fingerprint, self.recipe.precision
-            ),
-            self.engine,
-            self.loaded.model,
-            self.engine.module,
-            self._loader(plan),
-            total_steps,
-            self.console,
-            request,
-        )
+        made_from = inputs.model_fingerprint, self.dataset.fingerprint, self.recipe.precision
+        key, loader = ReferenceKey(*made_from), self._loader(plan)
+        how = total_steps, self.console, request
+        self.reference = find_reference(self.run, key, learner, loader, *how)
         if self.reference is None:
             return False
         row = next(row for rank in plan.step(0).ranks for row in rank if row.groups)
         batch = self.engine.alike(lambda: self._loader(plan).batches[row])
-        if said := compare_with_reference(self.engine, self.engine.module, batch, settings):
+        if said := compare_with_reference(learner, batch, settings):
             self._tell(said)
         return True
 

@@ -21,6 +21,7 @@ from foveal.data.rows import Plan
 from foveal.storage import written_whole
 from foveal.train.checkpoint import save_tensors
 from foveal.train.engines.one_process import Engine
+from foveal.train.learner import Learner
 from foveal.train.objective import pair_losses
 from foveal.train.stop import StopRequest, asked_by_any
 
@@ -86,9 +87,7 @@ def missing_steps(plan: Plan, total_steps: int, known: NDArray[np.float32]) -> l
 def find_reference(
     run: Path,
     key: ReferenceKey,
-    engine: Engine,
-    model: nn.Module,
-    loss: nn.Module,
+    learner: Learner,
     loader: StepLoader,
     total_steps: int,
     console: Console,
@@ -102,9 +101,7 @@ def find_reference(
     Args:
         run: folder that holds the file.
         key: of model and data.
-        engine: that prepared `loss`.
-        model: bare, as it was before the first step; adapters are left aside.
-        loss: `RowLoss`, as the engine wrapped it.
+        learner: as it was before the first step; adapters are left aside.
         loader: this rank's rows.
         total_steps: of the run.
         console: to show progress on.
@@ -113,6 +110,7 @@ def find_reference(
     Returns:
         (examples,), nats; NaN for what the run never shows. None where it was asked to stop.
     """
+    engine, loss = learner.engine, learner.loss
     path = run / REFERENCE
     count = len(loader.plan.sizes.tokens)
     (known,) = engine.gather([read_reference(path, key, count)] if engine.is_main else [])
@@ -133,7 +131,7 @@ def find_reference(
         with (
             torch.no_grad(),
             engine.reading(),
-            without_adapters(model),
+            without_adapters(learner.model),
             Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar,
         ):
             for _ in bar.track(range(len(needed))):
@@ -163,19 +161,19 @@ def _read_row(engine: Engine, loss: nn.Module, batch: Batch) -> dict[int, float]
 
 
 def compare_with_reference(
-    engine: Engine, loss: nn.Module, batch: Batch, settings: PreferenceSettings
+    learner: Learner, batch: Batch, settings: PreferenceSettings
 ) -> str | None:
     """See that weights which no step has touched are the reference, so that dpo's loss is log 2.
 
     Args:
-        engine: that prepared `loss`.
-        loss: `RowLoss`, as the engine wrapped it.
+        learner: as it was before the first step.
         batch: a row with pairs.
         settings: which loss.
 
     Returns:
         What a person should hear, where they are not.
     """
+    engine, loss = learner.engine, learner.loss
     batch = batch.to(engine.device)
     pairs = batch.pairs
     assert pairs is not None
