@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import small_runs
 from rich.console import Console
 from tiny import pages, write_model
 
@@ -34,26 +35,14 @@ def recipe(place: Path, weight: float) -> Recipe:
         {"path": str(place / "x.parquet"), "weight": weight},
         {"path": str(place / "two" / "data.jsonl")},
     ]
-    return Recipe.model_validate(
-        {
-            "model": str(place / "model"),
-            "run": str(place / "run"),
-            "precision": "float32",
-            "data": {
-                "train": files,
-                "validation": str(place / "x.parquet"),
-                "workers": 0,
-                "num_crops": 4,
-            },
-            "train": {
-                "epochs": 1,
-                "examples_per_step": 3,
-                "tokens_per_pass": 600,
-                "warmup_steps": 1,
-                "save_every_steps": 1,
-            },
-            "evaluate": {"max_new_tokens": 2},
-        }
+    return small_runs.recipe(
+        place,
+        data__train=files,
+        data__validation=str(place / "x.parquet"),
+        train__epochs=1,
+        train__examples_per_step=3,
+        train__save_every_steps=1,
+        evaluate__max_new_tokens=2,
     )
 
 

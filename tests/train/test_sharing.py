@@ -165,7 +165,7 @@ def shelf(tmp_path_factory):
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(examples=data_sets())
 def test_any_mix_of_examples_shares_exactly(shelf, loaded, examples):
