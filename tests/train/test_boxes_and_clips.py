@@ -45,7 +45,7 @@ def boxed(place, name="run", **changes):
         "data__boxes": "pixels",
         "evaluate__metrics": ["iou", "iou_above_half"],
         "evaluate__max_new_tokens": 24,
-        "train__epochs": 60,
+        "train__epochs": 30,
         "train__save_every_steps": 1000,
     }
     return recipe(place, name, **settings | changes)

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from daily import daily
 from devices import CPU, CUDA, DEVICES, GPU_ALONE, places
 from pretend_gpu import pretend_gpu
 from tiny import make_model, pages
@@ -48,7 +49,10 @@ ATTENTIONS = places(["blocks", "sdpa"], ["blocks", "sdpa", "flex"])
 LORA = LoraSettings(rank=4, alpha=8)
 
 
-@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
+FIRST, *OTHERS = FAMILIES.values()
+
+
+@pytest.fixture(params=daily(FIRST, beside=OTHERS), ids=FAMILIES)
 def family(request):
     return request.param
 

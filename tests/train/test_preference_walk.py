@@ -120,7 +120,7 @@ def test_an_exported_adapter_prefers_in_plain_peft_what_the_run_preferred(place,
         assert done.choices[0].message.content is not None
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", daily("lora", beside=["full"]))
 def test_a_run_answers_in_the_terminal_and_is_served_beside_the_model_before(place, runs, strategy):
     picture = place / "images" / "train-0-0.png"
     asked = foveal("ask", runs[strategy], picture, "What is 0 of it?", "--max-new-tokens", 2)

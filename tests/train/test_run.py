@@ -71,7 +71,7 @@ def test_a_resolved_recipe_is_a_recipe(place):
     assert Recipe.model_validate(stored).train.max_steps == 1
 
 
-@pytest.mark.parametrize("strategy", ["full", "lora"])
+@pytest.mark.parametrize("strategy", daily("full", beside=["lora"]))
 @pytest.mark.parametrize("on", places(["float32"], ["float32", "bf16"]))
 def test_a_killed_run_ends_with_the_same_bits_as_an_uninterrupted_one(place, strategy, on):
     device, precision = on

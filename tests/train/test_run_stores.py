@@ -32,7 +32,7 @@ def test_a_killed_run_goes_on_without_the_network_to_the_same_bits(tmp_path, mon
     assert same_bits(weights(tmp_path / "here"), weights(tmp_path / "there"))
 
 
-@pytest.mark.parametrize("compression", ["none", "snappy"])
+@pytest.mark.parametrize("compression", daily("snappy", beside=["none"]))
 def test_a_run_whose_images_are_in_rows_of_parquet_ends_with_the_same_bits(tmp_path, compression):
     write_model(tmp_path / "model")
     data = {"train": str(pages(tmp_path, 4, 3, "train")), "workers": 1, "num_crops": 4}

@@ -60,7 +60,7 @@ def test_a_longer_warm_up_is_half_of_the_run():
     "changes",
     [
         {"train__learning_rate": 1e-300},
-        {"train__learning_rate": 1e-300, "strategy": "lora"},
+        pytest.param({"train__learning_rate": 1e-300, "strategy": "lora"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_moves_no_weight_says_so_and_ends_with_status_1(place, changes):
