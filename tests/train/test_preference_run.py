@@ -10,7 +10,7 @@ import pytest
 from daily import daily
 from pairs import pair_pages
 from rich.console import Console
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from small_runs import losses, metrics, recipe, run, run_until, same_bits, weights
 from tiny import pages, write_model
@@ -18,6 +18,7 @@ from tiny import pages, write_model
 from foveal.errors import DataError, RunError
 from foveal.evaluate.prediction import read_predictions, read_scores
 from foveal.run import TrainingRun
+from foveal.train import checkpoint
 from foveal.train import reference_answers as reference_module
 from foveal.train.reference_answers import REFERENCE, VALUES
 
@@ -107,6 +108,16 @@ def test_a_reference_that_was_broken_off_is_gone_on_with(place):
     again = {one for examples in read[before:] for one in examples}
     assert again.isdisjoint(one for examples in read[:before] for one in examples)
     assert known(place / "stopped").tolist() == known(whole).tolist()
+
+
+def test_a_disk_that_takes_no_reference_is_one_line(place, monkeypatch):
+    def full(*_):
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(RunError, match=rf"cannot write to .*{REFERENCE}: No space .*; free space"):
+        run(preferring(place, train__max_steps=1))
+    assert not list((place / "run").glob(f"*{REFERENCE}*"))
 
 
 def test_a_reference_of_other_data_or_weights_is_made_again(place):
