@@ -39,8 +39,8 @@ from foveal.train.checkpoint import (
     read_progress,
     resume_key,
 )
-from foveal.train.engines.choose import make_engine
-from foveal.train.failures import mendable_failure
+from foveal.train.claim import claim_folder, drop_parts, release_folder
+from foveal.train.engines import make_engine
 from foveal.train.learner import Learner, make_learner
 from foveal.train.loop import EndedEarly, LoopHooks, Stopped, train
 from foveal.train.objective import objective_of
@@ -50,8 +50,7 @@ from foveal.train.records.log import RunLog
 from foveal.train.records.tracker_clients import Ending
 from foveal.train.records.trackers import Trackers, check_trackers
 from foveal.train.reference_answers import ReferenceKey, compare_with_reference, find_reference
-from foveal.train.stop import StopRequest, asked_by_any, stop_requests
-from foveal.train.whole_folder import claim_folder, drop_parts, release_folder
+from foveal.train.stop import StopRequest, asked_by_any, mendable_failure, stop_requests
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from foveal.errors import DataError, ModelError, RunError
 from foveal.evaluate import evaluation
 from foveal.run import TrainingRun
 from foveal.train.checkpoint import checkpoints
-from foveal.train.failures import mendable_failure
+from foveal.train.stop import mendable_failure
 
 WINDOW = "max_position_embeddings"
 

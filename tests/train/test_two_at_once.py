@@ -11,7 +11,7 @@ from small_runs import losses, recipe, run, same_bits, weights
 
 from foveal.errors import RunError
 from foveal.run import TrainingRun
-from foveal.train.whole_folder import LOCK
+from foveal.train.claim import LOCK
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from foveal.data import loader
 from foveal.errors import StoreError, UserError
 from foveal.run import TrainingRun
 from foveal.train.checkpoint import checkpoints
-from foveal.train.engines.choose import make_engine
+from foveal.train.engines import make_engine
 
 
 def say(line: str) -> None:

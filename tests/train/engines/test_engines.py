@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from foveal.errors import ConfigError
-from foveal.train.engines.choose import LAUNCHERS_SAY, make_engine
+from foveal.train.engines import LAUNCHERS_SAY, make_engine
 from foveal.train.engines.fsdp2 import ShardedEngine
 from foveal.train.engines.one_process import norm_of
 

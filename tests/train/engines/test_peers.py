@@ -8,7 +8,7 @@ import pytest
 from forked import SERVER, fork_group
 from launched import free_port
 
-from foveal.train.engines.choose import make_engine
+from foveal.train.engines import make_engine
 
 
 def wait_together(ready, leave) -> None:
