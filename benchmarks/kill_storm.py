@@ -18,7 +18,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -279,8 +279,8 @@ def tiny_recipe(folder: Path) -> Path:
     return recipe
 
 
-def main() -> None:
-    """Read the command line."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Read the command line; none: that of this program."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=PHASES, help="kill in this phase alone")
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
+    asked = parser.parse_args(words)
     out = asked.out or Path(tempfile.mkdtemp(prefix="kill-storm-"))
     out.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(asked.recipe or tiny_recipe(out), tuple(asked.overrides))

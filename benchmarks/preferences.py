@@ -49,7 +49,7 @@ from foveal.models.family import LoadedModel
 from foveal.plan.model_costs.weights import assign_without_weights
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
-from foveal.train.preference import Preferences
+from foveal.train.objective import Preferences
 from foveal.train.recompute import Recompute
 from foveal.train.reference_answers import ReferenceKey, find_reference
 from foveal.train.step import train_step
@@ -153,9 +153,7 @@ def _train_our_way(
         reference = find_reference(
             folder,
             key,
-            engine,
-            loaded.model,
-            engine.module,
+            learner,
             StepLoader(plan, batches),
             case.steps,
             Console(quiet=True),

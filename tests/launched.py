@@ -17,23 +17,22 @@ from unittest.mock import patch
 import tiny_models
 import torch
 import yaml
+from forked import fork_group
 from rich.console import Console
 from safetensors.torch import load_file
-from tiny import SIZES, make_picture, turn, write_data
+from tiny import make_picture, turn, write_data, write_model
 
 from foveal.config import load_recipe
 from foveal.data import rows
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
+from foveal.train.checkpoint import checkpoints
 from foveal.train.records.log import RunLog
 
 JOBS = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from rich.console import Console
-from launched import Job
-for job in json.loads(sys.argv[2]):
-    Job(**job).run(Console(stderr=True))
+from launched import run_jobs
+run_jobs(sys.argv[2])
 """
 
 TORCHRUN = ("torch.distributed.run", "--nproc-per-node", "2", "--master-port")
@@ -64,10 +63,10 @@ def ragged_data(folder: Path) -> Path:
 
 
 def stop_in_the_middle(run: Path, copy: Path) -> None:
-    """Leave a copy of a run as it stood after its first five steps."""
+    """Leave a copy of a run as it stood before its last checkpoint."""
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "final")
-    shutil.rmtree(copy / "checkpoints" / "step-10")
+    shutil.rmtree(checkpoints(copy / "checkpoints")[-1])
 
 
 @contextmanager
@@ -103,7 +102,7 @@ class Job:
     recipe: str
     overrides: Sequence[str] = ()
     begun_by: str = ""
-    """Folder of a whole run, of which this one takes over the first half."""
+    """Folder of a whole run, of which this one takes over all but the last checkpoint."""
 
     stop_at: int = 0
     """Step behind which it is asked to stop."""
@@ -118,6 +117,12 @@ class Job:
         near = patch.object(rows, "RANKS_OF_A_BLOCK", self.ranks_of_a_block)
         with asked_to_stop(self.stop_at), a_high_loss_scale(), near:
             TrainingRun(recipe, console).go()
+
+
+def run_jobs(told: str) -> None:
+    """Run jobs that are told as JSON, one after the other."""
+    for job in json.loads(told):
+        Job(**job).run(Console(stderr=True))
 
 
 @dataclass(frozen=True)
@@ -166,9 +171,14 @@ class Place:
         Job(str(recipe), **how).run(Console(file=said, width=1000))
         self.said[recipe.stem] = said.getvalue()
 
-    def run_together(self, jobs: Sequence[Job], launcher: tuple[str, ...] = TORCHRUN) -> None:
-        """Run one after the other, all in the same two processes."""
+    def run_together(self, jobs: Sequence[Job], launcher: tuple[str, ...] = ()) -> None:
+        """Run one after the other, all in the same two processes; none: those need no launcher."""
         told = json.dumps([asdict(job) for job in jobs])
+        if not launcher:
+            for one in fork_group(2, free_port(), self.folder, run_jobs, told):
+                status, said = one.ended()
+                assert status == 0, said
+            return
         done = launch(self.folder, JOBS, str(Path(__file__).parent), told, launcher=launcher)
         assert done.returncode == 0, done.stderr
 
@@ -187,7 +197,7 @@ class Place:
 def make_place(folder: Path, family: str = "phi3_v") -> Place:
     """Make a model of a family and data to run on."""
     if family == "phi3_v":
-        write_tiny(folder / "model", 0, SIZES)
+        write_model(folder / "model")
     else:
         tiny_models.write_tiny(family, folder / "model")
     ragged_data(folder)

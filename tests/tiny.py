@@ -1,9 +1,13 @@
 """Builds tiny models, pictures and data sets, in code."""
 
+import atexit
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from shutil import copytree, rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -29,9 +33,23 @@ WHOLE_BLOCKS = replace(SIZES, width=64, tower_width=64)
 """Every row fills blocks of 64: in 4 bits, all kernels of all processors get these widths right."""
 
 
+@cache
+def _made(seed: int) -> Path:
+    folder = Path(mkdtemp(prefix="tiny-model-"))
+    atexit.register(rmtree, folder, ignore_errors=True)
+    write_tiny(folder, seed, SIZES)
+    return folder
+
+
+def write_model(folder: Path, seed: int = 0) -> Path:
+    """Put a tiny model into a folder: made once, then copied."""
+    copytree(_made(seed), folder, dirs_exist_ok=True)
+    return folder
+
+
 def make_model(folder: Path, seed: int = 0, attention: str = "auto") -> LoadedModel:
     if not (folder / "config.json").exists():
-        write_tiny(folder, seed, SIZES)
+        write_model(folder, seed)
     return load(str(folder), 4, attention)
 
 

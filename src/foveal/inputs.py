@@ -112,9 +112,7 @@ def open_inputs(
     data, cache = recipe.data, recipe.run / ".cache"
 
     def unpack(path: Path) -> Path:
-        if engine.is_main:
-            unpacked(path, cache, data.columns)
-        engine.wait()
+        engine.by_main(partial(unpacked, path, cache, data.columns))
         return unpacked(path, cache, data.columns)
 
     def read(
@@ -158,9 +156,8 @@ def load_for_run(
     quiet_libraries()
     name = recipe.model
     if name == TINY and not Path(name).exists():
-        if engine.is_main:
-            make_tiny(recipe, files, run / "model", again=not checkpoints(run / "checkpoints"))
-        engine.wait()
+        again = not checkpoints(run / "checkpoints")
+        engine.by_main(partial(make_tiny, recipe, files, run / "model", again))
         name = str(run / "model")
     refuse_compressed(name)
     rules, precision = rules_of(recipe.strategy), recipe.precision
@@ -183,8 +180,7 @@ def _look_at_four_bits(name: str, recipe: Recipe, run: Path, engine: Engine) -> 
         found.check(run)
         return found
     found = replace(found, wrong=wrong, whole=wrong)
-    if engine.is_main:
-        write_record(run, found)
+    engine.by_main(partial(write_record, run, found))
     return found
 
 

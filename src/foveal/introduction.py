@@ -6,7 +6,6 @@ from pathlib import Path
 from foveal.config import Recipe
 from foveal.data.dataset import Dataset
 from foveal.data.rows import Plan
-from foveal.errors import UserError
 from foveal.evaluate.kept import SCORES, is_of_run
 from foveal.evaluate.prediction import Scores, read_scores
 from foveal.machine import describe_machine
@@ -77,7 +76,7 @@ def open_trackers(
     dataset: Dataset,
     plan: Plan,
     steps: tuple[int, int],
-    engine: Engine,
+    world_size: int,
     tell: Callable[[str], None],
 ) -> Trackers:
     """Tell the trackers of a run what is run, and on what; called by the main process alone.
@@ -87,7 +86,7 @@ def open_trackers(
         dataset: learnt from.
         plan: of the steps.
         steps: the first one to be taken, and how many there are.
-        engine: of the run.
+        world_size: processes of the run.
         tell: says a line that is to be noticed.
 
     Raises:
@@ -98,13 +97,9 @@ def open_trackers(
         "steps_a_pass": plan.steps_per_epoch,
         "examples": len(dataset.examples),
         "images": len(dataset.images),
-        "processes": engine.world_size,
+        "processes": world_size,
     }
-    try:
-        trackers = Trackers(recipe, steps, numbers, _scored(recipe.run, steps), tell)
-    except UserError:
-        engine.abandon()  # the other processes do not know of it
-        raise
+    trackers = Trackers(recipe, steps, numbers, _scored(recipe.run, steps), tell)
     files = ("recipe.yaml", "data.json", "machine.json")
     trackers.attach([recipe.run / name for name in files])
     return trackers

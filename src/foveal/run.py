@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from foveal.plan.epoch import make_plan
 from foveal.plan.room import choose_recompute
 from foveal.report.report import write_report
 from foveal.storage import write_json
-from foveal.train.audit import GradientAudit, audit_pictures, audit_sharing, sum_weights
+from foveal.train.audit import StepAudit, audit_pictures, audit_sharing, sum_weights
 from foveal.train.best import best_checkpoint, explain_stall
 from foveal.train.checkpoint import (
     Progress,
@@ -40,20 +39,18 @@ from foveal.train.checkpoint import (
     read_progress,
     resume_key,
 )
-from foveal.train.engines.choose import make_engine
-from foveal.train.failures import mendable_failure
+from foveal.train.claim import claim_folder, drop_parts, release_folder
+from foveal.train.engines import make_engine
 from foveal.train.learner import Learner, make_learner
 from foveal.train.loop import EndedEarly, LoopHooks, Stopped, train
-from foveal.train.not_finite import explain_step
+from foveal.train.objective import objective_of
 from foveal.train.optim import count_steps
-from foveal.train.preference import objective_of
 from foveal.train.records.incidents import INCIDENTS, Incidents
 from foveal.train.records.log import RunLog
 from foveal.train.records.tracker_clients import Ending
 from foveal.train.records.trackers import Trackers, check_trackers
 from foveal.train.reference_answers import ReferenceKey, compare_with_reference, find_reference
-from foveal.train.stop import StopRequest, asked_by_any, stop_requests
-from foveal.train.whole_folder import claim_folder, drop_parts, release_folder
+from foveal.train.stop import StopRequest, asked_by_any, mendable_failure, stop_requests
 
 
 @dataclass(frozen=True)
@@ -62,9 +59,9 @@ class Outcome:
 
     run: Path
     stopped: Stopped | None
-    before: Scores | None
-    after: Scores | None
-    report: Path | None
+    before: Scores | None = None
+    after: Scores | None = None
+    report: Path | None = None
     steps: int = 0
     """Of the whole run."""
 
@@ -145,71 +142,62 @@ class TrainingRun:
         learner = make_learner(
             engine, loaded, recipe.strategy, recipe.train, recipe.lora, recompute
         )
-        assignments, total_steps = (
-            learner.assignments,
-            count_steps(plan.steps_per_epoch, recipe.train),
-        )
-        audit_pictures(assignments, self.dataset)
+        audit_pictures(learner.assignments, self.dataset)
         checkpoint, stored = self._find_checkpoint()
         first_step = stored.step if stored else 0
-        if first_step < total_steps:
+        steps = first_step, count_steps(plan.steps_per_epoch, recipe.train)
+        if first_step < steps[1]:
             # No weight has been touched yet: neither by a step nor by the checkpoint.
-            if self.recipe.learns_pairs and not self._find_reference(plan, total_steps, request):
+            if recipe.learns_pairs and not self._find_reference(learner, plan, steps[1], request):
                 sent = asked_by_any(engine, request)
-                return Outcome(self.run, Stopped(sent, first_step), None, None, None)
+                return Outcome(self.run, Stopped(sent, first_step))
             self._check_sharing(plan)
         optimizer = learner.make_optimizer()
-        if engine.is_main:
-            drop_parts(self.run)
-            save_recipe(recipe, self.run / "recipe.yaml")
-            backend = loaded.processor.image_backend
-            for line in write_machine(self.run / "machine.json", backend):
-                self._tell(line)
-            write_json(self.run / "data.json", self.inputs.describe())
-            self._set_aside_others()
-            self.trackers = open_trackers(
-                recipe, self.dataset, plan, (first_step, total_steps), engine, self._tell
-            )
-        engine.wait()
-        if first_step < total_steps:
-            self.console.print(strategy_table(assignments))
-        for line in introduction(
-            recipe, engine, self.dataset, plan, (first_step, total_steps), stored
-        ):
+        engine.by_main(lambda: self._write_down(plan, steps))
+        if first_step < steps[1]:
+            self.console.print(strategy_table(learner.assignments))
+        for line in introduction(recipe, engine, self.dataset, plan, steps, stored):
             self._say(line)
         unlearnt = sum_weights(engine, loaded.model)
         # Before the checkpoint is read: where the answers no longer stand, they are made again.
         before = self.evaluate("before", 0, request)
         if stopping := asked_by_any(engine, request):
-            return Outcome(self.run, Stopped(stopping, first_step), None, None, None)
+            return Outcome(self.run, Stopped(stopping, first_step))
         if checkpoint and stored:
             load_checkpoint(checkpoint, loaded.model, optimizer, engine)
             engine.loss_scale = stored.loss_scale
-        incidents = Incidents(
-            self.run,
-            first_step,
-            recipe.train.max_bad_steps,
-            recipe.data.max_bad_fraction,
-            engine.is_main,
-        )
-        ended, steps = None, total_steps
-        if first_step < total_steps:
-            ended = self._learn(
-                learner, optimizer, plan, (first_step, total_steps), incidents, request
-            )
+        bounds = recipe.train.max_bad_steps, recipe.data.max_bad_fraction
+        incidents = Incidents(self.run, first_step, *bounds, engine.is_main)
+        ended, last = None, steps[1]
+        if first_step < last:
+            ended = self._learn(learner, optimizer, plan, steps, incidents, request)
         if isinstance(ended, Stopped):
-            return Outcome(self.run, ended, None, None, None)
+            return Outcome(self.run, ended)
         if ended:
             self._say(ended.reason)
-            steps = ended.step
+            last = ended.step
         has_learnt = sum_weights(engine, loaded.model) != unlearnt
         if not has_learnt:
-            incidents.record_nothing_learnt(steps)
-        after = self.evaluate("after", steps, request)
+            incidents.record_nothing_learnt(last)
+        after = self.evaluate("after", last, request)
         if stopping := asked_by_any(engine, request):
-            return Outcome(self.run, Stopped(stopping, steps), before, None, None)
+            return Outcome(self.run, Stopped(stopping, last), before)
         report = self._write_out()
-        return Outcome(self.run, None, before, after, report, steps, has_learnt)
+        return Outcome(self.run, None, before, after, report, last, has_learnt)
+
+    def _write_down(self, plan: Plan, steps: tuple[int, int]) -> None:
+        """Note what is run, and on what; tell the trackers of it."""
+        drop_parts(self.run)
+        save_recipe(self.recipe, self.run / "recipe.yaml")
+        backend = self.loaded.processor.image_backend
+        for line in write_machine(self.run / "machine.json", backend):
+            self._tell(line)
+        write_json(self.run / "data.json", self.inputs.describe())
+        self._set_aside_others()
+        world_size = self.engine.world_size
+        self.trackers = open_trackers(
+            self.recipe, self.dataset, plan, steps, world_size, self._tell
+        )
 
     def _learn(
         self,
@@ -221,34 +209,20 @@ class TrainingRun:
         request: StopRequest,
     ) -> Stopped | EndedEarly | None:
         """Take the steps of a run, from the first one on that is still to be taken."""
-        recipe, engine, model = self.recipe, self.engine, self.loaded.model
-        loader = self._loader(plan)
+        engine, has_images = self.engine, bool(self.dataset.images)
         hooks = LoopHooks(
             progress=self._progress,
             evaluate=lambda step: self.evaluate(f"step-{step}", step, request),
-            audit=GradientAudit(engine, model, learner.assignments, bool(self.dataset.images)),
+            audit=StepAudit(engine, self.loaded, learner.assignments, has_images),
             best=self._best,
             stalled=self._stalled,
-            explain=partial(explain_step, engine, self.loaded),
             objective=self.objective,
         )
-        written = (self.run, *steps, self.console, incidents.left_out, self.trackers)
+        written = self.run, *steps, self.console, incidents.left_out, self.trackers
         log = RunLog(*written) if engine.is_main else None
         try:
-            return train(
-                engine,
-                model,
-                engine.module,
-                optimizer,
-                loader,
-                recipe.train,
-                self.run,
-                *steps,
-                log,
-                incidents,
-                hooks,
-                request,
-            )
+            how = self.run, *steps, log, incidents, hooks, request
+            return train(learner, optimizer, self._loader(plan), *how)
         finally:
             if log:
                 log.close()
@@ -260,31 +234,22 @@ class TrainingRun:
         on_gpu = engine.device.type == "cuda"
         return StepLoader(plan, batches, engine.rank, data.workers, on_gpu, engine.largest)
 
-    def _find_reference(self, plan: Plan, total_steps: int, request: StopRequest) -> bool:
+    def _find_reference(
+        self, learner: Learner, plan: Plan, total_steps: int, request: StopRequest
+    ) -> bool:
         """See how likely the answers are before the run; false where it was asked to stop."""
-        settings = self.recipe.preference
+        settings, inputs = self.recipe.preference, self.inputs
         if not settings.compares:
             return True
-        self.reference = find_reference(
-            self.run,
-            ReferenceKey(
-                self.inputs.model_fingerprint, self.dataset.fingerprint, self.recipe.precision
-            ),
-            self.engine,
-            self.loaded.model,
-            self.engine.module,
-            self._loader(plan),
-            total_steps,
-            self.console,
-            request,
-        )
+        made_from = inputs.model_fingerprint, self.dataset.fingerprint, self.recipe.precision
+        key, loader = ReferenceKey(*made_from), self._loader(plan)
+        how = total_steps, self.console, request
+        self.reference = find_reference(self.run, key, learner, loader, *how)
         if self.reference is None:
             return False
         row = next(row for rank in plan.step(0).ranks for row in rank if row.groups)
-        said = compare_with_reference(
-            self.engine, self.engine.module, self._loader(plan).batches[row], settings
-        )
-        if said:
+        batch = self.engine.alike(lambda: self._loader(plan).batches[row])
+        if said := compare_with_reference(learner, batch, settings):
             self._tell(said)
         return True
 
@@ -330,9 +295,8 @@ class TrainingRun:
         asked = describe_question(
             examples[: settings.max_examples], dataset, settings, self.recipe.precision
         )
-        said = set_aside_others(self.run / "evaluation", asked)
-        if said:
-            self.console.print(said, style="yellow", highlight=False, markup=False)
+        if said := set_aside_others(self.run / "evaluation", asked):
+            self._tell(said)
 
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False)
@@ -385,16 +349,16 @@ class TrainingRun:
     def _write_out(self) -> Path | None:
         """Write the tuned model and the report; returns where the report is."""
         self.engine.release()
-        report = None
-        if self.engine.is_main:
-            if self.recipe.train.best_metric:
-                prune(self.run / "checkpoints", self.recipe.train.keep_checkpoints, self._best())
-            note = save_final(self.run)
-            if note:
-                self._say(note)
-            report = write_report(self.run)
+        return self.engine.by_main(self._write_results)
+
+    def _write_results(self) -> Path:
+        train = self.recipe.train
+        if train.best_metric:
+            prune(self.run / "checkpoints", train.keep_checkpoints, self._best())
+        if note := save_final(self.run):
+            self._say(note)
+        report = write_report(self.run)
         if self.trackers:
             scores = sorted((self.run / "evaluation").glob("*/scores.json"))
-            self.trackers.attach([*filter(None, [report]), self.run / INCIDENTS, *scores])
-        self.engine.wait()
+            self.trackers.attach([report, self.run / INCIDENTS, *scores])
         return report

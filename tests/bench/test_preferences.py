@@ -18,7 +18,7 @@ from foveal.data.dataset import read_dataset
 from foveal.data.rows import Plan
 from foveal.train.engines.one_process import Engine
 from foveal.train.loss import RowLoss
-from foveal.train.preference import Preferences, pair_losses
+from foveal.train.objective import Preferences, pair_losses
 from foveal.train.step import backward_rows
 
 pytestmark = [

@@ -15,7 +15,7 @@ from foveal.data.row_planning.groups import Group, Row
 from foveal.data.rows import Plan
 from foveal.models.family import load
 from foveal.train.loss import RowLoss
-from foveal.train.preference import Preferences, pair_losses
+from foveal.train.objective import Preferences, pair_losses
 
 CHOSEN = PreferenceSettings(beta=0.2, answer_weight=0.3)
 pytestmark = [

@@ -34,7 +34,7 @@ from foveal.plan.memory import shares_of
 from foveal.plan.question import ask
 from foveal.plan.setup import engines_of
 from foveal.run import TrainingRun
-from foveal.train.engines.choose import make_engine
+from foveal.train.engines import make_engine
 from foveal.train.learner import make_learner
 from foveal.train.optim import count_steps
 

@@ -11,7 +11,7 @@ from numbered_clips import STEADY, write_clip
 from PIL import Image
 from rich.console import Console
 from small_runs import losses, recipe, run, run_until, same_bits, weights
-from tiny import SIZES, make_picture, turn, write_data
+from tiny import make_picture, turn, write_data, write_model
 from tiny_models import write_tiny as write_family
 from typer.testing import CliRunner
 
@@ -22,13 +22,12 @@ from foveal.deliver.answerer import load_answerer
 from foveal.deliver.open import open_model
 from foveal.errors import DataError
 from foveal.inputs import inspect_data
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 
 
 @pytest.fixture
 def place(tmp_path):
-    write_tiny(tmp_path / "model", 0, SIZES)
+    write_model(tmp_path / "model")
     lines = []
     for page in range(3):
         make_picture(tmp_path / "images" / f"{page}.png", page, (60, 40))
@@ -46,7 +45,7 @@ def boxed(place, name="run", **changes):
         "data__boxes": "pixels",
         "evaluate__metrics": ["iou", "iou_above_half"],
         "evaluate__max_new_tokens": 24,
-        "train__epochs": 60,
+        "train__epochs": 30,
         "train__save_every_steps": 1000,
     }
     return recipe(place, name, **settings | changes)
@@ -117,7 +116,7 @@ def test_inspect_draws_what_is_learnt_where_the_model_sees_it(place):
 @pytest.fixture
 def films(tmp_path):
     """The same training data twice: clips, and their frames as pictures."""
-    write_tiny(tmp_path / "model", 0, SIZES)
+    write_model(tmp_path / "model")
     (tmp_path / "images").mkdir()
     as_clips, as_frames = [], []
     for number in range(4):

@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 from daily import daily
 from rich.console import Console
-from safetensors.torch import load_file
-from tiny import SIZES, make_model, pages
+from small_runs import recipe, same_bits, weights
+from tiny import make_model, pages, write_model
 
-from foveal.config import Recipe
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.rows import Plan
 from foveal.errors import RunError
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 
 
@@ -27,7 +25,7 @@ def break_picture(path: Path) -> None:
 @pytest.fixture
 def place(tmp_path):
     """Five pages with three questions each, the second one broken; and the same without it."""
-    write_tiny(tmp_path / "model", 0, SIZES)
+    write_model(tmp_path / "model")
     pages(tmp_path, 5, 3, "train")
     break_picture(tmp_path / "images" / "train-1.png")
     kept = [
@@ -39,22 +37,17 @@ def place(tmp_path):
     return tmp_path
 
 
-def train(place: Path, run: str, said: io.StringIO | None = None, **data) -> Path:
-    tree = {
-        "model": str(place / "model"),
-        "run": str(place / run),
-        "precision": "float32",
-        "data": {"train": str(place / "train.jsonl"), "workers": 0, "num_crops": 4, **data},
-        "train": {
-            "epochs": 2,
-            "examples_per_step": 15,
-            "tokens_per_pass": 200,
-            "learning_rate": 1e-2,
-            "warmup_steps": 0,
-        },
-    }
+def train(place: Path, name: str, said: io.StringIO | None = None, **data) -> Path:
+    chosen = recipe(
+        place,
+        name,
+        **{f"data__{key}": value for key, value in data.items()},
+        train__examples_per_step=15,
+        train__tokens_per_pass=200,
+        train__warmup_steps=0,
+    )
     console = Console(file=said or io.StringIO(), width=200, force_terminal=True)
-    return TrainingRun(Recipe.model_validate(tree), console).go().run
+    return TrainingRun(chosen, console).go().run
 
 
 def lines(run: Path, name: str) -> list[dict]:
@@ -88,8 +81,7 @@ def test_more_than_the_allowed_share_stops_the_run(place):
 @pytest.mark.parametrize("workers", daily(4, beside=[1]))
 def test_the_number_of_workers_does_not_change_the_bits(place, workers):
     runs = [train(place, f"w{count}", max_bad_fraction=1, workers=count) for count in (0, workers)]
-    weights = [load_file(run / "final" / "model.safetensors") for run in runs]
-    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+    assert same_bits(*(weights(run) for run in runs))
     assert lines(runs[0], "incidents.jsonl") == lines(runs[1], "incidents.jsonl")
 
 

@@ -7,21 +7,17 @@ import torch
 from daily import daily
 from rich.console import Console
 from small_runs import losses, recipe, run, same_bits, weights
-from tiny import SIZES, pages
 
 from foveal.errors import RunError
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(place, monkeypatch):
     monkeypatch.delenv(WORKSPACE, raising=False)
-    write_tiny(tmp_path / "model", 0, SIZES)
-    pages(tmp_path, 4, 3, "train")
-    return tmp_path
+    return place
 
 
 def hooked(chosen, hook):

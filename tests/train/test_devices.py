@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from daily import daily
 from devices import CPU, CUDA, DEVICES, GPU_ALONE, places
 from pretend_gpu import pretend_gpu
 from tiny import make_model, pages
@@ -22,7 +23,7 @@ from foveal.models.family import load
 from foveal.models.generation.generator import Generator, Request, generate
 from foveal.models.generation.prompt import Prompt, PromptImage
 from foveal.models.generation.sampling import Sampling
-from foveal.train.audit import GradientAudit, audit_sharing
+from foveal.train.audit import StepAudit, audit_sharing
 from foveal.train.engines import several_processes as engines
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
@@ -48,7 +49,10 @@ ATTENTIONS = places(["blocks", "sdpa"], ["blocks", "sdpa", "flex"])
 LORA = LoraSettings(rank=4, alpha=8)
 
 
-@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
+FIRST, *OTHERS = FAMILIES.values()
+
+
+@pytest.fixture(params=daily(FIRST, beside=OTHERS), ids=FAMILIES)
 def family(request):
     return request.param
 
@@ -184,7 +188,7 @@ def test_a_step_whose_scaled_gradients_overflow_is_left_out_and_the_scale_halves
 def test_the_first_steps_audits_pass(tmp_path, family, device, strategy):
     trial = Trial(tmp_path, family, device, strategy=strategy)
     audit_sharing(trial.engine, trial.loss, trial.rows()[0], trial.dataset, trial.loaded, "token")
-    audit = GradientAudit(trial.engine, trial.loaded.model, trial.assignments, True)
+    audit = StepAudit(trial.engine, trial.loaded, trial.assignments, True)
     assert trial.step(audit).applied
     assert not audit.pending
 

@@ -7,10 +7,9 @@ import pytest
 from daily import daily
 from rich.console import Console
 from small_runs import losses, recipe, run_until, same_bits, weights
-from tiny import SIZES, pages
+from tiny import pages, write_model
 
 from foveal.errors import ConfigError
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.report.run_folder import read_run
 from foveal.run import TrainingRun
 from foveal.train.best import explain_stall
@@ -34,7 +33,7 @@ class Scripted(TrainingRun):
 
 @pytest.fixture
 def place(tmp_path):
-    write_tiny(tmp_path / "model", 0, SIZES)
+    write_model(tmp_path / "model")
     pages(tmp_path, 4, 3, "train")
     pages(tmp_path, 1, 1, "validation")
     return tmp_path

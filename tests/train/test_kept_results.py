@@ -8,23 +8,19 @@ import pytest
 from daily import daily
 from rich.console import Console
 from small_runs import recipe, run, run_until
-from tiny import SIZES, make_picture, pages
+from tiny import make_picture, pages, write_model
 
 from foveal.evaluate import evaluation
 from foveal.evaluate.prediction import read_predictions
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 from foveal.train.best import best_checkpoint
 
 
 @pytest.fixture
-def place(tmp_path):
-    write_tiny(tmp_path / "model", 0, SIZES)
-    write_tiny(tmp_path / "other-model", 1, SIZES)
-    pages(tmp_path, 4, 3, "train")
-    pages(tmp_path, 2, 2, "validation")
-    pages(tmp_path, 3, 3, "other")
-    return tmp_path
+def place(place):
+    write_model(place / "other-model", 1)
+    pages(place, 3, 3, "other")
+    return place
 
 
 def validated(place, name="run", **changes):

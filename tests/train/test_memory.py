@@ -5,9 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny import SIZES, pages
-
-from foveal.models.phi3_vision.tiny import write_tiny
+from tiny import pages, write_model
 
 LONG_RUN = """
 import json, sys
@@ -30,7 +28,7 @@ print(json.dumps(resident))
 
 @pytest.mark.slow
 def test_memory_does_not_grow_over_five_hundred_steps(tmp_path):
-    write_tiny(tmp_path / "model", 0, SIZES)
+    write_model(tmp_path / "model")
     pages(tmp_path, 3, 2, "train")
     tree = {
         "model": str(tmp_path / "model"),

@@ -8,19 +8,10 @@ import torch
 from daily import daily
 from rich.console import Console
 from small_runs import recipe
-from tiny import SIZES, pages
 
 from foveal.errors import RunError
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 from foveal.train.records.log import RunLog
-
-
-@pytest.fixture
-def place(tmp_path):
-    write_tiny(tmp_path / "model", 0, SIZES)
-    pages(tmp_path, 4, 3, "train")
-    return tmp_path
 
 
 def spoiled_run(place, monkeypatch, spoil, **changes):

@@ -10,22 +10,22 @@ import pytest
 from daily import daily
 from pairs import pair_pages
 from rich.console import Console
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from small_runs import losses, metrics, recipe, run, run_until, same_bits, weights
-from tiny import SIZES, pages
+from tiny import pages, write_model
 
 from foveal.errors import DataError, RunError
 from foveal.evaluate.prediction import read_predictions, read_scores
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
+from foveal.train import checkpoint
 from foveal.train import reference_answers as reference_module
 from foveal.train.reference_answers import REFERENCE, VALUES
 
 
 @pytest.fixture
 def place(tmp_path):
-    write_tiny(tmp_path / "model", 0, SIZES)
+    write_model(tmp_path / "model")
     pair_pages(tmp_path, 3, 3, "train")
     pair_pages(tmp_path, 2, 2, "validation")
     return tmp_path
@@ -110,9 +110,19 @@ def test_a_reference_that_was_broken_off_is_gone_on_with(place):
     assert known(place / "stopped").tolist() == known(whole).tolist()
 
 
+def test_a_disk_that_takes_no_reference_is_one_line(place, monkeypatch):
+    def full(*_):
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(RunError, match=rf"cannot write to .*{REFERENCE}: No space .*; free space"):
+        run(preferring(place, train__max_steps=1))
+    assert not list((place / "run").glob(f"*{REFERENCE}*"))
+
+
 def test_a_reference_of_other_data_or_weights_is_made_again(place):
     first = known(run(preferring(place, "first", train__max_steps=1)).run)
-    write_tiny(place / "model-2", 1, SIZES)
+    write_model(place / "model-2", 1)
     (place / "second").mkdir()
     (place / "second" / REFERENCE).write_bytes((place / "first" / REFERENCE).read_bytes())
     run(preferring(place, "second", train__max_steps=1, model=str(place / "model-2")))

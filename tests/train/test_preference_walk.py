@@ -12,7 +12,7 @@ from pairs import pair_pages
 from peft import PeftModel
 from serving import question, running
 from small_runs import losses, metrics, recipe, run
-from tiny import SIZES, turn, write_data
+from tiny import turn, write_data, write_model
 from tiny_models import write_tiny as write_family
 from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
@@ -24,7 +24,6 @@ from foveal.data.images.media import open_image
 from foveal.deliver.export import export_run
 from foveal.evaluate.prediction import read_predictions, read_scores
 from foveal.models.family import load
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.plan.question import ask
 from foveal.serve.limits import ServerLimits, ServerSettings
 from foveal.serve.server import build_app, open_models
@@ -41,7 +40,7 @@ WARNS = [
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("place")
-    write_tiny(place / "model", 0, SIZES)
+    write_model(place / "model")
     pair_pages(place, 3, 3, "train")
     pair_pages(place, 2, 2, "validation", rejected=2)
     return place
@@ -119,7 +118,7 @@ def test_an_exported_adapter_prefers_in_plain_peft_what_the_run_preferred(place,
         assert done.choices[0].message.content is not None
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", daily("lora", beside=["full"]))
 def test_a_run_answers_in_the_terminal_and_is_served_beside_the_model_before(place, runs, strategy):
     picture = place / "images" / "train-0-0.png"
     asked = foveal("ask", runs[strategy], picture, "What is 0 of it?", "--max-new-tokens", 2)

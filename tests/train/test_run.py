@@ -14,21 +14,12 @@ from daily import daily
 from devices import CPU, places
 from rich.console import Console
 from small_runs import losses, metrics, recipe, run, run_until, same_bits, weights
-from tiny import SIZES, pages, write_data
+from tiny import write_data, write_model
 
 from foveal.config import Recipe
 from foveal.errors import ConfigError, RunError
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun, check_attention
 from foveal.train.checkpoint import checkpoints
-
-
-@pytest.fixture
-def place(tmp_path):
-    write_tiny(tmp_path / "model", 0, SIZES)
-    pages(tmp_path, 4, 3, "train")
-    pages(tmp_path, 2, 2, "validation")
-    return tmp_path
 
 
 def test_a_run_leaves_a_whole_folder_and_learns(place):
@@ -80,7 +71,7 @@ def test_a_resolved_recipe_is_a_recipe(place):
     assert Recipe.model_validate(stored).train.max_steps == 1
 
 
-@pytest.mark.parametrize("strategy", ["full", "lora"])
+@pytest.mark.parametrize("strategy", daily("full", beside=["lora"]))
 @pytest.mark.parametrize("on", places(["float32"], ["float32", "bf16"]))
 def test_a_killed_run_ends_with_the_same_bits_as_an_uninterrupted_one(place, strategy, on):
     device, precision = on
@@ -139,7 +130,7 @@ def test_changed_data_is_not_resumed(place):
 def test_a_changed_model_is_not_resumed(place):
     run(recipe(place, train__max_steps=2))
     shutil.rmtree(place / "model")
-    write_tiny(place / "model", 1, SIZES)
+    write_model(place / "model", 1)
     with pytest.raises(RunError, match="the model to start from has other weights"):
         run(recipe(place, train__max_steps=2))
 

@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+import small_runs
 from rich.console import Console
-from tiny import SIZES, pages
+from tiny import pages, write_model
 
 from foveal.config import Recipe
 from foveal.errors import RunError
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 
 datasets = pytest.importorskip("datasets")
@@ -35,31 +35,19 @@ def recipe(place: Path, weight: float) -> Recipe:
         {"path": str(place / "x.parquet"), "weight": weight},
         {"path": str(place / "two" / "data.jsonl")},
     ]
-    return Recipe.model_validate(
-        {
-            "model": str(place / "model"),
-            "run": str(place / "run"),
-            "precision": "float32",
-            "data": {
-                "train": files,
-                "validation": str(place / "x.parquet"),
-                "workers": 0,
-                "num_crops": 4,
-            },
-            "train": {
-                "epochs": 1,
-                "examples_per_step": 3,
-                "tokens_per_pass": 600,
-                "warmup_steps": 1,
-                "save_every_steps": 1,
-            },
-            "evaluate": {"max_new_tokens": 2},
-        }
+    return small_runs.recipe(
+        place,
+        data__train=files,
+        data__validation=str(place / "x.parquet"),
+        train__epochs=1,
+        train__examples_per_step=3,
+        train__save_every_steps=1,
+        evaluate__max_new_tokens=2,
     )
 
 
 def test_a_run_over_weighted_files_shows_each_as_often_and_goes_on_only_with_the_same(tmp_path):
-    write_tiny(tmp_path / "model", 0, SIZES)
+    write_model(tmp_path / "model")
     one, two = pages(tmp_path / "one", 2, 3), pages(tmp_path / "two", 1, 3)
     write_parquet(tmp_path / "x.parquet", one)
     one.unlink()

@@ -7,16 +7,15 @@ from loopback_store import BUCKET, loopback_store
 from pyarrow import parquet
 from rich.console import Console
 from small_runs import losses, recipe, run, run_until, same_bits, weights
-from tiny import SIZES, pages
+from tiny import pages, write_model
 
 from foveal.data.images import objects
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 
 
 @pytest.mark.parametrize("workers", daily(1, beside=[0]))
 def test_a_killed_run_goes_on_without_the_network_to_the_same_bits(tmp_path, monkeypatch, workers):
-    write_tiny(tmp_path / "model", 0, SIZES)
+    write_model(tmp_path / "model")
     data = {"train": str(pages(tmp_path, 4, 3, "train")), "workers": workers, "num_crops": 4}
     run(recipe(tmp_path, "here", data=data))
     monkeypatch.setattr(objects, "PAUSE_SECONDS", 0.001)
@@ -33,9 +32,9 @@ def test_a_killed_run_goes_on_without_the_network_to_the_same_bits(tmp_path, mon
     assert same_bits(weights(tmp_path / "here"), weights(tmp_path / "there"))
 
 
-@pytest.mark.parametrize("compression", ["none", "snappy"])
+@pytest.mark.parametrize("compression", daily("snappy", beside=["none"]))
 def test_a_run_whose_images_are_in_rows_of_parquet_ends_with_the_same_bits(tmp_path, compression):
-    write_tiny(tmp_path / "model", 0, SIZES)
+    write_model(tmp_path / "model")
     data = {"train": str(pages(tmp_path, 4, 3, "train")), "workers": 1, "num_crops": 4}
     run(recipe(tmp_path, "here", data=data))
     files = sorted((tmp_path / "images").iterdir())

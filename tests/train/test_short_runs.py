@@ -8,23 +8,15 @@ import torch
 from daily import daily
 from rich.console import Console
 from small_runs import losses, recipe, run, same_bits, weights
-from tiny import SIZES, make_model, make_picture, pages, turn, write_data
+from tiny import make_model, make_picture, turn, write_data
 from typer.testing import CliRunner
 
 from foveal.cli import app
 from foveal.config import TrainSettings, save_recipe
 from foveal.errors import ModelError, RunError
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.report.report import write_report
 from foveal.run import TrainingRun
 from foveal.train.optim import rate_scale
-
-
-@pytest.fixture
-def place(tmp_path):
-    write_tiny(tmp_path / "model", 0, SIZES)
-    pages(tmp_path, 4, 3, "train")
-    return tmp_path
 
 
 def said(chosen):
@@ -68,7 +60,7 @@ def test_a_longer_warm_up_is_half_of_the_run():
     "changes",
     [
         {"train__learning_rate": 1e-300},
-        {"train__learning_rate": 1e-300, "strategy": "lora"},
+        pytest.param({"train__learning_rate": 1e-300, "strategy": "lora"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_moves_no_weight_says_so_and_ends_with_status_1(place, changes):

@@ -17,22 +17,13 @@ from daily import daily
 from launched import TORCHRUN, free_port
 from rich.console import Console
 from small_runs import losses, recipe, run, run_until, same_bits, weights
-from tiny import SIZES, make_model, make_picture, pages, turn, write_data
+from tiny import make_model, make_picture, turn, write_data
 
 from foveal.errors import DataError, ModelError, RunError
 from foveal.evaluate import evaluation
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 from foveal.train.checkpoint import checkpoints
-
-
-@pytest.fixture
-def place(tmp_path):
-    write_tiny(tmp_path / "model", 0, SIZES)
-    pages(tmp_path, 4, 3, "train")
-    pages(tmp_path, 2, 2, "validation")
-    return tmp_path
-
+from foveal.train.stop import mendable_failure
 
 WINDOW = "max_position_embeddings"
 
@@ -320,6 +311,11 @@ def members(group):
         if int(fields[2]) == group and fields[0] != "Z":
             found.append(int(place.name))
     return found
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
+def test_a_worker_that_is_ended_while_it_hands_a_row_over_is_spoken_of_too(error, tmp_path):
+    assert "a process that opens images was ended" in str(mendable_failure(error, tmp_path))
 
 
 def test_a_worker_that_the_system_ends_is_spoken_of_in_one_line(place, monkeypatch):

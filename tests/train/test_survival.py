@@ -1,17 +1,15 @@
 """A run that is killed at any instant ends as one that was left alone."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import kill_storm
 import pytest
+from forked import fork
 from safetensors.torch import load_file
 
 MEASURED = ("seconds", "memory_bytes")
 """Of the machine at that hour, not of the run."""
-
-KILL_STORM = Path(__file__).parents[2] / "benchmarks" / "kill_storm.py"
 
 
 def lines(run: Path, name: str) -> list[dict]:
@@ -21,10 +19,10 @@ def lines(run: Path, name: str) -> list[dict]:
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_killed_at_many_instants_ends_with_the_bits_of_one_left_alone(tmp_path, kills):
-    command = [sys.executable, str(KILL_STORM), "--kills", str(kills), "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{kills} kills" in done.stdout
+    words = ["--kills", str(kills), "--out", str(tmp_path)]
+    status, said = fork(kill_storm.main, words, said=tmp_path / "said.txt").ended()
+    assert status == 0, said
+    assert f"{kills} kills" in said
     whole, killed = tmp_path / "whole", sorted(tmp_path.glob("killed-*"))
     assert killed
     for run in killed:

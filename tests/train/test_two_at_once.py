@@ -8,19 +8,10 @@ import pytest
 from held import HOLD, held
 from rich.console import Console
 from small_runs import losses, recipe, run, same_bits, weights
-from tiny import SIZES, pages
 
 from foveal.errors import RunError
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
-from foveal.train.whole_folder import LOCK
-
-
-@pytest.fixture
-def place(tmp_path):
-    write_tiny(tmp_path / "model", 0, SIZES)
-    pages(tmp_path, 4, 3, "train")
-    return tmp_path
+from foveal.train.claim import LOCK
 
 
 @pytest.fixture

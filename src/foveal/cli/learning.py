@@ -203,7 +203,7 @@ def evaluate(
         from foveal.deliver.open import open_model
         from foveal.evaluate.evaluation import evaluate_model
         from foveal.inputs import quiet_libraries
-        from foveal.train.engines.choose import make_engine
+        from foveal.train.engines import make_engine
 
         model, data = named(places, "RUN_OR_MODEL", "DATA")
         quiet_libraries()

@@ -25,7 +25,7 @@ from foveal.plan.seconds import Seconds
 from foveal.plan.setup import Setup
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
-from foveal.train.preference import objective_of
+from foveal.train.objective import objective_of
 from foveal.train.recompute import Recompute
 from foveal.train.step import backward_rows, train_step
 

@@ -15,7 +15,7 @@ STEP_BYTES = 4
 """AdamW's count of steps of a tensor, which is not cut."""
 
 CPU_SLACK = 0.68
-"""Holes in glibc's heap with freed blocks kept (`train.engines.allocator`), as a share of
+"""Holes in glibc's heap with freed blocks kept (`machine.keep_freed_memory`), as a share of
 what comes and goes, without adapters; `--measure` knows better."""
 
 ADAPTER_SLACK, FOUR_BIT_SLACK = 1.85, 2.4

@@ -34,7 +34,7 @@ from foveal.plan.epoch import (
 from foveal.plan.machines.hardware import Hardware
 from foveal.plan.model_costs.asked import AskedModel, asked_before
 from foveal.plan.setup import Attention, Setup, engine_name
-from foveal.train.engines.choose import check_sharding
+from foveal.train.engines import check_sharding
 from foveal.train.optim import check_cuts, count_steps
 from foveal.train.reference_answers import missing_steps
 

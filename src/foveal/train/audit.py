@@ -1,4 +1,4 @@
-"""First step of a run: does everything that should learn get a gradient, from the right tokens?"""
+"""A step -> does all that should learn get a gradient, and where are its numbers not finite?"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,10 +13,11 @@ from torch import nn
 from foveal.adapt.strategy import Assignment
 from foveal.data.batch import build_batch
 from foveal.data.dataset import Dataset
+from foveal.data.forward_inputs import Batch
 from foveal.data.row_planning.groups import Group, Row
 from foveal.errors import RunError
-from foveal.models.family import LoadedModel
-from foveal.models.finite import explain_not_finite
+from foveal.models.family import PARTS, LoadedModel
+from foveal.models.finite import BROKEN_WEIGHTS, explain_not_finite, find_not_finite
 from foveal.train.engines.one_process import Engine
 from foveal.train.objective import ANSWERS, Objective
 
@@ -27,26 +28,48 @@ VANISHING = ("k_proj.bias",)
 """Weights whose gradient is zero by arithmetic: softmax ignores what all keys have in common."""
 
 
-class GradientAudit:
-    """Audits the first step, and the first one with pictures where that is a later one."""
+class StepAudit:
+    """Audits the first step, the first one with pictures, and each that is not finite."""
 
     def __init__(
         self,
         engine: Engine,
-        model: nn.Module,
+        loaded: LoadedModel,
         assignments: Sequence[Assignment],
         expects_images: bool,
     ) -> None:
         self.engine = engine
-        self.model = model
+        self.loaded = loaded
         self.assignments = assignments
         self.expects_images = expects_images
         self.pending = True
 
     def __call__(self, saw_images: bool) -> None:
         """Check the gradients of a step; see `audit_gradients`."""
-        audit_gradients(self.model, self.assignments, saw_images, self.engine.has_gradient)
+        model = self.loaded.model
+        audit_gradients(model, self.assignments, saw_images, self.engine.has_gradient)
         self.pending = self.expects_images and not saw_images
+
+    def explain(self, rows: Sequence[Batch]) -> str:
+        """Say which layer's numbers are the first that are not finite; all processes ask alike.
+
+        The rows are read once more without gradients. Where all that they give is finite, the
+        gradients that stand are looked at: those nearest to the loss were the first to be spoilt.
+
+        Args:
+            rows: this process's, of the step that was taken, whose gradients are not dropped yet.
+        """
+        engine, loaded = self.engine, self.loaded
+        with engine.autocast():
+            forward = find_not_finite(loaded, lambda: _read(engine, rows))
+        if found := [one for one in engine.gather([forward]) if one]:
+            # Of a weight that is cut, one process alone may hold what is no number.
+            return min(found, key=lambda one: BROKEN_WEIGHTS not in one)
+        spoilt = engine.gather(_spoilt_places(loaded))
+        where = min(spoilt)[-1] if spoilt else "some weight"
+        scale = engine.loss_scale
+        why = f", with the loss multiplied by {scale['scale']:g}" if scale else ""
+        return f"the gradient of {where} is not finite{why}; all layers' numbers are"
 
 
 def audit_gradients(
@@ -154,8 +177,9 @@ def audit_sharing(
         weighting=weighting,
         reference=reference,
     )
-    ours = build(shared).to(engine.device)
-    theirs = [replace(build(row), plainly=True).to(engine.device) for row in alone]
+    built = engine.alike(lambda: [build(row) for row in (shared, *alone)])
+    ours, *theirs = (one.to(engine.device) for one in built)
+    theirs = [replace(one, plainly=True) for one in theirs]
     loss.train(False)  # dropout would differ
     with engine.autocast():
         output = loss(ours)
@@ -199,3 +223,31 @@ def _take_norm(engine: Engine) -> float:
     for one in engine.parameters:
         one.grad = None
     return norm
+
+
+def _read(engine: Engine, rows: Sequence[Batch]) -> None:
+    with torch.no_grad(), engine.reading():
+        for place, row in enumerate(rows):
+            with engine.passes(last=place == len(rows) - 1):
+                engine.module(row.to(engine.device))
+
+
+def _spoilt_places(loaded: LoadedModel) -> list[tuple[int, int, str]]:
+    """List what holds gradients that are not finite, by how near it is to the loss.
+
+    Within a block weights are registered in another order than they are run in, so of these the
+    block is named.
+    """
+    blocks = {id(one) for one in loaded.family.blocks(loaded.model)}
+    names = [name for name, one in loaded.model.named_modules() if id(one) in blocks]
+    spoilt = []
+    for place, (name, one) in enumerate(loaded.model.named_parameters()):
+        if one.grad is None:
+            continue
+        own = one.grad.to_local() if hasattr(one.grad, "to_local") else one.grad
+        if not own.isfinite().all():
+            holder = next((block for block in names if name.startswith(f"{block}.")), name)
+            part_name = loaded.family.part_name(holder)
+            depth = PARTS.index(part_name.partition(".")[0])
+            spoilt.append((-depth, -place, part_name))
+    return spoilt

@@ -1,6 +1,7 @@
 """A run's scores -> which of its checkpoints is the best; nothing is written down twice."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from foveal.storage import read_object
@@ -23,16 +24,13 @@ def best_checkpoint(run: Path, metric: str) -> Path | None:
     Returns:
         None where no checkpoint that stands has such a score.
     """
-    standing = checkpoints(run / "checkpoints")
-    sign = -1.0 if metric.endswith(LOWER_IS_BETTER) else 1.0
-    scored = []
-    for place in standing:
-        value = _score(run / "evaluation" / place.name, metric)
-        if value is None and place == standing[-1]:
-            value = _score(run / "evaluation" / "after", metric)  # a finished run's last step
-        if value is not None:
-            scored.append((sign * value, -step_of(place), place))
-    return max(scored)[-1] if scored else None
+    standing = {step_of(one): one for one in checkpoints(run / "checkpoints")}
+    scored = {step: _score(run / "evaluation" / one.name, metric) for step, one in standing.items()}
+    last = max(standing, default=0)
+    if standing and scored[last] is None:
+        scored[last] = _score(run / "evaluation" / "after", metric)  # a finished run's last step
+    best = _best_step(scored, metric)
+    return None if best is None else standing[best]
 
 
 def explain_stall(run: Path, metric: str, evaluations: int, step: int) -> str:
@@ -47,23 +45,25 @@ def explain_stall(run: Path, metric: str, evaluations: int, step: int) -> str:
         evaluations: how many in a row are too many.
         step: steps taken.
     """
-    steps = {step_of(one): one for one in (run / "evaluation").glob("step-*") if _is_step(one)}
-    sign = -1.0 if metric.endswith(LOWER_IS_BETTER) else 1.0
-    values = {at: _score(steps[at], metric) for at in sorted(steps) if at <= step}
-    known = {at: value for at, value in values.items() if value is not None}
-    if not known:
-        return ""
-    best = max(known, key=lambda at: (sign * known[at], -at))  # as good is not better
-    if sum(at > best for at in known) < evaluations:
+    names = ((one.name.removeprefix("step-"), one) for one in run.glob("evaluation/step-*"))
+    steps = {int(name): one for name, one in names if name.isdigit()}
+    scored = {at: _score(one, metric) for at, one in steps.items() if at <= step}
+    best = _best_step(scored, metric)
+    if (
+        best is None
+        or sum(at > best for at, one in scored.items() if one is not None) < evaluations
+    ):
         return ""
     return (
         f"Ended at step {step}: no {metric} in {evaluations} evaluations was better than "
-        f"{known[best]:.3f} at step {best}"
+        f"{scored[best]:.3f} at step {best}"
     )
 
 
-def _is_step(evaluation: Path) -> bool:
-    return evaluation.name.removeprefix("step-").isdigit()
+def _best_step(scored: Mapping[int, float | None], metric: str) -> int | None:
+    sign = -1.0 if metric.endswith(LOWER_IS_BETTER) else 1.0
+    known = [(sign * one, -step) for step, one in scored.items() if one is not None]
+    return -max(known)[1] if known else None  # as good is not better
 
 
 def _score(evaluation: Path, metric: str) -> float | None:

@@ -1,8 +1,9 @@
 """A run's state -> a folder written whole or not at all, and back: exactly where it stopped."""
 
+import errno
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -67,25 +68,21 @@ def save_checkpoint(
     """
     place = folder / f"step-{progress.step}"
     learning = ((name, one) for name, one in model.named_parameters() if one.requires_grad)
-    failure = ""
-    for name, tensors in (
-        (WEIGHTS, learning),
-        (OPTIMIZER, engine.optimizer_state(model, optimizer)),
-    ):
-        writes = engine.is_main and not failure
-        # Behind a failure too: the other processes wait for this one, tensor by tensor.
-        gathered = _gather(tensors, engine, keep=writes)
-        if writes:
-            failure = _attempt(partial(_write_tensors, beside(place) / name, gathered))
-        del gathered
-    if engine.is_main and not failure:
-        failure = _attempt(partial(_finish, place, progress))
-    if engine.add_up([float(bool(failure))])[0]:
+    try:
+        for name, tensors in (
+            (WEIGHTS, learning),
+            (OPTIMIZER, engine.optimizer_state(model, optimizer)),
+        ):
+            gathered = _gather(tensors, engine)
+            engine.by_main(partial(_write_tensors, beside(place) / name, gathered))
+            del gathered
+        engine.by_main(partial(_finish, place, progress))
+    except OSError as error:
         shutil.rmtree(beside(place), ignore_errors=True)
         raise RunError(
-            f"cannot write checkpoint {place}: {failure or 'the main process says why'}; "
+            f"cannot write checkpoint {place}: {error.strerror or error}; "
             "free space and run the same command again"
-        )
+        ) from error
     return place
 
 
@@ -215,13 +212,13 @@ def _read_state(path: Path) -> Iterator[tuple[str, Tensor | float]]:
 
 
 def _gather(
-    tensors: Iterable[tuple[str, Tensor | float]], engine: Engine, keep: bool
+    tensors: Iterable[tuple[str, Tensor | float]], engine: Engine
 ) -> dict[str, Tensor | float]:
-    """Bring sharded tensors together on the CPU, one after the other, in every process alike."""
+    """Bring sharded tensors together on the CPU of the main process, one after the other."""
     gathered: dict[str, Tensor | float] = {}
     for name, value in tensors:
         whole = engine.whole_tensor(value) if isinstance(value, Tensor) else value
-        if keep:
+        if engine.is_main:
             gathered[name] = whole.detach().cpu() if isinstance(whole, Tensor) else whole
     return gathered
 
@@ -237,19 +234,22 @@ def _write_tensors(path: Path, values: Mapping[str, Tensor | float]) -> None:
             # What weights have in common, as 8-bit optimizers do, is written with each of them.
             tensors[name] = value.clone() if value.data_ptr() in seen else value.contiguous()
             seen.add(value.data_ptr())
-    save_file(tensors, path, {NUMBERS: json.dumps(numbers)})
+    save_tensors(path, tensors, {NUMBERS: json.dumps(numbers)})
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a file of tensors.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:  # of the disk: the tensors are as they should be
+        raise OSError(errno.EIO, str(error), str(path)) from error
 
 
 def _finish(place: Path, progress: Progress) -> None:
     text = json.dumps(asdict(progress), indent=1)
     (beside(place) / STATE).write_text(text, encoding="utf-8")  # the folder is whole or not
     keep_folder(place)
-
-
-def _attempt(work: Callable[[], None]) -> str:
-    """Do some writing; returns why it failed, or nothing."""
-    try:
-        work()
-    except (OSError, SafetensorError) as error:
-        return str(getattr(error, "strerror", None) or error)
-    return ""

@@ -1,21 +1,20 @@
 """Step, log, evaluate, save, stop: the one loop of every run."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from foveal.config import TrainSettings
 from foveal.data.forward_inputs import Batch
 from foveal.data.loader import StepLoader
 from foveal.errors import UserError
 from foveal.machine import forget_peak
-from foveal.train.audit import GradientAudit
+from foveal.train.audit import StepAudit
 from foveal.train.checkpoint import Progress, prune, save_checkpoint
-from foveal.train.engines.one_process import Engine
+from foveal.train.learner import Learner
 from foveal.train.objective import ANSWERS, Objective
 from foveal.train.optim import rate_scale, set_rate
 from foveal.train.records.incidents import Incidents
@@ -50,7 +49,7 @@ class LoopHooks:
     evaluate: Callable[[int], object]
     """Steps taken -> scores written."""
 
-    audit: GradientAudit
+    audit: StepAudit
     """Called with the gradients of a step in place, before they are used, until it has seen all."""
 
     best: Callable[[], Path | None]
@@ -59,20 +58,14 @@ class LoopHooks:
     stalled: Callable[[int], str]
     """Steps taken, and evaluated -> why no more are worth taking; empty: they are."""
 
-    explain: Callable[[Sequence[Batch]], str]
-    """This process's rows of a step that is not finite -> where it is not."""
-
     objective: Objective = ANSWERS
     """What is made small."""
 
 
 def train(
-    engine: Engine,
-    model: nn.Module,
-    loss: nn.Module,
+    learner: Learner,
     optimizer: torch.optim.Optimizer,
     loader: StepLoader,
-    settings: TrainSettings,
     run: Path,
     first_step: int,
     total_steps: int,
@@ -84,12 +77,9 @@ def train(
     """Take the steps from `first_step` on; returns why it stopped early, if it did.
 
     Args:
-        engine: that prepared `loss`.
-        model: the bare model, for checkpoints.
-        loss: `RowLoss`, as the engine wrapped it.
-        optimizer: of the learning weights.
+        learner: of the run.
+        optimizer: of its learning weights.
         loader: this rank's rows.
-        settings: of the recipe.
         run: folder of the run.
         first_step: steps already taken.
         total_steps: steps of the whole run.
@@ -102,17 +92,18 @@ def train(
         RunError: too much went wrong, see `Incidents`, or a checkpoint cannot be written. The
             steps up to then are saved.
     """
+    engine, loss, settings = learner.engine, learner.loss, learner.settings
     every = settings.evaluate_every_steps
     taken = saved = first_step
+    folder = run / "checkpoints"
 
     def save() -> None:
         nonlocal saved
         saved = taken  # also where it fails: nobody tries again
         if log:
             log.flush()
-        save_checkpoint(run / "checkpoints", hooks.progress(taken), model, optimizer, engine)
-        if engine.is_main:
-            prune(run / "checkpoints", settings.keep_checkpoints, hooks.best())
+        save_checkpoint(folder, hooks.progress(taken), learner.model, optimizer, engine)
+        engine.by_main(lambda: prune(folder, settings.keep_checkpoints, hooks.best()))
 
     loss.train()
     work_to_do = loader.steps(first_step, total_steps)
@@ -136,9 +127,10 @@ def train(
             torch.manual_seed(_mix(settings.seed, work.step, engine.rank))
             rate = set_rate(optimizer, rate_scale(work.step, total_steps, settings))
             audit = hooks.audit if hooks.audit.pending else None
-            clip = settings.gradient_clip
-            how = clip, audit, hooks.explain, hooks.objective
-            seen = train_step(engine, loss, optimizer, work.batches, *how)
+            how = settings.gradient_clip, audit, hooks.audit.explain, hooks.objective
+            # One process alone may not reach its images.
+            rows: list[Batch] = engine.alike(partial(list, work.batches))
+            seen = train_step(engine, loss, optimizer, rows, *how)
             taken = work.step + 1
             if log:
                 log.write(taken, seen, rate, time.perf_counter() - started)

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foveal.adapt.adapters import without_adapters
@@ -19,8 +19,10 @@ from foveal.data.forward_inputs import Batch
 from foveal.data.loader import StepLoader
 from foveal.data.rows import Plan
 from foveal.storage import written_whole
+from foveal.train.checkpoint import save_tensors
 from foveal.train.engines.one_process import Engine
-from foveal.train.preference import pair_losses
+from foveal.train.learner import Learner
+from foveal.train.objective import pair_losses
 from foveal.train.stop import StopRequest, asked_by_any
 
 REFERENCE = "reference.safetensors"
@@ -66,7 +68,7 @@ def write_reference(path: Path, key: ReferenceKey, known: NDArray[np.float32]) -
         OSError: it cannot be written.
     """
     with written_whole(path) as beside:
-        save_file({VALUES: torch.from_numpy(known)}, beside, asdict(key))
+        save_tensors(beside, {VALUES: torch.from_numpy(known)}, asdict(key))
 
 
 def missing_steps(plan: Plan, total_steps: int, known: NDArray[np.float32]) -> list[int]:
@@ -85,9 +87,7 @@ def missing_steps(plan: Plan, total_steps: int, known: NDArray[np.float32]) -> l
 def find_reference(
     run: Path,
     key: ReferenceKey,
-    engine: Engine,
-    model: nn.Module,
-    loss: nn.Module,
+    learner: Learner,
     loader: StepLoader,
     total_steps: int,
     console: Console,
@@ -101,9 +101,7 @@ def find_reference(
     Args:
         run: folder that holds the file.
         key: of model and data.
-        engine: that prepared `loss`.
-        model: bare, as it was before the first step; adapters are left aside.
-        loss: `RowLoss`, as the engine wrapped it.
+        learner: as it was before the first step; adapters are left aside.
         loader: this rank's rows.
         total_steps: of the run.
         console: to show progress on.
@@ -112,6 +110,7 @@ def find_reference(
     Returns:
         (examples,), nats; NaN for what the run never shows. None where it was asked to stop.
     """
+    engine, loss = learner.engine, learner.loss
     path = run / REFERENCE
     count = len(loader.plan.sizes.tokens)
     (known,) = engine.gather([read_reference(path, key, count)] if engine.is_main else [])
@@ -122,8 +121,7 @@ def find_reference(
         for place, value in engine.gather(list(found.items())):
             known[place] = value
         found.clear()
-        if engine.is_main:
-            write_reference(path, key, known)
+        engine.by_main(partial(write_reference, path, key, known))
 
     found: dict[int, float] = {}
     loss.eval()
@@ -133,11 +131,12 @@ def find_reference(
         with (
             torch.no_grad(),
             engine.reading(),
-            without_adapters(model),
+            without_adapters(learner.model),
             Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar,
         ):
             for _ in bar.track(range(len(needed))):
-                for batch in next(steps).batches:
+                rows: list[Batch] = engine.alike(partial(list, next(steps).batches))
+                for batch in rows:
                     found |= _read_row(engine, loss, batch)
                 stopping = asked_by_any(engine, request)
                 is_due = engine.is_main and time.monotonic() - saved > SAVE_EVERY_SECONDS
@@ -162,19 +161,19 @@ def _read_row(engine: Engine, loss: nn.Module, batch: Batch) -> dict[int, float]
 
 
 def compare_with_reference(
-    engine: Engine, loss: nn.Module, batch: Batch, settings: PreferenceSettings
+    learner: Learner, batch: Batch, settings: PreferenceSettings
 ) -> str | None:
     """See that weights which no step has touched are the reference, so that dpo's loss is log 2.
 
     Args:
-        engine: that prepared `loss`.
-        loss: `RowLoss`, as the engine wrapped it.
+        learner: as it was before the first step.
         batch: a row with pairs.
         settings: which loss.
 
     Returns:
         What a person should hear, where they are not.
     """
+    engine, loss = learner.engine, learner.loss
     batch = batch.to(engine.device)
     pairs = batch.pairs
     assert pairs is not None

@@ -14,7 +14,7 @@ from torch import nn
 
 from foveal.config import ShardingSettings
 from foveal.errors import ConfigError
-from foveal.train.engines.choose import make_engine
+from foveal.train.engines import make_engine
 from foveal.train.engines.fsdp2 import ShardedEngine
 
 BY_NODE = {"engine": "fsdp2", "sharding__group": "node"}

@@ -9,22 +9,12 @@ import pytest
 from daily import daily
 from rich.console import Console
 from small_runs import metrics, recipe, run, run_until
-from tiny import pages
 
 from foveal.config import Recipe
 from foveal.errors import UserError
-from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.run import TrainingRun
 from foveal.train.checkpoint import resume_key
 from foveal.train.records import tracker_clients, trackers
-
-
-@pytest.fixture
-def place(tmp_path):
-    write_tiny(tmp_path / "model", 0)
-    pages(tmp_path, 4, 3, "train")
-    pages(tmp_path, 2, 2, "validation")
-    return tmp_path
 
 
 def tracked(place, *names, **changes) -> Recipe:
@@ -46,7 +36,7 @@ class Server:
         server = self
         server.runs.append((identity, said))
 
-        class Client(tracker_clients._Client):
+        class Client(tracker_clients.Tracker):
             def held(self, sure):
                 if not server.tells:
                     return None

@@ -1,14 +1,20 @@
 """One process on one device: forward, backward and optimizer; the verbs of every engine."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from foveal.machine import DTYPES, Precision, pick_device
-from foveal.train.engines.allocator import LARGEST_KEPT_IF_SHORT_BYTES, keep_freed_memory
+from foveal.errors import UserError
+from foveal.machine import (
+    DTYPES,
+    LARGEST_KEPT_IF_SHORT_BYTES,
+    Precision,
+    keep_freed_memory,
+    pick_device,
+)
 
 Item = TypeVar("Item")
 
@@ -203,6 +209,25 @@ class Engine:
 
     def wait(self) -> None:
         """Wait until every process is here."""
+
+    def alike(self, work: Callable[[], Item]) -> Item:
+        """Do some work that is each process's own; all know alike if it fails in one.
+
+        Raises:
+            UserError, OSError: of the first process that has one, in every process.
+        """
+        made, failure = [], None
+        try:
+            made.append(work())
+        except (UserError, OSError) as error:
+            failure = error
+        if self.add_up([float(failure is not None)])[0]:
+            raise self.gather([failure] if failure else [])[0]
+        return made[0]
+
+    def by_main(self, work: Callable[[], Item]) -> Item | None:
+        """Let the main process do some work while the others wait; see `alike`."""
+        return self.alike(lambda: work() if self.is_main else None)
 
     def abandon(self) -> None:
         """Behind an error of this process alone: take the others down with it."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from foveal.config import Recipe
 
@@ -52,11 +52,12 @@ class Held:
         return Held(max(self.steps, other.steps), self.scores | other.scores)
 
 
-class Tracker(Protocol):
-    """What is asked of a client, whoever it belongs to."""
+class Tracker:
+    """A client; what it does not say here its own process or server sees to."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Take finite numbers of one step."""
+        raise NotImplementedError
 
     def attach(self, file: Path) -> None:
         """Take a file of the run's folder, in place of one of the same name."""
@@ -70,6 +71,7 @@ class Tracker(Protocol):
         Args:
             sure: what it had when the start began that was killed.
         """
+        return None
 
     def flush(self) -> None:
         """See that what lies in the run's folder is whole: a checkpoint counts on it."""
@@ -78,22 +80,8 @@ class Tracker(Protocol):
         """Send what waits."""
 
 
-class _Client:
-    """One whose own process or server keeps what it took."""
-
-    def describe(self, said: Mapping[str, Any]) -> None:
-        """Have taken them."""
-
-    def held(self, sure: Held) -> Held | None:
-        """Leave it open."""
-        return None
-
-    def flush(self) -> None:
-        """Leave it to the client."""
-
-
-class TensorBoard(_Client):
-    """Events in the run's folder; those from a step on are marked as void, to be written anew."""
+class TensorBoard(Tracker):
+    """Events in the run's folder, beside its files; those from a step on are void, to come anew."""
 
     def __init__(self, run: Path, from_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -105,9 +93,6 @@ class TensorBoard(_Client):
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def attach(self, file: Path) -> None:
-        """Take no file: they lie beside."""
-
     def flush(self) -> None:
         """See that every event is on the disk."""
         self._writer.flush()
@@ -117,7 +102,7 @@ class TensorBoard(_Client):
         self._writer.close()
 
 
-class Wandb(_Client):
+class Wandb(Tracker):
     """Weights & Biases; without a network by WANDB_MODE=offline, into the run's folder."""
 
     def __init__(self, client: Any, recipe: Recipe, said: Mapping[str, Any], identity: str) -> None:
@@ -158,7 +143,7 @@ class Wandb(_Client):
         self._run.finish(exit_code=int(ending == "failed"))
 
 
-class Mlflow(_Client):
+class Mlflow(Tracker):
     """MLflow; where it writes to, MLFLOW_TRACKING_URI says."""
 
     def __init__(self, client: Any, recipe: Recipe, said: Mapping[str, Any], identity: str) -> None:
@@ -211,7 +196,7 @@ class Mlflow(_Client):
         self._client.set_terminated(self.identity, status)
 
 
-class Trackio(_Client):
+class Trackio(Tracker):
     """Trackio; on this machine, unless TRACKIO_SPACE_ID or TRACKIO_SERVER_URL says otherwise."""
 
     def __init__(self, client: Any, recipe: Recipe, said: Mapping[str, Any], identity: str) -> None:
@@ -249,7 +234,7 @@ class Trackio(_Client):
             self._run.finish()
 
 
-CLIENTS: Mapping[str, Callable[[Any, Recipe, Mapping[str, Any], str], Any]] = {
+CLIENTS: Mapping[str, Callable[[Any, Recipe, Mapping[str, Any], str], Tracker]] = {
     "wandb": Wandb,
     "mlflow": Mlflow,
     "trackio": Trackio,

@@ -14,7 +14,7 @@ from typing import Any
 from foveal.config import Recipe, flatten
 from foveal.errors import UserError
 from foveal.storage import write_json
-from foveal.train.preference import PAIR_MEASURES
+from foveal.train.objective import PAIR_MEASURES
 from foveal.train.records.journal import last_step, read_journal
 from foveal.train.records.tracker_clients import (
     CLIENTS,

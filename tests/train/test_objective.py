@@ -22,7 +22,7 @@ from foveal.data.row_planning.groups import Group, Row
 from foveal.data.rows import Plan
 from foveal.train.engines.one_process import Engine
 from foveal.train.loss import RowLoss
-from foveal.train.preference import Preferences, pair_losses
+from foveal.train.objective import Preferences, pair_losses
 from foveal.train.step import backward_rows
 
 SAME = 1e-5

@@ -1,6 +1,7 @@
 """A run -> its folder, which no other process works in meanwhile."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 from foveal.errors import RunError
@@ -34,21 +35,21 @@ def claim_folder(run: Path, fresh: bool, engine: Engine) -> int | None:
     Raises:
         RunError: it cannot be made, or another process is at work in it.
     """
-    held, failure = None, ""
-    if engine.is_main:
-        try:
-            if fresh and run.exists():
-                os.close(take_lock(run / LOCK, run))
-                _set_aside(run)
-            held = take_lock(run / LOCK, run)
-        except AtWorkError as error:
-            failure = f"run={run}: {error.strerror}; let it end, or give another"
-        except OSError as error:
-            failure = f"run={run}: {error.strerror}; give a folder to write to"
-    if failures := [one for one in engine.gather([failure]) if one]:
-        raise RunError(failures[0])
+    held = engine.by_main(partial(_take, run, fresh))
     run.mkdir(parents=True, exist_ok=True)  # on a node of its own
     return held
+
+
+def _take(run: Path, fresh: bool) -> int:
+    try:
+        if fresh and run.exists():
+            os.close(take_lock(run / LOCK, run))
+            _set_aside(run)
+        return take_lock(run / LOCK, run)
+    except AtWorkError as error:
+        raise RunError(f"run={run}: {error.strerror}; let it end, or give another") from error
+    except OSError as error:
+        raise RunError(f"run={run}: {error.strerror}; give a folder to write to") from error
 
 
 def release_folder(claim: int | None) -> None:
