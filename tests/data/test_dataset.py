@@ -20,7 +20,8 @@ from foveal.data.checking.token_counts import ShownSize, count_tokens
 from foveal.data.dataset import build_dataset, read_dataset
 from foveal.data.encode import encode
 from foveal.data.encoded import piecewise
-from foveal.data.example import ImageFolder, read_examples
+from foveal.data.example import read_examples
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import image_size
 from foveal.data.row_planning.groups import Group, Row
 from foveal.errors import DataError

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from foveal.data.checking.check import check_file
-from foveal.data.example import Example, ImageFolder, read_examples
+from foveal.data.example import Example, read_examples
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import decode_image, measure_image
 from foveal.data.lines import Examples
 from foveal.errors import UserError

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from foveal.config import Columns, DataSettings
 from foveal.data.convert.unpack import unpacked
-from foveal.data.example import Example, ImageFolder, read_examples
+from foveal.data.example import Example, read_examples
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.objects import image_base
 from foveal.errors import UserError
 from foveal.evaluate.closed_answers import Confusion, auroc_difference, confusion

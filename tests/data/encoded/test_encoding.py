@@ -22,10 +22,11 @@ from foveal.data.dataset import read_dataset
 from foveal.data.encode import encode
 from foveal.data.encoded import encoding, piecewise
 from foveal.data.encoded.column_files import Ragged, Texts
-from foveal.data.example import ImageFolder, read_examples
+from foveal.data.example import read_examples
 from foveal.data.images import archives, image_sizes
 from foveal.data.images.archives import open_stored
 from foveal.data.images.frames import FrameChoice
+from foveal.data.images.image_folder import ImageFolder
 from foveal.errors import DataError
 
 TESTS = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from foveal.data.encoded.column_files import KINDS
-from foveal.data.example import ImageFolder
 from foveal.data.images import image_sizes as module
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.image_sizes import image_sizes
 from foveal.errors import DataError
 

@@ -15,9 +15,9 @@ import numpy
 import pytest
 from PIL import Image
 
-from foveal.data.example import ImageFolder
 from foveal.data.images import clips, media
 from foveal.data.images.clips import frame_indices, read_frames
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import (
     MAX_PIXELS,
     decode_image,

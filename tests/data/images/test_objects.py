@@ -20,8 +20,8 @@ from foveal.data.checking.check import check_file
 from foveal.data.checking.overlap import describe_overlap
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import read_dataset
-from foveal.data.example import ImageFolder
 from foveal.data.images import objects, parquet_images
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import image_size, open_image
 from foveal.data.images.objects import image_base
 from foveal.data.loader import RowBatches, StepLoader

@@ -16,9 +16,10 @@ from foveal.data.checking.remarks import SHOWN, look_at
 from foveal.data.encode import Encoded, encode, encode_pairs
 from foveal.data.encoded.column_files import Arrays, Ragged, Texts, number_by_first
 from foveal.data.encoded.packed import ExampleColumns, ExamplesBuilder
-from foveal.data.example import ImageFolder, holds_anything, parse_example
+from foveal.data.example import holds_anything, parse_example
 from foveal.data.images.archive_index import INDICES
 from foveal.data.images.archives import state_of
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.read_turns import holds_boxes
 from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import DataError
