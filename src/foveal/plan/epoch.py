@@ -12,7 +12,7 @@ from foveal.config import Recipe
 from foveal.data.dataset import Dataset
 from foveal.data.encode import Encoded
 from foveal.data.encoded.packed import EncodedExamples
-from foveal.data.layout import GroupSpan
+from foveal.data.forward_inputs import GroupSpan
 from foveal.data.row_planning.groups import Row
 from foveal.data.row_planning.sizes import Sizes
 from foveal.data.rows import Plan

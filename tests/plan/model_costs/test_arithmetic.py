@@ -8,7 +8,7 @@ from foveal.adapt.strategy import assign, rules_of
 from foveal.bench.random_page import SIZES, LetterProcessor, make_model, make_random_page
 from foveal.config import LoraSettings
 from foveal.data.batch import build_batch
-from foveal.data.layout import GroupSpan
+from foveal.data.forward_inputs import GroupSpan
 from foveal.data.rows import Plan
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.seam import FAMILY

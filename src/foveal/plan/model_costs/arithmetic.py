@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foveal.data.layout import GroupSpan
+from foveal.data.forward_inputs import GroupSpan
 from foveal.models.phi3_vision.image import num_image_tokens
 from foveal.models.phi3_vision.vision import UNUSED_LAYERS
 from foveal.plan.epoch import seen_pairs
