@@ -284,10 +284,10 @@ def test_a_broken_piece_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "FEWEST_PIECES", 10_000)
     usual = encoding.joined
 
-    def breaking(kept):
+    def breaking(*kept):
         first = sorted(cache.rglob("*.npz"))[0]
         first.write_bytes(first.read_bytes()[:-40])
-        return usual(kept)
+        return usual(*kept)
 
     monkeypatch.setattr(encoding, "joined", breaking)
     kept = read(data, WordProcessor(), cache=cache)
