@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.encoded.column_files import Texts, map_columns, write_columns
+from foveal.data.encoded.column_files import Arrays, Texts, map_columns, write_columns
 from foveal.data.images.archives import containing_file, object_around, state_of
 from foveal.data.images.media import image_size
 from foveal.data.images.objects import called, object_states, side_by_side
@@ -69,9 +69,15 @@ def image_sizes(
         sizes[at] = size
     if len(places) or not known or len(known["names"]) != len(names):
         with folder_written_whole(cache) as beside:
-            of_held = {"held.content": held.content, "held.offsets": held.offsets}
-            of_each = {"names": names, "sizes": sizes, "stamps": stamps, "holders": holders}
-            write_columns(beside, [of_each, of_held])
+            columns: Arrays = {
+                "names": names,
+                "sizes": sizes,
+                "stamps": stamps,
+                "holders": holders,
+                "held.content": held.content,
+                "held.offsets": held.offsets,
+            }
+            write_columns(beside, [columns])
     write_text(cache / LOOKED_AT, repr(time.time()))
     return sizes
 
