@@ -387,6 +387,6 @@ def fuzz(tmp_path: Path, rounds: int) -> tuple[int, int]:
 
 
 def test_pictures_with_changed_bytes_open_or_are_refused(tmp_path):
-    opened, refused = fuzz(tmp_path, 2_000)
-    assert opened > 200
-    assert refused > 200
+    opened, refused = fuzz(tmp_path, 1_000)
+    assert opened > 100
+    assert refused > 100

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from beginnings import sizes_in_memory
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveal.data.encoded.column_files import Ragged
@@ -31,6 +31,7 @@ def test_a_half_shows_one_half_and_then_the_other():
     assert first == epoch([0.5], [10], 0)
 
 
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.integers(1, 20), st.floats(0.01, 3.5)).map(lambda one: Shown(*one)),
