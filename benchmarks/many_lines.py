@@ -149,9 +149,8 @@ def encode_renamed(data: Path, model: Path, cache: Path, blocks: int, workers: i
     processor = _processor(model)
     kept = cache / "encoded"
     kept.mkdir(parents=True, exist_ok=True)
-    encoder = PieceEncoder(data, data.parent, processor)
-    place = encoding._place(kept, data, state_of(data), encoder)
-    encoder = replace(encoder, parts=kept / f".{place.name}.pieces")
+    place = encoding._place(kept, data, state_of(data), data.parent, processor, False)
+    encoder = PieceEncoder(data, data.parent, processor, False, kept / f".{place.name}.pieces")
     for _ in rename_pieces(encoder, encode_block(encoder, blocks, workers), blocks):
         pass
 

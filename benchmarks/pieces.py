@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from beginnings import sizes_in_memory
 from PIL import Image
 from rich.console import Console
 
@@ -152,7 +153,7 @@ def make_sizes(examples: int) -> Sizes:
     offsets = np.concatenate([[0], np.cumsum(lengths + 1)])
     prompts = random.integers(100, 30000, offsets[-1], dtype=np.int32)
     prompts[offsets[:-1]] = -(1 + page_of)
-    return Sizes(
+    return sizes_in_memory(
         tokens=(2509 + lengths + 10).astype(np.int32),
         prompts=Ragged(prompts, offsets),
         images=Ragged(page_of, np.arange(examples + 1)),

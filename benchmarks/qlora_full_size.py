@@ -30,7 +30,8 @@ from foveal.config import LoraSettings, QuantizationSettings, TrainSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import Dataset, build_dataset
 from foveal.data.encode import encode
-from foveal.data.example import Example, ImageFolder, Turn
+from foveal.data.example import Example, Turn
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.row_planning.groups import Group, Row
 from foveal.data.turn_processor import TurnProcessor
 from foveal.inputs import quiet_libraries

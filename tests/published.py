@@ -1,5 +1,6 @@
 """The published tokenizer and vocabulary, around models small enough for tests."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ TOKENIZER = Path(foveal.__file__).parent / "models" / "phi3_vision" / "tokenizer
 def make_processor(num_crops: int, crop_size: int = 28, patch_size: int = 7) -> Phi3VisionProcessor:
     tokens = (crop_size // patch_size // 2) ** 2
     images = Phi3VisionImageProcessor(num_crops, crop_size, tokens)
-    return Phi3VisionProcessor(images, PreTrainedTokenizerFast.from_pretrained(TOKENIZER))
+    return Phi3VisionProcessor(images, _tokenizer())
+
+
+@cache
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """Read it once for all: 32,000 words take a quarter of a second, and nobody changes them."""
+    return PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
 
 
 def make_config(**changes: Any) -> Phi3VisionConfig:

@@ -12,7 +12,7 @@ import torch
 from foveal.bench.random_page import LetterProcessor, find_size
 from foveal.bench.side import LORA, Case, Side
 from foveal.bench.timing import Timed, step_peak, time_step
-from foveal.data.layout import GroupSpan
+from foveal.data.forward_inputs import GroupSpan
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.estimate import estimate_rows
 from foveal.plan.machines.hardware import HARDWARE, Hardware

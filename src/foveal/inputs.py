@@ -27,8 +27,9 @@ from foveal.data.checking.overlap import describe_overlap
 from foveal.data.checking.token_counts import CountTokens, check_lengths, count_tokens
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
-from foveal.data.example import Example, ImageFolder
+from foveal.data.example import Example
 from foveal.data.images.frames import FrameName
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.objects import image_base
 from foveal.data.lines import Examples
 from foveal.data.training_examples import read_training_examples, training_files

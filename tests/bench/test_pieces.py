@@ -9,12 +9,12 @@ import numpy as np
 import pieces
 import pytest
 import torch
+from beginnings import prompt_families
 from pieces import make_sizes, plan_all, run_pieces
 from PIL import Image
 from rich.console import Console
 
 from foveal.bench.recipe_step import recipe_pixels
-from foveal.data.row_planning.sizes import prompt_families
 from foveal.models.phi3_vision.image import CLIP_MEAN, CLIP_STD, cut_crops, global_view, normalize
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 import tracemalloc
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,8 @@ from foveal.data.checking.token_counts import ShownSize, count_tokens
 from foveal.data.dataset import build_dataset, read_dataset
 from foveal.data.encode import encode
 from foveal.data.encoded import piecewise
-from foveal.data.example import ImageFolder, read_examples
+from foveal.data.example import read_examples
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import image_size
 from foveal.data.row_planning.groups import Group, Row
 from foveal.errors import DataError
@@ -182,6 +184,15 @@ def test_a_process_holds_less_than_a_hundred_bytes_of_an_example_that_is_kept(
     tracemalloc.stop()
     assert len(held[0].examples) == count
     assert bytes_held < 30 * count + 200_000
+
+
+def test_without_a_cache_nothing_stays_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "WORTH_KEEPING", 1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    _, dataset = read_dataset(pages(tmp_path, 2, 2), WordProcessor())
+    rows.Plan(dataset.sizes, examples_per_step=2, tokens_per_pass=900).step(0)
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def put_bmp(path, size) -> None:

@@ -7,7 +7,8 @@ from tiny import make_picture, turn
 
 from foveal.data.dataset import build_dataset
 from foveal.data.encode import encode
-from foveal.data.example import Example, ImageFolder
+from foveal.data.example import Example
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import open_image
 
 SYSTEM, USER, ASSISTANT, END, END_OF_TEXT, BEGIN = 32006, 32010, 32001, 32007, 32000, 1

@@ -6,14 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from foveal.data.example import (
-    Example,
-    ImageFolder,
-    Turn,
-    parse_example,
-    read_examples,
-    write_examples,
-)
+from foveal.data.example import Example, Turn, parse_example, read_examples, write_examples
+from foveal.data.images.image_folder import ImageFolder
 from foveal.errors import DataError
 
 # The published recipe's own line, shortened to two of its eight frames.

@@ -6,18 +6,20 @@ from functools import cache
 from io import BytesIO
 
 import pytest
+from daily import daily
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from foveal.data.checking.check import check_file
-from foveal.data.example import Example, ImageFolder, read_examples
+from foveal.data.example import Example, read_examples
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import decode_image, measure_image
 from foveal.data.lines import Examples
 from foveal.errors import UserError
 
 INPUTS = 20_000
-"""Of each kind; the quick tests take a hundredth."""
+"""Of each kind; the quick tests take half a hundredth."""
 
 LINE = json.dumps(
     {
@@ -110,7 +112,7 @@ def try_picture(content: bytes) -> None:
             pass
 
 
-@pytest.mark.parametrize("inputs", [INPUTS // 100, pytest.param(INPUTS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("inputs", daily(INPUTS // 200, beside=[INPUTS]))
 def test_any_lines_are_examples_or_refused(tmp_path, inputs):
     @settings(max_examples=inputs, deadline=None, derandomize=True, database=None)
     @given(st.lists(lines, max_size=3).map(b"\n".join))
@@ -120,7 +122,7 @@ def test_any_lines_are_examples_or_refused(tmp_path, inputs):
     read()
 
 
-@pytest.mark.parametrize("inputs", [INPUTS // 100, pytest.param(INPUTS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("inputs", daily(INPUTS // 200, beside=[INPUTS]))
 def test_any_bytes_are_a_picture_or_refused(inputs):
     @settings(max_examples=inputs, deadline=None, derandomize=True, database=None)
     @given(st.binary() | changed(st.sampled_from(pictures())))

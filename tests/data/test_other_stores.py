@@ -132,6 +132,7 @@ def loopback_google(patch):
         gcsfs.GCSFileSystem.clear_instance_cache()
 
 
+@pytest.mark.slow
 def test_images_of_a_bucket_of_googles_are_those_of_the_folder(shelf, monkeypatch):
     files = sorted((shelf / "images").iterdir())
     with loopback_google(monkeypatch) as put:

@@ -4,6 +4,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
+from beginnings import sizes_in_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import CHOSEN, REJECTED, pair_pages
@@ -11,8 +12,8 @@ from tiny import make_model, make_picture, turn, write_data
 
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
+from foveal.data.encoded.column_files import Ragged
 from foveal.data.example import parse_example
-from foveal.data.row_planning.sizes import Ragged, Sizes
 from foveal.data.rows import Plan
 from foveal.errors import DataError
 
@@ -121,7 +122,7 @@ def sizes_of(sets, image_tokens=50):
     tokens = [3 + image_tokens + one for _, own in sets for one in own]
     pages = [[page] for page, own in sets for _ in own]
     number = 1 + max(page for page, _ in sets)
-    return Sizes(
+    return sizes_in_memory(
         np.asarray(tokens, np.int32),
         Ragged.of(prompts),
         Ragged.of(pages),

@@ -29,30 +29,35 @@ def test_a_worker_that_the_system_ends_is_spoken_of_in_one_line():
     assert "\n" not in str(ended.value)
 
 
-def test_a_worker_ends_when_its_parent_is_killed():
-    script = (
-        "import time\n"
-        "from foveal.data.parallel import in_new_process\n"
-        "if __name__ == '__main__':\n"
-        "    in_new_process(time.sleep, 600)\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", script])
-    workers = _children(parent.pid)
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
+SLEEPS = "import pathlib, time; pathlib.Path({told!r}).touch(); time.sleep(600)"
+"""What a worker does, once it has told that it is at it."""
+
+
+def test_a_worker_ends_when_its_parent_is_killed(tmp_path):
+    parent, workers = _start(tmp_path)
+    parent.kill()
+    parent.communicate()
     deadline = time.monotonic() + 30
     while any(Path(f"/proc/{worker}/cwd").exists() for worker in workers):
         assert time.monotonic() < deadline, f"{workers} work on"
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
-def test_ctrl_c_in_a_terminal_is_heard_once_and_ends_all_processes_at_once():
+def test_ctrl_c_in_a_terminal_is_heard_once_and_ends_all_processes_at_once(tmp_path):
+    parent, workers = _start(tmp_path)
+    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
+    assert parent.communicate(timeout=30) == ("stopped\n", "")
+    assert not any(Path(f"/proc/{worker}/cwd").exists() for worker in workers)
+
+
+def _start(folder: Path) -> tuple[subprocess.Popen, list[int]]:
+    """Start a program and wait for its worker, which has multiprocessing's own helper beside it."""
+    told = folder / "told"
     script = (
-        "import time\n"
         "from foveal.data.parallel import in_new_process\n"
         "if __name__ == '__main__':\n"
         "    try:\n"
-        "        in_new_process(time.sleep, 600)\n"
+        f"        in_new_process(exec, {SLEEPS.format(told=str(told))!r})\n"
         "    except KeyboardInterrupt:\n"
         "        print('stopped')\n"
     )
@@ -63,19 +68,10 @@ def test_ctrl_c_in_a_terminal_is_heard_once_and_ends_all_processes_at_once():
         text=True,
         start_new_session=True,
     )
-    workers = _children(parent.pid)
-    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
-    assert parent.communicate(timeout=30) == ("stopped\n", "")
-    assert not any(Path(f"/proc/{worker}/cwd").exists() for worker in workers)
-
-
-def _children(parent: int) -> list[int]:
-    """Wait for the worker that sleeps, beside multiprocessing's own helper."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        listed = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        if len(listed) == 2:
-            time.sleep(2)  # until it is in the function
-            return [int(one) for one in listed]
-        time.sleep(0.1)
-    raise AssertionError("no worker was started")
+    deadline = time.monotonic() + 60
+    while not told.exists():
+        assert time.monotonic() < deadline, "no worker was started"
+        time.sleep(0.05)
+    listed = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    assert len(listed) == 2
+    return parent, [int(one) for one in listed]

@@ -7,6 +7,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from beginnings import prompt_families, sizes_in_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from foveal.data.encoded.column_files import Ragged
 from foveal.data.row_planning import epochs
 from foveal.data.row_planning.deal import deal, spread
 from foveal.data.row_planning.groups import Costs, Group, Row
-from foveal.data.row_planning.sizes import Sizes, prompt_families
+from foveal.data.row_planning.sizes import Beginnings, Sizes
 from foveal.data.rows import Plan
 
 USER, NEWLINE, END = 7, 8, 9
@@ -50,7 +51,7 @@ def sizes_of(examples, image_tokens=(), image_crops=None):
         return len(expand(example.prompt, image_tokens)) + later + example.answer_tokens
 
     crops = np.array(image_crops if image_crops else [1] * len(image_tokens), np.int32)
-    return Sizes(
+    return sizes_in_memory(
         np.array([whole(example) for example in examples], np.int32),
         Ragged.of([example.prompt for example in examples]),
         Ragged.of([example.images for example in examples]),
@@ -267,7 +268,10 @@ def test_a_late_step_needs_none_of_the_steps_before_it():
 
 def test_sizes_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match="2 lengths, 1 prompts and 1 lists of images"):
-        Sizes(np.array([3, 4]), Ragged.of([[1]]), Ragged.of([[]]), np.array([]), np.array([]))
+        Sizes(
+            *(np.array([3, 4]), Ragged.of([[1]]), Ragged.of([[]]), np.array([]), np.array([])),
+            Beginnings(*[np.array([0])] * 5),
+        )
     with pytest.raises(ValueError, match="at least one example"):
         plan_of(sizes_of([]), examples_per_step=1)
 

@@ -15,10 +15,11 @@ from foveal.data.checking.check import check_file
 from foveal.data.checking.token_counts import count_tokens
 from foveal.data.convert import Options, convert
 from foveal.data.dataset import read_dataset
-from foveal.data.example import ImageFolder, read_examples
+from foveal.data.example import read_examples
 from foveal.data.images import clips
 from foveal.data.images.clips import choose_frames, clip_seconds, read_frames
 from foveal.data.images.frames import FrameChoice, parse_frame
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import image_size, open_image
 from foveal.data.turn_processor import read_as
 from foveal.errors import DataError

@@ -11,7 +11,8 @@ from PIL import Image
 from tiny import SIZES
 
 from foveal.data.encode import encode
-from foveal.data.example import ImageFolder, parse_example
+from foveal.data.example import parse_example
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import image_size
 from foveal.deliver.answerer import Answerer
 from foveal.models.family import load

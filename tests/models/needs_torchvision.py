@@ -21,9 +21,8 @@ from transformers.video_utils import VideoMetadata
 
 from foveal.adapt.strategy import assign, rules_of
 from foveal.config import LoraSettings
-from foveal.data.forward_inputs import ForwardInputs
+from foveal.data.forward_inputs import ForwardInputs, GroupSpan
 from foveal.data.images.frames import FrameStrip
-from foveal.data.layout import GroupSpan
 from foveal.errors import ModelError
 from foveal.models.family import load
 from foveal.models.forward import hidden_states

@@ -24,7 +24,7 @@ from transformers import (
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.encode import IGNORED
-from foveal.data.layout import GroupSpan
+from foveal.data.forward_inputs import GroupSpan
 from foveal.data.row_planning.groups import Row
 from foveal.data.rows import Plan
 from foveal.errors import ModelError

@@ -21,9 +21,10 @@ from foveal.data.checking.check import check_file
 from foveal.data.checking.token_counts import count_tokens
 from foveal.data.dataset import build_dataset, read_dataset
 from foveal.data.encode import encode
-from foveal.data.example import Example, ImageFolder, Turn
+from foveal.data.example import Example, Turn
 from foveal.data.images.clips import choose_frames, decode_at
 from foveal.data.images.frames import parse_strip
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import image_size, open_image
 from foveal.data.rows import Plan
 from foveal.data.turn_processor import frame_choice_of, read_as

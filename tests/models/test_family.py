@@ -8,8 +8,7 @@ import pytest
 import torch
 from golden_data import read_json
 
-from foveal.data.forward_inputs import ForwardInputs
-from foveal.data.layout import GroupSpan
+from foveal.data.forward_inputs import ForwardInputs, GroupSpan
 from foveal.errors import ModelError
 from foveal.models.family import PARTS, find_family, load, read_model_type
 from foveal.models.forward import hidden_states

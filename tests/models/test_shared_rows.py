@@ -8,8 +8,7 @@ from golden_data import load_model
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-from foveal.data.forward_inputs import ForwardInputs
-from foveal.data.layout import GroupSpan
+from foveal.data.forward_inputs import ForwardInputs, GroupSpan
 from foveal.models import shared_rows
 from foveal.models.forward import hidden_states
 from foveal.models.phi3_vision.seam import FAMILY

@@ -8,7 +8,7 @@ import torch
 
 from foveal.bench.random_page import SIZES, LetterProcessor, make_random_page
 from foveal.data.batch import build_batch
-from foveal.data.layout import GroupSpan
+from foveal.data.forward_inputs import GroupSpan
 from foveal.data.rows import Plan
 from foveal.models.row_view import RowView
 from foveal.plan.epoch import (

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from run_folders import make_examples, predict
 
-from foveal.data.example import Example, ImageFolder, Turn, read_examples
+from foveal.data.example import Example, Turn, read_examples
+from foveal.data.images.image_folder import ImageFolder
 from foveal.evaluate.prediction import Prediction
 from foveal.report.gallery import CARDS, PICTURES, Pair, choose_cards, match, shrink
 

@@ -12,7 +12,8 @@ from transformers import PretrainedConfig
 from foveal.data.checking.token_counts import ShownSize, count_tokens
 from foveal.data.dataset import build_dataset
 from foveal.data.encode import encode
-from foveal.data.example import ImageFolder, read_examples
+from foveal.data.example import read_examples
+from foveal.data.images.image_folder import ImageFolder
 from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.serve.limits import RequestError, ServerLimits

@@ -11,7 +11,8 @@ from PIL import Image
 
 from foveal.data.dataset import Dataset, build_dataset
 from foveal.data.encode import encode
-from foveal.data.example import Example, ImageFolder, Turn
+from foveal.data.example import Example, Turn
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.turn_processor import TurnsSetting
 from foveal.errors import ConfigError
 from foveal.machine import pick_device

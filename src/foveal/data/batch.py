@@ -11,11 +11,10 @@ from torch import Tensor
 
 from foveal.data.dataset import Dataset, ImageFact
 from foveal.data.encode import Expanded
-from foveal.data.forward_inputs import Batch, LeftOut, Pairs
+from foveal.data.forward_inputs import Batch, GroupSpan, LeftOut, Pairs
 from foveal.data.images.archives import fetch_side_by_side
 from foveal.data.images.media import open_image
 from foveal.data.images.objects import called
-from foveal.data.layout import GroupSpan
 from foveal.data.row_planning.groups import Group, Row
 from foveal.data.shapes import ImageShape, pixels_of, shape_of
 from foveal.data.turn_processor import TurnProcessor

@@ -1,11 +1,14 @@
 """JSONL files + a processor -> Dataset: all that a plan and a batch need, no image opened."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from shutil import rmtree
-from typing import TYPE_CHECKING, NamedTuple
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +21,16 @@ from foveal.data.encoded.measured import measure_examples, shapes_of
 from foveal.data.encoded.packed import (
     EncodedExamples,
     ExampleColumns,
-    ExamplesBuilder,
     ImageFact,
     ImageFacts,
-    PathsOfFiles,
     Prompts,
+    pack,
 )
 from foveal.data.encoded.piecewise import Noticed
 from foveal.data.images.archive_index import forget_indices
 from foveal.data.images.image_sizes import image_sizes
 from foveal.data.lines import Examples
+from foveal.data.listed import EndToEnd, Picked
 from foveal.data.row_planning.epochs import Shown
 from foveal.data.row_planning.sizes import Beginnings, Sizes
 from foveal.data.turn_processor import TurnProcessor
@@ -110,34 +113,62 @@ def read_dataset(
         DataError: a file or an image's header cannot be read, there is no example, or the cache
             cannot be written.
     """
+    if cache is None:
+        with TemporaryDirectory(prefix="foveal-") as folder:  # what is mapped outlives its name
+            examples, dataset = read_dataset(
+                paths, processor, images, Path(folder), workers, weights, console, pairs=pairs
+            )
+        return examples, replace(dataset, sizes=replace(dataset.sizes, folder=None))
     paths = [paths] if isinstance(paths, Path) else paths
     called = time.time()  # what others have done since, while this waited, need not be done again
-    if cache is None:
-        return _read(paths, processor, images, None, workers, weights, console, 0.0, 0.0, pairs)
-    # One process at a time for the same files; the system ends the turn of a dead one.
+    not_before = called if fresh else 0.0
+    with _alone_with(paths, cache, not_before) as place:
+        examples = Examples(paths, cache, not_before)
+        counts = [len(file) for file in examples.files]
+        shown = tuple(map(Shown, counts, weights or [1.0] * len(counts)))
+        for path, one in zip(paths, shown, strict=True):
+            if not one.an_epoch:
+                raise DataError(
+                    f"{path}: weight {one.weight:g} of {one.examples} examples shows none of them"
+                )
+        encoded = [
+            encode_file(path, processor, images, place.parent, workers, console, not_before, pairs)
+            for path in paths
+        ]
+        files = [file.columns for file in encoded]
+        state = digest_of("".join(file.name for file in encoded).encode(), 1).hex()
+        dataset = _measure(files, processor, place, state, workers, called)
+    sizes = dataset.sizes
+    if pairs:
+        begins = np.concatenate([file.begins_set for file in files])
+        sizes = replace(sizes, sets=np.flatnonzero(np.append(begins, True)))
+        counts = [int(file.begins_set.sum()) for file in files]
+        shown = tuple(Shown(count, one.weight) for count, one in zip(counts, shown, strict=True))
+    if any(one.weight != 1 for one in shown):
+        sizes = replace(sizes, shown=shown)
+    remarks = Remarks()
+    for path, file in zip(paths, encoded, strict=True):
+        _add_remarks(remarks, path, file.noticed)
+    return examples, replace(dataset, sizes=sizes, remarks=remarks)
+
+
+@contextmanager
+def _alone_with(paths: Sequence[Path], cache: Path, not_before: float) -> Iterator[Path]:
+    """Be the one process that works on some files; yields what names of what is kept begin with.
+
+    The system ends the turn of a dead one.
+    """
     name = digest_of("\n".join(str(path.resolve()) for path in paths).encode(), 1).hex()
-    place = cache / "encoded" / name
+    kept = cache / "encoded"
     try:
-        with locked(place.with_name(f".{name}.lock")):
-            fresh_from = called if fresh else 0.0
-            for torn in place.parent.glob(f".{name}-*.part"):  # by a kill
+        with locked(kept / f".{name}.lock"):
+            for torn in kept.glob(f".{name}-*.part"):  # by a kill
                 rmtree(torn)
-            for one in place.parent.glob(f"{name}-*"):
-                drop_older(one, fresh_from)
-            if fresh:
-                forget_indices(place.parent, called)
-            return _read(
-                paths,
-                processor,
-                images,
-                place,
-                workers,
-                weights,
-                console,
-                called,
-                fresh_from,
-                pairs,
-            )
+            for one in kept.glob(f"{name}-*"):
+                drop_older(one, not_before)
+            if not_before:
+                forget_indices(kept, not_before)
+            yield kept / name
     except OSError as error:
         if error.errno not in FAILED_WRITES:
             raise
@@ -145,60 +176,6 @@ def read_dataset(
             f"cannot write to {error.filename or cache}: {error.strerror}; free space and run the "
             "same command again: it goes on from there"
         ) from error
-
-
-def _read(
-    paths: Sequence[Path],
-    processor: TurnProcessor,
-    images: Path | None,
-    place: Path | None,
-    workers: int,
-    weights: Sequence[float],
-    console: "Console | None",
-    called: float,
-    fresh_from: float,
-    pairs: bool,
-) -> tuple[Examples, Dataset]:
-    """Read files, alone; what is kept stands beside `place`."""
-    examples = Examples(paths, place and place.parent.parent, fresh_from)
-    counts = [len(file) for file in examples.files]
-    shown = tuple(map(Shown, counts, weights or [1.0] * len(counts)))
-    for path, one in zip(paths, shown, strict=True):
-        if not one.an_epoch:
-            raise DataError(
-                f"{path}: weight {one.weight:g} of {one.examples} examples shows none of them"
-            )
-    kept = place and place.parent
-    encoded = [
-        encode_file(path, processor, images, kept, workers, console, fresh_from, pairs)
-        for path in paths
-    ]
-    remarks = Remarks()
-    for path, file in zip(paths, encoded, strict=True):
-        _add_remarks(remarks, path, file.noticed)
-    files = [file.columns for file in encoded]
-    state = digest_of("".join(file.name for file in encoded).encode(), 1).hex()
-    numbered = _number_images(files)
-    sizes = image_sizes(
-        numbered.paths,
-        place and place.with_name(f"{place.name}-sizes"),
-        workers,
-        numbered.names,
-        max(called, fresh_from),
-    )
-    place = place and place.with_name(f"{place.name}-{state}")
-    if pairs:
-        shown = tuple(
-            Shown(int(file.begins_set.sum()), one.weight)
-            for file, one in zip(files, shown, strict=True)
-        )
-    weighted = shown if any(one.weight != 1 for one in shown) else ()
-    dataset = _assemble(files, numbered, sizes, processor, place, weighted, remarks)
-    if not pairs:
-        return examples, dataset
-    begins = np.concatenate([file.begins_set for file in files])
-    sets = np.flatnonzero(np.append(begins, True))
-    return examples, replace(dataset, sizes=replace(dataset.sizes, sets=sets))
 
 
 def _add_remarks(remarks: Remarks, path: Path, noticed: Noticed) -> None:
@@ -209,74 +186,62 @@ def _add_remarks(remarks: Remarks, path: Path, noticed: Noticed) -> None:
         remarks.add(path, 0, f"examples with the id of another: {noticed.same_ids:,}")
 
 
-def build_dataset(
-    encoded: Iterable[Encoded], processor: TurnProcessor, workers: int = 1
-) -> Dataset:
+def build_dataset(encoded: Iterable[Encoded], processor: TurnProcessor) -> Dataset:
     """Measure encoded examples; two paths to one file are one image."""
-    builder = ExamplesBuilder()
-    for one in encoded:
-        builder.add(one)
-    files = [builder.build()]
-    numbered = _number_images(files)
-    sizes = image_sizes(numbered.paths, None, workers, numbered.names)
-    return _assemble(files, numbered, sizes, processor)
+    files = [pack([[one]] for one in encoded)]
+    with TemporaryDirectory(prefix="foveal-") as folder:
+        dataset = _measure(files, processor, Path(folder) / "examples", "", 1, inf)
+    return replace(dataset, sizes=replace(dataset.sizes, folder=None))
 
 
-class _NumberedImages(NamedTuple):
-    """The distinct images of all files."""
-
-    paths: Sequence[str]
-    names: NDArray[np.uint64]
-    numbers: NDArray[np.int32] | None
-    """Of the images of each file, one file behind the other; none: an only file's own."""
-
-
-def _number_images(files: Sequence[ExampleColumns]) -> _NumberedImages:
-    if len(files) == 1:
-        return _NumberedImages(files[0].paths, files[0].path_names, None)
-    names = np.concatenate([file.path_names for file in files])
-    numbers, firsts = number_by_first(names)
-    paths = PathsOfFiles([file.paths for file in files], firsts)
-    return _NumberedImages(paths, names[firsts], numbers)
-
-
-def _assemble(
+def _measure(
     files: Sequence[ExampleColumns],
-    numbered: _NumberedImages,
-    sizes: NDArray[np.int32],
     processor: TurnProcessor,
-    place: Path | None = None,
-    shown: tuple[Shown, ...] = (),
-    remarks: Remarks | None = None,
+    place: Path,
+    state: str,
+    workers: int,
+    since: float,
 ) -> Dataset:
-    """Work out what hangs on the images' sizes, and put all together."""
-    paths = numbered.paths
+    """Find the distinct images of all files, and work out what hangs on their sizes.
+
+    Args:
+        files: one behind the other.
+        processor: of the model.
+        place: what names of what is kept begin with.
+        state: names what the files hold.
+        workers: processes that read headers of images.
+        since: when another process need not have looked at all images for this one to trust it.
+    """
+    numbers, names = None, files[0].path_names  # an only file's own
+    paths: Sequence[str] = files[0].paths
+    if len(files) > 1:
+        names = np.concatenate([file.path_names for file in files])
+        numbers, firsts = number_by_first(names)
+        paths, names = Picked(EndToEnd([file.paths for file in files]), firsts), names[firsts]
+    kept_sizes = place.with_name(f"{place.name}-sizes")
+    sizes = image_sizes(paths, names, kept_sizes, workers, since)
     shapes, each = shapes_of(sizes, paths, processor)
-    if place:
-        asked = repr(shapes).encode() + each.tobytes()
-        place = place.with_name(f"{place.name}-{digest_of(asked, 1).hex()}")
-        _forget_older(place)
-    measured, fingerprint = measure_examples(files, numbered.numbers, shapes, each, place)
+    asked = digest_of(repr(shapes).encode() + each.tobytes(), 1).hex()
+    place = place.with_name(f"{place.name}-{state}-{asked}")
+    _forget_older(place)
+    measured, fingerprint = measure_examples(files, numbers, shapes, each, place)
     examples = EncodedExamples(files)
-    beginnings = Beginnings(
-        measured.families,
-        measured.extra_tokens,
-        measured.crops,
-        measured.later_crops,
-        measured.beginning_tokens,
-    )
     found = Sizes(
         measured.tokens,
         Prompts(examples, measured.images),
         measured.images,
         measured.image_tokens,
         measured.image_crops,
-        shown,
-        beginnings,
-        place,
+        beginnings=Beginnings(
+            measured.families,
+            measured.extra_tokens,
+            measured.crops,
+            measured.later_crops,
+            measured.beginning_tokens,
+        ),
+        folder=place,
     )
-    facts = ImageFacts(paths, shapes, measured.shape_numbers)
-    return Dataset(examples, facts, found, fingerprint, remarks or Remarks())
+    return Dataset(examples, ImageFacts(paths, shapes, measured.shape_numbers), found, fingerprint)
 
 
 def _forget_older(place: Path) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveal.data.checking.texts import NO_PAIR
-from foveal.data.example import Example, ImageFolder
+from foveal.data.example import Example
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.read_turns import read_turns
 from foveal.data.shapes import ImageShape, expand_entries
 from foveal.data.turn_processor import TurnProcessor

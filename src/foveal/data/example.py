@@ -1,11 +1,10 @@
 """Example: one conversation and the images it speaks of; one line of a JSONL file."""
 
 import json
-import os
 import re
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,7 @@ from pydantic import (
     model_serializer,
 )
 
-from foveal.data.images.archives import ENDINGS, containing_file, state_of
-from foveal.data.images.frames import parse_frame
-from foveal.data.images.missing import where_else
-from foveal.data.images.objects import called, object_at, read_url
-from foveal.data.line_mistakes import mistake_in
-from foveal.errors import ConfigError, DataError
+from foveal.errors import DataError
 from foveal.storage import RepeatedKeyError, unique_keys, written_whole
 
 
@@ -124,11 +118,11 @@ def parse_example(line: str | bytes) -> Example:
         return example
     except ValidationError as error:
         if (full := _without_nulls(content)) is None:
-            raise ValueError(mistake_in(content, error)) from None
+            raise ValueError(_mistake_in(content, error)) from None
     try:
         return Example.model_validate_json(full)
     except ValidationError as error:
-        raise ValueError(mistake_in(content, error)) from None
+        raise ValueError(_mistake_in(content, error)) from None
 
 
 def _without_nulls(content: bytes) -> str | None:
@@ -148,6 +142,44 @@ def _without_nulls(content: bytes) -> str | None:
     except (ValueError, RecursionError):
         return None
     return json.dumps(value) if dropped else None
+
+
+def _mistake_in(line: bytes, error: ValidationError) -> str:
+    """Say what is wrong with a refused line, and where in it, in one sentence."""
+    try:
+        line.decode()
+    except UnicodeDecodeError as unreadable:
+        return f"not UTF-8 (byte {unreadable.start + 1} of the line); save the file as UTF-8"
+    problems = error.errors(include_url=False)
+    # A key that is written otherwise is missing, too: how it is written says more.
+    first = next((one for one in problems if _nearest_key(one)), problems[0])
+    where = ".".join(str(part) for part in first["loc"])
+    kind, reason, given = first["type"], first["msg"], first["input"]
+    if kind == "extra_forbidden":
+        return f'unknown key "{where}"{_nearest_key(first)}'
+    if kind == "missing":
+        return f'missing key "{where}"'
+    if kind == "json_invalid":
+        what_to_do = "; write one example a line" * ("trailing characters" in reason)
+        return f"not JSON ({reason.removeprefix('Invalid JSON: ')}){what_to_do}"
+    if kind == "string_type" and isinstance(given, int | float):
+        return f'"{where}": {json.dumps(given)} is no text; write it in quotes'
+    if kind == "tuple_type" and isinstance(given, str):
+        return f'"{where}": a text is no list; write [{json.dumps(given[:40])}]'
+    if kind == "too_short":
+        return f'"{where}": nothing in it; write at least one'
+    return f'"{where}": {reason[0].lower()}{reason[1:]}' if where else reason
+
+
+def _nearest_key(problem: Any) -> str:
+    """Ask whether a key of ours was meant by an unknown one; empty: none was."""
+    if problem["type"] != "extra_forbidden":
+        return ""
+    *above, key = problem["loc"]
+    fields = (Turn if above else Example).model_fields
+    known = [field.alias or name for name, field in fields.items()]
+    near = get_close_matches(str(key).lower(), known, n=1)
+    return f'; did you mean "{near[0]}"?' if near else ""
 
 
 def holds_anything(line: bytes) -> bool:
@@ -170,25 +202,18 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{path}: {error.strerror}; give a JSONL file of examples") from error
 
 
-def parse_line(path: Path, number: int, line: bytes) -> Example:
-    """Read one line of a file.
-
-    Raises:
-        DataError: it is no example; the line is named by its number.
-    """
-    try:
-        return parse_example(line)
-    except ValueError as error:
-        raise DataError(f"{path}:{number}: {error}") from None
-
-
 def read_examples(path: Path) -> Iterator[Example]:
     """Read a JSONL file, one example a line; empty lines are passed over.
 
     Raises:
         DataError: the file cannot be opened, or a line is no example (named by its number).
     """
-    return (parse_line(path, number, line) for number, line in numbered_lines(path))
+    for number, line in numbered_lines(path):
+        try:
+            example = parse_example(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: {error}") from None
+        yield example
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> int:
@@ -199,92 +224,3 @@ def write_examples(path: Path, examples: Iterable[Example]) -> int:
             lines.write(example.to_json() + "\n")
             written += 1
     return written
-
-
-MOST_REMEMBERED_PATHS = 20_000
-"""Images that are looked for once: most have several questions."""
-
-
-class ImageFolder:
-    """Where the image paths of a JSONL file start from.
-
-    By default the `images` folder beside the file, then the file's own folder; a path that
-    leaves its folder is refused. A zip or tar file is a folder too.
-    """
-
-    def __init__(self, data: Path, images: Path | None = None, indices: Path | None = None) -> None:
-        """Find the folders.
-
-        Args:
-            data: the file.
-            images: folder that paths start from, in place of those.
-            indices: folder that keeps where things are in archives.
-        """
-        roots = (images,) if images else (data.parent / "images", data.parent)
-        self.roots = tuple(root.resolve() for root in roots)
-        self._indices = indices
-        self.states: dict[str, list[int]] = {}
-        """Files that paths or entries hang on, as archives, and their states at that time."""
-        self._found: dict[str, Path] = {}
-
-    def find(self, path: str) -> Path:
-        """Turn a path of an example into a file, or the name of a clip's frame into its own.
-
-        Raises:
-            DataError: the path leaves the folder, or there is no such file.
-        """
-        found = self._found.get(path)
-        if found is None:
-            frame = parse_frame(path)
-            found = (
-                Path(str(replace(frame, clip=str(self.find(frame.clip)))))
-                if frame
-                else self._look_for(path)
-            )
-            if len(self._found) < MOST_REMEMBERED_PATHS:
-                self._found[path] = found
-        return found
-
-    def note_states(self, paths: Iterable[Path]) -> None:
-        """Note the states of files whose content matters before they are opened."""
-        for path in map(containing_file, paths):
-            if str(path) not in self.states:
-                self.states[str(path)] = state_of(path)
-
-    def _look_for(self, path: str) -> Path:
-        if "\0" in path:  # each Python has its own way to say so, and some say nothing
-            raise DataError(f"image {path!r}: a null byte in its name; rename it")
-        if path.startswith("data:"):
-            raise DataError(f"image {path[:40]}: it is the image itself; write that into a file")
-        for root in self.roots:
-            stored = object_at(root)
-            try:
-                url = read_url(path, stored.cache if stored else root) if "://" in path else None
-            except ConfigError as error:  # of this one line, not of the command
-                raise DataError(f"image {error}") from None
-            if url:
-                if not stored or not url.path.is_relative_to(root):
-                    raise DataError(
-                        f"image {path} lies outside {called(root)}; name the store that images "
-                        f"come from: data.images={url.scheme}://{url.key.partition('/')[0]}"
-                    )
-                path = str(url.path)
-            try:
-                candidate = Path(os.path.realpath(os.path.join(root, path)))
-                is_file = bool(stored) or candidate.is_file()
-            except OSError as error:  # too long
-                raise DataError(f"image {path!r}: {error}; rename it") from None
-            if not candidate.is_relative_to(root):
-                raise DataError(f"image {path} lies outside {called(root)}; move it inside")
-            if any(ending in path or ending in root.name for ending in ENDINGS) and (
-                stored or not is_file
-            ):
-                from foveal.data.images.archive_index import find_member  # which needs numpy
-
-                if member := find_member(candidate, self._indices, self.states):
-                    self.note_states([member.path])
-                    return member.path
-            if is_file:
-                return candidate
-        roots = " or ".join(map(str, self.roots))
-        raise DataError(f"image {path[:200]} is not in {roots}; {where_else(self.roots, path)}")

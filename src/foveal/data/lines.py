@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from io import BytesIO, FileIO
-from itertools import accumulate
 from pathlib import Path
 from weakref import finalize
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from foveal.data.example import Example, holds_anything, parse_example, read_examples
 from foveal.data.images.archives import stamp_of
-from foveal.data.listed import Listed, place_within
+from foveal.data.listed import EndToEnd, Listed
 from foveal.errors import DataError
 from foveal.storage import drop_older, write_bytes
 
@@ -135,13 +134,13 @@ class Examples(Listed[Example]):
         for index in filter(None, indices):
             drop_older(index, not_before)
         self.files = [Lines(path, index) for path, index in zip(paths, indices, strict=True)]
-        self._ends = list(accumulate(map(len, self.files)))
+        self._lines = EndToEnd(self.files)
         for file in self.files:
             if not len(file):
                 raise DataError(f"{file.path}: no examples; write one conversation a line")
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return len(self._lines)
 
     def at(self, index: int) -> Example:
         """Read an example.
@@ -149,17 +148,16 @@ class Examples(Listed[Example]):
         Raises:
             DataError: the line is no example; it is named by its number.
         """
-        file, within = self._place(index)
-        return _parse(file, within)
+        try:
+            return parse_example(self._lines[index])
+        except ValueError as error:  # only now does the number matter, which costs a reading
+            path, number = self.find(index)
+            raise DataError(f"{path}:{number}: {error}") from None
 
     def find(self, index: int) -> tuple[Path, int]:
         """Name the file of an example and the number of its line."""
-        file, within = self._place(index)
-        return file.path, file.number(within)
-
-    def _place(self, index: int) -> tuple[Lines, int]:
-        file, within = place_within(self._ends, index)
-        return self.files[file], within
+        part, within = self._lines.place(index)
+        return self.files[part].path, self.files[part].number(within)
 
     def __iter__(self) -> Iterator[Example]:
         for file in self.files:
@@ -169,10 +167,3 @@ class Examples(Listed[Example]):
 def _index_name(path: Path) -> str:
     where = sha256(os.fsencode(path.resolve())).hexdigest()[:8]
     return f"{path.stem}-{where}-lines.npy"
-
-
-def _parse(file: Lines, index: int) -> Example:
-    try:
-        return parse_example(file[index])
-    except ValueError as error:  # only now does the number matter, which costs a reading
-        raise DataError(f"{file.path}:{file.number(index)}: {error}") from None

@@ -2,8 +2,13 @@
 
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 _Item = TypeVar("_Item", covariant=True)
 
@@ -26,7 +31,40 @@ class Listed(Sequence[_Item]):
         return self.at(range(len(self))[index])
 
 
-def place_within(ends: Sequence[int], index: int) -> tuple[int, int]:
-    """Say in which of several sequences, which lie end to end, a thing is, and its place there."""
-    part = bisect_right(ends, index)
-    return part, index - (ends[part - 1] if part else 0)
+class EndToEnd(Listed[_Item]):
+    """Several sequences, one behind the other."""
+
+    def __init__(self, parts: Sequence[Sequence[_Item]]) -> None:
+        self.parts = parts
+        self._ends = list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[_Item]:
+        return chain.from_iterable(self.parts)
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Say in which of them a thing is, and its place there."""
+        part = bisect_right(self._ends, index)
+        return part, index - (self._ends[part - 1] if part else 0)
+
+    def at(self, index: int) -> _Item:
+        """Make one of the part that it is in."""
+        part, within = self.place(index)
+        return self.parts[part][within]
+
+
+@dataclass(frozen=True)
+class Picked(Listed[_Item]):
+    """Some things of a sequence, by their places in it."""
+
+    whole: Sequence[_Item]
+    places: Sequence[int] | NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def at(self, index: int) -> _Item:
+        """Make the thing at a place."""
+        return self.whole[int(self.places[index])]

@@ -6,11 +6,12 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from foveal.data.example import Example, ImageFolder, Turn
+from foveal.data.example import Example, Turn
 from foveal.data.images.archives import state_of
 from foveal.data.images.boxes import BoxMap, box_edges, read_boxes
 from foveal.data.images.clips import choose_frames
 from foveal.data.images.frames import FrameChoice
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import image_size
 from foveal.data.images.objects import called
 from foveal.data.turn_processor import AskedTurn, TurnProcessor

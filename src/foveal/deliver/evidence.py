@@ -14,7 +14,8 @@ from foveal.data.batch import build_batch
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, build_dataset
 from foveal.data.encode import encode
-from foveal.data.example import Example, ImageFolder, read_examples
+from foveal.data.example import Example, read_examples
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.objects import image_base
 from foveal.data.row_planning.groups import Group, Row
 from foveal.data.turn_processor import read_as

@@ -20,7 +20,7 @@ from transformers.cache_utils import (
     get_layer_types_and_kwargs,
 )
 
-from foveal.data.layout import GroupSpan
+from foveal.data.forward_inputs import GroupSpan
 from foveal.errors import ModelError
 
 ATTENTION = frozenset({"full_attention", "sliding_attention", "dummy"})

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.data.forward_inputs import ForwardInputs
-from foveal.data.layout import GroupSpan
+from foveal.data.forward_inputs import ForwardInputs, GroupSpan
 from foveal.models.cached_rows import read_groups
 from foveal.models.family import CLIP_SECONDS, Family
 from foveal.models.generation.tree import Growth

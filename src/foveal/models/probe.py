@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from foveal.data.forward_inputs import ForwardInputs
-from foveal.data.layout import GroupSpan
+from foveal.data.forward_inputs import ForwardInputs, GroupSpan
 from foveal.data.shapes import expand_entries
 from foveal.data.turn_processor import AskedTurn
 from foveal.models.family import LoadedModel

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.data.layout import GroupSpan
+from foveal.data.forward_inputs import GroupSpan
 from foveal.models.generation.tree import ImageSight
 
 

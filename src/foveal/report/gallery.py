@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from foveal.data.example import Example, ImageFolder
+from foveal.data.example import Example
 from foveal.data.images.boxes import Box, BoxUnit, box_edges, box_shares, read_boxes
 from foveal.data.images.frames import name_frames
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import open_image
 from foveal.errors import DataError
 from foveal.evaluate.metrics import iou

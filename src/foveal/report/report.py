@@ -8,7 +8,8 @@ from pathlib import Path
 
 from foveal.config import Columns, DataSettings, Recipe, as_typed
 from foveal.data.convert.unpack import unpacked
-from foveal.data.example import Example, ImageFolder, read_examples
+from foveal.data.example import Example, read_examples
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.objects import image_base
 from foveal.errors import UserError
 from foveal.evaluate.prediction import Prediction

@@ -10,7 +10,7 @@ from PIL import Image
 from foveal.config import Columns
 from foveal.data.convert import unpack
 from foveal.data.convert.unpack import find_rows, unpacked
-from foveal.data.example import ImageFolder
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.lines import Examples
 from foveal.errors import DataError
 

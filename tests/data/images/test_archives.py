@@ -12,9 +12,9 @@ from words import WordProcessor
 from foveal.data.checking.check import check_file
 from foveal.data.checking.overlap import describe_overlap
 from foveal.data.dataset import read_dataset
-from foveal.data.example import ImageFolder
 from foveal.data.images import archive_index
 from foveal.data.images.archives import containing_file, member_at, open_stored, size_bytes
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import image_identity, image_size, open_image
 from foveal.errors import DataError
 

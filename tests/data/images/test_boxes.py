@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 from PIL import Image
+from published import make_processor
 from tiny import make_model, make_picture, turn, write_data
 from tiny_models import write_tiny
 
@@ -53,9 +54,8 @@ def test_a_tall_page_for_phi_has_its_borders_at_the_sides():
 
 
 @pytest.mark.parametrize("size", [(1000, 500), (500, 1000), (61, 203), (300, 299)])
-def test_phis_crops_show_a_marked_box_exactly_where_its_numbers_say(tmp_path, size):
-    processor = make_model(tmp_path / "model").processor
-    processor.image_processor.num_crops = 9
+def test_phis_crops_show_a_marked_box_exactly_where_its_numbers_say(size):
+    processor = make_processor(9)
     width, height = size
     box = width // 4, height // 3, width // 2, 3 * height // 4
     page = Image.new("RGB", size, "black")

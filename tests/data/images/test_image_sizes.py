@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveal.data.encoded.column_files import KINDS
-from foveal.data.example import ImageFolder
+from foveal.data.encoded.column_files import KINDS, digest_of
 from foveal.data.images import image_sizes as module
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.image_sizes import image_sizes
 from foveal.errors import DataError
 
 
-def found(*arguments, **settings):
-    return [tuple(size) for size in image_sizes(*arguments, **settings).tolist()]
+def found(paths, cache, **settings):
+    named = [str(path) for path in paths]
+    names = np.frombuffer(b"".join(digest_of(os.fsencode(one)) for one in named), np.uint64)
+    sizes = image_sizes(named, names.reshape(-1, 2), cache, **settings)
+    return [tuple(size) for size in sizes.tolist()]
 
 
 def test_sizes_of_many_images_come_in_order_and_a_path_may_occur_twice(tmp_path):
@@ -24,7 +27,7 @@ def test_sizes_of_many_images_come_in_order_and_a_path_may_occur_twice(tmp_path)
     for width in (5, 9, 7):
         Image.new("L", (width, 3)).save(tmp_path / f"{width}.png")
         paths.append(tmp_path / f"{width}.png")
-    assert found([*paths, paths[0]]) == [(5, 3), (9, 3), (7, 3), (5, 3)]
+    assert found([*paths, paths[0]], tmp_path / "sizes") == [(5, 3), (9, 3), (7, 3), (5, 3)]
 
 
 def test_a_remembered_size_is_not_read_again_until_the_file_changes(tmp_path, monkeypatch):
@@ -43,7 +46,7 @@ def test_sizes_of_some_files_are_remembered_when_others_come_and_go(tmp_path, mo
     cache, paths = tmp_path / "sizes", [tmp_path / f"{number}.png" for number in range(5)]
     for number, path in enumerate(paths):
         Image.new("L", (5 + number, 3)).save(path)
-    image_sizes(paths[:4], cache)
+    found(paths[:4], cache)
     read = []
     usual = module.image_size
     monkeypatch.setattr(module, "image_size", lambda path: read.append(path) or usual(path))
@@ -78,7 +81,7 @@ def test_what_another_process_looked_at_meanwhile_is_trusted_and_nothing_older(t
     path, cache = tmp_path / "picture.png", tmp_path / "sizes"
     Image.new("L", (5, 3)).save(path)
     called = time.time()
-    image_sizes([path], cache)
+    found([path], cache)
     Image.new("L", (50, 30)).save(path)
     assert found([path], cache, since=called) == [(5, 3)]
     assert found([path], cache, since=time.time()) == [(50, 30)]
@@ -117,13 +120,13 @@ def test_a_broken_memory_of_sizes_is_made_anew(tmp_path, broken):
     assert np.fromfile(cache / "sizes", np.int32).tolist() == [5, 3]
 
 
-def test_sizes_read_in_processes_are_the_same(tmp_path):
-    expected = []
-    for number in range(1100):  # more than one block of work
-        expected.append((1 + number % 13, 1 + number % 7))
-        Image.new("1", expected[-1]).save(tmp_path / f"{number:04}.bmp")
-    paths = sorted(tmp_path.iterdir())
-    assert found(paths, workers=2) == expected
-    paths[1050].write_bytes(b"")
-    with pytest.raises(DataError, match=r"1050\.bmp: an empty file"):
-        image_sizes(paths, workers=2)
+def test_sizes_read_in_processes_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "HEADERS_AT_ONCE", 4)
+    expected = [(1 + number % 13, 1 + number % 7) for number in range(10)]
+    for number, size in enumerate(expected):
+        Image.new("1", size).save(tmp_path / f"{number}.bmp")
+    paths = sorted(tmp_path.glob("*.bmp"))
+    assert found(paths, tmp_path / "sizes", workers=2) == expected
+    paths[6].write_bytes(b"")
+    with pytest.raises(DataError, match=r"6\.bmp: an empty file"):
+        found(paths, tmp_path / "others", workers=2)

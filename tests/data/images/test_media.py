@@ -15,9 +15,9 @@ import numpy
 import pytest
 from PIL import Image
 
-from foveal.data.example import ImageFolder
 from foveal.data.images import clips, media
 from foveal.data.images.clips import frame_indices, read_frames
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import (
     MAX_PIXELS,
     decode_image,
@@ -387,6 +387,6 @@ def fuzz(tmp_path: Path, rounds: int) -> tuple[int, int]:
 
 
 def test_pictures_with_changed_bytes_open_or_are_refused(tmp_path):
-    opened, refused = fuzz(tmp_path, 2_000)
-    assert opened > 200
-    assert refused > 200
+    opened, refused = fuzz(tmp_path, 1_000)
+    assert opened > 100
+    assert refused > 100

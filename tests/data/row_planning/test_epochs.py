@@ -4,12 +4,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from beginnings import sizes_in_memory
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveal.data.encoded.column_files import Ragged
 from foveal.data.row_planning.epochs import Shown, shown_in_epoch
-from foveal.data.row_planning.sizes import Sizes
 from foveal.data.rows import Plan
 
 
@@ -31,6 +31,7 @@ def test_a_half_shows_one_half_and_then_the_other():
     assert first == epoch([0.5], [10], 0)
 
 
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.integers(1, 20), st.floats(0.01, 3.5)).map(lambda one: Shown(*one)),
@@ -69,7 +70,7 @@ def sizes_of(shown, pages, questions):
     count = pages * questions
     page = np.arange(count, dtype=np.int32) // questions
     prompts = Ragged.of([[1, -1 - int(one), 2, 10 + place] for place, one in enumerate(page)])
-    return Sizes(
+    return sizes_in_memory(
         tokens=np.full(count, 20, np.int32),
         prompts=prompts,
         images=Ragged.of([[int(one)] for one in page]),

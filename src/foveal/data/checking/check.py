@@ -11,9 +11,10 @@ from pathlib import Path
 from foveal.data.checking.recognise import other_kind, refuse_other_files
 from foveal.data.checking.texts import example_problems, example_warnings
 from foveal.data.checking.token_counts import CountTokens, ShownSize, length_problems
-from foveal.data.example import ImageFolder, numbered_lines, parse_example
+from foveal.data.example import numbered_lines, parse_example
 from foveal.data.images.archives import size_bytes
 from foveal.data.images.frames import FrameChoice, file_of
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import image_identity, image_size, open_image, shows_one_colour
 from foveal.data.parallel import parallel
 from foveal.errors import DataError

@@ -42,8 +42,8 @@ class Ragged:
     def of(cls, lists: Iterable[Sequence[int]]) -> "Ragged":
         """Lay lists end to end."""
         kept = list(lists)
-        offsets = np.cumsum([0, *map(len, kept)], dtype=np.int64)
-        return cls(np.fromiter(chain.from_iterable(kept), np.int32, offsets[-1]), offsets)
+        values = np.fromiter(chain.from_iterable(kept), np.int32)
+        return cls(values, offsets_of([*map(len, kept)]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -68,8 +68,7 @@ class Texts(Listed[str]):
         """Lay texts end to end."""
         # A path may hold bytes that are no UTF-8; Python keeps them as surrogates.
         kept = [text.encode("utf-8", "surrogateescape") for text in texts]
-        offsets = np.cumsum([0, *map(len, kept)], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(kept), np.uint8), offsets)
+        return cls(np.frombuffer(b"".join(kept), np.uint8), offsets_of([*map(len, kept)]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -78,6 +77,11 @@ class Texts(Listed[str]):
         """Read a text."""
         start, end = self.offsets[index : index + 2].tolist()
         return self.content[start:end].tobytes().decode("utf-8", "surrogateescape")
+
+
+def offsets_of(lengths: Sequence[int] | NDArray[np.int32]) -> NDArray[np.int64]:
+    """Say where each of some lists starts that lie end to end, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 class ColumnTable:
@@ -112,49 +116,31 @@ class ColumnTable:
         return cls(**made)
 
 
-class ColumnWriter:
-    """Appends arrays to the files of a folder, a block at a time; it is whole once it is closed."""
+def write_columns(folder: Path, pieces: Iterable[Arrays]) -> None:
+    """Lay arrays of the same names end to end in the files of a folder, a piece at a time.
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._kinds: dict[str, tuple[str, list[int]]] = {}
-        self._files: dict[str, BinaryIO] = {}
-        self._ends: dict[str, int] = {}
-        self._open = ExitStack()
+    Offsets go on from where those of the piece before ended.
 
-    def append(self, named: Arrays) -> None:
-        """Lay arrays behind those of the same names; offsets go on from where they ended.
-
-        Raises:
-            OSError: the disk is full, say; numpy's own writing would not notice.
-        """
-        for name, given in named.items():
-            array = _going_on(name, given, self._ends)
-            if name not in self._files:
-                self._kinds[name] = (array.dtype.str, list(array.shape[1:]))
-                self._files[name] = self._open.enter_context((self._folder / name).open("wb"))
-            self._files[name].write(
-                np.ascontiguousarray(array).data.cast("B") if array.size else b""
-            )
-
-    def close(self) -> None:
-        """Write down what the columns are.
-
-        Raises:
-            OSError: the disk is full, say.
-        """
-        self._open.close()
-        (self._folder / KINDS).write_text(json.dumps(self._kinds), encoding="utf-8")
-
-    def __enter__(self) -> "ColumnWriter":
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self._open.close()
+    Raises:
+        OSError: the disk is full, say; numpy's own writing would not notice.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds: dict[str, tuple[str, list[int]]] = {}
+    files: dict[str, BinaryIO] = {}
+    ends: dict[str, int] = {}
+    with ExitStack() as opened:
+        for named in pieces:
+            for name, array in named.items():
+                is_first = name not in files
+                if is_first:
+                    kinds[name] = (array.dtype.str, list(array.shape[1:]))
+                    files[name] = opened.enter_context((folder / name).open("wb"))
+                if name.endswith(".offsets"):
+                    last = ends.get(name, 0)
+                    ends[name] = last + int(array[-1])
+                    array = array if is_first else array[1:] + last
+                files[name].write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+    (folder / KINDS).write_text(json.dumps(kinds), encoding="utf-8")
 
 
 def map_columns(folder: Path) -> dict[str, NDArray[Any]] | None:
@@ -171,25 +157,6 @@ def _map(path: Path, kind: str, row: list[int]) -> NDArray[Any]:
         return np.zeros((0, *row), kind)
     # As a plain array: a slice of numpy's own class for maps costs ten times as much.
     return np.memmap(path, np.dtype(kind), "r").view(np.ndarray).reshape(-1, *row)
-
-
-def lay_end_to_end(pieces: Iterable[Arrays]) -> dict[str, NDArray[Any]]:
-    """Join arrays of the same names in memory, as a `ColumnWriter` would on the disk."""
-    found: dict[str, list[NDArray[Any]]] = {}
-    ends: dict[str, int] = {}
-    for named in pieces:
-        for name, array in named.items():
-            found.setdefault(name, []).append(_going_on(name, array, ends))
-    return {name: end_to_end(arrays) for name, arrays in found.items()}
-
-
-def _going_on(name: str, array: NDArray[Any], ends: dict[str, int]) -> NDArray[Any]:
-    """Have offsets go on from where those of the same name ended."""
-    if not name.endswith(".offsets"):
-        return array
-    last = ends.get(name)
-    ends[name] = (last or 0) + int(array[-1])
-    return array if last is None else array[1:] + last
 
 
 def kept_array(path: Path, make: Callable[[], NDArray[_Number]], kept: int) -> NDArray[_Number]:

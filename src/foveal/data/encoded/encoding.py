@@ -6,9 +6,9 @@ last. What is kept is named by all that it hangs on, so that it can be out of da
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from glob import escape
 from hashlib import blake2b
@@ -17,19 +17,15 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING
 
-from foveal.data.encoded.column_files import Arrays, ColumnWriter, lay_end_to_end, map_columns
+from foveal.data.encoded.column_files import map_columns, write_columns
 from foveal.data.encoded.packed import ExampleColumns
 from foveal.data.encoded.piecewise import (
     PIECE_BYTES,
-    KeptPieces,
     Noticed,
     PieceEncoder,
-    PiecesInMemory,
-    Span,
     add_up_noticed,
     cut_into_pieces,
     joined,
-    noticed_in,
 )
 from foveal.data.images.archives import state_of
 from foveal.data.parallel import parallel
@@ -59,8 +55,8 @@ class EncodedFile:
 def encode_file(
     path: Path,
     processor: TurnProcessor,
-    images: Path | None = None,
-    cache: Path | None = None,
+    images: Path | None,
+    cache: Path,
     workers: int = 1,
     console: "Console | None" = None,
     not_before: float = 0.0,
@@ -72,7 +68,7 @@ def encode_file(
         path: of a JSONL file.
         processor: of the model that will read it.
         images: folder that image paths start from; none: beside the file.
-        cache: folder of what is kept; none: nothing is.
+        cache: folder of what is kept.
         workers: processes that encode.
         console: to show progress on.
         not_before: take nothing that was made earlier, in seconds since 1970.
@@ -83,47 +79,33 @@ def encode_file(
         OSError: the cache cannot be written.
     """
     stamp = _stamp(path)
-    encoder = PieceEncoder(path, images, processor, pairs)
-    if cache is None:
-        with _counting(console, path, stamp[0]) as count:
-            made = list(_each(encoder, cut_into_pieces(path), workers, count))
-        return _finish_in_memory(made)
     with locked(cache / f".{_name(path)}.lock"):
-        place = _place(cache, path, stamp, encoder)
+        place = _place(cache, path, stamp, images, processor, pairs)
         for one in cache.glob(f"*{escape(place.name)}*"):
             drop_older(one, not_before)
-        return _map_file(place) or _encode_into(place, stamp, encoder, workers, console)
-
-
-def _encode_into(
-    place: Path,
-    stamp: list[int],
-    encoder: PieceEncoder,
-    workers: int,
-    console: "Console | None",
-) -> EncodedFile:
-    path, parts = encoder.path, place.with_name(f".{place.name}.pieces")
-    for torn in place.parent.glob(f".{escape(place.name)}.*.part"):  # by a kill
-        rmtree(torn)
-    spans = cut_into_pieces(path)
-    kept = replace(encoder, parts=parts)
-    with _counting(console, path, stamp[0]) as count:
-        for _ in _each(kept, spans, workers, count):
-            pass
-    pieces = KeptPieces(kept, spans)
-    if _stamp(path) != stamp or not all(one.still_holds for one in pieces.noticed()):
+        if known := _map_file(place):
+            return known
+        for torn in cache.glob(f".{escape(place.name)}.*.part"):  # by a kill
+            rmtree(torn)
+        parts = cache / f".{place.name}.pieces"
+        encoder, spans = PieceEncoder(path, images, processor, pairs, parts), cut_into_pieces(path)
+        with _counting(console, path, stamp[0]) as count:
+            # In processes where there are many.
+            made = parallel(encoder, spans, workers if len(spans) >= FEWEST_PIECES else 0, 1)
+            for (start, end), _ in zip(spans, made, strict=True):
+                count(end - start)
+        noticed = [encoder.noticed(span) for span in spans]
+        if _stamp(path) != stamp or not all(one.still_holds for one in noticed):
+            rmtree(parts)
+            raise DataError(f"{path}: it, or its images, changed while it was read; start again")
+        with folder_written_whole(place) as beside:
+            write_columns(beside, joined(encoder, spans))
+            identities = (map_columns(beside) or {})["identities"]
+            write_json(beside / NOTICED, vars(add_up_noticed(noticed, identities)))
         rmtree(parts)
-        raise DataError(f"{path}: it, or its images, changed while it was read; start again")
-    with folder_written_whole(place) as beside, ColumnWriter(beside) as writer:
-        identities = []
-        for named in joined(pieces):
-            writer.append(named)
-            identities.append(named["identities"])
-        write_json(beside / NOTICED, vars(add_up_noticed(pieces.noticed(), identities)))
-    rmtree(parts)
-    found = _map_file(place)
-    assert found
-    return found
+        found = _map_file(place)
+        assert found
+        return found
 
 
 def _stamp(path: Path) -> list[int]:
@@ -133,14 +115,18 @@ def _stamp(path: Path) -> list[int]:
         raise DataError(f"{path}: {error.strerror}; give a JSONL file of examples") from error
 
 
-def _place(cache: Path, path: Path, stamp: list[int], encoder: PieceEncoder) -> Path:
+def _place(
+    cache: Path,
+    path: Path,
+    stamp: list[int],
+    images: Path | None,
+    processor: TurnProcessor,
+    pairs: bool,
+) -> Path:
     """Name all that the encoded examples of a file hang on; forget what it was before."""
     state = _short(json.dumps(stamp).encode())
-    images, processor = encoder.images, encoder.processor
     reads = processor.words_fingerprint(), processor.boxes, processor.frame_choice
-    other = [str(images and images.resolve()), repr(reads), code_fingerprint()]
-    if encoder.pairs:
-        other.append("pairs")
+    other = [str(images and images.resolve()), repr(reads), code_fingerprint(), pairs]
     for former in cache.glob(f"*{escape(_name(path))}-*"):
         if former.is_dir() and state not in former.name:
             rmtree(former, ignore_errors=True)  # who has it mapped keeps it
@@ -180,22 +166,6 @@ def _map_file(place: Path) -> EncodedFile | None:
         return EncodedFile(ExampleColumns.of_arrays(named), noticed, name)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _each(
-    encoder: "PieceEncoder", spans: Sequence[Span], workers: int, count: Callable[[int], None]
-) -> Iterator[Arrays]:
-    """Encode pieces in order, in processes where there are many."""
-    made = parallel(encoder, spans, workers if len(spans) >= FEWEST_PIECES else 0, 1)
-    for (start, end), arrays in zip(spans, made, strict=True):
-        count(end - start)
-        yield arrays
-
-
-def _finish_in_memory(made: Sequence[Arrays]) -> EncodedFile:
-    columns = lay_end_to_end(joined(PiecesInMemory(made)))
-    noticed = add_up_noticed([noticed_in(arrays) for arrays in made], [columns["identities"]])
-    return EncodedFile(ExampleColumns.of_arrays(columns), noticed, "")
 
 
 @contextmanager

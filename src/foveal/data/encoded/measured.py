@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from foveal.data.encoded.column_files import (
     Arrays,
     ColumnTable,
-    ColumnWriter,
     Ragged,
     blocks,
     end_to_end,
-    lay_end_to_end,
     map_columns,
     number_by_first,
     sum_lists,
+    write_columns,
 )
 from foveal.data.encoded.packed import ExampleColumns
 from foveal.data.images.frames import parse_strip
@@ -79,20 +78,13 @@ def measure_examples(
     numbers: NDArray[np.int32] | None,
     shapes: Sequence[ImageShape],
     each: NDArray[np.int32],
-    place: Path | None,
+    place: Path,
 ) -> tuple[MeasuredExamples, str]:
     """Work out what hangs on the images' sizes, or map what was worked out before."""
-    known = map_columns(place) if place else None
-    if place and known:
+    if known := map_columns(place):
         return MeasuredExamples.of_arrays(known), (place / FINGERPRINT).read_text(encoding="utf-8")
-    pieces = _pieces(files, numbers, shapes, each)
-    if place is None:
-        made = MeasuredExamples.of_arrays(lay_end_to_end(pieces))
-        return made, _fingerprint(files, made)
     with folder_written_whole(place) as folder:
-        with ColumnWriter(folder) as writer:
-            for named in pieces:
-                writer.append(named)
+        write_columns(folder, _pieces(files, numbers, shapes, each))
         made = MeasuredExamples.of_arrays(map_columns(folder) or {})
         write_text(folder / FINGERPRINT, _fingerprint(files, made))
     return measure_examples(files, numbers, shapes, each, place)

@@ -1,17 +1,23 @@
 """Encoded examples and what is known of their images, as columns; an `Encoded` is a few slices."""
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveal.data.encode import Encoded
-from foveal.data.encoded.column_files import ColumnTable, Ragged, Texts, digest_of, end_to_end
-from foveal.data.listed import Listed, place_within
+from foveal.data.encoded.column_files import (
+    ColumnTable,
+    Ragged,
+    Texts,
+    digest_of,
+    end_to_end,
+    offsets_of,
+)
+from foveal.data.listed import EndToEnd, Listed
 from foveal.data.shapes import ImageShape
 
 ALONE = bytes(16)
@@ -19,7 +25,7 @@ ALONE = bytes(16)
 
 
 @dataclass(frozen=True)
-class ExampleColumns(ColumnTable):
+class ExampleColumns(ColumnTable, Listed[Encoded]):
     """The examples of a file, or of a piece of one. A new fact of each is one more field."""
 
     ids: Texts
@@ -66,7 +72,7 @@ class ExampleColumns(ColumnTable):
     def __len__(self) -> int:
         return len(self.prompt_entries)
 
-    def example(self, index: int) -> Encoded:
+    def at(self, index: int) -> Encoded:
         """Read an example."""
         start, end = self.entries.offsets[index : index + 2].tolist()
         (images,) = self.images.take([index])
@@ -79,121 +85,87 @@ class ExampleColumns(ColumnTable):
         )
 
 
-class ExamplesBuilder:
-    """Grows `ExampleColumns`, without an object for each example."""
+def pack(lines: Iterable[Iterable[Sequence[Encoded]]]) -> ExampleColumns:
+    """Lay the examples of some lines end to end, without an object for each.
 
-    def __init__(self) -> None:
-        self._ids: list[str] = []
-        self._numbers: dict[Path, int] = {}
-        self._names: list[bytes] = []
-        self._entries, self._learnt = bytearray(), bytearray()
-        self._images, self._image_ends = array("i"), array("q", [0])
-        self._ends, self._counts = array("q", [0]), [array("i") for _ in range(4)]
-        self._beginnings, self._contents, self._identities = bytearray(), bytearray(), bytearray()
-        self._begins_set = array("b")
-
-    def add(self, one: Encoded, begins_set: bool = True, of_line: int = 0) -> None:
-        """Lay one more example behind the others.
-
-        Args:
-            one: as tokens.
-            begins_set: whether it is the first of the answers to its prompt.
-            of_line: number among the examples of its line, which have one id.
-        """
-        own = [self._number(path) for path in one.images]
-        entries = one.entries.tobytes()
-        shown = np.flatnonzero(one.entries[: one.prompt_entries] < 0)
-        beginning = ALONE
-        if len(shown):
-            begun = one.entries[: shown[-1] + 1].copy()
-            images = [own[-1 - entry] for entry in begun[shown].tolist()]
-            begun[shown] = -1  # who it is follows: an example's own number says nothing to others
-            beginning = digest_of(begun.tobytes() + b"".join([self._names[k] for k in images]))
-        self._ids.append(one.id)
-        self._entries += entries
-        self._learnt += one.learnt.tobytes()
-        self._ends.append(len(self._learnt))
-        self._images.extend(own)
-        self._image_ends.append(len(self._images))
-        targets, last = int(np.count_nonzero(one.learnt)), int(shown.max(initial=-1))
-        facts = (one.prompt_entries, targets, len(shown), last + 1)
-        for counts, fact in zip(self._counts, facts, strict=True):
-            counts.append(fact)
-        self._beginnings += beginning
-        self._contents += digest_of(entries, 1)
-        self._begins_set.append(begins_set)
-        name = f"{one.id}\0{of_line}" if of_line else one.id
-        self._identities += digest_of(name.encode("utf-8", "surrogateescape"), 1)
-
-    def _number(self, path: Path) -> int:
-        number = self._numbers.setdefault(path, len(self._numbers))
-        if number == len(self._names):
-            self._names.append(digest_of(str(path).encode("utf-8", "surrogateescape")))
-        return number
-
-    def build(self) -> ExampleColumns:
-        """Hand the examples over; nothing may be added any more."""
-        prompt_entries, targets, prompt_images, beginning_entries = (
-            np.frombuffer(counts, np.int32) for counts in self._counts
-        )
-        return ExampleColumns(
-            ids=Texts.of(self._ids),
-            entries=Ragged(
-                np.frombuffer(self._entries, np.int32), np.frombuffer(self._ends, np.int64)
-            ),
-            learnt=np.frombuffer(self._learnt, np.bool_),
-            prompt_entries=prompt_entries,
-            begins_set=np.frombuffer(self._begins_set, np.bool_),
-            targets=targets,
-            images=Ragged(
-                np.frombuffer(self._images, np.int32), np.frombuffer(self._image_ends, np.int64)
-            ),
-            prompt_images=prompt_images,
-            beginning_entries=beginning_entries,
-            beginnings=np.frombuffer(self._beginnings, np.uint64).reshape(-1, 2),
-            contents=np.frombuffer(self._contents, np.uint64),
-            identities=np.frombuffer(self._identities, np.uint64),
-            paths=Texts.of(map(str, self._numbers)),
-            path_names=np.frombuffer(b"".join(self._names), np.uint64).reshape(-1, 2),
-        )
+    Args:
+        lines: of each, its sets of answers to one prompt; the examples of a line have one id.
+    """
+    ids, facts, images = list[str](), array("i"), array("i")
+    numbers, names = dict[Path, int](), list[bytes]()
+    entries, learnt, beginnings = bytearray(), bytearray(), bytearray()
+    contents, identities = bytearray(), bytearray()
+    for sets in lines:
+        answers = [(one, place == 0) for answers in sets for place, one in enumerate(answers)]
+        for of_line, (one, is_first) in enumerate(answers):
+            for path in one.images:
+                if path not in numbers:
+                    numbers[path] = len(names)
+                    names.append(_name(str(path)))
+                images.append(numbers[path])
+            shown = np.flatnonzero(one.entries[: one.prompt_entries] < 0)
+            ids.append(one.id)
+            entries += one.entries.tobytes()
+            learnt += one.learnt.tobytes()
+            beginnings += _beginning(one, shown, [names[numbers[path]] for path in one.images])
+            contents += digest_of(one.entries.tobytes(), 1)
+            identities += _name(f"{one.id}\0{of_line}" if of_line else one.id, 1)
+            facts.extend((len(one.entries), len(one.images), one.prompt_entries, is_first))
+            last = int(shown.max(initial=-1))
+            facts.extend((int(np.count_nonzero(one.learnt)), len(shown), last + 1))
+    columns = np.frombuffer(facts, np.int32).reshape(-1, 7).T
+    of_entries, of_images, prompt_entries, begins_set, targets, prompt_images, begun = columns
+    return ExampleColumns(
+        ids=Texts.of(ids),
+        entries=Ragged(np.frombuffer(entries, np.int32), offsets_of(of_entries)),
+        learnt=np.frombuffer(learnt, np.bool_),
+        prompt_entries=prompt_entries,
+        begins_set=begins_set.astype(np.bool_),
+        targets=targets,
+        images=Ragged(np.frombuffer(images, np.int32), offsets_of(of_images)),
+        prompt_images=prompt_images,
+        beginning_entries=begun,
+        beginnings=np.frombuffer(beginnings, np.uint64).reshape(-1, 2),
+        contents=np.frombuffer(contents, np.uint64),
+        identities=np.frombuffer(identities, np.uint64),
+        paths=Texts.of(map(str, numbers)),
+        path_names=np.frombuffer(b"".join(names), np.uint64).reshape(-1, 2),
+    )
 
 
-class EncodedExamples(Listed[Encoded]):
+def _beginning(one: Encoded, shown: NDArray[np.int64], names: Sequence[bytes]) -> bytes:
+    """Name what a prompt begins with, up to the last of the places where it shows an image."""
+    if not len(shown):
+        return ALONE
+    begun = one.entries[: shown[-1] + 1].copy()
+    images = [names[-1 - entry] for entry in begun[shown].tolist()]
+    begun[shown] = -1  # who it is follows: an example's own number says nothing to others
+    return digest_of(begun.tobytes() + b"".join(images))
+
+
+def _name(text: str, words: int = 2) -> bytes:
+    return digest_of(text.encode("utf-8", "surrogateescape"), words)
+
+
+class EncodedExamples(EndToEnd[Encoded]):
     """The examples of all files, one file behind the other."""
 
-    def __init__(self, files: Sequence[ExampleColumns]) -> None:
-        self.files = files
-        self._ends = list(accumulate(map(len, files)))
-
-    def place(self, index: int) -> tuple[int, int]:
-        """Say which file an example is of, and its place there."""
-        return place_within(self._ends, index)
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def __iter__(self) -> Iterator[Encoded]:
-        return (file.example(index) for file in self.files for index in range(len(file)))
-
-    def at(self, index: int) -> Encoded:
-        """Read an example."""
-        file, within = self.place(index)
-        return self.files[file].example(within)
+    parts: Sequence[ExampleColumns]
 
     @property
     def targets(self) -> NDArray[np.int32]:
         """Tokens of each that are to be predicted, (examples,)."""
-        return end_to_end([file.targets for file in self.files])
+        return end_to_end([file.targets for file in self.parts])
 
     @property
     def begins_set(self) -> NDArray[np.bool_]:
         """Whether each is the first of the answers to its prompt, (examples,)."""
-        return end_to_end([file.begins_set for file in self.files])
+        return end_to_end([file.begins_set for file in self.parts])
 
     @property
     def contents(self) -> NDArray[np.uint64]:
         """Name the entries of each, (examples,)."""
-        return end_to_end([file.contents for file in self.files])
+        return end_to_end([file.contents for file in self.parts])
 
 
 class Prompts:
@@ -215,7 +187,7 @@ class Prompts:
 
     def _prompt(self, index: int, numbers: list[int]) -> list[int]:
         place, within = self._examples.place(index)
-        file = self._examples.files[place]
+        file = self._examples.parts[place]
         start = int(file.entries.offsets[within])
         entries = file.entries.values[start : start + int(file.prompt_entries[within])].tolist()
         return [-1 - numbers[-1 - entry] if entry < 0 else entry for entry in entries]
@@ -247,26 +219,3 @@ class ImageFacts(Listed[ImageFact]):
     def at(self, index: int) -> ImageFact:
         """Read a fact."""
         return ImageFact(Path(self.paths[index]), self.shapes[self.numbers[index]])
-
-
-class PathsOfFiles(Listed[str]):
-    """Paths of the distinct images of several files."""
-
-    def __init__(self, files: Sequence[Texts], firsts: NDArray[np.int64]) -> None:
-        """Find them.
-
-        Args:
-            files: paths of each file.
-            firsts: of each distinct image, where it is among the paths of all files.
-        """
-        self._files = files
-        self._firsts = firsts
-        self._ends = list(accumulate(map(len, files)))
-
-    def __len__(self) -> int:
-        return len(self._firsts)
-
-    def at(self, index: int) -> str:
-        """Read a path."""
-        file, within = place_within(self._ends, int(self._firsts[index]))
-        return self._files[file].at(within)

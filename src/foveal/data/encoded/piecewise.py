@@ -1,4 +1,4 @@
-"""Pieces of a JSONL file + a processor -> encoded pieces, kept in files or not -> the whole."""
+"""Pieces of a JSONL file + a processor -> encoded pieces, each a file -> the columns of it all."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,14 +11,16 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foveal.data.checking.texts import SHOWN, look_at
 from foveal.data.encode import Encoded, encode, encode_pairs
 from foveal.data.encoded.column_files import Arrays, Ragged, Texts, number_by_first
-from foveal.data.encoded.packed import ExampleColumns, ExamplesBuilder
-from foveal.data.example import ImageFolder, holds_anything, parse_example
+from foveal.data.encoded.packed import ExampleColumns, pack
+from foveal.data.example import holds_anything, parse_example
 from foveal.data.images.archive_index import INDICES
 from foveal.data.images.archives import state_of
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.read_turns import holds_boxes
 from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import DataError
@@ -80,25 +82,21 @@ class PieceEncoder:
     path: Path
     images: Path | None
     processor: TurnProcessor
-    pairs: bool = False
+    pairs: bool
     """Whether answers are put beside those that are rejected for them."""
 
-    parts: Path | None = None
-    """Folder to keep pieces in; none: they are handed back."""
+    parts: Path
+    """Folder that keeps pieces."""
 
-    def __call__(self, span: Span) -> Arrays:
+    def __call__(self, span: Span) -> None:
         """Encode a piece, unless it is kept already."""
-        if self.parts is None:
-            return self._encode(span)
-        if not self.file(span).exists() or not noticed_in(self.read(span, ABOUT)).still_holds:
+        if not self.file(span).exists() or not self.noticed(span).still_holds:
             content = BytesIO()
-            np.savez(content, **dict[str, Any](self._encode(span)))
+            np.savez(content, **self._encode(span))
             write_bytes(self.file(span), content.getvalue())
-        return {}
 
     def file(self, span: Span) -> Path:
         """Name the file of a piece."""
-        assert self.parts
         return self.parts / f"{span[0]}-{span[1]}.npz"
 
     def read(self, span: Span, *names: str) -> dict[str, Any]:
@@ -110,34 +108,38 @@ class PieceEncoder:
             self(span)
             return self._load(span, names)
 
+    def noticed(self, span: Span) -> Noticed:
+        """Read what was noticed in a piece."""
+        return Noticed(*json.loads(self.read(span, ABOUT)[ABOUT].tobytes()))
+
     def _load(self, span: Span, names: Sequence[str]) -> dict[str, Any]:
         with self.file(span).open("rb") as file, np.load(file) as arrays:
             return {name: arrays[name] for name in names or arrays}
 
-    def _encode(self, span: Span) -> Arrays:
+    def _encode(self, span: Span) -> dict[str, Any]:
         start, end = span
         with self.path.open("rb") as file:
             file.seek(start)
             content = file.read(end - start)
-        builder, folder = ExamplesBuilder(), self._folder()
-        number, count, first = 0, 0, list[tuple[int, str]]()
-        for number, line in enumerate(BytesIO(content), start=1):
-            if not holds_anything(line):
-                continue
-            sets, messages = self._encode_line(folder, start, number, line)
-            of_line = 0
-            for answers in sets:
-                for place, one in enumerate(answers):
-                    builder.add(one, place == 0, of_line)
-                    of_line += 1
-            count += len(messages)
-            first += [(number, message) for message in messages[: SHOWN - len(first)]]
-        about = json.dumps([number, count, first, 0, folder.states]).encode()
-        return {**builder.build().arrays(), ABOUT: np.frombuffer(about, np.uint8)}
+        folder = ImageFolder(self.path, self.images, self.parts.parent / INDICES)
+        lines, noticed = BytesIO(content).readlines(), list[tuple[int, str]]()
+        columns = pack(self._encode_lines(folder, start, lines, noticed))
+        about = [len(lines), len(noticed), noticed[:SHOWN], 0, folder.states]
+        return {**columns.arrays(), ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8)}
 
-    def _folder(self) -> ImageFolder:
-        indices = self.parts and self.parts.parent / INDICES
-        return ImageFolder(self.path, self.images, indices)
+    def _encode_lines(
+        self,
+        folder: ImageFolder,
+        start: int,
+        lines: Sequence[bytes],
+        noticed: list[tuple[int, str]],
+    ) -> Iterator[list[list[Encoded]]]:
+        """Encode the lines behind a place in the file, and note what is odd about each."""
+        for number, line in enumerate(lines, start=1):
+            if holds_anything(line):
+                sets, messages = self._encode_line(folder, start, number, line)
+                noticed += [(number, message) for message in messages]
+                yield sets
 
     def _encode_line(
         self, folder: ImageFolder, start: int, number: int, line: bytes
@@ -177,65 +179,32 @@ class PieceEncoder:
         return lines
 
 
-class KeptPieces:
-    """The pieces of a file, read one at a time."""
-
-    def __init__(self, encoder: PieceEncoder, spans: Sequence[Span]) -> None:
-        self._encoder = encoder
-        self._spans = spans
-
-    def noticed(self) -> list[Noticed]:
-        """Say what was noticed in each piece."""
-        return [noticed_in(self._encoder.read(span, ABOUT)) for span in self._spans]
-
-    def names(self) -> list[Any]:
-        """Name the paths of the images of each piece."""
-        return [self._encoder.read(span, "path_names")["path_names"] for span in self._spans]
-
-    def __iter__(self) -> Iterator[Arrays]:
-        for span in self._spans:
-            yield self._encoder.read(span)
-
-
-def noticed_in(arrays: Arrays) -> Noticed:
-    """Read what was noticed in a piece."""
-    return Noticed(*json.loads(arrays[ABOUT].tobytes()))
-
-
-def add_up_noticed(pieces: Sequence[Noticed], identities: Sequence[Any]) -> Noticed:
+def add_up_noticed(pieces: Sequence[Noticed], identities: NDArray[np.uint64]) -> Noticed:
     """Put together what was noticed in the pieces of a file, lines counted on."""
     lines = count = 0
     first: list[tuple[int, str]] = []
     for one in pieces:
         first += [(lines + number, message) for number, message in one.first]
         lines, count = lines + one.lines, count + one.count
-    ids = np.concatenate(identities) if identities else np.zeros(0, np.uint64)
     states = {path: state for one in pieces for path, state in one.states.items()}
-    return Noticed(lines, count, first[:SHOWN], len(ids) - len(np.unique(ids)), states)
+    same_ids = len(identities) - len(np.unique(identities))
+    return Noticed(lines, count, first[:SHOWN], same_ids, states)
 
 
-def joined(pieces: Any) -> Iterator[Arrays]:
-    """Lay pieces behind each other, their images numbered on."""
-    names = [*pieces.names()]
-    numbers, firsts = number_by_first(np.concatenate(names)) if names else ((), ())
+def joined(encoder: PieceEncoder, spans: Sequence[Span]) -> Iterator[Arrays]:
+    """Read kept pieces one after the other, their images numbered on."""
+    names = [encoder.read(span, "path_names")["path_names"] for span in spans]
+    numbers, firsts = number_by_first(np.concatenate([np.zeros((0, 2), np.uint64), *names]))
     at = 0
-    for arrays in pieces:
-        table = ExampleColumns.of_arrays(arrays)
+    for span in spans:
+        table = ExampleColumns.of_arrays(encoder.read(span))
         end = at + len(table.paths)
-        new = np.asarray(firsts)[np.searchsorted(firsts, at) : np.searchsorted(firsts, end)] - at
-        own = np.asarray(numbers[at:end], np.int32)
+        new = firsts[np.searchsorted(firsts, at) : np.searchsorted(firsts, end)] - at
+        own = numbers[at:end]
         yield replace(
             table,
             images=Ragged(own[table.images.values], table.images.offsets),
-            paths=Texts.of(table.paths[int(place)] for place in new),
+            paths=Texts.of(table.paths[place] for place in new.tolist()),
             path_names=table.path_names[new],
         ).arrays()
         at = end
-
-
-class PiecesInMemory(list[Mapping[str, Any]]):
-    """Pieces that are kept nowhere."""
-
-    def names(self) -> list[Any]:
-        """Name the paths of the images of each piece."""
-        return [arrays["path_names"] for arrays in self]

@@ -17,7 +17,7 @@ from struct import unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.encoded.column_files import ColumnTable, ColumnWriter, digest_of, map_columns
+from foveal.data.encoded.column_files import ColumnTable, digest_of, map_columns, write_columns
 from foveal.data.images.archives import ENDINGS, ROWS, ArchiveMember, open_stored, state_of
 from foveal.data.images.objects import BLOCK_BYTES, called, object_at
 from foveal.data.images.parquet_images import locate, parquet_file
@@ -100,8 +100,8 @@ def _index(archive: Path, stamp: tuple[int, ...], cache: Path | None) -> Archive
     with locked(place.with_name(f".{place.name}.lock")):
         known = map_columns(place)
         if not known:
-            with folder_written_whole(place) as beside, ColumnWriter(beside) as writer:
-                writer.append(_read_index(archive).arrays())
+            with folder_written_whole(place) as beside:
+                write_columns(beside, [_read_index(archive).arrays()])
             known = map_columns(place)
     return ArchiveIndex.of_arrays(known or {})
 

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from foveal.data.images.frames import file_of
 from foveal.data.images.kept_bytes import FileStretch, Opened, buffered
@@ -114,7 +114,7 @@ def size_bytes(path: Path) -> int:
     return member.length if member else whole
 
 
-def open_stored(path: Path, block_bytes: int | None = None) -> "Opened | io.BytesIO":
+def open_stored(path: Path, block_bytes: int | None = None) -> BinaryIO:
     """Open a file, or what an archive holds of it, of which no more is read than is asked for.
 
     Args:

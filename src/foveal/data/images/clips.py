@@ -75,43 +75,30 @@ def _choose_strip(clip: Path, choice: FrameChoice) -> FrameStrip:
     return FrameStrip(str(clip), count, max(math.floor(seconds / count * 1e6), 1) / 1e6)
 
 
-def open_strip(strip: FrameStrip) -> Image.Image:
-    """Open frames of a clip, each as it is seen at its time, one below the other.
+def open_shown(shown: FrameName | FrameStrip) -> Image.Image:
+    """Open a frame of a clip, or a strip of them: each as it is seen at its time.
 
     Raises:
         DataError: there is no such file, or it is no clip, broken, too large or too long.
     """
-    clip = Path(strip.clip)
-    times = [number * strip.seconds for number in range(strip.count)]
+    clip = Path(shown.clip)
+    if isinstance(shown, FrameName):
+        with _one_at_a_time:
+            frames = _shown_frames(clip, _stamp(clip), shown.count, shown.per_second)
+        return frames[shown.number - 1].copy()
+    times = [number * shown.seconds for number in range(shown.count)]
     frames = _of_one_size(_reading(clip, lambda file: decode_at(file, clip, times)))
     width, height = frames[0].size
-    whole = Image.new("RGB", (width, height * len(frames)))
+    strip = Image.new("RGB", (width, height * len(frames)))
     for number, frame in enumerate(frames):
-        whole.paste(frame, (0, number * height))
-    return whole
+        strip.paste(frame, (0, number * height))
+    return strip
 
 
-def strip_size(strip: FrameStrip) -> tuple[int, int]:
-    """Read (width, height) of a strip of upright frames from the first of them."""
-    width, height = _clip_size(Path(strip.clip), _stamp(Path(strip.clip)))
-    return width, height * strip.count
-
-
-def open_frame(frame: FrameName) -> Image.Image:
-    """Open one of the frames that are shown of a clip.
-
-    Raises:
-        DataError: there is no such file, or it is no clip, broken, too large or too long.
-    """
-    clip = Path(frame.clip)
-    with _one_at_a_time:
-        shown = _shown_frames(clip, _stamp(clip), frame.count, frame.per_second)
-    return shown[frame.number - 1].copy()
-
-
-def frame_size(frame: FrameName) -> tuple[int, int]:
-    """Read (width, height) of a clip's upright frames from the first of them."""
-    return _clip_size(Path(frame.clip), _stamp(Path(frame.clip)))
+def shown_size(shown: FrameName | FrameStrip) -> tuple[int, int]:
+    """Read (width, height) of an upright frame, or a strip of them, from the first of its clip."""
+    width, height = _clip_size(Path(shown.clip), _stamp(Path(shown.clip)))
+    return width, height * (shown.count if isinstance(shown, FrameStrip) else 1)
 
 
 def clip_seconds(clip: Path) -> float:

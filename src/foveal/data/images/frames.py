@@ -80,9 +80,14 @@ def parse_frame(path: str | Path) -> FrameName | None:
     return FrameName(clip, int(number), int(count), float(rate) if rate else None)
 
 
+def parse_shown(path: str | Path) -> FrameName | FrameStrip | None:
+    """Read the name of what is shown of a clip; none: it is the name of a file."""
+    return parse_frame(path) or parse_strip(path)
+
+
 def file_of(path: Path) -> Path:
     """Name the file that an image is read from: its own, or its clip's."""
-    shown = parse_frame(path) or parse_strip(path)
+    shown = parse_shown(path)
     return Path(shown.clip) if shown else path
 
 

@@ -1,17 +1,15 @@
 """Paths of images -> their sizes, read from headers, remembered while the files stay the same."""
 
-import os
 import time
 from array import array
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.encoded.column_files import ColumnWriter, Texts, digest_of, map_columns
+from foveal.data.encoded.column_files import Arrays, Texts, map_columns, write_columns
 from foveal.data.images.archives import containing_file, object_around, state_of
 from foveal.data.images.media import image_size
 from foveal.data.images.objects import called, object_states, side_by_side
@@ -22,12 +20,15 @@ from foveal.storage import folder_written_whole, write_text
 LOOKED_AT = "looked-at"
 """Names when somebody last saw that every file is the one that was measured."""
 
+HEADERS_AT_ONCE = 1024
+"""Headers that a process is handed to read."""
+
 
 def image_sizes(
-    paths: Sequence[str | Path],
-    cache: Path | None = None,
+    paths: Sequence[str],
+    names: NDArray[np.uint64],
+    cache: Path,
     workers: int = 1,
-    names: NDArray[np.uint64] | None = None,
     since: float = inf,
 ) -> NDArray[np.int32]:
     """Read (width, height) of many images, in processes, remembered from one run to the next.
@@ -37,9 +38,9 @@ def image_sizes(
 
     Args:
         paths: of images.
+        names: (images, 2), `digest_of` each path.
         cache: folder that remembers sizes; a broken one is made anew.
         workers: processes; 0 or 1: none beside this one.
-        names: (images, 2), `digest_of` each path; none: worked out here.
         since: when another process need not have looked before, for this one to trust it.
 
     Returns:
@@ -48,30 +49,36 @@ def image_sizes(
     Raises:
         DataError: an image cannot be used; the first of them is named.
     """
-    if names is None:
-        digests = b"".join(digest_of(os.fsencode(path)) for path in paths)
-        names = np.frombuffer(digests, np.uint64).reshape(-1, 2)
-    known = map_columns(cache) if cache else None
-    if cache and known and np.array_equal(known["names"], names) and _looked_at(cache, since):
+    known = map_columns(cache) or {}
+    is_same_list = "holders" in known and np.array_equal(known["names"], names)
+    if is_same_list and _looked_at(cache, since):
         return known["sizes"]
-    held = _held_as(known, names) or _held_in(paths)
-    stamps = _stamps(paths, *held)
+    if is_same_list:
+        holders, held = known["holders"], Texts(known["held.content"], known["held.offsets"])
+    else:
+        holders, held = _held_in(paths)
+    stamps = _stamps(paths, holders, held)
     sizes = np.zeros((len(paths), 2), np.int32)
-    unread = _take_known(known, names, stamps, sizes) if known else np.ones(len(paths), bool)
-    places = np.flatnonzero(unread)
+    places = np.flatnonzero(_take_known(known, names, stamps, sizes))
     unmeasured = (Path(paths[at]) for at in places.tolist())
     if len(places) and object_around(paths[places[0]]):
         found = side_by_side(image_size, unmeasured)
     else:
-        found = parallel(image_size, unmeasured, workers, chunk=1024)
+        found = parallel(image_size, unmeasured, workers, HEADERS_AT_ONCE)
     for at, size in zip(places.tolist(), found, strict=True):
         sizes[at] = size
-    if cache and (len(places) or not known or len(known["names"]) != len(names)):
-        with folder_written_whole(cache) as beside, ColumnWriter(beside) as writer:
-            writer.append({"names": names, "sizes": sizes, "stamps": stamps, "holders": held[0]})
-            writer.append({f"held.{part}": one for part, one in vars(held[1]).items()})
-    if cache:
-        write_text(cache / LOOKED_AT, repr(time.time()))
+    if len(places) or not known or len(known["names"]) != len(names):
+        with folder_written_whole(cache) as beside:
+            columns: Arrays = {
+                "names": names,
+                "sizes": sizes,
+                "stamps": stamps,
+                "holders": holders,
+                "held.content": held.content,
+                "held.offsets": held.offsets,
+            }
+            write_columns(beside, [columns])
+    write_text(cache / LOOKED_AT, repr(time.time()))
     return sizes
 
 
@@ -89,9 +96,8 @@ def _take_known(
     sizes: NDArray[np.int32],
 ) -> NDArray[np.bool_]:
     """Fill in the sizes of files that are still the same; returns which are left."""
-    unread = np.ones(len(names), np.bool_)
-    if not len(known["names"]) or not len(names):
-        return unread
+    if not known or not len(known["names"]) or not len(names):
+        return np.ones(len(names), np.bool_)
     if np.array_equal(known["names"], names):
         at = np.arange(len(names))
     else:
@@ -104,29 +110,21 @@ def _take_known(
     return left
 
 
-_Held = tuple[NDArray[np.int32], Texts]
-"""In which of some files each image lies; below 0: in one of its own."""
+def _held_in(paths: Sequence[str]) -> tuple[NDArray[np.int32], Texts]:
+    """Find the archives and clips that images lie in: a million images lie in a few archives.
 
-
-def _held_as(known: dict[str, NDArray[Any]] | None, names: NDArray[np.uint64]) -> _Held | None:
-    if not known or "holders" not in known or not np.array_equal(known["names"], names):
-        return None
-    return known["holders"], Texts(known["held.content"], known["held.offsets"])
-
-
-def _held_in(paths: Sequence[str | Path]) -> _Held:
-    """Find the archives and clips that images lie in: a million images lie in a few archives."""
+    Returns:
+        In which of them each image lies, (images,), below 0: in a file of its own; and their paths.
+    """
     numbers: dict[str, int] = {}
     holders = array("i")
     for path in paths:
-        holder = str(containing_file(path)) if "#" in str(path) else ""
+        holder = str(containing_file(path)) if "#" in path else ""
         holders.append(numbers.setdefault(holder, len(numbers)) if holder else -1)
     return np.frombuffer(holders, np.int32), Texts.of(numbers)
 
 
-def _stamps(
-    paths: Sequence[str | Path], holders: NDArray[np.int32], held: Texts
-) -> NDArray[np.int64]:
+def _stamps(paths: Sequence[str], holders: NDArray[np.int32], held: Texts) -> NDArray[np.int64]:
     """Look at every file once, (images, 4)."""
     stamps = np.empty((len(paths), 4), np.int64)
     inside = holders >= 0
@@ -136,7 +134,7 @@ def _stamps(
     return stamps
 
 
-def _states(paths: Sequence[str | Path]) -> NDArray[np.int64]:
+def _states(paths: Sequence[str]) -> NDArray[np.int64]:
     states = array("q")
     try:
         known = object_states(one for one in map(object_around, paths) if one)

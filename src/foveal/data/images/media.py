@@ -12,9 +12,9 @@ from typing import Any, BinaryIO, TypeAlias
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from foveal.data.images.archives import member_at, open_stored
-from foveal.data.images.frames import names_clip, parse_frame, parse_strip
-from foveal.data.images.objects import HEADER_BYTES, called, object_at
+from foveal.data.images.archives import open_stored
+from foveal.data.images.frames import names_clip, parse_shown
+from foveal.data.images.objects import HEADER_BYTES, called
 from foveal.errors import DataError, StoreError
 
 MAX_PIXELS = 178_956_970
@@ -98,14 +98,10 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         DataError: there is no such file, or it is no picture, cut short, or too large.
     """
-    if frame := parse_frame(path):
-        from foveal.data.images.clips import open_frame  # it is built upon this file
+    if shown := parse_shown(path):
+        from foveal.data.images.clips import open_shown  # it is built upon this file
 
-        return open_frame(frame)
-    if strip := parse_strip(path):
-        from foveal.data.images.clips import open_strip
-
-        return open_strip(strip)
+        return open_shown(shown)
     return decode_image(path, called(path))
 
 
@@ -168,14 +164,10 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: there is no such file, or it is no picture or too large.
     """
-    if frame := parse_frame(path):
-        from foveal.data.images.clips import frame_size  # it is built upon this file
+    if shown := parse_shown(path):
+        from foveal.data.images.clips import shown_size  # it is built upon this file
 
-        return frame_size(frame)
-    if strip := parse_strip(path):
-        from foveal.data.images.clips import strip_size
-
-        return strip_size(strip)
+        return shown_size(shown)
     return measure_image(path, called(path))
 
 
@@ -195,7 +187,7 @@ def image_identity(path: Path) -> str:
     """
     try:
         with open_stored(path) as file:
-            return file_digest(file, "sha256").hexdigest()
+            return file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     except OSError as error:
         raise DataError(f"{called(path)}: {error.strerror}") from error
 
@@ -233,17 +225,19 @@ _quiet = _Quiet()
 def _header(source: Path | BinaryIO, name: object, alone: bool = False) -> Iterator[Image.Image]:
     """Open a picture as far as its header, undecoded; nothing else is read of it, if `alone`."""
     with ExitStack() as opened, _quiet:
-        if isinstance(source, Path) and (member_at(source) or object_at(source)):
-            source = opened.enter_context(_naming_file(source, HEADER_BYTES if alone else None))
         try:
-            image = Image.open(source, formats=FORMATS)
+            if isinstance(source, Path):
+                file = opened.enter_context(open_stored(source, HEADER_BYTES if alone else None))
+            else:
+                file = source
+            image = Image.open(file, formats=FORMATS)
         except UnidentifiedImageError as error:
-            raise DataError(f"{name}: {_why_no_picture(source)}") from error
+            raise DataError(f"{name}: {_why_no_picture(file)}") from error
         except Image.DecompressionBombError as error:
             raise TooManyPixelsError(
                 f"{name}: more than {MAX_PIXELS} pixels; make it smaller"
             ) from error
-        except StoreError:
+        except (DataError, StoreError):
             raise
         except Exception as error:  # decoders of broken bytes raise whatever they like
             if isinstance(error, OSError) and error.errno:
@@ -252,16 +246,6 @@ def _header(source: Path | BinaryIO, name: object, alone: bool = False) -> Itera
         with image:
             check_pixels(name, *image.size)
             yield image
-
-
-@contextmanager
-def _naming_file(path: Path, block_bytes: int | None) -> Iterator[BinaryIO]:
-    try:
-        file = open_stored(path, block_bytes)
-    except OSError as error:
-        raise DataError(f"{called(path)}: {reason_of(error)}; give a picture's path") from error
-    with file:
-        yield file
 
 
 def check_pixels(name: object, width: int, height: int) -> None:
@@ -278,18 +262,14 @@ def check_pixels(name: object, width: int, height: int) -> None:
         )
 
 
-def _why_no_picture(source: Path | BinaryIO) -> str:
-    if isinstance(source, Path) and source.stat().st_size == 0:
+def _why_no_picture(file: BinaryIO) -> str:
+    file.seek(0)
+    begin = file.read(512)
+    if not begin:
         return "an empty file; replace it"
-    if isinstance(source, Path):
-        with open_stored(source) as file:
-            begin = file.read(512).lstrip().lower()
-    else:
-        source.seek(0)
-        begin = source.read(512).lstrip().lower()
     kinds = f"a kind we open ({', '.join(FORMATS)})"
     for sign, what in _OTHERS.items():
-        if sign in begin:
+        if sign in begin.lower():
             return what.format(kinds)
     return f"not a picture of {kinds}"
 

@@ -1,14 +1,14 @@
 """What planning knows of every example: how long it is, how its prompt begins (pure)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.encoded.column_files import Ragged, sum_lists
+from foveal.data.encoded.column_files import Ragged
 from foveal.data.row_planning.epochs import Shown
 
 
@@ -62,11 +62,10 @@ class Sizes:
     image_crops: NDArray[np.int32]
     """(images,) Crops of it that the vision tower sees."""
 
+    beginnings: Beginnings
+
     shown: tuple[Shown, ...] = ()
     """How often an epoch shows the examples, file by file; empty: each once."""
-
-    beginnings: Beginnings = field(default=None)  # type: ignore[assignment]
-    """Worked out of the prompts where it is not given."""
 
     folder: Path | None = None
     """Where all processes keep what is worked out of this; none: each for itself."""
@@ -120,57 +119,6 @@ class Sizes:
                 f"{len(self.tokens)} lengths, {len(self.prompts)} prompts and "
                 f"{len(self.images)} lists of images do not belong together"
             )
-        if self.beginnings is None:
-            assert isinstance(self.prompts, Ragged)
-            found = look_at_beginnings(
-                self.prompts, self.images, self.image_tokens, self.image_crops
-            )
-            object.__setattr__(self, "beginnings", found)
-
-
-def look_at_beginnings(
-    prompts: Ragged,
-    images: Ragged,
-    image_tokens: NDArray[np.int32],
-    image_crops: NDArray[np.int32],
-) -> Beginnings:
-    """Find which prompts begin alike, and what their images cost, where all are in memory."""
-    entries, owners = image_entries(prompts)
-    ends = np.cumsum(np.bincount(owners, minlength=len(prompts)))
-    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-    shown = -1 - prompts.values[entries]
-    extra = sum_lists(image_tokens[shown] - 1, starts, ends)
-    crops = sum_lists(image_crops[shown], starts, ends)
-    all_crops = sum_lists(image_crops[images.values], images.offsets[:-1], images.offsets[1:])
-    last = prompts.offsets[:-1].copy()
-    np.maximum.at(last, owners, entries + 1)
-    begun = (last - prompts.offsets[:-1]).astype(np.int32)
-    found = prompt_families(prompts).astype(np.int32)
-    return Beginnings(found, extra, crops, all_crops - crops, begun + extra)
-
-
-def prompt_families(prompts: Ragged) -> NDArray[np.int64]:
-    """Number the examples so that equal numbers mean: the same up to the last image of the prompt.
-
-    An example whose prompt shows no image has a number of its own.
-    """
-    entries, owners = image_entries(prompts)
-    ends = prompts.offsets[:-1].copy()
-    np.maximum.at(ends, owners, entries + 1)
-    numbers: dict[bytes | int, int] = {}
-    # A dictionary finds by hash and then compares the whole beginning: nothing is guessed.
-    beginnings = (
-        prompts.values[start:end].tobytes() or example
-        for example, (start, end) in enumerate(zip(prompts.offsets, ends, strict=False))
-    )
-    found = (numbers.setdefault(beginning, len(numbers)) for beginning in beginnings)
-    return np.fromiter(found, np.int64, len(prompts))
-
-
-def image_entries(prompts: Ragged) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Find where images stand in the values, and in which prompt that is."""
-    entries = np.flatnonzero(prompts.values < 0)
-    return entries, np.searchsorted(prompts.offsets, entries, side="right") - 1
 
 
 def common_run(prompts: Sequence[list[int]]) -> int:

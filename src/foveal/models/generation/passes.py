@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from foveal.data.forward_inputs import ForwardInputs
-from foveal.data.layout import GroupSpan
+from foveal.data.forward_inputs import ForwardInputs, GroupSpan
 from foveal.errors import ModelError
 from foveal.models.cached_rows import read
 from foveal.models.family import LoadedModel

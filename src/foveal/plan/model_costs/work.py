@@ -18,8 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from foveal.data.batch import place_tokens
-from foveal.data.forward_inputs import Batch
-from foveal.data.layout import GroupSpan
+from foveal.data.forward_inputs import Batch, GroupSpan
 from foveal.data.turn_processor import AskedTurn
 from foveal.machine import DTYPES
 from foveal.models.family import Family

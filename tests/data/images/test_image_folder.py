@@ -5,7 +5,7 @@ from unicodedata import normalize
 import pytest
 from tiny import make_picture
 
-from foveal.data.example import ImageFolder
+from foveal.data.images.image_folder import ImageFolder
 from foveal.errors import DataError
 
 
