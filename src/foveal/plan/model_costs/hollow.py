@@ -203,14 +203,17 @@ class Hollow(FakeTensorMode):
 
     def leave_out(self, tensor: Tensor, with_copies: bool = False) -> None:
         """Count a tensor, or also copies of it in another format, to nobody: it is no pass's."""
-        key = tensor.untyped_storage()._cdata
+        storage = tensor.untyped_storage()
+        key = storage._cdata
         self.left_out.add(key)
         if with_copies:
             self.copied.add(key)
         if key in self._storages:
             end, _, size = self._storages[key]
             self.held_bytes -= size
-            self._storages[key] = end, "", 0
+        else:  # its end is heard of: what takes its place in memory counts again
+            end, size = weakref.ref(storage, lambda _: self._forget(key)), 0
+        self._storages[key] = end, "", 0
 
     def begin(self, owner: str) -> None:
         """Begin a pass, whose first work is somebody's."""
