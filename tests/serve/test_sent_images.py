@@ -87,9 +87,16 @@ def test_a_bomb_is_refused_before_it_is_decoded(side):
     assert caught.value.status == 413
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
-def test_what_is_no_picture_is_refused_in_a_sentence(data):
-    with pytest.raises(RequestError, match="picture 2: not a picture of a kind we open") as caught:
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "an empty file"),
+        (b"no picture", "not a picture of a kind we open"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a picture of a kind we open"),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_a_sentence(data, said):
+    with pytest.raises(RequestError, match=f"picture 2: {said}") as caught:
         measure_images([SentFile("picture 2", data)], LIMITS)
     assert (caught.value.status, caught.value.code) == (400, "broken_picture")
 

@@ -19,7 +19,7 @@ from foveal.data.images.media import open_image
 from foveal.libraries import without_deepspeed
 from foveal.models.family import load
 
-WIDTH, LAYERS, HEADS, MLP = 128, 2, 4, 256
+WIDTH, LAYERS, HEADS, MLP = 128, 4, 4, 256
 TOWER_WIDTH, TOWER_LAYERS, PATCH = 64, 2, 8
 INITIAL_SPREAD = 0.09
 """Standard deviation of the first weights; wide models use less."""

@@ -2,6 +2,8 @@
 
 import json
 import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -36,6 +38,10 @@ LESSONS = tuple(
         ("two-pictures", 2, 1250, 7, True),
     )
 )
+"""Of Phi-3-vision."""
+
+LONGER = 2000 / 1250
+"""How much longer other families learn from two pictures, to judge one of them by itself."""
 
 GPU_COMMAND = (
     "torchrun --nproc-per-node 8 -m foveal.cli train recipes/nlvr2/full.yaml "
@@ -60,7 +66,7 @@ def run_demo(out: Path, console: Console, family: str = "") -> Outcome:
     data = out / "data"
     console.print(f"Unpacking the bundled NLVR pictures into {data}", highlight=False)
     convert("nlvr", DATA, data)
-    write_lessons(data)
+    write_lessons(data, lessons_of(family))
     files = {"train": data / "lessons.jsonl", "validation": data / "nlvr_pairs_dev.jsonl"}
     chosen = (*quoted(run=out), *quoted("data.", **files))
     if family != PHI3_VISION:
@@ -83,12 +89,20 @@ def _write_model(family: str, folder: Path, data: Path) -> Path:
     return folder
 
 
-def write_lessons(data: Path, seed: int = 0) -> Path:
+def lessons_of(family: str) -> tuple[Lesson, ...]:
+    """List the lessons of a family, which end with the pairs of pictures."""
+    if family == PHI3_VISION:
+        return LESSONS
+    *before, pairs = LESSONS
+    return (*before, replace(pairs, num_draws=int(LONGER * pairs.num_draws)))
+
+
+def write_lessons(data: Path, lessons: Sequence[Lesson] = LESSONS, seed: int = 0) -> Path:
     """Write the training file: to count, then statements about one picture, then about two."""
     scenes = read_scenes(data)
     statements = {1: statements_about_one(), 2: statements_about_two()}
     path = data / "lessons.jsonl"
-    taught = (examples_of(one, scenes, statements[one.num_images], seed) for one in LESSONS)
+    taught = (examples_of(one, scenes, statements[one.num_images], seed) for one in lessons)
     write_examples(path, chain.from_iterable(taught))
     return path
 
