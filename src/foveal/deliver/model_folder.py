@@ -158,7 +158,10 @@ def planned_tensors(
 
     for group in source.regrouped:
         if bits and any(map(bits.holds, group.shapes)):
-            raise ModelError(f"{group.stored[0]} is stored in one with others: not in few bits")
+            raise ModelError(
+                f"{group.stored[0]} is stored in one with others, for which there are no few bits; "
+                "leave --quantize out"
+            )
         blank = {
             own: torch.empty(shape, dtype=dtype, device="meta")
             for own, shape in group.shapes.items()

@@ -27,7 +27,6 @@ from foveal.models.shared_rows import choose_attention
 DRAWING = ("vqmodel", "generation_embeddings", "generation_aligner", "generation_head")
 """Beside tower and decoder, what draws images in models that also read them (Janus)."""
 
-
 IMAGE_EXPERTS = "vision_moe"
 """Experts of images (ERNIE); nothing is read of what the last layer's make of them."""
 
