@@ -23,10 +23,10 @@ from foveal.adapt.quantize import (
 )
 from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe
-from foveal.data.checking.overlap import describe_overlap
-from foveal.data.checking.token_counts import CountTokens, check_lengths, count_tokens
+from foveal.data.checking.overlap import check_lengths, describe_overlap
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import Dataset, read_dataset
+from foveal.data.encode import CountTokens, count_tokens
 from foveal.data.example import Example
 from foveal.data.images.frames import FrameName
 from foveal.data.images.image_folder import ImageFolder

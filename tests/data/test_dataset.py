@@ -17,13 +17,11 @@ from words import WordProcessor
 from foveal.data import rows
 from foveal.data.batch import build_batch, open_as_planned
 from foveal.data.checking.check import check_file
-from foveal.data.checking.token_counts import ShownSize, count_tokens
 from foveal.data.dataset import build_dataset, read_dataset
-from foveal.data.encode import encode
+from foveal.data.encode import count_tokens, encode
 from foveal.data.encoded import piecewise
 from foveal.data.example import read_examples
 from foveal.data.images.image_folder import ImageFolder
-from foveal.data.images.media import image_size
 from foveal.data.row_planning.groups import Group, Row
 from foveal.errors import DataError
 from foveal.evaluate.questions import Opener
@@ -109,11 +107,7 @@ def test_check_counts_the_tokens_that_a_run_would_have(tmp_path):
     data, processor = mixed(tmp_path), make_processor(4)
     _, dataset = read_dataset(data, processor)
     for number, example in enumerate(read_examples(data)):
-        shown = [
-            [ShownSize(name, image_size(tmp_path / "images" / name)) for name in one.images]
-            for one in example.turns
-        ]
-        counts = count_tokens(processor, example, shown)
+        counts = count_tokens(processor, example, ImageFolder(data))
         assert sum(counts.turns) == dataset.sizes.tokens[number]
         assert counts.learnt == dataset.examples[number].learnt.sum()
 
@@ -218,9 +212,7 @@ def test_a_picture_costs_what_the_published_processor_says(tmp_path, size, num_c
     assert dataset.images[0].shape.tokens == tokens
     (example,) = read_examples(data)
     text = len(dataset.examples[0].entries) - 1
-    assert (
-        sum(count_tokens(processor, example, [[ShownSize("a.bmp", size)]]).turns) == text + tokens
-    )
+    assert sum(count_tokens(processor, example, ImageFolder(data)).turns) == text + tokens
 
 
 def test_a_picture_of_another_shape_in_its_place_gives_other_tokens_in_the_next_run(tmp_path):

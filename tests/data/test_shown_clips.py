@@ -12,9 +12,9 @@ from tiny import make_model, turn, write_data
 
 from foveal.config import DataSettings
 from foveal.data.checking.check import check_file
-from foveal.data.checking.token_counts import count_tokens
 from foveal.data.convert import Options, convert
 from foveal.data.dataset import read_dataset
+from foveal.data.encode import count_tokens
 from foveal.data.example import read_examples
 from foveal.data.images import clips
 from foveal.data.images.clips import choose_frames, clip_seconds, read_frames

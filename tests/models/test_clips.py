@@ -18,9 +18,8 @@ from tiny_models import let_clips_share_pixels, write_tiny
 from foveal.config import DataSettings
 from foveal.data.batch import build_batch, open_pixels
 from foveal.data.checking.check import check_file
-from foveal.data.checking.token_counts import count_tokens
 from foveal.data.dataset import build_dataset, read_dataset
-from foveal.data.encode import encode
+from foveal.data.encode import count_tokens, encode
 from foveal.data.example import Example, Turn
 from foveal.data.images.clips import choose_frames, decode_at
 from foveal.data.images.frames import parse_strip

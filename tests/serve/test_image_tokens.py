@@ -9,9 +9,8 @@ from published import make_processor
 from tiny import turn, write_data
 from transformers import PretrainedConfig
 
-from foveal.data.checking.token_counts import ShownSize, count_tokens
 from foveal.data.dataset import build_dataset
-from foveal.data.encode import encode
+from foveal.data.encode import count_tokens, encode
 from foveal.data.example import read_examples
 from foveal.data.images.image_folder import ImageFolder
 from foveal.models.family import LoadedModel
@@ -56,13 +55,11 @@ def test_the_endpoint_the_check_and_the_plan_count_the_same_tokens(
     data = write_data(tmp_path / "data.jsonl", [[turn("What?", "Yes.", ["a.png"])]])
     processor = served.loaded.processor
     (example,) = read_examples(data)
-    dataset = build_dataset([encode(example, processor, ImageFolder(data))], processor)
+    folder = ImageFolder(data)
+    dataset = build_dataset([encode(example, processor, folder)], processor)
     assert dataset.sizes.image_tokens.tolist() == [tokens]
     answer = len(processor.encode_answer("Yes."))
-    assert (
-        sum(count_tokens(processor, example, [[ShownSize("page.png", size)]]).turns)
-        == prompt.tokens + answer
-    )
+    assert sum(count_tokens(processor, example, folder).turns) == prompt.tokens + answer
 
 
 def test_a_prompt_at_the_models_limit_is_refused_in_a_sentence_and_one_below_is_not():

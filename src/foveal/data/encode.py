@@ -1,7 +1,8 @@
 """Example + a processor -> Encoded: token ids, and which of them are learnt."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -9,11 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveal.data.checking.texts import NO_PAIR
-from foveal.data.example import Example
+from foveal.data.example import Example, Turn
+from foveal.data.images.archives import state_of
+from foveal.data.images.boxes import BoxMap, box_edges, read_boxes
+from foveal.data.images.clips import choose_frames
+from foveal.data.images.frames import FrameChoice, file_of
 from foveal.data.images.image_folder import ImageFolder
-from foveal.data.read_turns import read_turns
-from foveal.data.shapes import ImageShape, expand_entries
-from foveal.data.turn_processor import TurnProcessor
+from foveal.data.images.media import image_size
+from foveal.data.images.objects import called
+from foveal.data.shapes import ImageShape, expand_entries, shape_of
+from foveal.data.turn_processor import AskedTurn, TurnProcessor
 from foveal.errors import DataError
 
 IGNORED = -100
@@ -67,17 +73,43 @@ def encode(example: Example, processor: TurnProcessor, folder: ImageFolder) -> E
 
     Raises:
         DataError: an image or a clip is not there, or cannot be read.
-        ValueError: image tags written in a text do not match its images, or a box is none.
+        ValueError: image tags written in a text do not match its images, or a box is none, or it is
+            open in which image it lies.
     """
-    read = read_turns(example, processor, folder)
-    encoded = processor.encode_turns(read.turns, example.system)
+    choice = processor.frame_choice
+    shown = [_images_of_turn(turn, folder, choice) for turn in example.turns]
+    images = tuple(chain.from_iterable(shown))
+    turns = [
+        AskedTurn(turn.user, len(some), turn.assistant, len(turn.videos) if choice.as_strip else 0)
+        for turn, some in zip(example.turns, shown, strict=True)
+    ]
+    if processor.boxes and holds_boxes(example):
+        boxes = _box_map_for(example, [known_size(path) for path in images], processor)
+        turns = [
+            turn._replace(
+                user=boxes.to_model(turn.user), assistant=boxes.to_model(turn.assistant or "")
+            )
+            for turn in turns
+        ]
+    encoded = processor.encode_turns(turns, example.system)
     return Encoded(
         example.id,
         np.asarray(encoded.entries, np.int32),
         np.asarray(encoded.learnt, np.bool_),
         encoded.prompt_entries,
-        tuple(chain.from_iterable(read.images)),
+        images,
     )
+
+
+def _images_of_turn(turn: Turn, folder: ImageFolder, choice: FrameChoice) -> list[Path]:
+    """Find the images of a turn, and behind them the frames of its clips."""
+    clips = [choose_frames(folder.find(path), choice) for path in turn.videos]
+    return [*(folder.find(path) for path in turn.images), *chain.from_iterable(clips)]
+
+
+def holds_boxes(example: Example) -> bool:
+    """Tell whether any text of an example speaks of a box."""
+    return any(read_boxes(text) for turn in example.turns for text in turn.texts)
 
 
 def encode_pairs(
@@ -114,3 +146,103 @@ def _last_answer(encoded: Encoded) -> Encoded:
     start = int(np.flatnonzero(~encoded.learnt)[-1]) + 1
     learnt = np.arange(len(encoded.entries)) >= start
     return replace(encoded, learnt=learnt, prompt_entries=start)
+
+
+def _box_map_for(
+    example: Example, sizes: Sequence[tuple[int, int]], processor: TurnProcessor
+) -> BoxMap:
+    """Find what moves the boxes of an example that holds some, by the sizes of all its images."""
+    if processor.frame_choice.as_strip and any(turn.videos for turn in example.turns):
+        raise ValueError(
+            "a text beside a clip speaks of a box; leave data.clips out, and its frames are images"
+        )
+    boxes = find_box_map(sizes, processor)
+    if boxes is None:
+        raise ValueError(
+            "a text speaks of a box, and not all images of the example have one size: give each "
+            "image a line of its own"
+        )
+    if any(read_boxes(choice) for turn in example.turns for choice in turn.choices):
+        raise ValueError("choices hold boxes, which cannot be chosen from; leave choices out")
+    return boxes
+
+
+def find_box_map(sizes: Sequence[tuple[int, int]], processor: TurnProcessor) -> BoxMap | None:
+    """Find what moves boxes of the data into a model's numbers and back.
+
+    Args:
+        sizes: (width, height) of the images that the boxes may lie in.
+        processor: of the model.
+
+    Returns:
+        None where the data's numbers are no boxes, or it is open in which image they lie.
+    """
+    if processor.boxes is None or len(set(sizes)) != 1:
+        return None
+    return BoxMap(processor.box_frame(*sizes[0]), box_edges(processor.boxes, sizes[0]))
+
+
+def known_size(path: Path) -> tuple[int, int]:
+    """Read (width, height) of an image once for all that is asked about it."""
+    try:
+        return _size_in_state(path, tuple(state_of(path)))
+    except OSError as error:
+        raise DataError(f"{called(path)}: {error.strerror}") from error
+
+
+@lru_cache(4096)
+def _size_in_state(path: Path, _state: tuple[int, ...]) -> tuple[int, int]:
+    return image_size(path)
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """How long an example is for a model."""
+
+    turns: tuple[int, ...]
+    """Tokens of each turn: prompt, images and answer."""
+
+    learnt: int
+    """Tokens of all turns that are learnt."""
+
+    rejected: tuple[tuple[int, int], ...] = ()
+    """Turn from 1, and all tokens up to the end of a rejected answer of it."""
+
+
+CountTokens = Callable[[Example, ImageFolder], TokenCounts]
+"""From an example and where its images lie; a function of a module, or a partial."""
+
+
+def count_tokens(processor: TurnProcessor, example: Example, folder: ImageFolder) -> TokenCounts:
+    """Count what a run over the same processor would have.
+
+    Raises:
+        DataError, ValueError: as `encode`, or the model takes no image of this size.
+    """
+
+    @cache
+    def image_tokens(path: Path) -> int:
+        size = known_size(path)
+        try:
+            return shape_of(processor, path, size).tokens
+        except (DataError, ValueError) as error:  # it knows no name
+            names = (one for turn in example.turns for one in (*turn.images, *turn.videos))
+            name = next(one for one in names if folder.find(one) == file_of(path))
+            raise DataError(f"image {name}: {error}") from error
+
+    def length(*turns: Turn) -> tuple[int, int]:
+        """Count all tokens up to the end of some turns, and those of them that are learnt."""
+        one = encode(example.model_copy(update={"turns": turns}), processor, folder)
+        images = sum(image_tokens(path) - 1 for path in one.images)
+        return len(one.entries) + images, int(one.learnt.sum())
+
+    turns, rejected, before, learnt = list[int](), list[tuple[int, int]](), 0, 0
+    for number, turn in enumerate(example.turns, start=1):
+        former = example.turns[: number - 1]
+        total, learnt = length(*former, turn)
+        turns.append(total - before)
+        before = total
+        for text in turn.rejected:
+            worse, _ = length(*former, turn.model_copy(update={"assistant": text}))
+            rejected.append((number, worse))
+    return TokenCounts(tuple(turns), learnt, tuple(rejected))

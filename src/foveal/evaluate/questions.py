@@ -10,9 +10,9 @@ import numpy as np
 
 from foveal.data.batch import open_pixels
 from foveal.data.dataset import Dataset
+from foveal.data.encode import known_size
 from foveal.data.example import Example
 from foveal.data.images.boxes import BoxMap
-from foveal.data.read_turns import known_size
 from foveal.data.row_planning.groups import Costs
 from foveal.data.turn_processor import TurnProcessor
 from foveal.models.generation.prompt import Pixels, Prompt, PromptImage, find_boxes

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from foveal.data.checking.check import Problem, check_file
-from foveal.data.checking.token_counts import TokenCounts
+from foveal.data.encode import TokenCounts
 from foveal.data.example import read_examples
+from foveal.data.images.media import image_size
 from foveal.errors import DataError
 
 
@@ -150,10 +151,10 @@ def test_pictures_of_equal_length_but_other_content_are_not_taken_for_one(folder
     assert problems_of(folder, line("1", turn(images=["d.bmp"])), other_splits=[other]) == []
 
 
-def count_tokens(example, shown):
+def count_tokens(example, folder):
     """Count words, and one token for ten pixels of width; an answer of "-" is not learnt."""
     turns = tuple(len(turn.user.split()) + len(turn.assistant.split()) for turn in example.turns)
-    images = sum(one.size[0] // 10 for some in shown for one in some)
+    images = sum(image_size(folder.find(name))[0] // 10 for name in example.images)
     learnt = sum(turn.assistant != "-" for turn in example.turns)
     return TokenCounts((turns[0] + images, *turns[1:]), learnt)
 
@@ -173,8 +174,8 @@ def test_turns_beyond_the_limit_and_examples_with_nothing_to_learn_are_found(fol
 
 
 def test_what_a_model_cannot_take_is_a_problem_of_the_line(folder):
-    def refuse(example, shown):
-        width, height = shown[0][0].size
+    def refuse(example, folder):
+        width, height = image_size(folder.find(*example.images))
         raise ValueError(f"{width}x{height} is too elongated")
 
     found = problems_of(folder, line("1"), count_tokens=refuse)
@@ -354,7 +355,7 @@ def test_a_check_that_is_broken_off_leaves_no_half_of_the_good_lines(folder):
 
 
 def test_a_pair_whose_answers_are_equal_empty_or_too_long_is_a_problem_of_its_line(folder):
-    def counted(example, _sizes):
+    def counted(example, _folder):
         rejected = example.turns[0].rejected
         return TokenCounts((5,), 2, tuple((1, len(one.split())) for one in rejected))
 

@@ -8,8 +8,8 @@ from PIL import Image
 from words import WordProcessor
 
 from foveal.data.checking.check import check_file
-from foveal.data.checking.token_counts import count_tokens
 from foveal.data.convert import Options, convert
+from foveal.data.encode import count_tokens
 from foveal.data.example import read_examples
 from foveal.data.images.boxes import BoxFrame
 from foveal.errors import DataError

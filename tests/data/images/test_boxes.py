@@ -13,8 +13,8 @@ from tiny_models import write_tiny
 
 from foveal.config import DataSettings
 from foveal.data.checking.check import check_file
-from foveal.data.checking.token_counts import count_tokens
 from foveal.data.dataset import read_dataset
+from foveal.data.encode import count_tokens
 from foveal.data.images.boxes import THOUSANDTHS, BoxFrame, BoxMap, box_edges, read_boxes
 from foveal.data.turn_processor import read_as
 from foveal.errors import DataError

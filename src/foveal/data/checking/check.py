@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
-from itertools import tee
+from itertools import accumulate, tee
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foveal.data.checking.recognise import other_kind, refuse_other_files
 from foveal.data.checking.texts import example_problems, example_warnings
-from foveal.data.checking.token_counts import CountTokens, ShownSize, length_problems
 from foveal.data.example import numbered_lines, parse_example
 from foveal.data.images.archives import size_bytes
 from foveal.data.images.frames import FrameChoice, file_of
@@ -19,6 +19,9 @@ from foveal.data.images.media import image_identity, image_size, open_image, sho
 from foveal.data.parallel import parallel
 from foveal.errors import DataError
 from foveal.storage import written_whole
+
+if TYPE_CHECKING:
+    from foveal.data.encode import CountTokens, TokenCounts
 
 MOST_LABELS = 100
 """Most different answers that still count as labels where a file names no choices."""
@@ -76,7 +79,7 @@ def check_file(
     decode: bool = True,
     workers: int = 1,
     other_splits: Sequence[Path] = (),
-    count_tokens: CountTokens | None = None,
+    count_tokens: "CountTokens | None" = None,
     max_tokens: int | None = None,
     frame_choice: FrameChoice = EIGHT_FRAMES,
     pairs: bool = False,
@@ -122,7 +125,7 @@ class _Rules:
     data: Path
     images: Path | None
     decode: bool
-    count_tokens: CountTokens | None
+    count_tokens: "CountTokens | None"
     max_tokens: int | None
     frame_choice: FrameChoice
     pairs: bool
@@ -237,10 +240,8 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
     messages = list(example_problems(example, rules.pairs))
     warnings = list(example_warnings(example))
     found: list[tuple[str, Path]] = []
-    shown: list[list[ShownSize]] = []
     broken = False
     for turn in example.turns:
-        shown.append([])
         for name in (*turn.images, *turn.videos):
             try:
                 paths = _paths(rules, name, is_clip=name in turn.videos)
@@ -253,21 +254,17 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
                 broken = True
             else:
                 found += [(name, path) for path in paths]
-                shown[-1] += [
-                    ShownSize(name, size, path)
-                    for path, (size, _) in zip(paths, looks, strict=True)
-                ]
                 if all(one_colour for _, one_colour in looks):
                     warnings.append(f"image {name} shows one colour (an alpha channel is dropped)")
     tokens = 0
     if rules.count_tokens and not broken:
         try:
-            counts = rules.count_tokens(example, shown)
+            counts = rules.count_tokens(example, rules.folder)
         except (DataError, ValueError) as error:
             messages.append(str(error))
         else:
             tokens = sum(counts.turns)
-            messages += length_problems(counts, rules.max_tokens)
+            messages += _length_problems(counts, rules.max_tokens)
     return _Finding(
         messages=tuple(messages),
         warnings=tuple(dict.fromkeys(warnings)),
@@ -298,6 +295,20 @@ def _look_at(path: Path, decode: bool) -> tuple[tuple[int, int], bool]:
         return image_size(path), False
     image = open_image(path)
     return image.size, shows_one_colour(image)
+
+
+def _length_problems(counts: "TokenCounts", most: int | None) -> Iterator[str]:
+    """Find what is wrong with how long an example is for a model that takes `most` tokens."""
+    if most is not None:
+        totals = enumerate(accumulate(counts.turns), start=1)
+        if over := next(((turn, total) for turn, total in totals if total > most), None):
+            yield f"turn {over[0]}: {over[1]} tokens up to here, more than {most}"
+        for turn, tokens in counts.rejected:
+            if tokens > most:
+                where = f"{tokens} tokens up to a rejected answer's end"
+                yield f"turn {turn}: {where}, more than {most}"
+    if not counts.learnt:
+        yield "no token of it would be learnt"
 
 
 class _Elsewhere:

@@ -1,5 +1,6 @@
-"""Two data sets -> what the second holds that is learnt from in the first."""
+"""Data sets -> what is worth saying before a run: overlaps, examples that are too long."""
 
+from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveal.data.dataset import Dataset
+from foveal.data.encode import Encoded
 from foveal.data.encoded.column_files import digest_of
 from foveal.data.encoded.packed import EncodedExamples
 from foveal.data.images.archives import open_stored, size_bytes
@@ -86,3 +88,42 @@ def _glimpse(path: Path) -> bytes:
             file.seek(behind * number // (PIECES - 1))
             digest.update(file.read(LOOKED_AT))
     return digest.digest()
+
+
+def check_lengths(
+    tokens: NDArray[np.int32],
+    examples: Sequence[Encoded],
+    window: int | None,
+    tokens_per_pass: int,
+    image_setting: str,
+) -> str | None:
+    """Compare the lengths of examples with what a model and a pass can hold.
+
+    Args:
+        tokens: of each example.
+        examples: the same, for their ids.
+        window: most tokens that the model was made for; none: not known.
+        tokens_per_pass: of the recipe.
+        image_setting: which of its settings says how much of an image is read.
+
+    Returns:
+        What is worth saying about those that fill a pass alone.
+
+    Raises:
+        DataError: one is longer than the model's window.
+    """
+    longest = int(tokens.argmax())
+    if window is not None and tokens[longest] > window:
+        count = int((tokens > window).sum())
+        raise DataError(
+            f"example {examples[longest].id} has {tokens[longest]:,} tokens, more than the "
+            f"{window:,} that the model was made for ({count:,} such); shorten it, or lower "
+            f"{image_setting}"
+        )
+    count = int((tokens > tokens_per_pass).sum())
+    if not count:
+        return None
+    return (
+        f"{count:,} examples are longer than train.tokens_per_pass={tokens_per_pass:,} and fill a "
+        f"pass alone; the longest, {examples[longest].id}, has {tokens[longest]:,} tokens"
+    )

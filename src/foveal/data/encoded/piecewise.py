@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveal.data.checking.texts import SHOWN, look_at
-from foveal.data.encode import Encoded, encode, encode_pairs
+from foveal.data.encode import Encoded, encode, encode_pairs, holds_boxes
 from foveal.data.encoded.column_files import Arrays, Ragged, Texts, number_by_first
 from foveal.data.encoded.packed import ExampleColumns, pack
 from foveal.data.example import holds_anything, parse_example
 from foveal.data.images.archive_index import INDICES
 from foveal.data.images.archives import state_of
 from foveal.data.images.image_folder import ImageFolder
-from foveal.data.read_turns import holds_boxes
 from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import DataError
 from foveal.storage import write_bytes

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from foveal.data.encode import find_box_map
 from foveal.data.images.boxes import BoxMap
-from foveal.data.read_turns import find_box_map
 from foveal.data.shapes import ImageShape, expand_entries
 from foveal.data.turn_processor import AskedTurn, TurnProcessor
 
