@@ -27,7 +27,7 @@ from safetensors import safe_open
 
 from foveal.config import Recipe, load_recipe
 from foveal.data import dataset
-from foveal.data.encoded import piecewise
+from foveal.data.encoded import encoding
 from foveal.run import TrainingRun
 from foveal.train import loop
 from foveal.train.checkpoint import OPTIMIZER, WEIGHTS, checkpoints, read_progress
@@ -184,7 +184,7 @@ def same(run: Path, whole: Path) -> bool:
 def storm(recipe: Recipe, out: Path, kills: int, seed: int, only: str | None = None) -> bool:
     """Run once in peace, then under kills, run after run, until there were enough."""
     choose, phases = random.Random(seed), Phases()
-    piecewise.PIECE_BYTES = PIECE_BYTES
+    encoding.PIECE_BYTES = PIECE_BYTES
 
     def place(name: str) -> Recipe:
         return recipe.model_copy(update={"run": out / name})

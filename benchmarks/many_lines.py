@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from foveal.data.encoded import encoding, piecewise
+from foveal.data.encoded import encoding
 from foveal.data.encoded.column_files import KINDS, Texts, digest_of
+from foveal.data.encoded.encoding import ABOUT, PieceEncoder, Span
 from foveal.data.encoded.packed import ExampleColumns
-from foveal.data.encoded.piecewise import ABOUT, PieceEncoder, Span, cut_into_pieces
 from foveal.data.images.archives import state_of
 from foveal.data.parallel import parallel
 from foveal.models.family import find_family
@@ -56,7 +56,7 @@ def make_block(lines: int, whole_pieces: bool) -> bytes:
         one = {"id": f"0-{number:07}", "source": "scale", "conversations": [turn]}
         made.append(f"{json.dumps(one)}\n".encode())
         number, end = number + 1, end + len(made[-1])
-        cut = end if end > cut + piecewise.PIECE_BYTES else cut
+        cut = end if end > cut + encoding.PIECE_BYTES else cut
     return b"".join(made)
 
 
@@ -98,7 +98,7 @@ def _write_pages(place: Path, pages: int) -> None:
 
 def encode_block(encoder: PieceEncoder, blocks: int, workers: int) -> list[Span]:
     """Encode the pieces of the first of so many blocks; returns where they are."""
-    spans = cut_into_pieces(encoder.path)
+    spans = encoder.examples().files[0].cut(encoding.PIECE_BYTES)
     of_block = spans[: len(spans) // blocks]
     for _ in parallel(encoder, of_block, workers, 1):
         pass
@@ -128,9 +128,9 @@ def _renamed(arrays: dict[str, Any], block: str) -> dict[str, Any]:
         begun[begun < 0] = -1
         (own,) = table.images.take([example])
         beginnings += digest_of(begun.tobytes() + b"".join(digests[one] for one in own))
-    lines, count, first, same, states = json.loads(arrays[ABOUT].tobytes())
+    count, first, same, states = json.loads(arrays[ABOUT].tobytes())
     named = {path.replace("/0.tar", f"/{block}.tar") for path in states}
-    about = [lines, count, first, same, {path: state_of(path) for path in named}]
+    about = [count, first, same, {path: state_of(path) for path in named}]
     renamed = replace(
         table,
         ids=Texts.of(names),
@@ -147,10 +147,12 @@ def _renamed(arrays: dict[str, Any], block: str) -> dict[str, Any]:
 def encode_renamed(data: Path, model: Path, cache: Path, blocks: int, workers: int) -> None:
     """Leave in a cache the pieces that a run finds which was killed when it had encoded all."""
     processor = _processor(model)
-    kept = cache / "encoded"
+    kept = cache / encoding.ENCODED
     kept.mkdir(parents=True, exist_ok=True)
     place = encoding._place(kept, data, state_of(data), data.parent, processor, False)
-    encoder = PieceEncoder(data, data.parent, processor, False, kept / f".{place.name}.pieces")
+    encoder = PieceEncoder(
+        data, cache, data.parent, processor, False, kept / f".{place.name}.pieces"
+    )
     for _ in rename_pieces(encoder, encode_block(encoder, blocks, workers), blocks):
         pass
 
@@ -165,19 +167,18 @@ def check_renaming(model: Path) -> None:
     Raises:
         SystemExit: they differ.
     """
-    usual = piecewise.PIECE_BYTES
-    piecewise.PIECE_BYTES = 2**15
+    usual = encoding.PIECE_BYTES
+    encoding.PIECE_BYTES = 2**15
     try:
         with TemporaryDirectory() as name:
             folder = Path(name)
             data, made = make_lines(folder / "lines", 500, 3), []
             encode_renamed(data, model, folder / "renamed", 3, 1)
             for way in ("renamed", "encoded"):
-                kept = folder / way / "encoded"
-                encoding.encode_file(data, _processor(model), data.parent, kept)
-                (columns,) = kept.glob(f"*/{KINDS}")
+                encoding.encode_file(data, _processor(model), data.parent, folder / way)
+                (columns,) = (folder / way / encoding.ENCODED).glob(f"*/{KINDS}")
                 made.append({one.name: one.read_bytes() for one in columns.parent.iterdir()})
             if made[0] != made[1]:
                 raise SystemExit("renamed pieces are not those that encoding writes")
     finally:
-        piecewise.PIECE_BYTES = usual
+        encoding.PIECE_BYTES = usual

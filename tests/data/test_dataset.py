@@ -19,7 +19,7 @@ from foveal.data.batch import build_batch, open_as_planned
 from foveal.data.checking.check import check_file
 from foveal.data.dataset import build_dataset, read_dataset
 from foveal.data.encode import count_tokens, encode
-from foveal.data.encoded import piecewise
+from foveal.data.encoded import encoding
 from foveal.data.example import read_examples
 from foveal.data.images.image_folder import ImageFolder
 from foveal.data.row_planning.groups import Group, Row
@@ -138,7 +138,7 @@ def test_what_nobody_wants_is_noticed_while_reading_and_what_cannot_be_is_refuse
 
 
 def test_processes_encode_alike_and_name_the_same_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(piecewise, "PIECE_BYTES", 150)
+    monkeypatch.setattr(encoding, "PIECE_BYTES", 150)
     data, processor = mixed(tmp_path), WordProcessor()
     with data.open("a") as file:
         file.write(json.dumps({"id": "x", "conversations": [turn("</s>", "a")]}) + "\n\n")

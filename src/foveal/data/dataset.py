@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from foveal.data.checking.texts import Remarks
 from foveal.data.encode import Encoded
 from foveal.data.encoded.column_files import digest_of, number_by_first
-from foveal.data.encoded.encoding import encode_file
+from foveal.data.encoded.encoding import ENCODED, Noticed, encode_file
 from foveal.data.encoded.measured import measure_examples, shapes_of
 from foveal.data.encoded.packed import (
     EncodedExamples,
@@ -26,7 +26,6 @@ from foveal.data.encoded.packed import (
     Prompts,
     pack,
 )
-from foveal.data.encoded.piecewise import Noticed
 from foveal.data.images.archive_index import forget_indices
 from foveal.data.images.image_sizes import image_sizes
 from foveal.data.lines import Examples
@@ -132,7 +131,7 @@ def read_dataset(
                     f"{path}: weight {one.weight:g} of {one.examples} examples shows none of them"
                 )
         encoded = [
-            encode_file(path, processor, images, place.parent, workers, console, not_before, pairs)
+            encode_file(path, processor, images, cache, workers, console, not_before, pairs)
             for path in paths
         ]
         files = [file.columns for file in encoded]
@@ -159,7 +158,7 @@ def _alone_with(paths: Sequence[Path], cache: Path, not_before: float) -> Iterat
     The system ends the turn of a dead one.
     """
     name = digest_of("\n".join(str(path.resolve()) for path in paths).encode(), 1).hex()
-    kept = cache / "encoded"
+    kept = cache / ENCODED
     try:
         with locked(kept / f".{name}.lock"):
             for torn in kept.glob(f".{name}-*.part"):  # by a kill

@@ -1,9 +1,12 @@
 """A JSONL file -> any of its examples at once, found by an index and read from the disk."""
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from io import BytesIO, FileIO
+from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from weakref import finalize
 
@@ -58,6 +61,14 @@ class Lines(Listed[bytes]):
             begin, end = spans[0][0], spans[-1][1]
             block = _read(self._file, begin, end - begin)
             yield from (block[start - begin : stop - begin] for start, stop in spans)
+
+    def cut(self, piece_bytes: int) -> list[tuple[int, int]]:
+        """Cut the lines into pieces of so many bytes, and of whole lines: from where, to where."""
+        cuts = [0]
+        while cuts[-1] < len(self):
+            last = int(self._spans[cuts[-1]][0]) + piece_bytes
+            cuts.append(bisect_right(self._spans, last, key=itemgetter(0)))
+        return list(pairwise(cuts))
 
     def number(self, index: int) -> int:
         """Count from 1 which line of the file it is, empty ones too."""

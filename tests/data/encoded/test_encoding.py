@@ -20,7 +20,7 @@ from words import WordProcessor
 from foveal.data import lines
 from foveal.data.dataset import read_dataset
 from foveal.data.encode import encode
-from foveal.data.encoded import encoding, piecewise
+from foveal.data.encoded import encoding
 from foveal.data.encoded.column_files import Ragged, Texts
 from foveal.data.example import read_examples
 from foveal.data.images import archives, image_sizes
@@ -59,7 +59,7 @@ def encoded_lines(monkeypatch):
         seen.append(example.id)
         return encode(example, *others)
 
-    monkeypatch.setattr(piecewise, "encode", noting)
+    monkeypatch.setattr(encoding, "encode", noting)
     return seen
 
 
@@ -67,7 +67,7 @@ def encoded_lines(monkeypatch):
 def test_kept_examples_are_those_that_are_worked_out_at_once(tmp_path, monkeypatch, piece_bytes):
     data, processor = pages(tmp_path, 3, 4), WordProcessor()
     whole = contents(read(data, processor))
-    monkeypatch.setattr(piecewise, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(encoding, "PIECE_BYTES", piece_bytes)
     monkeypatch.setattr(encoding, "FEWEST_PIECES", 10_000)
     assert contents(read(data, processor)) == whole
     for _ in range(2):
@@ -221,7 +221,7 @@ def test_what_was_noticed_is_said_again_with_its_lines_when_it_is_mapped(tmp_pat
         line["conversations"][0]["user"] = " "
         lines[at] = json.dumps(line | {"id": "example-0"})
     data.write_text("\n\n".join(lines) + "\n")
-    monkeypatch.setattr(piecewise, "PIECE_BYTES", 200)
+    monkeypatch.setattr(encoding, "PIECE_BYTES", 200)
     monkeypatch.setattr(encoding, "FEWEST_PIECES", 10_000)
     for _ in range(2):
         said = list(read(data, WordProcessor(), cache=tmp_path / "cache").remarks.lines())
@@ -233,7 +233,7 @@ def test_a_bad_line_is_named_by_its_number_in_the_file(tmp_path, monkeypatch):
     data = pages(tmp_path, 2, 3)
     lines = data.read_text().splitlines()
     data.write_text("\n".join([*lines[:4], "", "{", lines[5]]) + "\n")
-    monkeypatch.setattr(piecewise, "PIECE_BYTES", 200)
+    monkeypatch.setattr(encoding, "PIECE_BYTES", 200)
     monkeypatch.setattr(encoding, "FEWEST_PIECES", 10_000)
     for cache in (None, tmp_path / "cache"):
         with pytest.raises(DataError, match=r"data\.jsonl:6: not JSON"):
@@ -255,7 +255,7 @@ def test_a_run_that_was_killed_while_it_encoded_goes_on_behind_the_last_piece(
     tmp_path, monkeypatch
 ):
     data, cache = pages(tmp_path, 4, 4), tmp_path / "cache"
-    monkeypatch.setattr(piecewise, "PIECE_BYTES", 300)
+    monkeypatch.setattr(encoding, "PIECE_BYTES", 300)
     monkeypatch.setattr(encoding, "FEWEST_PIECES", 10_000)
     seen = []
 
@@ -265,7 +265,7 @@ def test_a_run_that_was_killed_while_it_encoded_goes_on_behind_the_last_piece(
         seen.append(example.id)
         return encode(example, *others)
 
-    monkeypatch.setattr(piecewise, "encode", dying)
+    monkeypatch.setattr(encoding, "encode", dying)
     with pytest.raises(KeyboardInterrupt):
         read(data, WordProcessor(), cache=cache)
     before = seen.copy()
@@ -280,18 +280,18 @@ def test_a_run_that_was_killed_while_it_encoded_goes_on_behind_the_last_piece(
 
 def test_a_broken_piece_is_made_again(tmp_path, monkeypatch):
     data, cache = pages(tmp_path, 4, 4), tmp_path / "cache"
-    monkeypatch.setattr(piecewise, "PIECE_BYTES", 300)
+    monkeypatch.setattr(encoding, "PIECE_BYTES", 300)
     monkeypatch.setattr(encoding, "FEWEST_PIECES", 10_000)
-    usual = encoding.joined
+    usual = encoding._joined
 
     def breaking(*kept):
         first = sorted(cache.rglob("*.npz"))[0]
         first.write_bytes(first.read_bytes()[:-40])
         return usual(*kept)
 
-    monkeypatch.setattr(encoding, "joined", breaking)
+    monkeypatch.setattr(encoding, "_joined", breaking)
     kept = read(data, WordProcessor(), cache=cache)
-    monkeypatch.setattr(encoding, "joined", usual)
+    monkeypatch.setattr(encoding, "_joined", usual)
     assert contents(kept) == contents(read(data, WordProcessor()))
 
 
@@ -301,16 +301,15 @@ sys.path[:0] = [{tests!r}]
 from pathlib import Path
 from words import WordProcessor
 from foveal.data.encoded import encoding
-from foveal.data.encoded import piecewise
 from foveal.data.dataset import read_dataset
 if __name__ == "__main__":
-    usual = piecewise.encode
+    usual = encoding.encode
     def noting(example, *others):
         with open({notes!r}, "a") as file:
             file.write(example.id + "\\n")
         return usual(example, *others)
-    piecewise.encode = noting
-    piecewise.PIECE_BYTES = 2000
+    encoding.encode = noting
+    encoding.PIECE_BYTES = 2000
     encoding.FEWEST_PIECES = 10_000
     print(read_dataset(Path({data!r}), WordProcessor(), cache=Path({cache!r}))[1].fingerprint)
 """

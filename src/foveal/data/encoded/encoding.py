@@ -6,40 +6,82 @@ last. What is kept is named by all that it hangs on, so that it can be out of da
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from glob import escape
 from hashlib import blake2b
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from shutil import rmtree
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
-from foveal.data.encoded.column_files import map_columns, write_columns
-from foveal.data.encoded.packed import ExampleColumns
-from foveal.data.encoded.piecewise import (
-    PIECE_BYTES,
-    Noticed,
-    PieceEncoder,
-    add_up_noticed,
-    cut_into_pieces,
-    joined,
+import numpy as np
+from numpy.typing import NDArray
+
+from foveal.data.checking.texts import SHOWN, look_at
+from foveal.data.encode import Encoded, encode, encode_pairs, holds_boxes
+from foveal.data.encoded.column_files import (
+    Arrays,
+    Ragged,
+    Texts,
+    map_columns,
+    number_by_first,
+    write_columns,
 )
+from foveal.data.encoded.packed import ExampleColumns, pack
+from foveal.data.images.archive_index import INDICES
 from foveal.data.images.archives import state_of
+from foveal.data.images.image_folder import ImageFolder
+from foveal.data.lines import Examples
 from foveal.data.parallel import parallel
 from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import DataError
-from foveal.storage import drop_older, folder_written_whole, locked, write_json
+from foveal.storage import drop_older, folder_written_whole, locked, write_bytes, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+ENCODED = "encoded"
+"""Folder of a cache that keeps encoded examples."""
+
+PIECE_BYTES = 2**23
+"""Bytes of a file that are encoded together: what a kill costs, and a process is handed."""
 
 FEWEST_PIECES = 4
 """Pieces that are worth a second process: it needs seconds to start."""
 
 NOTICED = "noticed.json"
+
+ABOUT = "about"
+"""Array of a piece that says, as JSON, what was noticed in it."""
+
+
+@dataclass(frozen=True)
+class Noticed:
+    """What was noticed while a file, or a piece of it, was read."""
+
+    count: int
+    first: Sequence[tuple[int, str]]
+    """The first few: number of the line, in a piece of the example, and what is odd about it."""
+
+    same_ids: int = 0
+    """Examples with the id of another."""
+
+    states: Mapping[str, list[int]] = field(default_factory=dict)
+    """Other files that entries hang on, and the states in which they were: archives, since paths
+    say where in them images are; clips; images in which boxes lie."""
+
+    @property
+    def still_holds(self) -> bool:
+        """Whether those files are what they were."""
+        try:
+            return all(state_of(path) == state for path, state in self.states.items())
+        except OSError:
+            return False
 
 
 @dataclass(frozen=True)
@@ -68,7 +110,7 @@ def encode_file(
         path: of a JSONL file.
         processor: of the model that will read it.
         images: folder that image paths start from; none: beside the file.
-        cache: folder of what is kept.
+        cache: folder of what is kept, here and of where lines start.
         workers: processes that encode.
         console: to show progress on.
         not_before: take nothing that was made earlier, in seconds since 1970.
@@ -78,18 +120,20 @@ def encode_file(
         DataError: a line is no example, or changed meanwhile; it is named by its number.
         OSError: the cache cannot be written.
     """
-    stamp = _stamp(path)
-    with locked(cache / f".{_name(path)}.lock"):
-        place = _place(cache, path, stamp, images, processor, pairs)
-        for one in cache.glob(f"*{escape(place.name)}*"):
+    stamp, kept = _stamp(path), cache / ENCODED
+    with locked(kept / f".{_name(path)}.lock"):
+        place = _place(kept, path, stamp, images, processor, pairs)
+        for one in kept.glob(f"*{escape(place.name)}*"):
             drop_older(one, not_before)
         if known := _map_file(place):
             return known
-        for torn in cache.glob(f".{escape(place.name)}.*.part"):  # by a kill
+        for torn in kept.glob(f".{escape(place.name)}.*.part"):  # by a kill
             rmtree(torn)
-        parts = cache / f".{place.name}.pieces"
-        encoder, spans = PieceEncoder(path, images, processor, pairs, parts), cut_into_pieces(path)
-        with _counting(console, path, stamp[0]) as count:
+        parts = kept / f".{place.name}.pieces"
+        encoder = PieceEncoder(path, cache, images, processor, pairs, parts)
+        examples = encoder.examples()
+        spans = examples.files[0].cut(PIECE_BYTES)
+        with _counting(console if len(spans) > 1 else None, path, len(examples)) as count:
             # In processes where there are many.
             made = parallel(encoder, spans, workers if len(spans) >= FEWEST_PIECES else 0, 1)
             for (start, end), _ in zip(spans, made, strict=True):
@@ -99,9 +143,9 @@ def encode_file(
             rmtree(parts)
             raise DataError(f"{path}: it, or its images, changed while it was read; start again")
         with folder_written_whole(place) as beside:
-            write_columns(beside, joined(encoder, spans))
+            write_columns(beside, _joined(encoder, spans))
             identities = (map_columns(beside) or {})["identities"]
-            write_json(beside / NOTICED, vars(add_up_noticed(noticed, identities)))
+            write_json(beside / NOTICED, vars(_add_up(noticed, examples, identities)))
         rmtree(parts)
         found = _map_file(place)
         assert found
@@ -169,14 +213,136 @@ def _map_file(place: Path) -> EncodedFile | None:
 
 
 @contextmanager
-def _counting(console: "Console | None", path: Path, size: int) -> Iterator[Callable[[int], None]]:
-    """Show how much of a file is encoded."""
-    if console is None or size < PIECE_BYTES:
+def _counting(console: "Console | None", path: Path, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many examples of a file are encoded."""
+    if console is None:
         yield lambda done: None
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = TextColumn("encoding {task.description}"), BarColumn(), DownloadColumn()
+    columns = TextColumn("encoding {task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(path.name, total=size)
+        task = bar.add_task(path.name, total=total)
         yield lambda done: bar.update(task, advance=done)
+
+
+Span = tuple[int, int]
+"""The first example of a piece, and the one behind its last."""
+
+
+@dataclass(frozen=True)
+class PieceEncoder:
+    """Encodes pieces of a file; a process that was started afresh takes it along."""
+
+    path: Path
+    cache: Path
+    images: Path | None
+    processor: TurnProcessor
+    pairs: bool
+    """Whether answers are put beside those that are rejected for them."""
+
+    parts: Path
+    """Folder that keeps pieces."""
+
+    def __call__(self, span: Span) -> None:
+        """Encode a piece, unless it is kept already."""
+        if not self.file(span).exists() or not self.noticed(span).still_holds:
+            content = BytesIO()
+            np.savez(content, **self._encode(span))
+            write_bytes(self.file(span), content.getvalue())
+
+    def examples(self) -> Examples:
+        """Open the file."""
+        return Examples([self.path], self.cache)
+
+    def file(self, span: Span) -> Path:
+        """Name the file of a piece."""
+        return self.parts / f"{span[0]}-{span[1]}.npz"
+
+    def read(self, span: Span, *names: str) -> dict[str, Any]:
+        """Read a piece that is kept; a broken one is made again."""
+        try:
+            return self._load(span, names)
+        except (OSError, ValueError, KeyError, BadZipFile):
+            self.file(span).unlink(missing_ok=True)
+            self(span)
+            return self._load(span, names)
+
+    def noticed(self, span: Span) -> Noticed:
+        """Read what was noticed in a piece."""
+        return Noticed(*json.loads(self.read(span, ABOUT)[ABOUT].tobytes()))
+
+    def _load(self, span: Span, names: Sequence[str]) -> dict[str, Any]:
+        with self.file(span).open("rb") as file, np.load(file) as arrays:
+            return {name: arrays[name] for name in names or arrays}
+
+    def _encode(self, span: Span) -> dict[str, Any]:
+        folder = ImageFolder(self.path, self.images, self.parts.parent / INDICES)
+        examples, noticed = self.examples(), list[tuple[int, str]]()
+        # A file that was cut short meanwhile is refused when all is done.
+        places = range(span[0], min(span[1], len(examples)))
+        columns = pack(self._sets(examples, place, folder, noticed) for place in places)
+        about = [len(noticed), noticed[:SHOWN], 0, folder.states]
+        return {**columns.arrays(), ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8)}
+
+    def _sets(
+        self, examples: Examples, place: int, folder: ImageFolder, noticed: list[tuple[int, str]]
+    ) -> list[list[Encoded]]:
+        """Encode an example, and note what is odd about it."""
+        example = examples[place]
+        try:
+            if self.pairs:
+                sets = list(encode_pairs(example, self.processor, folder))
+            else:
+                sets = [[encode(example, self.processor, folder)]]
+            if any(turn.videos for turn in example.turns) or (
+                self.processor.boxes and holds_boxes(example)
+            ):
+                folder.note_states(sets[-1][0].images)
+        except (DataError, ValueError) as error:
+            _, number = examples.find(place)
+            recipe = " --recipe RECIPE" if self.processor.boxes else ""  # it says what boxes count
+            raise DataError(
+                f"{self.path}:{number} ({example.id}): {error}; "
+                f"`foveal check {self.path}{recipe}` names every such line"
+            ) from error
+        noticed += [(place, message) for message in look_at(example)]
+        return sets
+
+
+def _add_up(
+    pieces: Sequence[Noticed], examples: Examples, identities: NDArray[np.uint64]
+) -> Noticed:
+    """Put together what was noticed in the pieces of a file, by the numbers of its lines."""
+    first = [one for piece in pieces for one in piece.first][:SHOWN]
+    return Noticed(
+        count=sum(piece.count for piece in pieces),
+        first=[(examples.find(place)[1], message) for place, message in first],
+        same_ids=len(identities) - len(np.unique(identities)),
+        states={path: state for piece in pieces for path, state in piece.states.items()},
+    )
+
+
+def _joined(encoder: PieceEncoder, spans: Sequence[Span]) -> Iterator[Arrays]:
+    """Read kept pieces one after the other, their images numbered on."""
+    names = [encoder.read(span, "path_names")["path_names"] for span in spans]
+    numbers, firsts = number_by_first(np.concatenate([np.zeros((0, 2), np.uint64), *names]))
+    at = 0
+    for span in spans:
+        table = ExampleColumns.of_arrays(encoder.read(span))
+        end = at + len(table.paths)
+        new = firsts[np.searchsorted(firsts, at) : np.searchsorted(firsts, end)] - at
+        own = numbers[at:end]
+        yield replace(
+            table,
+            images=Ragged(own[table.images.values], table.images.offsets),
+            paths=Texts.of(table.paths[place] for place in new.tolist()),
+            path_names=table.path_names[new],
+        ).arrays()
+        at = end
