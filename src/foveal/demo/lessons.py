@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.convert.statements import CHOICES, ask_statement
+from foveal.data.convert.annotations import CHOICES, ask_statement
 from foveal.data.example import Example, Turn
 
 COLORS = {"yellow": "Yellow", "blue": "#0099ff", "black": "Black"}

@@ -5,15 +5,21 @@ from functools import partial
 from pathlib import Path
 
 from foveal.config import Columns
+from foveal.data.convert.annotations import (
+    convert_coco,
+    convert_docvqa,
+    convert_funsd,
+    convert_hateful_memes,
+    convert_nlvr,
+    convert_nlvr2,
+    convert_sroie,
+)
 from foveal.data.convert.chats import convert_chats
-from foveal.data.convert.coco import convert_coco
-from foveal.data.convert.documents import convert_docvqa, convert_funsd, convert_sroie
 from foveal.data.convert.draft import Draft, LeftOutRow, Options
 from foveal.data.convert.folders import convert_imagefolder, convert_ucf101, convert_video_folder
 from foveal.data.convert.preferences import convert_preferences
 from foveal.data.convert.sources.source import Source
 from foveal.data.convert.sources.tables import Hub, holds_columns
-from foveal.data.convert.statements import convert_hateful_memes, convert_nlvr, convert_nlvr2
 from foveal.data.convert.table import convert_columns, convert_table
 from foveal.data.convert.write import LOCK, Converted, Progress, claim, unclaim, write_drafts
 from foveal.errors import DataError

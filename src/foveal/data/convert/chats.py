@@ -5,8 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options, attempt
-from foveal.data.convert.images import WRAPPERS, Find, pictures_of
+from foveal.data.convert.draft import (
+    WRAPPERS,
+    Draft,
+    DraftImage,
+    Find,
+    LeftOutRow,
+    Options,
+    attempt,
+    pictures_of,
+)
 from foveal.data.convert.sources.source import Source
 from foveal.data.convert.sources.tables import rows_of_files
 from foveal.data.convert.sources.values import UnfitError, present, refuse_meaningful, text_of

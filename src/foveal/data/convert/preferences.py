@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from foveal.data.convert.chats import PLACE, ROLES, SYSTEM_KEYS, conversation_of
-from foveal.data.convert.draft import Draft, LeftOutRow, Options, attempt
-from foveal.data.convert.images import Find
+from foveal.data.convert.draft import Draft, Find, LeftOutRow, Options, attempt
 from foveal.data.convert.sources.source import Source
 from foveal.data.convert.sources.tables import Hub, all_rows
 from foveal.data.convert.sources.values import (

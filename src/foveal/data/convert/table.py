@@ -4,10 +4,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from random import Random
 from typing import Any
 
-from foveal.data.convert.chats import PLACE, conversation_of, number_places, refuse_foreign_tags
-from foveal.data.convert.columns import CAPTIONS, USUAL_NAMES, find_column, missing, says_all
-from foveal.data.convert.draft import Draft, DraftImage, LeftOutRow, Options, attempt
-from foveal.data.convert.images import Find, pictures_of
+from foveal.config import Columns
+from foveal.data.convert.chats import (
+    PLACE,
+    SYSTEM_KEYS,
+    conversation_of,
+    number_places,
+    refuse_foreign_tags,
+)
+from foveal.data.convert.draft import (
+    Draft,
+    DraftImage,
+    Find,
+    LeftOutRow,
+    Options,
+    attempt,
+    pictures_of,
+)
 from foveal.data.convert.sources.source import Source
 from foveal.data.convert.sources.tables import Hub, NamedRow, open_splits, rows_by, rows_of_files
 from foveal.data.convert.sources.values import (
@@ -30,6 +43,25 @@ SAID = ("choices", "text", "number", "rating")
 
 _ASKS_MORE = ("hint", "context", "A", "B")
 """Columns that belong to a question, which would be another one without them."""
+
+
+USUAL_NAMES = {
+    "images": (
+        ("images", "image"),
+        ("file_name", "image_path", "imgname"),
+        ("img", "picture", "photo", "jpg", "jpeg", "png", "image_bytes"),
+    ),
+    "messages": (("messages", "conversations"),),
+    "question": (("question", "query"), ("prompt", "text", "instruction")),
+    "answer": (("answer",), ("label", "caption", "response", "output", "completion")),
+    "answers": (("answers",),),
+    "choices": (("choices", "options"),),
+    "system": (SYSTEM_KEYS,),
+}
+"""What a column holds -> names that say so, the clearest first; two as clear are asked about."""
+
+CAPTIONS = ("text", "txt")
+"""Columns that hold the answer where every row is asked the same."""
 
 
 def convert_table(source: Source, options: Options) -> Iterator[Draft | LeftOutRow]:
@@ -116,12 +148,12 @@ def drafts_of_row(
         raise UnfitError("not a row of named columns")
     if isinstance(row.get("data"), Mapping) and isinstance(row.get("annotations"), list):
         row = _row_of_task(row)
-    guessed = not says_all(options.columns)
+    guessed = not _says_all(options.columns)
     if guessed:
         refuse_meaningful(present(row) or {})
 
     def held(what: str) -> Any:
-        column = find_column(what, row, options.columns)
+        column = _find_column(what, row, options.columns)
         return None if column is None else present(row[column])
 
     messages = held("messages") or (_two_halves(row) if guessed else None)
@@ -129,8 +161,8 @@ def drafts_of_row(
         said = {"messages": messages, "images": held("images"), "system": held("system")}
         yield conversation_of(said, split, find)
         return
-    if find_column("images", row, options.columns) is None:
-        raise UnfitError(missing("images", row))
+    if _find_column("images", row, options.columns) is None:
+        raise UnfitError(_missing("images", row))
     media = tuple(pictures_of(held("images"), split, find))
     if not media:
         raise UnfitError("no picture in the row")
@@ -191,9 +223,9 @@ def _pair(text: Any) -> tuple[str, str]:
 
 def _turn(row: Mapping[str, Any], images: tuple[str, ...], name: str, options: Options) -> Turn:
     ask = options.question or options.columns.ask
-    if not says_all(options.columns):
+    if not _says_all(options.columns):
         refuse_meaningful(present(row) or {}, _ASKS_MORE)
-    columns = {what: find_column(what, row, options.columns) for what in USUAL_NAMES}
+    columns = {what: _find_column(what, row, options.columns) for what in USUAL_NAMES}
     if columns["answers"] and columns["answer"] in USUAL_NAMES["answer"][1]:
         columns["answer"] = options.columns.answer  # `label` beside `answers` is something else
     if ask and not columns["answer"] and not columns["answers"]:
@@ -201,9 +233,9 @@ def _turn(row: Mapping[str, Any], images: tuple[str, ...], name: str, options: O
         if columns["question"] == columns["answer"]:
             columns["question"] = None
     if not columns["question"] and ask is None:
-        raise UnfitError(missing("question", row))
+        raise UnfitError(_missing("question", row))
     if not columns["answer"] and not columns["answers"]:
-        raise UnfitError(missing("answer", row))
+        raise UnfitError(_missing("answer", row))
     values = {what: present(row[one]) if one else None for what, one in columns.items()}
     question = text_of(values["question"], "a question") if columns["question"] else ask
     if question is not None and columns["question"] == "instruction":  # as Alpaca's rows have it
@@ -261,3 +293,61 @@ def closed_set(answer: str) -> tuple[str, ...]:
         if answer in written:
             return written
     return ()
+
+
+def _find_column(what: str, row: Mapping[str, Any], named: Columns) -> str | None:
+    """Find which column holds something; none: no column does.
+
+    Args:
+        what: one of USUAL_NAMES.
+        row: with all its columns.
+        named: by the user; where they say both what is asked and answered, no other is guessed at.
+
+    Raises:
+        UnfitError: a named column is not there, or two could be meant.
+    """
+    name: str | None = getattr(named, what)
+    if name is not None:
+        if name not in row:
+            raise UnfitError(f"no column {name} among {', '.join(row)}")
+        return name
+    if _says_all(named) and what != "images":
+        return None
+    taken = named.model_dump(exclude={"ask"}).values()
+    for names in USUAL_NAMES[what]:
+        found = [one for one in row if one.lower() in names and one not in taken]
+        found.sort(key=lambda one: names.index(one.lower()))
+        if len(found) > 1:  # what a row leaves empty is not meant
+            found = [one for one in found if present(row[one]) is not None] or found[:1]
+        if len(found) > 1:
+            raise UnfitError(
+                f"{' and '.join(found)} could each be the {what}; say which: "
+                f"{_to_name(what, found[0])}"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _says_all(named: Columns) -> bool:
+    """Whether a person has named what is asked and what is answered."""
+    asked, answered = named.question or named.ask, named.answer or named.answers
+    return bool(named.messages or (asked and answered))
+
+
+def _missing(what: str, row: Mapping[str, Any]) -> str:
+    """Say that no column holds something, and how to name one."""
+    usual = ", ".join(name for names in USUAL_NAMES[what] for name in names)
+    captions = [name for name in CAPTIONS if name in row]
+    asked = _to_name("ask", "TEXT")
+    alike = f"; or ask every row the same: {asked}" if what == "question" else ""
+    if what == "answer" and captions:
+        alike = f"; where {captions[0]} is the answer, say what is asked: {asked}"
+    return (
+        f"no column of the {what} ({usual}) among {', '.join(row)}; "
+        f"name it: {_to_name(what, 'NAME')}{alike}"
+    )
+
+
+def _to_name(what: str, name: str) -> str:
+    return f"--columns {what}={name}, of a run data.columns.{what}={name}"

@@ -16,8 +16,7 @@ from typing import Any
 
 from foveal.config import Columns
 from foveal.data.checking.recognise import refuse_other_files
-from foveal.data.convert.draft import DraftImage, Options
-from foveal.data.convert.images import ending_of
+from foveal.data.convert.draft import DraftImage, Options, ending_of
 from foveal.data.convert.sources.source import SPLITS, name_states, split_of
 from foveal.data.convert.sources.tables import (
     NamedRow,
