@@ -1,6 +1,7 @@
 """Stores beside S3: the hub's data sets and Google's, as far as a machine alone can ask them."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from urllib import request
 
@@ -77,6 +78,17 @@ def test_an_object_of_the_hub_that_was_replaced_is_read_anew_at_the_next_start(s
     after = read(shelf, HUB_PAGES)
     assert open_image(after.images[0].path).size == open_image(after.images[1].path).size
     assert before.fingerprint != after.fingerprint
+
+
+def test_a_thread_that_listed_the_hub_before_reads_no_object_by_its_former_length(shelf, hub):
+    """Fsspec has a store for each thread, and each believes what it listed."""
+    with ThreadPoolExecutor(1) as thread:
+        path = read(shelf, HUB_PAGES).images[0].path
+        assert thread.submit(open_image, path).result().size == (60, 40)
+        first, second, _ = hub.files
+        hub.files[first] = hub.files[second]
+        read(shelf, HUB_PAGES)
+        assert thread.submit(open_image, path).result().size == (80, 40)
 
 
 def test_the_hub_is_asked_again_where_it_fails_for_a_moment_and_not_for_ever(

@@ -1,9 +1,7 @@
 """Plan -> the batches of one rank, from any step on, opened by workers ahead of the model."""
 
-import signal
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from multiprocessing import active_children
@@ -19,7 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from foveal.data.batch import build_batch
 from foveal.data.dataset import Dataset
 from foveal.data.forward_inputs import Batch
-from foveal.data.parallel import ASKS_TO_STOP
+from foveal.data.parallel import deaf_to_stops
 from foveal.data.row_planning.groups import Row
 from foveal.data.rows import Plan
 from foveal.data.turn_processor import TurnProcessor
@@ -91,7 +89,7 @@ class StepLoader:
         """
         self._planned.clear()
         rows = (row for step in numbers for row in self._rows(step))
-        with _interrupts_blocked(), warnings.catch_warnings():
+        with deaf_to_stops(), warnings.catch_warnings():
             # More workers than processors: they also wait for disks, and somebody asked for them.
             warnings.filterwarnings("ignore", "This DataLoader will create")
             loader = DataLoader(
@@ -133,19 +131,6 @@ class StepLoader:
         if step not in self._planned:  # workers are given rows before their step has come
             self._planned[step] = self.plan.rows_of(step, self.rank)
         return self._planned[step]
-
-
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Start processes that no request to stop reaches: the run needs the rows of its step.
-
-    Ctrl-C and schedulers signal all processes alike.
-    """
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, ASKS_TO_STOP)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def _next_batch(stream: Iterator[Batch]) -> Batch:

@@ -1,10 +1,10 @@
-"""A function and its items -> its results, worked out in processes that were started afresh."""
+"""A function and its items -> its results, worked out in processes started afresh, or threads."""
 
 import os
 import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
@@ -16,6 +16,9 @@ from foveal.errors import DataError
 
 ASKS_TO_STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
 """What asks a program to end: a person, schedulers, a terminal that closes."""
+
+AT_ONCE = 32
+"""Threads that wait for a store: it answers late, and many at once."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -46,11 +49,37 @@ def parallel(
             yield from under_way.popleft().result()
 
 
+def side_by_side(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """Apply `work` to each item, in order, in threads that mostly wait for a store."""
+    items = iter(items)
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        under_way = deque(pool.submit(work, item) for item in islice(items, 4 * AT_ONCE))
+        while under_way:
+            yield under_way.popleft().result()
+            under_way.extend(pool.submit(work, item) for item in islice(items, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def in_new_process(function: Callable[..., _Result], *arguments: object) -> _Result:
     """Call a function in a process of its own, which has imported and allocated nothing before."""
     with _pool(1) as submit:
         done: _Result = submit(function, *arguments).result()
         return done
+
+
+@contextmanager
+def deaf_to_stops() -> Iterator[None]:
+    """Start processes that no request to stop reaches: this one alone hears it, and ends them.
+
+    Ctrl-C reaches all processes of a terminal, and a scheduler's signal all of a job.
+    """
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, ASKS_TO_STOP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
 
 @contextmanager
@@ -62,13 +91,8 @@ def _pool(workers: int) -> Iterator[Callable[..., "Future[Any]"]]:
     others = set(active_children())
 
     def submit(work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
-        # Which may start a process. Ctrl-C reaches all of a terminal's, and a scheduler's signal
-        # all of a job's: this one alone speaks, and ends the others.
-        heard = signal.pthread_sigmask(signal.SIG_BLOCK, ASKS_TO_STOP)
-        try:
+        with deaf_to_stops():  # which may start a process
             return pool.submit(work, *arguments)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
     try:
         yield submit

@@ -24,8 +24,8 @@ from foveal.data.images.objects import (
     object_state,
     open_object,
     open_remote,
-    side_by_side,
 )
+from foveal.data.parallel import side_by_side
 from foveal.errors import DataError
 
 ROWS = ".parquet"

@@ -8,12 +8,9 @@ it is opened, and kept in CACHE. fsspec knows the stores.
 import errno
 import re
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from functools import partial
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -29,17 +26,15 @@ from foveal.data.images.kept_bytes import (
     read_state,
     write_state,
 )
-from foveal.data.images.store_errors import lasting_error, said_in_one_line
+from foveal.data.parallel import side_by_side
 from foveal.errors import ConfigError, StoreError
+from foveal.storage import FAILED_WRITES
 
 ATTEMPTS = 3
 """Times that a store is asked, where it might answer yet; its own library may try more often."""
 
 PAUSE_SECONDS = 0.5
 """Before the second attempt; twice as long before each further one."""
-
-AT_ONCE = 32
-"""Requests under way: a store answers late, and many at once."""
 
 LISTED_FROM = 20
 """Objects of one folder that are worth listing it: a page of a listing tells of a thousand."""
@@ -60,7 +55,6 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]+):(?:/+(.*))?", re.DOTALL)
 _PLACE = re.compile(r"(.+)/by-url/([a-z][a-z0-9+.-]+):(?:/(.*))?", re.DOTALL)
 _NO_STORES = ("file", "local", "data")
 
-_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
@@ -141,39 +135,19 @@ def image_base(settings: DataSettings, images: Path | None = None) -> Path | Non
     return one.path
 
 
-def side_by_side(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """Apply `work` to each item, in order, in threads that mostly wait for a store."""
-    items = iter(items)
-    pool = ThreadPoolExecutor(AT_ONCE)
-    try:
-        under_way = deque(pool.submit(work, item) for item in islice(items, 4 * AT_ONCE))
-        while under_way:
-            yield under_way.popleft().result()
-            under_way.extend(pool.submit(work, item) for item in islice(items, 1))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def object_state(one: StoredObject) -> list[int]:
-    """Ask for the state of an object, which tells it from any that had its name before.
-
-    Of a store that cannot be reached objects are taken to be what they were, where they are kept.
-
-    Returns:
-        Its bytes, a digest of what the store says of its version, and two zeros.
-
-    Raises:
-        FileNotFoundError: there is none.
-        StoreError: nobody can tell.
-    """
-    try:
-        return _state_now(one)
-    except StoreError as error:
-        return _state_before(one, error)
+    """Ask for the state of one object; see `object_states`."""
+    return object_states([one])[one]
 
 
 def object_states(objects: Iterable[StoredObject]) -> dict[StoredObject, list[int]]:
-    """Ask for the states of many objects; of those of one folder at once.
+    """Ask for the states of objects, which tell each from any that had its name before.
+
+    Where those of one folder are many, it is listed. Of a store that cannot be reached objects are
+    taken to be what they were, where they are kept.
+
+    Returns:
+        The bytes of each, a digest of what the store says of its version, and two zeros.
 
     Raises:
         FileNotFoundError: there is no such object.
@@ -193,7 +167,7 @@ def object_states(objects: Iterable[StoredObject]) -> dict[StoredObject, list[in
         few += [one for one in wanted if one not in states]
     try:
         states |= {one: _state_now(one) for one in few[:1]}  # before all wait for one that is gone
-        states |= zip(few, side_by_side(_state_now, few), strict=True)
+        states |= zip(few[1:], side_by_side(_state_now, few[1:]), strict=True)
     except StoreError as error:
         states |= {one: _state_before(one, error) for one in few}
     return states
@@ -240,7 +214,7 @@ def _note(one: StoredObject, state: list[int]) -> None:
 
 def _state(info: dict[str, Any], one: StoredObject) -> list[int]:
     if info["type"] == "directory":
-        raise _missing(one)
+        raise FileNotFoundError(errno.ENOENT, "no such object", one.url)
     said = next((str(info[key]) for key in VERSION_KEYS if info.get(key)), "")
     version = blake2b(said.encode(), digest_size=8).digest()
     return [int(info["size"]), int.from_bytes(version, "little", signed=True), 0, 0]
@@ -255,8 +229,9 @@ def open_object(one: StoredObject, start: int = 0, length: int | None = None) ->
     """
     name, expected = _kept_name(one, start, length)
     kept = open_kept(one.cache, name, expected)
-    # What is a stretch of one version must not be of another; a listing may tell of that before.
-    return kept or _ask(one, partial(_fetch, one, name, start, length), anew=length is not None)
+    # Where another version was known before, a thread's own listing may still tell of that one.
+    anew = expected is not None
+    return kept or _ask(one, partial(_fetch, one, name, start, length), anew)
 
 
 def _kept_name(one: StoredObject, start: int, length: int | None) -> tuple[str, list[int] | None]:
@@ -330,10 +305,6 @@ class _Remote(ReadAtPlaces):
         )
 
 
-def _missing(one: StoredObject) -> FileNotFoundError:
-    return FileNotFoundError(errno.ENOENT, "no such object", one.url)
-
-
 def _ask(one: StoredObject, question: Callable[[Any, str], _Result], anew: bool = False) -> _Result:
     """Ask a store something, again where it might answer yet.
 
@@ -353,13 +324,13 @@ def _ask(one: StoredObject, question: Callable[[Any, str], _Result], anew: bool 
         except StoreError:
             raise
         except Exception as error:  # libraries of stores raise whatever they like
-            if lasting := lasting_error(one.url, error):
+            if lasting := _lasting_error(one.url, error):
                 raise lasting from error
             if isinstance(error, FileNotFoundError):
-                raise _missing(one) from error
+                raise FileNotFoundError(errno.ENOENT, "no such object", one.url) from error
             if not left:
                 raise StoreError(
-                    f"{one.url}: cannot be read ({said_in_one_line(error)}), tried {ATTEMPTS} "
+                    f"{one.url}: cannot be read ({_said_in_one_line(error)}), tried {ATTEMPTS} "
                     "times; mend the connection and run the same command again",
                     may_pass=True,
                 ) from error
@@ -376,3 +347,53 @@ def _store(scheme: str, anew: bool) -> Any:
     if anew or scheme != "hf":  # whose files are asked for by listing their folder
         files.invalidate_cache()
     return files
+
+
+def _lasting_error(url: str, error: Exception) -> StoreError | None:
+    """Say what stands in the way of an object for good; none: it may be there another time.
+
+    Args:
+        url: of the object.
+        error: of its store's library, or of writing down what was fetched.
+    """
+    scheme = url.partition(":")[0]
+    if isinstance(error, ImportError | ValueError):
+        return StoreError(f"{url}: {_said_in_one_line(error)}; {_package(scheme)}")
+    if isinstance(error, OSError) and error.errno in FAILED_WRITES and error.filename:
+        return StoreError(
+            f"cannot write to {error.filename}: {error.strerror}; free space, or give less of it "
+            "or another folder: data.object_cache_gb, data.object_cache"
+        )
+    if _is_refusal(error):
+        return StoreError(
+            f"{url}: no access ({_said_in_one_line(error)}); give credentials that may read it"
+            f"{_where_credentials(scheme)}"
+        )
+    return None
+
+
+def _said_in_one_line(error: Exception) -> str:
+    """Say what an exception says, without its line breaks."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Tell whether a store answers, but not us; the hub calls what is closed to us missing."""
+    answer = getattr(error.__cause__, "response", None)
+    return (
+        isinstance(error, PermissionError)
+        or "Credentials" in type(error).__name__
+        or getattr(answer, "status_code", None) in (401, 403)
+    )
+
+
+def _package(scheme: str) -> str:
+    if scheme in ("s3", "gs", "gcs"):
+        return "pip install foveal[stores]"
+    return "check the URL" if scheme == "hf" else "install the package that fsspec wants for it"
+
+
+def _where_credentials(scheme: str) -> str:
+    if scheme == "s3":
+        return ", as `aws configure` writes them; a public bucket: FSSPEC_S3_ANON=true"
+    return ": hf auth login" if scheme == "hf" else ""
