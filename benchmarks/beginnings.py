@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveal.data.encoded.column_files import Ragged, sum_lists
-from foveal.data.row_planning.sizes import Beginnings, Sizes
+from foveal.data.row_planning.groups import Sizes
 
 
 def sizes_in_memory(
@@ -18,17 +18,6 @@ def sizes_in_memory(
     **others: Any,
 ) -> Sizes:
     """Make the sizes of examples that are on no disk; for the arguments see `Sizes`."""
-    begun = look_at_beginnings(prompts, images, image_tokens, image_crops)
-    return Sizes(tokens, prompts, images, image_tokens, image_crops, beginnings=begun, **others)
-
-
-def look_at_beginnings(
-    prompts: Ragged,
-    images: Ragged,
-    image_tokens: NDArray[np.int32],
-    image_crops: NDArray[np.int32],
-) -> Beginnings:
-    """Find which prompts begin alike, and what their images cost, where all are in memory."""
     entries, owners = image_entries(prompts)
     ends = np.cumsum(np.bincount(owners, minlength=len(prompts)))
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
@@ -40,7 +29,19 @@ def look_at_beginnings(
     np.maximum.at(last, owners, entries + 1)
     begun = (last - prompts.offsets[:-1]).astype(np.int32)
     found = prompt_families(prompts).astype(np.int32)
-    return Beginnings(found, extra, crops, all_crops - crops, begun + extra)
+    return Sizes(
+        tokens,
+        images,
+        image_tokens,
+        image_crops,
+        families=found,
+        extra_tokens=extra,
+        crops=crops,
+        later_crops=all_crops - crops,
+        beginning_tokens=begun + extra,
+        prompts=prompts,
+        **others,
+    )
 
 
 def prompt_families(prompts: Ragged) -> NDArray[np.int64]:

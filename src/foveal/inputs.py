@@ -25,14 +25,13 @@ from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe
 from foveal.data.checking.overlap import check_lengths, describe_overlap
 from foveal.data.convert.unpack import unpacked
-from foveal.data.dataset import Dataset, read_dataset
+from foveal.data.dataset import Dataset, read_dataset, read_training_examples, training_files
 from foveal.data.encode import CountTokens, count_tokens
 from foveal.data.example import Example
 from foveal.data.images.frames import FrameName
 from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.objects import image_base
 from foveal.data.lines import Examples
-from foveal.data.training_examples import read_training_examples, training_files
 from foveal.data.turn_processor import read_as
 from foveal.errors import ConfigError, DataError
 from foveal.evaluate.metrics import find_metrics

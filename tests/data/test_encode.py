@@ -70,7 +70,7 @@ def test_what_stands_before_a_shared_image_must_be_the_same(tmp_path, processor)
     ]
     encoded = [encode(one, processor, folder) for one in told]
     dataset = build_dataset(encoded, processor)
-    assert dataset.sizes.beginnings.families.tolist() == [0, 1, 1, 2]
+    assert dataset.sizes.families.tolist() == [0, 1, 1, 2]
     for one, found in zip(encoded, dataset.examples, strict=True):
         assert np.array_equal(found.entries, one.entries)
 

@@ -15,8 +15,7 @@ from foveal.data import rows
 from foveal.data.encoded.column_files import Ragged
 from foveal.data.row_planning import epochs
 from foveal.data.row_planning.deal import deal, spread
-from foveal.data.row_planning.groups import Costs, Group, Row
-from foveal.data.row_planning.sizes import Beginnings, Sizes
+from foveal.data.row_planning.groups import Costs, Group, Row, Sizes
 from foveal.data.rows import Plan
 
 USER, NEWLINE, END = 7, 8, 9
@@ -269,8 +268,10 @@ def test_a_late_step_needs_none_of_the_steps_before_it():
 def test_sizes_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match="2 lengths, 1 prompts and 1 lists of images"):
         Sizes(
-            *(np.array([3, 4]), Ragged.of([[1]]), Ragged.of([[]]), np.array([]), np.array([])),
-            Beginnings(*[np.array([0])] * 5),
+            np.array([3, 4]),
+            Ragged.of([[]]),
+            *[np.array([0])] * 7,
+            prompts=Ragged.of([[1]]),
         )
     with pytest.raises(ValueError, match="at least one example"):
         plan_of(sizes_of([]), examples_per_step=1)

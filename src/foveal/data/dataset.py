@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.checking.texts import Remarks
+from foveal.config import Recipe
+from foveal.data.checking.texts import SHOWN
+from foveal.data.convert.unpack import unpacked
 from foveal.data.encode import Encoded
-from foveal.data.encoded.column_files import digest_of, number_by_first
+from foveal.data.encoded.column_files import EndToEnd, Picked, digest_of, number_by_first
 from foveal.data.encoded.encoding import ENCODED, Noticed, encode_file
-from foveal.data.encoded.measured import measure_examples, shapes_of
+from foveal.data.encoded.measured import image_sizes, measure_examples, shapes_of
 from foveal.data.encoded.packed import (
     EncodedExamples,
     ExampleColumns,
@@ -27,11 +29,10 @@ from foveal.data.encoded.packed import (
     pack,
 )
 from foveal.data.images.archive_index import forget_indices
-from foveal.data.images.image_sizes import image_sizes
+from foveal.data.images.objects import image_base
 from foveal.data.lines import Examples
-from foveal.data.listed import EndToEnd, Picked
 from foveal.data.row_planning.epochs import Shown
-from foveal.data.row_planning.sizes import Beginnings, Sizes
+from foveal.data.row_planning.groups import Sizes
 from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import DataError
 from foveal.storage import FAILED_WRITES, drop_older, locked
@@ -45,11 +46,42 @@ STATES_KEPT = 4
 """States of the same files, as with other images or another model, that a cache remembers."""
 
 
+@dataclass
+class Remarks:
+    """Things that stop no run, but that nobody wants."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    """Where they are, in the order of the run's files."""
+
+    def add(self, file: Path, noticed: Noticed) -> None:
+        """Take over what was noticed in a file."""
+        told = [f"{file}:{number}: {message}" for number, message in noticed.first]
+        if noticed.same_ids:
+            told.append(f"{file}: examples with the id of another: {noticed.same_ids:,}")
+        self.count += noticed.count + bool(noticed.same_ids)
+        self.first = [*self.first, *told][:SHOWN]
+        self.files += [file] * (bool(told) and file not in self.files)
+
+    def lines(self) -> Iterator[str]:
+        """Say them in a few lines."""
+        yield from self.first
+        if self.count:
+            more = (
+                f"and {self.count - len(self.first):,} more"
+                if self.count > SHOWN
+                else "that is all"
+            )
+            names = " and ".join(f"`foveal check {file}`" for file in self.files)
+            yield f"{more} of what was noticed while reading; {names} opens the pictures too"
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Examples as tokens, the images they speak of, and what both cost."""
 
-    examples: Sequence[Encoded]
+    examples: EncodedExamples
     images: Sequence[ImageFact]
     sizes: Sizes
     fingerprint: str
@@ -61,9 +93,7 @@ class Dataset:
     @property
     def targets(self) -> NDArray[np.int32]:
         """Tokens of each example that are learnt, (examples,)."""
-        if isinstance(self.examples, EncodedExamples):
-            return self.examples.targets
-        return np.asarray([np.count_nonzero(one.learnt) for one in self.examples], np.int32)
+        return self.examples.targets
 
     def without_targets(self) -> list[int]:
         """List the examples in which nothing is learnt."""
@@ -139,7 +169,7 @@ def read_dataset(
         dataset = _measure(files, processor, place, state, workers, called)
     sizes = dataset.sizes
     if pairs:
-        begins = np.concatenate([file.begins_set for file in files])
+        begins = dataset.examples.begins_set
         sizes = replace(sizes, sets=np.flatnonzero(np.append(begins, True)))
         counts = [int(file.begins_set.sum()) for file in files]
         shown = tuple(Shown(count, one.weight) for count, one in zip(counts, shown, strict=True))
@@ -147,7 +177,7 @@ def read_dataset(
         sizes = replace(sizes, shown=shown)
     remarks = Remarks()
     for path, file in zip(paths, encoded, strict=True):
-        _add_remarks(remarks, path, file.noticed)
+        remarks.add(path, file.noticed)
     return examples, replace(dataset, sizes=sizes, remarks=remarks)
 
 
@@ -175,14 +205,6 @@ def _alone_with(paths: Sequence[Path], cache: Path, not_before: float) -> Iterat
             f"cannot write to {error.filename or cache}: {error.strerror}; free space and run the "
             "same command again: it goes on from there"
         ) from error
-
-
-def _add_remarks(remarks: Remarks, path: Path, noticed: Noticed) -> None:
-    for number, message in noticed.first:
-        remarks.add(path, number, message)
-    remarks.count += noticed.count - len(noticed.first)
-    if noticed.same_ids:
-        remarks.add(path, 0, f"examples with the id of another: {noticed.same_ids:,}")
 
 
 def build_dataset(encoded: Iterable[Encoded], processor: TurnProcessor) -> Dataset:
@@ -225,22 +247,9 @@ def _measure(
     _forget_older(place)
     measured, fingerprint = measure_examples(files, numbers, shapes, each, place)
     examples = EncodedExamples(files)
-    found = Sizes(
-        measured.tokens,
-        Prompts(examples, measured.images),
-        measured.images,
-        measured.image_tokens,
-        measured.image_crops,
-        beginnings=Beginnings(
-            measured.families,
-            measured.extra_tokens,
-            measured.crops,
-            measured.later_crops,
-            measured.beginning_tokens,
-        ),
-        folder=place,
-    )
-    return Dataset(examples, ImageFacts(paths, shapes, measured.shape_numbers), found, fingerprint)
+    prompts = Prompts(examples, measured.images)
+    found = Sizes(**vars(measured), prompts=prompts, folder=place)
+    return Dataset(examples, ImageFacts(paths, shapes, each), found, fingerprint)
 
 
 def _forget_older(place: Path) -> None:
@@ -250,3 +259,24 @@ def _forget_older(place: Path) -> None:
     others.sort(key=lambda one: one.stat().st_mtime)
     for old in others[: -STATES_KEPT + 1]:
         rmtree(old, ignore_errors=True)
+
+
+def training_files(recipe: Recipe, folder: Path) -> list[Path]:
+    """Name a recipe's training files as JSONL; what is of another kind is unpacked to a folder."""
+    return [unpacked(file.path, folder, recipe.data.columns) for file in recipe.data.train_files]
+
+
+def read_training_examples(
+    recipe: Recipe, files: list[Path], processor: TurnProcessor
+) -> tuple[Examples, Dataset]:
+    """Read them as the recipe's run would, in this process alone."""
+    data = recipe.data
+    return read_dataset(
+        files,
+        processor,
+        image_base(data),
+        data.cache,
+        data.workers,
+        [file.weight for file in data.train_files],
+        pairs=recipe.learns_pairs,
+    )

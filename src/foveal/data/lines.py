@@ -13,9 +13,9 @@ from weakref import finalize
 import numpy as np
 from numpy.typing import NDArray
 
+from foveal.data.encoded.column_files import EndToEnd, Listed
 from foveal.data.example import Example, holds_anything, parse_example, read_examples
 from foveal.data.images.archives import stamp_of
-from foveal.data.listed import EndToEnd, Listed
 from foveal.errors import DataError
 from foveal.storage import drop_older, write_bytes
 

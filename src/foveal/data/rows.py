@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from foveal.data.encoded.column_files import digest_of, kept_array
 from foveal.data.row_planning.deal import Bundle, Member, Share, deal, spread
 from foveal.data.row_planning.epochs import Shown, random_bits, shown_in_epoch, shuffled
-from foveal.data.row_planning.groups import TOKENS_ALONE, Costs, Group, Row, Step
-from foveal.data.row_planning.sizes import Sizes, common_run
+from foveal.data.row_planning.groups import TOKENS_ALONE, Costs, Group, Row, Sizes, Step, common_run
 
 RANKS_OF_A_BLOCK = 8
 """Ranks that a step is dealt to example by example. More are dealt families first, block by block,
@@ -63,9 +62,9 @@ class Plan:
         self._latest_order: tuple[int, NDArray[np.int32]] | None = None
         self._border = long_context_tokens or np.inf
         # Of each set, what planning asks of an example.
-        begun, firsts = sizes.beginnings, sizes.firsts
-        self._families, self._begun = begun.families[firsts], begun.tokens[firsts]
-        self._crops, self._later_crops = begun.crops[firsts], begun.later_crops[firsts]
+        firsts = sizes.firsts
+        self._families, self._begun = sizes.families[firsts], sizes.beginning_tokens[firsts]
+        self._crops, self._later_crops = sizes.crops[firsts], sizes.later_crops[firsts]
         self._tokens = self._longest = self._shortest = sizes.tokens
         if sizes.sets is not None:
             tokens, starts = sizes.tokens, sizes.sets[:-1]
@@ -202,7 +201,7 @@ class Plan:
             Member(examples, tokens - prefix * len(examples), cost + self._price(examples, prefix))
             for examples, tokens, cost in members
         ]
-        crops = self.costs.crop * int(self.sizes.beginnings.crops[first])
+        crops = self.costs.crop * int(self.sizes.crops[first])
         shared_cost = self.costs.text(prefix) + crops
         return Bundle(key, prefix, shared_cost, self.tokens_per_pass - prefix, behind)
 
@@ -215,7 +214,7 @@ class Plan:
         """Count the tokens that prompts of one family begin with; `example` is one of it."""
         if len(prompts) == 1:
             return int(self.sizes.tokens[example])
-        return common_run(prompts) + int(self.sizes.beginnings.extra_tokens[example])
+        return common_run(prompts) + int(self.sizes.extra_tokens[example])
 
     def _groups(self, bundle: Bundle) -> Iterator[tuple[int, tuple[Group, ...]]]:
         """Cut a bundle into groups that keep to the budget, with the tokens of those that meet."""

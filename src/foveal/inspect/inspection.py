@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from foveal.data.dataset import Dataset
 from foveal.data.lines import Examples
-from foveal.data.row_planning.groups import Row
-from foveal.data.row_planning.sizes import Sizes
+from foveal.data.row_planning.groups import Row, Sizes
 from foveal.data.rows import Plan
 from foveal.inspect.seen import see_example
 from foveal.report.charts import Chart

@@ -12,8 +12,7 @@ from foveal.config import Recipe
 from foveal.data.dataset import Dataset
 from foveal.data.encode import Encoded
 from foveal.data.encoded.packed import EncodedExamples
-from foveal.data.row_planning.groups import Row
-from foveal.data.row_planning.sizes import Sizes
+from foveal.data.row_planning.groups import Row, Sizes
 from foveal.data.rows import Plan
 from foveal.models.family import Family
 

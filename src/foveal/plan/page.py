@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from foveal.data.row_planning.sizes import Sizes
+from foveal.data.row_planning.groups import Sizes
 from foveal.plan.epoch import Epoch, histogram, questions_of_images
 from foveal.plan.estimate import Estimate
 from foveal.plan.machines.hardware import GB

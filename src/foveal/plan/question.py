@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from foveal.adapt.quantize import FourBits, bare_model, inspect_four_bits, wants_four_bits
 from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe, Rule
-from foveal.data.dataset import Dataset
+from foveal.data.dataset import Dataset, read_training_examples, training_files
 from foveal.data.row_planning.groups import Row
 from foveal.data.rows import Plan
-from foveal.data.training_examples import read_training_examples, training_files
 from foveal.data.turn_processor import read_as
 from foveal.errors import ConfigError, ModelError
 from foveal.machine import pick_device

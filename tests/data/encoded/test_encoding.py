@@ -20,10 +20,10 @@ from words import WordProcessor
 from foveal.data import lines
 from foveal.data.dataset import read_dataset
 from foveal.data.encode import encode
-from foveal.data.encoded import encoding
+from foveal.data.encoded import encoding, measured
 from foveal.data.encoded.column_files import Ragged, Texts
 from foveal.data.example import read_examples
-from foveal.data.images import archives, image_sizes
+from foveal.data.images import archives
 from foveal.data.images.archives import open_stored
 from foveal.data.images.frames import FrameChoice
 from foveal.data.images.image_folder import ImageFolder
@@ -36,8 +36,9 @@ def contents(dataset):
     """All that a plan and a batch are made of."""
     sizes, count = dataset.sizes, range(len(dataset.examples))
     arrays = [
-        *(array for value in vars(sizes.beginnings).values() for array in [value]),
-        *(sizes.tokens, sizes.image_tokens, sizes.image_crops, dataset.targets),
+        *(sizes.families, sizes.extra_tokens, sizes.crops, sizes.later_crops),
+        *(sizes.beginning_tokens, sizes.tokens, sizes.image_tokens, sizes.image_crops),
+        dataset.targets,
     ]
     examples = [
         (one.id, one.entries.tobytes(), one.learnt.tobytes(), one.prompt_entries, one.images)
@@ -86,14 +87,14 @@ def test_examples_are_encoded_once_and_then_mapped(tmp_path, monkeypatch):
     assert len(seen) == 4
     assert contents(read(data, WordProcessor(), cache=cache)) == first
     assert len(seen) == 4
-    measured = []
-    usual = image_sizes.image_size
-    monkeypatch.setattr(image_sizes, "image_size", lambda one: measured.append(one) or usual(one))
+    headers = []
+    usual = measured.image_size
+    monkeypatch.setattr(measured, "image_size", lambda one: headers.append(one) or usual(one))
     read(data, WordProcessor(), cache=cache)
-    assert len(measured) == 0
+    assert len(headers) == 0
     assert contents(read(data, WordProcessor(), cache=cache, fresh=True)) == first
     assert len(seen) == 8
-    assert len(measured) == 2
+    assert len(headers) == 2
 
 
 def test_fresh_believes_no_state_of_a_file(tmp_path, monkeypatch):
@@ -170,7 +171,7 @@ def test_who_shows_the_same_images_in_the_same_order_shares_them(tmp_path, cache
     ]
     data = write_data(tmp_path / "asked.jsonl", asked)
     dataset = read(data, make_processor(4), cache=tmp_path / "cache" if cached else None)
-    assert dataset.sizes.beginnings.families.tolist() == [0, 0, 1, 2, 3]
+    assert dataset.sizes.families.tolist() == [0, 0, 1, 2, 3]
     first, second, *_ = dataset.sizes.prompts.take(range(5))
     assert [entry for entry in first if entry < 0] == [entry for entry in second if entry < 0]
 

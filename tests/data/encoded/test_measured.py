@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foveal.data.encoded import measured as module
 from foveal.data.encoded.column_files import KINDS, digest_of
-from foveal.data.images import image_sizes as module
+from foveal.data.encoded.measured import image_sizes
 from foveal.data.images.image_folder import ImageFolder
-from foveal.data.images.image_sizes import image_sizes
 from foveal.errors import DataError
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from foveal.data.checking.recognise import other_kind, refuse_other_files
 from foveal.data.checking.texts import example_problems, example_warnings
-from foveal.data.example import numbered_lines, parse_example
+from foveal.data.example import Example, numbered_lines, parse_example
 from foveal.data.images.archives import size_bytes
 from foveal.data.images.frames import FrameChoice, file_of
 from foveal.data.images.image_folder import ImageFolder
@@ -141,14 +141,10 @@ class _Finding:
 
     messages: tuple[str, ...]
     warnings: tuple[str, ...] = ()
-    identity: str | None = None
-    num_turns: int = 0
-    num_pairs: int = 0
+    example: Example | None = None
     images: tuple[tuple[str, Path], ...] = ()
     """As the line calls them, and as they are found."""
 
-    answer: str = ""
-    closed: bool = False
     tokens: int = 0
 
 
@@ -165,71 +161,73 @@ class FileCheck(Iterator[Problem]):
     ) -> None:
         self.summary = Summary()
         self._open_answers: Counter[str] = Counter()
-        self._rules, self._workers, self._progress = rules, workers, progress
-        self._problems = self._walk(other_splits, fix)
+        self._problems = self._walk(rules, workers, other_splits, fix, progress)
 
     def __next__(self) -> Problem:
         """Find the next problem."""
         return next(self._problems)
 
-    def _walk(self, other_splits: Sequence[Path], fix: Path | None) -> Iterator[Problem]:
+    def _walk(
+        self,
+        rules: _Rules,
+        workers: int,
+        other_splits: Sequence[Path],
+        fix: Path | None,
+        progress: Callable[[int], None] | None,
+    ) -> Iterator[Problem]:
         summary = self.summary
-        if (kind := other_kind(self._rules.data)) is not None:
+        if (kind := other_kind(rules.data)) is not None:
             summary.problems += 1
             yield Problem(1, kind)
             return
+        elsewhere = _Elsewhere(other_splits, rules.images)
+        numbered, handed_out = tee(numbered_lines(rules.data))
+        lines = (line for _, line in handed_out)
+        findings = parallel(partial(_check_line, rules), lines, workers, chunk=256)
+        lines_of_ids, seen = dict[str, int](), set[Path]()
         with _good_lines(fix) as keep:
-            yield from self._walk_lines(_Elsewhere(other_splits, self._rules.images), keep)
+            for finding, (number, line) in zip(findings, numbered, strict=True):
+                messages = list(finding.messages)
+                if finding.example:
+                    self._count(finding.example, finding.tokens)
+                    first = lines_of_ids.setdefault(finding.example.id, number)
+                    if first != number:
+                        messages.append(f'id "{finding.example.id}" is that of line {first} too')
+                for name, path in finding.images:
+                    seen.add(path)
+                    twin = elsewhere.find(path)
+                    if twin and f"image {name} is also in {twin}" not in messages:
+                        messages.append(f"image {name} is also in {twin}")
+                summary.lines += 1
+                summary.images = len(seen)
+                summary.warnings += len(finding.warnings)
+                room = MOST_WARNINGS - len(summary.first_warnings)
+                summary.first_warnings += [Problem(number, one) for one in finding.warnings[:room]]
+                summary.problems += len(messages)
+                summary.bad_lines += bool(messages)
+                yield from (Problem(number, message) for message in messages)
+                if not messages:
+                    keep(line)
+                if progress:
+                    progress(summary.lines)
         if not summary.lines:
             summary.problems += 1
             yield Problem(1, "no example in the file")
         if not summary.labels and len(self._open_answers) <= min(MOST_LABELS, summary.examples / 2):
             summary.labels.update(self._open_answers)
 
-    def _walk_lines(
-        self, elsewhere: "_Elsewhere", keep: Callable[[bytes], object]
-    ) -> Iterator[Problem]:
-        summary, lines_of_ids, seen = self.summary, dict[str, int](), set[Path]()
-        work = partial(_check_line, self._rules)
-        numbered, handed_out = tee(numbered_lines(self._rules.data))
-        findings = parallel(work, (line for _, line in handed_out), self._workers, chunk=256)
-        for finding, (number, line) in zip(findings, numbered, strict=True):
-            messages = list(finding.messages)
-            summary.lines += 1
-            if finding.identity is not None:
-                self._count(finding)
-                first = lines_of_ids.setdefault(finding.identity, number)
-                if first != number:
-                    messages.append(f'id "{finding.identity}" is that of line {first} too')
-            for name, path in finding.images:
-                seen.add(path)
-                twin = elsewhere.find(path)
-                if twin and f"image {name} is also in {twin}" not in messages:
-                    messages.append(f"image {name} is also in {twin}")
-            summary.images = len(seen)
-            summary.warnings += len(finding.warnings)
-            room = MOST_WARNINGS - len(summary.first_warnings)
-            summary.first_warnings += [Problem(number, one) for one in finding.warnings[:room]]
-            summary.problems += len(messages)
-            summary.bad_lines += bool(messages)
-            yield from (Problem(number, message) for message in messages)
-            if not messages:
-                keep(line)
-            if self._progress:
-                self._progress(summary.lines)
-
-    def _count(self, finding: _Finding) -> None:
-        summary = self.summary
+    def _count(self, example: Example, tokens: int) -> None:
+        summary, last = self.summary, example.turns[-1]
         summary.examples += 1
-        summary.turns += finding.num_turns
-        summary.pairs += finding.num_pairs
-        summary.several_turns += finding.num_turns > 1
-        summary.tokens += finding.tokens
-        if finding.closed:
-            summary.labels[finding.answer] += 1
+        summary.turns += len(example.turns)
+        summary.pairs += sum(len(turn.rejected) for turn in example.turns)
+        summary.several_turns += len(example.turns) > 1
+        summary.tokens += tokens
+        if last.choices:
+            summary.labels[last.assistant] += 1
         # One more than are shown is enough to know that there are too many.
-        elif finding.answer in self._open_answers or len(self._open_answers) <= MOST_LABELS:
-            self._open_answers[finding.answer] += 1
+        elif last.assistant in self._open_answers or len(self._open_answers) <= MOST_LABELS:
+            self._open_answers[last.assistant] += 1
 
 
 def _check_line(rules: _Rules, line: bytes) -> _Finding:
@@ -240,24 +238,23 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
     messages = list(example_problems(example, rules.pairs))
     warnings = list(example_warnings(example))
     found: list[tuple[str, Path]] = []
-    broken = False
+    missing: list[str] = []
     for turn in example.turns:
         for name in (*turn.images, *turn.videos):
             try:
                 paths = _paths(rules, name, is_clip=name in turn.videos)
-                looks = [_look_at(path, rules.decode) for path in paths]
+                plain = [_shows_one_colour(path, rules.decode) for path in paths]
             except DataError as error:
-                messages.append(str(error))
-                broken = True
+                missing.append(str(error))
             except (OSError, ValueError) as error:  # too long a name, or a NUL in it
-                messages.append(f"image {name!r}: {error}")
-                broken = True
+                missing.append(f"image {name!r}: {error}")
             else:
                 found += [(name, path) for path in paths]
-                if all(one_colour for _, one_colour in looks):
+                if all(plain):
                     warnings.append(f"image {name} shows one colour (an alpha channel is dropped)")
+    messages += missing
     tokens = 0
-    if rules.count_tokens and not broken:
+    if rules.count_tokens and not missing:
         try:
             counts = rules.count_tokens(example, rules.folder)
         except (DataError, ValueError) as error:
@@ -265,17 +262,8 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
         else:
             tokens = sum(counts.turns)
             messages += _length_problems(counts, rules.max_tokens)
-    return _Finding(
-        messages=tuple(messages),
-        warnings=tuple(dict.fromkeys(warnings)),
-        identity=example.id,
-        num_turns=len(example.turns),
-        num_pairs=sum(len(turn.rejected) for turn in example.turns),
-        images=tuple(found),
-        answer=example.turns[-1].assistant,
-        closed=bool(example.turns[-1].choices),
-        tokens=tokens,
-    )
+    told = tuple(dict.fromkeys(warnings))
+    return _Finding(tuple(messages), told, example, tuple(found), tokens)
 
 
 def _paths(rules: _Rules, name: str, is_clip: bool) -> list[Path]:
@@ -289,12 +277,12 @@ def _paths(rules: _Rules, name: str, is_clip: bool) -> list[Path]:
 
 
 @lru_cache(maxsize=4096)  # questions of one picture stand near each other
-def _look_at(path: Path, decode: bool) -> tuple[tuple[int, int], bool]:
-    """Read (width, height) of a picture, and whether it shows one colour: not without decoding."""
-    if not decode:
-        return image_size(path), False
-    image = open_image(path)
-    return image.size, shows_one_colour(image)
+def _shows_one_colour(path: Path, decode: bool) -> bool:
+    """Open an image, or its header alone, which tells no colours."""
+    if decode:
+        return shows_one_colour(open_image(path))
+    image_size(path)
+    return False
 
 
 def _length_problems(counts: "TokenCounts", most: int | None) -> Iterator[str]:

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from foveal.data.dataset import Dataset
 from foveal.data.encode import Encoded
-from foveal.data.encoded.column_files import digest_of
-from foveal.data.encoded.packed import EncodedExamples
 from foveal.data.images.archives import open_stored, size_bytes
 from foveal.data.images.frames import file_of
 from foveal.data.images.objects import object_at
@@ -30,7 +28,9 @@ def describe_overlap(training: Dataset, validation: Dataset) -> str:
     """
     # Most are told apart by the names of their entries, which are at hand; the rest by the entries,
     # by how long the files are, and at last by what stands in them.
-    candidates = np.flatnonzero(np.isin(_names(training), _names(validation))).tolist()
+    candidates = np.flatnonzero(
+        np.isin(training.examples.contents, validation.examples.contents)
+    ).tolist()
     learnt: dict[tuple[bytes, tuple[int, ...]], list[int]] = {}
     for place in candidates:
         learnt.setdefault(_kind(training, place), []).append(place)
@@ -54,13 +54,6 @@ def describe_overlap(training: Dataset, validation: Dataset) -> str:
         f"too, such as {validation.examples[again[0]].id}: their scores tell what was learnt by "
         "heart"
     )
-
-
-def _names(dataset: Dataset) -> NDArray[np.uint64]:
-    if isinstance(dataset.examples, EncodedExamples):
-        return dataset.examples.contents
-    names = b"".join(digest_of(one.entries.tobytes(), 1) for one in dataset.examples)
-    return np.frombuffer(names, np.uint64)
 
 
 def _kind(dataset: Dataset, place: int) -> tuple[bytes, tuple[int, ...]]:

@@ -1,10 +1,8 @@
-"""An example's texts -> what is wrong with them or worth a word, and how a run says so."""
+"""An example's texts -> what is wrong with them or worth a word."""
 
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from unicodedata import category
 
 from foveal.data.example import Example, Turn
@@ -108,33 +106,3 @@ def choices_problems(choices: tuple[str, ...]) -> Iterator[str]:
 
 SHOWN = 3
 """Remarks that are spelled out; the others are counted."""
-
-
-@dataclass
-class Remarks:
-    """Things that stop no run, but that nobody wants."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-    """Where they are, in the order of the run's files."""
-
-    def add(self, file: Path, number: int, message: str) -> None:
-        """Note one thing about a line, or about a whole file (number 0)."""
-        self.count += 1
-        if len(self.first) < SHOWN:
-            self.first.append(f"{file}:{number}: {message}" if number else f"{file}: {message}")
-        if file not in self.files:
-            self.files.append(file)
-
-    def lines(self) -> Iterator[str]:
-        """Say them in a few lines."""
-        yield from self.first
-        if self.count:
-            more = (
-                f"and {self.count - len(self.first):,} more"
-                if self.count > SHOWN
-                else "that is all"
-            )
-            names = " and ".join(f"`foveal check {file}`" for file in self.files)
-            yield f"{more} of what was noticed while reading; {names} opens the pictures too"

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from foveal.data.encode import Encoded
 from foveal.data.encoded.column_files import (
     ColumnTable,
+    EndToEnd,
+    Listed,
     Ragged,
     Texts,
     digest_of,
     end_to_end,
     offsets_of,
 )
-from foveal.data.listed import EndToEnd, Listed
 from foveal.data.shapes import ImageShape
 
 ALONE = bytes(16)
