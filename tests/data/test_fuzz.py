@@ -14,7 +14,7 @@ from PIL import Image
 from foveal.data.checking.check import check_file
 from foveal.data.example import Example, read_examples
 from foveal.data.images.image_folder import ImageFolder
-from foveal.data.images.media import decode_image, measure_image
+from foveal.data.images.media import image_size, open_picture
 from foveal.data.lines import Examples
 from foveal.errors import UserError
 
@@ -103,9 +103,9 @@ def try_lines(folder, content: bytes) -> None:
 
 def try_picture(content: bytes) -> None:
     """Open a picture, and measure it without."""
-    for open_it in (decode_image, measure_image):
+    for open_it in (open_picture, image_size):
         try:
-            opened = open_it(BytesIO(content), "fuzz")
+            opened = open_it(content, "fuzz")
             width, height = opened.size if isinstance(opened, Image.Image) else opened
             assert width > 0 < height
         except UserError:

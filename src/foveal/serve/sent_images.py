@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +17,6 @@ from foveal.data.images.frames import FrameChoice, file_of
 from foveal.data.images.media import (
     TooManyPixelsError,
     image_size,
-    measure_image,
     open_picture,
 )
 from foveal.errors import DataError
@@ -58,7 +56,7 @@ class SentFile:
         with _refused(self.name, self.frame):
             if self.frame:
                 return image_size(self.frame)
-            return measure_image(BytesIO(self.data), self.name)
+            return image_size(self.data, self.name)
 
     def decode(self) -> Image:
         """Open it as RGB.

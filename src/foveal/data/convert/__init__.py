@@ -14,10 +14,9 @@ from foveal.data.convert.annotations import (
     convert_nlvr2,
     convert_sroie,
 )
-from foveal.data.convert.chats import convert_chats
+from foveal.data.convert.chats import convert_chats, convert_preferences
 from foveal.data.convert.draft import Draft, LeftOutRow, Options
 from foveal.data.convert.folders import convert_imagefolder, convert_ucf101, convert_video_folder
-from foveal.data.convert.preferences import convert_preferences
 from foveal.data.convert.sources.source import Source
 from foveal.data.convert.sources.tables import Hub, holds_columns
 from foveal.data.convert.table import convert_columns, convert_table

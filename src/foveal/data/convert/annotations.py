@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
 from math import floor
 from random import Random
 from typing import Any
@@ -13,7 +12,7 @@ from foveal.data.convert.sources.source import Entry, Source
 from foveal.data.convert.sources.values import UnfitError, text_of, texts_of
 from foveal.data.convert.table import ANSWER_BRIEFLY
 from foveal.data.example import Turn
-from foveal.data.images.media import image_size, measure_image
+from foveal.data.images.media import image_size
 from foveal.errors import DataError
 
 BOX_QUESTION = "Where is every {name}? Answer with one box [left, top, right, bottom] a line."
@@ -81,9 +80,7 @@ def _of_image(
 
 def _size_of(entry: Entry) -> tuple[int, int]:
     try:
-        if entry.member is None:
-            return image_size(entry.file)
-        return measure_image(BytesIO(entry.read()), str(entry))
+        return image_size(entry.file if entry.member is None else entry.read(), entry)
     except DataError as error:
         raise UnfitError(str(error).removeprefix(f"{entry}: ")) from None
 

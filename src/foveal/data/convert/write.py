@@ -13,7 +13,7 @@ from foveal.data.convert.draft import TWIN, Clip, Draft, DraftImage, LeftOutRow
 from foveal.data.convert.sources.source import Entry
 from foveal.data.example import Example, write_examples
 from foveal.data.images.clips import decode_frames
-from foveal.data.images.media import decode_image
+from foveal.data.images.media import open_picture
 from foveal.data.parallel import parallel
 from foveal.errors import DataError
 from foveal.storage import write_bytes
@@ -153,7 +153,7 @@ def _write_picture(images: Path, picture: DraftImage) -> None:
         content, name = picture.source, picture.target
     else:
         content, name = picture.source.read(), str(picture.source)
-    decode_image(BytesIO(content), name)
+    open_picture(content, name)
     write_bytes(target, content)
 
 

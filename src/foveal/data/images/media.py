@@ -67,7 +67,7 @@ def open_picture(picture: Picture, name: object) -> Image.Image:
     if isinstance(picture, str | Path):
         return open_image(Path(picture))
     if isinstance(picture, bytes):
-        return decode_image(BytesIO(picture), name)
+        return _decoded(BytesIO(picture), name)
     if not isinstance(picture, Image.Image):
         kind = type(picture).__name__
         raise DataError(f"{name}: give a path, a Pillow image or bytes, not {kind}")
@@ -102,11 +102,10 @@ def open_image(path: Path) -> Image.Image:
         from foveal.data.images.clips import open_shown  # it is built upon this file
 
         return open_shown(shown)
-    return decode_image(path, called(path))
+    return _decoded(path, called(path))
 
 
-def decode_image(source: Path | BinaryIO, name: object) -> Image.Image:
-    """Open a picture from a file or from bytes in memory; an error calls it `name`."""
+def _decoded(source: Path | BinaryIO, name: object) -> Image.Image:
     with _header(source, name) as image:
         return _upright_rgb(image, name)
 
@@ -158,21 +157,25 @@ def _one_colour(image: Image.Image) -> bool:
     return all(darkest == brightest for darkest, brightest in extrema)
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(picture: Path | bytes, name: object = None) -> tuple[int, int]:
     """Read (width, height) of the upright picture from its header alone.
+
+    Args:
+        picture: a file, what is shown of a clip, or what a file holds.
+        name: what an error calls the latter.
 
     Raises:
         DataError: there is no such file, or it is no picture or too large.
     """
-    if shown := parse_shown(path):
+    source: Path | BinaryIO
+    if isinstance(picture, bytes):
+        source = BytesIO(picture)
+    elif shown := parse_shown(picture):
         from foveal.data.images.clips import shown_size  # it is built upon this file
 
         return shown_size(shown)
-    return measure_image(path, called(path))
-
-
-def measure_image(source: Path | BinaryIO, name: object) -> tuple[int, int]:
-    """Read (width, height) from a file or from bytes in memory; an error calls it `name`."""
+    else:
+        source, name = picture, called(picture)
     with _header(source, name, alone=True) as image:
         if _orientation(image) in (5, 6, 7, 8) and image.format != "TIFF":
             return image.height, image.width
