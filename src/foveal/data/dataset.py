@@ -17,7 +17,13 @@ from foveal.config import Recipe
 from foveal.data.checking.texts import SHOWN
 from foveal.data.convert.unpack import unpacked
 from foveal.data.encode import Encoded
-from foveal.data.encoded.column_files import EndToEnd, Picked, digest_of, number_by_first
+from foveal.data.encoded.column_files import (
+    EndToEnd,
+    Picked,
+    digest_of,
+    forget_others,
+    number_by_first,
+)
 from foveal.data.encoded.encoding import ENCODED, Noticed, encode_file
 from foveal.data.encoded.measured import image_sizes, measure_examples, shapes_of
 from foveal.data.encoded.packed import (
@@ -191,9 +197,9 @@ def _alone_with(paths: Sequence[Path], cache: Path, not_before: float) -> Iterat
     kept = cache / ENCODED
     try:
         with locked(kept / f".{name}.lock"):
-            for torn in kept.glob(f".{name}-*.part"):  # by a kill
+            for torn in kept.glob(f".{name}[-.]*.part"):  # by a kill
                 rmtree(torn)
-            for one in kept.glob(f"{name}-*"):
+            for one in kept.glob(f"{name}[-.]*"):
                 drop_older(one, not_before)
             if not_before:
                 forget_indices(kept, not_before)
@@ -239,26 +245,17 @@ def _measure(
         names = np.concatenate([file.path_names for file in files])
         numbers, firsts = number_by_first(names)
         paths, names = Picked(EndToEnd([file.paths for file in files]), firsts), names[firsts]
-    kept_sizes = place.with_name(f"{place.name}-sizes")
+    kept_sizes = place.with_name(f"{place.name}.sizes")
     sizes = image_sizes(paths, names, kept_sizes, workers, since)
     shapes, each = shapes_of(sizes, paths, processor)
     asked = digest_of(repr(shapes).encode() + each.tobytes(), 1).hex()
-    place = place.with_name(f"{place.name}-{state}-{asked}")
-    _forget_older(place)
+    place = place.with_name(f"{place.name}-{state}{asked}")
+    forget_others(place, STATES_KEPT)
     measured, fingerprint = measure_examples(files, numbers, shapes, each, place)
     examples = EncodedExamples(files)
     prompts = Prompts(examples, measured.images)
     found = Sizes(**vars(measured), prompts=prompts, folder=place)
     return Dataset(examples, ImageFacts(paths, shapes, each), found, fingerprint)
-
-
-def _forget_older(place: Path) -> None:
-    """Keep what was worked out for a few states of the same files; others who map it keep it."""
-    first, *_ = place.name.split("-")
-    others = [one for one in place.parent.glob(f"{first}-*-*") if one != place]
-    others.sort(key=lambda one: one.stat().st_mtime)
-    for old in others[: -STATES_KEPT + 1]:
-        rmtree(old, ignore_errors=True)
 
 
 def training_files(recipe: Recipe, folder: Path) -> list[Path]:

@@ -3,8 +3,9 @@
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from glob import escape
 from hashlib import sha256
-from io import BytesIO, FileIO
+from io import FileIO
 from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
@@ -13,11 +14,11 @@ from weakref import finalize
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.encoded.column_files import EndToEnd, Listed
+from foveal.data.encoded.column_files import EndToEnd, Listed, digest_of, kept_columns
 from foveal.data.example import Example, holds_anything, parse_example, read_examples
 from foveal.data.images.archives import stamp_of
 from foveal.errors import DataError
-from foveal.storage import drop_older, write_bytes
+from foveal.storage import drop_older
 
 BLOCK_BYTES = 2**24
 """Bytes that are searched for line breaks at once."""
@@ -34,7 +35,8 @@ class Lines(Listed[bytes]):
 
         Args:
             path: of the file.
-            cache: file that remembers the index while the data file stays the same.
+            cache: what the name of a folder begins with that remembers the index while the file
+                stays the same.
 
         Raises:
             DataError: the file cannot be read.
@@ -43,7 +45,7 @@ class Lines(Listed[bytes]):
         try:
             self._file = path.open("rb", buffering=0)
             finalize(self, self._file.close)
-            self._spans = _cached_spans(cache, self._file) if cache else _spans(self._file)
+            self._spans = _kept_spans(cache, self._file) if cache else _spans(self._file)
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}; give a JSONL file of examples") from error
 
@@ -108,21 +110,11 @@ def _spans(file: FileIO) -> NDArray[np.int64]:
     return spans if kept.all() else spans[kept]
 
 
-def _cached_spans(cache: Path, data: FileIO) -> NDArray[np.int64]:
+def _kept_spans(kept: Path, data: FileIO) -> NDArray[np.int64]:
     """Map a remembered index if it is of this very file, else write it."""
-    stamp = stamp_of(os.fstat(data.fileno()))
-    try:
-        known: NDArray[np.int64] = np.load(cache, mmap_mode="r")
-        if known.ndim == 2 and known.shape[1] == 2 and known[-2:].ravel().tolist() == stamp:
-            return known[:-2]
-    except (OSError, ValueError, IndexError, EOFError):
-        pass  # absent or broken: only time is lost
-    spans = _spans(data)
-    content = BytesIO()  # numpy does not notice that a disk is full
-    np.save(content, np.concatenate([spans, np.reshape(stamp, (2, 2))]))
-    write_bytes(cache, content.getvalue())
-    mapped: NDArray[np.int64] = np.load(cache, mmap_mode="r")
-    return mapped[:-2]
+    state = digest_of(repr(stamp_of(os.fstat(data.fileno()))).encode(), 1).hex()
+    place = kept.with_name(f"{kept.name}-{state}")
+    return kept_columns(place, lambda: [{"spans": _spans(data)}], 1)["spans"]
 
 
 class Examples(Listed[Example]):
@@ -143,7 +135,8 @@ class Examples(Listed[Example]):
         """
         indices = [cache / _index_name(path) if cache else None for path in paths]
         for index in filter(None, indices):
-            drop_older(index, not_before)
+            for one in index.parent.glob(f"{escape(index.name)}-*"):
+                drop_older(one, not_before)
         self.files = [Lines(path, index) for path, index in zip(paths, indices, strict=True)]
         self._lines = EndToEnd(self.files)
         for file in self.files:
@@ -177,4 +170,4 @@ class Examples(Listed[Example]):
 
 def _index_name(path: Path) -> str:
     where = sha256(os.fsencode(path.resolve())).hexdigest()[:8]
-    return f"{path.stem}-{where}-lines.npy"
+    return f"{path.stem}-{where}-lines"

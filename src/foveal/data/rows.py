@@ -2,14 +2,13 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from functools import partial
 from itertools import chain, islice, pairwise
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.encoded.column_files import digest_of, kept_array
+from foveal.data.encoded.column_files import digest_of, kept_columns
 from foveal.data.row_planning.deal import Bundle, Member, Share, deal, spread
 from foveal.data.row_planning.epochs import Shown, random_bits, shown_in_epoch, shuffled
 from foveal.data.row_planning.groups import TOKENS_ALONE, Costs, Group, Row, Sizes, Step, common_run
@@ -154,8 +153,8 @@ class Plan:
             return self._draw(epoch)
         said = (self.seed, epoch, self.examples_per_step, self.order, self.sizes.shown)
         name = digest_of(repr(said).encode(), 1).hex()
-        path = self.sizes.folder / f"order-{name}.npy"
-        return kept_array(path, partial(self._draw, epoch), ORDERS_KEPT)
+        place = self.sizes.folder / f"order-{name}"
+        return kept_columns(place, lambda: [{"order": self._draw(epoch)}], ORDERS_KEPT)["order"]
 
     def _draw(self, epoch: int) -> NDArray[np.int32]:
         families = self._families

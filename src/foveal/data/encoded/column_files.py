@@ -10,16 +10,17 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
+from glob import escape
 from hashlib import blake2b
-from io import BytesIO
 from itertools import accumulate, chain
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, BinaryIO, Self, TypeVar, get_type_hints, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.storage import locked, write_bytes
+from foveal.storage import folder_written_whole, locked
 
 Arrays = Mapping[str, NDArray[Any]]
 _Item = TypeVar("_Item", covariant=True)
@@ -218,31 +219,39 @@ def _map(path: Path, kind: str, row: list[int]) -> NDArray[Any]:
     return np.memmap(path, np.dtype(kind), "r").view(np.ndarray).reshape(-1, *row)
 
 
-def kept_array(path: Path, make: Callable[[], NDArray[_Number]], kept: int) -> NDArray[_Number]:
-    """Map an array that one process works out for all.
+def kept_columns(
+    place: Path, make: Callable[[], Iterable[Arrays]], kept: int = 0
+) -> dict[str, NDArray[Any]]:
+    """Map columns that one process works out for all.
 
     Args:
-        path: of the file, `kind-name.npy`.
-        make: works it out.
-        kept: arrays of this kind that the folder remembers; who has an older one mapped keeps it.
+        place: their folder, `KIND-STATE`.
+        make: works them out, a piece at a time.
+        kept: folders of this kind that stay; 0: all.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: they cannot be written.
     """
-    while True:
-        try:
-            return np.load(path, mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return]
-        except FileNotFoundError:
-            with locked(path.with_suffix(".lock")):
-                if not path.exists():
-                    content = BytesIO()  # numpy does not notice that a disk is full
-                    np.save(content, make())
-                    write_bytes(path, content.getvalue())
-            with suppress(FileNotFoundError):  # another process lets go of them too
-                kind = path.stem.split("-")[0]
-                former = [one for one in path.parent.glob(f"{kind}-*.npy") if one != path]
-                for old in sorted(former, key=lambda one: one.stat().st_mtime)[: 1 - kept]:
-                    old.unlink()
+    while (known := map_columns(place)) is None:
+        with locked(place.with_name(f".{_kind(place)}.lock")):
+            if map_columns(place) is None:
+                with folder_written_whole(place) as beside:
+                    write_columns(beside, make())
+        if kept:
+            forget_others(place, kept)
+    return known
+
+
+def forget_others(place: Path, kept: int) -> None:
+    """Keep a folder, and the latest others of its kind; who has one mapped that goes keeps it."""
+    others = [one for one in place.parent.glob(f"{escape(_kind(place))}-*") if one != place]
+    with suppress(FileNotFoundError):  # another process lets go of them too
+        for old in sorted(others, key=lambda one: one.stat().st_mtime)[: 1 - kept or None]:
+            rmtree(old, ignore_errors=True)
+
+
+def _kind(place: Path) -> str:
+    return place.name.rpartition("-")[0]
 
 
 def end_to_end(arrays: Sequence[NDArray[_Number]]) -> NDArray[_Number]:

@@ -17,12 +17,12 @@ from struct import unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.encoded.column_files import ColumnTable, digest_of, map_columns, write_columns
+from foveal.data.encoded.column_files import ColumnTable, digest_of, kept_columns
 from foveal.data.images.archives import ENDINGS, ROWS, ArchiveMember, open_stored, state_of
 from foveal.data.images.objects import BLOCK_BYTES, called, object_at
 from foveal.data.images.parquet_images import locate, parquet_file
 from foveal.errors import DataError
-from foveal.storage import drop_older, folder_written_whole, locked
+from foveal.storage import drop_older
 
 INDICES = "archives"
 """Folder of them, beside encoded examples."""
@@ -97,13 +97,7 @@ def _index(archive: Path, stamp: tuple[int, ...], cache: Path | None) -> Archive
         return _read_index(archive)
     state = digest_of(f"{archive.resolve()} {stamp}".encode("utf-8", "surrogateescape"), 1).hex()
     place = cache / f"{archive.stem}-{state}"
-    with locked(place.with_name(f".{place.name}.lock")):
-        known = map_columns(place)
-        if not known:
-            with folder_written_whole(place) as beside:
-                write_columns(beside, [_read_index(archive).arrays()])
-            known = map_columns(place)
-    return ArchiveIndex.of_arrays(known or {})
+    return ArchiveIndex.of_arrays(kept_columns(place, lambda: [_read_index(archive).arrays()]))
 
 
 def _read_index(archive: Path) -> ArchiveIndex:
