@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from foveal.config import Columns
 from foveal.data.convert.annotations import (
@@ -92,11 +93,10 @@ def convert(
         place = Hub(source.as_posix())
     else:
         place = Source(source)
-    layout = LAYOUTS[kind]
-    if isinstance(place, Source) and not (kind in OF_COLUMNS and holds_columns(place)):
-        drafts = layout(place, options)
-    else:
-        drafts = OF_COLUMNS[kind](place, options)
+    layouts: Mapping[str, Any] = (
+        OF_COLUMNS if kind in OF_COLUMNS and holds_columns(place) else LAYOUTS
+    )
+    drafts = layouts[kind](place, options)
     columns = options.columns.model_dump_json(exclude_defaults=True)
     # What is not among the options' words: a folder that was begun before they were still goes on.
     named = {} if options.columns == Columns() else {"columns": columns}
@@ -105,7 +105,7 @@ def convert(
     left_out = [
         LeftOutRow(name, "a link out of the source, or to a folder") for name in place.links_out
     ]
-    reads = (layout.__doc__ or "another layout").partition("\n")[0]
+    reads = (LAYOUTS[kind].__doc__ or "another layout").partition("\n")[0]
     with alone_in(out, out / LOCK):
         claim(out, kind=kind, options=repr(options), source=fingerprint, **named)
         try:

@@ -22,7 +22,6 @@ from foveal.data.convert.sources.tables import (
     NamedRow,
     Row,
     count_rows,
-    explain_columns,
     stream_parquet,
     stream_rows,
 )
@@ -30,7 +29,13 @@ from foveal.data.convert.sources.values import UnfitError, text_of
 from foveal.data.convert.table import drafts_of_row
 from foveal.data.example import Example, parse_example, write_examples
 from foveal.data.images.kept_bytes import write_state
-from foveal.data.images.objects import BLOCK_BYTES, object_state, open_remote, read_url
+from foveal.data.images.objects import (
+    BLOCK_BYTES,
+    object_state,
+    open_remote,
+    read_url,
+    said_in_one_line,
+)
 from foveal.errors import DataError, UserError
 from foveal.storage import write_bytes, written_whole
 
@@ -240,7 +245,7 @@ def _own(row: Mapping[str, Any], images: Path, where: str) -> Example:
         raise
     except Exception as error:  # the columns may hold anything
         raise DataError(
-            f"{where}: not an example ({explain_columns(error)}); mend or drop it"
+            f"{where}: not an example ({said_in_one_line(error)}); mend or drop it"
         ) from error
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from foveal.data.images.frames import file_of
-from foveal.data.images.kept_bytes import FileStretch, Opened, buffered
+from foveal.data.images.kept_bytes import FileStretch, buffered
 from foveal.data.images.objects import (
     BY_URL,
     StoredObject,
@@ -129,14 +129,21 @@ def open_stored(path: Path, block_bytes: int | None = None) -> BinaryIO:
     """
     stored = file_of(path)
     member = member_at(stored)
-    if member is None:
-        if one := object_at(stored):
-            return open_object(one) if block_bytes is None else open_remote(one, block_bytes)
-        return stored.open("rb")
-    if member.in_row:
+    if member and member.in_row:
         return io.BytesIO(_read_row(member))
-    part = _open_member(member, block_bytes)
-    if not member.packed:
+    holder = member.archive if member else stored
+    stretch = (member.start, member.length) if member else ()
+    if one := object_at(holder):
+        part = (
+            open_object(one, *stretch)
+            if block_bytes is None
+            else open_remote(one, block_bytes, *stretch)
+        )
+    elif member:
+        part = buffered(FileStretch(holder.open("rb", buffering=0), *stretch))
+    else:
+        return holder.open("rb")
+    if not (member and member.packed):
         return part
     with part:
         try:
@@ -161,13 +168,3 @@ def _read_row(member: ArchiveMember) -> bytes:
     from foveal.data.images.parquet_images import image_bytes  # it is built upon this file
 
     return image_bytes(member)
-
-
-def _open_member(member: ArchiveMember, block_bytes: int | None) -> Opened:
-    if one := object_at(member.archive):
-        if block_bytes is None:
-            return open_object(one, member.start, member.length)
-        return open_remote(one, block_bytes, member.start, member.length)
-    return buffered(
-        FileStretch(member.archive.open("rb", buffering=0), member.start, member.length)
-    )

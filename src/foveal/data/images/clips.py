@@ -52,27 +52,18 @@ def choose_frames(clip: Path, choice: FrameChoice) -> list[Path]:
     Raises:
         DataError: frames are to be taken by time, and the clip cannot be read or tells none.
     """
-    if choice.as_strip:
-        return [Path(str(_choose_strip(clip, choice)))]
-    if choice.per_second is None:
-        return name_frames(clip, choice.most)
-    # A frame at 0 s, and one each 1 / rate until the clip ends.
-    count = math.ceil(clip_seconds(clip) * choice.per_second - SAME_TIME_SECONDS)
+    rate = choice.per_second
+    seconds = clip_seconds(clip) if choice.as_strip or rate is not None else 0.0
+    # A frame at 0 s, and one each 1 / rate until the clip ends; or spread evenly.
+    count = choice.most if rate is None else math.ceil(seconds * rate - SAME_TIME_SECONDS)
     if count > choice.most:
-        return name_frames(clip, choice.most)
-    return name_frames(clip, max(count, 1), choice.per_second)
-
-
-def _choose_strip(clip: Path, choice: FrameChoice) -> FrameStrip:
-    """Space frames evenly over a clip, at least two: models put two and two together."""
-    seconds = clip_seconds(clip)
-    if choice.per_second is not None:
-        count = math.ceil(seconds * choice.per_second - SAME_TIME_SECONDS)
-        if count <= choice.most:
-            return FrameStrip(str(clip), max(count, 2), 1 / choice.per_second)
-    count = max(choice.most, 2)
+        count, rate = choice.most, None
+    if not choice.as_strip:
+        return name_frames(clip, max(count, 1), rate)
+    count = max(count, 2)  # models put two and two together
     # Cut off, not rounded: no frame may be looked for behind the time at which it is seen.
-    return FrameStrip(str(clip), count, max(math.floor(seconds / count * 1e6), 1) / 1e6)
+    apart = 1 / rate if rate else max(math.floor(seconds / count * 1e6), 1) / 1e6
+    return [Path(str(FrameStrip(str(clip), count, apart)))]
 
 
 def open_shown(shown: FrameName | FrameStrip) -> Image.Image:

@@ -139,24 +139,15 @@ def open_kept(folder: Path, name: str, state: list[int] | None = None) -> "Opene
     return buffered(FileStretch(file, _STATE.size, length))
 
 
-def kept_state(folder: Path, name: str) -> list[int] | None:
-    """Read in which state the bytes of a name were; none: nothing is kept."""
-    return _state_in(_place(folder, name))
-
-
 def write_state(folder: Path, name: str, state: list[int]) -> None:
     """Write down in which state something is by now, whatever is kept of it."""
     write_bytes(_place(folder, name, "states"), _STATE.pack(*state))
 
 
-def read_state(folder: Path, name: str) -> list[int] | None:
-    """Read in which state something was said to be; none: nobody said."""
-    return _state_in(_place(folder, name, "states"))
-
-
-def _state_in(place: Path) -> list[int] | None:
+def read_state(folder: Path, name: str, room: str = "states") -> list[int] | None:
+    """Read in which state something was said to be, or of `kept` bytes are; none: nobody said."""
     try:
-        with place.open("rb", buffering=0) as file:
+        with _place(folder, name, room).open("rb", buffering=0) as file:
             return _read_state(file)
     except FileNotFoundError:
         return None

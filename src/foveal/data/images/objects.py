@@ -21,7 +21,6 @@ from foveal.data.images.kept_bytes import (
     bound_kept,
     buffered,
     keep,
-    kept_state,
     open_kept,
     read_state,
     write_state,
@@ -199,7 +198,7 @@ def _state_now(one: StoredObject) -> list[int]:
 
 def _state_before(one: StoredObject, error: StoreError) -> list[int]:
     """Take an object for what it was, where that is known and only the way to it is cut."""
-    known = read_state(one.cache, one.url) or kept_state(one.cache, one.url)
+    known = read_state(one.cache, one.url) or read_state(one.cache, one.url, "kept")
     if known is None or not error.may_pass:
         raise error
     return known
@@ -207,7 +206,7 @@ def _state_before(one: StoredObject, error: StoreError) -> list[int]:
 
 def _note(one: StoredObject, state: list[int]) -> None:
     """Have what is kept of an object not be taken for what it is by now."""
-    known = read_state(one.cache, one.url), kept_state(one.cache, one.url)
+    known = read_state(one.cache, one.url), read_state(one.cache, one.url, "kept")
     if any(former not in (None, state) for former in known):
         write_state(one.cache, one.url, state)
 
@@ -330,7 +329,7 @@ def _ask(one: StoredObject, question: Callable[[Any, str], _Result], anew: bool 
                 raise FileNotFoundError(errno.ENOENT, "no such object", one.url) from error
             if not left:
                 raise StoreError(
-                    f"{one.url}: cannot be read ({_said_in_one_line(error)}), tried {ATTEMPTS} "
+                    f"{one.url}: cannot be read ({said_in_one_line(error)}), tried {ATTEMPTS} "
                     "times; mend the connection and run the same command again",
                     may_pass=True,
                 ) from error
@@ -358,7 +357,7 @@ def _lasting_error(url: str, error: Exception) -> StoreError | None:
     """
     scheme = url.partition(":")[0]
     if isinstance(error, ImportError | ValueError):
-        return StoreError(f"{url}: {_said_in_one_line(error)}; {_package(scheme)}")
+        return StoreError(f"{url}: {said_in_one_line(error)}; {_package(scheme)}")
     if isinstance(error, OSError) and error.errno in FAILED_WRITES and error.filename:
         return StoreError(
             f"cannot write to {error.filename}: {error.strerror}; free space, or give less of it "
@@ -366,13 +365,13 @@ def _lasting_error(url: str, error: Exception) -> StoreError | None:
         )
     if _is_refusal(error):
         return StoreError(
-            f"{url}: no access ({_said_in_one_line(error)}); give credentials that may read it"
+            f"{url}: no access ({said_in_one_line(error)}); give credentials that may read it"
             f"{_where_credentials(scheme)}"
         )
     return None
 
 
-def _said_in_one_line(error: Exception) -> str:
+def said_in_one_line(error: Exception) -> str:
     """Say what an exception says, without its line breaks."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 

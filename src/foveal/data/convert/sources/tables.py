@@ -11,6 +11,7 @@ from glob import escape
 from typing import Any, NamedTuple
 
 from foveal.data.convert.sources.source import SPLITS, Entry, Source
+from foveal.data.images.objects import said_in_one_line
 from foveal.errors import DataError, UserError
 
 Row = Mapping[str, Any]
@@ -135,7 +136,7 @@ def open_splits(source: Source | Hub, config: str | None = None) -> list[SplitOf
         DataError: the rows cannot be fetched.
     """
     datasets = _import_datasets()
-    splits: list[tuple[str, Iterator[Row], int | None]] = []
+    splits: list[SplitOfColumns] = []
     if isinstance(source, Hub):
         with _mendable(f"{source.path}: no such folder, and on the hub"):
             configs = datasets.get_dataset_config_names(source.path)
@@ -143,20 +144,23 @@ def open_splits(source: Source | Hub, config: str | None = None) -> list[SplitOf
             streams = datasets.load_dataset(source.path, part, streaming=True)
             known = streams[next(iter(streams))].info.splits or {}
         for name, stream in streams.items():
-            count = known[name].num_examples if name in known else None
-            splits.append((SPLITS.get(name, name), _rows(stream), count))
-    else:
-        files: dict[str, list[str]] = {}
-        for entry in source.match("*.parquet"):
-            if entry.member is not None:
-                raise DataError(f"{entry}: unpack Parquet files first")
-            files.setdefault(entry.split, []).append(str(entry.file))
-        counts = count_rows([file for names in files.values() for file in names])
-        for split, names in files.items():
-            if there := [name for name in names if name in counts]:
-                rows = stream_parquet(str(source.path), there)
-                splits.append((split, rows, sum(counts[name] for name in there)))
-    return [SplitOfColumns(split, _name_rows(split, rows), count) for split, rows, count in splits]
+            split, count = (
+                SPLITS.get(name, name),
+                known[name].num_examples if name in known else None,
+            )
+            splits.append(SplitOfColumns(split, _name_rows(split, _rows(stream)), count))
+        return splits
+    files: dict[str, list[str]] = {}
+    for entry in source.match("*.parquet"):
+        if entry.member is not None:
+            raise DataError(f"{entry}: unpack Parquet files first")
+        files.setdefault(entry.split, []).append(str(entry.file))
+    counts = count_rows([file for names in files.values() for file in names])
+    for split, names in files.items():
+        if there := [name for name in names if name in counts]:
+            rows = _name_rows(split, stream_parquet(str(source.path), there))
+            splits.append(SplitOfColumns(split, rows, sum(counts[name] for name in there)))
+    return splits
 
 
 def _name_rows(split: str, rows: Iterator[Row]) -> Iterator[NamedRow]:
@@ -215,7 +219,7 @@ def _rows(stream: Any) -> Iterator[Row]:
             yield {column: _plain(held, features.get(column)) for column, held in row.items()}
     except Exception as error:  # of the network or the file, and long after it was opened
         raise DataError(
-            f"rows broke off ({explain_columns(error)}); convert again to go on"
+            f"rows broke off ({said_in_one_line(error)}); convert again to go on"
         ) from error
 
 
@@ -240,12 +244,7 @@ def _mendable(where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of the network, the hub, the cache or the file
-        raise DataError(f"{where}: {explain_columns(error)}") from error
-
-
-def explain_columns(error: Exception) -> str:
-    """Say in one line what went wrong."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        raise DataError(f"{where}: {said_in_one_line(error)}") from error
 
 
 def count_rows(files: Sequence[str]) -> dict[str, int]:
@@ -267,7 +266,7 @@ def count_rows(files: Sequence[str]) -> dict[str, int]:
             counts[file] = parquet.read_metadata(file).num_rows
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{file}: no Parquet file ({explain_columns(error)}); replace it"
+                f"{file}: no Parquet file ({said_in_one_line(error)}); replace it"
             ) from error
         if columns[file] != columns[files[0]]:
             raise DataError(
