@@ -12,8 +12,10 @@ from tiny import make_model, make_picture, turn, write_data
 
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
+from foveal.data.encode import count_tokens
 from foveal.data.encoded.column_files import Ragged
-from foveal.data.example import parse_example
+from foveal.data.example import parse_example, read_examples
+from foveal.data.images.image_folder import ImageFolder
 from foveal.data.rows import Plan
 from foveal.errors import DataError
 
@@ -49,6 +51,18 @@ def test_the_answers_to_one_question_are_a_set_behind_one_prompt(tmp_path, proce
     assert said[3:5] == [CHOSEN[3], REJECTED[3]]
     prompts = dataset.sizes.prompts.take(range(6))
     assert prompts[0] == prompts[1] == prompts[2] != prompts[3]
+
+
+def test_a_check_counts_the_tokens_up_to_each_rejected_answer_as_a_run_reads_them(
+    tmp_path, processor
+):
+    file = pair_pages(tmp_path, 1, 1, rejected=2)
+    _, dataset = read_dataset(file, processor, pairs=True)
+    (example,) = read_examples(file)
+    counts = count_tokens(processor, example, ImageFolder(file))
+    lengths = dataset.sizes.tokens.tolist()
+    assert [sum(counts.turns), *(tokens for _, tokens in counts.rejected)] == lengths
+    assert len(set(lengths)) > 1
 
 
 def test_without_pairs_the_answers_are_learnt_as_if_none_were_rejected(tmp_path, processor):
