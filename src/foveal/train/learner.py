@@ -16,6 +16,7 @@ from foveal.machine import DTYPES
 from foveal.models.family import LoadedModel
 from foveal.train.engines.one_process import Engine
 from foveal.train.loss import RowLoss
+from foveal.train.objective import ANSWERS, Objective
 from foveal.train.optim import build_optimizer
 from foveal.train.recompute import Recompute, recompute_blocks
 
@@ -33,6 +34,9 @@ class Learner:
     """What becomes of each weight."""
 
     settings: TrainSettings
+
+    objective: Objective = ANSWERS
+    """What is made small."""
 
     @property
     def loss(self) -> nn.Module:
@@ -60,6 +64,7 @@ def make_learner(
     lora: LoraSettings,
     recompute: Recompute,
     wrap: Callable[[Any], nn.Module] | None = None,
+    objective: Objective = ANSWERS,
 ) -> Learner:
     """Let a strategy's weights learn; changes the model in place.
 
@@ -71,6 +76,7 @@ def make_learner(
         lora: adapters, where rules ask for them.
         recompute: what blocks compute again in the backward pass instead of keeping it.
         wrap: model -> module that returns a loss; none: `RowLoss`.
+        objective: what is made small.
     """
     model, family = loaded.model, loaded.family
     rates = train.learning_rate, train.weight_decay
@@ -86,4 +92,4 @@ def make_learner(
     agree = engine.largest if engine.gathers_blocks and family.route != "rows" else None
     loss = wrap(model) if wrap else RowLoss(model, family, blank, agree)
     engine.prepare(loss, family.blocks(model))
-    return Learner(engine, model, assignments, train)
+    return Learner(engine, model, assignments, train, objective)

@@ -46,7 +46,7 @@ class Trackers:
     def __init__(
         self,
         recipe: Recipe,
-        steps: tuple[int, int],
+        steps: range,
         plan: Mapping[str, int],
         scored: Mapping[int, Mapping[str, Any]],
         tell: Callable[[str], None] = lambda _: None,
@@ -55,7 +55,7 @@ class Trackers:
 
         Args:
             recipe: of the run.
-            steps: taken, and of the whole run.
+            steps: that are still to be taken; the last one is the run's.
             plan: numbers of the run that hang on its data.
             scored: the scores that the run's folder holds, by the step that they are of.
             tell: called with what a person should hear.
@@ -69,7 +69,6 @@ class Trackers:
         self._state = _read(self._file)
         self._open: dict[str, Tracker] = {}
         self._sent: dict[str, Held] = {}
-        first_step, total = steps
         said = {
             **tracked_settings(recipe),
             **{f"plan.{name}": value for name, value in plan.items()},
@@ -77,11 +76,11 @@ class Trackers:
         presumed = Held(last_step(recipe.run / METRICS), set(scored))
         for name in recipe.log.trackers:
             known = self._state.setdefault(name, {"run": ""})
-            if known.get("ended") and first_step == total:
+            if known.get("ended") and not steps:
                 continue  # nothing is new
-            self._open_one(name, recipe, said, first_step, presumed)
+            self._open_one(name, recipe, said, steps.start, presumed)
         self._write()
-        self._catch_up(first_step, scored)
+        self._catch_up(steps.start, scored)
 
     def _open_one(
         self, name: str, recipe: Recipe, said: Mapping[str, Any], first_step: int, presumed: Held
