@@ -16,9 +16,11 @@ from transformers import PretrainedConfig
 
 from foveal.adapt.quantize import (
     FourBits,
-    look_at_four_bits,
+    inspect_four_bits,
     plan_quantization,
     read_record,
+    skeleton,
+    wants_four_bits,
     write_record,
 )
 from foveal.adapt.strategy import rules_of
@@ -174,7 +176,10 @@ def load_for_run(
 def _look_at_four_bits(name: str, recipe: Recipe, run: Path, engine: Engine) -> FourBits:
     """Choose the layers in 4 bits, alike in all processes, and as the run began with them."""
     rules = rules_of(recipe.strategy)
-    found = look_at_four_bits(name, rules, recipe.quantization, recipe.precision, engine.device)
+    if not wants_four_bits(rules):
+        return FourBits()
+    settings, how = recipe.quantization, (recipe.precision, engine.device)
+    found = inspect_four_bits(skeleton(name), find_family(name), rules, settings, *how)
     wrong = frozenset(engine.gather(sorted(found.wrong)))
     if checkpoints(run / "checkpoints"):
         found = replace(found, wrong=wrong, whole=read_record(run))
@@ -248,19 +253,24 @@ def _texts(example: Example) -> Iterator[str]:
         yield from (f"\n{turn.user}", turn.user, turn.assistant, *turn.rejected)
 
 
-def check_metrics(recipe: Recipe) -> None:
-    """See that a recipe's scores are known, and that of the best checkpoint among them.
+def check_recipe(recipe: Recipe) -> None:
+    """See that a recipe's settings go together, before anything is paid for.
 
     Raises:
-        ConfigError: it cannot; the message says what is missing.
+        ConfigError: they do not; the message says what is missing.
     """
+    if recipe.attention == "flash_attention_2" and recipe.data.share_images:
+        raise ConfigError(
+            "attention=flash_attention_2 cannot read rows that share pictures; "
+            "use attention=flex, or give data.share_images=false"
+        )
     find_metrics(recipe.evaluate.metrics)
-    best = recipe.train.best_metric
+    best, metrics = recipe.train.best_metric, ", ".join(recipe.evaluate.metrics)
     if not best:
         if recipe.train.stop_after_worse:
             raise ConfigError(
                 "train.stop_after_worse needs train.best_metric, the score that has to become "
-                f"better; give one of {', '.join(recipe.evaluate.metrics)}"
+                f"better; give one of {metrics}"
             )
         return
     for name, value in (
@@ -270,21 +280,7 @@ def check_metrics(recipe: Recipe) -> None:
         if not value:
             raise ConfigError(f"train.best_metric={best} needs {name}; give it, or leave that out")
     if best not in (*recipe.evaluate.metrics, "auroc", PREFERRED):
-        known = ", ".join(recipe.evaluate.metrics)
-        raise ConfigError(f"train.best_metric={best} is not among evaluate.metrics: {known}")
-
-
-def check_attention(recipe: Recipe) -> None:
-    """See that a recipe's attention can read the rows that it asks for.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if recipe.attention == "flash_attention_2" and recipe.data.share_images:
-        raise ConfigError(
-            "attention=flash_attention_2 cannot read rows that share pictures; "
-            "use attention=flex, or give data.share_images=false"
-        )
+        raise ConfigError(f"train.best_metric={best} is not among evaluate.metrics: {metrics}")
 
 
 @contextmanager

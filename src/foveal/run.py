@@ -27,7 +27,7 @@ from foveal.errors import ConfigError, UserError
 from foveal.evaluate.evaluation import evaluate_into
 from foveal.evaluate.kept import describe_question, set_aside_others
 from foveal.evaluate.prediction import Scores
-from foveal.inputs import check_attention, check_metrics, open_inputs, quiet_libraries
+from foveal.inputs import check_recipe, open_inputs, quiet_libraries
 from foveal.libraries import LIBRARIES_LOG, REMARKS
 from foveal.machine import kernels_in_one_order
 from foveal.models.fingerprint import fingerprint_model, learns
@@ -94,8 +94,7 @@ class TrainingRun:
         if not recipe.data.train_files:
             raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
         quiet_libraries()
-        check_metrics(recipe)
-        check_attention(recipe)
+        check_recipe(recipe)
         check_trackers(recipe)
         self.recipe = recipe
         self.engine = make_engine(recipe.engine, recipe.precision, recipe.sharding)

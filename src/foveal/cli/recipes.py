@@ -16,7 +16,7 @@ def recipes(
 ) -> None:
     """List the published rows that can be run again, with scores, and recipes of other models."""
     if explain:
-        from foveal.config.recipe_file import explain_settings
+        from foveal.manual import explain_settings
 
         typer.echo(explain_settings(), nl=False)
         return

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from foveal.adapt.fixed import hold_fixed_weights
-from foveal.adapt.strategy import Assignment, assign, rules_of
+from foveal.adapt.strategy import Assignment, assign, hold_frozen_weights, rules_of
 from foveal.config import LoraSettings, Rule, TrainSettings
 from foveal.data.turn_processor import TurnProcessor
 from foveal.machine import DTYPES
@@ -83,7 +82,7 @@ def make_learner(
     assignments = assign(model, family, rules_of(strategy), *rates, lora)
     # A cut has one number format, and DoRA measures the weights that it leaves alone.
     if not (engine.cuts_state or lora.dora):
-        hold_fixed_weights(model, DTYPES[engine.precision])
+        hold_frozen_weights(model, DTYPES[engine.precision])
     if recompute == "blocks":
         engine.spare_memory()
     if recompute != "none":

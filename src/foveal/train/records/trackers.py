@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from foveal.config import Recipe, flatten
-from foveal.errors import UserError
+from foveal.errors import UserError, one_line
 from foveal.storage import write_json
 from foveal.train.objective import PAIR_MEASURES
 from foveal.train.records.journal import last_step, read_journal
@@ -104,7 +104,7 @@ class Trackers:
                     sure = opened.held(sure) or sure | presumed
             except Exception as error:  # of the network, of an account, of its own
                 raise UserError(
-                    f"log.trackers: {name} does not take this run ({_one_line(error)}); see to it, "
+                    f"log.trackers: {name} does not take this run ({_in_short(error)}); see to it, "
                     "or leave it out"
                 ) from error
             self._open[name], self._sent[name] = opened, sure
@@ -171,7 +171,7 @@ class Trackers:
             self._note(name, open=False)
             self._write()
             self._tell(
-                f"log.trackers: {name} takes no more ({_one_line(error)}); the run goes on, "
+                f"log.trackers: {name} takes no more ({_in_short(error)}); the run goes on, "
                 f"{METRICS} holds everything, and the same command sends it later"
             )
 
@@ -205,8 +205,8 @@ def _finite(values: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error, 200)}"
 
 
 def check_trackers(recipe: Recipe) -> None:
