@@ -116,17 +116,16 @@ def introduction(
         )
 
 
-def write_machine(file: Path, image_backend: str) -> list[str]:
+def write_machine(file: Path, image_backend: str) -> str:
     """Note what a run goes on with; say so where images are now read otherwise."""
     before = read_object(file).get("image_backend", image_backend)
-    said = []
-    if before != image_backend:
-        said.append(
-            f"The run began with images read by {before}, now it is {image_backend}, whose pixels "
-            "differ a little; install or remove torchvision to go on as it began"
-        )
     write_json(file, describe_machine() | {"image_backend": image_backend})
-    return said
+    if before == image_backend:
+        return ""
+    return (
+        f"The run began with images read by {before}, now it is {image_backend}, whose pixels "
+        "differ a little; install or remove torchvision to go on as it began"
+    )
 
 
 def open_trackers(

@@ -213,9 +213,8 @@ def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path, again: bool =
     if there and not (again and note.exists()):
         return
     images = ImageFolder(files[0], image_base(recipe.data))
-    first = Examples(files[:1])[:200]
-    looks = [path for example in first for path in _first_looks(example)][:32]
-    shown = list(_those_there(images, looks))
+    looks = [path for example in Examples(files[:1])[:200] for path in _first_looks(example)]
+    shown = list(_those_there(images, looks[:32]))
     texts = {text for one in Examples(files) for text in _texts(one)}
     asked = [recipe.train.seed, recipe.data.num_crops, [path for path, _ in shown], sorted(texts)]
     made_from = sha256(json.dumps(asked).encode()).hexdigest()

@@ -128,7 +128,7 @@ class TrainingRun:
             return outcome
         except StoppedError as stopped:
             ending = "stopped"
-            return Outcome(self.run, stopped)
+            return Outcome(self.run, stopped.with_traceback(None))
         except UserError:
             raise  # every process knows it alike
         except Exception as error:
@@ -192,8 +192,8 @@ class TrainingRun:
         drop_parts(self.run)
         save_recipe(self.recipe, self.run / "recipe.yaml")
         backend = self.loaded.processor.image_backend
-        for line in write_machine(self.run / "machine.json", backend):
-            self._tell(line)
+        if said := write_machine(self.run / "machine.json", backend):
+            self._tell(said)
         write_json(self.run / "data.json", self.inputs.describe())
         self._set_aside_others()
         world_size = self.engine.world_size
