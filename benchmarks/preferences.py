@@ -155,7 +155,7 @@ def _train_our_way(
             key,
             learner,
             StepLoader(plan, batches),
-            case.steps,
+            range(case.steps),
             Console(quiet=True),
             request,
         )

@@ -76,7 +76,7 @@ def asked_to_stop(step: int) -> Iterator[None]:
 
     def told(log: RunLog, taken: int, *rest: object) -> None:
         write(log, taken, *rest)
-        if taken == step:
+        if taken == step and log.is_main:
             signal.raise_signal(signal.SIGTERM)
 
     with patch.object(RunLog, "write", told):

@@ -16,7 +16,7 @@ from foveal.config import (
     save_recipe,
     setting_names,
 )
-from foveal.config.mistakes import ELSEWHERE
+from foveal.config.recipe_file import ELSEWHERE
 from foveal.errors import ConfigError
 
 RECIPE = """

@@ -48,6 +48,7 @@ def test_every_message_is_told_with_what_changes_in_braces():
     assert "data.train is missing; give a JSONL file, data.train=..." in told
     assert "{run}: no checkpoint in {run}; train first" in told
     assert "{name} is missing: pip install 'foveal[quantize]'" in told
+    assert "{url}: changed since it was looked into; start again" in told
     assert len(told) > 150
     text = write_manual(get_command(app))
     assert all(one in text for one in told)

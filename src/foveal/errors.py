@@ -1,6 +1,16 @@
 """The few errors that a person can mend; the command line prints them as one line."""
 
 
+def one_line(said: object, longest: int | None = None) -> str:
+    """Say in one line what an error of somebody else's, or a value, says in several.
+
+    Args:
+        said: the error or the value.
+        longest: signs that are kept; none: all.
+    """
+    return " ".join(str(said).split())[:longest]
+
+
 class UserError(Exception):
     """Something that a person can mend: what is wrong, where, and what to do."""
 

@@ -16,9 +16,11 @@ from transformers import PretrainedConfig
 
 from foveal.adapt.quantize import (
     FourBits,
-    look_at_four_bits,
+    inspect_four_bits,
     plan_quantization,
     read_record,
+    skeleton,
+    wants_four_bits,
     write_record,
 )
 from foveal.adapt.strategy import rules_of
@@ -173,7 +175,10 @@ def load_for_run(
 def _look_at_four_bits(name: str, recipe: Recipe, run: Path, engine: Engine) -> FourBits:
     """Choose the layers in 4 bits, alike in all processes, and as the run began with them."""
     rules = rules_of(recipe.strategy)
-    found = look_at_four_bits(name, rules, recipe.quantization, recipe.precision, engine.device)
+    if not wants_four_bits(rules):
+        return FourBits()
+    settings, how = recipe.quantization, (recipe.precision, engine.device)
+    found = inspect_four_bits(skeleton(name), find_family(name), rules, settings, *how)
     wrong = frozenset(engine.gather(sorted(found.wrong)))
     if checkpoints(run / "checkpoints"):
         found = replace(found, wrong=wrong, whole=read_record(run))
@@ -207,9 +212,8 @@ def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path, again: bool =
     if there and not (again and note.exists()):
         return
     images = ImageFolder(files[0], image_base(recipe.data))
-    first = Examples(files[:1])[:200]
-    looks = [path for example in first for path in _first_looks(example)][:32]
-    shown = list(_those_there(images, looks))
+    looks = [path for example in Examples(files[:1])[:200] for path in _first_looks(example)]
+    shown = list(_those_there(images, looks[:32]))
     texts = {text for one in Examples(files) for text in _texts(one)}
     asked = [recipe.train.seed, recipe.data.num_crops, [path for path, _ in shown], sorted(texts)]
     made_from = sha256(json.dumps(asked).encode()).hexdigest()
@@ -247,19 +251,24 @@ def _texts(example: Example) -> Iterator[str]:
         yield from (f"\n{turn.user}", turn.user, turn.assistant, *turn.rejected)
 
 
-def check_metrics(recipe: Recipe) -> None:
-    """See that a recipe's scores are known, and that of the best checkpoint among them.
+def check_recipe(recipe: Recipe) -> None:
+    """See that a recipe's settings go together, before anything is paid for.
 
     Raises:
-        ConfigError: it cannot; the message says what is missing.
+        ConfigError: they do not; the message says what is missing.
     """
+    if recipe.attention == "flash_attention_2" and recipe.data.share_images:
+        raise ConfigError(
+            "attention=flash_attention_2 cannot read rows that share pictures; "
+            "use attention=flex, or give data.share_images=false"
+        )
     find_metrics(recipe.evaluate.metrics)
-    best = recipe.train.best_metric
+    best, metrics = recipe.train.best_metric, ", ".join(recipe.evaluate.metrics)
     if not best:
         if recipe.train.stop_after_worse:
             raise ConfigError(
                 "train.stop_after_worse needs train.best_metric, the score that has to become "
-                f"better; give one of {', '.join(recipe.evaluate.metrics)}"
+                f"better; give one of {metrics}"
             )
         return
     for name, value in (
@@ -269,21 +278,7 @@ def check_metrics(recipe: Recipe) -> None:
         if not value:
             raise ConfigError(f"train.best_metric={best} needs {name}; give it, or leave that out")
     if best not in (*recipe.evaluate.metrics, "auroc", PREFERRED):
-        known = ", ".join(recipe.evaluate.metrics)
-        raise ConfigError(f"train.best_metric={best} is not among evaluate.metrics: {known}")
-
-
-def check_attention(recipe: Recipe) -> None:
-    """See that a recipe's attention can read the rows that it asks for.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if recipe.attention == "flash_attention_2" and recipe.data.share_images:
-        raise ConfigError(
-            "attention=flash_attention_2 cannot read rows that share pictures; "
-            "use attention=flex, or give data.share_images=false"
-        )
+        raise ConfigError(f"train.best_metric={best} is not among evaluate.metrics: {metrics}")
 
 
 @contextmanager

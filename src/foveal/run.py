@@ -10,6 +10,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from foveal.adapt.strategy import strategy_table
+from foveal.beginning import (
+    claim_folder,
+    drop_parts,
+    introduction,
+    open_trackers,
+    release_folder,
+    write_machine,
+)
 from foveal.config import Recipe, save_recipe
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.row_planning.groups import Row
@@ -19,8 +27,7 @@ from foveal.errors import ConfigError, UserError
 from foveal.evaluate.evaluation import evaluate_into
 from foveal.evaluate.kept import describe_question, set_aside_others
 from foveal.evaluate.prediction import Scores
-from foveal.inputs import check_attention, check_metrics, open_inputs, quiet_libraries
-from foveal.introduction import introduction, open_trackers, write_machine
+from foveal.inputs import check_recipe, open_inputs, quiet_libraries
 from foveal.libraries import LIBRARIES_LOG, REMARKS
 from foveal.machine import kernels_in_one_order
 from foveal.models.fingerprint import fingerprint_model, learns
@@ -29,9 +36,9 @@ from foveal.plan.room import choose_recompute
 from foveal.report.report import write_report
 from foveal.storage import write_json
 from foveal.train.audit import StepAudit, audit_pictures, audit_sharing, sum_weights
-from foveal.train.best import best_checkpoint, explain_stall
 from foveal.train.checkpoint import (
     Progress,
+    best_checkpoint,
     check_same_run,
     checkpoints,
     load_checkpoint,
@@ -39,18 +46,16 @@ from foveal.train.checkpoint import (
     read_progress,
     resume_key,
 )
-from foveal.train.claim import claim_folder, drop_parts, release_folder
 from foveal.train.engines import make_engine
 from foveal.train.learner import Learner, make_learner
-from foveal.train.loop import EndedEarly, LoopHooks, Stopped, train
+from foveal.train.loop import EndedEarly, train
 from foveal.train.objective import objective_of
 from foveal.train.optim import count_steps
-from foveal.train.records.incidents import INCIDENTS, Incidents
-from foveal.train.records.log import RunLog
+from foveal.train.records.log import INCIDENTS, RunLog, record_nothing_learnt
 from foveal.train.records.tracker_clients import Ending
 from foveal.train.records.trackers import Trackers, check_trackers
 from foveal.train.reference_answers import ReferenceKey, compare_with_reference, find_reference
-from foveal.train.stop import StopRequest, asked_by_any, mendable_failure, stop_requests
+from foveal.train.stop import StoppedError, StopRequest, mendable_failure, stop_requests
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Outcome:
     """How a run ended."""
 
     run: Path
-    stopped: Stopped | None
+    stopped: StoppedError | None = None
     before: Scores | None = None
     after: Scores | None = None
     report: Path | None = None
@@ -89,14 +94,12 @@ class TrainingRun:
         if not recipe.data.train_files:
             raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
         quiet_libraries()
-        check_metrics(recipe)
-        check_attention(recipe)
+        check_recipe(recipe)
         check_trackers(recipe)
         self.recipe = recipe
         self.engine = make_engine(recipe.engine, recipe.precision, recipe.sharding)
         self.console = console if self.engine.is_main else Console(quiet=True)
         self.trackers: Trackers | None = None
-        self._ended: Ending = "failed"
         self.run, self._scored = recipe.run, scored
         self._claim = claim_folder(self.run, fresh, self.engine)
         if self.engine.is_main:
@@ -105,7 +108,6 @@ class TrainingRun:
         self.inputs = open_inputs(recipe, self.engine, self._tell, console, fresh)
         self.loaded, self.dataset = self.inputs.loaded, self.inputs.dataset
         self.validation = self.inputs.validation
-        self.objective = objective_of(recipe)
         self.reference: NDArray[np.float32] | None = None
 
     def _tell(self, line: str) -> None:
@@ -117,12 +119,16 @@ class TrainingRun:
         Raises:
             RunError: too much goes wrong, or a file cannot be written.
         """
+        ending: Ending = "failed"
         try:
             in_order = kernels_in_one_order(self.recipe.train.deterministic)
             with stop_requests() as request, in_order:
                 outcome = self._go(request)
-            self._ended = "stopped" if outcome.stopped else "done"
+            ending = "done"
             return outcome
+        except StoppedError as stopped:
+            ending = "stopped"
+            return Outcome(self.run, stopped.with_traceback(None))
         except UserError:
             raise  # every process knows it alike
         except Exception as error:
@@ -132,7 +138,7 @@ class TrainingRun:
             raise
         finally:
             if self.trackers:
-                self.trackers.close(self._ended)
+                self.trackers.close(ending)
             release_folder(self._claim)
 
     def _go(self, request: StopRequest) -> Outcome:
@@ -140,58 +146,54 @@ class TrainingRun:
         plan = self._plan()
         recompute = choose_recompute(recipe, loaded, plan, self.dataset, engine, self._tell)
         learner = make_learner(
-            engine, loaded, recipe.strategy, recipe.train, recipe.lora, recompute
+            engine,
+            loaded,
+            recipe.strategy,
+            recipe.train,
+            recipe.lora,
+            recompute,
+            objective=objective_of(recipe),
         )
         audit_pictures(learner.assignments, self.dataset)
         checkpoint, stored = self._find_checkpoint()
-        first_step = stored.step if stored else 0
-        steps = first_step, count_steps(plan.steps_per_epoch, recipe.train)
-        if first_step < steps[1]:
+        total_steps = count_steps(plan.steps_per_epoch, recipe.train)
+        steps = range(stored.step if stored else 0, total_steps)
+        if steps:
             # No weight has been touched yet: neither by a step nor by the checkpoint.
-            if recipe.learns_pairs and not self._find_reference(learner, plan, steps[1], request):
-                sent = asked_by_any(engine, request)
-                return Outcome(self.run, Stopped(sent, first_step))
-            self._check_sharing(plan)
+            if recipe.learns_pairs and recipe.preference.compares:
+                self._find_reference(learner, plan, steps, request)
+            self._check_sharing(learner, plan)
         optimizer = learner.make_optimizer()
         engine.by_main(lambda: self._write_down(plan, steps))
-        if first_step < steps[1]:
+        if steps:
             self.console.print(strategy_table(learner.assignments))
         for line in introduction(recipe, engine, self.dataset, plan, steps, stored):
             self._say(line)
         unlearnt = sum_weights(engine, loaded.model)
         # Before the checkpoint is read: where the answers no longer stand, they are made again.
         before = self.evaluate("before", 0, request)
-        if stopping := asked_by_any(engine, request):
-            return Outcome(self.run, Stopped(stopping, first_step))
+        request.heed(engine, steps.start)
         if checkpoint and stored:
             load_checkpoint(checkpoint, loaded.model, optimizer, engine)
             engine.loss_scale = stored.loss_scale
-        bounds = recipe.train.max_bad_steps, recipe.data.max_bad_fraction
-        incidents = Incidents(self.run, first_step, *bounds, engine.is_main)
-        ended, last = None, steps[1]
-        if first_step < last:
-            ended = self._learn(learner, optimizer, plan, steps, incidents, request)
-        if isinstance(ended, Stopped):
-            return Outcome(self.run, ended)
-        if ended:
+        last = total_steps
+        if steps and (ended := self._learn(learner, optimizer, plan, steps, request)):
             self._say(ended.reason)
             last = ended.step
         has_learnt = sum_weights(engine, loaded.model) != unlearnt
         if not has_learnt:
-            incidents.record_nothing_learnt(last)
+            engine.by_main(lambda: record_nothing_learnt(self.run, last))
         after = self.evaluate("after", last, request)
-        if stopping := asked_by_any(engine, request):
-            return Outcome(self.run, Stopped(stopping, last), before)
-        report = self._write_out()
-        return Outcome(self.run, None, before, after, report, last, has_learnt)
+        request.heed(engine, last)
+        return Outcome(self.run, None, before, after, self._write_out(), last, has_learnt)
 
-    def _write_down(self, plan: Plan, steps: tuple[int, int]) -> None:
+    def _write_down(self, plan: Plan, steps: range) -> None:
         """Note what is run, and on what; tell the trackers of it."""
         drop_parts(self.run)
         save_recipe(self.recipe, self.run / "recipe.yaml")
         backend = self.loaded.processor.image_backend
-        for line in write_machine(self.run / "machine.json", backend):
-            self._tell(line)
+        if said := write_machine(self.run / "machine.json", backend):
+            self._tell(said)
         write_json(self.run / "data.json", self.inputs.describe())
         self._set_aside_others()
         world_size = self.engine.world_size
@@ -204,28 +206,34 @@ class TrainingRun:
         learner: Learner,
         optimizer: torch.optim.Optimizer,
         plan: Plan,
-        steps: tuple[int, int],
-        incidents: Incidents,
+        steps: range,
         request: StopRequest,
-    ) -> Stopped | EndedEarly | None:
-        """Take the steps of a run, from the first one on that is still to be taken."""
-        engine, has_images = self.engine, bool(self.dataset.images)
-        hooks = LoopHooks(
-            progress=self._progress,
-            evaluate=lambda step: self.evaluate(f"step-{step}", step, request),
-            audit=StepAudit(engine, self.loaded, learner.assignments, has_images),
-            best=self._best,
-            stalled=self._stalled,
-            objective=self.objective,
+    ) -> EndedEarly | None:
+        """Take the steps of a run that are still to be taken."""
+        engine = self.engine
+        log = RunLog(
+            self.run,
+            steps,
+            self.recipe.train.max_bad_steps,
+            self.recipe.data.max_bad_fraction,
+            self.console if engine.is_main else None,
+            self.trackers,
         )
-        written = self.run, *steps, self.console, incidents.left_out, self.trackers
-        log = RunLog(*written) if engine.is_main else None
         try:
-            how = self.run, *steps, log, incidents, hooks, request
-            return train(learner, optimizer, self._loader(plan), *how)
+            return train(
+                learner,
+                optimizer,
+                self._loader(plan),
+                steps,
+                self.run,
+                self._progress(steps.start),
+                log,
+                StepAudit(engine, self.loaded, learner.assignments, bool(self.dataset.images)),
+                lambda step: self.evaluate(f"step-{step}", step, request),
+                request,
+            )
         finally:
-            if log:
-                log.close()
+            log.close()
 
     def _loader(self, plan: Plan) -> StepLoader:
         data, engine = self.recipe.data, self.engine
@@ -235,23 +243,20 @@ class TrainingRun:
         return StepLoader(plan, batches, engine.rank, data.workers, on_gpu, engine.largest)
 
     def _find_reference(
-        self, learner: Learner, plan: Plan, total_steps: int, request: StopRequest
-    ) -> bool:
-        """See how likely the answers are before the run; false where it was asked to stop."""
-        settings, inputs = self.recipe.preference, self.inputs
-        if not settings.compares:
-            return True
-        made_from = inputs.model_fingerprint, self.dataset.fingerprint, self.recipe.precision
-        key, loader = ReferenceKey(*made_from), self._loader(plan)
-        how = total_steps, self.console, request
-        self.reference = find_reference(self.run, key, learner, loader, *how)
-        if self.reference is None:
-            return False
+        self, learner: Learner, plan: Plan, steps: range, request: StopRequest
+    ) -> None:
+        """See how likely the answers are before the run."""
+        key = ReferenceKey(
+            self.inputs.model_fingerprint, self.dataset.fingerprint, self.recipe.precision
+        )
+        loader = self._loader(plan)
+        self.reference = find_reference(
+            self.run, key, learner, loader, steps, self.console, request
+        )
         row = next(row for rank in plan.step(0).ranks for row in rank if row.groups)
         batch = self.engine.alike(lambda: self._loader(plan).batches[row])
-        if said := compare_with_reference(learner, batch, settings):
+        if said := compare_with_reference(learner, batch, self.recipe.preference):
             self._tell(said)
-        return True
 
     def _plan(self) -> Plan:
         family, processor = self.loaded.family, self.loaded.processor
@@ -266,16 +271,6 @@ class TrainingRun:
             self.inputs.model_fingerprint,
             self.engine.loss_scale,
         )
-
-    def _best(self) -> Path | None:
-        metric = self.recipe.train.best_metric
-        return best_checkpoint(self.run, metric) if metric else None
-
-    def _stalled(self, step: int) -> str:
-        train = self.recipe.train
-        if not (train.best_metric and train.stop_after_worse):
-            return ""
-        return explain_stall(self.run, train.best_metric, train.stop_after_worse, step)
 
     def _find_checkpoint(self) -> tuple[Path | None, Progress | None]:
         """Find where the run stands; it must be this run."""
@@ -301,7 +296,7 @@ class TrainingRun:
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False)
 
-    def _check_sharing(self, plan: Plan) -> None:
+    def _check_sharing(self, learner: Learner, plan: Plan) -> None:
         """Compare one shared row with its separate samples, once a start.
 
         The same row on every process: engines may need all of them for each pass.
@@ -311,12 +306,12 @@ class TrainingRun:
         if shared:
             audit_sharing(
                 self.engine,
-                self.engine.module,
+                learner.loss,
                 Row((shared,)),
                 self.dataset,
                 self.loaded,
                 self.recipe.train.loss_weighting,
-                self.objective,
+                learner.objective,
                 self.reference,
             )
 
@@ -354,7 +349,8 @@ class TrainingRun:
     def _write_results(self) -> Path:
         train = self.recipe.train
         if train.best_metric:
-            prune(self.run / "checkpoints", train.keep_checkpoints, self._best())
+            best = best_checkpoint(self.run, train.best_metric)
+            prune(self.run / "checkpoints", train.keep_checkpoints, best)
         if note := save_final(self.run):
             self._say(note)
         report = write_report(self.run)

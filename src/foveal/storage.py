@@ -24,9 +24,17 @@ def _about(place: Path, error: OSError) -> OSError:
     return OSError(error.errno, error.strerror or str(error), str(place))
 
 
-def _is_gone(folder: Path, error: OSError) -> bool:
-    """Whether a folder, or one above it, is not there and cannot be made."""
-    return error.errno == errno.ENOENT and folder.is_relative_to(error.filename)
+@contextmanager
+def _named(place: Path, part: Path) -> Iterator[None]:
+    """Let an error name the place that is known to people, not the part beside it."""
+    try:
+        yield
+    except OSError as error:
+        named = str(error.filename or part)
+        is_gone = error.errno == errno.ENOENT and place.parent.is_relative_to(named)
+        if named.startswith(str(part)) or is_gone:
+            raise _about(place, error) from error
+        raise
 
 
 @contextmanager
@@ -40,7 +48,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     """
     # Two processes, or threads, may write one file, each its own copy of it.
     beside = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.part")
-    try:
+    with _named(path, beside):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield beside
@@ -48,10 +56,6 @@ def written_whole(path: Path) -> Iterator[Path]:
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
-    except OSError as error:
-        if error.filename in (None, str(beside)) or _is_gone(path.parent, error):
-            raise _about(path, error) from error
-        raise
 
 
 def drop_older(place: Path, time: float) -> None:
@@ -76,7 +80,7 @@ def folder_written_whole(place: Path, alone: bool = False) -> Iterator[Path]:
     """
     owner = "" if alone else f".{os.getpid()}"
     part = beside(place, owner)
-    try:
+    with _named(place, part):
         try:
             if alone:
                 shutil.rmtree(part, ignore_errors=True)
@@ -86,11 +90,6 @@ def folder_written_whole(place: Path, alone: bool = False) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
-    except OSError as error:
-        named = error.filename
-        if named is None or str(named).startswith(str(part)) or _is_gone(place.parent, error):
-            raise _about(place, error) from error
-        raise
 
 
 def beside(place: Path, owner: str = "") -> Path:

@@ -23,9 +23,9 @@ from foveal.config import Recipe
 from foveal.errors import ConfigError, RunError
 from foveal.run import TrainingRun
 from foveal.train import checkpoint as module
-from foveal.train.best import best_checkpoint
 from foveal.train.checkpoint import (
     Progress,
+    best_checkpoint,
     checkpoints,
     load_checkpoint,
     prune,

@@ -12,8 +12,7 @@ from tiny import pages, write_model
 from foveal.errors import ConfigError
 from foveal.report.run_folder import read_run
 from foveal.run import TrainingRun
-from foveal.train.best import explain_stall
-from foveal.train.checkpoint import checkpoints
+from foveal.train.checkpoint import checkpoints, explain_stall
 
 SCORES = {"step-1": 0.2, "step-2": 0.5, "step-3": 0.5, "step-4": 0.4, "step-5": 0.9}
 """After step 4 two evaluations in a row were not better than step 2."""

@@ -13,7 +13,7 @@ from tiny import make_picture, pages, write_model
 from foveal.evaluate import evaluation
 from foveal.evaluate.prediction import read_predictions
 from foveal.run import TrainingRun
-from foveal.train.best import best_checkpoint
+from foveal.train.checkpoint import best_checkpoint
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tiny import write_data, write_model
 
 from foveal.config import Recipe
 from foveal.errors import ConfigError, RunError
-from foveal.run import TrainingRun, check_attention
+from foveal.run import TrainingRun, check_recipe
 from foveal.train.checkpoint import checkpoints
 
 
@@ -199,7 +199,7 @@ def test_flash_attention_goes_with_fp16_and_without_shared_rows(place):
     chosen = {"attention": "flash_attention_2", "precision": "fp16"}
     with pytest.raises(ConfigError, match=r"use attention=flex, or give data\.share_images=false"):
         run(recipe(place, **chosen))
-    check_attention(recipe(place, data__share_images=False, **chosen))
+    check_recipe(recipe(place, data__share_images=False, **chosen))
     assert not (place / "run").exists()
 
 

@@ -9,9 +9,9 @@ from held import HOLD, held
 from rich.console import Console
 from small_runs import losses, recipe, run, same_bits, weights
 
+from foveal.beginning import LOCK
 from foveal.errors import RunError
 from foveal.run import TrainingRun
-from foveal.train.claim import LOCK
 
 
 @pytest.fixture

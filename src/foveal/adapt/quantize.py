@@ -3,8 +3,8 @@
 import inspect
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -141,13 +141,13 @@ def _shape(layer: nn.Linear) -> Shape:
 class FourBits:
     """What a machine makes of the layers that a model's rules ask for in 4 bits."""
 
-    layers: dict[str, Shape]
+    layers: Mapping[str, Shape] = field(default_factory=dict)
     """All that the rules name."""
 
-    wrong: frozenset[Shape]
+    wrong: frozenset[Shape] = frozenset()
     """Shapes that it would compute wrongly."""
 
-    whole: frozenset[Shape]
+    whole: frozenset[Shape] = frozenset()
     """Shapes that stay whole."""
 
     def lines(self) -> list[str]:
@@ -187,30 +187,6 @@ def layer_kind(layer: str) -> str:
     return re.sub(r"\.\d+(?=\.|$)", ".*", layer)
 
 
-def wrong_shapes(
-    shapes: Iterable[Shape], device: torch.device, compute: torch.dtype, double: bool
-) -> frozenset[Shape]:
-    """Try each shape once, and tell which come out wrong in 4 bits on a device."""
-    return frozenset(
-        shape
-        for shape in sorted(set(shapes))
-        if not is_computed_rightly(shape, device, compute, double)
-    )
-
-
-def look_at_four_bits(
-    name: str,
-    rules: Sequence[Rule],
-    settings: QuantizationSettings,
-    precision: str,
-    device: torch.device,
-) -> FourBits:
-    """Find the layers that rules ask for in 4 bits, and which of them a device gets wrong."""
-    if not wants_four_bits(rules):
-        return FourBits({}, frozenset(), frozenset())
-    return inspect_four_bits(skeleton(name), find_family(name), rules, settings, precision, device)
-
-
 def inspect_four_bits(
     model: nn.Module,
     family: Family,
@@ -219,11 +195,21 @@ def inspect_four_bits(
     precision: str,
     device: torch.device,
 ) -> FourBits:
-    """Do the same for a model that stands without weights."""
+    """Find the layers that rules ask for in 4 bits, and try each shape of them once on a device.
+
+    Args:
+        model: stands without weights.
+        family: of the model.
+        rules: of the strategy.
+        settings: of the recipe.
+        precision: that the layers compute in, unless the settings name one.
+        device: of the run.
+    """
     chosen = quantized_layers(model, family, rules)
     layers = {name: _shape(layer) for name, layer in _linear_layers(model) if name in chosen}
-    compute = compute_format(settings, precision)
-    wrong = wrong_shapes(layers.values(), device, compute, settings.double)
+    how = device, compute_format(settings, precision), settings.double
+    shapes = sorted(set(layers.values()))
+    wrong = frozenset(shape for shape in shapes if not is_computed_rightly(shape, *how))
     return FourBits(layers, wrong, wrong)
 
 

@@ -1,4 +1,4 @@
-"""Rules -> which weights learn and how: the first rule that matches a weight decides."""
+"""Rules -> which weights learn and how, and how the others are held; the first that matches."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from rich.table import Table
 from torch import nn
 
@@ -170,6 +171,36 @@ def _owners(name: str) -> Iterator[str]:
     while "." in name:
         name = name.rpartition(".")[0]
         yield name
+
+
+def frozen_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """List the matrices of linear layers that do not learn and that nothing else reads.
+
+    A head that is the embedding too is not among them: an embedding hands its numbers on as they
+    are held, and all layers behind it would add to fewer digits.
+    """
+    kinds: dict[int, bool] = {}
+    for module in model.modules():
+        for weight in module.parameters(recurse=False):
+            is_alone = kinds.get(id(weight), True)
+            kinds[id(weight)] = is_alone and isinstance(module, nn.Linear)
+    frozen = [one for one in model.parameters() if kinds[id(one)] and not one.requires_grad]
+    return [one for one in frozen if one.dim() == 2]
+
+
+def hold_frozen_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Hold the frozen matrices of linear layers in `dtype`.
+
+    Autocast would round them at every use: the same bits come out, for half the memory and none of
+    the copies. Only what learns needs more digits than a pass has.
+
+    Args:
+        model: whose rules are assigned; weights in 4 bits stay as they are.
+        dtype: of the passes.
+    """
+    for weight in frozen_matrices(model):
+        if weight.is_floating_point():
+            weight.data = weight.data.to(dtype)
 
 
 @dataclass(frozen=True)

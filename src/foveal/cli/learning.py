@@ -53,12 +53,11 @@ def plan(
     from rich.console import Console
 
     from foveal.config import load_recipe
-    from foveal.inputs import check_attention, check_metrics, load_in_passing
+    from foveal.inputs import check_recipe, load_in_passing
     from foveal.plan.command import run_plan
 
     loaded = load_recipe(recipe, tuple(overrides or ()))
-    check_metrics(loaded)  # as a run does
-    check_attention(loaded)
+    check_recipe(loaded)  # as a run does
     estimate = run_plan(
         loaded,
         Console(),

@@ -16,7 +16,7 @@ def recipes(
 ) -> None:
     """List the published rows that can be run again, with scores, and recipes of other models."""
     if explain:
-        from foveal.config.recipe_file import explain_settings
+        from foveal.manual import explain_settings
 
         typer.echo(explain_settings(), nl=False)
         return
@@ -65,7 +65,9 @@ def bench(
     size: Annotated[str, typer.Option(help="tiny, half, standard or narrow.")] = "standard",
     rounds: Annotated[int, typer.Option(help="Turns of each way.", min=1)] = 3,
     strategies: Annotated[str, typer.Option(help="Names with commas.")] = "full,frozen_vision,lora",
-    threads: Annotated[int | None, typer.Option(help="Processor threads; none: all.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Processor threads; none: all.", min=1)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """Measure a training step beside the published recipe's way, on this machine."""

@@ -1,38 +1,68 @@
-"""A YAML recipe, the recipes below it and `key=value` overrides -> every setting; and back."""
+"""A YAML recipe, the recipes below it and `key=value` overrides -> every setting; and back.
 
-import json
-import types
-from collections.abc import Iterator
-from copy import deepcopy
-from os.path import expanduser, normpath
-from pathlib import Path
-from textwrap import wrap
-from typing import Any, Literal, Union, get_args, get_origin
-
-import yaml
-from pydantic import BaseModel, ValidationError
-
-from foveal.config.data_settings import Settings
-from foveal.config.mistakes import explain
-from foveal.config.settings import Base, Recipe
-from foveal.errors import ConfigError
-from foveal.storage import write_text
-
-HEAD = """\
-# Every setting of a run, at its default, with what it is for. Copy it, keep the lines that you
-# change, and delete the rest; `base: FILE` takes everything else from another recipe.
-# Written by `foveal recipes --explain`.
+What is wrong with a setting is said in one line, with the name that was meant.
 """
 
-EXAMPLES = {
-    "model": "microsoft/Phi-3.5-vision-instruct",
-    "run": "runs/mine",
-    "data.train": "train.jsonl",
-    "data.validation": "validation.jsonl",
-}
-"""Values of the settings that a run of one's own cannot go without."""
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from difflib import get_close_matches
+from os.path import expanduser, normpath
+from pathlib import Path
+from typing import Any
 
-WIDTH = 99
+import yaml
+from pydantic import ValidationError
+
+from foveal.config.data_settings import Settings
+from foveal.config.settings import Base, Recipe, Rule, setting_names
+from foveal.errors import ConfigError, one_line
+from foveal.storage import write_text
+
+ELSEWHERE: Mapping[str, str] = {
+    "attn_implementation": "attention",
+    "batch_size": "train.examples_per_step",
+    "bf16": "precision",
+    "dataloader_num_workers": "data.workers",
+    "dataset": "data.train",
+    "deepspeed": "engine",
+    "dtype": "precision",
+    "eval_dataset": "data.validation",
+    "eval_steps": "train.evaluate_every_steps",
+    "fp16": "precision",
+    "fsdp": "engine",
+    "global_batch_size": "train.examples_per_step",
+    "gradient_accumulation_steps": "train.examples_per_step",
+    "gradient_checkpointing": "train.recompute",
+    "load_in_4bit": "strategy",
+    "lr": "train.learning_rate",
+    "max_grad_norm": "train.gradient_clip",
+    "max_length": "train.tokens_per_pass",
+    "max_seq_length": "train.tokens_per_pass",
+    "model_name_or_path": "model",
+    "num_train_epochs": "train.epochs",
+    "optim": "train.optimizer",
+    "output_dir": "run",
+    "per_device_train_batch_size": "train.tokens_per_pass",
+    "r": "lora.rank",
+    "report_to": "log.trackers",
+    "save_total_limit": "train.keep_checkpoints",
+    "torch_dtype": "precision",
+    "warmup_ratio": "train.warmup_steps",
+    "wd": "train.weight_decay",
+}
+"""Name that other tools, or people in a hurry, give a setting -> ours."""
+
+EXPECTED: Mapping[str, str] = {
+    "string_type": "a text, in quotes",
+    "path_type": "a path",
+    "path_str": "a path",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping of settings",
+    "model_attributes_type": "a mapping of settings",
+}
+"""What to give where a value is of another type; pydantic's own words are good for the rest."""
 
 Layer = tuple[Path, dict[str, Any]]
 """A recipe's file, and what that file itself says."""
@@ -89,11 +119,65 @@ def _validate(tree: dict[str, Any], layers: list[Layer], overrides: tuple[str, .
     try:
         return Recipe.model_validate(filled)
     except ValidationError as error:
-        names, message = explain(error)
+        names, message = _explain(error)
         given = [one.partition("=")[0].split(".") for one in overrides]
         overridden = any(names[: len(one)] == one for one in given)
         files = [file for file, own in layers if _holds(own, names) and not overridden]
         raise ConfigError(f"{files[0] if files else layers[0][0]}: {message}") from None
+
+
+def _explain(error: ValidationError) -> tuple[list[str], str]:
+    """Name the setting that is wrong, and say what is wrong with it."""
+    # Of a setting with several forms, the form that was understood furthest.
+    problems = error.errors(include_url=False)
+    problem = max(
+        problems, key=lambda one: (len(_names(one["loc"])), one["type"] == "extra_forbidden")
+    )
+    names = _names(problem["loc"])
+    given = problem["input"]
+    if problem["type"] == "extra_forbidden":
+        while isinstance(given, dict) and given:
+            name, given = next(iter(given.items()))
+            names.append(str(name))
+        return names, f"unknown setting {'.'.join(names)}{_nearest(names)}"
+    where = ".".join(names)
+    if problem["type"] == "missing":
+        how = f"add it to the recipe or give {where}=... on the command line"
+        return names, f"{where} is missing; {how}"
+    shown = one_line(given)
+    forms = [one["type"] for one in problems if _names(one["loc"]) == names]
+    if problem["type"] in EXPECTED:
+        expected = dict.fromkeys(EXPECTED[form] for form in forms if form in EXPECTED)
+        return names, f"{where}={shown}: give {' or '.join(expected)}"
+    return names, f"{where}={shown}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _names(location: Sequence[Any]) -> list[str]:
+    """Name a setting by its place, without pydantic's names of its forms."""
+    return [
+        str(name)
+        for place, name in enumerate(location)
+        if "[" not in str(name)
+        and not str(name).startswith("constrained-")
+        and not (name == "str" and place == len(location) - 1)
+    ]
+
+
+def _nearest(names: list[str]) -> str:
+    """Ask whether the nearest setting was meant: by what its name means, else by its letters."""
+    in_rule = names[0] == "strategy"
+    known = setting_names(Rule, ".".join(names[:2]) + ".") if in_rule else setting_names(Recipe)
+    by_end: dict[str, list[str]] = {}
+    for one in known:
+        by_end.setdefault(one.rpartition(".")[2], []).append(one)
+    end = names[-1]
+    meant = ELSEWHERE.get(end, "").rpartition(".")[2]
+    ends = get_close_matches(end, by_end, n=1, cutoff=0.6)
+    close = by_end.get(meant) or (by_end[ends[0]] if ends else [])
+    if not close and len(names) == 1:  # a name with another tool's or our own heading before it
+        close = get_close_matches(end, known, n=1, cutoff=0.6)
+    (best,) = get_close_matches(".".join(names), close, n=1, cutoff=0) or [""]
+    return f"; did you mean {best}?" if best else ""
 
 
 def _holds(tree: Any, names: list[str]) -> bool:
@@ -190,7 +274,7 @@ def _what_is_no_yaml(error: yaml.YAMLError) -> str:
         if isinstance(error, _RepeatedNameError):
             return f"{where} {error.problem} is there twice; keep one of them"
         return f"{where} not YAML: {error.problem}; give a YAML recipe"
-    return f": not YAML: {' '.join(str(error).split())}; give a YAML recipe"
+    return f": not YAML: {one_line(error)}; give a YAML recipe"
 
 
 def _lay_together(layers: list[Layer]) -> dict[str, Any]:
@@ -233,38 +317,3 @@ def _read_value(text: str) -> Any:
         return text
     # What a number, a truth or a date is, the setting knows better: a folder may be called 1e3.
     return value if value is None or isinstance(value, str | list | dict) else text
-
-
-def explain_settings() -> str:
-    """Write a recipe in which every setting is explained."""
-    return HEAD + "\n".join(_lines(Recipe, "")) + "\n"
-
-
-def _lines(settings: type[BaseModel], prefix: str) -> Iterator[str]:
-    indent = "  " * prefix.count(".")
-    for name, field in settings.model_fields.items():
-        below = field.annotation
-        yield ""
-        if isinstance(below, type) and issubclass(below, BaseModel):
-            yield from _comment(below.__doc__ or "", indent)
-            yield f"{indent}{name}:"
-            yield from list(_lines(below, f"{prefix}{name}."))[1:]
-            continue
-        yield from _comment(field.description or "", indent)
-        if choices := _choices(below):
-            yield from _comment(f"One of {', '.join(choices)}.", indent)
-        default = None if field.is_required() else field.get_default(call_default_factory=True)
-        value = EXAMPLES.get(prefix + name, default)
-        yield f"{indent}{name}: {as_typed(value)}"
-
-
-def _comment(text: str, indent: str) -> Iterator[str]:
-    for line in wrap(text, WIDTH - len(indent) - 2):
-        yield f"{indent}# {line}"
-
-
-def _choices(kind: Any) -> list[str]:
-    """List the names that a setting may have; empty where it is no choice."""
-    if get_origin(kind) in (Union, types.UnionType):
-        return [name for one in get_args(kind) for name in _choices(one)]
-    return [str(name) for name in get_args(kind)] if get_origin(kind) is Literal else []

@@ -52,10 +52,10 @@ def statements_about_one() -> list[Statement]:
     made = []
     for color, name in enumerate(COLORS):
         for shape, figure in enumerate(SHAPES):
-            made.append(_exists(f"There is a {name} {figure} in the image.", 0, color, shape))
+            made.append(_at_least(f"There is a {name} {figure} in the image.", 0, (color, shape)))
         for number in NUMBERS:
             sentence = f"The image has at least {NUMBERS[number]} {name} objects."
-            made.append(_at_least(sentence, 0, color, number))
+            made.append(_at_least(sentence, 0, (color,), number))
     return made
 
 
@@ -66,54 +66,49 @@ def statements_about_two() -> list[Statement]:
         for color, name in enumerate(COLORS):
             for shape, figure in enumerate(SHAPES):
                 sentence = f"There is a {name} {figure} in the {place} image."
-                made.append(_exists(sentence, side, color, shape))
+                made.append(_at_least(sentence, side, (color, shape)))
             for number in (2, 3, 4, 5):
                 sentence = f"The {place} image has at least {NUMBERS[number]} {name} objects."
-                made.append(_at_least(sentence, side, color, number))
+                made.append(_at_least(sentence, side, (color,), number))
     for color, name in enumerate(COLORS):
         made += [
-            Statement(f"Both images contain at least one {name} object.", _both(color)),
-            Statement(
+            _both(f"Both images contain at least one {name} object.", (color,)),
+            _more(
                 f"There are more {name} objects in the left image than in the right image.",
-                _more(0, 1, color),
+                0,
+                (color,),
             ),
-            Statement(
-                f"The right image has more {name} objects than the left image.", _more(1, 0, color)
-            ),
+            _more(f"The right image has more {name} objects than the left image.", 1, (color,)),
         ]
         for shape, figure in enumerate(SHAPES):
             sentence = f"Exactly one of the two images contains a {name} {figure}."
-            made.append(Statement(sentence, _only_one(color, shape)))
+            made.append(_only_one(sentence, (color, shape)))
     for shape, figure in enumerate(SHAPES):
         sentence = f"The left image contains more {figure}s than the right image."
-        made.append(Statement(sentence, _more_of_shape(shape)))
+        made.append(_more(sentence, 0, (slice(None), shape)))
     sentence = "The two images together contain more than twenty objects."
-    made.append(Statement(sentence, lambda seen: bool(seen[0].sum() + seen[1].sum() > 20)))
+    made.append(Statement(sentence, lambda seen: sum(one.sum() for one in seen) > 20))
     return made
 
 
-def _exists(sentence: str, side: int, color: int, shape: int) -> Statement:
-    return Statement(sentence, lambda seen: bool(seen[side][color, shape] >= 1))
+Things = tuple[int | slice, ...]
+"""Color, or color and shape, of what is counted."""
 
 
-def _at_least(sentence: str, side: int, color: int, number: int) -> Statement:
-    return Statement(sentence, lambda seen: bool(seen[side][color].sum() >= number))
+def _at_least(sentence: str, side: int, things: Things, number: int = 1) -> Statement:
+    return Statement(sentence, lambda seen: seen[side][things].sum() >= number)
 
 
-def _both(color: int) -> Callable[[Sequence[Counts]], bool]:
-    return lambda seen: bool(seen[0][color].sum() and seen[1][color].sum())
+def _both(sentence: str, things: Things) -> Statement:
+    return Statement(sentence, lambda seen: all(one[things].any() for one in seen))
 
 
-def _more(side: int, other: int, color: int) -> Callable[[Sequence[Counts]], bool]:
-    return lambda seen: bool(seen[side][color].sum() > seen[other][color].sum())
+def _more(sentence: str, side: int, things: Things) -> Statement:
+    return Statement(sentence, lambda seen: seen[side][things].sum() > seen[1 - side][things].sum())
 
 
-def _more_of_shape(shape: int) -> Callable[[Sequence[Counts]], bool]:
-    return lambda seen: bool(seen[0][:, shape].sum() > seen[1][:, shape].sum())
-
-
-def _only_one(color: int, shape: int) -> Callable[[Sequence[Counts]], bool]:
-    return lambda seen: bool(seen[0][color, shape] >= 1) != bool(seen[1][color, shape] >= 1)
+def _only_one(sentence: str, things: Things) -> Statement:
+    return Statement(sentence, lambda seen: seen[0][things].any() != seen[1][things].any())
 
 
 def count(seen: Sequence[Counts], order: Callable[[int], Iterable[int]]) -> str:

@@ -147,7 +147,7 @@ class Question:
         """Find the layers that rules ask for in 4 bits, and which of them this machine spoils."""
         settings, precision = self.recipe.quantization, self.recipe.precision
         if not wants_four_bits(rules):
-            return FourBits({}, frozenset(), frozenset())
+            return FourBits()
         model = bare_model(self.config)
         return inspect_four_bits(model, self.family, rules, settings, precision, pick_device())
 

@@ -168,7 +168,7 @@ def _early_end(
     steps = [_step_of(name) for name in evaluations if name.startswith("step-")]
     if not (settings and steps and settings.train.best_metric and settings.train.stop_after_worse):
         return []
-    from foveal.train.best import explain_stall  # and torch, which few pages need
+    from foveal.train.checkpoint import explain_stall  # and torch, which few pages need
 
     patience = settings.train.stop_after_worse
     reason = explain_stall(folder, settings.train.best_metric, patience, max(steps))

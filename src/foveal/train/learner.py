@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from foveal.adapt.fixed import hold_fixed_weights
-from foveal.adapt.strategy import Assignment, assign, rules_of
+from foveal.adapt.strategy import Assignment, assign, hold_frozen_weights, rules_of
 from foveal.config import LoraSettings, Rule, TrainSettings
 from foveal.data.turn_processor import TurnProcessor
 from foveal.machine import DTYPES
 from foveal.models.family import LoadedModel
 from foveal.train.engines.one_process import Engine
 from foveal.train.loss import RowLoss
+from foveal.train.objective import ANSWERS, Objective
 from foveal.train.optim import build_optimizer
 from foveal.train.recompute import Recompute, recompute_blocks
 
@@ -33,6 +33,9 @@ class Learner:
     """What becomes of each weight."""
 
     settings: TrainSettings
+
+    objective: Objective = ANSWERS
+    """What is made small."""
 
     @property
     def loss(self) -> nn.Module:
@@ -60,6 +63,7 @@ def make_learner(
     lora: LoraSettings,
     recompute: Recompute,
     wrap: Callable[[Any], nn.Module] | None = None,
+    objective: Objective = ANSWERS,
 ) -> Learner:
     """Let a strategy's weights learn; changes the model in place.
 
@@ -71,13 +75,14 @@ def make_learner(
         lora: adapters, where rules ask for them.
         recompute: what blocks compute again in the backward pass instead of keeping it.
         wrap: model -> module that returns a loss; none: `RowLoss`.
+        objective: what is made small.
     """
     model, family = loaded.model, loaded.family
     rates = train.learning_rate, train.weight_decay
     assignments = assign(model, family, rules_of(strategy), *rates, lora)
     # A cut has one number format, and DoRA measures the weights that it leaves alone.
     if not (engine.cuts_state or lora.dora):
-        hold_fixed_weights(model, DTYPES[engine.precision])
+        hold_frozen_weights(model, DTYPES[engine.precision])
     if recompute == "blocks":
         engine.spare_memory()
     if recompute != "none":
@@ -86,4 +91,4 @@ def make_learner(
     agree = engine.largest if engine.gathers_blocks and family.route != "rows" else None
     loss = wrap(model) if wrap else RowLoss(model, family, blank, agree)
     engine.prepare(loss, family.blocks(model))
-    return Learner(engine, model, assignments, train)
+    return Learner(engine, model, assignments, train, objective)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,22 +13,18 @@ from foveal.data.loader import StepLoader
 from foveal.errors import UserError
 from foveal.machine import forget_peak
 from foveal.train.audit import StepAudit
-from foveal.train.checkpoint import Progress, prune, save_checkpoint
+from foveal.train.checkpoint import (
+    Progress,
+    best_checkpoint,
+    explain_stall,
+    prune,
+    save_checkpoint,
+)
 from foveal.train.learner import Learner
-from foveal.train.objective import ANSWERS, Objective
 from foveal.train.optim import rate_scale, set_rate
-from foveal.train.records.incidents import Incidents
 from foveal.train.records.log import RunLog
 from foveal.train.step import train_step
-from foveal.train.stop import StopRequest, asked_by_any
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """Why the loop ended before its last step."""
-
-    signal: int
-    step: int
+from foveal.train.stop import StoppedError, StopRequest
 
 
 @dataclass(frozen=True)
@@ -39,108 +35,93 @@ class EndedEarly:
     reason: str
 
 
-@dataclass(frozen=True)
-class LoopHooks:
-    """What the loop calls but does not know."""
-
-    progress: Callable[[int], Progress]
-    """Steps taken -> what a checkpoint must say."""
-
-    evaluate: Callable[[int], object]
-    """Steps taken -> scores written."""
-
-    audit: StepAudit
-    """Called with the gradients of a step in place, before they are used, until it has seen all."""
-
-    best: Callable[[], Path | None]
-    """The checkpoint that is kept however old it is."""
-
-    stalled: Callable[[int], str]
-    """Steps taken, and evaluated -> why no more are worth taking; empty: they are."""
-
-    objective: Objective = ANSWERS
-    """What is made small."""
-
-
 def train(
     learner: Learner,
     optimizer: torch.optim.Optimizer,
     loader: StepLoader,
+    steps: range,
     run: Path,
-    first_step: int,
-    total_steps: int,
-    log: RunLog | None,
-    incidents: Incidents,
-    hooks: LoopHooks,
+    begun: Progress,
+    log: RunLog,
+    audit: StepAudit,
+    evaluate: Callable[[int], object],
     request: StopRequest,
-) -> Stopped | EndedEarly | None:
-    """Take the steps from `first_step` on; returns why it stopped early, if it did.
+) -> EndedEarly | None:
+    """Take the steps of a run; returns why it ended early, if it did.
 
     Args:
         learner: of the run.
         optimizer: of its learning weights.
         loader: this rank's rows.
-        run: folder of the run.
-        first_step: steps already taken.
-        total_steps: steps of the whole run.
-        log: of the main process.
-        incidents: of the run so far.
-        hooks: see there.
+        steps: that are still to be taken; the last one is the run's.
+        run: its folder.
+        begun: what its checkpoints must say, but for where they stand.
+        log: of its steps.
+        audit: called with the gradients of a step in place, before they are used, until it has
+            seen all.
+        evaluate: steps taken -> scores written.
         request: to stop, if there is one.
 
     Raises:
-        RunError: too much went wrong, see `Incidents`, or a checkpoint cannot be written. The
+        RunError: too much went wrong, see `RunLog.check`, or a checkpoint cannot be written. The
             steps up to then are saved.
+        StoppedError: the run was asked to stop; they are saved too.
     """
     engine, loss, settings = learner.engine, learner.loss, learner.settings
-    every = settings.evaluate_every_steps
-    taken = saved = first_step
+    every, metric = settings.evaluate_every_steps, settings.best_metric
     folder = run / "checkpoints"
+    taken = saved = steps.start
 
     def save() -> None:
         nonlocal saved
         saved = taken  # also where it fails: nobody tries again
-        if log:
-            log.flush()
-        save_checkpoint(folder, hooks.progress(taken), learner.model, optimizer, engine)
-        engine.by_main(lambda: prune(folder, settings.keep_checkpoints, hooks.best()))
+        log.flush()
+        now = replace(begun, step=taken, loss_scale=engine.loss_scale)
+        save_checkpoint(folder, now, learner.model, optimizer, engine)
+        engine.by_main(
+            lambda: prune(folder, settings.keep_checkpoints, best_checkpoint(run, metric))
+        )
 
     loss.train()
-    work_to_do = loader.steps(first_step, total_steps)
+    work_to_do = loader.some_steps(steps)
     try:
         for work in work_to_do:
             # Here and not behind the step: a run that was killed in between does it now.
             if every and work.step and work.step % every == 0:
                 if saved < taken:
                     save()  # an evaluation may find what no step has: nothing is lost by it
-                hooks.evaluate(work.step)
-                if stopping := asked_by_any(engine, request):
-                    return Stopped(stopping, taken)
+                evaluate(work.step)
+                request.heed(engine, taken)
                 # The main process has written the scores: others may not see them yet.
-                reason = engine.gather([hooks.stalled(taken) if engine.is_main else ""])[0]
-                if reason:
-                    return EndedEarly(taken, reason)
+                reason = partial(explain_stall, run, metric, settings.stop_after_worse, taken)
+                if said := engine.gather([reason()] if engine.is_main else [])[0]:
+                    return EndedEarly(taken, said)
                 loss.train()
             started = time.perf_counter()
             forget_peak()
             # Every random choice of a step follows from its number, so none need be saved.
             torch.manual_seed(_mix(settings.seed, work.step, engine.rank))
-            rate = set_rate(optimizer, rate_scale(work.step, total_steps, settings))
-            audit = hooks.audit if hooks.audit.pending else None
-            how = settings.gradient_clip, audit, hooks.audit.explain, hooks.objective
+            rate = set_rate(optimizer, rate_scale(work.step, steps.stop, settings))
             # One process alone may not reach its images.
             rows: list[Batch] = engine.alike(partial(list, work.batches))
-            seen = train_step(engine, loss, optimizer, rows, *how)
+            seen = train_step(
+                engine,
+                loss,
+                optimizer,
+                rows,
+                settings.gradient_clip,
+                audit if audit.pending else None,
+                audit.explain,
+                learner.objective,
+            )
             taken = work.step + 1
-            if log:
-                log.write(taken, seen, rate, time.perf_counter() - started)
-            incidents.record(taken, seen)
-            incidents.check(taken, loader.examples_until(taken), loader.examples_in_a_pass)
-            last, stopping = taken == total_steps, asked_by_any(engine, request)
+            log.write(taken, seen, rate, time.perf_counter() - started)
+            log.check(taken, loader.examples_until(taken), loader.examples_in_a_pass)
+            last, stopping = taken == steps.stop, request.of_any(engine)
             if last or stopping or taken % settings.save_every_steps == 0:
                 save()
             if stopping and not last:
-                return Stopped(stopping, taken)
+                raise StoppedError(stopping, taken)
     except UserError:  # every process knows it alike
         if saved < taken:
             save()

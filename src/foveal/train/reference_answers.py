@@ -23,7 +23,7 @@ from foveal.train.checkpoint import save_tensors
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import Learner
 from foveal.train.objective import pair_losses
-from foveal.train.stop import StopRequest, asked_by_any
+from foveal.train.stop import StoppedError, StopRequest
 
 REFERENCE = "reference.safetensors"
 VALUES = "log_probabilities"
@@ -89,10 +89,10 @@ def find_reference(
     key: ReferenceKey,
     learner: Learner,
     loader: StepLoader,
-    total_steps: int,
+    steps: range,
     console: Console,
     request: StopRequest,
-) -> NDArray[np.float32] | None:
+) -> NDArray[np.float32]:
     """Say how likely the model that a run begins from finds each answer of its steps.
 
     Read in the rows that the run itself reads, each once; what was known when a run was killed is
@@ -103,18 +103,21 @@ def find_reference(
         key: of model and data.
         learner: as it was before the first step; adapters are left aside.
         loader: this rank's rows.
-        total_steps: of the run.
+        steps: that are still to be taken; the last one is the run's.
         console: to show progress on.
         request: to stop, if there is one.
 
     Returns:
-        (examples,), nats; NaN for what the run never shows. None where it was asked to stop.
+        (examples,), nats; NaN for what the run never shows.
+
+    Raises:
+        StoppedError: the run was asked to stop; what is known is saved.
     """
     engine, loss = learner.engine, learner.loss
     path = run / REFERENCE
     count = len(loader.plan.sizes.tokens)
     (known,) = engine.gather([read_reference(path, key, count)] if engine.is_main else [])
-    needed = missing_steps(loader.plan, total_steps, known)
+    needed = missing_steps(loader.plan, steps.stop, known)
     saved = time.monotonic()
 
     def save(found: dict[int, float]) -> None:
@@ -126,7 +129,7 @@ def find_reference(
     found: dict[int, float] = {}
     loss.eval()
     columns = TextColumn("reading what is compared with"), BarColumn(), MofNCompleteColumn()
-    steps = loader.some_steps(needed)
+    work_to_do = loader.some_steps(needed)
     try:
         with (
             torch.no_grad(),
@@ -135,18 +138,18 @@ def find_reference(
             Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar,
         ):
             for _ in bar.track(range(len(needed))):
-                rows: list[Batch] = engine.alike(partial(list, next(steps).batches))
+                rows: list[Batch] = engine.alike(partial(list, next(work_to_do).batches))
                 for batch in rows:
                     found |= _read_row(engine, loss, batch)
-                stopping = asked_by_any(engine, request)
+                stopping = request.of_any(engine)
                 is_due = engine.is_main and time.monotonic() - saved > SAVE_EVERY_SECONDS
                 if stopping or engine.add_up([float(is_due)])[0]:
                     save(found)
                     saved = time.monotonic()
                 if stopping:
-                    return None
+                    raise StoppedError(stopping, steps.start)
     finally:
-        steps.close()
+        work_to_do.close()
     if needed:
         save(found)
     engine.wait()

@@ -29,6 +29,14 @@ BROKEN_OFF = (ConnectionError, EOFError)
 """What is seen of one that is ended while it hands over what it opened."""
 
 
+class StoppedError(Exception):
+    """A run was asked to end before its last step; the same command goes on from there."""
+
+    def __init__(self, signal: int, step: int) -> None:
+        super().__init__(f"signal {signal} behind step {step}")
+        self.signal, self.step = signal, step
+
+
 class StopRequest:
     """The first signal that asked for an end, if one did."""
 
@@ -38,6 +46,24 @@ class StopRequest:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Remember the first signal; a launcher may send others behind it."""
         self.signal = self.signal or number
+
+    def of_any(self, engine: Engine) -> int:
+        """Agree over all processes on a signal, 0 for none: it may reach one a step earlier."""
+        counts = engine.add_up([float(self.signal == number) for number in STOPS])
+        return next((int(one) for one, count in zip(STOPS, counts, strict=True) if count), 0)
+
+    def heed(self, engine: Engine, step: int) -> None:
+        """End the run where any process was asked to.
+
+        Args:
+            engine: of the run.
+            step: steps taken.
+
+        Raises:
+            StoppedError: one was, in all processes alike.
+        """
+        if number := self.of_any(engine):
+            raise StoppedError(number, step)
 
 
 @contextmanager
@@ -65,12 +91,6 @@ def stop_requests() -> Iterator[StopRequest]:
         pythons.close()  # ends the thread
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-def asked_by_any(engine: Engine, request: StopRequest) -> int:
-    """Agree over all processes on a signal, 0 for none: it may reach one a step earlier."""
-    counts = engine.add_up([float(request.signal == number) for number in STOPS])
-    return next((int(number) for number, count in zip(STOPS, counts, strict=True) if count), 0)
 
 
 def _leave_at_the_second(numbers: socket.socket) -> None:

@@ -12,8 +12,7 @@ from tiny_models import write_tiny
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from foveal.adapt.fixed import hold_fixed_weights
-from foveal.adapt.strategy import assign, rules_of
+from foveal.adapt.strategy import assign, hold_frozen_weights, rules_of
 from foveal.config import LoraSettings, Recipe
 from foveal.data.batch import build_batch
 from foveal.errors import ConfigError
@@ -198,7 +197,7 @@ def real_model(place, strategy, precision, attention, recompute="none", lora=LOR
     loaded = load(place.folder, place.question.recipe.data.image_budget, attention)
     model, family = loaded.model, loaded.family
     assign(model, family, rules_of(strategy), 1e-4, 0.01, lora)
-    hold_fixed_weights(model, DTYPES[precision])
+    hold_frozen_weights(model, DTYPES[precision])
     if recompute != "none":
         recompute_blocks(model, family, recompute)
     return model, RowLoss(model, family).train()

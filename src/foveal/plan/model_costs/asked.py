@@ -6,9 +6,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-from foveal.adapt.fixed import hold_fixed_weights
 from foveal.adapt.quantize import Shape
-from foveal.adapt.strategy import rules_of
+from foveal.adapt.strategy import hold_frozen_weights, rules_of
 from foveal.config import LoraSettings, Rule
 from foveal.errors import ConfigError
 from foveal.machine import DTYPES
@@ -113,7 +112,7 @@ class AskedModel:
             assert self.holdings  # counted before what they are of is made hollow
             model = (self._assign() if self._hollow else self._assigned).model
             if not self.lora.dora:
-                hold_fixed_weights(model, DTYPES[ask.precision])
+                hold_frozen_weights(model, DTYPES[ask.precision])
             mode = Hollow()
             make_hollow(model, mode)
             self._hollow[key] = model, mode

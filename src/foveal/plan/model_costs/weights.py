@@ -7,9 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from foveal.adapt.fixed import fixed_matrices
 from foveal.adapt.quantize import Shape, bare_model, quantized_layers
-from foveal.adapt.strategy import Assignment, assign
+from foveal.adapt.strategy import Assignment, assign, frozen_matrices
 from foveal.config import LoraSettings, Rule
 from foveal.models.family import Family
 from foveal.train.optim import hidden_matrices
@@ -230,7 +229,7 @@ def count_holdings(made: Assigned, double: bool = True) -> Holdings:
     linear = {f"{name}.weight" for name, one in modules if isinstance(one, nn.Linear)}
     whole = [one for one in made.assignments if one.name in linear and not made.is_packed(one.name)]
     frozen = [one for one in whole if not one.learn and not family.is_unused(model, one.name)]
-    fixed = {id(one) for one in fixed_matrices(model)}
+    fixed = {id(one) for one in frozen_matrices(model)}
     groups: dict[tuple[float, float, bool], int] = {}
     for one in learnt:
         key = one.learning_rate, one.weight_decay, parameters[one.name] in hidden

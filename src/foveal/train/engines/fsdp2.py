@@ -110,12 +110,6 @@ class ShardedEngine(GroupEngine):
         (square,) = self.add_up([float(norm_of(shares)) ** 2])
         return torch.tensor(math.sqrt(square / self.copies), device=self.device)
 
-    def has_gradient(self, parameter: nn.Parameter) -> bool:
-        """Tell whether a weight's gradient is anywhere other than zero, in any process."""
-        if parameter.grad is None:
-            return False
-        return bool(self.whole_tensor(parameter.grad.any()))
-
     def whole_tensor(self, tensor: Tensor) -> Tensor:
         """Bring a weight or a part of an optimizer's state together, in all processes alike."""
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

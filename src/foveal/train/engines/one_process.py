@@ -132,7 +132,7 @@ class Engine:
 
     def has_gradient(self, parameter: nn.Parameter) -> bool:
         """Tell whether a weight's gradient is anywhere other than zero; all processes ask alike."""
-        return parameter.grad is not None and bool(parameter.grad.any())
+        return parameter.grad is not None and bool(self.whole_tensor(parameter.grad.any()))
 
     def whole_tensor(self, tensor: Tensor) -> Tensor:
         """Bring a weight or a part of an optimizer's state together, in all processes alike."""

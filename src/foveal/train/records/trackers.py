@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from foveal.config import Recipe, flatten
-from foveal.errors import UserError
+from foveal.errors import UserError, one_line
 from foveal.storage import write_json
 from foveal.train.objective import PAIR_MEASURES
 from foveal.train.records.journal import last_step, read_journal
@@ -46,7 +46,7 @@ class Trackers:
     def __init__(
         self,
         recipe: Recipe,
-        steps: tuple[int, int],
+        steps: range,
         plan: Mapping[str, int],
         scored: Mapping[int, Mapping[str, Any]],
         tell: Callable[[str], None] = lambda _: None,
@@ -55,7 +55,7 @@ class Trackers:
 
         Args:
             recipe: of the run.
-            steps: taken, and of the whole run.
+            steps: that are still to be taken; the last one is the run's.
             plan: numbers of the run that hang on its data.
             scored: the scores that the run's folder holds, by the step that they are of.
             tell: called with what a person should hear.
@@ -69,7 +69,6 @@ class Trackers:
         self._state = _read(self._file)
         self._open: dict[str, Tracker] = {}
         self._sent: dict[str, Held] = {}
-        first_step, total = steps
         said = {
             **tracked_settings(recipe),
             **{f"plan.{name}": value for name, value in plan.items()},
@@ -77,11 +76,11 @@ class Trackers:
         presumed = Held(last_step(recipe.run / METRICS), set(scored))
         for name in recipe.log.trackers:
             known = self._state.setdefault(name, {"run": ""})
-            if known.get("ended") and first_step == total:
+            if known.get("ended") and not steps:
                 continue  # nothing is new
-            self._open_one(name, recipe, said, first_step, presumed)
+            self._open_one(name, recipe, said, steps.start, presumed)
         self._write()
-        self._catch_up(first_step, scored)
+        self._catch_up(steps.start, scored)
 
     def _open_one(
         self, name: str, recipe: Recipe, said: Mapping[str, Any], first_step: int, presumed: Held
@@ -105,7 +104,7 @@ class Trackers:
                     sure = opened.held(sure) or sure | presumed
             except Exception as error:  # of the network, of an account, of its own
                 raise UserError(
-                    f"log.trackers: {name} does not take this run ({_one_line(error)}); see to it, "
+                    f"log.trackers: {name} does not take this run ({_in_short(error)}); see to it, "
                     "or leave it out"
                 ) from error
             self._open[name], self._sent[name] = opened, sure
@@ -172,7 +171,7 @@ class Trackers:
             self._note(name, open=False)
             self._write()
             self._tell(
-                f"log.trackers: {name} takes no more ({_one_line(error)}); the run goes on, "
+                f"log.trackers: {name} takes no more ({_in_short(error)}); the run goes on, "
                 f"{METRICS} holds everything, and the same command sends it later"
             )
 
@@ -206,8 +205,8 @@ def _finite(values: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error, 200)}"
 
 
 def check_trackers(recipe: Recipe) -> None:

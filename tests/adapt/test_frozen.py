@@ -1,4 +1,4 @@
-"""Fixed weights in the format of the passes change no bit of what is learnt."""
+"""Frozen weights in the format of the passes change no bit of what is learnt."""
 
 import pytest
 import torch
@@ -6,8 +6,7 @@ from tiny import make_model
 from tiny_models import write_tiny
 from torch import nn
 
-from foveal.adapt.fixed import hold_fixed_weights
-from foveal.adapt.strategy import assign, rules_of
+from foveal.adapt.strategy import assign, hold_frozen_weights, rules_of
 from foveal.config import LoraSettings
 from foveal.models.family import load
 
@@ -27,7 +26,7 @@ def gradients(folder, strategy, hold, make=make_model):
         if "lora_B" in name:
             nn.init.normal_(one, std=0.1)  # zero, it would hide what stands before it
     if hold:
-        hold_fixed_weights(loaded.model, torch.bfloat16)
+        hold_frozen_weights(loaded.model, torch.bfloat16)
     ids = torch.arange(3, 60)[None]
     with torch.autocast("cpu", torch.bfloat16):
         loss = loaded.model(ids, labels=ids).loss
@@ -53,7 +52,7 @@ def test_loss_and_gradients_are_the_same_bits(tmp_path, make, strategy):
     assert all(torch.equal(one, held[name]) for name, one in plain.items())
 
 
-def test_only_fixed_matrices_of_linear_layers_change_their_format(tmp_path):
+def test_only_frozen_matrices_of_linear_layers_change_their_format(tmp_path):
     model, _, _ = gradients(tmp_path / "model", "lora", hold=True)
     formats = {name: one.dtype for name, one in model.named_parameters()}
     qkv = "model.layers.0.self_attn.qkv_proj"
