@@ -19,8 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from foveal.serve.completion import CLIENT_LEFT, EventStream, answer_whole
-from foveal.serve.exchange import Endpoint
+from foveal.serve.exchange import CLIENT_LEFT, Endpoint, EventStream, answer_whole
 from foveal.serve.limits import RequestError, ServerSettings
 from foveal.serve.scheduler import Scheduler
 from foveal.serve.served import Served
