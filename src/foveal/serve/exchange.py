@@ -29,12 +29,11 @@ from starlette.types import Receive, Scope, Send
 from foveal.data.images.boxes import BoxMap
 from foveal.models.generation.generator import Request as Asked
 from foveal.serve.answers import GrowingAnswer, as_logprobs
-from foveal.serve.body import Body, discard, read_body
 from foveal.serve.fetch import fetch
 from foveal.serve.limits import Gate, RequestError, ServerSettings
 from foveal.serve.messages import ChatRequest, parse_request, read_conversation
 from foveal.serve.scheduler import Job, Scheduler
-from foveal.serve.sent_images import read_address
+from foveal.serve.sent_files import Body, discard, read_address, read_body
 from foveal.serve.served import Served
 
 READERS = 2
@@ -145,7 +144,7 @@ class Endpoint:
         asked = parse_request(body.request)
         served = self.find(asked.model)
         read = partial(read_address, limits=self.limits, fetch=self._fetch)
-        conversation = read_conversation(asked.messages, read, body.pictures, body.clips)
+        conversation = read_conversation(asked.messages, read, body.files)
         return served, asked, *served.requests(asked, conversation, self.limits)
 
     def find(self, name: str) -> Served:

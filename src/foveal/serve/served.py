@@ -23,7 +23,7 @@ from foveal.models.generation.prompt import (
 from foveal.models.generation.sampling import Sampling
 from foveal.serve.limits import RequestError, ServerLimits
 from foveal.serve.messages import ChatRequest, Conversation
-from foveal.serve.sent_images import SentFile, measure_images, shown_of_clips
+from foveal.serve.sent_files import SentFile, measure_images, showing
 
 REMEMBERED_PICTURES = 32
 """Latest pictures that stay cut, for the next question about them; 6 MB each at most."""
@@ -91,10 +91,9 @@ class Served:
                 "too_many_pictures",
             )
         processor = self.loaded.processor
-        with shown_of_clips(processor.frame_choice, limits) as show:
+        with showing(processor.frame_choice, limits) as show:
             shown = [
-                [*turn.pictures, *chain.from_iterable(map(show, turn.clips))]
-                for turn in conversation.turns
+                list(chain.from_iterable(map(show, turn.files))) for turn in conversation.turns
             ]
             files = list(chain.from_iterable(shown))
             sizes = measure_images(files, limits)
