@@ -7,13 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from foveal.deliver.card import write_card
-from foveal.deliver.evidence import find_examples
 from foveal.deliver.export_source import RunSource, check_base_fits, check_same_base, find_source
 from foveal.deliver.merge import relative_norms, through_four_bits
 from foveal.deliver.model_files import write_processor_files
 from foveal.deliver.model_folder import MAX_SHARD_BYTES, new_folder, write_adapter, write_model
 from foveal.deliver.proof import Proof
-from foveal.deliver.prove import prove
+from foveal.deliver.prove import find_examples, prove
 from foveal.deliver.weight_only import WeightFormat, plan_weight_only
 from foveal.errors import RunError
 from foveal.machine import DTYPES, Precision
