@@ -265,13 +265,13 @@ def load_tuned(source: RunSource) -> LoadedModel:
     loaded = load(str(source.base), source.recipe.data.image_budget)
     if source.adapters:
         add_adapters(loaded.model, source.adapter_sizes, source.recipe.lora)
-    put_weights(loaded.model, source.learnt)
+    put_weights(loaded.model, source.learnt, source.checkpoint)
     loaded.model.requires_grad_(False).eval()
     return loaded
 
 
 @torch.no_grad()
-def put_weights(model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+def put_weights(model: nn.Module, stored: Mapping[str, StoredTensor], checkpoint: Path) -> None:
     """Put the weights of a checkpoint in place, one at a time.
 
     Raises:
@@ -280,7 +280,7 @@ def put_weights(model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
     weights = model.state_dict()
     for name, one in stored.items():
         if name not in weights or weights[name].shape != one.shape:
-            raise ModelError(f"{one.file}: the base model has no weight {name} of {one.shape}")
+            raise ModelError(f"{checkpoint}: the base model has no weight {name} of {one.shape}")
         weights[name].copy_(one.read())
 
 
