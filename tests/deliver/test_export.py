@@ -30,7 +30,7 @@ from foveal.errors import ModelError, RunError
 from foveal.evaluate.prediction import read_scores
 from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.serve.server import open_models
+from foveal.serve.served import open_models
 from foveal.storage import AtWorkError
 
 BEFORE_MERGING = "ignore:.*is_gradient_checkpointing:FutureWarning"
