@@ -18,6 +18,9 @@ from foveal.report.run_folder import Curves, Numbers, Run
 COMPARED = (SERIES[0], *SERIES[2:], SERIES[1])
 """Colours of runs side by side; the second of SERIES is grey, for what came before."""
 
+FROM_ZERO = (0.0, None)
+"""Range of an axis that ends where the values do."""
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -38,32 +41,19 @@ def training_charts(measures: Curves, machine: Mapping[str, object]) -> list[Cha
     if "memory_bytes" in columns:
         columns["memory_bytes"] = columns["memory_bytes"] / 1e9
     shown = replace(measures, columns=columns)
-    on_cpu = machine.get("device", "cpu") == "cpu"
+    rates = partial(_say_rates, measures)
+    memory = partial(_say_memory, machine.get("device", "cpu") == "cpu")
     charts = [
         _chart(shown, "loss", "Loss", loss_label, words=_say_trend),
-        _chart(shown, "preferred", "Pairs preferred", "share", y_range=(0, 1)),
+        _chart(shown, "preferred", "Pairs preferred", "share", (0, 1)),
         _chart(shown, "margin", "Margin", "nats between both answers"),
         _chart(shown, "chosen_log_probability", "Chosen answers", "log-probability, nats"),
         _chart(shown, "rejected_log_probability", "Rejected answers", "log-probability, nats"),
         _chart(shown, "distance", "Distance from the reference", "nats an answer"),
         _chart(shown, "learning_rate", "Learning rate", "rate", kind="line"),
         _chart(shown, "gradient_norm", "Gradient norm", "norm before clipping"),
-        _chart(
-            shown,
-            "throughput",
-            "Throughput",
-            "examples a second",
-            y_range=(0, None),
-            words=lambda _: _say_rates(measures),
-        ),
-        _chart(
-            shown,
-            "memory_bytes",
-            "Memory",
-            "GB",
-            y_range=(0, None),
-            words=partial(_say_memory, on_cpu=on_cpu),
-        ),
+        _chart(shown, "throughput", "Throughput", "examples a second", FROM_ZERO, words=rates),
+        _chart(shown, "memory_bytes", "Memory", "GB", FROM_ZERO, words=memory),
     ]
     return [chart for chart in charts if chart]
 
@@ -79,7 +69,7 @@ def _say_trend(loss: Numbers) -> str:
     return f"From {first:.3g} to {last:.3g}, averaged over neighbouring steps.{_gaps(loss)}"
 
 
-def _say_rates(measures: Curves) -> str:
+def _say_rates(measures: Curves, _: Numbers) -> str:
     seconds = measures.total("seconds")
     words = f"{measures.total('examples') / seconds:,.3g} examples a second over the whole run"
     if "tokens" in measures.columns:
@@ -87,7 +77,7 @@ def _say_rates(measures: Curves) -> str:
     return f"{words}."
 
 
-def _say_memory(gigabytes: Numbers, on_cpu: bool) -> str:
+def _say_memory(on_cpu: bool, gigabytes: Numbers) -> str:
     held = (
         "held by the first process behind each step"
         if on_cpu
@@ -106,8 +96,8 @@ def _chart(
     column: str,
     title: str,
     y_label: str,
-    kind: str = "noisy",
     y_range: tuple[float, float | None] | None = None,
+    kind: str = "noisy",
     words: Callable[[Numbers], str] = _say_range,
 ) -> Chart | None:
     """Draw a column against the step; none where it has no finite value."""

@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from foveal.config import load_recipe
 from foveal.data.images.boxes import BoxMap
 from foveal.data.shapes import pixels_of, shape_of
-from foveal.deliver.open import ADAPTER_CONFIG, find_image_budget, open_to_answer, read_base_name
+from foveal.deliver.open import ADAPTER_CONFIG, open_to_answer, read_base_name
 from foveal.deliver.tensors import find_tensors
 from foveal.errors import DataError, ModelError
 from foveal.models.family import LoadedModel, most_tokens
@@ -246,8 +246,7 @@ def open_models(
         ModelError: one cannot be read.
     """
     name = name or served_name(place)
-    image_budget = find_image_budget(place)
-    tuned = Served(name, open_to_answer(place, image_budget))
+    tuned = Served(name, open_to_answer(place))
     before = find_before(place)
     if before is None:
         return [tuned], ""
@@ -262,7 +261,7 @@ def open_models(
             f"no room for the model before tuning: it needs {needed / gib:.1f} GiB and "
             f"{free / gib:.1f} GiB are free"
         )
-    untuned = Served(name + BEFORE, open_to_answer(before, image_budget, as_of=place))
+    untuned = Served(name + BEFORE, open_to_answer(before, as_of=place))
     return [tuned, untuned], "before and after tuning"
 
 
