@@ -91,8 +91,7 @@ class Evidence:
     def scores(self, loaded: LoadedModel) -> Scores:
         """Answer and score all examples, as the run's own evaluation does."""
         metrics = self.recipe.evaluate.metrics
-        made = self._predict(loaded, range(len(self.examples)))
-        return score_predictions([one.scored(metrics) for one in made], metrics)
+        return score_predictions(self._predict(loaded, range(len(self.examples))), metrics)
 
     def _predict(self, loaded: LoadedModel, only: Iterable[int]) -> list[Prediction]:
         read_as(loaded.processor, self.recipe.data)

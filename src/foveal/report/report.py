@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from hashlib import file_digest
 from itertools import cycle
 from pathlib import Path
@@ -14,7 +13,6 @@ from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.objects import image_base
 from foveal.errors import RunError, UserError
 from foveal.evaluate.intervals import Difference, Score
-from foveal.evaluate.prediction import Prediction
 from foveal.report.charts import (
     COMPARED,
     calibration_charts,
@@ -30,7 +28,6 @@ from foveal.report.plots import SERIES
 from foveal.report.run_folder import (
     Evaluation,
     Run,
-    answer_score,
     read_run,
     settings_beside_defaults,
     settings_of,
@@ -128,7 +125,7 @@ def write_report(
         confusions=confusions(found, pairs),
         gallery=choose_cards(
             pairs,
-            partial(_score, metric=metric),
+            lambda one: one.score(metric) or 0.0,
             ImageFolder(data, images) if data and examples else None,
             unit=recipe.data.boxes if recipe else None,
         ),
@@ -150,13 +147,9 @@ def _main_metric(latest: Evaluation | None) -> str:
     known = (
         metric
         for metric in latest.scores
-        if all(answer_score(one, metric) is not None for one in latest.predictions)
+        if all(one.score(metric) is not None for one in latest.predictions)
     )
     return next(known, "accuracy")
-
-
-def _score(prediction: Prediction, metric: str) -> float:
-    return answer_score(prediction, metric) or 0.0
 
 
 def _examples(
