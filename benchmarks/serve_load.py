@@ -32,7 +32,8 @@ from foveal.inputs import quiet_libraries
 from foveal.machine import free_memory
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.serve.limits import ServerLimits, ServerSettings
-from foveal.serve.server import address_of, build_app, listen, make_server, open_models
+from foveal.serve.served import open_models
+from foveal.serve.server import address_of, build_app, listen, make_server
 
 GROWTH_BYTES = 32 * 2**20
 """That the second half of a load may add, over what the first half needed."""

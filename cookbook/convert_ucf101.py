@@ -11,7 +11,7 @@ from pathlib import Path
 
 from foveal.data.convert import convert
 from foveal.errors import UserError
-from foveal.published.tasks import fetch_clips
+from foveal.published import fetch_clips
 
 
 def main() -> None:

@@ -10,8 +10,7 @@ from typing import Any
 
 from foveal.config import Recipe, load_recipe, quoted
 from foveal.errors import ConfigError, UserError
-from foveal.published.reproduce import RECIPES
-from foveal.published.tasks import prepare
+from foveal.published import RECIPES, prepare
 
 ALPHA_RATIO_TO_WONDER_AT = 4.0
 """The recipe uses 0.5 and 2; more is most likely an alpha given as a ratio."""

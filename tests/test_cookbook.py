@@ -77,7 +77,7 @@ def write_model(folder: Path) -> None:
 def scripts(monkeypatch):
     """The scripts as modules: `front` lies beside them. One process converts: data are small."""
     monkeypatch.syspath_prepend(str(COOKBOOK))
-    monkeypatch.setattr("foveal.published.tasks.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("foveal.published.os.cpu_count", lambda: 1)
 
 
 def shrink(name: str, place: Path, output: Path) -> tuple[str, list[str]]:

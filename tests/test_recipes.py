@@ -17,7 +17,7 @@ from tiny import SIZES, pages
 from foveal.config import Recipe, load_recipe, save_recipe, setting_names
 from foveal.errors import ConfigError
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.published.reproduce import RECIPES, list_rows, list_starts, published_scores, row_name
+from foveal.published import RECIPES, list_rows, list_starts, published_scores, row_name
 from foveal.run import TrainingRun
 from foveal.train.checkpoint import resume_key
 

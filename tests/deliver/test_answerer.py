@@ -25,7 +25,7 @@ from foveal.deliver.open import open_model
 from foveal.errors import DataError, ModelError, RunError, UserError
 from foveal.evaluate.prediction import read_predictions
 from foveal.machine import DTYPES
-from foveal.serve.server import open_models
+from foveal.serve.served import open_models
 
 
 @pytest.fixture(scope="module")

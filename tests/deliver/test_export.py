@@ -30,7 +30,7 @@ from foveal.errors import ModelError, RunError
 from foveal.evaluate.prediction import read_scores
 from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.serve.server import open_models
+from foveal.serve.served import open_models
 from foveal.storage import AtWorkError
 
 BEFORE_MERGING = "ignore:.*is_gradient_checkpointing:FutureWarning"
@@ -335,14 +335,21 @@ def test_adapters_that_were_left_out_fail_the_proof(lora_run, tmp_path, monkeypa
     assert done.folder == tmp_path / "out.unverified"
 
 
-def test_a_weight_that_makes_no_number_fails_the_proof(lora_run, tmp_path, monkeypatch):
+def test_a_weight_that_makes_no_number_fails_the_proof(run, tmp_path, monkeypatch):
     def change(tensors):
         tensors["model.norm.weight"][0] = torch.nan
 
     spoil(monkeypatch, change)
-    done = export_run(lora_run, tmp_path / "out", merge=True)
+    turns = [{"user": f"{one}?", "assistant": str(one)} for one in range(3)]
+    (tmp_path / "turns.jsonl").write_text(json.dumps({"id": "a", "conversations": turns}))
+    data = load_recipe(run / "recipe.yaml").data
+    change_recipe(run, data=data.model_copy(update={"validation": tmp_path / "turns.jsonl"}))
+    done = export_run(run, tmp_path / "out", merge=True)
     assert done.proof is not None
-    assert "logits differ by nan" in done.proof.problems()[0]
+    logits, rounded, answers = done.proof.problems()
+    assert "logits differ by nan" in logits
+    assert "moves logits by nan" in rounded
+    assert answers == "3 of 3 answers differ"
 
 
 def test_a_proof_that_breaks_off_leaves_a_marked_folder(full_run, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from foveal.models.generation.generator import Generator
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.serve.limits import ServerLimits
 from foveal.serve.messages import ChatRequest, read_conversation
-from foveal.serve.sent_images import read_address
+from foveal.serve.sent_files import read_address
 from foveal.serve.served import Served
 
 SYSTEM = "Be brief."

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from foveal.config import DataSettings, EvaluateSettings, Recipe, save_recipe
 from foveal.deliver.export import export_run
-from foveal.deliver.model_files import name_own_code
+from foveal.deliver.model_folder import name_own_code
 from foveal.deliver.tensors import find_tensors
 from foveal.models.phi3_vision import Phi3VisionForConditionalGeneration
 from foveal.train.checkpoint import STATE, WEIGHTS, Progress

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from foveal.cli import app
-from foveal.deliver.push import plan_push, push
+from foveal.deliver.export import plan_push, push
 from foveal.errors import RunError
 
 
@@ -52,7 +52,7 @@ def test_a_new_repository_is_private_and_gets_every_file(folder):
 
 
 def test_a_dry_run_lists_files_and_sizes_and_sends_nothing(folder, monkeypatch):
-    monkeypatch.setattr("foveal.deliver.push.push", lambda *_, **__: pytest.fail("sent"))
+    monkeypatch.setattr("foveal.deliver.export.push", lambda *_, **__: pytest.fail("sent"))
     result = CliRunner().invoke(app, ["push", str(folder), "me/mine", "--dry-run"])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()

@@ -3,7 +3,7 @@
 from tiny import make_model, pages
 
 from foveal.config import DataSettings, load_recipe, save_recipe
-from foveal.deliver.model_files import write_processor_files
+from foveal.deliver.model_folder import write_processor_files
 from foveal.deliver.open import open_model
 from foveal.models.phi3_vision import Phi3VisionProcessor
 

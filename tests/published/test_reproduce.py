@@ -17,8 +17,7 @@ from foveal.data.example import read_examples
 from foveal.errors import ConfigError, DataError
 from foveal.evaluate.intervals import Score
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.published.reproduce import compare_with_published, find_row, reproduce_row
-from foveal.published.tasks import prepare
+from foveal.published import compare_with_published, find_row, prepare, reproduce_row
 
 SMALL = (
     "precision=float32",
@@ -32,7 +31,7 @@ SMALL = (
 
 @pytest.fixture(autouse=True)
 def one_process_converts(monkeypatch):
-    monkeypatch.setattr("foveal.published.tasks.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("foveal.published.os.cpu_count", lambda: 1)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from run_folders import evaluate, make_examples, make_run, make_whole_run, predict
 
 from foveal.errors import RunError
-from foveal.report.comparison import write_comparison
+from foveal.report.report import write_comparison
 
 
 def words(page):

@@ -8,7 +8,7 @@ from run_folders import evaluate, make_examples, make_run, make_whole_run, predi
 from foveal.config import Recipe, TrainSettings
 from foveal.errors import ConfigError, DataError, RunError
 from foveal.evaluate.prediction import Prediction
-from foveal.report.run_folder import answer_score, read_run, settings_beside_defaults
+from foveal.report.run_folder import read_run, settings_beside_defaults
 
 
 def test_a_whole_run_is_read(tmp_path):
@@ -77,9 +77,9 @@ def test_incidents_and_machine_are_read_as_they_are(tmp_path):
 
 def test_the_score_of_an_answer_is_the_written_one_or_worked_out():
     answer = Prediction("a", "no", answers=("no",), scores={"accuracy": 0.25})
-    assert answer_score(answer, "accuracy") == 0.25
-    assert answer_score(answer, "anls") == 1
-    assert answer_score(answer, "auroc") is None
+    assert answer.score("accuracy") == 0.25
+    assert answer.score("anls") == 1
+    assert answer.score("auroc") is None
 
 
 def test_settings_at_their_default_are_not_listed(tmp_path):

@@ -48,10 +48,10 @@ def stage(tiny: "LoadedModel", actor: "Actor") -> "Iterator[Callable[..., Runnin
     """Starts a server of a model named `mine`, spoken by `actor`; others say their own names."""
     from serving import Actor, running
 
-    from foveal.serve.app import make_app
     from foveal.serve.limits import ServerSettings
     from foveal.serve.scheduler import Scheduler
     from foveal.serve.served import Served
+    from foveal.serve.server import make_app
 
     with ExitStack() as stack:
 

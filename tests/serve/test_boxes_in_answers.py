@@ -5,7 +5,7 @@ from openai import BadRequestError
 from serving import picture_bytes, question
 
 from foveal.data.images.boxes import BoxFrame, BoxMap
-from foveal.serve.text import MovedBoxes
+from foveal.serve.answers import MovedBoxes
 
 # 60 x 40 in two crops of 28: 56 x 37 on a canvas of 56 x 56, 9 white rows above.
 SPOKEN = "One is at [0, 18, 19, 37], or (0,18),(19,37). And [12, a"

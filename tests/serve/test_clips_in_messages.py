@@ -23,7 +23,7 @@ from foveal.models.family import load
 from foveal.models.generation.generator import Generator
 from foveal.serve.limits import RequestError, ServerLimits, ServerSettings
 from foveal.serve.messages import ChatRequest, read_conversation
-from foveal.serve.sent_images import read_address
+from foveal.serve.sent_files import read_address
 from foveal.serve.served import Served
 
 pytestmark = [

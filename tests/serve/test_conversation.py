@@ -4,7 +4,7 @@ import pytest
 
 from foveal.serve.limits import RequestError
 from foveal.serve.messages import Message, read_conversation
-from foveal.serve.sent_images import SentFile
+from foveal.serve.sent_files import SentFile
 
 
 def said(role, *parts):
@@ -23,7 +23,7 @@ def read(*messages, uploads=()):
 
 
 def shown(turn):
-    return [picture.data for picture in turn.pictures]
+    return [picture.data for picture in turn.files]
 
 
 def test_turns_keep_their_pictures_and_answers():
@@ -35,7 +35,7 @@ def test_turns_keep_their_pictures_and_answers():
     first, second = read_back.turns
     assert (first.user, shown(first), first.assistant) == ("First?", [b"a"], "One.")
     assert (second.user, shown(second), second.assistant) == ("Second?", [b"b", b"c"], None)
-    named = [one.name for turn in read_back.turns for one in turn.pictures]
+    named = [one.name for turn in read_back.turns for one in turn.files]
     assert named == ["picture 1", "picture 2", "picture 3"]
     assert read_back.num_files == 3
 

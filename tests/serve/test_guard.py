@@ -5,8 +5,8 @@ import openai
 import pytest
 from serving import LINES, question
 
-from foveal.serve.app import is_loopback
 from foveal.serve.limits import ServerSettings
+from foveal.serve.server import is_loopback
 
 GUARDED = ("/v1/models", "/v1/models/mine", "/metrics")
 

@@ -17,7 +17,7 @@ from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.serve.limits import RequestError, ServerLimits
 from foveal.serve.messages import ChatRequest, Conversation, Said
-from foveal.serve.sent_images import SentFile
+from foveal.serve.sent_files import SentFile
 from foveal.serve.served import Served
 
 

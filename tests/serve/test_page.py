@@ -11,8 +11,8 @@ from numbered_clips import STEADY, write_clip
 from playwright.sync_api import expect, sync_playwright
 from serving import LINES, picture_bytes
 
-from foveal.serve.app import read_page
 from foveal.serve.limits import ServerSettings
+from foveal.serve.server import read_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

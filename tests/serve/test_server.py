@@ -16,18 +16,15 @@ from serving import question, running, wait_until
 
 from foveal.data.images.frames import FrameChoice
 from foveal.serve.limits import ServerLimits, ServerSettings
+from foveal.serve.served import decoding_limits, find_before, open_models, served_name
 from foveal.serve.server import (
     ServeError,
     address_of,
     build_app,
-    decoding_limits,
-    find_before,
     listen,
     make_server,
-    open_models,
     run_until_stopped,
     serve,
-    served_name,
 )
 
 
@@ -35,9 +32,9 @@ from foveal.serve.server import (
     ("sent", "was_interrupt"), [(signal.SIGTERM, False), (signal.SIGINT, True)]
 )
 def test_a_signal_lets_running_answers_end_and_then_the_server(tiny, actor, sent, was_interrupt):
-    from foveal.serve.app import make_app
     from foveal.serve.scheduler import Scheduler
     from foveal.serve.served import Served
+    from foveal.serve.server import make_app
 
     actor.step_seconds = 0.05
     app = make_app([Served("mine", tiny)], Scheduler({"mine": lambda: actor}), ServerSettings())

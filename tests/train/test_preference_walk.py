@@ -26,7 +26,8 @@ from foveal.evaluate.prediction import read_predictions, read_scores
 from foveal.models.family import load
 from foveal.plan.question import ask
 from foveal.serve.limits import ServerLimits, ServerSettings
-from foveal.serve.server import build_app, open_models
+from foveal.serve.served import open_models
+from foveal.serve.server import build_app
 from foveal.train import reference_answers
 
 STRATEGIES = ["full", "lora"]

@@ -273,7 +273,7 @@ def report(
 
         page = write_report(runs[0], out=out)
     else:
-        from foveal.report.comparison import write_comparison
+        from foveal.report.report import write_comparison
 
         page = write_comparison(runs, out or Path("comparison.html"))
     typer.echo(f"report: {page}")

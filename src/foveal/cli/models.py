@@ -126,8 +126,8 @@ def push(
     unproven: Annotated[bool, typer.Option(help="Send it without a proof.")] = False,
 ) -> None:
     """Send an exported folder to the Hugging Face hub."""
-    from foveal.deliver.push import plan_push
-    from foveal.deliver.push import push as push_folder
+    from foveal.deliver.export import plan_push
+    from foveal.deliver.export import push as push_folder
 
     files = plan_push(folder, unproven)
     for file in files:

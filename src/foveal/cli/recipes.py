@@ -21,7 +21,7 @@ def recipes(
         typer.echo(explain_settings(), nl=False)
         return
     from foveal.config import load_recipe
-    from foveal.published.reproduce import (
+    from foveal.published import (
         RECIPES,
         list_rows,
         list_starts,
@@ -53,7 +53,7 @@ def reproduce(
     """Run a published row again: convert, check, evaluate, train, evaluate, compare."""
     from rich.console import Console
 
-    from foveal.published.reproduce import reproduce_row
+    from foveal.published import reproduce_row
 
     place = out or Path("runs") / name
     for line in reproduce_row(name, source, place, tuple(overrides or ()), Console(stderr=True)):

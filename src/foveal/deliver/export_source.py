@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ from foveal.adapt.strategy import first_match, rules_of
 from foveal.config import Recipe, load_recipe
 from foveal.deliver.merge import sort_adapters
 from foveal.deliver.open import find_run
-from foveal.deliver.tensors import RegroupedTensor, StoredTensor, find_tensors, tensors_of
+from foveal.deliver.tensors import StoredTensor, find_tensors, tensors_of
 from foveal.errors import ModelError, RunError
 from foveal.evaluate.kept import is_of_run
 from foveal.evaluate.prediction import Scores, read_scores
@@ -74,7 +74,7 @@ class RunSource:
         return changed_settings(self.processor.processor, str(self.base)) if changes else {}
 
     @cached_property
-    def base_tensors(self) -> dict[str, StoredTensor | RegroupedTensor]:
+    def base_tensors(self) -> dict[str, StoredTensor]:
         """Weights of the base, by the model's own names."""
         own_names = [(own, stored) for stored, own in self._own_names.items() if own is not None]
         order = dict.fromkeys(own for own, _ in own_names)
@@ -82,13 +82,15 @@ class RunSource:
         own_names.sort(key=lambda names: names[0] == names[1])
         found = {own: self._stored[stored] for own, stored in own_names}
         made = {
-            own: RegroupedTensor(
-                tuple(self._stored[name] for name in group.stored), group.own, own, shape
-            )
+            own: StoredTensor(shape, partial(self._regroup, group, own))
             for group in self.regrouped
             for own, shape in group.shapes.items()
         }
         return {own: found[own] for own in order} | made
+
+    def _regroup(self, group: Regrouped, own: str) -> Tensor:
+        """Read all that a weight is made of, and make it."""
+        return group.own({name: self._stored[name].read() for name in group.stored})[own]
 
     @cached_property
     def _own_names(self) -> dict[str, str | None]:
@@ -119,7 +121,7 @@ class RunSource:
     @cached_property
     def learnt(self) -> dict[str, StoredTensor]:
         """All that the run learnt, as the checkpoint holds it."""
-        return {one.name: one for one in tensors_of(self.checkpoint / WEIGHTS)}
+        return tensors_of(self.checkpoint / WEIGHTS)
 
     @cached_property
     def adapters(self) -> dict[str, dict[str, StoredTensor]]:

@@ -54,18 +54,15 @@ def open_model(place: str, image_budget: ImageBudget = None, dtype: Any = None) 
     return _reading_as(place, replace(loaded, processor=processor))
 
 
-def open_to_answer(
-    place: str, image_budget: ImageBudget = None, *, as_of: str | None = None
-) -> LoadedModel:
+def open_to_answer(place: str, as_of: str | None = None) -> LoadedModel:
     """Load a model onto the fastest device, in the number format that its run computed in.
 
     A processor answers in float32; what no run tells of answers in bf16 elsewhere.
 
     Args:
         place: run folder, model folder, adapter folder or hub name.
-        image_budget: how much of a picture is read; none: as in training.
-        as_of: the run whose format is taken, and whose way to read turns, boxes and clips; none:
-            the place itself.
+        as_of: the run whose format is taken, and whose way to read pictures, turns, boxes and
+            clips; none: the place itself.
 
     Raises:
         ModelError: it cannot be read.
@@ -73,7 +70,7 @@ def open_to_answer(
     device = pick_device()
     recipe = recipe_of(as_of or place)
     precision = "float32" if device.type == "cpu" else recipe.precision if recipe else "bf16"
-    loaded = open_model(place, image_budget, DTYPES[precision])
+    loaded = open_model(place, find_image_budget(as_of or place), DTYPES[precision])
     loaded.model.to(device).eval()
     return _reading_as(as_of, loaded) if as_of else loaded
 

@@ -1,31 +1,40 @@
 """A written folder, loaded again from disk, beside the run's own model: are they the same?"""
 
-import gc
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from foveal.adapt.adapters import add_adapters, merge_adapters
-from foveal.deliver.evidence import (
-    EvidenceExamples,
-    answer_logits,
-    greedy_answers,
-    measure_scores,
-)
+from foveal.config import Recipe
+from foveal.data.batch import build_batch
+from foveal.data.convert.unpack import unpacked
+from foveal.data.dataset import Dataset, build_dataset
+from foveal.data.encode import encode
+from foveal.data.example import Example, read_examples
+from foveal.data.images.image_folder import ImageFolder
+from foveal.data.images.objects import image_base
+from foveal.data.row_planning.groups import Group, Row
+from foveal.data.turn_processor import TurnProcessor, read_as
 from foveal.deliver.export_source import RunSource
 from foveal.deliver.merge import through_four_bits
 from foveal.deliver.open import put_adapter
 from foveal.deliver.proof import Proof, check_scores, note_scores
 from foveal.deliver.tensors import StoredTensor
 from foveal.deliver.weight_only import WeightOnly
-from foveal.errors import ModelError
-from foveal.evaluate.prediction import Scores
+from foveal.errors import DataError, ModelError, RunError
+from foveal.evaluate.predict import predict
+from foveal.evaluate.prediction import Prediction, Scores, score_predictions
+from foveal.evaluate.questions import Opener, ask_examples, question_groups
 from foveal.machine import DTYPES, Precision, pick_device
 from foveal.models.family import LoadedModel, load
+from foveal.models.forward import hidden_states
+
+COMPARED = 8
+"""Examples whose logits and answers are compared."""
 
 SAME = {"float32": 1e-4, "bf16": 1e-3, "fp16": 1e-3}
 """Most that logits may differ from the run's own weights in the same number format, as a share of
@@ -37,29 +46,112 @@ or 11 bits, and errors of a few dozen layers add up."""
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """Real examples to compare models on."""
+
+    file: Path
+    examples: tuple[Example, ...]
+    dataset: Dataset
+    scored: bool
+    """Whether they are what the run's scores were made from."""
+
+    recipe: Recipe
+    """How the run read them, and how it answers."""
+
+    @property
+    def compared(self) -> list[int]:
+        """Places of the few whose logits are compared, spread over the file."""
+        count = min(COMPARED, len(self.examples))
+        return [place * len(self.examples) // count for place in range(count)]
+
+    def look(self, loaded: LoadedModel) -> "_Seen":
+        """Ask a model about the few."""
+        logits = self.logits(loaded)
+        if not all(bool(one.isfinite().all()) for one in logits):
+            return _Seen(logits)  # no model can be asked then, and the logits alone fail the proof
+        answers = [one.prediction for one in self._predict(loaded, self.compared)]
+        return _Seen(logits, answers)
+
+    @torch.no_grad()
+    def logits(self, loaded: LoadedModel) -> list[Tensor]:
+        """Work out what a model expects at each token of the given answers.
+
+        Returns:
+            (answer tokens, vocab) for each compared example, float32, on the CPU.
+        """
+        model, family = loaded.model.eval(), loaded.family
+        logits = []
+        for place in self.compared:
+            row = Row((Group((place,), int(self.dataset.sizes.tokens[place])),))
+            batch = build_batch(row, self.dataset, loaded.processor).to(model.device)
+            hidden = hidden_states(model, family, batch, groups=batch.groups)
+            logits.append(family.head(model)(hidden[batch.predictors]).float().cpu())
+        return logits
+
+    def scores(self, loaded: LoadedModel) -> Scores:
+        """Answer and score all examples, as the run's own evaluation does."""
+        metrics = self.recipe.evaluate.metrics
+        return score_predictions(self._predict(loaded, range(len(self.examples))), metrics)
+
+    def _predict(self, loaded: LoadedModel, only: Iterable[int]) -> list[Prediction]:
+        read_as(loaded.processor, self.recipe.data)
+        settings = self.recipe.evaluate
+        with Opener(self.dataset, loaded.processor) as opener:
+            questions = list(ask_examples(only, self.examples, self.dataset, opener, settings))
+            costs = loaded.family.row_costs(loaded.processor)
+            groups = question_groups(questions, self.dataset, costs)
+            shared = [one for group in groups for one in group.questions]
+            made = {one.key: one for some in predict(loaded, shared, settings) for one in some}
+        return [made[question.key] for question in questions]
+
+
+@dataclass(frozen=True)
 class _Seen:
     """What one model gave."""
 
     logits: list[Tensor]
-    answers: list[str]
-
-    @property
-    def is_finite(self) -> bool:
-        return all(bool(one.isfinite().all()) for one in self.logits)
+    answers: Sequence[str] = ()
+    """None where its numbers are not finite."""
 
     def apart(self, logits: Sequence[Tensor]) -> float:
         pairs = zip(self.logits, logits, strict=True)
         return float(torch.stack([(one - other).abs().max() for one, other in pairs]).max())
 
     def equal_answers(self, other: "_Seen") -> int:
-        return sum(a == b for a, b in zip(self.answers, other.answers, strict=True))
+        return sum(a == b for a, b in zip(self.answers, other.answers, strict=False))
+
+
+def find_examples(recipe: Recipe, processor: TurnProcessor) -> Evidence:
+    """Read a run's validation examples, or a few that it learnt from.
+
+    Raises:
+        RunError: their file is not there.
+        DataError: it or a picture cannot be read.
+    """
+    data, limit = recipe.data.validation, recipe.evaluate.max_examples
+    scored = data is not None
+    if data is None and recipe.data.train_files:
+        data, limit = recipe.data.train_files[0].path, COMPARED
+    data = data and unpacked(data, recipe.run / ".cache", recipe.data.columns)
+    if data is None or not data.is_file():
+        raise RunError(
+            f"{data}: the run's examples are not there, and without them nothing can be proven; "
+            "bring the file back, or export with --no-proof"
+        )
+    examples = tuple(islice(read_examples(data), limit))
+    if not examples:
+        raise DataError(f"{data}: no examples; write one conversation a line")
+    folder = ImageFolder(data, image_base(recipe.data))
+    read_as(processor, recipe.data)
+    encoded = [encode(example, processor, folder) for example in examples]
+    return Evidence(data, examples, build_dataset(encoded, processor), scored, recipe)
 
 
 def prove(
     source: RunSource,
     folder: Path,
     dtype: Precision,
-    examples: EvidenceExamples,
+    examples: Evidence,
     *,
     merged: bool,
     bits: WeightOnly | None = None,
@@ -77,9 +169,26 @@ def prove(
         tell: called with what is being done.
     """
     device = roomy_device(source, tell)
-    exact, rounded, wanted = _look_at_run(
-        source, DTYPES[dtype], examples, device, merged, bits, tell
-    )
+
+    def as_written(name: str, weight: Tensor) -> Tensor:
+        """Round a weight as its file does; what an adapter stands beside is no part of its file."""
+        if bits and bits.holds(name):
+            return bits.rounded(weight, DTYPES[dtype])
+        return weight.to(DTYPES[dtype]) if merged or ".lora_" in name else weight
+
+    tell("Loading the run's own model and asking it")
+    tuned = load_tuned(source)
+    tuned.model.to(device)
+    if merged:
+        merge_adapters(tuned.model)
+    exact = examples.look(tuned)
+    change_weights(tuned.model, as_written)
+    rounded = examples.look(tuned)
+    wanted = source.scores if examples.scored else None
+    if examples.scored and wanted is None:
+        tell("Scoring the run's own model: this step has no recorded evaluation")
+        wanted = examples.scores(tuned)
+    tuned.model.to("meta")  # its weights make room
     four_bit_difference = None
     if merged and source.four_bit_layers:
         tell("Asking the run's own model on its 4-bit base")
@@ -87,12 +196,11 @@ def prove(
     tell("Loading the written folder and asking it")
     written = load_written(source, folder, merged)
     written.model.to(device)
-    seen = _look(written, examples, source)
-    asks = wanted and seen.is_finite
-    found = measure_scores(written, examples, source.recipe.evaluate) if asks else {}
-    del written
-    _let_go()
+    seen = examples.look(written)
+    found = examples.scores(written) if wanted and seen.answers else {}
+    written.model.to("meta")
     largest = float(torch.stack([one.abs().max() for one in exact.logits]).max())
+    answers = max(len(seen.answers), len(rounded.answers))
     return Proof(
         dtype=dtype,
         data=examples.file.name,
@@ -104,42 +212,12 @@ def prove(
         rounding_limit=None if bits else ROUNDED[dtype] * largest,
         weights=bits.kind if bits else None,
         equal_answers=seen.equal_answers(rounded),
-        answers=len(seen.answers),
-        answers_changed_by_rounding=len(seen.answers) - rounded.equal_answers(exact),
+        answers=answers,
+        answers_changed_by_rounding=answers - rounded.equal_answers(exact),
         scores=check_scores(found, wanted or {}),
         scores_note=note_scores(found, wanted),
         four_bit_difference=four_bit_difference,
     )
-
-
-def _look_at_run(
-    source: RunSource,
-    dtype: torch.dtype,
-    examples: EvidenceExamples,
-    device: torch.device,
-    merged: bool,
-    bits: WeightOnly | None,
-    tell: Callable[[str], None],
-) -> tuple[_Seen, _Seen, Scores | None]:
-    """Ask the run's own model with its weights as they are, then rounded; and find its scores."""
-    tell("Loading the run's own model and asking it")
-    tuned = load_tuned(source)
-    tuned.model.to(device)
-    if merged:
-        merge_adapters(tuned.model)
-    exact = _look(tuned, examples, source)
-    if bits:
-        bits.round_model(tuned.model, dtype)
-    else:
-        round_weights(tuned.model, dtype, only_adapters=not merged)
-    rounded = _look(tuned, examples, source)
-    wanted = source.scores if examples.scored else None
-    if examples.scored and wanted is None:
-        tell("Scoring the run's own model: this step has no recorded evaluation")
-        wanted = measure_scores(tuned, examples, source.recipe.evaluate)
-    del tuned
-    _let_go()
-    return exact, rounded, wanted
 
 
 def roomy_device(source: RunSource, tell: Callable[[str], None]) -> torch.device:
@@ -161,29 +239,20 @@ def load_written(source: RunSource, folder: Path, merged: bool) -> LoadedModel:
     return base
 
 
-def _look(loaded: LoadedModel, examples: EvidenceExamples, source: RunSource) -> _Seen:
-    seen = _Seen(answer_logits(loaded, examples), [""] * len(examples.compared))
-    if not seen.is_finite:  # no model can be asked then, and the logits alone fail the proof
-        return seen
-    return replace(seen, answers=greedy_answers(loaded, examples, source.recipe.evaluate))
+def _four_bit_logits(source: RunSource, examples: Evidence, device: torch.device) -> list[Tensor]:
+    packed, double = set(source.four_bit_layers), source.recipe.quantization.double
 
+    def through(name: str, weight: Tensor) -> Tensor:
+        return (
+            through_four_bits(weight, double) if name.removesuffix(".weight") in packed else weight
+        )
 
-def _four_bit_logits(
-    source: RunSource, examples: EvidenceExamples, device: torch.device
-) -> list[Tensor]:
     tuned = load_tuned(source)
-    quantize_layers(tuned.model, source.four_bit_layers, source.recipe.quantization.double)
+    change_weights(tuned.model, through)
     tuned.model.to(device)
-    logits = answer_logits(tuned, examples)
-    del tuned
-    _let_go()
+    logits = examples.logits(tuned)
+    tuned.model.to("meta")
     return logits
-
-
-def _let_go() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def load_tuned(source: RunSource) -> LoadedModel:
@@ -195,13 +264,13 @@ def load_tuned(source: RunSource) -> LoadedModel:
     loaded = load(str(source.base), source.recipe.data.image_budget)
     if source.adapters:
         add_adapters(loaded.model, source.adapter_sizes, source.recipe.lora)
-    put_weights(loaded.model, source.learnt)
+    put_weights(loaded.model, source.learnt, source.checkpoint)
     loaded.model.requires_grad_(False).eval()
     return loaded
 
 
 @torch.no_grad()
-def put_weights(model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+def put_weights(model: nn.Module, stored: Mapping[str, StoredTensor], checkpoint: Path) -> None:
     """Put the weights of a checkpoint in place, one at a time.
 
     Raises:
@@ -210,22 +279,12 @@ def put_weights(model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
     weights = model.state_dict()
     for name, one in stored.items():
         if name not in weights or weights[name].shape != one.shape:
-            raise ModelError(f"{one.file}: the base model has no weight {name} of {one.shape}")
+            raise ModelError(f"{checkpoint}: the base model has no weight {name} of {one.shape}")
         weights[name].copy_(one.read())
 
 
 @torch.no_grad()
-def round_weights(model: nn.Module, dtype: torch.dtype, only_adapters: bool = False) -> None:
-    """Round weights as a file in `dtype` would; they stay float32 to compute with."""
+def change_weights(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> None:
+    """Change weights, one at a time and by their names without adapters; float32 they stay."""
     for name, weight in model.named_parameters():
-        if not only_adapters or ".lora_" in name:
-            weight.copy_(weight.to(dtype).to(weight.dtype))
-
-
-@torch.no_grad()
-def quantize_layers(model: nn.Module, layers: Sequence[str], double: bool) -> None:
-    """Put the weights of some linear layers through 4 bits; adapters beside them stay."""
-    for name in layers:
-        layer: Any = model.get_submodule(name)
-        plain = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
-        plain.weight.copy_(through_four_bits(plain.weight, double))
+        weight.copy_(change(name.replace(".base_layer", ""), weight))

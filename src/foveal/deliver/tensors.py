@@ -1,9 +1,12 @@
 """Folders of safetensors <-> tensors by name, one at a time in, one shard at a time out."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,44 +22,11 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies; nothing of it is read yet."""
-
-    file: Path
-    name: str
-    """In the file."""
+    """A tensor that is read when it is asked for."""
 
     shape: tuple[int, ...]
-
-    def read(self) -> Tensor:
-        """Read it.
-
-        Raises:
-            ModelError: its file is broken.
-        """
-        try:
-            with safe_open(self.file, "pt") as tensors:
-                tensor: Tensor = tensors.get_tensor(self.name)
-                return tensor
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{self.file}: {error}; fetch or write it again") from error
-
-
-@dataclass(frozen=True)
-class RegroupedTensor:
-    """One of the weights that a model makes of stored ones; nothing of them is read yet."""
-
-    stored: tuple[StoredTensor, ...]
-    make: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-    """Stored tensors by name -> the model's own, this one among them."""
-
-    name: str
-    """The model's own."""
-
-    shape: tuple[int, ...]
-
-    def read(self) -> Tensor:
-        """Read all that it is made of, and make it."""
-        return self.make({one.name: one.read() for one in self.stored})[self.name]
+    read: Callable[[], Tensor]
+    """Raises ModelError where its file is broken."""
 
 
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -80,7 +50,7 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
         )
     found: dict[str, StoredTensor] = {}
     for file in files:
-        found |= {stored.name: stored for stored in tensors_of(folder / file)}
+        found |= tensors_of(folder / file)
     return found
 
 
@@ -91,18 +61,32 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise ModelError(f"{index}: no index of weights ({error}); fetch it again") from error
 
 
-def tensors_of(file: Path) -> list[StoredTensor]:
-    """List the tensors of one file.
+def tensors_of(file: Path) -> dict[str, StoredTensor]:
+    """List the tensors of one file by their names in it.
 
     Raises:
         ModelError: it is missing or broken.
     """
+    with _opened(file) as tensors:
+        return {
+            name: StoredTensor(
+                tuple(tensors.get_slice(name).get_shape()), partial(_read, file, name)
+            )
+            for name in tensors.keys()  # noqa: SIM118 - a file, not a mapping
+        }
+
+
+def _read(file: Path, name: str) -> Tensor:
+    with _opened(file) as tensors:
+        tensor: Tensor = tensors.get_tensor(name)
+        return tensor
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, "pt") as tensors:
-            return [
-                StoredTensor(file, name, tuple(tensors.get_slice(name).get_shape()))
-                for name in tensors.keys()  # noqa: SIM118 - a file, not a mapping
-            ]
+            yield tensors
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{file}: {error}; fetch or write it again") from error
 

@@ -142,13 +142,6 @@ class WeightOnly:
         groups: Tensor = weight.unflatten(-1, (-1, self.group_size or weight.shape[-1]))
         return groups
 
-    def round_model(self, model: nn.Module, dtype: torch.dtype) -> None:
-        """Round a model's weights as its files do; they stay float32 to compute with."""
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                whole = not self.holds(name)
-                weight.copy_(weight.to(dtype) if whole else self.rounded(weight, dtype))
-
     def line(self) -> str:
         """Tell what is held, and how."""
         shared = f"a scale for {self.group_size} inputs" if self.group_size else "a scale an output"

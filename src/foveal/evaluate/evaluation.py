@@ -36,7 +36,7 @@ from foveal.evaluate.prediction import (
     write_predictions,
     write_scores,
 )
-from foveal.evaluate.questions import Opener, deal_questions, question_groups, questions_of
+from foveal.evaluate.questions import Opener, ask_examples, deal_questions, question_groups
 from foveal.models.family import LoadedModel
 from foveal.models.fingerprint import fingerprint_model
 from foveal.storage import alone_in
@@ -159,13 +159,8 @@ def answer(
     """Answer what is not done yet; returns the answers of all processes, none where stopped."""
     problems: list[UserError] = []
     with Opener(dataset, loaded.processor) as opener:
-        choices = None if settings.answer == "generate" else settings.choices
-        left = [
-            question
-            for number, example in enumerate(examples)
-            for question in questions_of(number, example, dataset, opener, choices)
-            if question.key not in done
-        ]
+        everything = ask_examples(range(len(examples)), examples, dataset, opener, settings)
+        left = [question for question in everything if question.key not in done]
         check_question_lengths(loaded, left, settings.max_new_tokens)
         groups = question_groups(left, dataset, loaded.family.row_costs(loaded.processor))
         shares = deal_questions(groups, workers.world_size)

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from foveal.data.example import Example
 from foveal.errors import DataError
 from foveal.evaluate.intervals import DRAWS, Score, macro_auroc, summarize_scores
-from foveal.evaluate.metrics import find_metrics, plain
+from foveal.evaluate.metrics import METRICS, find_metrics, plain
 from foveal.storage import RepeatedKeyError, unique_keys, write_json, written_whole
 
 PREFERRED = "preferred"
@@ -77,6 +77,12 @@ class Prediction:
         """Tell of each rejected answer whether it is less likely than the given one."""
         given, *rejected = self.compared or (math.nan,)
         return [given > one for one in rejected]
+
+    def score(self, metric: str) -> float | None:
+        """Find a score of the answer, as written down or worked out; none: neither is possible."""
+        if metric in self.scores or metric not in METRICS:
+            return self.scores.get(metric)
+        return METRICS[metric](self.prediction, self.answers)
 
     def scored(self, metrics: Sequence[str]) -> "Prediction":
         """Add the scores of the answer to those it has."""
@@ -219,9 +225,9 @@ def score_predictions(
     """
     scores = {
         name: summarize_scores(
-            [metric(one.prediction, one.answers) for one in predictions], draws, seed
+            np.array([one.score(name) for one in predictions], float), draws, seed
         )
-        for name, metric in find_metrics(metrics).items()
+        for name in find_metrics(metrics)
     }
     beaten = [one for prediction in predictions for one in prediction.beaten]
     if beaten:

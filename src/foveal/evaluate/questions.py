@@ -1,6 +1,6 @@
 """A data set -> the questions it asks: their prompts, and which of them belong together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from foveal.config import EvaluateSettings
 from foveal.data.batch import open_pixels
 from foveal.data.dataset import Dataset
 from foveal.data.encode import known_size
@@ -130,6 +131,27 @@ def questions_of(
         yield AskedQuestion(
             number, example.id, turn, asked.accepted, prompt, offered, boxes, compared
         )
+
+
+def ask_examples(
+    places: Iterable[int],
+    examples: Sequence[Example],
+    dataset: Dataset,
+    opener: Opener,
+    settings: EvaluateSettings,
+) -> Iterator[AskedQuestion]:
+    """Cut the examples of some places into questions, with what the settings offer to choose from.
+
+    Args:
+        places: in the data set, whose examples are asked.
+        examples: of the data set, from its first.
+        dataset: the same examples, encoded.
+        opener: opens the pictures, when they are needed.
+        settings: how answers are made.
+    """
+    choices = None if settings.answer == "generate" else settings.choices
+    for place in places:
+        yield from questions_of(place, examples[place], dataset, opener, choices)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """A run -> charts: how it learnt, how its score grew, how sure it is of its answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -17,6 +18,9 @@ from foveal.report.run_folder import Curves, Numbers, Run
 COMPARED = (SERIES[0], *SERIES[2:], SERIES[1])
 """Colours of runs side by side; the second of SERIES is grey, for what came before."""
 
+FROM_ZERO = (0.0, None)
+"""Range of an axis that ends where the values do."""
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -28,39 +32,63 @@ class Chart:
 
 
 def training_charts(measures: Curves, machine: Mapping[str, object]) -> list[Chart]:
-    """Draw loss, learning rate, gradient norm, throughput and memory against the step."""
+    """Draw loss, how pairs stand, learning rate, gradient norm, throughput and memory by step."""
+    columns = dict(measures.columns)
+    loss_label = "of a pair" if "margin" in columns else "nats a token"
+    if {"examples", "seconds"} <= columns.keys():
+        seconds = np.where(columns["seconds"] > 0, columns["seconds"], np.nan)
+        columns["throughput"] = columns["examples"] / seconds
+    if "memory_bytes" in columns:
+        columns["memory_bytes"] = columns["memory_bytes"] / 1e9
+    shown = replace(measures, columns=columns)
+    rates = partial(_say_rates, measures)
+    memory = partial(_say_memory, machine.get("device", "cpu") == "cpu")
     charts = [
-        _loss_chart(measures),
-        *_pair_charts(measures),
-        _chart(measures, "learning_rate", "Learning rate", "rate", kind="line"),
-        _chart(measures, "gradient_norm", "Gradient norm", "norm before clipping"),
-        _throughput_chart(measures),
-        _memory_chart(measures, machine.get("device", "cpu") == "cpu"),
+        _chart(shown, "loss", "Loss", loss_label, words=_say_trend),
+        _chart(shown, "preferred", "Pairs preferred", "share", (0, 1)),
+        _chart(shown, "margin", "Margin", "nats between both answers"),
+        _chart(shown, "chosen_log_probability", "Chosen answers", "log-probability, nats"),
+        _chart(shown, "rejected_log_probability", "Rejected answers", "log-probability, nats"),
+        _chart(shown, "distance", "Distance from the reference", "nats an answer"),
+        _chart(shown, "learning_rate", "Learning rate", "rate", kind="line"),
+        _chart(shown, "gradient_norm", "Gradient norm", "norm before clipping"),
+        _chart(shown, "throughput", "Throughput", "examples a second", FROM_ZERO, words=rates),
+        _chart(shown, "memory_bytes", "Memory", "GB", FROM_ZERO, words=memory),
     ]
     return [chart for chart in charts if chart]
 
 
-def _loss_chart(measures: Curves) -> Chart | None:
-    learns_pairs = "margin" in measures.columns
-    chart = _chart(measures, "loss", "Loss", "of a pair" if learns_pairs else "nats a token")
-    if chart is None:
-        return None
-    loss = measures.columns["loss"]
+def _say_range(values: Numbers) -> str:
+    low, middle, high = np.quantile(values[np.isfinite(values)], [0, 0.5, 1])
+    return f"Between {low:.3g} and {high:.3g}, median {middle:.3g}.{_gaps(values)}"
+
+
+def _say_trend(loss: Numbers) -> str:
     smooth = running_mean(loss, max(1, len(loss) // 25) | 1)
     first, last = smooth[np.isfinite(smooth)][[0, -1]]
-    words = f"From {first:.3g} to {last:.3g}, averaged over neighbouring steps.{_gaps(loss)}"
-    return replace(chart, words=words)
+    return f"From {first:.3g} to {last:.3g}, averaged over neighbouring steps.{_gaps(loss)}"
 
 
-def _pair_charts(measures: Curves) -> list[Chart | None]:
-    """Draw how pairs stand, where a run learns from them."""
-    return [
-        _chart(measures, "preferred", "Pairs preferred", "share", y_range=(0, 1)),
-        _chart(measures, "margin", "Margin", "nats between both answers"),
-        _chart(measures, "chosen_log_probability", "Chosen answers", "log-probability, nats"),
-        _chart(measures, "rejected_log_probability", "Rejected answers", "log-probability, nats"),
-        _chart(measures, "distance", "Distance from the reference", "nats an answer"),
-    ]
+def _say_rates(measures: Curves, _: Numbers) -> str:
+    seconds = measures.total("seconds")
+    words = f"{measures.total('examples') / seconds:,.3g} examples a second over the whole run"
+    if "tokens" in measures.columns:
+        words += f", {measures.total('tokens') / seconds:,.0f} tokens a second"
+    return f"{words}."
+
+
+def _say_memory(on_cpu: bool, gigabytes: Numbers) -> str:
+    held = (
+        "held by the first process behind each step"
+        if on_cpu
+        else "that tensors held at once on the first GPU during each step"
+    )
+    return f"At most {np.nanmax(gigabytes):.3g} GB; {held}."
+
+
+def _gaps(values: Numbers) -> str:
+    gaps = int((~np.isfinite(values)).sum())
+    return f" {gaps} of {len(values)} steps have no finite value." if gaps else ""
 
 
 def _chart(
@@ -68,11 +96,12 @@ def _chart(
     column: str,
     title: str,
     y_label: str,
-    kind: str = "noisy",
-    divisor: float = 1,
     y_range: tuple[float, float | None] | None = None,
+    kind: str = "noisy",
+    words: Callable[[Numbers], str] = _say_range,
 ) -> Chart | None:
-    values = measures.columns.get(column, np.empty(0)) / divisor
+    """Draw a column against the step; none where it has no finite value."""
+    values = measures.columns.get(column, np.empty(0))
     known = values[np.isfinite(values)]
     if not known.size:
         return None
@@ -86,49 +115,7 @@ def _chart(
         logarithmic=bool(spread) and y_range is None,
         y_range=y_range,
     )
-    low, middle, high = np.quantile(known, [0, 0.5, 1])
-    words = f"Between {low:.3g} and {high:.3g}, median {middle:.3g}.{_gaps(values)}"
-    return Chart(title, words, svg)
-
-
-def _gaps(values: Numbers) -> str:
-    gaps = int((~np.isfinite(values)).sum())
-    return f" {gaps} of {len(values)} steps have no finite value." if gaps else ""
-
-
-def _throughput_chart(measures: Curves) -> Chart | None:
-    columns = measures.columns
-    if "examples" not in columns or "seconds" not in columns:
-        return None
-    seconds = np.where(columns["seconds"] > 0, columns["seconds"], np.nan)
-    rate = columns["examples"] / seconds
-    if not np.isfinite(rate).any():
-        return None
-    svg = draw(
-        "throughput",
-        [Line(measures.steps, rate, kind="noisy")],
-        "step",
-        "examples a second",
-        y_range=(0, None),
-    )
-    total = np.nansum(columns["seconds"])
-    words = f"{measures.total('examples') / total:,.3g} examples a second over the whole run"
-    if "tokens" in columns:
-        words += f", {measures.total('tokens') / total:,.0f} tokens a second"
-    return Chart("Throughput", words + ".", svg)
-
-
-def _memory_chart(measures: Curves, on_cpu: bool) -> Chart | None:
-    chart = _chart(measures, "memory_bytes", "Memory", "GB", divisor=1e9, y_range=(0, None))
-    if chart is None:
-        return None
-    most = np.nanmax(measures.columns["memory_bytes"]) / 1e9
-    held = (
-        "held by the first process behind each step"
-        if on_cpu
-        else "that tensors held at once on the first GPU during each step"
-    )
-    return replace(chart, words=f"At most {most:.3g} GB; {held}.")
+    return Chart(title, words(values), svg)
 
 
 def progress_charts(run: Run, metric: str) -> list[Chart]:

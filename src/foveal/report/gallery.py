@@ -74,14 +74,8 @@ class CardImage:
     """(width, height) before it was shrunk."""
 
 
-@dataclass(frozen=True)
-class DrawnBox:
-    """A box that an answer speaks of, each edge as a share of the picture."""
-
-    whose: str
-    """`accepted` or `answered`."""
-
-    edges: Box
+DrawnBox = tuple[str, Box]
+"""`accepted` or `answered`, and a box of that answer, each edge as a share of the picture."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +212,7 @@ def _draw_boxes(
     said = prediction.prediction
     accepted = max(prediction.answers, key=lambda one: iou(said, [one]), default="")
     return tuple(
-        DrawnBox(whose, box)
+        (whose, box)
         for whose, text in (("accepted", accepted), ("answered", said))
         for box in box_shares(read_boxes(text), edges)
     )

@@ -1,9 +1,9 @@
-"""A run folder -> one page to read: what was run, how it went, what changed, what it got wrong."""
+"""Run folders -> pages to read: how a run went and what it got wrong, or several side by side."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from hashlib import file_digest
+from itertools import cycle
 from pathlib import Path
 
 from foveal.config import Columns, DataSettings, Recipe, as_typed
@@ -11,20 +11,28 @@ from foveal.data.convert.unpack import unpacked
 from foveal.data.example import Example, read_examples
 from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.objects import image_base
-from foveal.errors import UserError
-from foveal.evaluate.prediction import Prediction
-from foveal.report.charts import calibration_charts, progress_charts, training_charts
+from foveal.errors import RunError, UserError
+from foveal.evaluate.intervals import Difference, Score
+from foveal.report.charts import (
+    COMPARED,
+    calibration_charts,
+    loss_comparison,
+    progress_charts,
+    progress_comparison,
+    training_charts,
+)
 from foveal.report.cost import cost
 from foveal.report.gallery import choose_cards, match
 from foveal.report.html import write_page
+from foveal.report.plots import SERIES
 from foveal.report.run_folder import (
     Evaluation,
-    answer_score,
+    Run,
     read_run,
     settings_beside_defaults,
     settings_of,
 )
-from foveal.report.scores import confusions, pair_rows, score_rows
+from foveal.report.scores import confusions, pair_rows, paired_difference, score_rows
 
 INCIDENTS = 50
 """Incidents that are listed; the rest are counted."""
@@ -40,6 +48,26 @@ class DataOrigin:
     """Start of its SHA-256 as it is now; empty where it is not at hand."""
 
     size_bytes: int
+
+
+@dataclass(frozen=True)
+class Column:
+    """One run."""
+
+    name: str
+    cost: Mapping[str, str]
+    colour: int
+    """Number of its colour, from 1."""
+
+
+@dataclass(frozen=True)
+class ComparedMetric:
+    """One metric over all runs."""
+
+    metric: str
+    scores: Sequence[Score | None]
+    differences: Sequence[Difference | None]
+    """To the first run, answer by answer."""
 
 
 def write_report(
@@ -97,7 +125,7 @@ def write_report(
         confusions=confusions(found, pairs),
         gallery=choose_cards(
             pairs,
-            partial(_score, metric=metric),
+            lambda one: one.score(metric) or 0.0,
             ImageFolder(data, images) if data and examples else None,
             unit=recipe.data.boxes if recipe else None,
         ),
@@ -119,13 +147,9 @@ def _main_metric(latest: Evaluation | None) -> str:
     known = (
         metric
         for metric in latest.scores
-        if all(answer_score(one, metric) is not None for one in latest.predictions)
+        if all(one.score(metric) is not None for one in latest.predictions)
     )
     return next(known, "accuracy")
-
-
-def _score(prediction: Prediction, metric: str) -> float:
-    return answer_score(prediction, metric) or 0.0
 
 
 def _examples(
@@ -175,3 +199,88 @@ def _source(role: str, path: Path) -> DataOrigin:
     with path.open("rb") as file:
         fingerprint = file_digest(file, "sha256").hexdigest()[:12]
     return DataOrigin(role, path, fingerprint, path.stat().st_size)
+
+
+def write_comparison(runs: Sequence[Path], out: Path) -> Path:
+    """Write one self-contained page that sets runs side by side, against the first of them.
+
+    Args:
+        runs: folders of two runs or more.
+        out: the page.
+
+    Raises:
+        RunError: fewer than two runs, or a folder that holds none.
+        ConfigError, DataError: a file in one of them is broken.
+    """
+    if len(runs) < 2:
+        raise RunError("a comparison needs two runs or more; give their folders")
+    found = [read_run(run) for run in runs]
+    columns = [
+        Column(
+            name,
+            cost(run.measures, run.machine) if run.measures else {},
+            SERIES.index(colour) + 1,
+        )
+        for name, run, colour in zip(_names(found), found, cycle(COMPARED), strict=False)
+    ]
+    names = [column.name for column in columns]
+    return write_page(
+        out,
+        "comparison.html",
+        columns=columns,
+        rows=_compared_rows(found),
+        settings=_differing_settings(found),
+        charts=[*loss_comparison(found, names), *progress_comparison(found, names)],
+        cost_names=list(dict.fromkeys(name for column in columns for name in column.cost)),
+    )
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Name runs by their folders, with as much of the path as tells them apart."""
+    paths = [run.folder.resolve() for run in runs]
+    deepest = max(len(path.parts) for path in paths)
+    for depth in range(1, deepest + 1):
+        names = [str(Path(*path.parts[-depth:])) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            break
+    return names
+
+
+def _compared_rows(runs: Sequence[Run]) -> list[ComparedMetric]:
+    latest = [run.latest for run in runs]
+    metrics = dict.fromkeys(metric for one in latest if one for metric in one.scores)
+    first = latest[0]
+    return [
+        ComparedMetric(
+            metric,
+            [one.scores.get(metric) if one else None for one in latest],
+            [paired_difference(first, one, metric) if first and one else None for one in latest],
+        )
+        for metric in metrics
+    ]
+
+
+def _differing_settings(runs: Sequence[Run]) -> dict[str, list[str]]:
+    settings = [settings_of(run.recipe) if run.recipe else {} for run in runs]
+    names = dict.fromkeys(name for one in settings for name in one if name != "run")
+    values = {
+        name: [as_typed(one[name]) if name in one else "not known" for one in settings]
+        for name in names
+    }
+    differ = {name: row for name, row in values.items() if any(one != row[0] for one in row)}
+    return differ | _differing_data(runs)
+
+
+def _differing_data(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Tell data apart by what was in them: files of one name may hold others, by now."""
+    found = {}
+    for role in dict.fromkeys(role for run in runs for role in run.data):
+        facts = [run.data.get(role, {}) for run in runs]
+        if len({one["fingerprint"] for one in facts if "fingerprint" in one}) > 1:
+            found[f"{role} data"] = [
+                f"{one.get('examples')} examples, {str(one.get('fingerprint'))[:8]}"
+                if one
+                else "not known"
+                for one in facts
+            ]
+    return found

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from foveal.config import Recipe, Settings, load_recipe
 from foveal.errors import DataError, RunError
 from foveal.evaluate.kept import WEIGHTS, WORDS, differing, is_of_run, read_what
-from foveal.evaluate.metrics import METRICS
 from foveal.evaluate.prediction import (
     Prediction,
     Scores,
@@ -279,15 +278,6 @@ def read_objects(path: Path) -> list[dict[str, object]]:
         elif one is not None:
             raise DataError(f"{path}:{number}: not a JSON object; mend or remove it")
     return found
-
-
-def answer_score(prediction: Prediction, metric: str) -> float | None:
-    """Find the score of one answer, as written down or worked out; none if neither is possible."""
-    if metric in prediction.scores:
-        return prediction.scores[metric]
-    if metric in METRICS:
-        return METRICS[metric](prediction.prediction, prediction.answers)
-    return None
 
 
 def settings_beside_defaults(recipe: Recipe) -> dict[str, object]:

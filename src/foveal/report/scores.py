@@ -17,7 +17,7 @@ from foveal.evaluate.intervals import (
 from foveal.evaluate.metrics import plain
 from foveal.evaluate.prediction import Prediction, common_labels, right_label
 from foveal.report.gallery import Pair
-from foveal.report.run_folder import Evaluation, Run, answer_score
+from foveal.report.run_folder import Evaluation, Run
 
 MATRIX_LABELS = 12
 """Most labels of a confusion matrix; of more, the commonest confusions are listed."""
@@ -62,9 +62,7 @@ def paired_difference(before: Evaluation, after: Evaluation, metric: str) -> Dif
     pairs = [(earlier[key], one) for key, one in asked if key in earlier]
     if metric == "auroc":
         return _auroc_difference(pairs)
-    scores = [
-        (answer_score(first, metric), answer_score(second, metric)) for first, second in pairs
-    ]
+    scores = [(first.score(metric), second.score(metric)) for first, second in pairs]
     known = [(one, other) for one, other in scores if one is not None and other is not None]
     if not known:
         return None

@@ -1,73 +1,86 @@
-"""One request from its arrival to its end: a place, what it asks, and what its answers grow by."""
+"""One request from its arrival to its end: a place, what it asks, and its answers as they come."""
 
 import asyncio
-import math
+import json
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
+from uuid import uuid4
 
 import anyio
 import anyio.to_thread
 from openai.types import CompletionUsage
+from openai.types.chat import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionMessage,
+    chat_completion,
+)
 from openai.types.chat.chat_completion_chunk import Choice, ChoiceDelta
 from openai.types.completion_usage import PromptTokensDetails
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from foveal.data.images.boxes import BoxMap
 from foveal.models.generation.generator import Request as Asked
-from foveal.models.generation.generator import Token
-from foveal.serve.body import Body, discard, read_body
+from foveal.serve.answers import GrowingAnswer, as_logprobs
 from foveal.serve.fetch import fetch
-from foveal.serve.limits import RequestError, ServerSettings
+from foveal.serve.limits import Gate, RequestError, ServerSettings
 from foveal.serve.messages import ChatRequest, parse_request, read_conversation
-from foveal.serve.scheduler import Event, Job, Scheduler
-from foveal.serve.sent_images import read_address
+from foveal.serve.scheduler import Job, Scheduler
+from foveal.serve.sent_files import Body, discard, read_address, read_body
 from foveal.serve.served import Served
-from foveal.serve.telemetry import Telemetry
-from foveal.serve.text import AnswerText, MovedBoxes, name_logprobs
 
 READERS = 2
 """Threads that read requests: decode pictures, cut them, write out prompts."""
 
-REMEMBERED = 32
-"""Latest requests that tell how long one takes."""
+CLIENT_LEFT = 499
+"""Status, in our own measures alone, of a request whose client did not wait."""
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+"""Ends of the ranges that times are counted in."""
 
 Result = TypeVar("Result")
 
 
-class Gate:
-    """Counts the requests that are read, wait or run."""
+class Telemetry:
+    """The measures of one endpoint, apart from those of any other in the process."""
 
-    def __init__(self, places: int) -> None:
-        self._places = places
-        self._seconds: deque[float] = deque(maxlen=REMEMBERED)
-        self.taken = 0
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        counter = partial(Counter, registry=self.registry)
+        times = partial(Histogram, buckets=SECONDS, registry=self.registry)
+        self.requests = counter(
+            "foveal_requests",
+            "Requests for an answer, by how they ended; 499: the client left.",
+            ["model", "status"],
+        )
+        self.refused = counter(
+            "foveal_refused_requests", "Requests that no model was asked, by status.", ["status"]
+        )
+        self.prompt_tokens = counter(
+            "foveal_prompt_tokens", "Tokens of prompts, pictures included.", ["model"]
+        )
+        self.answer_tokens = counter("foveal_answer_tokens", "Tokens written.", ["model"])
+        self.first_token_seconds = times(
+            "foveal_first_token_seconds", "From a request's arrival to its first token.", ["model"]
+        )
+        self.request_seconds = times(
+            "foveal_request_seconds", "From a request's arrival to its end.", ["model"]
+        )
 
-    def enter(self) -> None:
-        """Take a place.
+    def watch(self, name: str, about: str, read: Callable[[], float]) -> None:
+        """Show a number that is read when asked for."""
+        Gauge(name, about, registry=self.registry).set_function(read)
 
-        Raises:
-            RequestError: there is none; it says when to come back, guessing that all places turn
-                over once in the time of one request.
-        """
-        if self.taken >= self._places:
-            usual = sum(self._seconds) / len(self._seconds) if self._seconds else 1.0
-            raise RequestError(
-                429,
-                f"{self._places} requests wait or run already; come back in a moment",
-                "queue_full",
-                headers={"Retry-After": str(max(1, math.ceil(usual / self._places)))},
-            )
-        self.taken += 1
-
-    def leave(self, seconds: float) -> None:
-        """Count a place as free again, after so many seconds."""
-        self.taken -= 1
-        self._seconds.append(seconds)
+    def text(self) -> bytes:
+        """Write all of them in Prometheus' own form."""
+        return generate_latest(self.registry)
 
 
 class Endpoint:
@@ -120,14 +133,18 @@ class Endpoint:
         except BaseException:
             self.gate.leave(time.monotonic() - arrived)
             raise
-        return Exchange(self, served, asked, Job(served.name, for_model), boxes, arrived)
+        answers = [
+            GrowingAnswer(served.tokenizer, asked.stop, boxes, index)
+            for index in range(len(for_model))
+        ]
+        return Exchange(self, served, asked, Job(served.name, for_model), answers, arrived)
 
     def _read(self, body: Body) -> tuple[Served, ChatRequest, list[Asked], BoxMap | None]:
         """Turn a body into what the model takes; on a thread of its own, since it may be slow."""
         asked = parse_request(body.request)
         served = self.find(asked.model)
         read = partial(read_address, limits=self.limits, fetch=self._fetch)
-        conversation = read_conversation(asked.messages, read, body.pictures, body.clips)
+        conversation = read_conversation(asked.messages, read, body.files)
         return served, asked, *served.requests(asked, conversation, self.limits)
 
     def find(self, name: str) -> Served:
@@ -144,18 +161,6 @@ class Endpoint:
         return self.served[name or next(iter(self.served))]
 
 
-@dataclass
-class _Growing:
-    """One of the answers to a request."""
-
-    text: AnswerText
-    boxes: MovedBoxes
-    unnamed: deque[Token] = field(default_factory=deque)
-    """Whose numbers are still to be said."""
-
-    has_ended: bool = False
-
-
 @dataclass(eq=False)
 class Exchange:
     """One request that was read: its answers as they come."""
@@ -168,21 +173,12 @@ class Exchange:
     job: Job
     """Not yet submitted."""
 
-    boxes: InitVar[BoxMap | None]
-    """What moves boxes of the answers into the asker's numbers; none: they hold none."""
-
+    answers: Sequence[GrowingAnswer]
     arrived: float
     """Monotonic seconds."""
 
     answer_tokens: int = 0
     _closed: bool = False
-
-    def __post_init__(self, boxes: BoxMap | None) -> None:
-        """Begin its answers."""
-        self._answers = [
-            _Growing(AnswerText(self.served.tokenizer, self.asked.stop), MovedBoxes(boxes))
-            for _ in self.job.requests
-        ]
 
     @property
     def usage(self) -> CompletionUsage:
@@ -206,57 +202,29 @@ class Exchange:
         """
         self.endpoint.scheduler.submit(self.job)
         deadline = asyncio.get_running_loop().time() + self.endpoint.limits.answer_seconds
-        while not all(answer.has_ended for answer in self._answers):
-            event = await self._next_event(deadline)
+        while not all(answer.has_ended for answer in self.answers):
+            try:
+                async with asyncio.timeout_at(deadline):
+                    event = await self.job.events.get()
+            except TimeoutError:
+                seconds = self.endpoint.limits.answer_seconds
+                raise RequestError(
+                    503, f"no whole answer within {seconds:g} seconds", "too_slow"
+                ) from None
             if isinstance(event, RequestError):
                 raise event
             if not self.answer_tokens:
                 first = self.endpoint.measures.first_token_seconds.labels(self.served.name)
                 first.observe(self._age())
-            if self._answers[event.choice].has_ended:
+            answer = self.answers[event.choice]
+            if answer.has_ended:
                 continue  # a stop was met while this token was on its way
-            piece = self._grow(event.choice, event.token)
+            self.answer_tokens += 1
+            piece = answer.grow(event.token)
+            if answer.has_ended and not event.token.finish:
+                self.endpoint.scheduler.cancel(self.job, event.choice)
             if piece.delta.content or piece.logprobs or piece.finish_reason:
                 yield piece
-
-    async def _next_event(self, deadline: float) -> Event:
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await self.job.events.get()
-        except TimeoutError:
-            seconds = self.endpoint.limits.answer_seconds
-            raise RequestError(
-                503, f"no whole answer within {seconds:g} seconds", "too_slow"
-            ) from None
-
-    def _grow(self, choice: int, token: Token) -> Choice:
-        answer, text = self._answers[choice], self._answers[choice].text
-        self.answer_tokens += 1
-        grown, finish = "", token.finish
-        if finish != "stop":
-            grown = text.add(token.id)
-            answer.unnamed.append(token)
-        if text.stopped and finish is None:
-            finish = "stop"
-            self.endpoint.scheduler.cancel(self.job, choice)
-        if finish:
-            answer.has_ended = True
-            grown += text.finish()
-            finish = "stop" if text.stopped else finish
-        # Numbers come with the text of their tokens, never before it is certain.
-        said = [(answer.unnamed.popleft(), share) for share in text.settled()]
-        numbers = [
-            name_logprobs(one, share, self.served.tokenizer)
-            for one, share in said
-            if one.logprob is not None
-        ]
-        grown = answer.boxes.add(grown, is_last=answer.has_ended)
-        return Choice(
-            index=choice,
-            delta=ChoiceDelta(content=grown) if grown or numbers else ChoiceDelta(),
-            logprobs=as_logprobs(numbers) if numbers else None,
-            finish_reason=finish,
-        )
 
     def close(self, status: int) -> None:
         """End it: what still runs is given up. The first call counts, others are passed over."""
@@ -273,11 +241,6 @@ class Exchange:
 
     def _age(self) -> float:
         return time.monotonic() - self.arrived
-
-
-def as_logprobs(numbers: Sequence[Any]) -> Any:
-    """Write log-probabilities for a choice or a piece of one, which have classes of their own."""
-    return {"content": list(numbers), "refusal": None}
 
 
 async def while_waited_for(request: Request, work: Awaitable[Result]) -> Result:
@@ -303,3 +266,106 @@ async def while_waited_for(request: Request, work: Awaitable[Result]) -> Result:
 async def _until_gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+async def answer_whole(request: Request, exchange: Exchange) -> Response:
+    """Answer at once, and end the exchange however that ends.
+
+    Raises:
+        RequestError: there is no answer.
+        ClientDisconnect: nobody waits for it any more.
+    """
+    status = CLIENT_LEFT
+    try:
+        completion = await while_waited_for(request, _complete(exchange))
+        status = 200
+    except RequestError as problem:
+        status = problem.status
+        raise
+    finally:
+        exchange.close(status)
+    return JSONResponse(completion.model_dump(exclude_unset=True))
+
+
+async def _complete(exchange: Exchange) -> ChatCompletion:
+    """Wait for the whole answer; what it leaves unset is not said."""
+    choices = []
+    pieces = [piece async for piece in exchange.pieces()]
+    for index in range(len(exchange.answers)):
+        mine = [piece for piece in pieces if piece.index == index]
+        text = "".join(piece.delta.content or "" for piece in mine)
+        named = [one for piece in mine if piece.logprobs for one in piece.logprobs.content or ()]
+        choices.append(
+            chat_completion.Choice(
+                index=index,
+                message=ChatCompletionMessage(role="assistant", content=text, refusal=None),
+                logprobs=as_logprobs(named) if exchange.asked.logprobs else None,
+                finish_reason=mine[-1].finish_reason or "length",
+            )
+        )
+    return ChatCompletion(
+        object="chat.completion",
+        id=_new_id(),
+        created=int(time.time()),
+        model=exchange.served.name,
+        choices=choices,
+        usage=exchange.usage,
+        system_fingerprint=None,
+    )
+
+
+class EventStream(StreamingResponse):
+    """Sends the events of an exchange, and ends it however the sending ends."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__(_events(exchange))
+        self._exchange = exchange
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; from a client that does not read, the connection is cut in the end."""
+        try:
+            with suppress(TimeoutError):  # nothing can be said any more
+                async with asyncio.timeout(self._exchange.endpoint.limits.answer_seconds):
+                    await super().__call__(scope, receive, send)
+        finally:
+            self._exchange.close(CLIENT_LEFT)
+
+
+async def _events(exchange: Exchange) -> AsyncIterator[str]:
+    """Write the answers as server-sent events while they grow."""
+    name, identity, created = exchange.served.name, _new_id(), int(time.time())
+    options = exchange.asked.stream_options
+    with_usage = options is not None and options.include_usage
+
+    def event(*choices: Choice, usage: CompletionUsage | None = None) -> str:
+        chunk = ChatCompletionChunk(
+            object="chat.completion.chunk",
+            id=identity,
+            created=created,
+            model=name,
+            choices=list(choices),
+            system_fingerprint=None,
+            **({"usage": usage} if with_usage else {}),
+        )
+        return f"data: {json.dumps(chunk.model_dump(exclude_unset=True))}\n\n"
+
+    for index in range(len(exchange.answers)):
+        begun = ChoiceDelta(role="assistant", content="")
+        yield event(Choice(index=index, delta=begun, logprobs=None, finish_reason=None))
+    try:
+        async for piece in exchange.pieces():
+            yield event(piece)
+    except RequestError as problem:
+        exchange.close(problem.status)
+        yield f"data: {json.dumps(problem.body())}\n\n"
+        return
+    exchange.close(200)
+    if with_usage:
+        yield event(usage=exchange.usage)
+    yield "data: [DONE]\n\n"
+
+
+def _new_id() -> str:
+    return f"chatcmpl-{uuid4().hex}"

@@ -1,5 +1,7 @@
 """What a request may cost, how long anything may take, and the error that refuses it."""
 
+import math
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +94,9 @@ HEADERS = {
 }
 """Status -> headers that belong to it."""
 
+REMEMBERED = 32
+"""Latest requests that tell how long one takes."""
+
 
 class RequestError(Exception):
     """A request that is answered with an error: what is wrong, and what to do.
@@ -124,3 +129,34 @@ class RequestError(Exception):
         kind = KINDS.get(self.status, "invalid_request_error")
         about = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": about}
+
+
+class Gate:
+    """Counts the requests that are read, wait or run."""
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._seconds: deque[float] = deque(maxlen=REMEMBERED)
+        self.taken = 0
+
+    def enter(self) -> None:
+        """Take a place.
+
+        Raises:
+            RequestError: there is none; it says when to come back, guessing that all places turn
+                over once in the time of one request.
+        """
+        if self.taken >= self._places:
+            usual = sum(self._seconds) / len(self._seconds) if self._seconds else 1.0
+            raise RequestError(
+                429,
+                f"{self._places} requests wait or run already; come back in a moment",
+                "queue_full",
+                headers={"Retry-After": str(max(1, math.ceil(usual / self._places)))},
+            )
+        self.taken += 1
+
+    def leave(self, seconds: float) -> None:
+        """Count a place as free again, after so many seconds."""
+        self.taken -= 1
+        self._seconds.append(seconds)

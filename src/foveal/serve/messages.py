@@ -19,7 +19,7 @@ from pydantic import (
 
 from foveal.data.message import IMAGE_TAG, SYSTEM_ROLES, join_system, write_turn
 from foveal.serve.limits import RequestError
-from foveal.serve.sent_images import SentFile
+from foveal.serve.sent_files import SentFile, name_next
 
 MOST_STOPS = 4
 MOST_STOP_CHARACTERS = 256
@@ -239,10 +239,10 @@ class Said:
     """What a user said in one turn, and what the model answered; none: that is asked for."""
 
     user: str
-    pictures: tuple[SentFile, ...]
+    files: tuple[SentFile, ...]
+    """Clips behind pictures, as in training."""
+
     assistant: str | None = None
-    clips: tuple[SentFile, ...] = ()
-    """They stand behind the pictures, as in training."""
 
 
 @dataclass(frozen=True)
@@ -255,22 +255,20 @@ class Conversation:
     @property
     def num_files(self) -> int:
         """Pictures and clips of all turns."""
-        return sum(len(turn.pictures) + len(turn.clips) for turn in self.turns)
+        return sum(len(turn.files) for turn in self.turns)
 
 
 def read_conversation(
     messages: Sequence[Message],
     open_address: Open,
-    pictures: Sequence[SentFile] = (),
-    clips: Sequence[SentFile] = (),
+    beside: Sequence[SentFile] = (),
 ) -> Conversation:
     """Sort messages into turns.
 
     Args:
         messages: in OpenAI's form.
         open_address: reads the picture or clip of an address.
-        pictures: that came beside the messages; they stand before the last question.
-        clips: that came so.
+        beside: files that came beside the messages; they stand before the last question.
 
     Raises:
         RequestError: the messages are out of order, or a picture cannot be had.
@@ -287,10 +285,8 @@ def read_conversation(
     for role, some in groupby(rest, key=lambda message: message.role):
         said = list(some)
         if role == "user":
-            beside = Said("", ())
-            if said[-1] is rest[-1]:
-                beside = replace(beside, pictures=tuple(pictures), clips=tuple(clips))
-            turns.append(_turn(said, open_address, beside, turns))
+            is_last = said[-1] is rest[-1]
+            turns.append(_turn(said, open_address, beside if is_last else (), turns))
         elif len(said) > 1:
             raise RequestError(400, "two messages of the assistant follow each other; join them")
         else:
@@ -308,26 +304,26 @@ def _text_of(message: Message) -> str:
 
 
 def _turn(
-    messages: Sequence[Message], open_address: Open, beside: Said, before: Sequence[Said]
+    messages: Sequence[Message],
+    open_address: Open,
+    beside: Sequence[SentFile],
+    before: Sequence[Said],
 ) -> Said:
     """Join what a user said in a row; what came beside it stands before it."""
-    pictures, clips = list(beside.pictures), list(beside.clips)
-    num_pictures = sum(len(turn.pictures) for turn in before)
-    num_clips = sum(len(turn.clips) for turn in before)
-    parts: list[str | None] = [None] * (len(pictures) + len(clips))
+    earlier = [file for turn in before for file in turn.files]
+    files = list(beside)
+    parts: list[str | None] = [None] * len(files)
     for part in (part for message in messages for part in message.content):
         if isinstance(part, TextPart):
             parts.append(part.text)
             continue
+        address = part.image_url if isinstance(part, ImagePart) else part.video_url
+        is_clip = not isinstance(part, ImagePart)
+        file = open_address(address.url, name_next([*earlier, *files], is_clip))
         parts.append(None)
-        if isinstance(part, ImagePart):
-            name = f"picture {num_pictures + len(pictures) + 1}"
-            pictures.append(open_address(part.image_url.url, name))
-        else:
-            name = f"clip {num_clips + len(clips) + 1}"
-            clips.append(open_address(part.video_url.url, name))
+        files.append(replace(file, is_clip=is_clip))
     user = write_turn(parts)
-    if clips and IMAGE_TAG.search(user):
+    if any(file.is_clip for file in files) and IMAGE_TAG.search(user):
         raise RequestError(
             400,
             "a clip stands behind a turn's pictures and before its text; leave image tags, and "
@@ -335,4 +331,4 @@ def _turn(
             "bad_image_tags",
             "messages",
         )
-    return Said(user, tuple(pictures), clips=tuple(clips))
+    return Said(user, tuple(sorted(files, key=lambda file: file.is_clip)))

@@ -1,17 +1,26 @@
-"""A model under the name that clients ask for, and how it reads what they send."""
+"""Models under the names that clients ask for: how they are opened, and read what clients send."""
 
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import snapshot_download
+
+from foveal.config import load_recipe
 from foveal.data.images.boxes import BoxMap
 from foveal.data.shapes import pixels_of, shape_of
-from foveal.errors import DataError
+from foveal.deliver.open import ADAPTER_CONFIG, open_to_answer, read_base_name
+from foveal.deliver.tensors import find_tensors
+from foveal.errors import DataError, ModelError
 from foveal.models.family import LoadedModel, most_tokens
+from foveal.models.generation.generator import Limits as DecodingLimits
 from foveal.models.generation.generator import Request, check_fits
 from foveal.models.generation.prompt import (
     Pixels,
@@ -23,7 +32,18 @@ from foveal.models.generation.prompt import (
 from foveal.models.generation.sampling import Sampling
 from foveal.serve.limits import RequestError, ServerLimits
 from foveal.serve.messages import ChatRequest, Conversation
-from foveal.serve.sent_images import SentFile, measure_images, shown_of_clips
+from foveal.serve.sent_files import SentFile, measure_images, showing
+
+FreeMemory = Callable[[torch.device], int]
+"""Device -> bytes that it still has."""
+
+BEFORE = "-before"
+"""Ends the name of the model that a run started from."""
+
+FREE_SHARE = 0.6
+"""Of the free memory, taken for keys and values."""
+
+MOST_CACHE_TOKENS = 2**18
 
 REMEMBERED_PICTURES = 32
 """Latest pictures that stay cut, for the next question about them; 6 MB each at most."""
@@ -91,10 +111,9 @@ class Served:
                 "too_many_pictures",
             )
         processor = self.loaded.processor
-        with shown_of_clips(processor.frame_choice, limits) as show:
+        with showing(processor.frame_choice, limits) as show:
             shown = [
-                [*turn.pictures, *chain.from_iterable(map(show, turn.clips))]
-                for turn in conversation.turns
+                list(chain.from_iterable(map(show, turn.files))) for turn in conversation.turns
             ]
             files = list(chain.from_iterable(shown))
             sizes = measure_images(files, limits)
@@ -178,3 +197,84 @@ def _as_the_model_said(answer: str | None, boxes: BoxMap | None) -> str | None:
 
 def _not_cut_yet() -> Pixels:
     raise AssertionError("the picture was to be cut before its prompt is read")
+
+
+def find_before(place: str) -> str | None:
+    """Find the model that a run or an adapter started from, here; nothing is fetched."""
+    recipe = Path(place) / "recipe.yaml"
+    if recipe.is_file():
+        name = load_recipe(recipe).model
+    elif (Path(place) / ADAPTER_CONFIG).is_file():
+        name = read_base_name(Path(place))
+    else:
+        return None
+    folders = [Path(name), Path(place) / "model"]  # a tiny model is made in the run's folder
+    with suppress(OSError, ValueError):
+        folders.append(Path(snapshot_download(name, local_files_only=True)))
+    return next((str(folder) for folder in folders if _has_weights(folder)), None)
+
+
+def _has_weights(folder: Path) -> bool:
+    """Tell a whole model from what a plan, or a download broken off, left of one."""
+    try:
+        return bool(find_tensors(folder))
+    except ModelError:
+        return False
+
+
+def served_name(place: str) -> str:
+    """Name a model for clients: a hub name as it is, a folder by its last part."""
+    folder = Path(place)
+    return folder.resolve().name if folder.exists() else place
+
+
+def open_models(
+    place: str, name: str | None, with_before: bool, free_memory: FreeMemory
+) -> tuple[list[Served], str]:
+    """Load a run's or folder's model, and the one before it.
+
+    Args:
+        place: run folder, model folder, adapter folder or hub name.
+        name: that clients ask for; none: from the place.
+        with_before: also the model that it started from, if that is on this machine.
+        free_memory: measures a device.
+
+    Returns:
+        The models, and a sentence on the one before.
+
+    Raises:
+        ModelError: one cannot be read.
+    """
+    name = name or served_name(place)
+    tuned = Served(name, open_to_answer(place))
+    before = find_before(place)
+    if before is None:
+        return [tuned], ""
+    if not with_before:
+        return [tuned], "the model before tuning is left out"
+    model = tuned.loaded.model
+    needed = sum(weight.nbytes for weight in model.parameters())
+    free = free_memory(model.device)
+    if needed > FREE_SHARE * free:
+        gib = 2**30
+        return [tuned], (
+            f"no room for the model before tuning: it needs {needed / gib:.1f} GiB and "
+            f"{free / gib:.1f} GiB are free"
+        )
+    untuned = Served(name + BEFORE, open_to_answer(before, as_of=place))
+    return [tuned, untuned], "before and after tuning"
+
+
+def decoding_limits(served: Served, limits: ServerLimits, free_bytes: float) -> DecodingLimits:
+    """Say how much one model may hold, given the memory that is left for it."""
+    config = served.loaded.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    number_bytes = served.loaded.model.dtype.itemsize
+    token_bytes = 2 * config.num_hidden_layers * heads * width * number_bytes
+    room = FREE_SHARE * free_bytes / token_bytes
+    return DecodingLimits(
+        sequences=limits.running,
+        tokens=max(1, min(int(room), MOST_CACHE_TOKENS)),
+        kept_prefixes=limits.kept_pictures,
+    )

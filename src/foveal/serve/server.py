@@ -1,44 +1,39 @@
-"""A run or a model -> a server on a port, until it is asked to stop."""
+"""Models -> a server on a port: its routes, who may take them, and how it starts and ends."""
 
 import asyncio
+import base64
+import hmac
+import ipaddress
 import logging
+import re
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from pathlib import Path
+from hashlib import sha256
+from importlib.resources import files
 from types import FrameType
 from typing import Any
 
+import anyio.to_thread
 import h11
-import torch
 import uvicorn
-from huggingface_hub import snapshot_download
+from openai.types import Model
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from foveal.config import load_recipe
-from foveal.deliver.open import ADAPTER_CONFIG, find_image_budget, open_to_answer, read_base_name
-from foveal.deliver.tensors import find_tensors
-from foveal.errors import ModelError, UserError
+from foveal.errors import UserError
 from foveal.models.generation.generator import Generator
-from foveal.models.generation.generator import Limits as DecodingLimits
-from foveal.serve.app import is_loopback, make_app
-from foveal.serve.limits import ServerLimits, ServerSettings
+from foveal.serve.exchange import CLIENT_LEFT, Endpoint, EventStream, answer_whole
+from foveal.serve.limits import RequestError, ServerLimits, ServerSettings
 from foveal.serve.scheduler import Scheduler
-from foveal.serve.served import Served
-
-FreeMemory = Callable[[torch.device], int]
-"""Device -> bytes that it still has."""
-
-BEFORE = "-before"
-"""Ends the name of the model that a run started from."""
-
-FREE_SHARE = 0.6
-"""Of the free memory, taken for keys and values."""
-
-MOST_CACHE_TOKENS = 2**18
+from foveal.serve.served import FreeMemory, Served, decoding_limits, open_models
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -111,86 +106,158 @@ def build_app(
     return make_app(served, Scheduler(makers), settings)
 
 
-def find_before(place: str) -> str | None:
-    """Find the model that a run or an adapter started from, here; nothing is fetched."""
-    recipe = Path(place) / "recipe.yaml"
-    if recipe.is_file():
-        name = load_recipe(recipe).model
-    elif (Path(place) / ADAPTER_CONFIG).is_file():
-        name = read_base_name(Path(place))
-    else:
-        return None
-    folders = [Path(name), Path(place) / "model"]  # a tiny model is made in the run's folder
-    with suppress(OSError, ValueError):
-        folders.append(Path(snapshot_download(name, local_files_only=True)))
-    return next((str(folder) for folder in folders if _has_weights(folder)), None)
-
-
-def _has_weights(folder: Path) -> bool:
-    """Tell a whole model from what a plan, or a download broken off, left of one."""
-    try:
-        return bool(find_tensors(folder))
-    except ModelError:
-        return False
-
-
-def served_name(place: str) -> str:
-    """Name a model for clients: a hub name as it is, a folder by its last part."""
-    folder = Path(place)
-    return folder.resolve().name if folder.exists() else place
-
-
-def open_models(
-    place: str, name: str | None, with_before: bool, free_memory: FreeMemory
-) -> tuple[list[Served], str]:
-    """Load a run's or folder's model, and the one before it.
+def make_app(served: Sequence[Served], scheduler: Scheduler, settings: ServerSettings) -> Starlette:
+    """Build the web application.
 
     Args:
-        place: run folder, model folder, adapter folder or hub name.
-        name: that clients ask for; none: from the place.
-        with_before: also the model that it started from, if that is on this machine.
-        free_memory: measures a device.
+        served: models; the first is asked where a request names none.
+        scheduler: of the same models; started and stopped with the application.
+        settings: of the endpoint.
+    """
+    endpoint = Endpoint(served, scheduler, settings)
 
-    Returns:
-        The models, and a sentence on the one before.
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        scheduler.start()
+        yield
+        await anyio.to_thread.run_sync(scheduler.stop)
+
+    app = Starlette(
+        routes=_routes(endpoint, settings.token),
+        exception_handlers={
+            RequestError: _known,
+            HTTPException: _of_http,
+            ClientDisconnect: _nobody,
+            Exception: _unknown,
+        },
+        lifespan=lifespan,
+    )
+    app.state.endpoint = endpoint
+    return app
+
+
+def _routes(endpoint: Endpoint, token: str | None) -> list[Route]:
+    page, policy = read_page()
+
+    async def show_page(_: Request) -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+    async def health(_: Request) -> Response:
+        if not endpoint.scheduler.is_alive:
+            raise RequestError(503, "the models' thread has ended; start the server anew")
+        return JSONResponse({"status": "ok"})
+
+    async def metrics(_: Request) -> Response:
+        return Response(endpoint.measures.text(), media_type=CONTENT_TYPE_LATEST)
+
+    async def models(_: Request) -> Response:
+        cards = [_card(one) for one in endpoint.served.values()]
+        return JSONResponse({"object": "list", "data": cards})
+
+    async def model(request: Request) -> Response:
+        return JSONResponse(_card(endpoint.find(request.path_params["name"])))
+
+    async def chat(request: Request) -> Response:
+        exchange = await endpoint.admit(request)
+        if exchange.asked.stream:
+            return EventStream(exchange)
+        return await answer_whole(request, exchange)
+
+    def guarded(answer: Callable[[Request], Awaitable[Response]]) -> Any:
+        async def check_and_answer(request: Request) -> Response:
+            check_may_ask(request, token)
+            return await answer(request)
+
+        return check_and_answer
+
+    return [
+        Route("/", show_page),
+        Route("/health", health),
+        Route("/metrics", guarded(metrics)),
+        Route("/v1/models", guarded(models)),
+        Route("/v1/models/{name:path}", guarded(model)),
+        Route("/v1/chat/completions", guarded(chat), methods=["POST"]),
+    ]
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host name or address is this machine's own, reached by nobody else."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def check_may_ask(request: Request, token: str | None) -> None:
+    """Let a request through or not.
+
+    A page of any other site that is open in somebody's browser can send requests to this machine.
+    It names its own site as the origin, or has let its name point here and is found out by that.
+
+    Args:
+        request: its headers.
+        token: that it must bear; none: it must come from this machine.
 
     Raises:
-        ModelError: one cannot be read.
+        RequestError: it may not ask.
     """
-    name = name or served_name(place)
-    image_budget = find_image_budget(place)
-    tuned = Served(name, open_to_answer(place, image_budget))
-    before = find_before(place)
-    if before is None:
-        return [tuned], ""
-    if not with_before:
-        return [tuned], "the model before tuning is left out"
-    model = tuned.loaded.model
-    needed = sum(weight.nbytes for weight in model.parameters())
-    free = free_memory(model.device)
-    if needed > FREE_SHARE * free:
-        gib = 2**30
-        return [tuned], (
-            f"no room for the model before tuning: it needs {needed / gib:.1f} GiB and "
-            f"{free / gib:.1f} GiB are free"
+    headers = request.headers
+    origin, host = headers.get("origin"), headers.get("host", "")
+    if origin is not None and origin.partition("://")[2] != host:
+        raise RequestError(403, "pages of other sites may not ask here", "foreign_origin")
+    if token is None:
+        if not is_loopback(re.sub(r":\d*$", "", host)):
+            raise RequestError(
+                403, "without a token this server answers to localhost alone", "foreign_name"
+            )
+        return
+    kind, _, given = headers.get("authorization", "").partition(" ")
+    # Headers are bytes, which the web framework shows as latin-1.
+    is_right = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
+    if kind.lower() != "bearer" or not is_right:
+        raise RequestError(
+            401, "give the server's token: Authorization: Bearer TOKEN", "invalid_api_key"
         )
-    untuned = Served(name + BEFORE, open_to_answer(before, image_budget, as_of=place))
-    return [tuned, untuned], "before and after tuning"
 
 
-def decoding_limits(served: Served, limits: ServerLimits, free_bytes: float) -> DecodingLimits:
-    """Say how much one model may hold, given the memory that is left for it."""
-    config = served.loaded.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    number_bytes = served.loaded.model.dtype.itemsize
-    token_bytes = 2 * config.num_hidden_layers * heads * width * number_bytes
-    room = FREE_SHARE * free_bytes / token_bytes
-    return DecodingLimits(
-        sequences=limits.running,
-        tokens=max(1, min(int(room), MOST_CACHE_TOKENS)),
-        kept_prefixes=limits.kept_pictures,
+def _card(served: Served) -> dict[str, Any]:
+    card = Model(id=served.name, created=served.created, object="model", owned_by="foveal")
+    return card.model_dump(exclude_unset=True)
+
+
+def read_page() -> tuple[str, str]:
+    """Read the page, and the policy under which a browser runs its own script and no other."""
+    page = files("foveal.serve").joinpath("page.html").read_text(encoding="utf-8")
+    policy = (
+        f"default-src 'none'; script-src {_hashes('script', page)}; "
+        f"style-src {_hashes('style', page)}; img-src blob: data:; media-src blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
+    return page, policy
+
+
+def _hashes(tag: str, page: str) -> str:
+    found = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+    digests = [base64.b64encode(sha256(text.encode()).digest()).decode() for text in found]
+    return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+
+async def _known(_: Request, problem: Any) -> Response:
+    return JSONResponse(problem.body(), problem.status, problem.headers)
+
+
+async def _of_http(request: Request, error: Any) -> Response:
+    said = f"{request.url.path}: {error.detail}"
+    return await _known(request, RequestError(error.status_code, said))
+
+
+async def _nobody(_: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_LEFT)  # not sent: there is nobody to read it
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    said = "the server failed on this request; its log says how"
+    return await _known(request, RequestError(500, said))
 
 
 class PromptProtocol(H11Protocol):

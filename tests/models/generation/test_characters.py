@@ -4,7 +4,8 @@ import pytest
 from tiny_models import make_tokenizer
 
 from foveal.models.generation.characters import token_bytes
-from foveal.serve.text import AnswerText
+from foveal.models.generation.generator import Token
+from foveal.serve.answers import GrowingAnswer
 
 
 @pytest.mark.parametrize(
@@ -14,10 +15,10 @@ def test_the_bytes_of_all_tokens_joined_are_the_text(text):
     tokenizer = make_tokenizer(["<x>"]).backend_tokenizer
     ids = tokenizer.encode(text).ids
     assert b"".join(token_bytes(tokenizer, one) for one in ids) == text.encode()
-    answer = AnswerText(tokenizer)
-    sent = "".join([*(answer.add(one) for one in ids), answer.finish()])
+    answer = GrowingAnswer(tokenizer)
+    sent = "".join([*(answer.add(Token(0, one, None, 0.0)) for one in ids), answer.finish()])
     assert sent == text
-    assert b"".join(share.bytes for share in answer.settled()) == text.encode()
+    assert b"".join(bytes(one.bytes) for one in answer.numbers()) == text.encode()
 
 
 def test_a_control_token_is_its_own_name():
@@ -30,9 +31,9 @@ def test_bytes_that_are_no_character_keep_the_rest_of_the_text_in_its_place():
     tokenizer = make_tokenizer(["<x>"]).backend_tokenizer
     party = tokenizer.encode("\U0001f389").ids
     broken = [*party[:3], *tokenizer.encode("abc").ids]
-    answer = AnswerText(tokenizer)
-    sent = "".join([*(answer.add(one) for one in broken), answer.finish()])
-    shares = [share.bytes for share in answer.settled()]
+    answer = GrowingAnswer(tokenizer)
+    sent = "".join([*(answer.add(Token(0, one, None, 0.0)) for one in broken), answer.finish()])
+    shares = [bytes(one.bytes) for one in answer.numbers()]
     assert sent.endswith("abc")
     assert len(shares) == len(broken)
     assert b"".join(shares).endswith(b"abc")

@@ -1,4 +1,4 @@
-"""Tokens one at a time -> text that can be sent: never half a character, never past a stop."""
+"""Tokens one at a time -> what can be sent: never half a character, never past a stop."""
 
 import re
 from collections import deque
@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from openai.types.chat import ChatCompletionTokenLogprob
+from openai.types.chat.chat_completion_chunk import Choice, ChoiceDelta
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 
 from foveal.data.images.boxes import BoxMap
@@ -29,25 +30,18 @@ _MAY_BE_BOX = re.compile(r"[\[(][-\d\s.,()]{0,120}$")
 """The end of a text that may grow into a box; what is longer is none."""
 
 
-@dataclass(frozen=True)
-class TokenText:
-    """What one token has brought to the text that is sent."""
-
-    bytes: bytes
-
-    begins: bool
-    """Whether nothing of the text stands before it."""
-
-
 @dataclass
-class _Part:
+class _Said:
+    token: Token
     raw: bytes
+    """That it stands for."""
+
     width: int | None = None
     """Bytes of the text that it fills; none: not yet known."""
 
 
-class AnswerText:
-    """The text of one answer as it grows; all pieces joined are the whole answer, stripped.
+class GrowingAnswer:
+    """One answer as it grows; all pieces of its text joined are the whole, stripped.
 
     Not the library's own DecodeStream: it raises where a byte makes the bytes before it invalid,
     as a model may well write.
@@ -55,89 +49,117 @@ class AnswerText:
     Args:
         tokenizer: of the `tokenizers` library.
         stops: texts that end an answer and do not belong to it.
+        boxes: what moves its boxes into the asker's numbers; none: it can hold none.
+        index: its place among the answers to one request.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        stops: Sequence[str] = (),
+        boxes: BoxMap | None = None,
+        index: int = 0,
+    ) -> None:
         self._tokenizer = tokenizer
         self._stops = tuple(stops)
+        self._boxes = MovedBoxes(boxes)
+        self._index = index
         self._anchor = tuple(tokenizer.encode(ANCHOR, add_special_tokens=False).ids)
         self._special = special_ids(tokenizer)
-        self._pending: list[int] = []
         self._text = ""
         self._dropped = 0
         """Spaces in front that belong to the first token, not to the text."""
 
-        self._sent = 0
-        self._shown = 0, 0
-        """From which byte to which the text was sent."""
+        self._begin = self._sent = 0
+        """From which character to which the text was sent."""
 
-        self._unsettled: deque[_Part] = deque()
+        self._unsettled: deque[_Said] = deque()
+        """Tokens of which is still to be said what they brought."""
+
         self._settled = 0
-        """Bytes of the text before the first unsettled token."""
+        """Bytes of the text before the first of them."""
 
-        self._ended = False
         self.stopped = False
         """Whether a stop has been met."""
 
-    def add(self, token: int) -> str:
+        self.has_ended = False
+
+    def grow(self, token: Token) -> Choice:
+        """Take the next token; returns what is certain by now and was not said before."""
+        grown = "" if token.finish == "stop" else self.add(token)
+        finish = "stop" if self.stopped else token.finish
+        if finish:
+            grown += self.finish()
+            finish = "stop" if self.stopped else finish
+        numbers = self.numbers()
+        grown = self._boxes.add(grown, is_last=self.has_ended)
+        return Choice(
+            index=self._index,
+            delta=ChoiceDelta(content=grown) if grown or numbers else ChoiceDelta(),
+            logprobs=as_logprobs(numbers) if numbers else None,
+            finish_reason=finish,
+        )
+
+    def add(self, token: Token) -> str:
         """Take a token; returns the text that is certain by now and was not returned before."""
-        if self.stopped or token in self._special:
-            self._unsettled.append(_Part(b"", 0))
+        if self.stopped or token.id in self._special:
+            self._unsettled.append(_Said(token, b"", 0))
             return ""
-        self._pending.append(token)
-        self._unsettled.append(_Part(token_bytes(self._tokenizer, token)))
+        self._unsettled.append(_Said(token, token_bytes(self._tokenizer, token.id)))
         # Bytes are read together: whether they are characters shows once they have ended.
-        if BYTE.fullmatch(self._tokenizer.id_to_token(token)):
+        if BYTE.fullmatch(self._tokenizer.id_to_token(token.id)):
             return ""
-        piece = self._decode()
+        pending = self._pending()
+        piece = self._decode([one.token.id for one in pending])
         if piece.endswith(HALF_A_CHARACTER):
             return ""
-        self._grow(piece)
+        self._grow(piece, pending)
         return self._take(len(self._text) - (0 if self.stopped else self._half_a_stop()))
 
     def finish(self) -> str:
         """Return what is left once the answer has ended."""
         if not self.stopped:
-            piece = self._decode()
-            if piece.endswith(HALF_A_CHARACTER):
-                self._pending, piece = whole_characters(self._pending, self._decode_behind)
-            self._grow(piece)
-        self._ended = True
+            pending = self._pending()
+            ids, piece = whole_characters([one.token.id for one in pending], self._decode)
+            self._grow(piece, pending[: len(ids)])
+        self.has_ended = True
         return self._take(len(self._text))
 
-    def settled(self) -> list[TokenText]:
-        """Say of the next tokens what each has brought, as soon as its text is sent."""
-        shares = []
-        start, end = self._shown
+    def numbers(self) -> list[ChatCompletionTokenLogprob]:
+        """Name the next tokens that have numbers, each as soon as its text is sent, not before."""
+        named = []
+        start, end = (len(self._text[:at].encode()) for at in (self._begin, self._sent))
         while self._unsettled:
-            part = self._unsettled[0]
-            width = part.width or 0
-            is_sent = part.width is not None and self._settled + width <= end
-            if not is_sent and not self._ended:
+            one = self._unsettled[0]
+            width = one.width or 0
+            is_sent = one.width is not None and self._settled + width <= end
+            if not is_sent and not self.has_ended:
                 break
             self._unsettled.popleft()
             first, last = (max(0, min(width, edge - self._settled)) for edge in (start, end))
             # Bytes that are no characters fill another width: they are sent whole or not at all.
-            whole = width != len(part.raw) and last > first
-            shares.append(
-                TokenText(part.raw if whole else part.raw[first:last], self._settled <= start)
-            )
+            whole = width != len(one.raw) and last > first
+            brought = one.raw if whole else one.raw[first:last]
+            if one.token.logprob is not None:
+                begins = self._settled <= start
+                named.append(name_logprobs(one.token, brought, begins, self._tokenizer))
             self._settled += width
-        return shares
+        return named
 
-    def _decode(self) -> str:
-        return self._decode_behind(self._pending)
+    def _pending(self) -> list[_Said]:
+        """List the tokens that are not yet text."""
+        return [one for one in self._unsettled if one.width is None]
 
-    def _decode_behind(self, ids: list[int]) -> str:
+    def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode([*self._anchor, *ids])
         return text.removeprefix(ANCHOR)
 
-    def _grow(self, piece: str) -> None:
-        """Add a piece, and cut the text at the first stop that ends within it."""
+    def _grow(self, piece: str, said: Sequence[_Said]) -> None:
+        """Add what some tokens say, and cut the text at the first stop that ends within it."""
         if not self._text:
-            self._dropped = len(piece) - len(self._tokenizer.decode(self._pending))
-        self._measure(piece)
-        self._pending = []
+            alone = self._tokenizer.decode([one.token.id for one in said])
+            self._dropped = len(piece) - len(alone)
+        _measure(piece, said)
         longest = max(map(len, self._stops), default=0)
         start = max(self._dropped, len(self._text) - longest + 1)
         self._text += piece
@@ -145,19 +167,6 @@ class AnswerText:
         if found:
             self._text = self._text[: min(found)]
             self.stopped = True
-
-    def _measure(self, piece: str) -> None:
-        """Find which part of a piece each of its tokens fills."""
-        parts = [part for part in self._unsettled if part.width is None][: len(self._pending)]
-        for part in parts:
-            part.width = len(part.raw)
-        length = len(piece.encode())
-        if parts and sum(len(part.raw) for part in parts) != length:  # bytes without a meaning
-            for part in parts:
-                one = len(HALF_A_CHARACTER.encode()) if len(part.raw) == 1 else len(part.raw)
-                part.width = min(one, length)
-                length -= part.width
-            parts[-1].width = (parts[-1].width or 0) + length
 
     def _half_a_stop(self) -> int:
         """Count the characters at the end that may be the beginning of a stop."""
@@ -175,11 +184,21 @@ class AnswerText:
         start = self._sent or len(self._text) - len(self._text.lstrip())
         if end <= start:
             return ""
-        piece = self._text[start:end]
-        first, last = self._shown if self._sent else (len(self._text[:start].encode()),) * 2
-        self._shown = first, last + len(piece.encode())
-        self._sent = end
-        return piece
+        self._begin, self._sent = self._begin if self._sent else start, end
+        return self._text[start:end]
+
+
+def _measure(piece: str, said: Sequence[_Said]) -> None:
+    """Find which part of a piece each of its tokens fills."""
+    for one in said:
+        one.width = len(one.raw)
+    length = len(piece.encode())
+    if said and sum(len(one.raw) for one in said) != length:  # bytes without a meaning
+        for one in said:
+            usual = len(HALF_A_CHARACTER.encode()) if len(one.raw) == 1 else len(one.raw)
+            one.width = min(usual, length)
+            length -= one.width
+        said[-1].width = (said[-1].width or 0) + length
 
 
 @lru_cache(maxsize=8)
@@ -212,17 +231,20 @@ class MovedBoxes:
         return self._boxes.to_person(text[:certain])
 
 
-def name_logprobs(token: Token, text: TokenText, tokenizer: Any) -> ChatCompletionTokenLogprob:
+def name_logprobs(
+    token: Token, brought: bytes, begins: bool, tokenizer: Any
+) -> ChatCompletionTokenLogprob:
     """Name a token that has a log-probability, and the likeliest ones in its place, as OpenAI does.
 
     Args:
         token: with its numbers.
-        text: that it brought, whose bytes are its own.
+        brought: its bytes of the text that is sent.
+        begins: whether nothing of the text stands before it.
         tokenizer: of the `tokenizers` library.
     """
     ranked = ((token.id, token.logprob or 0.0), *token.likeliest)
-    own, *likeliest = (_named(tokenizer, *one, begins=text.begins) for one in ranked)
-    named = own.model_dump() | {"bytes": list(text.bytes)}
+    own, *likeliest = (_named(tokenizer, *one, begins=begins) for one in ranked)
+    named = own.model_dump() | {"bytes": list(brought)}
     return ChatCompletionTokenLogprob(**named, top_logprobs=likeliest)
 
 
@@ -234,3 +256,8 @@ def _named(tokenizer: Any, token: int, logprob: float, begins: bool) -> TopLogpr
         if begins:
             name, written = name.lstrip(), written.lstrip()
     return TopLogprob(token=name, logprob=max(logprob, LEAST), bytes=list(written))
+
+
+def as_logprobs(numbers: Sequence[Any]) -> Any:
+    """Write log-probabilities for a choice or a piece of one, which have classes of their own."""
+    return {"content": list(numbers), "refusal": None}

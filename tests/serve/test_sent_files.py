@@ -10,7 +10,7 @@ from PIL import Image
 
 from foveal.serve import served
 from foveal.serve.limits import RequestError, ServerLimits
-from foveal.serve.sent_images import SentFile, measure_images, read_address
+from foveal.serve.sent_files import SentFile, measure_images, read_address
 from foveal.serve.served import CutPictures
 
 LIMITS = ServerLimits(picture_bytes=2000, pictures=3, pixels=10_000)

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 
 import foveal
 from foveal.models.generation.characters import whole_characters
-from foveal.serve.text import AnswerText
+from foveal.models.generation.generator import Token
+from foveal.serve.answers import GrowingAnswer
 
 FOLDER = Path(foveal.__file__).parent / "models" / "phi3_vision" / "tokenizer"
 PUBLISHED = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
@@ -19,9 +20,13 @@ BYTES = st.integers(3, 258)
 PIECES = st.one_of(BYTES, st.integers(259, 31999), st.sampled_from([END, 29871, 1]))
 
 
+def token(one):
+    return Token(0, one, None, 0.0)
+
+
 def said(ids, stops=()):
-    text = AnswerText(PUBLISHED, stops)
-    return [*(text.add(one) for one in ids), text.finish()]
+    text = GrowingAnswer(PUBLISHED, stops)
+    return [*(text.add(token(one)) for one in ids), text.finish()]
 
 
 def ids_of(text):
@@ -47,20 +52,20 @@ def test_the_bytes_of_all_tokens_are_the_text_wherever_it_ends(times):
 
 def check_bytes(text, stops, cut):
     ids = ids_of(text)
-    growing = AnswerText(PUBLISHED, stops)
+    growing = GrowingAnswer(PUBLISHED, stops)
     pieces, shares = [], []
     for one in ids[: len(ids) - cut]:
-        pieces.append(growing.add(one))
-        shares += growing.settled()
-        shown = b"".join(share.bytes for share in shares)
+        pieces.append(growing.add(token(one)))
+        shares += map(bytes, (one.bytes for one in growing.numbers()))
+        shown = b"".join(shares)
         assert "".join(pieces).encode().startswith(shown), "no byte before its text"
         if growing.stopped:
             break
     added = len(pieces)
     pieces.append(growing.finish())
-    shares += growing.settled()
+    shares += map(bytes, (one.bytes for one in growing.numbers()))
     assert len(shares) == added
-    assert b"".join(share.bytes for share in shares).decode() == "".join(pieces)
+    assert b"".join(shares).decode() == "".join(pieces)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +98,11 @@ def test_a_character_of_several_bytes_is_never_cut():
 
 def test_bytes_without_end_are_read_once_and_not_at_each_of_them(monkeypatch):
     decoded = []
-    growing = AnswerText(PUBLISHED)
+    growing = GrowingAnswer(PUBLISHED)
     usual = growing._decode
-    monkeypatch.setattr(growing, "_decode", lambda: (decoded.append(1), usual())[1])
+    monkeypatch.setattr(growing, "_decode", lambda ids: (decoded.append(1), usual(ids))[1])
     spelt = [3 + byte for byte in "🦊".encode()] * 500  # byte b is token b + 3
-    assert "".join(growing.add(one) for one in spelt) == ""
+    assert "".join(growing.add(token(one)) for one in spelt) == ""
     assert growing.finish() == "🦊" * 500
     assert len(decoded) == 1
 
@@ -116,10 +121,10 @@ def test_bytes_without_end_are_read_once_and_not_at_each_of_them(monkeypatch):
     ],
 )
 def test_an_answer_ends_before_its_stop(text, stops, left):
-    growing = AnswerText(PUBLISHED, stops)
+    growing = GrowingAnswer(PUBLISHED, stops)
     pieces = []
     for one in ids_of(text):
-        pieces.append(growing.add(one))
+        pieces.append(growing.add(token(one)))
         if growing.stopped:
             break
     pieces.append(growing.finish())

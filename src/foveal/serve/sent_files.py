@@ -1,9 +1,10 @@
-"""Data URIs, uploads and web addresses -> what is shown, and its sizes, within limits."""
+"""A request's body -> JSON, and files from it or from addresses: what is shown, within limits."""
 
+import asyncio
 import base64
 import binascii
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -11,6 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from PIL.Image import Image
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
 
 from foveal.data.images.clips import choose_frames, decoding_within
 from foveal.data.images.frames import FrameChoice, file_of
@@ -21,6 +25,11 @@ from foveal.data.images.media import (
 )
 from foveal.errors import DataError
 from foveal.serve.limits import RequestError, ServerLimits
+
+DISCARDED = 4
+"""Times the limit of a body that is read and thrown away, so that a client hears why."""
+
+REQUEST_FIELD, PICTURE_FIELD, CLIP_FIELD = "request", "image", "video"
 
 Fetch = Callable[[str], bytes]
 """Web address -> bytes; raises `RequestError`."""
@@ -34,6 +43,7 @@ class SentFile:
     """What an error calls it."""
 
     data: bytes
+    is_clip: bool = False
     frame: Path | None = None
     """Of a clip: a frame, or all of them as one strip, as the data walk names it."""
 
@@ -68,22 +78,128 @@ class SentFile:
             return open_picture(self.frame or self.data, self.name)
 
 
-ShowClip = Callable[[SentFile], list[SentFile]]
-"""Clip -> its frames, or the one strip of them; raises `RequestError`."""
+def name_next(files: Iterable[SentFile], is_clip: bool) -> str:
+    """Name the file behind some others by its kind and number, for errors."""
+    number = 1 + sum(one.is_clip == is_clip for one in files)
+    return f"{'clip' if is_clip else 'picture'} {number}"
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a request brought."""
+
+    request: bytes | str
+    """JSON."""
+
+    files: tuple[SentFile, ...] = ()
+
+
+async def read_body(request: Request, limits: ServerLimits) -> Body:
+    """Read a request as JSON, or as a form of one JSON field and pictures.
+
+    Raises:
+        RequestError: too large, too slow, or neither of the two.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("application/json", "multipart/form-data"):
+        await discard(request, limits)
+        raise RequestError(
+            415, "send application/json, or multipart/form-data with pictures", "bad_content_type"
+        )
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            if kind == "multipart/form-data":
+                return await _read_form(request, limits)
+            return Body(b"".join([piece async for piece in _pieces(request, limits)]))
+    except TimeoutError:
+        raise RequestError(
+            408, f"the body took longer than {limits.body_seconds:g} seconds", "too_slow"
+        ) from None
+
+
+async def discard(request: Request, limits: ServerLimits) -> None:
+    """Read a refused body away: a client that still sends would not hear the answer."""
+    with suppress(RequestError, TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(limits.body_seconds):
+            async for _ in _pieces(request, limits):
+                pass
+
+
+async def _pieces(request: Request, limits: ServerLimits) -> AsyncGenerator[bytes, None]:
+    """Pass a body on as it comes; one that is too large is read away up to a point."""
+    most, stated = DISCARDED * limits.body_bytes, request.headers.get("content-length", "0")
+    size = int(stated) if stated.isdecimal() else 0
+    read = 0
+    if size <= most:
+        async for piece in request.stream():
+            read += len(piece)
+            size = max(size, read)
+            if size <= limits.body_bytes:
+                yield piece
+            elif read > most:
+                break
+    if size > limits.body_bytes:
+        raise RequestError(
+            413, f"the body has more than {limits.body_bytes} bytes; send less", "body_too_large"
+        )
+
+
+async def _read_form(request: Request, limits: ServerLimits) -> Body:
+    parser = MultiPartParser(
+        request.headers,
+        _pieces(request, limits),
+        max_files=limits.pictures,
+        max_fields=1,
+        max_part_size=limits.body_bytes,
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise RequestError(400, f"the form is broken: {error.message}", "bad_form") from error
+    asked: str | None = None
+    files: list[SentFile] = []
+    try:
+        for field, value in form.multi_items():
+            if isinstance(value, UploadFile) and field in (PICTURE_FIELD, CLIP_FIELD):
+                is_clip = field == CLIP_FIELD
+                name = f"{name_next(files, is_clip)} ({(value.filename or 'unnamed')[:80]})"
+                files.append(checked(SentFile(name, await value.read(), is_clip), limits))
+            elif isinstance(value, str) and field == REQUEST_FIELD:
+                asked = value
+            else:
+                raise RequestError(
+                    400,
+                    f"the form has a field {field[:40]!r}; {REQUEST_FIELD!r} holds the JSON and "
+                    f"each {PICTURE_FIELD!r} a file with a picture, each {CLIP_FIELD!r} a clip",
+                    "bad_form",
+                )
+    finally:
+        await form.close()
+    if asked is None:
+        raise RequestError(
+            400, f"the form has no field {REQUEST_FIELD!r} with the JSON", "bad_form"
+        )
+    return Body(asked, tuple(files))
+
+
+Show = Callable[[SentFile], list[SentFile]]
+"""A picture -> itself; a clip -> its frames, or the one strip of them; raises `RequestError`."""
 
 
 @contextmanager
-def shown_of_clips(choice: FrameChoice, limits: ServerLimits) -> Iterator[ShowClip]:
+def showing(choice: FrameChoice, limits: ServerLimits) -> Iterator[Show]:
     """Make what finds the frames that are shown of a clip, as training does; they live inside."""
     with ExitStack() as opened, decoding_within(limits.clip_seconds):
 
         def show(clip: SentFile) -> list[SentFile]:
+            if not clip.is_clip:
+                return [clip]
             folder = opened.enter_context(TemporaryDirectory(prefix="foveal-"))
             file = Path(folder) / clip.identity
             file.write_bytes(clip.data)
             with _refused(clip.name, file):
                 frames = choose_frames(file, choice)
-            return [SentFile(clip.name, b"", frame) for frame in frames]
+            return [SentFile(clip.name, b"", frame=frame) for frame in frames]
 
         yield show
 

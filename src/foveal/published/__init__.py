@@ -1,1 +1,0 @@
-"""The published recipe: its tasks, and the rows of its tables."""
