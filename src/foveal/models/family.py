@@ -17,7 +17,6 @@ from foveal.errors import ModelError
 from foveal.models import FAMILIES, GENERIC
 from foveal.models.generation.tree import ImageSight
 from foveal.models.hub.compressed import read_whole
-from foveal.models.hub.image_settings import ImageBudget
 from foveal.models.hub.stored_names import Regrouped
 from foveal.models.nf4 import keep_layout
 
@@ -25,6 +24,9 @@ PARTS = ("vision", "projector", "language")
 
 CLIP_SECONDS = "clip_seconds"
 """Beside the pixels of images, (images,) float64: from one time of a clip to the next; 0: none."""
+
+ImageBudget = int | Mapping[str, Any] | None
+"""Most crops; or settings by the names of the model's own processor; none: as its files say."""
 
 Route = Literal["rows", "cache", "plain"]
 """`rows`: many examples in one row, who sees whom said by the attention; `cache`: a prefix by

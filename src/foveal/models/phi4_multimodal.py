@@ -11,9 +11,9 @@ from transformers.utils import cached_file
 
 from foveal.data.shapes import ImageShape
 from foveal.errors import ModelError
+from foveal.models.family import ImageBudget
 from foveal.models.hub.hub_family import HubFamily, config_of
 from foveal.models.hub.hub_reader import HubReader
-from foveal.models.hub.image_settings import ImageBudget
 from foveal.models.phi3_vision.rotary import PerExampleRotaryEmbedding
 
 IMAGES = "model.embed_tokens_extend.image_embed."

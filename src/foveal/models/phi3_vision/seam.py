@@ -11,8 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from foveal.data.row_planning.groups import Costs
 from foveal.errors import ModelError
-from foveal.models.family import Family
-from foveal.models.hub.image_settings import ImageBudget
+from foveal.models.family import Family, ImageBudget
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.processor import Phi3VisionProcessor
 from foveal.models.phi3_vision.strict import SHARED_EMBEDDING
