@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 from torch import nn
@@ -219,8 +219,7 @@ def find_family(name: str) -> Family:
 @lru_cache(maxsize=8)
 def _derived(name: str, model_type: str, config: str) -> Family:
     """Make a family; anew for a folder whose config.json has been written over."""
-    module: Any = import_module(FAMILIES.get(model_type, GENERIC))
-    family: Family = module.derive_family(name)
+    family: Family = resolve_name(FAMILIES.get(model_type, GENERIC)).of(name)
     return family
 
 

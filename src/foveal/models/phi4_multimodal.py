@@ -162,6 +162,3 @@ class Phi4MultimodalFamily(HubFamily):
         if config.rope_parameters["rope_type"] != "longrope":
             return None
         return int(config.original_max_position_embeddings)
-
-
-derive_family = Phi4MultimodalFamily.of

@@ -18,8 +18,8 @@ from foveal.data.dataset import read_dataset
 from foveal.data.images.boxes import THOUSANDTHS, BoxFrame, BoxMap, box_edges, read_boxes
 from foveal.data.turn_processor import read_as
 from foveal.errors import DataError
-from foveal.models.box_frames import box_frame_of
 from foveal.models.family import load
+from foveal.models.known import box_frame_of
 from foveal.models.phi3_vision.read_images import CropReader
 
 pytestmark = [

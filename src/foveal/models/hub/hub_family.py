@@ -252,6 +252,3 @@ def model_class_of(name: str, config: Any) -> Any:
         raise ModelError(
             f"model {name}: model_type {config.model_type!r} is no image-text model of transformers"
         ) from error
-
-
-derive_family = HubFamily.of

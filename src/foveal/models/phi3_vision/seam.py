@@ -30,6 +30,11 @@ class Phi3VisionFamily(Family):
     joins_turns_as_published = True
     renamed = SHARED_EMBEDDING
 
+    @classmethod
+    def of(cls, name: str) -> "Phi3VisionFamily":
+        """Give the family; it is one for all models of the type."""
+        return FAMILY
+
     def load_model(
         self, name: str, attention: str, dtype: torch.dtype | None, quantization: Any = None
     ) -> Phi3VisionForConditionalGeneration:
@@ -85,8 +90,3 @@ FAMILY = Phi3VisionFamily(
         "language": ("model.", ""),
     }
 )
-
-
-def derive_family(name: str) -> Phi3VisionFamily:
-    """Make the family; it is one for all models of the type."""
-    return FAMILY
