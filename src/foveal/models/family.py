@@ -15,10 +15,9 @@ from torch import nn
 from foveal.data.row_planning.groups import Costs
 from foveal.errors import ModelError
 from foveal.models import FAMILIES, GENERIC
+from foveal.models.few_bits import keep_layout, read_whole
 from foveal.models.generation.tree import ImageSight
-from foveal.models.hub.compressed import read_whole
 from foveal.models.hub.stored_names import Regrouped
-from foveal.models.nf4 import keep_layout
 
 PARTS = ("vision", "projector", "language")
 

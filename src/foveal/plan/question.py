@@ -20,7 +20,7 @@ from foveal.data.turn_processor import read_as
 from foveal.errors import ConfigError, ModelError
 from foveal.machine import pick_device
 from foveal.models.family import Family, LoadedModel, find_family
-from foveal.models.hub.compressed import refuse_compressed
+from foveal.models.few_bits import refuse_compressed
 from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
 from foveal.models.shared_rows import FASTEST
 from foveal.plan.epoch import (
