@@ -17,7 +17,7 @@ from foveal.data.parallel import in_new_process
 from foveal.data.row_planning.sizes import Sizes
 from foveal.data.rows import Plan
 from foveal.models.phi3_vision.image import crop_grid, cut_crops, resize_lying, without_colour
-from foveal.plan.machines.resident import resident_bytes
+from foveal.plan.this_machine import resident_bytes
 
 QUESTIONS_A_PAGE = 4
 EXAMPLES_A_STEP = 64

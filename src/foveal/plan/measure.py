@@ -16,13 +16,17 @@ from foveal.data.parallel import in_new_process
 from foveal.data.row_planning.groups import Row
 from foveal.plan.epoch import RowCounts
 from foveal.plan.estimate import estimate_rows
-from foveal.plan.machines.hardware import Efficiency, Hardware
-from foveal.plan.machines.resident import reset_most_resident, resident_bytes
-from foveal.plan.machines.this_machine import bring_in_libraries, measure_crop_seconds
+from foveal.plan.hardware import Efficiency, Hardware
 from foveal.plan.memory import Memory, slack_factor
 from foveal.plan.question import ModelLoader, Question
 from foveal.plan.seconds import Seconds
 from foveal.plan.setup import Setup
+from foveal.plan.this_machine import (
+    bring_in_libraries,
+    measure_crop_seconds,
+    reset_most_resident,
+    resident_bytes,
+)
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.objective import objective_of

@@ -31,7 +31,7 @@ from foveal.plan.epoch import (
     plan_steps,
     targets_of,
 )
-from foveal.plan.machines.hardware import Hardware
+from foveal.plan.hardware import Hardware
 from foveal.plan.model_costs.asked import AskedModel, asked_before
 from foveal.plan.setup import Attention, Setup, engine_name
 from foveal.train.engines import check_sharding
