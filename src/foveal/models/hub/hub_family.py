@@ -19,8 +19,8 @@ from foveal.models.cached_rows import reads_with_cache
 from foveal.models.family import Family, ImageBudget
 from foveal.models.hub.hub_processor import load_hub_processor, set_images
 from foveal.models.hub.hub_reader import HubReader
+from foveal.models.hub.row_costs import LayerProducts
 from foveal.models.hub.stored_names import Regrouped, StoredNames
-from foveal.models.row_costs import LayerProducts
 from foveal.models.shared_rows import choose_attention
 
 DRAWING = ("vqmodel", "generation_embeddings", "generation_aligner", "generation_head")
