@@ -12,9 +12,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from foveal.data.row_planning.groups import Costs
 from foveal.errors import ModelError
 from foveal.models.family import Family, ImageBudget
+from foveal.models.phi3_vision.config import SHARED_EMBEDDING
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.processor import Phi3VisionProcessor
-from foveal.models.phi3_vision.strict import SHARED_EMBEDDING
 from foveal.models.phi3_vision.vision import UNUSED_LAYERS
 from foveal.models.shared_rows import choose_attention
 
