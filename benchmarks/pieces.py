@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from foveal.bench.random_page import NUM_CROPS, SIZES
-from foveal.bench.recipe_step import recipe_pixels
+from foveal.bench.side import recipe_pixels
 from foveal.data.encoded.column_files import Ragged
 from foveal.data.parallel import in_new_process
 from foveal.data.row_planning.sizes import Sizes

@@ -23,6 +23,7 @@ from foveal.plan.seconds import Seconds
 from foveal.plan.setup import Setup
 from foveal.plan.this_machine import (
     bring_in_libraries,
+    held_bytes,
     measure_crop_seconds,
     reset_most_resident,
     resident_bytes,
@@ -148,7 +149,7 @@ def run_rows(
     torch.manual_seed(train.seed)
     engine = Engine(recipe.precision)
     bring_in_libraries()
-    base = _held(engine.device)
+    base = held_bytes(engine.device)
     loaded = load_model(recipe)
     learner = make_learner(engine, loaded, recipe.strategy, train, recipe.lora, recompute)
     optimizer = learner.make_optimizer()
@@ -214,13 +215,6 @@ def explain_times(
 
 def _fastest(turns: list[list[float]]) -> tuple[float, ...]:
     return tuple(min(taken) for taken in zip(*turns, strict=True))
-
-
-def _held(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return int(total - free)
-    return resident_bytes("VmRSS")
 
 
 def _forget_peak(device: torch.device) -> None:

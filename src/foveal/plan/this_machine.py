@@ -150,9 +150,16 @@ def _memory_bytes(device: torch.device) -> float:
 def _base_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.empty_cache()  # of the matrices whose speed was measured
+    else:
+        bring_in_libraries()
+    return held_bytes(device)
+
+
+def held_bytes(device: torch.device) -> int:
+    """Say what is held of a GPU's memory, or by this process of its host's."""
+    if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(total - free)
-    bring_in_libraries()
     return resident_bytes("VmRSS")
 
 
