@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -68,11 +68,6 @@ class Phi3VisionFamily(Family):
     def encode_images(self, model: Any, pixels: Mapping[str, Tensor]) -> BaseModelOutputWithPooling:
         """Run the tower and the projection; (tokens, hidden) of each picture."""
         return BaseModelOutputWithPooling(pooler_output=model.get_image_features(**pixels))
-
-    def blocks(self, model: Any) -> list[nn.Module]:
-        """List the layers of the tower and of the decoder."""
-        tower = model.model.vision_embed_tokens.img_processor.vision_model
-        return [*tower.encoder.layers, *model.model.layers]
 
     def row_costs(self, processor: Any) -> Costs:
         """Say what the rows of examples cost the published models; plans of all sizes go by it."""

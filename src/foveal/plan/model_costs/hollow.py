@@ -29,7 +29,6 @@ aten = torch.ops.aten
 ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-
 EXPERTS = aten._grouped_mm.default
 """Products of each expert's tokens and matrix; torch says its shapes of bf16 alone."""
 
@@ -73,16 +72,16 @@ class Hollow(FakeTensorMode):
         self.spent: dict[str, Spent] = defaultdict(Spent)
         self.owner = ""
         self.held_bytes = self.peak_bytes = 0
-        self.left_out: set[int] = set()
-        """Storages of inputs, weights and copies of these: held, but not by a pass."""
-
         self.copied: set[int] = set()
-        """Of them those whose copies in another format are counted elsewhere: weights."""
+        """Storages whose copies in another format are counted elsewhere: weights."""
 
         self.gradients: set[tuple[int, ...]] = set()
         """Shapes of weights' gradients: held, but counted elsewhere."""
 
         self._storages: dict[int, tuple[Any, str, int]] = {}
+        """What hears of each one's end, who made it, and its size; 0 of what no pass holds: inputs,
+        weights and copies of these."""
+
         self._goes_back = False
         self._inside = 0
         self._work_began = 0
@@ -141,10 +140,9 @@ class Hollow(FakeTensorMode):
         """Remember who made a storage, and hear of its end."""
         storage = made.untyped_storage()
         key = storage._cdata
-        if key in self._storages or key in self.left_out:
+        if key in self._storages:
             return
         if func is aten._to_copy.default and args[0].untyped_storage()._cdata in self.copied:
-            self.left_out.add(key)
             self.copied.add(key)
             self._storages[key] = weakref.ref(storage, lambda _: self._forget(key)), "", 0
             return
@@ -158,7 +156,6 @@ class Hollow(FakeTensorMode):
 
     def _forget(self, key: int) -> None:
         _, _, size = self._storages.pop(key)
-        self.left_out.discard(key)
         self.copied.discard(key)
         self.held_bytes -= size
 
@@ -173,7 +170,6 @@ class Hollow(FakeTensorMode):
         """Count a tensor, or also copies of it in another format, to nobody: it is no pass's."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        self.left_out.add(key)
         if with_copies:
             self.copied.add(key)
         if key in self._storages:
