@@ -36,7 +36,6 @@ from foveal.models.generation.prompt import Prompt, PromptImage
 from foveal.models.phi3_vision.seam import FAMILY
 
 
-@dataclass(frozen=True)
 class EndlessProcessor(LetterProcessor):
     """Knows no token that ends an answer, so that every answer is as long as it may be."""
 
