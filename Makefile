@@ -9,6 +9,9 @@ NUMERIC := tests/models tests/adapt tests/train/test_loss.py tests/train/test_sh
 	tests/train/test_optim.py tests/train/test_checkpoint.py tests/deliver/test_export.py \
 	tests/deliver/test_merge.py
 
+# What one process of a test has compiled, the next need not.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: setup demo test avx2 slow gpu check docs bench clean
 
 setup: .venv/ready

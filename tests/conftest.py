@@ -4,6 +4,8 @@ import ctypes
 import gc
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -53,13 +55,13 @@ def pytest_runtest_setup(item):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def no_charts(request):
-    """Leave the charts of short runs undrawn: they take a third of one, and are of tests/report."""
-    if request.path.parent.name not in ("train", "deliver", "evaluate", "published"):
+def spared(request):
+    """Leave out what takes longer than a short run, where the tests are not about it."""
+    if "torch" not in sys.modules:
         yield
         return
-    from foveal.report import charts
+    from spared import spare
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(charts, "draw", lambda name, *_, **__: f"<svg><title>{name}</title></svg>")
+        spare(patch, request.path.relative_to(Path(__file__).parent).parts[0])
         yield

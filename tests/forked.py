@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
+from spared import spare
+
 # A process in which PyTorch has differentiated cannot be forked any more; this one never has.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -55,11 +58,9 @@ def fork_group(
 def _begin(
     work: Callable[..., object], given: tuple[object, ...], said: Path, environment: dict[str, str]
 ) -> None:
-    from foveal.report import charts
-
     os.environ.update(environment)
-    os.fsync = lambda descriptor: None  # as conftest.py, and no charts
-    charts.draw = lambda name, *_, **__: f"<svg><title>{name}</title></svg>"
+    os.fsync = lambda descriptor: None  # as conftest.py
+    spare(pytest.MonkeyPatch())
     with said.open("wb") as words:
         os.dup2(words.fileno(), 1)
         os.dup2(words.fileno(), 2)

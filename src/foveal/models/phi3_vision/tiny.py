@@ -8,6 +8,7 @@ to the tokens that the examples use, ASCII characters, and bytes: every text sti
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,19 @@ def sized_config(
     return Phi3VisionConfig(**settings, **ids)
 
 
-def cut_vocabulary(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Cut the published tokenizer down to what some texts need; ids keep their order."""
+@cache
+def _published() -> tuple[Tokenizer, dict[str, Any], list[tuple[str, str]]]:
+    """Read the published tokenizer, the content of its file, and which two tokens are merged."""
     published = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
     tree = json.loads(published.to_str())
+    return published, tree, [_pair(merge) for merge in tree["model"]["merges"]]
+
+
+def cut_vocabulary(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Cut the published tokenizer down to what some texts need; ids keep their order."""
+    published, tree, merges = _published()
     vocabulary: dict[str, int] = tree["model"]["vocab"]
-    parents = {"".join(pair): pair for pair in map(_pair, tree["model"]["merges"])}
+    parents = {"".join(pair): pair for pair in merges}
     kept = {token for token in vocabulary if token.startswith("<") and token.endswith(">")}
     kept |= {token for token in vocabulary if len(token) == 1 and (token.isascii() or token == "▁")}
     wanted = [token for text in texts for token in published.encode(text).tokens]
@@ -99,16 +107,19 @@ def cut_vocabulary(texts: Iterable[str]) -> PreTrainedTokenizerFast:
             kept.add(token)
             wanted += parents.get(token, ())
     ordered = sorted(kept, key=vocabulary.__getitem__)
-    tree["model"]["vocab"] = {token: index for index, token in enumerate(ordered)}
-    tree["model"]["merges"] = [
-        pair for pair in map(_pair, tree["model"]["merges"]) if {*pair, "".join(pair)} <= kept
-    ]
     added = [one for one in tree["added_tokens"] if one["content"] in (*kept, *CONTROL)]
-    for index, one in enumerate(added[3:], start=len(ordered)):  # <unk>, <s>, </s> stay 0 to 2
-        one["id"] = index
-    tree["added_tokens"] = added
+    ids = [0, 1, 2, *range(len(ordered), len(ordered) + len(added) - 3)]
+    cut = tree | {
+        "model": tree["model"]
+        | {
+            "vocab": {token: index for index, token in enumerate(ordered)},
+            "merges": [pair for pair in merges if {*pair, "".join(pair)} <= kept],
+        },
+        # <unk>, <s>, </s> stay 0 to 2
+        "added_tokens": [one | {"id": index} for one, index in zip(added, ids, strict=True)],
+    }
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(tree)),
+        tokenizer_object=Tokenizer.from_str(json.dumps(cut)),
         bos_token="<s>",
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
