@@ -27,6 +27,7 @@ def errors():
     return {row: predict_row(row, CONSTANTS, False) for row in ROWS}
 
 
+@pytest.mark.slow
 def test_the_constants_are_those_that_half_of_the_rows_give(script):
     found = asdict(script.fit())
     assert found == pytest.approx(asdict(CONSTANTS), rel=0.01)

@@ -97,7 +97,7 @@ def test_each_way_takes_the_same_optimizer_steps(strategy, tmp_path):
     assert losses[0, 2] < losses[0, 0]
 
 
-@pytest.mark.parametrize("strategy", ["full", "frozen_vision", "lora"])
+@pytest.mark.parametrize("strategy", daily("lora", beside=["full", "frozen_vision"]))
 def test_useful_work_is_what_torch_counts_but_for_pairs_that_do_not_see_each_other(
     strategy, tmp_path
 ):

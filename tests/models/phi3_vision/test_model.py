@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from daily import daily
 from devices import places
 from golden_data import case, expand, formula_pixels, load_model, read_json
 
@@ -12,6 +13,9 @@ BLOCKS, FLEX = f"{PREFIX}blocks", f"{PREFIX}flex"
 TINY_A = sorted(read_json("tiny_a/cases.json")["cases"])
 TINY_B = sorted(read_json("tiny_b/cases.json")["cases"])
 CASES = [("tiny_a", name) for name in TINY_A] + [("tiny_b", name) for name in TINY_B]
+LONGEST = "tiny_a", "eight4"
+"""6,099 tokens; the others have 4,149 at most, which is beyond the first table of rotations too."""
+
 GENERATION_A = sorted(read_json("tiny_a/cases.json")["generation"])
 FROZEN = [
     (folder, name)
@@ -60,7 +64,9 @@ def agree(ours, theirs, tolerance):
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize(("folder", "name"), CASES)
+@pytest.mark.parametrize(
+    ("folder", "name"), daily(*(one for one in CASES if one != LONGEST), beside=[LONGEST])
+)
 def test_every_number_of_a_pass_is_the_references(models, folder, name):
     golden, model = case(folder, name), models[folder]
     set_window(model, golden.facts)
