@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation.py --size standard --pages 2 --rounds 3
 
-`recipe`: as the published recipe evaluates, through its walk (see `foveal.bench.recipe_step`).
+`recipe`: as the published recipe evaluates, through its walk (see `foveal.bench.side`).
 `generate`: transformers' `generate` on our model, which already cuts, encodes and attends as ours.
 `ours`: all questions together, each page read once.
 
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from foveal.bench.random_page import LetterProcessor, find_size, make_model, make_random_page
-from foveal.bench.recipe_step import RecipeInputs, RecipeWay, recipe_inputs
+from foveal.bench.side import RecipeInputs, RecipeWay, recipe_inputs
 from foveal.data.dataset import Dataset
 from foveal.data.encode import IGNORED
 from foveal.evaluate.questions import Opener
@@ -36,7 +36,6 @@ from foveal.models.generation.prompt import Prompt, PromptImage
 from foveal.models.phi3_vision.seam import FAMILY
 
 
-@dataclass(frozen=True)
 class EndlessProcessor(LetterProcessor):
     """Knows no token that ends an answer, so that every answer is as long as it may be."""
 

@@ -35,7 +35,7 @@ from foveal.data.example import Example, Turn, write_examples
 from foveal.deliver.export import Exported, export_run
 from foveal.inputs import quiet_libraries
 from foveal.models.family import find_family
-from foveal.plan.machines.resident import reset_most_resident, resident_bytes
+from foveal.plan.this_machine import reset_most_resident, resident_bytes
 from foveal.train.checkpoint import STATE, WEIGHTS, Progress
 
 STRATEGIES = {

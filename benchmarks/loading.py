@@ -23,12 +23,12 @@ from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan
 from foveal.machine import Precision
 from foveal.models.phi3_vision.seam import FAMILY
-from foveal.plan.machines.hardware import find_hardware
-from foveal.plan.machines.this_machine import machine_name
+from foveal.plan.hardware import find_hardware
 from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.question import published_model
 from foveal.plan.seconds import rank_seconds
 from foveal.plan.setup import Engine, Setup
+from foveal.plan.this_machine import machine_name
 
 QUESTIONS, PAGES_A_STEP = 4, 4
 NUM_CROPS = 16

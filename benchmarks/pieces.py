@@ -11,13 +11,13 @@ from PIL import Image
 from rich.console import Console
 
 from foveal.bench.random_page import NUM_CROPS, SIZES
-from foveal.bench.recipe_step import recipe_pixels
+from foveal.bench.side import recipe_pixels
 from foveal.data.encoded.column_files import Ragged
 from foveal.data.parallel import in_new_process
 from foveal.data.row_planning.groups import Sizes
 from foveal.data.rows import Plan
 from foveal.models.phi3_vision.image import crop_grid, cut_crops, resize_lying, without_colour
-from foveal.plan.machines.resident import resident_bytes
+from foveal.plan.this_machine import resident_bytes
 
 QUESTIONS_A_PAGE = 4
 EXAMPLES_A_STEP = 64

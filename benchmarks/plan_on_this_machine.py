@@ -24,10 +24,10 @@ from foveal.data.example import Example, Turn, write_examples
 from foveal.inputs import load_in_passing
 from foveal.models.phi3_vision.tiny import TinySizes, write_tiny
 from foveal.plan.estimate import Machines, decide, estimate_rows
-from foveal.plan.machines.hardware import Hardware
-from foveal.plan.machines.this_machine import ASSUMED_HERE, measure_hardware
+from foveal.plan.hardware import Hardware
 from foveal.plan.measure import measure
 from foveal.plan.question import ask
+from foveal.plan.this_machine import ASSUMED_HERE, measure_hardware
 
 WIDE = TinySizes(crop_size=168, patch_size=14, tower_width=256, tower_layers=5, tower_heads=4)
 SIZES = {

@@ -38,7 +38,7 @@ from foveal.inputs import quiet_libraries
 from foveal.models.family import load
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.processor import Phi3VisionImageProcessor, Phi3VisionProcessor
-from foveal.plan.machines.resident import reset_most_resident, resident_bytes
+from foveal.plan.this_machine import reset_most_resident, resident_bytes
 from foveal.train.engines import make_engine
 from foveal.train.learner import make_learner
 from foveal.train.step import train_step

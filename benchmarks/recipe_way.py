@@ -23,7 +23,7 @@ from published_table import (
 from foveal.config import LoraSettings
 from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
 from foveal.plan.epoch import count_groups
-from foveal.plan.machines.hardware import GB, Hardware, find_hardware
+from foveal.plan.hardware import GB, Hardware, find_hardware
 from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.model_costs.terms import Operations
 from foveal.plan.model_costs.weights import QUANTIZED_BLOCK, QUANTIZED_GROUP

@@ -14,7 +14,7 @@ from foveal.config import LoraSettings, ShardingSettings
 from foveal.data.rows import Plan
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.epoch import RowCounts, plan_steps
-from foveal.plan.machines.hardware import find_hardware
+from foveal.plan.hardware import find_hardware
 from foveal.plan.memory import estimate_memory
 from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.question import published_model

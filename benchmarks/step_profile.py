@@ -18,7 +18,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from foveal.bench.side import Case, Side, Way
-from foveal.plan.machines.this_machine import matrix_speed
+from foveal.plan.this_machine import matrix_speed
 
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),

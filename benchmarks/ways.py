@@ -16,8 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from foveal.bench.recipe_step import RecipeWay, recipe_inputs
-from foveal.bench.side import recipe_step
+from foveal.bench.side import RecipeWay, recipe_inputs, recipe_step
 from foveal.config import LoraSettings, Rule, TrainSettings
 from foveal.data.dataset import Dataset
 from foveal.data.encode import IGNORED, Expanded

@@ -172,7 +172,7 @@ def test_the_page_of_models_is_what_the_table_says():
 
 
 def test_the_page_of_models_shows_what_the_command_prints():
-    from foveal.models.image_costs import cost_table
+    from foveal.models.known import cost_table
 
     assert "\n".join(cost_table()) in (ROOT / "docs" / "models.md").read_text()
 

@@ -36,7 +36,7 @@ from foveal.machine import (  # noqa: E402
     free_memory,
     pick_device,
 )
-from foveal.plan.machines.this_machine import machine_name, matrix_speed  # noqa: E402
+from foveal.plan.this_machine import machine_name, matrix_speed  # noqa: E402
 from on_gpu import answers, choice, kernels, right  # noqa: E402
 from on_gpu.fast import Speeds  # noqa: E402
 from on_gpu.record import Record, Values, give_back_memory  # noqa: E402

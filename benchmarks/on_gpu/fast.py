@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 from foveal.bench.side import Case
 from foveal.bench.timing import make_results
-from foveal.plan.machines.hardware import Hardware
+from foveal.plan.hardware import Hardware
 from on_gpu.record import Record, Values
 from on_gpu.steps import CAUSAL, Measured, Trial, measure, middle
 

@@ -15,10 +15,10 @@ from foveal.bench.timing import Timed, step_peak, time_step
 from foveal.data.forward_inputs import GroupSpan
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.estimate import estimate_rows
-from foveal.plan.machines.hardware import HARDWARE, Hardware
-from foveal.plan.machines.this_machine import find_efficiency, measure_hardware
+from foveal.plan.hardware import HARDWARE, Hardware
 from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.setup import Attention, Setup
+from foveal.plan.this_machine import find_efficiency, measure_hardware
 
 CAUSAL = "causal"
 """Attention of a row as if it were one example: what any rule of who sees whom is measured by."""

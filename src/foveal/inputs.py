@@ -40,8 +40,8 @@ from foveal.evaluate.metrics import find_metrics
 from foveal.evaluate.prediction import PREFERRED
 from foveal.libraries import remarks_are_caught
 from foveal.models.family import Family, LoadedModel, find_family, load, most_tokens
+from foveal.models.few_bits import refuse_compressed
 from foveal.models.fingerprint import fingerprint_model
-from foveal.models.hub.compressed import refuse_compressed
 from foveal.plan.epoch import make_plan
 from foveal.storage import write_text
 from foveal.train.audit import audit_targets

@@ -25,7 +25,7 @@ from foveal.inputs import load_in_passing
 from foveal.models.family import load
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.plan import command
-from foveal.plan.machines.hardware import find_hardware
+from foveal.plan.hardware import find_hardware
 from foveal.plan.question import ask
 from foveal.run import TrainingRun
 from foveal.train.checkpoint import checkpoints

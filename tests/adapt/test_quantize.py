@@ -14,7 +14,7 @@ from foveal.config import LoraSettings, QuantizationSettings, Rule
 from foveal.errors import ConfigError
 from foveal.inputs import quiet_libraries
 from foveal.models.family import find_family, load
-from foveal.models.nf4 import is_quantized
+from foveal.models.few_bits import is_quantized
 from foveal.models.phi3_vision.tiny import write_tiny
 
 

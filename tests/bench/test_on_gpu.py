@@ -17,7 +17,7 @@ from torch.autograd import DeviceType
 
 from foveal.bench.side import Case, Side
 from foveal.bench.timing import Timed
-from foveal.plan.machines.hardware import find_hardware
+from foveal.plan.hardware import find_hardware
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"

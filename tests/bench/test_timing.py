@@ -21,7 +21,7 @@ from foveal.bench.timing import (
     time_in_turn,
 )
 from foveal.errors import ConfigError
-from foveal.plan.machines import this_machine
+from foveal.plan import this_machine
 
 
 def run(strategies, as_json, monkeypatch):

@@ -51,7 +51,7 @@ def test_memory_holds_one_shard_at_a_time(tmp_path):
     # 20 tensors of 4 MB in shards of 8 MB: 80 MB pass through, twice; two tensors are held.
     probe = f"""
 import pathlib, torch
-from foveal.plan.machines.resident import resident_bytes
+from foveal.plan.this_machine import resident_bytes
 from foveal.deliver.tensors import find_tensors, write_shards
 folder = pathlib.Path({str(tmp_path)!r})
 planned = {{f"weight.{{n}}": torch.empty(1024, 1024, device="meta") for n in range(20)}}

@@ -17,8 +17,7 @@ from foveal.data.dataset import read_dataset
 from foveal.data.rows import Plan
 from foveal.inputs import inspect_data
 from foveal.inspect import inspection
-from foveal.inspect.inspection import draw_steps, write_inspection
-from foveal.inspect.seen import see_example, see_picture
+from foveal.inspect.inspection import draw_steps, see_example, see_picture, write_inspection
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,10 @@ import foveal
 from foveal.models import FAMILIES, GENERIC
 
 SOURCE = Path(foveal.__file__).parent
-MODULES = {*FAMILIES.values(), GENERIC, "foveal.models.phi3_vision", "foveal.models.hub.hub_reader"}
+MODULES = {
+    *(family.partition(":")[0] for family in (*FAMILIES.values(), GENERIC)),
+    *("foveal.models.phi3_vision", "foveal.models.hub.hub_reader"),
+}
 KNOWS_PHI = {"inputs.py", "bench", "plan"}
 """Makes the tiny model; is beside the published recipe; plans from Phi's sizes. Nobody else."""
 

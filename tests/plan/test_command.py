@@ -13,16 +13,15 @@ from typer.testing import CliRunner
 from foveal.cli import app
 from foveal.config import load_recipe
 from foveal.errors import ConfigError
-from foveal.plan import command
+from foveal.plan import command, this_machine
 from foveal.plan.estimate import Machines, advise, compare, decide
-from foveal.plan.machines import this_machine
-from foveal.plan.machines.hardware import ASSUMED, find_hardware
-from foveal.plan.machines.this_machine import (
+from foveal.plan.hardware import ASSUMED, find_hardware
+from foveal.plan.question import ask
+from foveal.plan.this_machine import (
     ASSUMED_HERE,
     find_efficiency,
     store_efficiency,
 )
-from foveal.plan.question import ask
 from foveal.run import TrainingRun
 
 RECIPE = "model: microsoft/Phi-3.5-vision-instruct\nrun: none\ndata: {train: PATH}\n"

@@ -9,13 +9,12 @@ from daily import daily
 from foveal.config import LoraSettings, ShardingSettings
 from foveal.errors import ConfigError
 from foveal.models.phi3_vision.seam import FAMILY
-from foveal.plan.communication import exchange, ring_seconds, traffic_of
 from foveal.plan.epoch import Epoch, RowCounts
-from foveal.plan.machines.hardware import HARDWARE, Efficiency, find_hardware
+from foveal.plan.hardware import HARDWARE, Efficiency, find_hardware
 from foveal.plan.memory import estimate_memory, shares_of
 from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.question import published_model
-from foveal.plan.seconds import rank_seconds, reading_seconds
+from foveal.plan.seconds import exchange, rank_seconds, reading_seconds, ring_seconds, traffic_of
 from foveal.plan.setup import Setup, engine_name
 
 PERFECT = Efficiency(1, 1, 1, 1, 0, 0, "all of it")

@@ -29,7 +29,7 @@ from foveal.errors import ConfigError
 from foveal.inputs import load_in_passing
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.plan.estimate import Machines, decide
-from foveal.plan.machines.hardware import find_hardware
+from foveal.plan.hardware import find_hardware
 from foveal.plan.memory import shares_of
 from foveal.plan.question import ask
 from foveal.plan.setup import engines_of

@@ -13,7 +13,7 @@ from foveal.config import LoraSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.row_planning.groups import Group, Row
-from foveal.models import likelihood
+from foveal.train import loss as loss_module
 from foveal.train.learner import blank_pixels
 from foveal.train.loss import RowLoss, answer_loss
 
@@ -37,7 +37,7 @@ def test_a_weight_scales_its_targets_share():
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
 def test_chunks_change_neither_loss_nor_gradients(monkeypatch, chunk):
     torch.manual_seed(0)
-    monkeypatch.setattr(likelihood, "POSITIONS_PER_CHUNK", chunk)
+    monkeypatch.setattr(loss_module, "POSITIONS_PER_CHUNK", chunk)
     head, hidden = nn.Linear(6, 11), torch.randn(7, 6, requires_grad=True)
     targets = torch.randint(0, 11, (7,))
     answer_loss(hidden, head, targets, torch.ones(7)).backward()

@@ -11,7 +11,7 @@ from torch import nn
 from foveal.config import LoraSettings
 from foveal.errors import ConfigError
 from foveal.libraries import import_peft, without_bitsandbytes
-from foveal.models.nf4 import is_quantized
+from foveal.models.few_bits import is_quantized
 
 ADAPTER = "default"
 """Its name, as peft calls one that has none."""

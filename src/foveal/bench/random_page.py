@@ -13,10 +13,10 @@ from foveal.data.dataset import Dataset, build_dataset
 from foveal.data.encode import encode
 from foveal.data.example import Example, Turn
 from foveal.data.images.image_folder import ImageFolder
-from foveal.data.turn_processor import TurnsSetting
 from foveal.errors import ConfigError
 from foveal.machine import pick_device
 from foveal.models.phi3_vision.config import Phi3VisionConfig
+from foveal.models.phi3_vision.image import Phi3VImageProcessor
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.read_images import CropReader
 from foveal.models.phi3_vision.tiny import TinySizes, sized_config
@@ -152,24 +152,14 @@ def make_model(size: BenchSize, seed: int = 0) -> Phi3VisionForConditionalGenera
     return model
 
 
-@dataclass(frozen=True)
 class LetterProcessor(CropReader):
     """Encodes one letter as one token, and cuts pictures as the published processor does."""
 
-    size: BenchSize
-    image_token_id: int = IMAGE_ID
-    num_crops: int = NUM_CROPS
-    turns: TurnsSetting = "recipe"
+    image_token_id = IMAGE_ID
 
-    @property
-    def crop_size(self) -> int:
-        """Side of a crop, pixels."""
-        return self.size.crop_size
-
-    @property
-    def tokens_side(self) -> int:
-        """Merged patches along one side of a crop."""
-        return self.size.crop_tokens_side
+    def __init__(self, size: BenchSize) -> None:
+        tokens = size.crop_tokens_side**2
+        self.image_processor = Phi3VImageProcessor(NUM_CROPS, size.crop_size, tokens)
 
     def encode_prompt(self, user: str, num_images: int) -> list[int]:
         """Put the images before the letters."""

@@ -22,9 +22,8 @@ from foveal.data.parallel import in_new_process
 from foveal.errors import ConfigError
 from foveal.machine import hand_back_free_memory
 from foveal.plan.epoch import count_groups
-from foveal.plan.machines.resident import reset_most_resident, resident_bytes
-from foveal.plan.machines.this_machine import machine_name, matrix_speed
 from foveal.plan.model_costs.terms import Operations
+from foveal.plan.this_machine import machine_name, matrix_speed, reset_most_resident, resident_bytes
 
 STRATEGIES = ("full", "frozen_vision", "lora")
 QUESTIONS = (1, 4)

@@ -51,21 +51,20 @@ def models(
 
     The number is the tokens of a letter page (1275 x 1650 pixels) with the published settings.
     """
-    from foveal.models.image_costs import cost_table, letter_page_tokens
+    from foveal.models import known
 
     if markdown:
-        for line in cost_table():
+        for line in known.cost_table():
             typer.echo(line)
         return
-    from foveal.models.known import ALONE, CACHED, NEEDS_TORCHVISION, ONE_IMAGE, REFUSED, SHARED
-
-    found = dict.fromkeys(SHARED, "exact, questions share an image's row")
-    found |= dict.fromkeys(CACHED, "exact, questions share an image through a cache")
-    found |= dict.fromkeys(ALONE, "exact, each example by itself")
-    found |= {one: f"refused: {reason}" for one, reason in REFUSED.items()}
-    for some, what in ((NEEDS_TORCHVISION, "with torchvision"), (ONE_IMAGE, "one image each")):
+    found = dict.fromkeys(known.SHARED, "exact, questions share an image's row")
+    found |= dict.fromkeys(known.CACHED, "exact, questions share an image through a cache")
+    found |= dict.fromkeys(known.ALONE, "exact, each example by itself")
+    found |= {one: f"refused: {reason}" for one, reason in known.REFUSED.items()}
+    beside = {"with torchvision": known.NEEDS_TORCHVISION, "one image each": known.ONE_IMAGE}
+    for what, some in beside.items():
         found |= {one: f"{found[one]}; {what}" for one in some}
-    pages = letter_page_tokens()
+    pages = known.letter_page_tokens()
     for model_type, says in sorted(found.items()):
         cost = f"{pages[model_type]:,}" if model_type in pages else "n/a"
         typer.echo(f"{model_type:24} {cost:>6}  {says}")

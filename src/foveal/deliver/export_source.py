@@ -23,7 +23,7 @@ from foveal.evaluate.kept import is_of_run
 from foveal.evaluate.prediction import Scores, read_scores
 from foveal.models.family import Family, find_family
 from foveal.models.fingerprint import fingerprint_model
-from foveal.models.hub.image_settings import changed_settings
+from foveal.models.hub.hub_processor import changed_settings
 from foveal.models.hub.stored_names import Regrouped
 from foveal.train.checkpoint import WEIGHTS, Progress, checkpoints, read_progress
 

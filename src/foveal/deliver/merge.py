@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveal.adapt.quantize import layer_kind
 from foveal.errors import ModelError
-from foveal.models.nf4 import CODE, unpack
+from foveal.models.few_bits import CODE, unpack
 
 Value = TypeVar("Value")
 

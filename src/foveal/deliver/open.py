@@ -12,8 +12,7 @@ from foveal.data.turn_processor import read_as
 from foveal.errors import ModelError
 from foveal.libraries import import_peft, without_bitsandbytes
 from foveal.machine import DTYPES, pick_device
-from foveal.models.family import LoadedModel, load
-from foveal.models.hub.image_settings import ImageBudget
+from foveal.models.family import ImageBudget, LoadedModel, load
 
 ADAPTER_CONFIG = "adapter_config.json"
 

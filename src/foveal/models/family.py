@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 from torch import nn
@@ -15,16 +15,17 @@ from torch import nn
 from foveal.data.row_planning.groups import Costs
 from foveal.errors import ModelError
 from foveal.models import FAMILIES, GENERIC
+from foveal.models.few_bits import keep_layout, read_whole
 from foveal.models.generation.tree import ImageSight
-from foveal.models.hub.compressed import read_whole
-from foveal.models.hub.image_settings import ImageBudget
 from foveal.models.hub.stored_names import Regrouped
-from foveal.models.nf4 import keep_layout
 
 PARTS = ("vision", "projector", "language")
 
 CLIP_SECONDS = "clip_seconds"
 """Beside the pixels of images, (images,) float64: from one time of a clip to the next; 0: none."""
+
+ImageBudget = int | Mapping[str, Any] | None
+"""Most crops; or settings by the names of the model's own processor; none: as its files say."""
 
 Route = Literal["rows", "cache", "plain"]
 """`rows`: many examples in one row, who sees whom said by the attention; `cache`: a prefix by
@@ -217,8 +218,7 @@ def find_family(name: str) -> Family:
 @lru_cache(maxsize=8)
 def _derived(name: str, model_type: str, config: str) -> Family:
     """Make a family; anew for a folder whose config.json has been written over."""
-    module: Any = import_module(FAMILIES.get(model_type, GENERIC))
-    family: Family = module.derive_family(name)
+    family: Family = resolve_name(FAMILIES.get(model_type, GENERIC)).of(name)
     return family
 
 

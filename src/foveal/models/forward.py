@@ -51,21 +51,24 @@ def hidden_states(
         ValueError: the decoder attends by no form that reads rows, or examples that are to be read
             apart share a prefix.
     """
-    if plainly or family.route == "plain":
-        tower = family.encode_images(model, inputs.pixels) if inputs.pixels else None
+    plainly = plainly or family.route == "plain"
+    attention = model.config.get_text_config()._attn_implementation
+    if not plainly and not str(attention).startswith(PREFIX):
+        raise ValueError(f"no packed rows with attention {attention!r}")
+    # The tower before the words: gradients come in the reverse order, and processes that share
+    # them as they come, with images and without, need one order.
+    tower = family.encode_images(model, inputs.pixels) if inputs.pixels else None
+    if plainly:
         rows = list(_apart(model, family, inputs, groups))
         starts = answer_starts or [None] * len(rows)
         pairs = zip(rows, starts, strict=True)
         made = [_plain_states(model, family, row, tower, start) for row, start in pairs]
         return made[0] if len(made) == 1 else torch.cat(made)
-    attention = model.config.get_text_config()._attn_implementation
-    if not str(attention).startswith(PREFIX):
-        raise ValueError(f"no packed rows with attention {attention!r}")
     if family.route == "cache":
-        return _read_groups(model, family, inputs, groups)
-    # The tower before the words: gradients come in the reverse order, and processes that share
-    # them as they come, with images and without, need one order.
-    images = place_features(family, model, inputs) if inputs.pixels else None
+        return _read_groups(model, family, inputs, groups, tower)
+    images = None
+    if tower is not None:
+        images = hand_out(tower, inputs.image_features, inputs.image_indices)
     seen = {"trees": trees} if trees else {"row": _view(model, family, inputs, groups)}
     axes = inputs.positions
     hidden: Tensor = model.model(
@@ -160,28 +163,17 @@ def _view(
 
 
 def _read_groups(
-    model: Any, family: Family, inputs: ForwardInputs, groups: tuple[GroupSpan, ...]
+    model: Any, family: Family, inputs: ForwardInputs, groups: tuple[GroupSpan, ...], tower: Any
 ) -> Tensor:
-    made = family.encode_images(model, inputs.pixels) if inputs.pixels else None
     ends = [0, *accumulate(inputs.image_features[one] for one in inputs.image_indices)]
 
     def images(first: int, last: int) -> Any:
         shown = inputs.image_indices[ends.index(first) : ends.index(last)]
-        return hand_out(made, inputs.image_features, shown)
+        return hand_out(tower, inputs.image_features, shown)
 
     ids = inputs.input_ids[0]
     is_feature = ids == family.image_token_id(model)
     return read_groups(model, ids, inputs.positions[:, 0], groups, is_feature, images)
-
-
-def place_features(family: Family, model: Any, inputs: ForwardInputs) -> Any:
-    """Encode each distinct image once, and hand out its features wherever it stands.
-
-    Returns:
-        What the model's own tower returns, image by image in the order of the text.
-    """
-    made = family.encode_images(model, inputs.pixels)
-    return hand_out(made, inputs.image_features, inputs.image_indices)
 
 
 def hand_out(made: Any, counts: Sequence[int], indices: Sequence[int]) -> Any:

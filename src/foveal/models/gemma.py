@@ -19,6 +19,3 @@ class GemmaFamily(HubFamily):
             return "mutual"
         two_ways = getattr(text, "use_bidirectional_attention", None) == "vision"
         return "mutual_in_windows" if two_ways else "causal"
-
-
-derive_family = GemmaFamily.of

@@ -40,6 +40,3 @@ class PaliGemmaFamily(HubFamily):
         places = torch.arange(ids.shape[1], device=ids.device)
         start = ids.shape[1] if answer_start is None else answer_start
         return (places >= start).long()[None]
-
-
-derive_family = PaliGemmaFamily.of

@@ -11,9 +11,9 @@ from transformers.utils import cached_file
 
 from foveal.data.shapes import ImageShape
 from foveal.errors import ModelError
+from foveal.models.family import ImageBudget
 from foveal.models.hub.hub_family import HubFamily, config_of
 from foveal.models.hub.hub_reader import HubReader
-from foveal.models.hub.image_settings import ImageBudget
 from foveal.models.phi3_vision.rotary import PerExampleRotaryEmbedding
 
 IMAGES = "model.embed_tokens_extend.image_embed."
@@ -162,6 +162,3 @@ class Phi4MultimodalFamily(HubFamily):
         if config.rope_parameters["rope_type"] != "longrope":
             return None
         return int(config.original_max_position_embeddings)
-
-
-derive_family = Phi4MultimodalFamily.of

@@ -6,7 +6,7 @@ from typing import get_args
 
 from foveal.adapt.strategy import STRATEGIES
 from foveal.plan.epoch import RowCounts
-from foveal.plan.machines.hardware import Hardware
+from foveal.plan.hardware import Hardware
 from foveal.plan.memory import SLACK, Memory, estimate_memory
 from foveal.plan.question import Question
 from foveal.plan.seconds import Seconds, rank_seconds, reading_seconds, step_seconds

@@ -16,13 +16,18 @@ from foveal.data.parallel import in_new_process
 from foveal.data.row_planning.groups import Row
 from foveal.plan.epoch import RowCounts
 from foveal.plan.estimate import estimate_rows
-from foveal.plan.machines.hardware import Efficiency, Hardware
-from foveal.plan.machines.resident import reset_most_resident, resident_bytes
-from foveal.plan.machines.this_machine import bring_in_libraries, measure_crop_seconds
+from foveal.plan.hardware import Efficiency, Hardware
 from foveal.plan.memory import Memory, slack_factor
 from foveal.plan.question import ModelLoader, Question
 from foveal.plan.seconds import Seconds
 from foveal.plan.setup import Setup
+from foveal.plan.this_machine import (
+    bring_in_libraries,
+    held_bytes,
+    measure_crop_seconds,
+    reset_most_resident,
+    resident_bytes,
+)
 from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.objective import objective_of
@@ -144,7 +149,7 @@ def run_rows(
     torch.manual_seed(train.seed)
     engine = Engine(recipe.precision)
     bring_in_libraries()
-    base = _held(engine.device)
+    base = held_bytes(engine.device)
     loaded = load_model(recipe)
     learner = make_learner(engine, loaded, recipe.strategy, train, recipe.lora, recompute)
     optimizer = learner.make_optimizer()
@@ -210,13 +215,6 @@ def explain_times(
 
 def _fastest(turns: list[list[float]]) -> tuple[float, ...]:
     return tuple(min(taken) for taken in zip(*turns, strict=True))
-
-
-def _held(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return int(total - free)
-    return resident_bytes("VmRSS")
 
 
 def _forget_peak(device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """A setup + the worst row -> bytes that one process holds at its worst moment, by kind (pure)."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 
 from foveal.plan.epoch import RowCounts
 from foveal.plan.model_costs.weights import FULL_BYTES, Holdings
@@ -27,36 +28,43 @@ WORKER_BYTES = 150_000_000
 """Of a worker beside what it shares with its parent, measured on Linux."""
 
 
+COMES_AND_GOES = (
+    *("gradients_bytes", "tower_bytes", "decoder_bytes", "logits_bytes"),
+    *("weight_copies_bytes", "workspace_bytes"),
+)
+"""What changes from moment to moment of a step."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of one process on its device at the moment when it holds most."""
 
-    weights_bytes: int
-    adapters_bytes: int
-    gradients_bytes: int
-    optimizer_bytes: int
-    tower_bytes: int
-    decoder_bytes: int
-    logits_bytes: int
-    weight_copies_bytes: int
+    weights_bytes: int = 0
+    adapters_bytes: int = 0
+    gradients_bytes: int = 0
+    optimizer_bytes: int = 0
+    tower_bytes: int = 0
+    decoder_bytes: int = 0
+    logits_bytes: int = 0
+    weight_copies_bytes: int = 0
     """In 16 bits, that autocast made."""
 
-    buckets_bytes: int
+    buckets_bytes: int = 0
     """Of the engine: what is shared, or brought together."""
 
-    workspace_bytes: int
+    workspace_bytes: int = 0
     """Gradients on their way, and a layer that is run again."""
 
-    base_bytes: int
+    base_bytes: int = 0
     """Of the process before there is a model: CUDA's context, or Python and its libraries."""
 
-    slack_bytes: int
+    slack_bytes: int = 0
     """Holes between blocks that come and go, which the allocator keeps."""
 
-    moment: str
+    moment: str = ""
     """When that is."""
 
-    workers_bytes: int
+    workers_bytes: int = 0
     """Host memory of the processes that open pictures; not part of the total."""
 
     @property
@@ -72,17 +80,6 @@ class Memory:
         return kept + self.weight_copies_bytes + self.workspace_bytes
 
 
-@dataclass(frozen=True)
-class Shares:
-    """What an engine leaves to one process."""
-
-    weights_bytes: int
-    adapters_bytes: int
-    gradients_bytes: int
-    optimizer_bytes: int
-    buckets_bytes: int
-
-
 def shares_of(
     holdings: Holdings,
     engine: str,
@@ -90,35 +87,37 @@ def shares_of(
     fixed_bytes: int = FULL_BYTES,
     optimizer: str = "adamw",
     travelling_bytes: int = FULL_BYTES,
-) -> Shares:
+) -> Memory:
     """Cut weights, gradients and moments as an engine does; weights that learn are float32.
 
     What the first process is left: FSDP2 cuts each tensor into whole rows, and it has most of them.
     """
     cut = world_size if engine == "fsdp2" else 1
-    weights = holdings.weights_bytes(fixed_bytes, cut)
-    adapters = holdings.adapters_share(cut) * FULL_BYTES
-    learnt, moments = holdings.learnt * FULL_BYTES, holdings.optimizer_bytes[optimizer]
-    if engine == "ddp":
-        # PyTorch's buckets are a copy of all gradients.
-        return Shares(weights, adapters, learnt, moments, learnt)
-    if engine == "single":
-        return Shares(weights, adapters, learnt, moments, 0)
+    gradients, moments = holdings.learnt * FULL_BYTES, holdings.optimizer_bytes[optimizer]
+    buckets = gradients if engine == "ddp" else 0  # PyTorch's are a copy of all gradients
     # AdamW alone can be cut.
     if engine == "zero2":
         # DeepSpeed cuts a group as one tensor of an even share for each, and keeps a copy of its
         # share of the weights; the optimizer moves that one.
-        share = sum(-(-one // (2 * world_size)) * 2 for one in holdings.learnt_groups) * FULL_BYTES
-        moments = 3 * share + len(holdings.learnt_groups) * STEP_BYTES
-        return Shares(weights, adapters, share, moments, BUCKET_NUMBERS * FULL_BYTES)
-    # A block while it runs and the next one, whole; what stands in no block, all the time; and the
-    # gradients of what learns in both before they are cut.
-    block, outside = holdings.largest_block, holdings.outside_blocks
-    brought = 2 * block.weights_bytes(travelling_bytes) + outside.weights_bytes()
-    uncut = block.gradients_bytes + outside.gradients_bytes
-    share = holdings.learnt_share(cut) * FULL_BYTES
-    moments = 2 * share + holdings.learnt_tensors * STEP_BYTES
-    return Shares(weights, adapters, share, moments, brought + uncut)
+        groups = holdings.learnt_groups
+        gradients = sum(-(-one // (2 * world_size)) * 2 for one in groups) * FULL_BYTES
+        moments = 3 * gradients + len(groups) * STEP_BYTES
+        buckets = BUCKET_NUMBERS * FULL_BYTES
+    if engine == "fsdp2":
+        # A block while it runs and the next one, whole; what stands in no block, all the time; and
+        # the gradients of what learns in both before they are cut.
+        block, outside = holdings.largest_block, holdings.outside_blocks
+        brought = 2 * block.weights_bytes(travelling_bytes) + outside.weights_bytes()
+        buckets = brought + block.gradients_bytes + outside.gradients_bytes
+        gradients = holdings.learnt_share(cut) * FULL_BYTES
+        moments = 2 * gradients + holdings.learnt_tensors * STEP_BYTES
+    return Memory(
+        weights_bytes=holdings.weights_bytes(fixed_bytes, cut),
+        adapters_bytes=holdings.adapters_share(cut) * FULL_BYTES,
+        gradients_bytes=gradients,
+        optimizer_bytes=moments,
+        buckets_bytes=buckets,
+    )
 
 
 def estimate_memory(
@@ -141,7 +140,7 @@ def estimate_memory(
             kept and nothing has adapters.
     """
     slack *= slack_factor(setup)
-    shares = shares_of(
+    held = shares_of(
         setup.holdings,
         setup.engine,
         setup.shares,
@@ -149,26 +148,10 @@ def estimate_memory(
         setup.optimizer,
         setup.travelling_bytes,
     )
+    held = replace(held, base_bytes=base_bytes, workers_bytes=_workers_bytes(setup, row, workers))
     moments = [
-        Memory(
-            weights_bytes=shares.weights_bytes,
-            adapters_bytes=shares.adapters_bytes,
-            gradients_bytes=gradients,
-            optimizer_bytes=shares.optimizer_bytes,
-            tower_bytes=tower,
-            decoder_bytes=decoder,
-            logits_bytes=logits,
-            weight_copies_bytes=copies,
-            buckets_bytes=shares.buckets_bytes,
-            workspace_bytes=workspace,
-            base_bytes=base_bytes,
-            slack_bytes=int(slack * (tower + decoder + logits + copies + workspace)),
-            moment=moment,
-            workers_bytes=_workers_bytes(setup, row, workers),
-        )
-        for moment, gradients, tower, decoder, logits, copies, workspace in _moments(
-            setup, row, shares.gradients_bytes, rows_behind_step > 1
-        )
+        replace(one, slack_bytes=int(slack * one.passing_bytes))
+        for one in _moments(setup, row, held, rows_behind_step > 1)
     ]
     return max(moments, key=lambda memory: memory.total_bytes)
 
@@ -185,10 +168,8 @@ def slack_factor(setup: Setup) -> float:
     return ADAPTER_SLACK if setup.holdings.adapters else 1.0
 
 
-def _moments(
-    setup: Setup, row: RowCounts, gradients: int, accumulated: bool
-) -> list[tuple[str, int, int, int, int, int, int]]:
-    """Moments, each with gradients, tower, decoder, logits, weight copies and workspace."""
+def _moments(setup: Setup, row: RowCounts, held: Memory, accumulated: bool) -> Iterator[Memory]:
+    """Say what is held at each moment of a step, beside what is held all the time."""
     costs, again = setup.costs, setup.recompute != "none"
     vision, language = costs.vision, costs.language
     tower, decoder = int(vision.kept_bytes.of(row)), int(language.kept_bytes.of(row))
@@ -198,20 +179,22 @@ def _moments(
         int(part.backward_work_bytes.of(row)) for part in (vision, language)
     )
     pixels = int(2 * row.crops * costs.pixels_of_crop * FULL_BYTES)  # before and behind normalizing
+    gradients = held.gradients_bytes
     before = gradients if accumulated else 0
     copies = copied_weights(setup, again)
     left = 0 if again else copies
     width, words = costs.head_sides
     outside = FULL_BYTES * width * words if before == 0 else 0
     head = before + min(outside, gradients)
-    return [
+    for moment, *amounts in (
         ("tower, forward", before, tower, 0, 0, 0, tower_work + pixels),
         ("decoder, forward", before, tower, decoder, 0, copies, decoder_work),
         ("loss, backward", before, tower, decoder, logits, left, loss_work),
         ("decoder, backward", head, tower, decoder, 0, left, decoder_back),
         ("tower, backward", gradients, tower, 0, 0, left // 8, tower_back),
         ("optimizer", gradients, 0, 0, 0, 0, 0),
-    ]
+    ):
+        yield replace(held, moment=moment, **dict(zip(COMES_AND_GOES, amounts, strict=True)))
 
 
 def copied_weights(setup: Setup, again: bool) -> int:

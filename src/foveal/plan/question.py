@@ -19,7 +19,7 @@ from foveal.data.turn_processor import read_as
 from foveal.errors import ConfigError, ModelError
 from foveal.machine import pick_device
 from foveal.models.family import Family, LoadedModel, find_family
-from foveal.models.hub.compressed import refuse_compressed
+from foveal.models.few_bits import refuse_compressed
 from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
 from foveal.models.shared_rows import FASTEST
 from foveal.plan.epoch import (
@@ -30,7 +30,7 @@ from foveal.plan.epoch import (
     plan_steps,
     targets_of,
 )
-from foveal.plan.machines.hardware import Hardware
+from foveal.plan.hardware import Hardware
 from foveal.plan.model_costs.asked import AskedModel, asked_before
 from foveal.plan.setup import Attention, Setup, engine_name
 from foveal.train.engines import check_sharding

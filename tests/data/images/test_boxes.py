@@ -18,8 +18,9 @@ from foveal.data.encode import count_tokens
 from foveal.data.images.boxes import THOUSANDTHS, BoxFrame, BoxMap, box_edges, read_boxes
 from foveal.data.turn_processor import read_as
 from foveal.errors import DataError
-from foveal.models.box_frames import box_frame_of
 from foveal.models.family import load
+from foveal.models.known import box_frame_of
+from foveal.models.phi3_vision.image import Phi3VImageProcessor
 from foveal.models.phi3_vision.read_images import CropReader
 
 pytestmark = [
@@ -32,7 +33,7 @@ pytestmark = [
 class SixteenCrops(CropReader):
     """The published sizes, without words."""
 
-    num_crops, crop_size = 16, 336
+    image_processor = Phi3VImageProcessor(16, 336)
 
 
 def test_a_page_for_phi_is_enlarged_and_stands_between_two_white_borders():

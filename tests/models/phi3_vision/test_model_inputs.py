@@ -8,7 +8,7 @@ from published import make_config, make_processor
 from tiny import make_model
 
 from foveal.data.forward_inputs import ForwardInputs
-from foveal.models.forward import place_features
+from foveal.models.forward import hand_out
 from foveal.models.phi3_vision import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.seam import FAMILY
 
@@ -118,7 +118,8 @@ def test_a_picture_may_be_encoded_once_and_shown_twice(model, processor):
         image_indices=(1, 0, 1),
     )
     with torch.no_grad():
-        placed = place_features(FAMILY, model, inputs)
+        tower = FAMILY.encode_images(model, inputs.pixels)
+        placed = hand_out(tower, inputs.image_features, inputs.image_indices)
     shown = logits_of(model, input_ids=thrice["input_ids"], mm_encoder_outputs={"image": placed})
     torch.testing.assert_close(shown, logits_of(model, **thrice), atol=1e-5, rtol=0)
 

@@ -17,4 +17,4 @@ def test_what_stands_where_a_tensor_that_was_left_out_had_stood_counts():
             assert mode.held_bytes == 400
             del made
         assert mode.held_bytes == 0
-    assert mode.left_out == set()
+    assert mode._storages == {}

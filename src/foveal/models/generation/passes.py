@@ -13,12 +13,11 @@ from transformers.cache_utils import DynamicCache
 
 from foveal.data.forward_inputs import ForwardInputs, GroupSpan
 from foveal.errors import ModelError
-from foveal.models.cached_rows import read
+from foveal.models.cached_rows import Strand, StrandBatch, line_up, read
 from foveal.models.family import LoadedModel
 from foveal.models.finite import explain_not_finite
 from foveal.models.forward import hand_out, hidden_states
 from foveal.models.generation.prompt import PromptImage, Stretch
-from foveal.models.generation.strands import Strand, StrandBatch, line_up
 from foveal.models.generation.tree import NewTokens, Node, Tree, grow
 
 

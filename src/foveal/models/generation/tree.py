@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from foveal.models.generation.strands import Strand
+from foveal.models.cached_rows import Strand
 
 ImageSight = Literal["causal", "mutual", "mutual_in_windows"]
 """What the tokens of an image see of it: what came before, all of it, or all of it in those layers

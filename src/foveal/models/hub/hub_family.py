@@ -16,12 +16,11 @@ from torch import nn
 from foveal.data.row_planning.groups import Costs
 from foveal.errors import ModelError
 from foveal.models.cached_rows import reads_with_cache
-from foveal.models.family import Family
-from foveal.models.hub.hub_processor import load_hub_processor
+from foveal.models.family import Family, ImageBudget
+from foveal.models.hub.hub_processor import load_hub_processor, set_images
 from foveal.models.hub.hub_reader import HubReader
-from foveal.models.hub.image_settings import ImageBudget, set_images
+from foveal.models.hub.row_costs import LayerProducts
 from foveal.models.hub.stored_names import Regrouped, StoredNames
-from foveal.models.row_costs import LayerProducts
 from foveal.models.shared_rows import choose_attention
 
 DRAWING = ("vqmodel", "generation_embeddings", "generation_aligner", "generation_head")
@@ -253,6 +252,3 @@ def model_class_of(name: str, config: Any) -> Any:
         raise ModelError(
             f"model {name}: model_type {config.model_type!r} is no image-text model of transformers"
         ) from error
-
-
-derive_family = HubFamily.of

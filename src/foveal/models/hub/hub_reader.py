@@ -19,11 +19,11 @@ from foveal.data.images.frames import FrameChoice
 from foveal.data.shapes import ImageShape
 from foveal.data.turn_processor import AskedTurn, EncodedTurns, TurnsSetting, fingerprint_words
 from foveal.errors import ModelError
-from foveal.models.box_frames import box_frame_of
-from foveal.models.clip_inputs import PairReader, make_clip_reader
 from foveal.models.family import CLIP_SECONDS
 from foveal.models.generation.characters import read_answer
-from foveal.models.hub.sizes_alone import without_pixels
+from foveal.models.hub.clip_inputs import PairReader, make_clip_reader
+from foveal.models.hub.hub_processor import without_pixels
+from foveal.models.known import box_frame_of
 from foveal.models.words import ChatWords, ImageText
 
 PROBE_SIZES = (96, 80), (30, 120)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPVisionConfig, Phi3Config
+from transformers import CLIPVisionConfig, GenerationConfig, Phi3Config
 
 # openai/clip-vit-large-patch14-336, which the published code builds by name.
 PUBLISHED_TOWER = {
@@ -16,6 +16,16 @@ PUBLISHED_TOWER = {
     "projection_dim": 768,
 }
 PUBLISHED_ARCHITECTURE = "Phi3VForCausalLM"
+
+SHARED_EMBEDDING = {
+    r"^model\.vision_embed_tokens\.wte\.weight$": "model.embed_tokens.weight",
+}
+"""Files saved by the published code may hold the token embedding under its second name."""
+
+NEVER_EMITTED = 2
+"""`eos_token_id` of the published config, which the model never emits."""
+
+ENDOFTEXT, END_OF_TURN = 32000, 32007
 
 
 @strict
@@ -89,3 +99,11 @@ class Phi3VisionConfig(Phi3Config):  # type: ignore[misc]
             del tree["vision_config"]
         tree["architectures"] = [PUBLISHED_ARCHITECTURE]
         return tree
+
+
+def end_of_answer_ids(generation: GenerationConfig, config: Phi3VisionConfig) -> Any:
+    """Choose the tokens at which an answer ends."""
+    stated = generation.eos_token_id
+    if stated in (NEVER_EMITTED, [NEVER_EMITTED]) and config.vocab_size > END_OF_TURN:
+        return [ENDOFTEXT, END_OF_TURN]
+    return stated

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +14,18 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm
 from transformers.utils import can_return_tuple
 
-from foveal.models.phi3_vision.config import Phi3VisionConfig
+from foveal.errors import ModelError
+from foveal.models.phi3_vision.config import (
+    SHARED_EMBEDDING,
+    Phi3VisionConfig,
+    end_of_answer_ids,
+)
 from foveal.models.phi3_vision.rotary import PerExampleRotaryEmbedding
-from foveal.models.phi3_vision.strict import StrictWeights, end_of_answer_ids
 from foveal.models.phi3_vision.vision import ImageEmbedding
 
 
-class Phi3VisionPreTrainedModel(StrictWeights, PreTrainedModel):  # type: ignore[misc]
-    """What transformers needs to know of the family."""
+class Phi3VisionPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+    """What transformers needs to know of the family; no weight is passed over in silence."""
 
     config: Phi3VisionConfig
     config_class = Phi3VisionConfig
@@ -33,6 +38,34 @@ class Phi3VisionPreTrainedModel(StrictWeights, PreTrainedModel):  # type: ignore
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *args: Any, **kwargs: Any) -> Self:
+        """Load a model folder or hub name.
+
+        Raises:
+            ModelError: a weight is missing, unexpected, or has a wrong shape.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("key_mapping", SHARED_EMBEDDING)
+        model, info = super().from_pretrained(
+            name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        problems = [f"missing weight {key}" for key in sorted(info["missing_keys"])]
+        problems += [f"unexpected weight {key}" for key in sorted(info["unexpected_keys"])]
+        problems += [
+            f"weight {key} has shape {tuple(stored)} where the config asks for {tuple(wanted)}"
+            for key, stored, wanted in sorted(info["mismatched_keys"])
+        ]
+        if problems:
+            more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+            raise ModelError(f"{name}: {'; '.join(problems[:3])}{more}")
+        # transformers would write each weight under the name that it was read from.
+        model._weight_conversions = []
+        if model.can_generate():
+            generation = model.generation_config
+            generation.eos_token_id = end_of_answer_ids(generation, model.config)
+        return (model, info) if wants_info else model  # type: ignore[return-value]
 
 
 class Phi3VisionModel(Phi3VisionPreTrainedModel):

@@ -25,7 +25,7 @@ from foveal.models.phi3_vision.chat import (
     deal_images,
     plain_messages,
 )
-from foveal.models.phi3_vision.image_processor import (
+from foveal.models.phi3_vision.image import (
     Phi3VImageProcessor,
     as_rgb,
     as_tensors,
@@ -91,21 +91,6 @@ class Phi3VProcessor(CropReader, ProcessorMixin):  # type: ignore[misc]
     def image_token_id(self) -> int:
         """Id that stands where an image is."""
         return int(self.tokenizer.convert_tokens_to_ids("<|image|>"))
-
-    @property
-    def num_crops(self) -> int:
-        """Most crops a picture."""
-        return int(self.image_processor.num_crops)
-
-    @property
-    def crop_size(self) -> int:
-        """Side of a crop, pixels."""
-        return int(self.image_processor.crop_size)
-
-    @property
-    def tokens_side(self) -> int:
-        """Merged patches along one side of a crop."""
-        return int(self.image_processor.num_img_tokens**0.5)
 
     # -- prompts, as transformers' users write them ----------------------------------------------
 

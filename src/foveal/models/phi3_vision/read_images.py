@@ -13,7 +13,12 @@ from foveal.data.images.boxes import BoxFrame, BoxUnit
 from foveal.data.images.frames import FrameChoice
 from foveal.data.shapes import ImageShape
 from foveal.data.turn_processor import AskedTurn, EncodedTurns, TurnsSetting, fingerprint_words
-from foveal.models.phi3_vision.image import crop_grid, cut_crops, num_image_tokens
+from foveal.models.phi3_vision.image import (
+    Phi3VImageProcessor,
+    crop_grid,
+    cut_crops,
+    num_image_tokens,
+)
 
 
 class CropReader:
@@ -35,6 +40,9 @@ class CropReader:
 
     clip_reader = None
 
+    image_processor: Phi3VImageProcessor
+    """Which cuts pictures."""
+
     @property
     def image_token_id(self) -> int:
         """Id that takes a feature of an image."""
@@ -43,17 +51,12 @@ class CropReader:
     @property
     def num_crops(self) -> int:
         """Most crops a picture."""
-        raise NotImplementedError
+        return int(self.image_processor.num_crops)
 
     @property
     def crop_size(self) -> int:
         """Side of a crop, pixels."""
-        raise NotImplementedError
-
-    @property
-    def tokens_side(self) -> int:
-        """Merged patches along one side of a crop."""
-        raise NotImplementedError
+        return int(self.image_processor.crop_size)
 
     def encode_prompt(self, user: str, num_images: int) -> list[int]:
         """Encode one turn's prompt; image k of the turn stands as the single number -(k + 1)."""
@@ -99,7 +102,7 @@ class CropReader:
             DataError: it is too elongated.
         """
         rows, columns = self.grid(width, height)
-        tokens = num_image_tokens(rows, columns, self.tokens_side)
+        tokens = num_image_tokens(rows, columns, self.image_processor.tokens_side)
         # A single crop is its own global view.
         crops = rows * columns + 1 if rows * columns > 1 else 1
         return ImageShape(((self.image_token_id, tokens),), tokens, crops, (rows, columns))

@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from foveal.data.row_planning.groups import Costs
 from foveal.errors import ModelError
-from foveal.models.family import Family
-from foveal.models.hub.image_settings import ImageBudget
+from foveal.models.family import Family, ImageBudget
+from foveal.models.phi3_vision.config import SHARED_EMBEDDING
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.processor import Phi3VisionProcessor
-from foveal.models.phi3_vision.strict import SHARED_EMBEDDING
 from foveal.models.phi3_vision.vision import UNUSED_LAYERS
 from foveal.models.shared_rows import choose_attention
 
@@ -30,6 +29,11 @@ class Phi3VisionFamily(Family):
     image_budget = "num_crops"
     joins_turns_as_published = True
     renamed = SHARED_EMBEDDING
+
+    @classmethod
+    def of(cls, name: str) -> "Phi3VisionFamily":
+        """Give the family; it is one for all models of the type."""
+        return FAMILY
 
     def load_model(
         self, name: str, attention: str, dtype: torch.dtype | None, quantization: Any = None
@@ -65,11 +69,6 @@ class Phi3VisionFamily(Family):
         """Run the tower and the projection; (tokens, hidden) of each picture."""
         return BaseModelOutputWithPooling(pooler_output=model.get_image_features(**pixels))
 
-    def blocks(self, model: Any) -> list[nn.Module]:
-        """List the layers of the tower and of the decoder."""
-        tower = model.model.vision_embed_tokens.img_processor.vision_model
-        return [*tower.encoder.layers, *model.model.layers]
-
     def row_costs(self, processor: Any) -> Costs:
         """Say what the rows of examples cost the published models; plans of all sizes go by it."""
         return COSTS
@@ -86,8 +85,3 @@ FAMILY = Phi3VisionFamily(
         "language": ("model.", ""),
     }
 )
-
-
-def derive_family(name: str) -> Phi3VisionFamily:
-    """Make the family; it is one for all models of the type."""
-    return FAMILY

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from foveal.models.likelihood import POSITIONS_PER_CHUNK
 from foveal.plan.epoch import RowCounts
 from foveal.plan.model_costs.weights import FULL_BYTES
+from foveal.train.loss import POSITIONS_PER_CHUNK
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class PassCosts:
     """Numbers of a crop as the tower takes it."""
 
     def head_bytes(self, row: RowCounts) -> float:
-        """Bytes that the head keeps; of more than one chunk its inputs, see `models.likelihood`."""
+        """Bytes that the head keeps; of more than one chunk its inputs, see `train.loss`."""
         kept = self.head.kept_bytes.of(row)
         if row.targets > POSITIONS_PER_CHUNK and kept:
             return float(FULL_BYTES * self.head_sides[0] * row.targets)

@@ -15,7 +15,7 @@ from foveal.bench.random_page import (
     make_model,
     make_random_page,
 )
-from foveal.bench.recipe_step import RecipeWay, recipe_inputs
+from foveal.bench.side import RecipeWay, recipe_inputs
 from foveal.data.batch import build_batch
 from foveal.data.example import Example, Turn
 from foveal.data.rows import Plan

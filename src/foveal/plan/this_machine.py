@@ -1,8 +1,10 @@
-"""The machine at hand -> what it can do, measured in seconds, as a row of hardware."""
+"""The machine at hand -> what it can do, measured in seconds, and what this process holds of it."""
 
 import json
 import os
 import platform
+import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +18,7 @@ from PIL import Image
 from foveal.libraries import import_peft
 from foveal.machine import DTYPES, pick_device
 from foveal.models.phi3_vision.image import cut_crops
-from foveal.plan.machines.hardware import ASSUMED, ETHERNET, GB, PCIE4, Efficiency, Hardware
-from foveal.plan.machines.resident import resident_bytes
+from foveal.plan.hardware import ASSUMED, ETHERNET, GB, PCIE4, Efficiency, Hardware
 from foveal.plan.memory import CPU_SLACK
 from foveal.storage import write_json
 
@@ -149,10 +150,36 @@ def _memory_bytes(device: torch.device) -> float:
 def _base_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.empty_cache()  # of the matrices whose speed was measured
+    else:
+        bring_in_libraries()
+    return held_bytes(device)
+
+
+def held_bytes(device: torch.device) -> int:
+    """Say what is held of a GPU's memory, or by this process of its host's."""
+    if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(total - free)
-    bring_in_libraries()
     return resident_bytes("VmRSS")
+
+
+def resident_bytes(name: str) -> int:
+    """Read what this process holds (VmRSS) or held at most (VmHWM)."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # no Linux: the most it held, in both cases
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+    line = next(
+        line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith(name)
+    )
+    return int(line.split()[1]) * 1024
+
+
+def reset_most_resident() -> None:
+    """Let the most that this process held be what it holds now, where the kernel can (Linux)."""
+    refs = Path("/proc/self/clear_refs")
+    if refs.exists():
+        refs.write_text("5", encoding="utf-8")  # Documentation/filesystems/proc.rst
 
 
 def constants_file(name: str, folder: Path | None = None) -> Path:

@@ -11,7 +11,7 @@ from daily import daily
 from PIL import Image
 from published_images import PUBLISHED, published_reader, tiny_reader
 
-from foveal.models.hub import hub_reader, sizes_alone
+from foveal.models.hub import hub_processor, hub_reader
 from foveal.models.known import ALONE, CACHED, NEEDS_TORCHVISION, SHARED
 
 pytestmark = [
@@ -124,8 +124,10 @@ def test_a_strip_that_would_be_made_of_gigabytes_is_told_at_once(tmp_path):
 
 
 def test_a_processor_that_says_other_things_without_pixels_is_given_them(tmp_path, monkeypatch):
-    half = sizes_alone._zeros
-    monkeypatch.setattr(sizes_alone, "_zeros", lambda height, width: half(height, width // 2 or 1))
+    half = hub_processor._zeros
+    monkeypatch.setattr(
+        hub_processor, "_zeros", lambda height, width: half(height, width // 2 or 1)
+    )
     reader = tiny_reader("qwen3_vl", tmp_path)
     assert reader._sizes is reader.processor
     check(reader, [(300, 200), (64, 640)])

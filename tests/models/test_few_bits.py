@@ -11,7 +11,7 @@ from foveal.adapt.quantize import plan_quantization
 from foveal.adapt.strategy import rules_of
 from foveal.config import QuantizationSettings
 from foveal.models.family import load
-from foveal.models.nf4 import is_computed_rightly, unpack
+from foveal.models.few_bits import is_computed_rightly, unpack
 from foveal.models.phi3_vision.tiny import write_tiny
 
 CPU = torch.device("cpu")

@@ -2,7 +2,7 @@
 
 import torch
 
-from foveal.plan.machines.resident import resident_bytes
+from foveal.plan.this_machine import resident_bytes
 
 
 def test_the_most_a_process_held_stays_after_it_is_given_back():

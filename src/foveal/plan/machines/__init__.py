@@ -1,1 +1,0 @@
-"""What machines can do: by their makers' word, or measured at hand."""
