@@ -5,10 +5,11 @@ def one_line(said: object, longest: int | None = None) -> str:
     """Say in one line what an error of somebody else's, or a value, says in several.
 
     Args:
-        said: the error or the value.
+        said: the error, whose kind is named where it says nothing; or the value.
         longest: signs that are kept; none: all.
     """
-    return " ".join(str(said).split())[:longest]
+    line = " ".join(str(said).split())[:longest]
+    return line or (type(said).__name__ if isinstance(said, Exception) else "")
 
 
 class UserError(Exception):

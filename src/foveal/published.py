@@ -13,7 +13,7 @@ from rich.console import Console
 from foveal.config import Recipe, load_recipe, quoted
 from foveal.data.checking.check import check_file
 from foveal.data.convert import Options, convert
-from foveal.errors import ConfigError, DataError
+from foveal.errors import ConfigError, DataError, one_line
 from foveal.evaluate.prediction import Scores
 from foveal.storage import read_object, write_bytes, write_json
 
@@ -277,6 +277,6 @@ def fetch_clips(folder: Path) -> Path:
         with tarfile.open(archive) as packed:
             packed.extractall(folder, filter="data")
     except (OSError, tarfile.TarError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise DataError(f"{CLIPS.name}: {reason}; give a folder with its clips") from error
     return folder / "UCF101_subset"

@@ -21,7 +21,7 @@ from foveal.deliver.proof import FILE, Proof
 from foveal.deliver.prove import find_examples, prove
 from foveal.deliver.tensors import PICKLED
 from foveal.deliver.weight_only import WeightFormat, plan_weight_only
-from foveal.errors import RunError
+from foveal.errors import RunError, one_line
 from foveal.machine import DTYPES, Precision
 from foveal.storage import alone_in, read_object
 
@@ -218,7 +218,7 @@ def push(
             commit_message=f"Upload {folder.name}",
         )
     except (OSError, HFValidationError, HfHubHTTPError, LocalTokenNotFoundError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise RunError(
             f"cannot push to {repository}: {reason}; check the name and log in with `hf auth login`"
         ) from error

@@ -18,7 +18,7 @@ from foveal.config import Recipe, load_recipe
 from foveal.deliver.merge import sort_adapters
 from foveal.deliver.open import find_run
 from foveal.deliver.tensors import StoredTensor, find_tensors, tensors_of
-from foveal.errors import ModelError, RunError
+from foveal.errors import ModelError, RunError, one_line
 from foveal.evaluate.kept import is_of_run
 from foveal.evaluate.prediction import Scores, read_scores
 from foveal.models.family import Family, find_family
@@ -264,7 +264,7 @@ def find_base(run: Path, recipe: Recipe) -> Path:
     try:
         fetched = snapshot_download(recipe.model, allow_patterns=list(BASE_FILES))
     except (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ModelError(
             f"{run}: its base model, {recipe.model!r} in recipe.yaml, is not there ({reason}); "
             "bring the folder back, or correct `model` in the run's recipe.yaml"

@@ -9,7 +9,7 @@ from typing import Any
 from foveal.adapt.adapters import ADAPTER, merge_adapters
 from foveal.config import Recipe, load_recipe
 from foveal.data.turn_processor import read_as
-from foveal.errors import ModelError
+from foveal.errors import ModelError, one_line
 from foveal.libraries import import_peft, without_bitsandbytes
 from foveal.machine import DTYPES, pick_device
 from foveal.models.family import ImageBudget, LoadedModel, load
@@ -122,7 +122,7 @@ def put_adapter(model: Any, folder: Path) -> None:
             with without_bitsandbytes():
                 adapted = peft.PeftModel.from_pretrained(model, str(folder))
         except Exception as error:  # peft checks nothing before it loads: it raises what it meets
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error, 300)
             raise ModelError(f"{folder}: the adapter does not fit its base: {reason}") from error
     put = peft.get_peft_model_state_dict(adapted, adapter_name=ADAPTER, save_embedding_layers=False)
     if differing := stored.keys() ^ put.keys():

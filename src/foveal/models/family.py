@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from foveal.data.row_planning.groups import Costs
-from foveal.errors import ModelError
+from foveal.errors import ModelError, one_line
 from foveal.models import FAMILIES, GENERIC
 from foveal.models.few_bits import keep_layout, read_whole
 from foveal.models.generation.tree import ImageSight
@@ -249,7 +249,7 @@ def _read_config(name: str) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"model {name}: {_one_line(error)}; give a folder with config.json, or a hub name"
+            f"model {name}: {one_line(error)}; give a folder with config.json, or a hub name"
         ) from error
     if not isinstance(config, dict):
         raise ModelError(f"model {name}: its config.json is no mapping of settings")
@@ -278,10 +278,6 @@ def _point_to_model(folder: Path) -> None:
             f"model {folder} is a run that has not ended; `foveal train {folder / 'recipe.yaml'}` "
             f"ends it, then give {whole}"
         )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def load(
@@ -313,7 +309,7 @@ def load(
             model = family.load_model(name, attention, dtype, quantization or stored)
         processor = family.load_processor(name, image_budget)
     except (ImportError, OSError, ValueError, SafetensorError, StrictDataclassError) as error:
-        raise ModelError(f"model {name}: {_one_line(error)}") from error
+        raise ModelError(f"model {name}: {one_line(error)}") from error
     except (AttributeError, KeyError, TypeError) as error:
         raise _unknown_form(name, error) from error
     keep_layout(model)
@@ -327,7 +323,7 @@ def _unknown_form(name: str, error: Exception) -> Exception:
         return error
     return ModelError(
         f"model {name}: model_type {model_type!r} is not of the form that is known here "
-        f"({type(error).__name__}: {_one_line(error)}); `foveal models` lists those that are"
+        f"({type(error).__name__}: {one_line(error)}); `foveal models` lists those that are"
     )
 
 

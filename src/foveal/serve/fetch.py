@@ -16,6 +16,7 @@ from functools import partial
 import anyio.to_thread
 import httpx2
 
+from foveal.errors import one_line
 from foveal.serve.limits import RequestError, ServerLimits
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -92,7 +93,7 @@ def fetch(url: str, limits: ServerLimits, allowed: Allowed = is_public) -> bytes
     except _NotPublicError as error:
         code, reason = "bad_url", f"{error}; we fetch public addresses alone"
     except Exception as error:  # strangers' servers make libraries raise whatever they have
-        words = " ".join(str(getattr(error, "strerror", None) or error).split())
+        words = one_line(getattr(error, "strerror", None) or error)
         reason = f"cannot be fetched ({words[:200]})"
     raise RequestError(400, f"{url}: {reason}", code)
 

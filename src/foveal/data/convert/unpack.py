@@ -34,9 +34,8 @@ from foveal.data.images.objects import (
     object_state,
     open_remote,
     read_url,
-    said_in_one_line,
 )
-from foveal.errors import DataError, UserError
+from foveal.errors import DataError, UserError, one_line
 from foveal.storage import write_bytes, written_whole
 
 PUBLISHED_PAGES = "nielsr/docvqa_1200_examples"
@@ -245,7 +244,7 @@ def _own(row: Mapping[str, Any], images: Path, where: str) -> Example:
         raise
     except Exception as error:  # the columns may hold anything
         raise DataError(
-            f"{where}: not an example ({said_in_one_line(error)}); mend or drop it"
+            f"{where}: not an example ({one_line(error, 300)}); mend or drop it"
         ) from error
 
 

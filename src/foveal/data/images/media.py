@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from foveal.data.images.archives import open_stored
 from foveal.data.images.frames import names_clip, parse_shown
 from foveal.data.images.objects import HEADER_BYTES, called
-from foveal.errors import DataError, StoreError
+from foveal.errors import DataError, StoreError, one_line
 
 MAX_PIXELS = 178_956_970
 """Most pixels of a picture, width x height: where Pillow itself takes it for a bomb."""
@@ -279,8 +279,8 @@ def _why_no_picture(file: BinaryIO) -> str:
 
 def reason_of(error: Exception) -> str:
     """Say in one line why a decoder gave up."""
-    reason = getattr(error, "strerror", None) or str(error)  # without a path, which is said before
-    return " ".join(reason.split()) or type(error).__name__
+    # Without a path, which is said before.
+    return one_line(getattr(error, "strerror", None) or error)
 
 
 def _orientation(image: Image.Image) -> int:

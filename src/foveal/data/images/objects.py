@@ -26,7 +26,7 @@ from foveal.data.images.kept_bytes import (
     write_state,
 )
 from foveal.data.parallel import side_by_side
-from foveal.errors import ConfigError, StoreError
+from foveal.errors import ConfigError, StoreError, one_line
 from foveal.storage import FAILED_WRITES
 
 ATTEMPTS = 3
@@ -329,7 +329,7 @@ def _ask(one: StoredObject, question: Callable[[Any, str], _Result], anew: bool 
                 raise FileNotFoundError(errno.ENOENT, "no such object", one.url) from error
             if not left:
                 raise StoreError(
-                    f"{one.url}: cannot be read ({said_in_one_line(error)}), tried {ATTEMPTS} "
+                    f"{one.url}: cannot be read ({one_line(error, 300)}), tried {ATTEMPTS} "
                     "times; mend the connection and run the same command again",
                     may_pass=True,
                 ) from error
@@ -357,7 +357,7 @@ def _lasting_error(url: str, error: Exception) -> StoreError | None:
     """
     scheme = url.partition(":")[0]
     if isinstance(error, ImportError | ValueError):
-        return StoreError(f"{url}: {said_in_one_line(error)}; {_package(scheme)}")
+        return StoreError(f"{url}: {one_line(error, 300)}; {_package(scheme)}")
     if isinstance(error, OSError) and error.errno in FAILED_WRITES and error.filename:
         return StoreError(
             f"cannot write to {error.filename}: {error.strerror}; free space, or give less of it "
@@ -365,15 +365,10 @@ def _lasting_error(url: str, error: Exception) -> StoreError | None:
         )
     if _is_refusal(error):
         return StoreError(
-            f"{url}: no access ({said_in_one_line(error)}); give credentials that may read it"
+            f"{url}: no access ({one_line(error, 300)}); give credentials that may read it"
             f"{_where_credentials(scheme)}"
         )
     return None
-
-
-def said_in_one_line(error: Exception) -> str:
-    """Say what an exception says, without its line breaks."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 from foveal.data.images.archives import ArchiveMember, open_stored, state_of
 from foveal.data.images.kept_bytes import ReadAtPlaces, read_state
 from foveal.data.images.objects import HEADER_BYTES, called, object_at, open_object
-from foveal.errors import DataError, UserError
+from foveal.errors import DataError, UserError, one_line
 
 FOOTERS_AT_HAND, READERS_AT_HAND = 64, 4
 """Files whose ends a process keeps, and columns that it is going through."""
@@ -271,5 +271,5 @@ def _naming(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise DataError(f"{called(path)}: broken Parquet file ({reason}); replace it") from error

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 
-from foveal.errors import ModelError
+from foveal.errors import ModelError, one_line
 
 OF_A_CALL = {"data_format", "device", "disable_grouping", "input_data_format", "return_tensors"}
 """Say in which form tensors come, not how an image is read."""
@@ -102,7 +102,7 @@ def set_images(name: str, processor: Any, settings: Mapping[str, Any]) -> None:
         processor.image_processor = kind.from_pretrained(name, **settings)
         given = [_looked_at(processor, size, {}) for size in PROBE_SIZES]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ModelError(
             f"data.image_settings: {kind.__name__} of model {name} cannot read images with "
             f"{dict(settings)}: {reason}"

@@ -9,7 +9,7 @@ from typing import Any
 from foveal.adapt.quantize import Shape
 from foveal.adapt.strategy import hold_frozen_weights, rules_of
 from foveal.config import LoraSettings, Rule
-from foveal.errors import ConfigError
+from foveal.errors import ConfigError, one_line
 from foveal.machine import DTYPES
 from foveal.models.family import Family
 from foveal.plan.model_costs.hollow import Hollow, make_hollow
@@ -98,7 +98,7 @@ class AskedModel:
             try:
                 self._costs[ask] = ask_model(*self._take(ask), ask, self.goes_back)
             except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
-                said = " ".join(str(error).split())[:200]
+                said = one_line(error, 200)
                 raise ConfigError(
                     f"what a pass of model_type {self.config.model_type!r} keeps and takes cannot "
                     f"be planned ({type(error).__name__}: {said}); foveal train runs it anyway"

@@ -11,8 +11,7 @@ from glob import escape
 from typing import Any, NamedTuple
 
 from foveal.data.convert.sources.source import SPLITS, Entry, Source
-from foveal.data.images.objects import said_in_one_line
-from foveal.errors import DataError, UserError
+from foveal.errors import DataError, UserError, one_line
 
 Row = Mapping[str, Any]
 
@@ -219,7 +218,7 @@ def _rows(stream: Any) -> Iterator[Row]:
             yield {column: _plain(held, features.get(column)) for column, held in row.items()}
     except Exception as error:  # of the network or the file, and long after it was opened
         raise DataError(
-            f"rows broke off ({said_in_one_line(error)}); convert again to go on"
+            f"rows broke off ({one_line(error, 300)}); convert again to go on"
         ) from error
 
 
@@ -244,7 +243,7 @@ def _mendable(where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of the network, the hub, the cache or the file
-        raise DataError(f"{where}: {said_in_one_line(error)}") from error
+        raise DataError(f"{where}: {one_line(error, 300)}") from error
 
 
 def count_rows(files: Sequence[str]) -> dict[str, int]:
@@ -266,7 +265,7 @@ def count_rows(files: Sequence[str]) -> dict[str, int]:
             counts[file] = parquet.read_metadata(file).num_rows
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{file}: no Parquet file ({said_in_one_line(error)}); replace it"
+                f"{file}: no Parquet file ({one_line(error, 300)}); replace it"
             ) from error
         if columns[file] != columns[files[0]]:
             raise DataError(
