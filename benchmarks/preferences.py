@@ -161,7 +161,7 @@ def _train_our_way(
         )
     before = [now() - begun for now, begun in zip(clocks, started, strict=True)]
     watch.share = before[0] / case.steps, before[1] / case.steps
-    optimizer = learner.make_optimizer()
+    optimizer = learner.optimizer
     module = learner.loss.train()
     for group in optimizer.param_groups:
         group["lr"] = RATE

@@ -136,7 +136,7 @@ def main() -> None:
         torch.manual_seed(train.seed)
         lora = LoraSettings(rank=given.rank, alpha=2 * given.rank)
         learner = make_learner(engine, loaded, "qlora", train, lora, recompute="blocks")
-        optimizer = learner.make_optimizer()
+        optimizer = learner.optimizer
         loss = learner.loss.train()
     Console().print(strategy_table(learner.assignments))
     dataset = make_page(given.folder, loaded.processor)

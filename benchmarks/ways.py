@@ -140,7 +140,7 @@ def train(way: str, work: Work, watch: Watch) -> None:
             recompute="none",
             wrap=RecipeWay if way == "recipe" else None,
         )
-    optimizer = learner.make_optimizer()
+    optimizer = learner.optimizer
     if way in ("trainer", "trl"):
         _train_with_trainer(way, work, optimizer, watch)
     elif way == "recipe":

@@ -87,3 +87,11 @@ def test_a_stop_of_the_walk_asks_for_nothing_above_it(stop):
 def test_the_walk_is_told_in_both_guides_alike():
     guide = (ROOT / "CONTRIBUTING.md").read_text().partition("| file |")[2]
     assert re.findall(r"^\| `(\w+/\w+\.py)`", guide, re.M) == walk()
+
+
+def test_the_loop_takes_five_arguments():
+    loop = ast.parse((SOURCE / "train" / "loop.py").read_text(encoding="utf-8")).body
+    (train,) = (one for one in loop if getattr(one, "name", "") == "train")
+    assert [one.arg for one in train.args.args] == [
+        *("learner", "loader", "log", "evaluate", "request")
+    ]

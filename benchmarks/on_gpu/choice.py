@@ -102,7 +102,7 @@ def ragged_steps(attention: str, size_name: str, precision: Precision) -> Ragged
     processor = LetterProcessor(size)
     loaded = LoadedModel(model, processor, FAMILY)
     learner = make_learner(engine, loaded, "lora", SETTINGS, LORA, recompute="none")
-    optimizer = learner.make_optimizer()
+    optimizer = learner.optimizer
     with TemporaryDirectory() as folder:
         dataset = ragged_pages(size, Path(folder))
         plan = plan_of(dataset, size)

@@ -35,7 +35,7 @@ from foveal.plan.epoch import make_plan
 from foveal.plan.room import choose_recompute
 from foveal.report.report import write_report
 from foveal.storage import write_json
-from foveal.train.audit import StepAudit, audit_pictures, audit_sharing, sum_weights
+from foveal.train.audit import audit_pictures, audit_sharing, sum_weights
 from foveal.train.checkpoint import (
     Progress,
     best_checkpoint,
@@ -163,7 +163,7 @@ class TrainingRun:
             if recipe.learns_pairs and recipe.preference.compares:
                 self._find_reference(learner, plan, steps, request)
             self._check_sharing(learner, plan)
-        optimizer = learner.make_optimizer()
+        optimizer = learner.optimizer  # from here on engines run the model in another way
         engine.by_main(lambda: self._write_down(plan, steps))
         if steps:
             self.console.print(strategy_table(learner.assignments))
@@ -177,7 +177,7 @@ class TrainingRun:
             load_checkpoint(checkpoint, loaded.model, optimizer, engine)
             engine.loss_scale = stored.loss_scale
         last = total_steps
-        if steps and (ended := self._learn(learner, optimizer, plan, steps, request)):
+        if steps and (ended := self._learn(learner, plan, steps, request)):
             self._say(ended.reason)
             last = ended.step
         has_learnt = sum_weights(engine, loaded.model) != unlearnt
@@ -204,34 +204,26 @@ class TrainingRun:
     def _learn(
         self,
         learner: Learner,
-        optimizer: torch.optim.Optimizer,
         plan: Plan,
         steps: range,
         request: StopRequest,
     ) -> EndedEarly | None:
         """Take the steps of a run that are still to be taken."""
-        engine = self.engine
         log = RunLog(
             self.run,
-            steps,
+            self._progress(steps.start),
+            steps.stop,
             self.recipe.train.max_bad_steps,
             self.recipe.data.max_bad_fraction,
-            self.console if engine.is_main else None,
+            self.console if self.engine.is_main else None,
             self.trackers,
         )
+
+        def evaluate(step: int) -> object:
+            return self.evaluate(f"step-{step}", step, request)
+
         try:
-            return train(
-                learner,
-                optimizer,
-                self._loader(plan),
-                steps,
-                self.run,
-                self._progress(steps.start),
-                log,
-                StepAudit(engine, self.loaded, learner.assignments, bool(self.dataset.images)),
-                lambda step: self.evaluate(f"step-{step}", step, request),
-                request,
-            )
+            return train(learner, self._loader(plan), log, evaluate, request)
         finally:
             log.close()
 

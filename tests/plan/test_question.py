@@ -227,7 +227,7 @@ def learner_of(recipe, run, engine):
 
 def held_by_torch(learner, engine, world):
     """Bytes of weights, gradients and moments of the first process behind a step."""
-    optimizer = learner.make_optimizer()
+    optimizer = learner.optimizer
     learnt = [one for group in optimizer.param_groups for one in group["params"]]
     for one in learnt:
         one.grad = torch.zeros_like(one)

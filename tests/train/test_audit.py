@@ -11,6 +11,7 @@ from foveal.adapt.strategy import assign, rules_of
 from foveal.config import LoraSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
+from foveal.data.encoded.packed import EncodedExamples, pack
 from foveal.data.rows import Plan
 from foveal.errors import RunError
 from foveal.models.row_view import RowView
@@ -71,9 +72,8 @@ def test_an_example_without_an_answer_is_named(setup):
     silent = dataclasses.replace(
         dataset.examples[1], learnt=np.zeros_like(dataset.examples[1].learnt)
     )
-    broken = dataclasses.replace(
-        dataset, examples=(dataset.examples[0], silent, dataset.examples[2])
-    )
+    three = pack([[one]] for one in (dataset.examples[0], silent, dataset.examples[2]))
+    broken = dataclasses.replace(dataset, examples=EncodedExamples([three]))
     with pytest.raises(RunError, match="example example-1 has no learnt token"):
         audit_targets(broken)
 

@@ -79,7 +79,7 @@ class Trial:
             if ".lora_B." in name:  # else the first matrices would have no gradient
                 torch.nn.init.normal_(one.data, std=0.02)
         self.assignments = learner.assignments
-        self.optimizer = learner.make_optimizer()
+        self.optimizer = learner.optimizer
         self.loss = learner.loss.train()
 
     def rows(self, *, share=True, tokens_per_pass=100_000):

@@ -118,7 +118,7 @@ class Side:
                 RECOMPUTE.get(case.way, "none"),
                 partial(RecipeWay, attention=attention) if case.way == "recipe" else None,
             )
-        self.optimizer = learner.make_optimizer()
+        self.optimizer = learner.optimizer
         self.way = learner.loss.train()
         _make_state(self.optimizer)
         self.tokens = sum(row.tokens for row in rows)

@@ -152,7 +152,7 @@ def run_rows(
     base = held_bytes(engine.device)
     loaded = load_model(recipe)
     learner = make_learner(engine, loaded, recipe.strategy, train, recipe.lora, recompute)
-    optimizer = learner.make_optimizer()
+    optimizer = learner.optimizer
     loss = learner.loss.train()
     objective = objective_of(recipe)
     reference = np.zeros(len(dataset.examples), np.float32)  # costs what any other would

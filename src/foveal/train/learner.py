@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class Learner:
     """A model that is ready to learn."""
 
     engine: Engine
-    model: Any
+    loaded: LoadedModel
     assignments: Sequence[Assignment]
     """What becomes of each weight."""
 
@@ -38,13 +39,19 @@ class Learner:
     """What is made small."""
 
     @property
+    def model(self) -> Any:
+        """What learns, bare of what the engine wraps around it."""
+        return self.loaded.model
+
+    @property
     def loss(self) -> nn.Module:
         """Row -> its loss, as the engine runs it."""
         module: nn.Module = self.engine.module
         return module
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """Make it, once: some engines run the model in another way from then on."""
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Made when first asked for: some engines run the model in another way from then on."""
         cut = self.engine.cuts_state
         return self.engine.adopt(build_optimizer(self.model, self.assignments, self.settings, cut))
 
@@ -91,4 +98,4 @@ def make_learner(
     agree = engine.largest if engine.gathers_blocks and family.route != "rows" else None
     loss = wrap(model) if wrap else RowLoss(model, family, blank, agree)
     engine.prepare(loss, family.blocks(model))
-    return Learner(engine, model, assignments, train, objective)
+    return Learner(engine, loaded, assignments, train, objective)

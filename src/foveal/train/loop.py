@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -13,13 +12,7 @@ from foveal.data.loader import StepLoader
 from foveal.errors import UserError
 from foveal.machine import forget_peak
 from foveal.train.audit import StepAudit
-from foveal.train.checkpoint import (
-    Progress,
-    best_checkpoint,
-    explain_stall,
-    prune,
-    save_checkpoint,
-)
+from foveal.train.checkpoint import best_checkpoint, explain_stall, prune, save_checkpoint
 from foveal.train.learner import Learner
 from foveal.train.optim import rate_scale, set_rate
 from foveal.train.records.log import RunLog
@@ -37,13 +30,8 @@ class EndedEarly:
 
 def train(
     learner: Learner,
-    optimizer: torch.optim.Optimizer,
     loader: StepLoader,
-    steps: range,
-    run: Path,
-    begun: Progress,
     log: RunLog,
-    audit: StepAudit,
     evaluate: Callable[[int], object],
     request: StopRequest,
 ) -> EndedEarly | None:
@@ -51,14 +39,8 @@ def train(
 
     Args:
         learner: of the run.
-        optimizer: of its learning weights.
         loader: this rank's rows.
-        steps: that are still to be taken; the last one is the run's.
-        run: its folder.
-        begun: what its checkpoints must say, but for where they stand.
-        log: of its steps.
-        audit: called with the gradients of a step in place, before they are used, until it has
-            seen all.
+        log: of the run; says which steps are still to be taken.
         evaluate: steps taken -> scores written.
         request: to stop, if there is one.
 
@@ -69,15 +51,18 @@ def train(
     """
     engine, loss, settings = learner.engine, learner.loss, learner.settings
     every, metric = settings.evaluate_every_steps, settings.best_metric
-    folder = run / "checkpoints"
+    run, steps = log.run, log.steps
     taken = saved = steps.start
+    has_images = bool(loader.batches.dataset.images)
+    audit = StepAudit(engine, learner.loaded, learner.assignments, has_images)
 
     def save() -> None:
         nonlocal saved
         saved = taken  # also where it fails: nobody tries again
         log.flush()
-        now = replace(begun, step=taken, loss_scale=engine.loss_scale)
-        save_checkpoint(folder, now, learner.model, optimizer, engine)
+        now = replace(log.begun, step=taken, loss_scale=engine.loss_scale)
+        folder = run / "checkpoints"
+        save_checkpoint(folder, now, learner.model, learner.optimizer, engine)
         engine.by_main(
             lambda: prune(folder, settings.keep_checkpoints, best_checkpoint(run, metric))
         )
@@ -101,13 +86,13 @@ def train(
             forget_peak()
             # Every random choice of a step follows from its number, so none need be saved.
             torch.manual_seed(_mix(settings.seed, work.step, engine.rank))
-            rate = set_rate(optimizer, rate_scale(work.step, steps.stop, settings))
+            rate = set_rate(learner.optimizer, rate_scale(work.step, steps.stop, settings))
             # One process alone may not reach its images.
             rows: list[Batch] = engine.alike(partial(list, work.batches))
             seen = train_step(
                 engine,
                 loss,
-                optimizer,
+                learner.optimizer,
                 rows,
                 settings.gradient_clip,
                 audit if audit.pending else None,

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from foveal.errors import RunError
 from foveal.machine import step_memory_bytes
+from foveal.train.checkpoint import Progress
 from foveal.train.records.journal import read_journal, rewind_journal
 from foveal.train.records.trackers import METRICS, Trackers
 from foveal.train.step import StepMeasures
@@ -31,7 +32,8 @@ class RunLog:
     def __init__(
         self,
         run: Path,
-        steps: range,
+        begun: Progress,
+        total_steps: int,
         max_bad_steps: int,
         max_bad_fraction: float,
         show: Console | None,
@@ -41,12 +43,18 @@ class RunLog:
 
         Args:
             run: its folder.
-            steps: that are still to be taken.
+            begun: where it stands, and what its checkpoints go on to say.
+            total_steps: at whose end it is done.
             max_bad_steps: steps in a row that are not finite before the run stops.
             max_bad_fraction: share of the examples that may be left out; see `check`.
             show: where the main process draws its bar; none: this is another.
             trackers: that follow the run.
         """
+        self.run = run
+        self.begun = begun
+        self.steps = steps = range(begun.step, total_steps)
+        """Those that are still to be taken."""
+
         self.path = run / INCIDENTS
         self.max_bad_steps = max_bad_steps
         self.max_bad_fraction = max_bad_fraction
@@ -65,14 +73,14 @@ class RunLog:
             rewind_journal(journal, steps.start)
         self._lines = (run / METRICS).open("a", encoding="utf-8")
         self._trackers = trackers
-        self._bar = Progress(
-            TextColumn("[bold]step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} examples/s"),
-            TextColumn("{task.fields[left_out]}", style="red"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+        self._bar = progress.Progress(
+            progress.TextColumn("[bold]step {task.completed:.0f}/{task.total:.0f}"),
+            progress.BarColumn(),
+            progress.TextColumn("loss {task.fields[loss]}  {task.fields[speed]} examples/s"),
+            progress.TextColumn("{task.fields[left_out]}", style="red"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
             console=show,
         )
         self._task = self._bar.add_task(
