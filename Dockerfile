@@ -6,6 +6,7 @@ FROM python:3.11-slim-bookworm AS wheel
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY src ./src
+COPY benchmarks/foveal_bench ./benchmarks/foveal_bench
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.11-slim-bookworm AS common

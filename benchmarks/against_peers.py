@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from draw_pages import PageStyle, draw_pages
+from foveal_bench.random_page import NUM_CROPS, BenchSize, find_size
 from turns import (
     Call,
     Case,
@@ -34,7 +35,6 @@ from turns import (
 )
 from ways import WAYS, Work, own_collator, train
 
-from foveal.bench.random_page import NUM_CROPS, BenchSize, find_size
 from foveal.config import TrainSettings
 from foveal.data.dataset import read_dataset
 from foveal.data.example import read_examples

@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation.py --size standard --pages 2 --rounds 3
 
-`recipe`: as the published recipe evaluates, through its walk (see `foveal.bench.side`).
+`recipe`: as the published recipe evaluates, through its walk (see `foveal_bench.side`).
 `generate`: transformers' `generate` on our model, which already cuts, encodes and attends as ours.
 `ours`: all questions together, each page read once.
 
@@ -24,9 +24,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from foveal_bench.random_page import LetterProcessor, find_size, make_model, make_random_page
+from foveal_bench.side import RecipeInputs, RecipeWay, recipe_inputs
 
-from foveal.bench.random_page import LetterProcessor, find_size, make_model, make_random_page
-from foveal.bench.side import RecipeInputs, RecipeWay, recipe_inputs
 from foveal.data.dataset import Dataset
 from foveal.data.encode import IGNORED
 from foveal.evaluate.questions import Opener
@@ -117,7 +117,7 @@ def compare(
     """Let all ways answer the questions of some pages, in turn, on this machine's device.
 
     Args:
-        size_name: of `foveal.bench.random_page.SIZES`.
+        size_name: of `foveal_bench.random_page.SIZES`.
         pages: to ask about.
         questions: of each page.
         new_tokens: of each answer.

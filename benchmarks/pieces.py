@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from beginnings import sizes_in_memory
+from foveal_bench.random_page import NUM_CROPS, SIZES
+from foveal_bench.side import recipe_pixels
 from PIL import Image
 from rich.console import Console
 
-from foveal.bench.random_page import NUM_CROPS, SIZES
-from foveal.bench.side import recipe_pixels
 from foveal.data.encoded.column_files import Ragged
 from foveal.data.parallel import in_new_process
 from foveal.data.row_planning.groups import Sizes

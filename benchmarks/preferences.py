@@ -29,6 +29,7 @@ from unittest.mock import patch
 import torch
 from against_peers import UNTIMED, make_model
 from draw_pages import PageStyle, draw_pages
+from foveal_bench.random_page import find_size
 from rich.console import Console
 from torch import Tensor
 from turns import Case, Results, Taken, TakeTurn, TimingWatch, asking, cases_of, in_turns
@@ -36,7 +37,6 @@ from ways import STRATEGIES
 
 from foveal.adapt.adapters import adapted_layers
 from foveal.adapt.strategy import rules_of
-from foveal.bench.random_page import find_size
 from foveal.config import LoraSettings, PreferenceSettings, TrainSettings
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import read_examples, write_examples

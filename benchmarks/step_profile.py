@@ -13,11 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from foveal_bench.side import Case, Side, Way
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from foveal.bench.side import Case, Side, Way
 from foveal.plan.this_machine import matrix_speed
 
 KINDS = {

@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
+from foveal_bench.side import RecipeWay, recipe_inputs, recipe_step
 from torch import Tensor, nn
 
-from foveal.bench.side import RecipeWay, recipe_inputs, recipe_step
 from foveal.config import LoraSettings, Rule, TrainSettings
 from foveal.data.dataset import Dataset
 from foveal.data.encode import IGNORED, Expanded

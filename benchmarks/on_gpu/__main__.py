@@ -26,9 +26,9 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).parents[1])
 
 import torch  # noqa: E402
+from foveal_bench.random_page import SIZES  # noqa: E402
 from versions import versions  # noqa: E402
 
-from foveal.bench.random_page import SIZES  # noqa: E402
 from foveal.inputs import quiet_libraries  # noqa: E402
 from foveal.machine import (  # noqa: E402
     DTYPES,

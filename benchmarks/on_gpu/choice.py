@@ -11,9 +11,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from PIL import Image
-
-from foveal.bench.random_page import (
+from foveal_bench.random_page import (
     LETTERS,
     BenchSize,
     LetterProcessor,
@@ -21,7 +19,9 @@ from foveal.bench.random_page import (
     find_size,
     make_model,
 )
-from foveal.bench.side import LORA, SETTINGS
+from foveal_bench.side import LORA, SETTINGS
+from PIL import Image
+
 from foveal.data.dataset import Dataset
 from foveal.data.example import Example, Turn
 from foveal.data.loader import RowBatches, StepLoader

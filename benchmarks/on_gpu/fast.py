@@ -4,8 +4,9 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
-from foveal.bench.side import Case
-from foveal.bench.timing import make_results
+from foveal_bench.side import Case
+from foveal_bench.timing import make_results
+
 from foveal.plan.hardware import Hardware
 from on_gpu.record import Record, Values
 from on_gpu.steps import CAUSAL, Measured, Trial, measure, middle
@@ -80,7 +81,7 @@ class Speeds:
 
         Args:
             record: to write to.
-            size: of `foveal.bench.random_page.SIZES`.
+            size: of `foveal_bench.random_page.SIZES`.
             precision: of all passes.
             device: its kind.
             steps: that are timed, of each trial.

@@ -8,10 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from foveal_bench.side import Case
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from foveal.bench.side import Case
 from foveal.machine import Precision
 from on_gpu.record import Record, Values
 from on_gpu.steps import Trial, make_side

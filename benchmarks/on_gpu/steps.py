@@ -8,10 +8,10 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
+from foveal_bench.random_page import LetterProcessor, find_size
+from foveal_bench.side import LORA, Case, Side
+from foveal_bench.timing import Timed, step_peak, time_step
 
-from foveal.bench.random_page import LetterProcessor, find_size
-from foveal.bench.side import LORA, Case, Side
-from foveal.bench.timing import Timed, step_peak, time_step
 from foveal.data.forward_inputs import GroupSpan
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.estimate import estimate_rows

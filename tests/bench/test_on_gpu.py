@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from foveal_bench.side import Case, Side
+from foveal_bench.timing import Timed
 from packaging.requirements import Requirement
 from torch.autograd import DeviceType
 
-from foveal.bench.side import Case, Side
-from foveal.bench.timing import Timed
 from foveal.plan.hardware import find_hardware
 
 ROOT = Path(__file__).parents[2]
@@ -243,7 +243,7 @@ def test_a_compiled_kind_is_taken_if_it_is_clearly_faster_and_settles(
 
 def test_the_ragged_steps_are_ragged_and_share(module, tmp_path):
     choice = module("choice")
-    size = importlib.import_module("foveal.bench.random_page").find_size("tiny")
+    size = importlib.import_module("foveal_bench.random_page").find_size("tiny")
     dataset = choice.ragged_pages(size, tmp_path)
     plan = choice.plan_of(dataset, size)
     steps = [plan.step(index).ranks[0] for index in range(choice.STEPS)]

@@ -10,11 +10,11 @@ import pieces
 import pytest
 import torch
 from beginnings import prompt_families
+from foveal_bench.side import recipe_pixels
 from pieces import make_sizes, plan_all, run_pieces
 from PIL import Image
 from rich.console import Console
 
-from foveal.bench.side import recipe_pixels
 from foveal.models.phi3_vision.image import CLIP_MEAN, CLIP_STD, cut_crops, global_view, normalize
 
 

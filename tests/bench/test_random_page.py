@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from foveal_bench.random_page import SIZES, LetterProcessor, find_size, make_random_page
 
-from foveal.bench.random_page import SIZES, LetterProcessor, find_size, make_random_page
 from foveal.data.batch import build_batch
 from foveal.data.rows import Plan
 from foveal.errors import ConfigError

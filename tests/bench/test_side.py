@@ -4,10 +4,7 @@ import copy
 
 import pytest
 import torch
-from PIL import Image
-
-from foveal.adapt.strategy import assign, rules_of
-from foveal.bench.random_page import (
+from foveal_bench.random_page import (
     PICTURE,
     SIZES,
     LetterProcessor,
@@ -15,7 +12,10 @@ from foveal.bench.random_page import (
     make_model,
     make_random_page,
 )
-from foveal.bench.side import RecipeWay, recipe_inputs
+from foveal_bench.side import RecipeWay, recipe_inputs
+from PIL import Image
+
+from foveal.adapt.strategy import assign, rules_of
 from foveal.data.batch import build_batch
 from foveal.data.example import Example, Turn
 from foveal.data.rows import Plan

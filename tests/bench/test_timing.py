@@ -7,19 +7,19 @@ import re
 import pytest
 import torch
 from daily import daily
-from rich.console import Console
-from torch.utils.flop_counter import FlopCounterMode
-
-from foveal.bench import timing
-from foveal.bench.random_page import SIZES
-from foveal.bench.side import Case, Side
-from foveal.bench.timing import (
+from foveal_bench import timing
+from foveal_bench.random_page import SIZES
+from foveal_bench.side import Case, Side
+from foveal_bench.timing import (
     Timed,
     forward_operations,
     make_results,
     run_bench,
     time_in_turn,
 )
+from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
+
 from foveal.errors import ConfigError
 from foveal.plan import this_machine
 

@@ -11,8 +11,8 @@ MODULES = {
     *(family.partition(":")[0] for family in (*FAMILIES.values(), GENERIC)),
     *("foveal.models.phi3_vision", "foveal.models.hub.hub_reader"),
 }
-KNOWS_PHI = {"inputs.py", "bench", "plan"}
-"""Makes the tiny model; is beside the published recipe; plans from Phi's sizes. Nobody else."""
+KNOWS_PHI = {"inputs.py", "plan"}
+"""Makes the tiny model; plans from Phi's sizes. Nobody else."""
 
 
 def imported(path):

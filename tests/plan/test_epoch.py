@@ -5,8 +5,8 @@ from itertools import accumulate
 import numpy as np
 import pytest
 import torch
+from foveal_bench.random_page import SIZES, LetterProcessor, make_random_page
 
-from foveal.bench.random_page import SIZES, LetterProcessor, make_random_page
 from foveal.data.batch import build_batch
 from foveal.data.forward_inputs import GroupSpan
 from foveal.data.rows import Plan

@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from daily import daily
+from foveal_bench import side
+from foveal_bench.random_page import SIZES, LetterProcessor
+from foveal_bench.side import Case, Side
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from foveal.bench import side
-from foveal.bench.random_page import SIZES, LetterProcessor
-from foveal.bench.side import Case, Side
 from foveal.config import LoraSettings
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.model_costs.asked import AskedModel

@@ -71,9 +71,8 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """Measure a training step beside the published recipe's way, on this machine."""
+    from foveal_bench.timing import run_bench
     from rich.console import Console
-
-    from foveal.bench.timing import run_bench
 
     run_bench(size, rounds, tuple(strategies.split(",")), threads, as_json, Console())
 

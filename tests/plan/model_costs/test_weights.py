@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from foveal_bench.random_page import SIZES, make_model
 
 from foveal.adapt.quantize import bare_model
 from foveal.adapt.strategy import assign, rules_of
-from foveal.bench.random_page import SIZES, make_model
 from foveal.config import LoraSettings, Rule, TrainSettings
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.seam import FAMILY

@@ -21,15 +21,6 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from transformers.models.phi3.modeling_phi3 import Phi3Model
 
-from foveal.bench.random_page import (
-    NUM_CROPS,
-    BenchSize,
-    LetterProcessor,
-    find_size,
-    make_config,
-    make_model,
-    make_random_page,
-)
 from foveal.config import LoraSettings, TrainSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import Dataset
@@ -52,6 +43,15 @@ from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.recompute import Recompute
 from foveal.train.step import train_step
+from foveal_bench.random_page import (
+    NUM_CROPS,
+    BenchSize,
+    LetterProcessor,
+    find_size,
+    make_config,
+    make_model,
+    make_random_page,
+)
 
 Way = Literal["recipe", "separate", "shared", "light", "recompute"]
 RECOMPUTE: dict[Way, Recompute] = {"light": "light", "recompute": "blocks"}
