@@ -14,7 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    FakeTensor,
+    FakeTensorMode,
+    in_kernel_invocation_manager,
+)
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
@@ -28,6 +32,20 @@ from foveal.models.shared_rows import PREFIX
 aten = torch.ops.aten
 ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+CPU = torch.device("cpu")
+ON_SHAPES = {
+    *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default),
+    *(aten.add.Scalar, aten.mul.Scalar, aten.div.Scalar, aten.pow.Tensor_Scalar),
+    *(aten.mm.default, aten.addmm.default, aten.bmm.default, aten.rsqrt.default),
+    *(aten.silu.default, aten.silu_backward.default, aten.gelu.default, aten.gelu_backward.default),
+    *(aten.mean.dim, aten.sum.default, aten.sum.dim_IntList, aten.cat.default, aten.clone.default),
+    *(aten.t.default, aten.transpose.int, aten.permute.default, aten.expand.default),
+    *(aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.alias.default),
+    *(aten.slice.Tensor, aten.select.int, aten.split.Tensor, aten.split_with_sizes.default),
+    *(aten.detach.default, aten.native_layer_norm.default, aten.native_layer_norm_backward.default),
+}
+"""Operations that need no more than torch's kernels for shapes: most of a pass, and quicker so."""
 
 EXPERTS = aten._grouped_mm.default
 """Products of each expert's tokens and matrix; torch says its shapes of bf16 alone."""
@@ -100,7 +118,9 @@ class Hollow(FakeTensorMode):
         if is_real and (tensors or _makes_whole_numbers(func, args, kwargs)):
             with no_dispatch():
                 return func(*args, **kwargs)
-        if func is EXPERTS:
+        if func in ON_SHAPES and all(isinstance(one, FakeTensor) for one in tensors):
+            made = self._run_on_shapes(func, args, kwargs)
+        elif func is EXPERTS:
             made = args[0].new_empty(_experts_shape(*args, **kwargs))
         else:
             self._inside += 1  # of an operation that is put together from others
@@ -120,6 +140,19 @@ class Hollow(FakeTensorMode):
             if isinstance(one, FakeTensor):
                 self._follow(func, args, one)
         return made
+
+    def _run_on_shapes(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """Skip what torch does for operations that need more than the shapes of tensors."""
+        with in_kernel_invocation_manager(self):
+            made = func(*args, **kwargs)
+        if isinstance(made, Tensor):
+            return self._named(made)
+        return type(made)(map(self._named, made)) if isinstance(made, list | tuple) else made
+
+    def _named(self, made: Any) -> Any:
+        if not isinstance(made, Tensor) or isinstance(made, FakeTensor):
+            return made
+        return FakeTensor(self, made, CPU)
 
     def _count(self, func: Any, args: Any, kwargs: Mapping[str, Any], made: Any) -> None:
         packet = getattr(func, "_overloadpacket", None)
