@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -44,6 +45,20 @@ def pytest_collection_finish():
     # Whoever collects garbage walks all that is imported each time, which takes a second.
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give each file to one worker, and all that fork to the same: the server loads everything."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            forks = re.search(r"from forked|run_together", (config.rootpath / file).read_text())
+            return "all that fork" if forks else file
+
+    return Scheduling(config, log)
 
 
 def pytest_runtest_setup(item):

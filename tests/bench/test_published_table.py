@@ -9,6 +9,8 @@ import pytest
 from published_table import ROWS, TESTED
 from recipe_way import CONSTANTS, predict_row
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fit_published.py"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "plan.md"
 
@@ -27,7 +29,6 @@ def errors():
     return {row: predict_row(row, CONSTANTS, False) for row in ROWS}
 
 
-@pytest.mark.slow
 def test_the_constants_are_those_that_half_of_the_rows_give(script):
     found = asdict(script.fit())
     assert found == pytest.approx(asdict(CONSTANTS), rel=0.01)
@@ -54,6 +55,5 @@ def test_printed_frozen_speeds_need_a_decoder_that_learns_nothing(errors):
             assert errors[row].images_per_second == pytest.approx(row.images_per_second, rel=0.1)
 
 
-@pytest.mark.slow
 def test_the_document_shows_the_table_that_the_script_makes(script):
     assert script.table(CONSTANTS) in DOCUMENT.read_text()

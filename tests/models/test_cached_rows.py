@@ -41,7 +41,7 @@ from foveal.models.probe import rows_are_exact
 from foveal.train.loss import RowLoss
 from foveal.train.recompute import recompute_blocks
 
-RECURRENT = ["qwen3_5", "lfm3_vl", "qwen3_5_moe"]
+RECURRENT = daily("qwen3_5", beside=["lfm3_vl", "qwen3_5_moe"])
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def assert_same(total, ours, expected_total, expected):
         assert float((ours[name] - gradient).norm()) / scale < 1e-10, name
 
 
-@pytest.fixture(scope="module", params=daily(*RECURRENT[:2], beside=RECURRENT[2:]))
+@pytest.fixture(scope="module", params=RECURRENT)
 def case(request, made, in_double, tmp_path_factory):
     """A model in training, a data set, and what transformers alone makes of it."""
     folder = made(request.param)

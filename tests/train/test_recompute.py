@@ -72,7 +72,7 @@ def kept_bytes(strategy, questions, way, precision, folder, monkeypatch):
 @pytest.mark.parametrize(
     ("strategy", "precision", "most"),
     [
-        ("full", "float32", 0.6),
+        pytest.param("full", "float32", 0.6, marks=pytest.mark.slow),
         pytest.param("frozen_vision", "float32", 0.6, marks=pytest.mark.slow),
         pytest.param("lora", "bf16", 0.6, marks=pytest.mark.slow),
         # Whose layers keep no copies of weights to be spared.

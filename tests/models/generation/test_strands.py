@@ -14,7 +14,7 @@ from foveal.models.generation.prompt import prompt_image, prompt_of_turns
 from foveal.models.generation.score import score
 from foveal.models.hub.hub_processor import load_hub_processor
 
-RECURRENT = ["qwen3_5", "lfm3_vl"]
+RECURRENT = daily("qwen3_5", beside=["lfm3_vl"])
 NEW_TOKENS = 12
 
 

@@ -140,6 +140,7 @@ def test_what_a_row_multiplies_is_what_torch_counts(places, name):
     assert counted == pytest.approx(operations(place, "full", "eager"), rel=0.01)
 
 
+@pytest.mark.slow
 def test_experts_multiply_what_they_do_one_after_the_other(places, capfd):
     place = places("qwen3_vl_moe")
     costs = place.costs("full", "float32", "eager")
@@ -169,6 +170,7 @@ def test_a_fused_kernel_keeps_less_than_masks_do(places):
     assert flex < blocks < square
 
 
+@pytest.mark.slow
 def test_a_decoder_with_a_state_is_asked_too(places):
     place = places("qwen3_5")
     assert place.costs("full", "float32", "blocks", "blocks").kept_bytes(place.counts) > 0
