@@ -26,8 +26,9 @@ setup: .venv/ready
 demo: setup
 	$(BIN)/foveal demo --out runs/demo
 
+# Three on two processors: now and then one waits for processes of its own.
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quiet -m "not slow"
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --quiet -m "not slow"
 
 avx2: setup
 	$(AS_AVX2) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quiet -m "not slow" $(NUMERIC)

@@ -97,7 +97,8 @@ def test_each_way_takes_the_same_optimizer_steps(strategy, tmp_path):
     assert losses[0, 2] < losses[0, 0]
 
 
-@pytest.mark.parametrize("strategy", daily("lora", beside=["full", "frozen_vision"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["full", "frozen_vision", "lora"])
 def test_useful_work_is_what_torch_counts_but_for_pairs_that_do_not_see_each_other(
     strategy, tmp_path
 ):
@@ -129,6 +130,7 @@ def test_the_standard_size_keeps_the_proportions_of_the_published_model():
     assert small.head / small.decoder == pytest.approx(full.head / full.decoder, rel=0.2)
 
 
+@pytest.mark.slow
 def test_only_sharing_saves_useful_work(tmp_path):
     ways = ("recipe", "separate", "shared", "light", "recompute")
     sides = [Side(Case("tiny", "full", 4, way), tmp_path) for way in ways]

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from daily import daily
 from tiny import SIZES
 
 from foveal.config import TrainSettings
@@ -57,7 +56,8 @@ def make_work(script, folder, strategy, tokens_per_pass=400):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("strategy", daily("lora", beside=["full", "frozen_vision"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["full", "frozen_vision", "lora"])
 def test_every_way_takes_the_same_steps(script, strategy, tmp_path):
     ways = ["recipe", "trainer", "separate", "shared"]
     if importlib.util.find_spec("trl"):  # not everybody has it
@@ -72,7 +72,8 @@ def test_every_way_takes_the_same_steps(script, strategy, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("family", daily("qwen3_vl", beside=["gemma3"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
 def test_every_way_takes_the_same_steps_of_other_families(script, family, tmp_path):
     case = script("turns").Case(f"{family} tiny", "full", 2, 3, 1, pages=2, ragged=True)
     losses = {}

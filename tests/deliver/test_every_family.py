@@ -88,7 +88,8 @@ def stranger():
     one.close()
 
 
-@pytest.mark.parametrize("strategy", daily("lora", beside=["full"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["lora", "full"])
 def test_a_whole_model_has_the_base_files_names_and_opens_alone(
     place, strategy, stranger, tmp_path
 ):

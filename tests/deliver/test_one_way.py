@@ -164,6 +164,7 @@ def test_what_a_user_says_in_a_row_is_one_turn_by_every_way(loaded, folder):
     assert template_ids(loaded, apart) == template_ids(loaded, joined) == ids
 
 
+@pytest.mark.slow
 def test_a_folders_own_template_and_tokenizer_give_the_same_ids_without_foveal(loaded, folder):
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Why?"}]
     script = f"""

@@ -14,7 +14,6 @@ import tiny
 import tiny_models_more  # noqa: F401  # enters its families
 import torch
 import torch.distributed as dist
-from daily import daily
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pairs import pair_pages
@@ -352,7 +351,8 @@ def test_layers_in_4_bits_without_adapters_are_weighed_in_4_bits(place):
     assert other.learnt == one.learnt
 
 
-@pytest.mark.parametrize("name", daily("qwen3_vl", beside=["gemma3"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3_vl", "gemma3"])
 def test_every_family_is_planned_and_holds_what_its_run_holds(place, name):
     recipe = recipe_in(place, model=str(place / name))
     assert_equal(recipe)

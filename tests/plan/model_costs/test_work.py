@@ -100,8 +100,9 @@ def test_dropout_of_adapters_keeps_what_autograd_saves_for_it(places, name):
     assert more[0] > 0.1 * counted[0]
 
 
-@pytest.mark.parametrize("name", daily("phi3_v", beside=["qwen3_vl"]))
-@pytest.mark.parametrize("attention", daily("blocks", beside=["sdpa", "eager"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["phi3_v", "qwen3_vl"])
+@pytest.mark.parametrize("attention", ["blocks", "sdpa", "eager"])
 def test_in_16_bits_it_is_that_without_the_copies_of_weights(places, name, attention):
     place = places(name)
     counted = place.costs("full", "bf16", attention).kept_bytes(place.counts)
