@@ -27,13 +27,14 @@ from foveal.plan.hardware import find_hardware
 from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.question import published_model
 from foveal.plan.seconds import rank_seconds
-from foveal.plan.setup import Engine, Setup
+from foveal.plan.setup import Setup
 from foveal.plan.this_machine import machine_name
+from foveal.train.engines import EngineName
 
 QUESTIONS, PAGES_A_STEP = 4, 4
 NUM_CROPS = 16
 LETTER = PageStyle(1700, 2200)
-SETTINGS: tuple[tuple[str, Engine], ...] = (
+SETTINGS: tuple[tuple[str, EngineName], ...] = (
     ("full", "fsdp2"),
     ("frozen_vision", "fsdp2"),
     ("lora", "ddp"),
@@ -73,7 +74,7 @@ def pages_a_second(pages: Path) -> float:
     return opened / (time.perf_counter() - started)
 
 
-def learnt_a_second(gpu: str, strategy: str, engine: Engine) -> float:
+def learnt_a_second(gpu: str, strategy: str, engine: EngineName) -> float:
     """Work out how many pages one of eight accelerators learns from in a second."""
     hardware = find_hardware(gpu)
     precision: Precision = "bf16" if "bf16" in hardware.matrix_flops else "fp16"

@@ -19,13 +19,14 @@ from foveal.plan.memory import estimate_memory
 from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.question import published_model
 from foveal.plan.seconds import Seconds, rank_seconds
-from foveal.plan.setup import Engine, Setup
+from foveal.plan.setup import Setup
+from foveal.train.engines import EngineName
 
 NODES = (1, 2, 8, 32, 128, 1024)
 GPUS = 8
 SMALLEST_STEP, EXAMPLES_A_RANK = 64, 16
 NODE, IN_16_BITS = {"group": "node"}, {"gather": "precision"}
-SETTINGS: tuple[tuple[str, Engine, dict[str, str]], ...] = (
+SETTINGS: tuple[tuple[str, EngineName, dict[str, str]], ...] = (
     ("full", "fsdp2", {}),
     ("full", "fsdp2", IN_16_BITS),
     ("full", "fsdp2", NODE),

@@ -15,7 +15,8 @@ from foveal.plan.memory import estimate_memory, shares_of
 from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.question import published_model
 from foveal.plan.seconds import exchange, rank_seconds, reading_seconds, ring_seconds, traffic_of
-from foveal.plan.setup import Setup, engine_name
+from foveal.plan.setup import Setup
+from foveal.train.engines import engine_name
 
 PERFECT = Efficiency(1, 1, 1, 1, 0, 0, "all of it")
 PAGE = RowCounts(1, 2554, 2554 * 2555 // 2, 0, 0, 0, 1, 2509, 17, 10)

@@ -314,6 +314,14 @@ def test_sharding_of_an_engine_that_cuts_otherwise_is_refused_as_a_run_refuses_i
         make_engine("ddp", "float32", question.recipe.sharding)
 
 
+def test_one_process_on_several_gpus_is_refused_as_a_run_refuses_it(place, monkeypatch):
+    with pytest.raises(ConfigError) as planned:
+        ask(recipe_in(place, engine="single"), None).setup(find_hardware("a100-80gb"), 4, 2)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(ConfigError, match=re.escape(str(planned.value))):
+        make_engine("single", "float32")
+
+
 @pytest.mark.parametrize("engine", ["fsdp2", "zero2"])
 def test_an_optimizer_that_takes_no_cuts_is_refused_as_a_run_refuses_it(place, engine):
     question = ask(recipe_in(place, engine=engine, train={"optimizer": "muon"}), None)

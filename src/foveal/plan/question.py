@@ -32,8 +32,8 @@ from foveal.plan.epoch import (
 )
 from foveal.plan.hardware import Hardware
 from foveal.plan.model_costs.asked import AskedModel, asked_before
-from foveal.plan.setup import Attention, Setup, engine_name
-from foveal.train.engines import check_sharding
+from foveal.plan.setup import Attention, Setup
+from foveal.train.engines import check_sharding, engine_name
 from foveal.train.optim import check_cuts, count_steps
 from foveal.train.reference_answers import missing_steps
 

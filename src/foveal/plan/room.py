@@ -17,8 +17,9 @@ from foveal.models.shared_rows import attention_of
 from foveal.plan.epoch import plan_steps, targets_of
 from foveal.plan.memory import CPU_SLACK, SLACK, estimate_memory
 from foveal.plan.model_costs.asked import AskedModel, asked_before
-from foveal.plan.setup import Attention, Setup, engine_name
-from foveal.train.engines.one_process import Engine as RunEngine
+from foveal.plan.setup import Attention, Setup
+from foveal.train.engines import engine_name
+from foveal.train.engines.one_process import Engine
 from foveal.train.recompute import Recompute
 
 STEPS_LOOKED_AT = 64
@@ -31,7 +32,7 @@ def choose_recompute(
     loaded: LoadedModel,
     plan: Plan,
     dataset: Dataset,
-    engine: RunEngine,
+    engine: Engine,
     tell: Callable[[str], None],
 ) -> Recompute:
     """Decide what a run makes again in the backward pass instead of keeping it.
@@ -72,9 +73,7 @@ def choose_recompute(
         return "none" if device.type == "cpu" else "blocks"
 
 
-def run_setup(
-    recipe: Recipe, loaded: LoadedModel, engine: RunEngine, recompute: Recompute
-) -> Setup:
+def run_setup(recipe: Recipe, loaded: LoadedModel, engine: Engine, recompute: Recompute) -> Setup:
     """Say how a run is set up; what is cut within nodes is cut over one node's processes."""
     config, attention = loaded.model.config, attention_of(loaded.model.config)
     model = AskedModel(

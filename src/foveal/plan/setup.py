@@ -9,11 +9,11 @@ from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.model_costs.terms import PassCosts
 from foveal.plan.model_costs.weights import Holdings
 from foveal.plan.model_costs.work import Ask
+from foveal.train.engines import EngineName
 from foveal.train.optim import WORK_ON_CUTS
 from foveal.train.recompute import Recompute
 
 Attention = Literal["blocks", "sdpa", "eager", "flex", "flash_attention_2"]
-Engine = Literal["single", "ddp", "fsdp2", "zero2"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Setup:
     model: AskedModel
     precision: Precision
     recompute: Recompute
-    engine: Engine
+    engine: EngineName
     attention: Attention
     gpus: int
     """Of one node."""
@@ -89,15 +89,8 @@ class Setup:
         return self.number_bytes if held_small else 4
 
 
-def engines_of(optimizer: str, world_size: int) -> tuple[Engine, ...]:
+def engines_of(optimizer: str, world_size: int) -> tuple[EngineName, ...]:
     """Name the engines that could run so many processes."""
     if world_size == 1:
         return ("single",)
     return ("ddp", "zero2", "fsdp2") if optimizer in WORK_ON_CUTS else ("ddp",)
-
-
-def engine_name(name: str, world_size: int) -> Engine:
-    """Decide "auto" as a run does."""
-    if name in ("auto", "single"):
-        return "single" if world_size == 1 else "ddp"
-    return name  # type: ignore[return-value]  # the recipe's own names

@@ -1,12 +1,15 @@
 """One process or several behind the same few verbs; no other room asks which is running."""
 
 import os
+from typing import Literal
 
 from foveal.config import ShardingSettings
 from foveal.errors import ConfigError
 from foveal.machine import Precision
 from foveal.train.engines.one_process import Engine
 from foveal.train.engines.several_processes import DataParallelEngine
+
+EngineName = Literal["single", "ddp", "fsdp2", "zero2"]
 
 LAUNCHERS_SAY = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 """What processes that find each other have in their environment."""
@@ -22,10 +25,29 @@ def check_sharding(engine: str, sharding: ShardingSettings) -> None:
         raise ConfigError(f"sharding is for engine=fsdp2, not {engine}; use that, or leave it out")
 
 
+def engine_name(name: Literal[EngineName, "auto"], world_size: int) -> EngineName:
+    """Choose an engine: "auto" is DDP where there are several processes.
+
+    Args:
+        name: of the recipe.
+        world_size: processes of the run.
+
+    Raises:
+        ConfigError: one process was asked for, and there are several.
+    """
+    if name == "single" and world_size > 1:
+        raise ConfigError(
+            f"engine=single under a launcher of {world_size} processes; use engine=ddp"
+        )
+    return name if name != "auto" else "ddp" if world_size > 1 else "single"
+
+
 def make_engine(
-    name: str, precision: Precision, sharding: ShardingSettings | None = None
+    name: Literal[EngineName, "auto"],
+    precision: Precision,
+    sharding: ShardingSettings | None = None,
 ) -> Engine:
-    """Choose an engine by name; "auto" is DDP where a launcher started several processes.
+    """Make the engine that a recipe names, as a launcher's environment says.
 
     Args:
         name: of the recipe.
@@ -39,12 +61,9 @@ def make_engine(
     if not written.isdecimal():
         raise ConfigError(f"WORLD_SIZE={written} in the environment: no number; unset it")
     launched = int(written)
-    if name == "auto":
-        name = "ddp" if launched > 1 else "single"
+    name = engine_name(name, launched)
     sharding = sharding or ShardingSettings()
     check_sharding(name, sharding)
-    if name == "single" and launched > 1:
-        raise ConfigError(f"engine=single under a launcher of {launched} processes; use engine=ddp")
     if name == "single":
         return Engine(precision)
     if missing := [one for one in LAUNCHERS_SAY if one not in os.environ]:
