@@ -227,7 +227,7 @@ def count_tokens(processor: TurnProcessor, example: Example, folder: ImageFolder
             return shape_of(processor, path, size).tokens
         except (DataError, ValueError) as error:  # it knows no name
             names = (one for turn in example.turns for one in (*turn.images, *turn.videos))
-            name = next(one for one in names if folder.find(one) == file_of(path))
+            name = next((one for one in names if folder.find(one) == file_of(path)), path.name)
             raise DataError(f"image {name}: {error}") from error
 
     def length(*turns: Turn) -> tuple[int, int]:
