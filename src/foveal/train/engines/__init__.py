@@ -39,7 +39,9 @@ def engine_name(name: Literal[EngineName, "auto"], world_size: int) -> EngineNam
         raise ConfigError(
             f"engine=single under a launcher of {world_size} processes; use engine=ddp"
         )
-    return name if name != "auto" else "ddp" if world_size > 1 else "single"
+    if name == "auto":
+        return "ddp" if world_size > 1 else "single"
+    return name
 
 
 def make_engine(
