@@ -4,6 +4,7 @@ import importlib
 import json
 import sqlite3
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from daily import daily
@@ -98,8 +99,14 @@ def test_steps_scores_settings_and_files_are_sent(place, server):
 
 def killed(place, stop, monkeypatch, *names):
     """Take a run to a step and end it as a kill does: nothing more is sent or written."""
+
+    def end(self, ending):
+        for one in self._open.values():
+            if isinstance(one, tracker_clients.TensorBoard):
+                one.close(ending)  # its thread would outlive the start that is killed here
+
     with monkeypatch.context() as patch:
-        patch.setattr(trackers.Trackers, "close", lambda self, ending: None)
+        patch.setattr(trackers.Trackers, "close", end)
         run_until(TrainingRun(tracked(place, *names), Console(quiet=True)), stop)
 
 
@@ -228,6 +235,26 @@ def test_tensorboard_shows_each_step_once_behind_a_kill(place, lost, monkeypatch
     if lost:  # nothing of what waited reached the disk
         (events,) = (place / "run" / "events").iterdir()
         events.write_bytes(b"")
+    run(tracked(place, "tensorboard"))
+    check_events(place / "run")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "files"), [(0, 9), (-3600, 0)], ids=["in the same second", "an hour earlier"]
+)
+def test_tensorboard_shows_what_came_last_whatever_the_clock_says(
+    place, seconds, files, monkeypatch
+):
+    from tensorboard.summary.writer import event_file_writer
+
+    def clock(now):  # as the names of event files see it, and how many this process has written
+        monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda: now))
+
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(files))
+    clock(1_800_000_000)
+    killed(place, 3, monkeypatch, "tensorboard")
+    clock(1_800_000_000 + seconds)
+    killed(place, 4, monkeypatch, "tensorboard")
     run(tracked(place, "tensorboard"))
     check_events(place / "run")
 

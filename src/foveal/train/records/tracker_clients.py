@@ -86,7 +86,9 @@ class TensorBoard(Tracker):
     def __init__(self, run: Path, from_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run / "events"), purge_step=from_step)
+        folder = run / "events"
+        number_events(folder)
+        self._writer = SummaryWriter(str(folder), purge_step=from_step)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Take finite numbers of one step."""
@@ -240,6 +242,18 @@ CLIENTS: Mapping[str, Callable[[Any, Recipe, Mapping[str, Any], str], Tracker]] 
     "trackio": Trackio,
 }
 """Name in `log.trackers`, which is that of the package too -> its client."""
+
+
+def number_events(folder: Path) -> None:
+    """Put a number before the event files of former starts, so that the next one is read last.
+
+    TensorBoard reads by name, which begins with what the clock of a machine said: the file of a
+    machine whose clock is behind would come first, and what is void would void what is new.
+    """
+    files = sorted(file.name for file in folder.glob("*.tfevents.*"))  # digits come before letters
+    for number, name in enumerate(files):
+        if name.startswith("events."):
+            (folder / name).rename(folder / f"{number:04d}.{name}")
 
 
 def wandb_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
