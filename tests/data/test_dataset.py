@@ -6,6 +6,7 @@ import tempfile
 import tracemalloc
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -109,6 +110,40 @@ def test_check_counts_the_tokens_that_a_run_would_have(tmp_path):
         counts = count_tokens(processor, example, ImageFolder(data))
         assert sum(counts.turns) == dataset.sizes.tokens[number]
         assert counts.learnt == dataset.examples[number].learnt.sum()
+
+
+def conversation(folder, num_turns):
+    """Every third turn shows a picture."""
+    make_picture(folder / "images" / "a.png", 0)
+    asked = [(f"And {number}?", f"It is {number}.") for number in range(num_turns)]
+    turns = [turn(*one, ["a.png"] * (place % 3 == 1)) for place, one in enumerate(asked)]
+    return [turns[: last + 1] for last in range(num_turns)]
+
+
+@pytest.mark.parametrize("turns", ["recipe", "template"])
+def test_a_turn_is_counted_up_to_where_a_conversation_that_ends_with_it_would_end(tmp_path, turns):
+    data = write_data(tmp_path / "data.jsonl", conversation(tmp_path, 5))
+    processor = make_processor(4)
+    processor.turns = turns
+    _, dataset = read_dataset(data, processor)
+    *_, whole = read_examples(data)
+    counts = count_tokens(processor, whole, ImageFolder(data))
+    assert [*accumulate(counts.turns)] == dataset.sizes.tokens.tolist()
+
+
+def test_the_tokens_of_a_long_conversation_are_counted_without_reading_each_turn_again(
+    tmp_path, monkeypatch
+):
+    data = write_data(tmp_path / "data.jsonl", conversation(tmp_path, 20)[-1:])
+    (example,), processor, read = read_examples(data), make_processor(4), []
+    encode_turns = processor.encode_turns
+    monkeypatch.setattr(
+        processor,
+        "encode_turns",
+        lambda turns, *more: read.extend(turns) or encode_turns(turns, *more),
+    )
+    count_tokens(processor, example, ImageFolder(data))
+    assert len(read) <= 2 * 20
 
 
 def test_what_nobody_wants_is_noticed_while_reading_and_what_cannot_be_is_refused(tmp_path):

@@ -230,19 +230,24 @@ def count_tokens(processor: TurnProcessor, example: Example, folder: ImageFolder
             name = next((one for one in names if folder.find(one) == file_of(path)), path.name)
             raise DataError(f"image {name}: {error}") from error
 
-    def length(*turns: Turn) -> tuple[int, int]:
-        """Count all tokens up to the end of some turns, and those of them that are learnt."""
+    def read(*turns: Turn) -> tuple[NDArray[np.int64], int]:
+        """Count all tokens up to the end of each of some turns, and those that are learnt."""
         one = encode(example.model_copy(update={"turns": turns}), processor, folder)
-        images = sum(image_tokens(path) - 1 for path in one.images)
-        return len(one.entries) + images, int(one.learnt.sum())
+        is_image = one.entries < 0
+        tokens = np.ones(len(one.entries), np.int64)
+        shown = (one.images[-1 - entry] for entry in one.entries[is_image].tolist())
+        tokens[is_image] = [image_tokens(path) for path in shown]
+        is_end = one.learnt & ~np.append(one.learnt[1:], False)
+        return tokens.cumsum()[is_end], int(one.learnt.sum())
 
-    turns, rejected, before, learnt = list[int](), list[tuple[int, int]](), 0, 0
+    totals, learnt = read(*example.turns)
+    if len(totals) > 1:  # a conversation that ends there has a token more than one that goes on
+        alone, _ = read(example.turns[0])
+        totals[:-1] += alone - totals[0]
+    rejected = list[tuple[int, int]]()
     for number, turn in enumerate(example.turns, start=1):
-        former = example.turns[: number - 1]
-        total, learnt = length(*former, turn)
-        turns.append(total - before)
-        before = total
         for text in turn.rejected:
-            worse, _ = length(*former, turn.model_copy(update={"assistant": text}))
-            rejected.append((number, worse))
-    return TokenCounts(tuple(turns), learnt, tuple(rejected))
+            worse = turn.model_copy(update={"assistant": text})
+            (*_, total), _ = read(*example.turns[: number - 1], worse)
+            rejected.append((number, int(total)))
+    return TokenCounts(tuple(np.diff(totals, prepend=0).tolist()), learnt, tuple(rejected))
