@@ -3,6 +3,7 @@
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from glob import escape
 from hashlib import sha256
 from io import FileIO
@@ -40,14 +41,13 @@ class Lines(Listed[bytes]):
 
         Raises:
             DataError: the file cannot be read.
+            OSError: the index cannot be written.
         """
         self.path = path
-        try:
+        with _told_of(path):
             self._file = path.open("rb", buffering=0)
-            finalize(self, self._file.close)
-            self._spans = _kept_spans(cache, self._file) if cache else _spans(self._file)
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}; give a JSONL file of examples") from error
+        finalize(self, self._file.close)
+        self._spans = _kept_spans(cache, self._file) if cache else _spans(self._file)
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -85,13 +85,23 @@ class Lines(Listed[bytes]):
 def _read(file: FileIO, start: int, length: int) -> bytes:
     # By place, not from where the last reader stopped: forked processes share that. A mapped file
     # would count as memory of the run, and end it without a word when it is cut short.
-    content = os.pread(file.fileno(), length, start)
-    while len(content) < length:
-        more = os.pread(file.fileno(), length - len(content), start + len(content))
-        if not more:
-            raise DataError(f"{file.name}: became shorter while it was read; start again")
-        content += more
+    content = b""
+    with _told_of(file.name):
+        while len(content) < length:
+            more = os.pread(file.fileno(), length - len(content), start + len(content))
+            if not more:
+                raise DataError(f"{file.name}: became shorter while it was read; start again")
+            content += more
     return content
+
+
+@contextmanager
+def _told_of(path: object) -> Iterator[None]:
+    """Say of a file that it cannot be read; not of what is written meanwhile, as its index."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; give a JSONL file of examples") from error
 
 
 def _spans(file: FileIO) -> NDArray[np.int64]:

@@ -340,18 +340,21 @@ def test_two_that_start_together_encode_once_and_a_kill_frees_the_other(tmp_path
     both[0].communicate()
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
+@pytest.mark.parametrize("most_bytes", [2000, 6000])
+def test_a_full_disk_is_one_line_and_leaves_nothing_that_looks_whole(tmp_path, most_bytes):
     """A limit on a file's size is the nearest to a full disk that needs no root."""
     data, cache = pages(tmp_path, 4, 40), tmp_path / "cache"
-    read(data, WordProcessor(), cache=tmp_path / "other")  # the index of lines fits
+    read(data, WordProcessor(), cache=tmp_path / "other")
+    (lines,) = (tmp_path / "other").glob("data-*-lines-*/spans")
+    assert 2000 < lines.stat().st_size < 6000  # where the index of lines fits, the tokens do not
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limits[1]))
     try:
         with pytest.raises(DataError, match=r"cannot write to .*: File too large; free space"):
             read(data, WordProcessor(), cache=cache)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not [one for one in (cache / "encoded").iterdir() if one.name.startswith("data-")]
+    assert not [*(cache / "encoded").glob("data-*")]
     assert contents(read(data, WordProcessor(), cache=cache)) == contents(
         read(data, WordProcessor())
     )

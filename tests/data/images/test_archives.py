@@ -1,5 +1,6 @@
 """Images in zip and tar files are read where they lie, as those in a folder are."""
 
+import errno
 import tarfile
 import zipfile
 
@@ -153,6 +154,17 @@ def test_a_broken_archive_is_named(shelf, ending):
         archive.write_bytes(broken)
         with pytest.raises(DataError, match=r"pages\.(zip|tar)"):
             ImageFolder(shelf / "data.jsonl", archive).find("data-2.png")
+
+
+def test_an_archive_that_may_not_be_read_is_no_full_disk(shelf, monkeypatch):
+    data = packed(shelf, "tar")
+
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(archive_index, "open_stored", refuse)
+    with pytest.raises(DataError, match=r":1 \(.*pages\.tar: Permission denied; give an archive"):
+        read_dataset(data, WordProcessor(), cache=shelf / "cache")
 
 
 def test_a_packed_image_that_is_broken_is_named_and_left_to_whoever_opens_it(shelf):

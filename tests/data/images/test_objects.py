@@ -1,5 +1,6 @@
 """Images in an object store are read as those in a folder are, and fetched once."""
 
+import errno
 import sys
 import tarfile
 import zipfile
@@ -22,7 +23,7 @@ from foveal.data.checking.check import check_file
 from foveal.data.checking.overlap import describe_overlap
 from foveal.data.convert.unpack import unpacked
 from foveal.data.dataset import read_dataset
-from foveal.data.images import objects, parquet_images
+from foveal.data.images import kept_bytes, objects, parquet_images
 from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import image_size, open_image
 from foveal.data.images.objects import image_base
@@ -151,6 +152,47 @@ def test_a_header_that_cannot_be_fetched_makes_no_broken_image(shelf, store, mon
     store.cut_off(monkeypatch, "get_object")
     with pytest.raises(StoreError, match=r"data-0\.png: cannot be read"):
         image_size(base(shelf) / "data-0.png")
+
+
+@pytest.mark.parametrize("images", ["pages", "shards/0.tar", "shards/0.parquet"])
+def test_a_full_disk_is_no_fault_of_an_image_of_which_something_is_noted(
+    shelf, store, monkeypatch, images
+):
+    for one in read(shelf).images:
+        open_image(one.path)
+    files, table, shard = sorted((shelf / "images").iterdir()), BytesIO(), BytesIO()
+    store.put(f"pages/{files[0].name}", png(310))  # which is to be noted
+    rows = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    parquet.write_table(pa.table({"image": rows}), table)
+    with tarfile.open(fileobj=shard, mode="w") as tar:
+        for file in files:
+            tar.add(file, file.name)
+    store.put("shards/0.parquet", table.getvalue())
+    store.put("shards/0.tar", shard.getvalue())
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(kept_bytes, "write_bytes", full)
+    with pytest.raises(StoreError, match=r"^cannot write to .*: No space left .*; free space"):
+        read(shelf, f"s3://{BUCKET}/{images}", shelf / "cache")
+
+
+def test_an_object_that_breaks_off_is_asked_for_again_and_is_no_full_disk(
+    shelf, store, monkeypatch
+):
+    import s3fs
+
+    usual, breaks = s3fs.S3File.read, iter([True])
+    monkeypatch.setattr(
+        s3fs.S3File,
+        "read",
+        lambda file, length: b"" if next(breaks, False) else usual(file, length),
+    )
+    assert open_image(base(shelf) / "data-0.png").size == image_size(shelf / "images/data-0.png")
+    monkeypatch.setattr(s3fs.S3File, "read", lambda file, length: b"")
+    with pytest.raises(StoreError, match=r"^s3://.*data-1\.png: cannot be read \(cut short\)"):
+        open_image(base(shelf) / "data-1.png")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

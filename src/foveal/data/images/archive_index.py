@@ -107,6 +107,8 @@ def _read_index(archive: Path) -> ArchiveIndex:
         for name, start, length, packed in read(archive):
             digests += digest_of(os.fsencode(posixpath.normpath(name)))
             numbers.extend((start, length, packed))
+    except OSError as error:
+        raise DataError(f"{called(archive)}: {error.strerror}; give an archive to read") from error
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError) as error:
         raise DataError(f"{called(archive)}: broken archive ({error}); replace it") from error
     names = np.frombuffer(digests, np.uint64).reshape(-1, 2)

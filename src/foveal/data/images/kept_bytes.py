@@ -5,15 +5,16 @@ processes may write and read at once.
 """
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from io import BufferedReader, RawIOBase
 from pathlib import Path
 from struct import Struct
 from typing import Any, BinaryIO, TypeAlias
 
-from foveal.storage import locked, write_bytes, written_whole
+from foveal.errors import StoreError
+from foveal.storage import FAILED_WRITES, locked, write_bytes, written_whole
 
 Opened: TypeAlias = "BufferedReader[Any]"
 
@@ -96,6 +97,22 @@ def bound_kept(folder: Path, most_bytes: int) -> None:
         write_bytes(folder / "most_bytes", str(most_bytes).encode())
 
 
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Say of a disk that takes no more what to do about it: no image is at fault."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FAILED_WRITES:
+            raise
+        place = error.filename or "data.object_cache"
+        raise StoreError(
+            f"cannot write to {place}: {error.strerror}; free space, or give less of it or another "
+            "folder: data.object_cache_gb, data.object_cache"
+        ) from error
+
+
+@_writing()
 def keep(folder: Path, name: str, state: list[int], fill: Callable[[BinaryIO], object]) -> Opened:
     """Keep bytes under a name, in place of older ones, and open them.
 
@@ -106,7 +123,7 @@ def keep(folder: Path, name: str, state: list[int], fill: Callable[[BinaryIO], o
         fill: writes the bytes.
 
     Raises:
-        OSError: they cannot be written.
+        StoreError: they cannot be written.
     """
     place = _place(folder, name)
     with written_whole(place) as beside:
@@ -139,8 +156,13 @@ def open_kept(folder: Path, name: str, state: list[int] | None = None) -> "Opene
     return buffered(FileStretch(file, _STATE.size, length))
 
 
+@_writing()
 def write_state(folder: Path, name: str, state: list[int]) -> None:
-    """Write down in which state something is by now, whatever is kept of it."""
+    """Write down in which state something is by now, whatever is kept of it.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     write_bytes(_place(folder, name, "states"), _STATE.pack(*state))
 
 

@@ -27,7 +27,6 @@ from foveal.data.images.kept_bytes import (
 )
 from foveal.data.parallel import side_by_side
 from foveal.errors import ConfigError, StoreError, one_line
-from foveal.storage import FAILED_WRITES
 
 ATTEMPTS = 3
 """Times that a store is asked, where it might answer yet; its own library may try more often."""
@@ -262,7 +261,7 @@ def _fetch(
             while left := end - remote.tell():
                 block = remote.read(min(left, BLOCK_BYTES))
                 if not block:
-                    raise OSError(errno.EIO, "cut short")
+                    raise EOFError("cut short")  # not of the disk that is written to
                 file.write(block)
 
         opened = keep(one.cache, name, state, fill)
@@ -353,16 +352,11 @@ def _lasting_error(url: str, error: Exception) -> StoreError | None:
 
     Args:
         url: of the object.
-        error: of its store's library, or of writing down what was fetched.
+        error: of its store's library.
     """
     scheme = url.partition(":")[0]
     if isinstance(error, ImportError | ValueError):
         return StoreError(f"{url}: {one_line(error, 300)}; {_package(scheme)}")
-    if isinstance(error, OSError) and error.errno in FAILED_WRITES and error.filename:
-        return StoreError(
-            f"cannot write to {error.filename}: {error.strerror}; free space, or give less of it "
-            "or another folder: data.object_cache_gb, data.object_cache"
-        )
     if _is_refusal(error):
         return StoreError(
             f"{url}: no access ({one_line(error, 300)}); give credentials that may read it"
