@@ -3,6 +3,7 @@
 import ast
 import re
 from collections import defaultdict
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ def test_no_class_or_public_function_has_the_name_of_another():
                 named[one.name].append(str(path.relative_to(SOURCE)))
     twice = {name for name, places in named.items() if len(places) > 1 and name[0] != "_"}
     assert twice == SHARED_NAMES  # a name that is free again leaves the list
+
+
+def test_no_two_modules_of_data_ask_for_each_other():
+    """Not even within a function, or for types alone."""
+    asked = TopologicalSorter()
+    for path in (SOURCE / "data").rglob("*.py"):
+        name = ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
+        asked.add(name.removesuffix(".__init__"), *imported(path))
+    asked.prepare()  # or CycleError names them
 
 
 def test_every_file_fits_a_reading():

@@ -16,8 +16,8 @@ from foveal.data.images.archives import fetch_side_by_side
 from foveal.data.images.media import open_image
 from foveal.data.images.objects import called
 from foveal.data.row_planning.groups import Group, Row
-from foveal.data.shapes import ImageShape, pixels_of, shape_of
-from foveal.data.turn_processor import TurnProcessor
+from foveal.data.shapes import ImageShape
+from foveal.data.turn_processor import TurnProcessor, pixels_of, shape_of
 from foveal.errors import DataError
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from foveal.data.images.frames import FrameChoice, file_of
 from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import image_size
 from foveal.data.images.objects import called
-from foveal.data.shapes import ImageShape, expand_entries, shape_of
-from foveal.data.turn_processor import AskedTurn, TurnProcessor
+from foveal.data.shapes import ImageShape, expand_entries
+from foveal.data.turn_processor import AskedTurn, TurnProcessor, shape_of
 from foveal.errors import DataError
 
 IGNORED = -100

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from foveal.data.encoded.column_files import EndToEnd, Listed, digest_of, kept_columns
 from foveal.data.example import Example, holds_anything, parse_example, read_examples
-from foveal.data.images.archives import stamp_of
+from foveal.data.images.kept_bytes import stamp_of
 from foveal.errors import DataError
 from foveal.storage import drop_older
 

@@ -1,21 +1,11 @@
 """What an image costs and how it stands in a text, known from its size alone (pure)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from foveal.data.images.frames import FrameStrip, parse_strip
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
-
-    from foveal.data.turn_processor import TurnProcessor
 
 
 @dataclass(frozen=True)
@@ -48,42 +38,6 @@ class ImageShape:
         """The run written out, (tokens,)."""
         ids, counts = zip(*self.runs, strict=True)
         return np.repeat(np.asarray(ids, np.int64), counts)
-
-
-class ClipReader(Protocol):
-    """What the data walk asks of a model that takes clips as they are, as strips of frames."""
-
-    def shape(self, width: int, height: int, strip: FrameStrip) -> ImageShape:
-        """Say what a clip costs and how it stands in a text; the size is that of its strip."""
-        ...
-
-    def pixels(self, image: "Image", strip: FrameStrip) -> "Mapping[str, Tensor]":
-        """Turn a strip of upright frames into what the tower takes, once it is stacked."""
-        ...
-
-
-def shape_of(processor: "TurnProcessor", path: str | Path, size: tuple[int, int]) -> ImageShape:
-    """Say what an image or a strip of a clip's frames costs and how it stands in a text.
-
-    Raises:
-        ValueError: the model takes none of this size.
-    """
-    strip = parse_strip(path)
-    if strip is None:
-        return processor.shape(*size)
-    if processor.clip_reader is None:
-        raise ValueError("this model takes no clips as they are")
-    return processor.clip_reader.shape(*size, strip)
-
-
-def pixels_of(
-    processor: "TurnProcessor", path: str | Path, image: "Image"
-) -> "Mapping[str, Tensor]":
-    """Turn an upright image or a strip of a clip's frames into what the tower takes."""
-    strip = parse_strip(path)
-    if strip is None or processor.clip_reader is None:
-        return processor.pixels(image)
-    return processor.clip_reader.pixels(image, strip)
 
 
 def expand_entries(

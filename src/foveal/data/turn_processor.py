@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -9,8 +10,8 @@ from numpy.typing import NDArray
 
 from foveal.config import DataSettings
 from foveal.data.images.boxes import BoxFrame, BoxUnit
-from foveal.data.images.frames import FrameChoice
-from foveal.data.shapes import ClipReader, ImageShape
+from foveal.data.images.frames import FrameChoice, FrameStrip, parse_strip
+from foveal.data.shapes import ImageShape
 from foveal.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,6 +48,18 @@ class EncodedTurns(NamedTuple):
 def fingerprint_words(*settings: object) -> str:
     """Name what words are encoded with: tokenizer, template, settings, as texts."""
     return blake2b(repr(settings).encode(), digest_size=16).hexdigest()
+
+
+class ClipReader(Protocol):
+    """What the data walk asks of a model that takes clips as they are, as strips of frames."""
+
+    def shape(self, width: int, height: int, strip: FrameStrip) -> ImageShape:
+        """Say what a clip costs and how it stands in a text; the size is that of its strip."""
+        ...
+
+    def pixels(self, image: "Image", strip: FrameStrip) -> "Mapping[str, Tensor]":
+        """Turn a strip of upright frames into what the tower takes, once it is stacked."""
+        ...
 
 
 class TurnProcessor(Protocol):
@@ -120,6 +133,28 @@ class TurnProcessor(Protocol):
     def positions(self, ids: NDArray[np.int64], shapes: Sequence[ImageShape]) -> NDArray[np.int64]:
         """Place the tokens of one example, (axes, tokens); `shapes` of its images in order."""
         ...
+
+
+def shape_of(processor: TurnProcessor, path: str | Path, size: tuple[int, int]) -> ImageShape:
+    """Say what an image or a strip of a clip's frames costs and how it stands in a text.
+
+    Raises:
+        ValueError: the model takes none of this size.
+    """
+    strip = parse_strip(path)
+    if strip is None:
+        return processor.shape(*size)
+    if processor.clip_reader is None:
+        raise ValueError("this model takes no clips as they are")
+    return processor.clip_reader.shape(*size, strip)
+
+
+def pixels_of(processor: TurnProcessor, path: str | Path, image: "Image") -> "Mapping[str, Tensor]":
+    """Turn an upright image or a strip of a clip's frames into what the tower takes."""
+    strip = parse_strip(path)
+    if strip is None or processor.clip_reader is None:
+        return processor.pixels(image)
+    return processor.clip_reader.pixels(image, strip)
 
 
 def read_as(processor: Any, data: DataSettings) -> None:

@@ -10,8 +10,7 @@ from foveal.data.images.boxes import BoxMap
 from foveal.data.images.clips import choose_frames
 from foveal.data.images.frames import names_clip
 from foveal.data.images.media import Picture, image_size, naming, open_image, open_picture
-from foveal.data.shapes import pixels_of, shape_of
-from foveal.data.turn_processor import TurnProcessor
+from foveal.data.turn_processor import TurnProcessor, pixels_of, shape_of
 from foveal.deliver.open import open_to_answer
 from foveal.errors import DataError
 from foveal.models.family import LoadedModel

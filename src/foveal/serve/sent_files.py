@@ -17,9 +17,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from foveal.data.images.clips import choose_frames, decoding_within
+from foveal.data.images.decoding import TooManyPixelsError
 from foveal.data.images.frames import FrameChoice, file_of
 from foveal.data.images.media import (
-    TooManyPixelsError,
     image_size,
     open_picture,
 )

@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 
 from foveal.config import load_recipe
 from foveal.data.images.boxes import BoxMap
-from foveal.data.shapes import pixels_of, shape_of
+from foveal.data.turn_processor import pixels_of, shape_of
 from foveal.deliver.open import ADAPTER_CONFIG, open_to_answer, read_base_name
 from foveal.deliver.tensors import find_tensors
 from foveal.errors import DataError, ModelError

@@ -15,11 +15,11 @@ import numpy
 import pytest
 from PIL import Image
 
-from foveal.data.images import clips, media
+from foveal.data.images import clips, decoding
 from foveal.data.images.clips import frame_indices, read_frames
+from foveal.data.images.decoding import MAX_PIXELS
 from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import (
-    MAX_PIXELS,
     image_identity,
     image_size,
     open_image,
@@ -339,7 +339,7 @@ def test_a_clip_that_is_too_long_or_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(clips, "MAX_FRAMES", 11)
     with pytest.raises(DataError, match=r"clip\.avi: more than 11 frames; cut it"):
         read_frames(tmp_path / "clip.avi")
-    monkeypatch.setattr(media, "MAX_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(DataError, match=r"clip\.avi: 64x48 is more than 3071 pixels"):
         read_frames(tmp_path / "clip.avi")
 

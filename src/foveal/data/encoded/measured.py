@@ -27,8 +27,8 @@ from foveal.data.images.media import image_size
 from foveal.data.images.objects import called, object_states
 from foveal.data.parallel import parallel, side_by_side
 from foveal.data.row_planning.groups import MeasuredExamples
-from foveal.data.shapes import ImageShape, shape_of
-from foveal.data.turn_processor import TurnProcessor
+from foveal.data.shapes import ImageShape
+from foveal.data.turn_processor import TurnProcessor, shape_of
 from foveal.errors import DataError
 from foveal.storage import folder_written_whole, write_text
 

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveal.data.encoded.column_files import ColumnTable, digest_of, kept_columns
-from foveal.data.images.archives import ENDINGS, ROWS, ArchiveMember, open_stored, state_of
+from foveal.data.images.archives import ENDINGS, ArchiveMember, open_stored, state_of
 from foveal.data.images.objects import BLOCK_BYTES, called, object_at
-from foveal.data.images.parquet_images import locate, parquet_file
+from foveal.data.images.parquet_images import ROWS, locate, parquet_file
 from foveal.errors import DataError
 from foveal.storage import drop_older
 
@@ -77,11 +77,19 @@ def find_member(
             name = path.relative_to(parent).as_posix()
             if parent.suffix.lower() != ROWS:
                 return _index(parent, stamp, cache).find(parent, name)
-            found = parquet_file(parent).find(name) or _index(parent, stamp, cache).find(
-                parent, name
-            )
-            return locate(found) if found else None
+            if place := parquet_file(parent).find(name):
+                return _in_rows(ArchiveMember(parent, *place, False, name))
+            found = _index(parent, stamp, cache).find(parent, name)
+            return found and _in_rows(found)
     return None
+
+
+def _in_rows(member: ArchiveMember) -> ArchiveMember:
+    """Say where the bytes of a row's image lie; the row, where they lie in no one piece."""
+    found = locate(member.archive, member.name, member.start, member.length)
+    if found is None:
+        return member._replace(in_row=True)
+    return member._replace(start=found[0], length=found[1])
 
 
 def forget_indices(encoded: Path, time: float) -> None:

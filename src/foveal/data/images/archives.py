@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from foveal.data.images.frames import file_of
-from foveal.data.images.kept_bytes import FileStretch, buffered
+from foveal.data.images.kept_bytes import FileStretch, buffered, stamp_of
 from foveal.data.images.objects import (
     BY_URL,
     StoredObject,
@@ -25,10 +25,10 @@ from foveal.data.images.objects import (
     open_object,
     open_remote,
 )
+from foveal.data.images.parquet_images import ROWS, image_bytes
 from foveal.data.parallel import side_by_side
 from foveal.errors import DataError
 
-ROWS = ".parquet"
 ENDINGS = (".tar", ".zip", ROWS)
 """Of archives; a compressed tar cannot be read at random."""
 
@@ -94,20 +94,12 @@ def state_of(path: str | Path) -> list[int]:
     return object_state(stored) if stored else stamp_of(os.stat(containing_file(path)))
 
 
-def stamp_of(status: os.stat_result) -> list[int]:
-    """Tell a file from any that stood in its place before, though length and time were kept.
-
-    Its time of change can be set, as copying does; when that was done cannot.
-    """
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
 def size_bytes(path: Path) -> int:
     """Count the bytes of a file, or of what an archive holds of it; -1: it is gone."""
     member = member_at(file_of(path))
     try:
         if member and member.in_row:
-            return len(_read_row(member))
+            return len(image_bytes(member.archive, member.name, member.start, member.length))
         whole, *_ = state_of(path)
     except OSError:
         return -1
@@ -130,7 +122,8 @@ def open_stored(path: Path, block_bytes: int | None = None) -> BinaryIO:
     stored = file_of(path)
     member = member_at(stored)
     if member and member.in_row:
-        return io.BytesIO(_read_row(member))
+        content = image_bytes(member.archive, member.name, member.start, member.length)
+        return io.BytesIO(content)
     holder = member.archive if member else stored
     stretch = (member.start, member.length) if member else ()
     if one := object_at(holder):
@@ -162,9 +155,3 @@ def fetch_side_by_side(paths: Iterable[Path]) -> None:
 def _fetch_to_keep(path: Path) -> None:
     with suppress(OSError, DataError):  # whoever opens it says what is wrong
         open_stored(path).close()
-
-
-def _read_row(member: ArchiveMember) -> bytes:
-    from foveal.data.images.parquet_images import image_bytes  # it is built upon this file
-
-    return image_bytes(member)

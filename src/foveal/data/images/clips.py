@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, TypeVar
 from PIL import Image
 
 from foveal.data.images.archives import open_stored, state_of
+from foveal.data.images.decoding import check_pixels, reason_of
 from foveal.data.images.frames import FrameChoice, FrameName, FrameStrip, name_frames
-from foveal.data.images.media import check_pixels, reason_of
 from foveal.data.images.objects import called
 from foveal.errors import DataError
 

@@ -13,12 +13,11 @@ from typing import Any, BinaryIO, TypeAlias
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from foveal.data.images.archives import open_stored
+from foveal.data.images.clips import open_shown, shown_size
+from foveal.data.images.decoding import MAX_PIXELS, TooManyPixelsError, check_pixels, reason_of
 from foveal.data.images.frames import names_clip, parse_shown
 from foveal.data.images.objects import HEADER_BYTES, called
-from foveal.errors import DataError, StoreError, one_line
-
-MAX_PIXELS = 178_956_970
-"""Most pixels of a picture, width x height: where Pillow itself takes it for a bomb."""
+from foveal.errors import DataError, StoreError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """Kinds of pictures that are opened; others are refused unread (EPS would start a program)."""
@@ -48,10 +47,6 @@ _TURNS = {  # EXIF orientation -> what makes the picture upright
 
 Picture: TypeAlias = str | Path | bytes | Image.Image
 """A file, what a file holds, or a Pillow image."""
-
-
-class TooManyPixelsError(DataError):
-    """A picture, or the frames of a clip, would take too much memory to decode."""
 
 
 def open_picture(picture: Picture, name: object) -> Image.Image:
@@ -99,8 +94,6 @@ def open_image(path: Path) -> Image.Image:
         DataError: there is no such file, or it is no picture, cut short, or too large.
     """
     if shown := parse_shown(path):
-        from foveal.data.images.clips import open_shown  # it is built upon this file
-
         return open_shown(shown)
     return _decoded(path, called(path))
 
@@ -171,8 +164,6 @@ def image_size(picture: Path | bytes, name: object = None) -> tuple[int, int]:
     if isinstance(picture, bytes):
         source = BytesIO(picture)
     elif shown := parse_shown(picture):
-        from foveal.data.images.clips import shown_size  # it is built upon this file
-
         return shown_size(shown)
     else:
         source, name = picture, called(picture)
@@ -251,20 +242,6 @@ def _header(source: Path | BinaryIO, name: object, alone: bool = False) -> Itera
             yield image
 
 
-def check_pixels(name: object, width: int, height: int) -> None:
-    """Refuse what has no pixels, or too many.
-
-    Raises:
-        DataError: it does.
-    """
-    if not width or not height:
-        raise DataError(f"{name}: {width}x{height} has no pixels; replace it")
-    if width * height > MAX_PIXELS:
-        raise TooManyPixelsError(
-            f"{name}: {width}x{height} is more than {MAX_PIXELS} pixels; make it smaller"
-        )
-
-
 def _why_no_picture(file: BinaryIO) -> str:
     file.seek(0)
     begin = file.read(512)
@@ -275,12 +252,6 @@ def _why_no_picture(file: BinaryIO) -> str:
         if sign in begin.lower():
             return what.format(kinds)
     return f"not a picture of {kinds}"
-
-
-def reason_of(error: Exception) -> str:
-    """Say in one line why a decoder gave up."""
-    # Without a path, which is said before.
-    return one_line(getattr(error, "strerror", None) or error)
 
 
 def _orientation(image: Image.Image) -> int:

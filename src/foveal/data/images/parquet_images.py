@@ -17,10 +17,19 @@ from struct import pack
 from threading import Lock
 from typing import Any, BinaryIO, NamedTuple
 
-from foveal.data.images.archives import ArchiveMember, open_stored, state_of
-from foveal.data.images.kept_bytes import ReadAtPlaces, read_state
-from foveal.data.images.objects import HEADER_BYTES, called, object_at, open_object
+from foveal.data.images.kept_bytes import ReadAtPlaces, read_state, stamp_of
+from foveal.data.images.objects import (
+    HEADER_BYTES,
+    called,
+    object_at,
+    object_state,
+    open_object,
+    open_remote,
+)
 from foveal.errors import DataError, UserError, one_line
+
+ROWS = ".parquet"
+"""Ending of such files."""
 
 FOOTERS_AT_HAND, READERS_AT_HAND = 64, 4
 """Files whose ends a process keeps, and columns that it is going through."""
@@ -54,14 +63,13 @@ class ParquetFile(NamedTuple):
             return first, rest
         return next(iter(self.columns)) if len(self.columns) == 1 else "", name
 
-    def find(self, name: str) -> ArchiveMember | None:
-        """Find an image by the number of its row, from 0, and its place there: `7` or `7/1`."""
+    def find(self, name: str) -> tuple[int, int] | None:
+        """Read the number of an image's row, from 0, and its place there: `7` or `7/1`."""
         column, rest = self.split(name)
         row, _, place = rest.partition("/")
         if not (column and row.isdecimal() and (place or "0").isdecimal()):
             return None
-        inside = int(row) < self.ends[-1]
-        return ArchiveMember(self.path, int(row), int(place or 0), False, name) if inside else None
+        return (int(row), int(place or 0)) if int(row) < self.ends[-1] else None
 
     def names(self) -> Iterator[tuple[str, int, int, bool]]:
         """Go through the paths that images had: path, row, place, and that it is not packed."""
@@ -83,15 +91,18 @@ def parquet_file(path: Path) -> ParquetFile:
         DataError: it is no Parquet file.
         UserError: the package that reads such files is missing.
     """
-    one = object_at(path)
-    # Of an object what was said at the start counts: a store would be asked for every image.
-    noted = read_state(one.cache, one.url) if one else None
-    return _parquet_file(path, tuple(noted or state_of(path)))
+    if one := object_at(path):
+        # What was said at the start counts: a store would be asked for every image.
+        state = read_state(one.cache, one.url) or object_state(one)
+    else:
+        state = stamp_of(path.stat())
+    return _parquet_file(path, tuple(state))
 
 
 @lru_cache(FOOTERS_AT_HAND)
 def _parquet_file(path: Path, state: tuple[int, ...]) -> ParquetFile:
-    with _naming(path), open_stored(path, HEADER_BYTES) as file:
+    one = object_at(path)
+    with _naming(path), open_remote(one, HEADER_BYTES) if one else path.open("rb") as file:
         footer = _parquet().read_metadata(file)
     stored = [footer.schema.column(at) for at in range(len(footer.schema))]
     held: dict[str, list[str]] = {}
@@ -104,37 +115,40 @@ def _parquet_file(path: Path, state: tuple[int, ...]) -> ParquetFile:
     return ParquetFile(path, state, footer, leaves, columns, [*ends] or [0])
 
 
-def image_bytes(member: ArchiveMember) -> bytes:
+def image_bytes(path: Path, name: str, row: int, place: int) -> bytes:
     """Read an image of a row.
+
+    Args:
+        path: of the Parquet file.
+        name: that says in which column the image is.
+        row: from 0.
+        place: among the images of the row, from 0.
 
     Raises:
         OSError: there is no such file.
         DataError: the row holds no such image, or the file is broken.
         StoreError: it is in a store that does not answer.
     """
-    file = parquet_file(member.archive)
-    column, _ = file.split(member.name)
-    if column and member.start < file.ends[-1]:
-        values = _values(file, file.columns[column], member.start)
-        if member.length < len(values) and values[member.length].is_valid:
-            return bytes(values[member.length].as_py())
-    raise DataError(f"{called(member.archive)}: holds no image {member.name}; name another")
+    file = parquet_file(path)
+    column, _ = file.split(name)
+    if column and row < file.ends[-1]:
+        values = _values(file, file.columns[column], row)
+        if place < len(values) and values[place].is_valid:
+            return bytes(values[place].as_py())
+    raise DataError(f"{called(path)}: holds no image {name}; name another")
 
 
-def locate(member: ArchiveMember) -> ArchiveMember:
-    """Find where the bytes of an image lie that is known by its row; it stays so where they do not.
+def locate(path: Path, name: str, row: int, place: int) -> tuple[int, int] | None:
+    """Find at which byte an image begins, and how many it has; none: it is not in one piece.
 
     Raises:
         DataError: as `image_bytes`.
         StoreError: it is in a store that does not answer.
     """
-    content = image_bytes(member)
-    file = parquet_file(member.archive)
-    reader = _reader_of(file, file.columns[file.split(member.name)[0]])
-    start = reader.find(content, member.start)
-    return (
-        member._replace(start=start, length=len(content)) if start else member._replace(in_row=True)
-    )
+    content = image_bytes(path, name, row, place)
+    file = parquet_file(path)
+    start = _reader_of(file, file.columns[file.split(name)[0]]).find(content, row)
+    return (start, len(content)) if start else None
 
 
 def _reader_of(file: ParquetFile, leaf: str) -> "_Reader":
