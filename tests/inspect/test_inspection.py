@@ -94,26 +94,25 @@ def test_nothing_in_the_data_reaches_the_page_as_markup(tmp_path, loaded):
 def test_bars_add_up_to_the_whole_width_and_name_prefix_branches_and_waste(tmp_path, loaded):
     _, dataset = read_dataset(pages(tmp_path, 2, 3), loaded.processor)
     plan = Plan(dataset.sizes, examples_per_step=6, tokens_per_pass=300)
-    width, (step,) = draw_steps(plan, 3)
+    width, (step,) = draw_steps(plan)
     assert width == 300
     assert step.examples == 6
     tokens = int(dataset.sizes.tokens.sum())
     assert step.tokens + step.saved == tokens
-    kinds = [piece.kind for bar in step.bars for piece in bar.pieces]
+    kinds = [piece.kind for bar in step.bars for piece in bar]
     assert kinds.count("prefix") == 2
     assert kinds.count("branch") == 6
     for bar in step.bars:
-        assert sum(piece.tokens for piece in bar.pieces) == width
-        assert sum(piece.share for piece in bar.pieces) == pytest.approx(1)
-        assert bar.pieces[-1].kind == "empty"
-    filled = sum(bar.tokens for bar in step.bars) / (300 * len(step.bars))
+        assert sum(piece.tokens for piece in bar) == width
+        assert [piece.kind for piece in bar].index("empty") == len(bar) - 1
+    filled = sum(piece.tokens for bar in step.bars for piece in bar[:-1]) / (300 * len(step.bars))
     assert step.filled == pytest.approx(filled)
 
 
 @pytest.mark.usefixtures("charts_undrawn")
 def test_a_row_longer_than_the_budget_sets_the_scale(tmp_path, loaded):
     page, dataset = inspect(pages(tmp_path, 1, 1), loaded, tmp_path / "p.html", tokens_per_pass=5)
-    width, _ = draw_steps(Plan(dataset.sizes, examples_per_step=1, tokens_per_pass=5), 1)
+    width, _ = draw_steps(Plan(dataset.sizes, examples_per_step=1, tokens_per_pass=5))
     assert width == dataset.sizes.tokens[0]
     assert any(found.get("class") == "budget" for _, found in page.elements)
 
@@ -159,4 +158,4 @@ def test_the_answers_of_a_pair_stand_side_by_side_behind_their_prompt(tmp_path, 
     assert learnt.startswith("".join(f" {one}{end}" for one in said))
     seen = see_example(3, "line", "", dataset, loaded.processor)
     assert [one.role for one in seen.answers] == ["chosen", "rejected", "rejected"]
-    assert {run.kind for run in seen.runs} == {"image", "read"}
+    assert {token.kind for token in seen.text} == {"image", "read"}

@@ -1,10 +1,9 @@
 """A data set, its processor and its plan -> one self-contained page."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +69,7 @@ def write_inspection(
         see_example(first, _line(examples, line), examples[line].source, dataset, processor)
         for first, line in zip(firsts, lines, strict=True)
     ]
-    width, steps = draw_steps(plan, STEPS)
+    width, steps = draw_steps(plan)
     return write_page(
         out,
         "inspect.html",
@@ -135,34 +134,19 @@ def _distribution(title: str, values: NDArray[Any], x_label: str, y_label: str) 
 # -- the rows of steps -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class BarPiece:
+class BarPiece(NamedTuple):
     """A stretch of a row."""
 
     kind: str
     """`prefix`, `branch`, `alone` (an example by itself) or `empty`."""
 
     tokens: int
-    share: float
-    """Of the drawing's width, 0 to 1."""
-
     words: str
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One row: one forward pass."""
-
-    tokens: int
-    pieces: tuple[BarPiece, ...]
 
 
 @dataclass(frozen=True)
 class DrawnStep:
     """The rows of one optimizer step."""
-
-    number: int
-    """From 1."""
 
     examples: int
     tokens: int
@@ -172,40 +156,36 @@ class DrawnStep:
     filled: float
     """Share of the passes' room that holds tokens."""
 
-    bars: tuple[Bar, ...]
+    bars: tuple[tuple[BarPiece, ...], ...]
+    """One a row, which is one forward pass."""
+
     more: int
+    """Rows that are not drawn."""
 
 
-def draw_steps(plan: Plan, count: int) -> tuple[int, tuple[DrawnStep, ...]]:
+def draw_steps(plan: Plan) -> tuple[int, list[DrawnStep]]:
     """Lay out the first steps of a run on one process.
-
-    Args:
-        plan: of the run.
-        count: steps to draw.
 
     Returns:
         Tokens that the drawing's whole width stands for, and the steps.
     """
-    steps = [plan.step(number).ranks[0] for number in range(min(count, plan.steps_per_epoch))]
+    steps = [plan.step(number).ranks[0] for number in range(min(STEPS, plan.steps_per_epoch))]
     longest = max(row.tokens(plan.sizes) for rows in steps for row in rows)
     width = max(longest, plan.tokens_per_pass)
-    drawn = tuple(_step(plan, number, rows, width) for number, rows in enumerate(steps, start=1))
-    return width, drawn
+    return width, [_step(plan, rows, width) for rows in steps]
 
 
-def _step(plan: Plan, number: int, rows: tuple[Row, ...], width: int) -> DrawnStep:
+def _step(plan: Plan, rows: tuple[Row, ...], width: int) -> DrawnStep:
     sizes = plan.sizes
     tokens = [row.tokens(sizes) for row in rows]
     separate = sum(int(sizes.tokens[list(row.examples)].sum()) for row in rows)
     room = sum(max(used, plan.tokens_per_pass) for used in tokens)
-    bars = tuple(Bar(row.tokens(sizes), tuple(_pieces(row, sizes, width))) for row in rows[:ROWS])
     return DrawnStep(
-        number=number,
         examples=sum(sizes.num_sets_in(row.examples) for row in rows),
         tokens=sum(tokens),
         saved=separate - sum(tokens),
         filled=sum(tokens) / room,
-        bars=bars,
+        bars=tuple(tuple(_pieces(row, sizes, width)) for row in rows[:ROWS]),
         more=max(0, len(rows) - ROWS),
     )
 
@@ -214,14 +194,14 @@ def _pieces(row: Row, sizes: Sizes, width: int) -> Iterator[BarPiece]:
     for group in row.groups:
         prefix = group.prefix_tokens
         if len(group.examples) == 1:
-            yield BarPiece("alone", prefix, prefix / width, f"one example, {prefix:,} tokens")
+            yield BarPiece("alone", prefix, f"one example, {prefix:,} tokens")
             continue
         words = f"prefix of {len(group.examples)} examples, {prefix:,} tokens"
-        yield BarPiece("prefix", prefix, prefix / width, words)
+        yield BarPiece("prefix", prefix, words)
         for tokens in group.branch_tokens(sizes):
-            yield BarPiece("branch", tokens, tokens / width, f"a branch, {tokens:,} tokens")
+            yield BarPiece("branch", tokens, f"a branch, {tokens:,} tokens")
     empty = width - row.tokens(sizes)
-    yield BarPiece("empty", empty, empty / width, f"empty, {empty:,} tokens")
+    yield BarPiece("empty", empty, f"empty, {empty:,} tokens")
 
 
 # -- what the model sees of an example -------------------------------------------------------------
@@ -251,25 +231,22 @@ class SeenPicture:
         return self.rows * self.columns
 
 
-@dataclass(frozen=True)
-class SeenTokens:
-    """Neighbouring tokens of one kind."""
+class SeenToken(NamedTuple):
+    """A token, or all those of an image, folded."""
 
     kind: str
     """`read`, `learnt` or `image`."""
 
-    texts: tuple[str, ...]
+    text: str
 
 
-@dataclass(frozen=True)
-class SeenAnswer:
+class SeenAnswer(NamedTuple):
     """One of several answers to a prompt, side by side with the others."""
 
     role: str
     """`chosen` or `rejected`."""
 
-    tokens: int
-    runs: tuple[SeenTokens, ...]
+    text: tuple[SeenToken, ...]
 
 
 @dataclass(frozen=True)
@@ -283,11 +260,11 @@ class SeenExample:
     learnt: int
     pictures: tuple[SeenPicture, ...]
     more_pictures: int
-    runs: tuple[SeenTokens, ...]
+    text: tuple[SeenToken, ...]
     """Of answers that are compared only what stands before them."""
 
     answers: tuple[SeenAnswer, ...] = ()
-    """That are compared; none: the example has one, among its runs."""
+    """That are compared; none: the example has one, in its text."""
 
 
 def see_example(
@@ -305,13 +282,15 @@ def see_example(
     encoded, numbers = dataset.examples[place], dataset.image_numbers(place)
     distinct = list(dict.fromkeys(numbers))
     lengths = [dataset.images[one].shape.tokens for one in numbers]
-    runs = tuple(_runs(encoded, lengths, processor))
+    text = _tokens(encoded, lengths, processor)
     said = processor.decode_answer(encoded.entries[encoded.learnt].tolist())
-    answers: tuple[SeenAnswer, ...] = ()
+    answers: list[SeenAnswer] = []
     if dataset.sizes.sets is not None:
         (members,) = dataset.sizes.members(np.asarray(dataset.sizes.set_of([place])))
-        answers = tuple(_see_answers([dataset.examples[one] for one in members], processor))
-        runs = runs[:-1]  # all that is learnt is the answer, at the end
+        for member in members:  # they differ behind their prompt, and are of the same images
+            own = _tokens(dataset.examples[member], lengths, processor)[encoded.prompt_entries :]
+            answers.append(SeenAnswer("rejected" if answers else "chosen", own))
+        text = text[: encoded.prompt_entries]
     return SeenExample(
         id=encoded.id,
         source=source,
@@ -320,34 +299,20 @@ def see_example(
         learnt=int(encoded.learnt.sum()),
         pictures=tuple(see_picture(dataset, one, processor, said) for one in distinct[:PICTURES]),
         more_pictures=max(0, len(distinct) - PICTURES),
-        runs=runs,
-        answers=answers,
+        text=text,
+        answers=tuple(answers),
     )
 
 
-def _see_answers(answers: Sequence[Encoded], processor: Any) -> Iterator[SeenAnswer]:
-    for number, one in enumerate(answers):
-        own = replace(
-            one,
-            entries=one.entries[one.prompt_entries :],
-            learnt=one.learnt[one.prompt_entries :],
-        )
-        role = "rejected" if number else "chosen"
-        yield SeenAnswer(role, len(own.entries), tuple(_runs(own, (), processor)))
-
-
-def _runs(encoded: Encoded, image_tokens: Sequence[int], processor: Any) -> Iterator[SeenTokens]:
-    """Fold each image into one piece, and put neighbours of one kind together."""
-    entries = encoded.entries.tolist()
+def _tokens(encoded: Encoded, image_tokens: Sequence[int], processor: Any) -> tuple[SeenToken, ...]:
+    """Write out the entries of an example, each image folded into one."""
     tokenizer = processor.tokenizer.backend_tokenizer
-    pieces = []
-    for entry, learnt in zip(entries, encoded.learnt.tolist(), strict=True):
-        if entry < 0:
-            pieces.append(("image", f"<image: {image_tokens[-1 - entry]:,} tokens>"))
-        else:
-            pieces.append(("learnt" if learnt else "read", _as_text(token_bytes(tokenizer, entry))))
-    for kind, some in groupby(pieces, key=lambda piece: piece[0]):
-        yield SeenTokens(kind, tuple(text for _, text in some))
+    return tuple(
+        SeenToken("image", f"<image: {image_tokens[-1 - entry]:,} tokens>")
+        if entry < 0
+        else SeenToken("learnt" if learnt else "read", _as_text(token_bytes(tokenizer, entry)))
+        for entry, learnt in zip(encoded.entries.tolist(), encoded.learnt.tolist(), strict=True)
+    )
 
 
 def _as_text(written: bytes) -> str:
