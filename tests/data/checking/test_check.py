@@ -345,12 +345,14 @@ def test_examples_of_several_turns_are_counted(folder):
 
 
 def test_a_check_that_is_broken_off_leaves_no_half_of_the_good_lines(folder):
-    def stop(done):
-        raise KeyboardInterrupt
+    def stop(example, _folder):
+        if example.id == "2":
+            raise KeyboardInterrupt
+        return TokenCounts((5,), 2)
 
     data = write(folder, line("1"), line("2"))
     with pytest.raises(KeyboardInterrupt):
-        list(check_file(data, fix=folder / "fixed.jsonl", progress=stop))
+        list(check_file(data, fix=folder / "fixed.jsonl", count_tokens=stop))
     assert sorted(file.name for file in folder.iterdir()) == ["data.jsonl", "images"]
 
 

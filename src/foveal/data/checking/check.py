@@ -71,6 +71,35 @@ class Summary:
     labels: Counter[str] = field(default_factory=Counter)
     """Last answer -> examples, where answers are of a closed set, or few and often the same."""
 
+    open_answers: Counter[str] = field(default_factory=Counter)
+    """Last answer -> examples, where it is of no closed set, as long as those are few."""
+
+    def count(self, example: Example, tokens: int) -> None:
+        """Count an example in."""
+        last = example.turns[-1]
+        self.examples += 1
+        self.turns += len(example.turns)
+        self.pairs += sum(len(turn.rejected) for turn in example.turns)
+        self.several_turns += len(example.turns) > 1
+        self.tokens += tokens
+        if last.choices:
+            self.labels[last.assistant] += 1
+        # One more than are shown is enough to know that there are too many.
+        elif last.assistant in self.open_answers or len(self.open_answers) <= MOST_LABELS:
+            self.open_answers[last.assistant] += 1
+
+
+@dataclass(frozen=True)
+class FileCheck(Iterator[Problem]):
+    """Problems of a file, in the order of its lines, and their summary."""
+
+    summary: Summary
+    problems: Iterator[Problem]
+
+    def __next__(self) -> Problem:
+        """Find the next problem."""
+        return next(self.problems)
+
 
 def check_file(
     data: Path,
@@ -84,8 +113,7 @@ def check_file(
     frame_choice: FrameChoice = EIGHT_FRAMES,
     pairs: bool = False,
     fix: Path | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> "FileCheck":
+) -> FileCheck:
     """Check every line of a file.
 
     Args:
@@ -99,7 +127,6 @@ def check_file(
         frame_choice: which frames of clips are looked at.
         pairs: whether each example has to teach a preference.
         fix: file for the lines without a problem, written when all problems have been read.
-        progress: called with the number of lines done.
 
     Returns:
         An iterator over the problems, in the order of the lines, with the `summary`.
@@ -115,7 +142,8 @@ def check_file(
     if fix is not None and fix.resolve() == data.resolve():
         raise DataError(f"{fix}: is the file being checked; write the good lines elsewhere")
     rules = _Rules(data, images, decode, count_tokens, max_tokens, frame_choice, pairs)
-    return FileCheck(rules, workers, other_splits, fix, progress)
+    summary = Summary()
+    return FileCheck(summary, _find_problems(rules, workers, other_splits, fix, summary))
 
 
 @dataclass(frozen=True)
@@ -148,86 +176,46 @@ class _Finding:
     tokens: int = 0
 
 
-class FileCheck(Iterator[Problem]):
-    """Problems of a file, in the order of its lines, and their summary."""
-
-    def __init__(
-        self,
-        rules: _Rules,
-        workers: int,
-        other_splits: Sequence[Path],
-        fix: Path | None,
-        progress: Callable[[int], None] | None,
-    ) -> None:
-        self.summary = Summary()
-        self._open_answers: Counter[str] = Counter()
-        self._problems = self._walk(rules, workers, other_splits, fix, progress)
-
-    def __next__(self) -> Problem:
-        """Find the next problem."""
-        return next(self._problems)
-
-    def _walk(
-        self,
-        rules: _Rules,
-        workers: int,
-        other_splits: Sequence[Path],
-        fix: Path | None,
-        progress: Callable[[int], None] | None,
-    ) -> Iterator[Problem]:
-        summary = self.summary
-        if (kind := other_kind(rules.data)) is not None:
-            summary.problems += 1
-            yield Problem(1, kind)
-            return
-        elsewhere = _Elsewhere(other_splits, rules.images)
-        numbered, handed_out = tee(numbered_lines(rules.data))
-        lines = (line for _, line in handed_out)
-        findings = parallel(partial(_check_line, rules), lines, workers, chunk=256)
-        lines_of_ids, seen = dict[str, int](), set[Path]()
-        with _good_lines(fix) as keep:
-            for finding, (number, line) in zip(findings, numbered, strict=True):
-                messages = list(finding.messages)
-                if finding.example:
-                    self._count(finding.example, finding.tokens)
-                    first = lines_of_ids.setdefault(finding.example.id, number)
-                    if first != number:
-                        messages.append(f'id "{finding.example.id}" is that of line {first} too')
-                for name, path in finding.images:
-                    seen.add(path)
-                    twin = elsewhere.find(path)
-                    if twin and f"image {name} is also in {twin}" not in messages:
-                        messages.append(f"image {name} is also in {twin}")
-                summary.lines += 1
-                summary.images = len(seen)
-                summary.warnings += len(finding.warnings)
-                room = MOST_WARNINGS - len(summary.first_warnings)
-                summary.first_warnings += [Problem(number, one) for one in finding.warnings[:room]]
-                summary.problems += len(messages)
-                summary.bad_lines += bool(messages)
-                yield from (Problem(number, message) for message in messages)
-                if not messages:
-                    keep(line)
-                if progress:
-                    progress(summary.lines)
-        if not summary.lines:
-            summary.problems += 1
-            yield Problem(1, "no example in the file")
-        if not summary.labels and len(self._open_answers) <= min(MOST_LABELS, summary.examples / 2):
-            summary.labels.update(self._open_answers)
-
-    def _count(self, example: Example, tokens: int) -> None:
-        summary, last = self.summary, example.turns[-1]
-        summary.examples += 1
-        summary.turns += len(example.turns)
-        summary.pairs += sum(len(turn.rejected) for turn in example.turns)
-        summary.several_turns += len(example.turns) > 1
-        summary.tokens += tokens
-        if last.choices:
-            summary.labels[last.assistant] += 1
-        # One more than are shown is enough to know that there are too many.
-        elif last.assistant in self._open_answers or len(self._open_answers) <= MOST_LABELS:
-            self._open_answers[last.assistant] += 1
+def _find_problems(
+    rules: _Rules, workers: int, other_splits: Sequence[Path], fix: Path | None, summary: Summary
+) -> Iterator[Problem]:
+    if (kind := other_kind(rules.data)) is not None:
+        summary.problems += 1
+        yield Problem(1, kind)
+        return
+    elsewhere = _Elsewhere(other_splits, rules.images)
+    numbered, handed_out = tee(numbered_lines(rules.data))
+    lines = (line for _, line in handed_out)
+    findings = parallel(partial(_check_line, rules), lines, workers, chunk=256)
+    lines_of_ids, seen = dict[str, int](), set[Path]()
+    with _good_lines(fix) as keep:
+        for finding, (number, line) in zip(findings, numbered, strict=True):
+            messages = list(finding.messages)
+            if finding.example:
+                summary.count(finding.example, finding.tokens)
+                first = lines_of_ids.setdefault(finding.example.id, number)
+                if first != number:
+                    messages.append(f'id "{finding.example.id}" is that of line {first} too')
+            for name, path in finding.images:
+                seen.add(path)
+                twin = elsewhere.find(path)
+                if twin and f"image {name} is also in {twin}" not in messages:
+                    messages.append(f"image {name} is also in {twin}")
+            summary.lines += 1
+            summary.images = len(seen)
+            summary.warnings += len(finding.warnings)
+            room = MOST_WARNINGS - len(summary.first_warnings)
+            summary.first_warnings += [Problem(number, one) for one in finding.warnings[:room]]
+            summary.problems += len(messages)
+            summary.bad_lines += bool(messages)
+            yield from (Problem(number, message) for message in messages)
+            if not messages:
+                keep(line)
+    if not summary.lines:
+        summary.problems += 1
+        yield Problem(1, "no example in the file")
+    if not summary.labels and len(summary.open_answers) <= min(MOST_LABELS, summary.examples / 2):
+        summary.labels.update(summary.open_answers)
 
 
 def _check_line(rules: _Rules, line: bytes) -> _Finding:
