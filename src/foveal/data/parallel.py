@@ -1,4 +1,4 @@
-"""A function and its items -> its results, worked out in processes started afresh, or threads."""
+"""A function and its items -> its results, from processes started afresh or threads, counted."""
 
 import os
 import signal
@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from foveal.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ASKS_TO_STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
 """What asks a program to end: a person, schedulers, a terminal that closes."""
@@ -60,6 +63,27 @@ def side_by_side(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> It
             under_way.extend(pool.submit(work, item) for item in islice(items, 1))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def counting(console: "Console | None", words: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many of so many things are done, as often as it is told; without a console, nowhere.
+
+    Args:
+        console: to show it on.
+        words: that say what is done with which things.
+        total: things.
+    """
+    if console is None:
+        yield lambda done: None
+        return
+    from rich import progress
+
+    columns = progress.TextColumn("{task.description}"), progress.BarColumn()
+    counted = progress.MofNCompleteColumn(), progress.TimeRemainingColumn()
+    with progress.Progress(*columns, *counted, console=console, transient=True) as bar:
+        task = bar.add_task(words, total=total)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def in_new_process(function: Callable[..., _Result], *arguments: object) -> _Result:

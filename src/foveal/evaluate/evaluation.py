@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foveal.config import Columns, DataSettings, EvaluateSettings, load_recipe
 from foveal.data.convert.unpack import find_rows, unpacked
 from foveal.data.dataset import Dataset, read_dataset
 from foveal.data.example import Example, read_examples
 from foveal.data.images.objects import image_base
+from foveal.data.parallel import counting
 from foveal.errors import ConfigError, DataError, UserError
 from foveal.evaluate.kept import (
     PREDICTIONS,
@@ -171,7 +171,7 @@ def answer(
         with (
             evaluating(loaded),
             workers.autocast(),
-            counting(console, place.folder.name, len(mine)) as bar,
+            counting(console, f"answering {place.folder.name}", len(mine)) as bar,
         ):
             try:
                 for some in predict(loaded, mine, settings):
@@ -198,15 +198,6 @@ def evaluating(loaded: LoadedModel) -> Iterator[None]:
         yield
     finally:
         loaded.model.train(was_training)
-
-
-@contextmanager
-def counting(console: Console, name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how many of this process's answers are made."""
-    columns = TextColumn("answering {task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda done: bar.update(task, completed=done)
 
 
 def check_ids(examples: Sequence[Example]) -> None:

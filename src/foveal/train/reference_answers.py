@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from foveal.adapt.adapters import without_adapters
 from foveal.config import PreferenceSettings
 from foveal.data.forward_inputs import Batch
 from foveal.data.loader import StepLoader
+from foveal.data.parallel import counting
 from foveal.data.rows import Plan
 from foveal.storage import written_whole
 from foveal.train.checkpoint import save_tensors
@@ -128,19 +128,19 @@ def find_reference(
 
     found: dict[int, float] = {}
     loss.eval()
-    columns = TextColumn("reading what is compared with"), BarColumn(), MofNCompleteColumn()
     work_to_do = loader.some_steps(needed)
     try:
         with (
             torch.no_grad(),
             engine.reading(),
             without_adapters(learner.model),
-            Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar,
+            counting(console, "reading what is compared with", len(needed)) as done,
         ):
-            for _ in bar.track(range(len(needed))):
+            for number in range(1, len(needed) + 1):
                 rows: list[Batch] = engine.alike(partial(list, next(work_to_do).batches))
                 for batch in rows:
                     found |= _read_row(engine, loss, batch)
+                done(number)
                 stopping = request.of_any(engine)
                 is_due = engine.is_main and time.monotonic() - saved > SAVE_EVERY_SECONDS
                 if stopping or engine.add_up([float(is_due)])[0]:

@@ -6,8 +6,7 @@ last. What is kept is named by all that it hangs on, so that it can be out of da
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from glob import escape
@@ -37,7 +36,7 @@ from foveal.data.images.archive_index import INDICES
 from foveal.data.images.archives import state_of
 from foveal.data.images.image_folder import ImageFolder
 from foveal.data.lines import Examples
-from foveal.data.parallel import parallel
+from foveal.data.parallel import counting, parallel
 from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import DataError
 from foveal.storage import drop_older, folder_written_whole, locked, write_bytes, write_json
@@ -133,11 +132,12 @@ def encode_file(
         encoder = PieceEncoder(path, cache, images, processor, pairs, parts)
         examples = encoder.examples()
         spans = examples.files[0].cut(PIECE_BYTES)
-        with _counting(console if len(spans) > 1 else None, path, len(examples)) as count:
+        shown_on = console if len(spans) > 1 else None
+        with counting(shown_on, f"encoding {path.name}", len(examples)) as done:
             # In processes where there are many.
             made = parallel(encoder, spans, workers if len(spans) >= FEWEST_PIECES else 0, 1)
-            for (start, end), _ in zip(spans, made, strict=True):
-                count(end - start)
+            for (_, end), _ in zip(spans, made, strict=True):
+                done(end)
         noticed = [encoder.noticed(span) for span in spans]
         if _stamp(path) != stamp or not all(one.still_holds for one in noticed):
             rmtree(parts)
@@ -210,26 +210,6 @@ def _map_file(place: Path) -> EncodedFile | None:
         return EncodedFile(ExampleColumns.of_arrays(named), noticed, name)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-@contextmanager
-def _counting(console: "Console | None", path: Path, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how many examples of a file are encoded."""
-    if console is None:
-        yield lambda done: None
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = TextColumn("encoding {task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(path.name, total=total)
-        yield lambda done: bar.update(task, advance=done)
 
 
 Span = tuple[int, int]
