@@ -182,7 +182,7 @@ def test_processes_encode_alike_and_name_the_same_line(tmp_path, monkeypatch):
         list(one.entries) for one in alone.examples
     ]
     assert together.remarks == alone.remarks
-    assert together.remarks.count == 1
+    assert [noticed.count for _, noticed in together.remarks.noticed] == [1]
     with data.open("a") as file:
         file.write(json.dumps({"id": "y", "conversations": [turn("q", "a", ["no.png"])]}))
     with pytest.raises(DataError, match=r"mixed\.jsonl:7 \(y\): image no\.png is not in"):

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from shutil import rmtree
@@ -52,35 +52,29 @@ STATES_KEPT = 4
 """States of the same files, as with other images or another model, that a cache remembers."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Remarks:
-    """Things that stop no run, but that nobody wants."""
+    """Things that stop no run, but that nobody wants, file by file."""
 
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-    """Where they are, in the order of the run's files."""
-
-    def add(self, file: Path, noticed: Noticed) -> None:
-        """Take over what was noticed in a file."""
-        told = [f"{file}:{number}: {message}" for number, message in noticed.first]
-        if noticed.same_ids:
-            told.append(f"{file}: examples with the id of another: {noticed.same_ids:,}")
-        self.count += noticed.count + bool(noticed.same_ids)
-        self.first = [*self.first, *told][:SHOWN]
-        self.files += [file] * (bool(told) and file not in self.files)
+    noticed: tuple[tuple[Path, Noticed], ...] = ()
 
     def lines(self) -> Iterator[str]:
         """Say them in a few lines."""
-        yield from self.first
-        if self.count:
-            more = (
-                f"and {self.count - len(self.first):,} more"
-                if self.count > SHOWN
-                else "that is all"
-            )
-            names = " and ".join(f"`foveal check {file}`" for file in self.files)
+        told = [one for file, noticed in self.noticed for one in _told(file, noticed)]
+        count = sum(noticed.count + bool(noticed.same_ids) for _, noticed in self.noticed)
+        yield from told[:SHOWN]
+        if count:
+            more = f"and {count - SHOWN:,} more" if count > SHOWN else "that is all"
+            files = dict.fromkeys(file for file, noticed in self.noticed if _told(file, noticed))
+            names = " and ".join(f"`foveal check {file}`" for file in files)
             yield f"{more} of what was noticed while reading; {names} opens the pictures too"
+
+
+def _told(file: Path, noticed: Noticed) -> list[str]:
+    told = [f"{file}:{number}: {message}" for number, message in noticed.first]
+    if noticed.same_ids:
+        told.append(f"{file}: examples with the id of another: {noticed.same_ids:,}")
+    return told
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,7 @@ class Dataset:
     fingerprint: str
     """Changes when an example, an image's size or the encoding does."""
 
-    remarks: Remarks = field(default_factory=Remarks)
+    remarks: Remarks = Remarks()
     """What was noticed while reading."""
 
     @property
@@ -181,10 +175,8 @@ def read_dataset(
         shown = tuple(Shown(count, one.weight) for count, one in zip(counts, shown, strict=True))
     if any(one.weight != 1 for one in shown):
         sizes = replace(sizes, shown=shown)
-    remarks = Remarks()
-    for path, file in zip(paths, encoded, strict=True):
-        remarks.add(path, file.noticed)
-    return examples, replace(dataset, sizes=sizes, remarks=remarks)
+    noticed = tuple((path, file.noticed) for path, file in zip(paths, encoded, strict=True))
+    return examples, replace(dataset, sizes=sizes, remarks=Remarks(noticed))
 
 
 @contextmanager

@@ -83,15 +83,6 @@ class Pairs:
     examples: tuple[int, ...]
     """Number of each answer in the data set."""
 
-    def with_each(self, change: Callable[[Tensor], Tensor]) -> "Pairs":
-        """Change every tensor."""
-        return replace(
-            self,
-            chosen=change(self.chosen),
-            rejected=change(self.rejected),
-            reference=change(self.reference),
-        )
-
 
 @dataclass(frozen=True)
 class Batch(ForwardInputs):
@@ -157,16 +148,21 @@ class Batch(ForwardInputs):
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device."""
-        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+        moved: Batch = _with_each(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return moved
 
     def pin_memory(self) -> "Batch":
         """Copy to memory that a GPU reads by itself; torch's loader looks for this name."""
-        return self._with_each(Tensor.pin_memory)
+        pinned: Batch = _with_each(self, Tensor.pin_memory)
+        return pinned
 
-    def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        changed: dict[str, Any] = {
-            name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        pixels = {name: change(value) for name, value in self.pixels.items()}
-        pairs = self.pairs and self.pairs.with_each(change)
-        return replace(self, **changed, pixels=pixels, pairs=pairs)
+
+def _with_each(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Change every tensor of a batch, or of a part of one."""
+    if isinstance(part, Tensor):
+        return change(part)
+    if isinstance(part, Mapping):
+        return {name: _with_each(one, change) for name, one in part.items()}
+    if isinstance(part, Batch | Pairs):
+        return replace(part, **_with_each(vars(part), change))
+    return part

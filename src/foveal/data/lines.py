@@ -24,9 +24,6 @@ from foveal.storage import drop_older
 BLOCK_BYTES = 2**24
 """Bytes that are searched for line breaks at once."""
 
-LINES_AT_ONCE = 1024
-"""Lines that are read together by one who reads them all."""
-
 
 class Lines(Listed[bytes]):
     """The lines of a file that hold anything; none is kept, the system caches what is read."""
@@ -56,13 +53,6 @@ class Lines(Listed[bytes]):
         """Read a line."""
         start, end = self._spans[index].tolist()
         return _read(self._file, start, end - start)
-
-    def __iter__(self) -> Iterator[bytes]:
-        for first in range(0, len(self), LINES_AT_ONCE):
-            spans = self._spans[first : first + LINES_AT_ONCE].tolist()
-            begin, end = spans[0][0], spans[-1][1]
-            block = _read(self._file, begin, end - begin)
-            yield from (block[start - begin : stop - begin] for start, stop in spans)
 
     def cut(self, piece_bytes: int) -> list[tuple[int, int]]:
         """Cut the lines into pieces of so many bytes, and of whole lines: from where, to where."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from unicodedata import category
 
 from foveal.data.example import Example, Turn
+from foveal.data.message import IMAGE_TAG
 
-_IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
 _SPECIAL_TOKEN = re.compile(r"<\|(?!image_\d+\|>)\w+\|>|</?s>|<unk>")
 _FOREIGN_TAG = re.compile(
     r"</?(?:image|img|video|audio)(?:[ _-]?(?:\d+|token|soft_token|placeholder|pad|here))?>"
@@ -33,7 +33,7 @@ def example_problems(example: Example, pairs: bool = False) -> Iterator[str]:
         yield NO_PAIR
     if example.system:
         yield from _text_problems("system", example.system)
-        if _IMAGE_TAG.search(example.system):
+        if IMAGE_TAG.search(example.system):
             yield "system holds an image tag"
     for place, turn in enumerate(example.turns, start=1):
         for message in _turn_problems(turn):
@@ -58,9 +58,9 @@ def look_at(example: Example) -> Iterator[str]:
 def _turn_problems(turn: Turn) -> Iterator[str]:
     for who, text in (("user", turn.user), ("assistant", turn.assistant)):
         yield from _text_problems(who, text)
-    if _IMAGE_TAG.search(turn.assistant):
+    if IMAGE_TAG.search(turn.assistant):
         yield "assistant holds an image tag"
-    named = [int(number) for number in _IMAGE_TAG.findall(turn.user)]
+    named = [int(number) for number in IMAGE_TAG.findall(turn.user)]
     if named and turn.videos:
         yield "user holds image tags beside clips, whose frames have none; leave the tags out"
     elif named and sorted(named) != list(range(1, len(turn.images) + 1)):
@@ -77,7 +77,7 @@ def _turn_problems(turn: Turn) -> Iterator[str]:
 def _pair_problems(turn: Turn) -> Iterator[str]:
     for rejected in turn.rejected:
         yield from _text_problems("rejected", rejected)
-        if _IMAGE_TAG.search(rejected):
+        if IMAGE_TAG.search(rejected):
             yield "rejected holds an image tag"
         if rejected.strip() == turn.assistant.strip():
             yield "rejected is the assistant's answer: such a pair teaches nothing"

@@ -61,9 +61,6 @@ class EndToEnd(Listed[_Item]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __iter__(self) -> Iterator[_Item]:
-        return chain.from_iterable(self.parts)
-
     def place(self, index: int) -> tuple[int, int]:
         """Say in which of them a thing is, and its place there."""
         part = bisect_right(self._ends, index)
