@@ -221,7 +221,7 @@ def test_the_price_of_a_row_is_tokens_pairs_and_crops():
     assert costs.row(row, sizes) == 20 + 0.5 * pairs + 700
     apart = Row((Group((0,), 16), Group((1,), 16)))
     assert costs.row(apart, sizes) == 32 + 0.5 * 2 * 136 + 700  # the tower sees the page once
-    assert costs.group(apart.groups[0], sizes) == 16 + 0.5 * 136 + 700
+    assert costs.row(Row(apart.groups[:1]), sizes) == 16 + 0.5 * 136 + 700
     assert costs.row(Row(), sizes) == 0
 
 

@@ -276,18 +276,11 @@ def number_by_first(digests: NDArray[np.uint64]) -> tuple[NDArray[np.int32], NDA
     Returns:
         numbers, (rows,), and where each number is met first, (numbers,).
     """
-    if not len(digests):
-        return np.zeros(0, np.int32), np.zeros(0, np.int64)
-    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: the first of equals leads them
-    ordered = digests[order]
-    leads = np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])
-    del ordered
-    firsts = order[leads]
+    words = np.ascontiguousarray(digests).view("V16").ravel()
+    _, firsts, which = np.unique(words, return_index=True, return_inverse=True)
     ranks = np.empty(len(firsts), np.int32)
-    ranks[np.argsort(firsts, kind="stable")] = np.arange(len(firsts), dtype=np.int32)
-    numbers = np.empty(len(digests), np.int32)
-    numbers[order] = ranks[np.cumsum(leads) - 1]
-    return numbers, np.sort(firsts)
+    ranks[np.argsort(firsts)] = np.arange(len(firsts), dtype=np.int32)
+    return ranks[which], np.sort(firsts)
 
 
 def sum_lists(

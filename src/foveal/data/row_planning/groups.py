@@ -187,10 +187,6 @@ class Costs:
         """
         return tokens + self.pair * tokens * (seen + (tokens + 1) / 2)
 
-    def group(self, group: Group, sizes: Sizes) -> float:
-        """Price a group in a row of its own."""
-        return self.row(Row((group,)), sizes)
-
     def row(self, row: Row, sizes: Sizes) -> float:
         """Price one forward pass."""
         price = self.crop * int(sizes.image_crops[list(row.images(sizes))].sum())
