@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
@@ -47,35 +47,23 @@ class StepBatches:
     batches: Iterator[Batch]
 
 
+@dataclass(frozen=True)
 class StepLoader:
     """Yields the steps of one rank; the plan says what is in each, so none need be replayed."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        batches: RowBatches,
-        rank: int = 0,
-        workers: int = 0,
-        pin_memory: bool = False,
-        most_of_all: Callable[[int], int] = int,
-    ) -> None:
-        """Prepare to load.
+    plan: Plan
+    batches: RowBatches
+    rank: int = 0
+    workers: int = 0
+    """Processes that open images; 0: none beside this one."""
 
-        Args:
-            plan: of the run.
-            batches: what becomes of a row.
-            rank: whose rows.
-            workers: processes that open images; 0: none beside this one.
-            pin_memory: whether batches are copied to memory that a GPU reads by itself.
-            most_of_all: of a number, finds the largest that any rank has; called by all at once.
-        """
-        self.plan = plan
-        self.batches = batches
-        self.rank = rank
-        self.workers = workers
-        self.pin_memory = pin_memory
-        self.most_of_all = most_of_all
-        self._planned: dict[int, tuple[Row, ...]] = {}
+    pin_memory: bool = False
+    """Whether batches are copied to memory that a GPU reads by itself."""
+
+    most_of_all: Callable[[int], int] = int
+    """Of a number, finds the largest that any rank has; called by all at once."""
+
+    _planned: dict[int, tuple[Row, ...]] = field(default_factory=dict, init=False)
 
     def steps(self, start: int, stop: int) -> Generator[StepBatches, None, None]:
         """Yield steps `start` to `stop - 1`; see `some_steps`."""

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from itertools import chain, islice, pairwise
 from typing import Literal
 
@@ -27,39 +28,32 @@ ORDERS_KEPT = 4
 """Epochs whose orders stay on the disk, 4 bytes an example each."""
 
 
+@dataclass(eq=False)
 class Plan:
     """Every step of a run; a pure function of its arguments, so ranks agree without talking.
 
     Answers that stand in a set never part: they share a row, however large it is.
     """
 
-    def __init__(
-        self,
-        sizes: Sizes,
-        *,
-        examples_per_step: int,
-        tokens_per_pass: int,
-        world_size: int = 1,
-        seed: int = 0,
-        share_images: bool = True,
-        order: Literal["shuffled", "as_is"] = "shuffled",
-        long_context_tokens: int | None = None,
-        costs: Costs = TOKENS_ALONE,
-    ) -> None:
+    sizes: Sizes
+    _: KW_ONLY
+    examples_per_step: int
+    tokens_per_pass: int
+    world_size: int = 1
+    seed: int = 0
+    share_images: bool = True
+    order: Literal["shuffled", "as_is"] = "shuffled"
+    long_context_tokens: int | None = None
+    costs: Costs = TOKENS_ALONE
+
+    def __post_init__(self) -> None:
+        sizes = self.sizes
         if not len(sizes.tokens):
             raise ValueError("a plan needs at least one example")
-        self.sizes = sizes
-        self.examples_per_step = examples_per_step
-        self.tokens_per_pass = tokens_per_pass
-        self.world_size = world_size
-        self.seed = seed
-        self.share_images = share_images
-        self.order = order
-        self.costs = costs
         files = sizes.shown or (Shown(sizes.num_sets),)
-        self.steps_per_epoch = -(-sum(file.an_epoch for file in files) // examples_per_step)
+        self.steps_per_epoch = -(-sum(file.an_epoch for file in files) // self.examples_per_step)
         self._latest_order: tuple[int, NDArray[np.int32]] | None = None
-        self._border = long_context_tokens or np.inf
+        self._border = self.long_context_tokens or np.inf
         # Of each set, what planning asks of an example.
         firsts = sizes.firsts
         self._families, self._begun = sizes.families[firsts], sizes.beginning_tokens[firsts]
@@ -70,8 +64,8 @@ class Plan:
             self._tokens = np.add.reduceat(tokens, starts)
             self._longest = np.maximum.reduceat(tokens, starts)
             self._shortest = np.minimum.reduceat(tokens, starts)
-        blocks = -(-world_size // RANKS_OF_A_BLOCK)
-        cuts = [world_size * block // blocks for block in range(blocks + 1)]
+        blocks = -(-self.world_size // RANKS_OF_A_BLOCK)
+        cuts = [self.world_size * block // blocks for block in range(blocks + 1)]
         self._first_ranks = cuts[:-1]
         self._ranks = [end - start for start, end in pairwise(cuts)]
 

@@ -169,26 +169,26 @@ class EncodedExamples(EndToEnd[Encoded]):
         return end_to_end([file.contents for file in self.parts])
 
 
+@dataclass(frozen=True)
 class Prompts:
     """First turns' prompts: token ids, and -(1 + number in the data set) where an image stands."""
 
-    def __init__(self, examples: EncodedExamples, images: Ragged) -> None:
-        self._examples = examples
-        self._images = images
+    examples: EncodedExamples
+    images: Ragged
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self.examples)
 
     def take(self, indices: Sequence[int]) -> list[list[int]]:
         """Read the prompts of some examples."""
-        owned = self._images.take(indices)
+        owned = self.images.take(indices)
         return [
             self._prompt(int(index), numbers) for index, numbers in zip(indices, owned, strict=True)
         ]
 
     def _prompt(self, index: int, numbers: list[int]) -> list[int]:
-        place, within = self._examples.place(index)
-        file = self._examples.parts[place]
+        place, within = self.examples.place(index)
+        file = self.examples.parts[place]
         start = int(file.entries.offsets[within])
         entries = file.entries.values[start : start + int(file.prompt_entries[within])].tolist()
         return [-1 - numbers[-1 - entry] if entry < 0 else entry for entry in entries]
