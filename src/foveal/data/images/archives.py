@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from foveal.data.images.frames import file_of
-from foveal.data.images.kept_bytes import FileStretch, buffered, stamp_of
+from foveal.data.images.kept_bytes import open_stretch, stamp_of
 from foveal.data.images.objects import (
     BY_URL,
     StoredObject,
@@ -133,7 +133,7 @@ def open_stored(path: Path, block_bytes: int | None = None) -> BinaryIO:
             else open_remote(one, block_bytes, *stretch)
         )
     elif member:
-        part = buffered(FileStretch(holder.open("rb", buffering=0), *stretch))
+        part = open_stretch(holder.open("rb", buffering=0), *stretch)
     else:
         return holder.open("rb")
     if not (member and member.packed):

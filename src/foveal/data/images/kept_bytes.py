@@ -29,12 +29,23 @@ _GRAIN_BYTES = 2**14
 class ReadAtPlaces(RawIOBase):
     """Bytes that can be read at any place, as a file."""
 
-    def __init__(self, length: int) -> None:
-        self._length, self._at = length, 0
+    def __init__(
+        self, length: int, read_at: Callable[[int, int], bytes], file: BinaryIO | None = None
+    ) -> None:
+        """Say how they are read.
 
-    def read_at(self, place: int, length: int) -> bytes:
-        """Read at most so many bytes, and not past the end."""
-        raise NotImplementedError
+        Args:
+            length: of all.
+            read_at: from a place on, reads at most so many bytes, and not past the end.
+            file: that is closed with it.
+        """
+        self._length, self._read_at, self._file, self._at = length, read_at, file, 0
+
+    def count_from(self, first: int) -> None:
+        """Call its first byte by another number than 0; what stands before cannot be read."""
+        read_at = self._read_at
+        self._read_at = lambda place, length: read_at(place - first, length)
+        self._length += first
 
     def readable(self) -> bool:
         """Say so."""
@@ -49,7 +60,7 @@ class ReadAtPlaces(RawIOBase):
         wanted = min(len(into), self._length - self._at)
         if wanted <= 0:
             return 0
-        read = self.read_at(self._at, wanted)
+        read = self._read_at(self._at, wanted)
         into[: len(read)] = read
         self._at += len(read)
         return len(read)
@@ -64,22 +75,20 @@ class ReadAtPlaces(RawIOBase):
         """Say where the next reader begins."""
         return self._at
 
-
-class FileStretch(ReadAtPlaces):
-    """A stretch of an open file, as a file."""
-
-    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
-        super().__init__(length)
-        self._file, self._start = file, start
-
-    def read_at(self, place: int, length: int) -> bytes:
-        """Read at most so many bytes."""
-        return os.pread(self._file.fileno(), length, self._start + place)
-
     def close(self) -> None:
         """Close the file too."""
-        self._file.close()
+        if self._file:
+            self._file.close()
         super().close()
+
+
+def open_stretch(file: BinaryIO, start: int, length: int) -> Opened:
+    """Read a stretch of an open file, a block at a time."""
+
+    def read_at(place: int, length: int) -> bytes:
+        return os.pread(file.fileno(), length, start + place)
+
+    return BufferedReader(ReadAtPlaces(length, read_at, file), 2**16)
 
 
 def stamp_of(status: os.stat_result) -> list[int]:
@@ -88,11 +97,6 @@ def stamp_of(status: os.stat_result) -> list[int]:
     Its time of change can be set, as copying does; when that was done cannot.
     """
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
-def buffered(file: ReadAtPlaces, block_bytes: int = 2**16) -> Opened:
-    """Read bytes a block at a time."""
-    return BufferedReader(file, block_bytes)
 
 
 def bound_kept(folder: Path, most_bytes: int) -> None:
@@ -145,7 +149,7 @@ def keep(folder: Path, name: str, state: list[int], fill: Callable[[BinaryIO], o
         full = count.tell() * _GRAIN_BYTES > _most_bytes(folder) / 10
     if full:
         _drop_oldest(folder)
-    return buffered(FileStretch(opened, _STATE.size, size - _STATE.size))
+    return open_stretch(opened, _STATE.size, size - _STATE.size)
 
 
 def open_kept(folder: Path, name: str, state: list[int] | None = None) -> "Opened | None":
@@ -161,7 +165,7 @@ def open_kept(folder: Path, name: str, state: list[int] | None = None) -> "Opene
     with suppress(OSError):  # pushed out meanwhile, or another user's
         os.utime(place)
     length = os.fstat(file.fileno()).st_size - _STATE.size
-    return buffered(FileStretch(file, _STATE.size, length))
+    return open_stretch(file, _STATE.size, length)
 
 
 @_writing()

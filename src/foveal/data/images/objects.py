@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from hashlib import blake2b
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -19,7 +20,6 @@ from foveal.data.images.kept_bytes import (
     Opened,
     ReadAtPlaces,
     bound_kept,
-    buffered,
     keep,
     open_kept,
     read_state,
@@ -281,26 +281,18 @@ def open_remote(
         StoreError: it cannot be read.
     """
     kept = open_kept(one.cache, *_kept_name(one, start, length))
-    return kept or buffered(_Remote(one, start, length), block_bytes)
+    if kept:
+        return kept
+    if length is None:
+        length = int(_ask(one, lambda files, path: files.info(path))["size"])
+    # The hub's library would read megabytes ahead.
+    how = {"cache_type": "none"} if one.scheme == "hf" else {}
 
+    def read_at(place: int, length: int) -> bytes:
+        span = {"start": start + place, "end": start + place + length}
+        return _ask(one, lambda files, path: bytes(files.cat_file(path, **span, **how)))
 
-class _Remote(ReadAtPlaces):
-    """A stretch of an object, as a file of which only that is fetched that is read."""
-
-    def __init__(self, one: StoredObject, start: int, length: int | None) -> None:
-        if length is None:
-            length = int(_ask(one, lambda files, path: files.info(path))["size"])
-        super().__init__(length)
-        self._one, self._start = one, start
-
-    def read_at(self, place: int, length: int) -> bytes:
-        start = self._start + place
-        end = start + length
-        # The hub's library would read megabytes ahead.
-        how = {"cache_type": "none"} if self._one.scheme == "hf" else {}
-        return _ask(
-            self._one, lambda files, path: bytes(files.cat_file(path, start=start, end=end, **how))
-        )
+    return BufferedReader(ReadAtPlaces(length, read_at), block_bytes)
 
 
 def _ask(one: StoredObject, question: Callable[[Any, str], _Result], anew: bool = False) -> _Result:

@@ -17,7 +17,7 @@ from struct import pack
 from threading import Lock
 from typing import Any, BinaryIO, NamedTuple
 
-from foveal.data.images.kept_bytes import ReadAtPlaces, read_state, stamp_of
+from foveal.data.images.kept_bytes import open_stretch, read_state, stamp_of
 from foveal.data.images.objects import (
     HEADER_BYTES,
     called,
@@ -209,7 +209,7 @@ class _Reader:
             start, end = _stretch(chunk)
             wanted = pack("<I", len(content)) + content
             step = max(SEARCHED_BYTES, len(content))
-            with _stretch_of(self._file.path, start, end - start) as source:
+            with _open_chunk(self._file.path, chunk) as source:
                 # Most are behind the last; a page's beginning may lie between.
                 last = self._found if start < self._found < end else start
                 for at in chain(range(last, end, step), range(start, last, step)):
@@ -227,8 +227,7 @@ class _Reader:
         footer, chunk = self._file.footer, self._chunk(group)
         self._group, self._next = group, self._file.ends[group - 1] if group else 0
         rows = footer.row_group(group)
-        start, end = _stretch(chunk)
-        source = _stretch_of(self._file.path, start, end - start)
+        source = _open_chunk(self._file.path, chunk)
         opened = _parquet().ParquetFile(
             source, metadata=footer, buffer_size=READ_BYTES, pre_buffer=False
         )
@@ -246,28 +245,14 @@ def _stretch(chunk: Any) -> tuple[int, int]:
     return start, start + chunk.total_compressed_size
 
 
-def _stretch_of(path: Path, start: int, length: int) -> "_Stretch":
-    one = object_at(path)
-    file: Any = open_object(one, start, length) if one else path.open("rb")
-    return _Stretch(file, start if one else 0, start + length)
-
-
-class _Stretch(ReadAtPlaces):
-    """A file of which nothing but a stretch is read, which is fetched where it is an object's."""
-
-    def __init__(self, file: BinaryIO, before: int, length: int) -> None:
-        super().__init__(length)
-        self._file, self._before = file, before
-
-    def read_at(self, place: int, length: int) -> bytes:
-        """Read at most so many bytes."""
-        self._file.seek(place - self._before)
-        return self._file.read(length)
-
-    def close(self) -> None:
-        """Close the file too."""
-        self._file.close()
-        super().close()
+def _open_chunk(path: Path, chunk: Any) -> BinaryIO:
+    """Open a file to read a chunk of it, which alone is fetched where the file is an object."""
+    start, end = _stretch(chunk)
+    if one := object_at(path):
+        part = open_object(one, start, end - start)
+        part.raw.count_from(start)
+        return part
+    return open_stretch(path.open("rb", buffering=0), 0, end)
 
 
 def _parquet() -> Any:
