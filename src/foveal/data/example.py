@@ -4,6 +4,7 @@ import json
 import re
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -187,19 +188,25 @@ def holds_anything(line: bytes) -> bool:
     return bool(line.removeprefix(BOM_UTF8).strip())
 
 
+@contextmanager
+def naming_unreadable(path: object) -> Iterator[None]:
+    """Name a file of examples that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; give a JSONL file of examples") from error
+
+
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Read the lines of a file that hold anything, each with its number, from 1.
 
     Raises:
         DataError: the file cannot be opened.
     """
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if holds_anything(line):
-                    yield number, line
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; give a JSONL file of examples") from error
+    with naming_unreadable(path), path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if holds_anything(line):
+                yield number, line
 
 
 def read_examples(path: Path) -> Iterator[Example]:

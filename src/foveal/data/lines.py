@@ -3,7 +3,6 @@
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from glob import escape
 from hashlib import sha256
 from io import FileIO
@@ -16,7 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveal.data.encoded.column_files import EndToEnd, Listed, digest_of, kept_columns
-from foveal.data.example import Example, holds_anything, parse_example, read_examples
+from foveal.data.example import (
+    Example,
+    holds_anything,
+    naming_unreadable,
+    parse_example,
+    read_examples,
+)
 from foveal.data.images.kept_bytes import stamp_of
 from foveal.errors import DataError
 from foveal.storage import drop_older
@@ -41,7 +46,7 @@ class Lines(Listed[bytes]):
             OSError: the index cannot be written.
         """
         self.path = path
-        with _told_of(path):
+        with naming_unreadable(path):
             self._file = path.open("rb", buffering=0)
         finalize(self, self._file.close)
         self._spans = _kept_spans(cache, self._file) if cache else _spans(self._file)
@@ -76,22 +81,13 @@ def _read(file: FileIO, start: int, length: int) -> bytes:
     # By place, not from where the last reader stopped: forked processes share that. A mapped file
     # would count as memory of the run, and end it without a word when it is cut short.
     content = b""
-    with _told_of(file.name):
+    with naming_unreadable(file.name):
         while len(content) < length:
             more = os.pread(file.fileno(), length - len(content), start + len(content))
             if not more:
                 raise DataError(f"{file.name}: became shorter while it was read; start again")
             content += more
     return content
-
-
-@contextmanager
-def _told_of(path: object) -> Iterator[None]:
-    """Say of a file that it cannot be read; not of what is written meanwhile, as its index."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; give a JSONL file of examples") from error
 
 
 def _spans(file: FileIO) -> NDArray[np.int64]:

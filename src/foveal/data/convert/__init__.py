@@ -21,9 +21,8 @@ from foveal.data.convert.folders import convert_imagefolder, convert_ucf101, con
 from foveal.data.convert.sources.source import Source
 from foveal.data.convert.sources.tables import Hub, holds_columns
 from foveal.data.convert.table import convert_columns, convert_table
-from foveal.data.convert.write import LOCK, Converted, Progress, claim, unclaim, write_drafts
+from foveal.data.convert.write import Converted, Progress, claimed, write_drafts
 from foveal.errors import DataError
-from foveal.storage import alone_in
 
 __all__ = ["KINDS", "Converted", "Options", "Progress", "convert"]
 
@@ -106,18 +105,13 @@ def convert(
         LeftOutRow(name, "a link out of the source, or to a folder") for name in place.links_out
     ]
     reads = (LAYOUTS[kind].__doc__ or "another layout").partition("\n")[0]
-    with alone_in(out, out / LOCK):
-        claim(out, kind=kind, options=repr(options), source=fingerprint, **named)
-        try:
-            return write_drafts(
-                drafts,
-                out,
-                kind,
-                nothing=f"{source} holds none of what {kind} reads: {reads}",
-                left_out=left_out,
-                workers=workers,
-                progress=progress,
-            )
-        except DataError:
-            unclaim(out)  # so that a mended command may have the folder
-            raise
+    with claimed(out, kind=kind, options=repr(options), source=fingerprint, **named):
+        return write_drafts(
+            drafts,
+            out,
+            kind,
+            nothing=f"{source} holds none of what {kind} reads: {reads}",
+            left_out=left_out,
+            workers=workers,
+            progress=progress,
+        )

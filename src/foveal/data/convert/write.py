@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
@@ -16,7 +16,7 @@ from foveal.data.images.clips import decode_frames
 from foveal.data.images.media import open_picture
 from foveal.data.parallel import parallel
 from foveal.errors import DataError
-from foveal.storage import write_bytes
+from foveal.storage import alone_in, write_bytes
 
 LOCK = ".lock"
 """In OUT, while a process fills it."""
@@ -72,18 +72,14 @@ def write_drafts(
     kept: dict[tuple[str, str], list[Draft]] = {}
     left_out = list(left_out)
     write = partial(_write_media, out / "images")
-    try:
-        with closing(parallel(write, _without_clashes(drafts), workers, chunk=8)) as outcomes:
-            for done, outcome in enumerate(outcomes, start=1):
-                if isinstance(outcome, LeftOutRow):
-                    left_out.append(outcome)
-                else:
-                    kept.setdefault((outcome.set_name or name, outcome.split), []).append(outcome)
-                if progress:
-                    progress(done, total)
-    except BaseException:
-        drop_cut_off(out)  # of processes that were ended in the midst of a picture
-        raise
+    with closing(parallel(write, _without_clashes(drafts), workers, chunk=8)) as outcomes:
+        for done, outcome in enumerate(outcomes, start=1):
+            if isinstance(outcome, LeftOutRow):
+                left_out.append(outcome)
+            else:
+                kept.setdefault((outcome.set_name or name, outcome.split), []).append(outcome)
+            if progress:
+                progress(done, total)
     if not kept:
         most = Counter(item.reason for item in left_out).most_common(1)
         why = "".join(f"left out: {count} x {reason}" for reason, count in most)
@@ -180,35 +176,38 @@ def _inside(images: Path, target: str) -> Path:
     return images / target
 
 
-def claim(out: Path, **settings: str) -> None:
-    """Mark a folder as the place of one conversion, so that only the same one goes on in it.
+@contextmanager
+def claimed(out: Path, **settings: str) -> Iterator[None]:
+    """Have a folder for one conversion alone; only the same one goes on in it.
 
     Raises:
         DataError: the folder holds another conversion, or files of another origin.
+        AtWorkError: another process fills it.
     """
     mark = out / "conversion.json"
     text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
-    if mark.exists():
-        if mark.read_text(encoding="utf-8") != text:
-            raise DataError(
-                f"{out}: holds a conversion of other files or with other options; "
-                "give a new folder or delete this one"
-            )
-        drop_cut_off(out)  # of one that was killed
-    elif any(one.name != LOCK for one in out.iterdir()):
-        raise DataError(f"{out}: not empty, and not from a conversion; give a new folder")
-    else:
-        write_bytes(mark, text.encode())
+    with alone_in(out, out / LOCK):
+        if mark.exists():
+            if mark.read_text(encoding="utf-8") != text:
+                raise DataError(
+                    f"{out}: holds a conversion of other files or with other options; "
+                    "give a new folder or delete this one"
+                )
+            _drop_cut_off(out)  # by a kill
+        elif any(one.name != LOCK for one in out.iterdir()):
+            raise DataError(f"{out}: not empty, and not from a conversion; give a new folder")
+        else:
+            write_bytes(mark, text.encode())
+        try:
+            yield
+        except BaseException as error:
+            _drop_cut_off(out)  # where processes were ended in the midst of a picture
+            left = {one.name for one in out.iterdir()}
+            if isinstance(error, DataError) and left <= {mark.name, LOCK}:
+                mark.unlink()  # so that a mended command may have the folder
+            raise
 
 
-def drop_cut_off(out: Path) -> None:
-    """Take away pictures that were cut off while they were written."""
+def _drop_cut_off(out: Path) -> None:
     for part in out.rglob("*.part"):
         part.unlink()
-
-
-def unclaim(out: Path) -> None:
-    """Give a folder up again, if its conversion left nothing in it but its mark."""
-    mark = out / "conversion.json"
-    if {one.name for one in out.iterdir()} <= {mark.name, LOCK}:
-        mark.unlink()

@@ -32,6 +32,7 @@ from foveal.data.encoded.column_files import (
     write_columns,
 )
 from foveal.data.encoded.packed import ExampleColumns, pack
+from foveal.data.example import naming_unreadable
 from foveal.data.images.archive_index import INDICES
 from foveal.data.images.archives import state_of
 from foveal.data.images.image_folder import ImageFolder
@@ -153,10 +154,8 @@ def encode_file(
 
 
 def _stamp(path: Path) -> list[int]:
-    try:
+    with naming_unreadable(path):
         return state_of(path)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; give a JSONL file of examples") from error
 
 
 def _place(
