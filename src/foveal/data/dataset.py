@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from foveal.config import Recipe
 from foveal.data.checking.texts import SHOWN
@@ -90,19 +89,14 @@ class Dataset:
     remarks: Remarks = Remarks()
     """What was noticed while reading."""
 
-    @property
-    def targets(self) -> NDArray[np.int32]:
-        """Tokens of each example that are learnt, (examples,)."""
-        return self.examples.targets
-
     def without_targets(self) -> list[int]:
         """List the examples in which nothing is learnt."""
-        silent: list[int] = np.flatnonzero(self.targets == 0).tolist()
+        silent: list[int] = np.flatnonzero(self.examples.targets == 0).tolist()
         return silent
 
     def learnt_tokens(self) -> int:
         """Count the tokens that are learnt."""
-        return int(self.targets.sum(dtype=np.int64))
+        return int(self.examples.targets.sum(dtype=np.int64))
 
     def image_numbers(self, example: int) -> list[int]:
         """Places in `images` of the images of an example."""

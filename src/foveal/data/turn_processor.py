@@ -77,27 +77,12 @@ class TurnProcessor(Protocol):
         ...
 
     @property
-    def image_token_id(self) -> int:
-        """Id that takes a feature of an image."""
-        ...
-
-    @property
     def long_context_tokens(self) -> int | None:
         """Length above which an example is treated as long; none: no difference."""
         ...
 
     def words_fingerprint(self) -> str:
         """Name all that the entries of a conversation hang on."""
-        ...
-
-    @property
-    def cuts_images(self) -> bool:
-        """Whether an image is laid out as a grid of crops, which `cut` makes."""
-        ...
-
-    @property
-    def image_backend(self) -> str:
-        """Which library resizes images: `pil` or `torchvision`, whose pixels differ a little."""
         ...
 
     def encode_turns(self, turns: Sequence[AskedTurn], system: str = "") -> EncodedTurns:

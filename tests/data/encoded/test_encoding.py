@@ -38,7 +38,7 @@ def contents(dataset):
     arrays = [
         *(sizes.families, sizes.extra_tokens, sizes.crops, sizes.later_crops),
         *(sizes.beginning_tokens, sizes.tokens, sizes.image_tokens, sizes.image_crops),
-        dataset.targets,
+        dataset.examples.targets,
     ]
     examples = [
         (one.id, one.entries.tobytes(), one.learnt.tobytes(), one.prompt_entries, one.images)
