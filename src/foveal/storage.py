@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import get_ident
@@ -58,11 +58,12 @@ def written_whole(path: Path) -> Iterator[Path]:
             raise
 
 
-def drop_older(place: Path, time: float) -> None:
-    """Drop a file or folder that was made before a time, in seconds since 1970."""
-    with suppress(FileNotFoundError):  # another process did
-        if place.stat().st_mtime < time:
-            shutil.rmtree(place) if place.is_dir() else place.unlink()
+def drop_older(places: Iterable[Path], time: float) -> None:
+    """Drop files and folders that were made before a time, in seconds since 1970."""
+    for place in places:
+        with suppress(FileNotFoundError):  # another process did
+            if place.stat().st_mtime < time:
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
 
 
 @contextmanager

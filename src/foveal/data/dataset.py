@@ -185,8 +185,7 @@ def _alone_with(paths: Sequence[Path], cache: Path, not_before: float) -> Iterat
         with locked(kept / f".{name}.lock"):
             for torn in kept.glob(f".{name}[-.]*.part"):  # by a kill
                 rmtree(torn)
-            for one in kept.glob(f"{name}[-.]*"):
-                drop_older(one, not_before)
+            drop_older(kept.glob(f"{name}[-.]*"), not_before)
             if not_before:
                 forget_indices(kept, not_before)
             yield kept / name

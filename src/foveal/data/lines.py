@@ -131,8 +131,7 @@ class Examples(Listed[Example]):
         """
         indices = [cache / _index_name(path) if cache else None for path in paths]
         for index in filter(None, indices):
-            for one in index.parent.glob(f"{escape(index.name)}-*"):
-                drop_older(one, not_before)
+            drop_older(index.parent.glob(f"{escape(index.name)}-*"), not_before)
         self.files = [Lines(path, index) for path, index in zip(paths, indices, strict=True)]
         self._lines = EndToEnd(self.files)
         for file in self.files:

@@ -123,8 +123,7 @@ def encode_file(
     stamp, kept = _stamp(path), cache / ENCODED
     with locked(kept / f".{_name(path)}.lock"):
         place = _place(kept, path, stamp, images, processor, pairs)
-        for one in kept.glob(f"*{escape(place.name)}*"):
-            drop_older(one, not_before)
+        drop_older(kept.glob(f"*{escape(place.name)}*"), not_before)
         if known := _map_file(place):
             return known
         for torn in kept.glob(f".{escape(place.name)}.*.part"):  # by a kill

@@ -94,8 +94,7 @@ def _in_rows(member: ArchiveMember) -> ArchiveMember:
 
 def forget_indices(encoded: Path, time: float) -> None:
     """Forget where things are in archives, as it was found before a time, in seconds since 1970."""
-    for one in (encoded / INDICES).glob("[!.]*"):  # no locks
-        drop_older(one, time)
+    drop_older((encoded / INDICES).glob("[!.]*"), time)  # no locks
     _index.cache_clear()
 
 
