@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foveal.config import Recipe
-from foveal.data.checking.texts import SHOWN
 from foveal.data.convert.unpack import unpacked
 from foveal.data.encode import Encoded
 from foveal.data.encoded.column_files import (
@@ -23,7 +22,7 @@ from foveal.data.encoded.column_files import (
     forget_others,
     number_by_first,
 )
-from foveal.data.encoded.encoding import ENCODED, Noticed, encode_file
+from foveal.data.encoded.encoding import ENCODED, SHOWN, Noticed, encode_file
 from foveal.data.encoded.measured import image_sizes, measure_examples, shapes_of
 from foveal.data.encoded.packed import (
     EncodedExamples,

@@ -13,6 +13,7 @@ from foveal.data.checking.recognise import other_kind, refuse_other_files
 from foveal.data.checking.texts import example_problems, example_warnings
 from foveal.data.example import Example, numbered_lines, parse_example
 from foveal.data.images.archives import size_bytes
+from foveal.data.images.clips import choose_frames
 from foveal.data.images.frames import FrameChoice, file_of
 from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import image_identity, image_size, open_image, shows_one_colour
@@ -230,7 +231,10 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
     for turn in example.turns:
         for name in (*turn.images, *turn.videos):
             try:
-                paths = _paths(rules, name, is_clip=name in turn.videos)
+                path = rules.folder.find(name)
+                paths = [path]
+                if name in turn.videos:
+                    paths = choose_frames(path, rules.frame_choice)
                 plain = [_shows_one_colour(path, rules.decode) for path in paths]
             except DataError as error:
                 missing.append(str(error))
@@ -252,16 +256,6 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
             messages += _length_problems(counts, rules.max_tokens)
     told = tuple(dict.fromkeys(warnings))
     return _Finding(tuple(messages), told, example, tuple(found), tokens)
-
-
-def _paths(rules: _Rules, name: str, is_clip: bool) -> list[Path]:
-    """Find an image, or the frames that are shown of a clip."""
-    path = rules.folder.find(name)
-    if not is_clip:
-        return [path]
-    from foveal.data.images.clips import choose_frames
-
-    return choose_frames(path, rules.frame_choice)
 
 
 @lru_cache(maxsize=4096)  # questions of one picture stand near each other

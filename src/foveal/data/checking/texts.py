@@ -49,12 +49,6 @@ def example_warnings(example: Example) -> Iterator[str]:
                 yield f'turn {place}: {who} is "{text}", which tables write for nothing'
 
 
-def look_at(example: Example) -> Iterator[str]:
-    """Say what is odd about an example's texts."""
-    yield from example_problems(example)
-    yield from example_warnings(example)
-
-
 def _turn_problems(turn: Turn) -> Iterator[str]:
     for who, text in (("user", turn.user), ("assistant", turn.assistant)):
         yield from _text_problems(who, text)
@@ -102,7 +96,3 @@ def choices_problems(choices: tuple[str, ...]) -> Iterator[str]:
         yield f'the choice "{spaced[0]}" begins or ends with a space'
     if twice := [choice for choice, count in Counter(choices).items() if count > 1]:
         yield f'the choice "{twice[0]}" is there twice'
-
-
-SHOWN = 3
-"""Remarks that are spelled out; the others are counted."""

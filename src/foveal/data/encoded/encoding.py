@@ -21,7 +21,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.data.checking.texts import SHOWN, look_at
+from foveal.data.checking.texts import example_problems, example_warnings
 from foveal.data.encode import Encoded, encode, encode_pairs, holds_boxes
 from foveal.data.encoded.column_files import (
     Arrays,
@@ -53,6 +53,9 @@ PIECE_BYTES = 2**23
 
 FEWEST_PIECES = 4
 """Pieces that are worth a second process: it needs seconds to start."""
+
+SHOWN = 3
+"""Remarks that are spelled out; the others are counted."""
 
 NOTICED = "noticed.json"
 
@@ -290,7 +293,8 @@ class PieceEncoder:
                 f"{self.path}:{number} ({example.id}): {error}; "
                 f"`foveal check {self.path}{recipe}` names every such line"
             ) from error
-        noticed += [(place, message) for message in look_at(example)]
+        odd = *example_problems(example), *example_warnings(example)
+        noticed += [(place, message) for message in odd]
         return sets
 
 
