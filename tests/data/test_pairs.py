@@ -4,6 +4,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
+import torch
 from beginnings import sizes_in_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -205,6 +206,18 @@ def test_a_batch_pairs_each_chosen_answer_with_those_rejected_for_it(tmp_path, p
         assert batch.pairs.reference.tolist() == list(batch.pairs.examples)
         assert batch.count == 8
         assert len(batch.example_ids) == 4
+
+
+def test_a_batch_moves_to_a_device_with_its_pixels_and_pairs(tmp_path, processor):
+    _, dataset = read_dataset(pair_pages(tmp_path, 1, 2), processor, pairs=True)
+    (row,) = Plan(dataset.sizes, examples_per_step=2, tokens_per_pass=10_000).step(0).ranks[0]
+    batch = build_batch(row, dataset, processor)
+    moved = batch.to(torch.device("meta"))
+    parts = [part for one in (moved, moved.pairs) for part in vars(one).values()]
+    tensors = [one for one in (*parts, *moved.pixels.values()) if isinstance(one, torch.Tensor)]
+    assert len(tensors) == 8 + len(batch.pixels)
+    assert {one.device.type for one in tensors} == {"meta"}
+    assert (moved.groups, moved.pairs.examples) == (batch.groups, batch.pairs.examples)
 
 
 def test_a_picture_that_cannot_be_opened_takes_whole_sets_along(tmp_path, processor):

@@ -14,7 +14,7 @@ from layouts import picture_bytes, put_picture
 
 from foveal.data.convert import Options, convert
 from foveal.data.convert.draft import Draft, DraftImage
-from foveal.data.convert.write import write_drafts
+from foveal.data.convert.write import claimed, write_drafts
 from foveal.data.example import Example, Turn, write_examples
 from foveal.errors import DataError
 
@@ -108,6 +108,22 @@ def test_a_conversion_without_an_example_says_why_most_were_left_out(tmp_path):
     with pytest.raises(DataError, match="no example came out of it; left out: 3 x"):
         convert("imagefolder", tmp_path / "source", tmp_path / "out")
     assert os.listdir(tmp_path / "out") == []
+
+
+def test_a_conversion_that_breaks_off_leaves_no_half_of_a_picture(tmp_path):
+    half, whole = (tmp_path / "images" / name for name in (".a.png.1-1.part", "b.png"))
+
+    def break_off():
+        with claimed(tmp_path, kind="any"):
+            whole.parent.mkdir()
+            half.touch()
+            whole.touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        break_off()
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert sorted(files) == [tmp_path / "conversion.json", whole]
 
 
 @contextmanager
