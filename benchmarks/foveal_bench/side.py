@@ -35,7 +35,7 @@ from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration, 
 from foveal.models.phi3_vision.read_images import CropReader
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.models.shared_rows import choose_attention
-from foveal.plan.epoch import count_row, targets_of
+from foveal.plan.epoch import count_row
 from foveal.plan.model_costs.asked import AskedModel, asked_before
 from foveal.plan.model_costs.terms import PassCosts
 from foveal.plan.model_costs.work import Ask
@@ -100,8 +100,7 @@ class Side:
         )
         planned = plan.step(0).ranks[0]
         rows = [build_batch(row, dataset, processor) for row in planned]
-        targets = targets_of(dataset.examples)
-        self.counts = tuple(count_row(row, dataset.sizes, targets) for row in planned)
+        self.counts = tuple(count_row(row, dataset.sizes, dataset.targets) for row in planned)
         """What is in each of our rows, as a plan counts it."""
         attention = "eager" if case.attention == "auto" else case.attention
         self.model = make_model(size)

@@ -28,7 +28,6 @@ from foveal.plan.epoch import (
     count_row,
     make_plan,
     plan_steps,
-    targets_of,
 )
 from foveal.plan.hardware import Hardware
 from foveal.plan.model_costs.asked import AskedModel, asked_before
@@ -90,8 +89,8 @@ class Question:
         return count_row(row, self.dataset.sizes, self._targets)
 
     @cached_property
-    def _targets(self) -> NDArray[np.int64]:
-        return targets_of(self.dataset.examples)
+    def _targets(self) -> NDArray[np.int32]:
+        return self.dataset.targets
 
     @cached_property
     def steps(self) -> int:
