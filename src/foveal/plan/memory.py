@@ -107,13 +107,14 @@ def shares_of(
         # A block while it runs and the next one, whole; what stands in no block, all the time; and
         # the gradients of what learns in both before they are cut.
         block, outside = holdings.largest_block, holdings.outside_blocks
-        brought = 2 * block.weights_bytes(travelling_bytes) + outside.weights_bytes()
-        buckets = brought + block.gradients_bytes + outside.gradients_bytes
+        brought = 2 * block.gathered_bytes(travelling_bytes) + outside.gathered_bytes()
+        buckets = brought + (block.learnt + outside.learnt) * FULL_BYTES
         gradients = holdings.learnt_share(cut) * FULL_BYTES
-        moments = 2 * gradients + holdings.learnt_tensors * STEP_BYTES
+        learnt_tensors = sum(one.learns for one in holdings.tensors)
+        moments = 2 * gradients + learnt_tensors * STEP_BYTES
     return Memory(
         weights_bytes=holdings.weights_bytes(fixed_bytes, cut),
-        adapters_bytes=holdings.adapters_share(cut) * FULL_BYTES,
+        adapters_bytes=holdings.share("adapter", parts=cut) * FULL_BYTES,
         gradients_bytes=gradients,
         optimizer_bytes=moments,
         buckets_bytes=buckets,

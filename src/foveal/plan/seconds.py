@@ -257,12 +257,11 @@ class ExchangeSeconds:
 def traffic_of(setup: Setup, passes: int) -> Traffic:
     """Say what an engine moves; gradients travel as float32."""
     learnt = setup.holdings.learnt * FULL_BYTES
-    whole = (setup.holdings.whole + setup.holdings.adapters) * FULL_BYTES
+    whole = setup.holdings.numbers * FULL_BYTES
     if setup.world_size == 1:
         return Traffic(0, 0, 0, 0, 0)
     if setup.engine == "fsdp2":  # once for each direction, and gradients are cut in each pass
-        outside = setup.holdings.outside_blocks.numbers
-        in_blocks = setup.holdings.whole + setup.holdings.adapters - outside
+        in_blocks = setup.holdings.numbers - setup.holdings.outside_blocks.numbers
         whole -= in_blocks * (FULL_BYTES - setup.travelling_bytes)
         whole += setup.holdings.four_bit // 2
         across = 2.0 * learnt if setup.is_cut_by_node and setup.nodes > 1 else 0.0
