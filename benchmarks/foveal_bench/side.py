@@ -43,6 +43,7 @@ from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.recompute import Recompute
 from foveal.train.step import train_step
+from foveal_bench.operations import useful_operations
 from foveal_bench.random_page import (
     NUM_CROPS,
     BenchSize,
@@ -136,7 +137,7 @@ class Side:
     def operations(self) -> float:
         """Useful ones of a step: nothing twice, and of attention the pairs that see each other."""
         costs = costs_of(find_size(self.case.size), self.case.strategy)
-        return sum(costs.operations(row).total for row in self.counts)
+        return sum(useful_operations(costs, row).total for row in self.counts)
 
     def step(self) -> float:
         """Take an optimizer step; returns the mean loss before it."""
