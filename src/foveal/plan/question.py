@@ -109,7 +109,7 @@ class Question:
         check_sharding(engine, recipe.sharding)
         if engine in ("zero2", "fsdp2"):
             check_cuts(recipe.train.optimizer)
-        fastest: Attention = FASTEST["cpu" if is_cpu(hardware) else "cuda"]
+        fastest: Attention = FASTEST["cpu" if hardware.is_cpu else "cuda"]
         again = recipe.train.recompute
         return Setup(
             self._ask(recipe.strategy, hardware),
@@ -154,13 +154,6 @@ class Question:
         """Say which layers a run on this machine would not hold in 4 bits; empty: none such."""
         rules = rules_of(self.recipe.strategy)
         return self._four_bits(rules).lines() if hardware.measured else []
-
-
-def is_cpu(hardware: Hardware) -> bool:
-    """Tell whether a machine runs on its processor alone."""
-    if hardware.measured:
-        return pick_device().type == "cpu"
-    return hardware.name.startswith("cpu-")
 
 
 def ask(recipe: Recipe, load_model: ModelLoader) -> Question:
