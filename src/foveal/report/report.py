@@ -6,7 +6,7 @@ from hashlib import file_digest
 from itertools import cycle
 from pathlib import Path
 
-from foveal.config import Columns, DataSettings, Recipe, as_typed
+from foveal.config import Columns, DataSettings, Recipe, as_typed, flatten
 from foveal.data.convert.unpack import unpacked
 from foveal.data.example import Example, read_examples
 from foveal.data.images.image_folder import ImageFolder
@@ -172,11 +172,13 @@ def _in_words(settings: Mapping[str, object]) -> dict[str, str]:
 
 def _differing(recipe: Recipe) -> list[tuple[str, str, str]]:
     """List (setting, its value in the recipe that the run's was built on, its value)."""
-    below = recipe.base.otherwise if recipe.base else {}
+    below, now = recipe.base.otherwise if recipe.base else {}, flatten(settings_of(recipe))
+    # Also what the other recipe alone says, inside a setting that is a mapping.
+    names = [*now, *(name for name in below if name not in now)]
     return [
-        (name, as_typed(below[name]), as_typed(value))
-        for name, value in settings_of(recipe).items()
-        if name in below
+        (name, as_typed(below[name]), as_typed(now.get(name)))
+        for name in names
+        if name in below and not name.startswith("published")
     ]
 
 
