@@ -1,7 +1,7 @@
 """A setup + the worst row -> bytes that one process holds at its worst moment, by kind (pure)."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from foveal.plan.epoch import RowCounts
 from foveal.plan.model_costs.weights import FULL_BYTES, Holdings
@@ -68,10 +68,15 @@ class Memory:
     """Host memory of the processes that open pictures; not part of the total."""
 
     @property
+    def kinds(self) -> dict[str, int]:
+        """Bytes of the device, by kind."""
+        others = "moment", "workers_bytes"
+        return {name: value for name, value in vars(self).items() if name not in others}
+
+    @property
     def total_bytes(self) -> int:
         """All of the device."""
-        kinds = {key: value for key, value in asdict(self).items() if key != "workers_bytes"}
-        return sum(value for value in kinds.values() if isinstance(value, int))
+        return sum(self.kinds.values())
 
     @property
     def passing_bytes(self) -> int:
