@@ -217,14 +217,16 @@ def _moment(name: str) -> float:
 
 
 def _read_object(path: Path) -> dict[str, object]:
-    if not path.is_file():
-        return {}
+    return _as_object(path.read_bytes(), f"{path}") if path.is_file() else {}
+
+
+def _as_object(text: bytes, place: str) -> dict[str, object]:
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(text)
     except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); mend or remove it") from None
+        raise DataError(f"{place}: not JSON ({error}); mend or remove it") from None
     if not isinstance(found, dict):
-        raise DataError(f"{path}: not a JSON object; mend or remove it")
+        raise DataError(f"{place}: not a JSON object; mend or remove it")
     return found
 
 
@@ -273,15 +275,10 @@ def read_objects(path: Path) -> list[dict[str, object]]:
     found = []
     for number, line in enumerate(lines, start=1):
         try:
-            one = json.loads(line) if line.strip() else None
-        except ValueError as error:
-            if number == len(lines):  # every whole line ends in a line break
-                break
-            raise DataError(f"{path}:{number}: not JSON ({error}); mend or remove it") from None
-        if isinstance(one, dict):
-            found.append(one)
-        elif one is not None:
-            raise DataError(f"{path}:{number}: not a JSON object; mend or remove it")
+            found += [_as_object(line, f"{path}:{number}")] if line.strip() else []
+        except DataError:
+            if number < len(lines):  # every whole line ends in a line break
+                raise
     return found
 
 
