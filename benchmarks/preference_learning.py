@@ -26,7 +26,7 @@ from foveal.config import Recipe
 from foveal.data.example import Example, read_examples, write_examples
 from foveal.evaluate.intervals import difference, summarize_scores
 from foveal.evaluate.prediction import PREFERRED, read_predictions
-from foveal.inputs import TINY
+from foveal.plan.question import TINY
 from foveal.plan.this_machine import machine_name
 from foveal.run import TrainingRun
 

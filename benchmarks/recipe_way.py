@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
+from foveal_bench.operations import Operations, useful_operations
 from published_table import (
     A100,
     EXAMPLES_PER_STEP,
@@ -25,7 +26,6 @@ from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
 from foveal.plan.epoch import count_groups
 from foveal.plan.hardware import GB, Hardware, find_hardware
 from foveal.plan.model_costs.asked import AskedModel
-from foveal.plan.model_costs.terms import Operations
 from foveal.plan.model_costs.weights import QUANTIZED_BLOCK, QUANTIZED_GROUP
 from foveal.plan.model_costs.work import Ask
 from foveal.plan.question import published_model
@@ -187,7 +187,7 @@ def operations_of(strategy: str, flash: bool, goes_back: bool = True) -> Operati
         targets=TOKENS,
     )
     counts = counts if flash else replace(counts, pairs=TOKENS**2)
-    return model.costs(Ask("float32", "flex", "none")).operations(counts)
+    return useful_operations(model.costs(Ask("float32", "flex", "none")), counts)
 
 
 def attention_pairs() -> tuple[float, float]:

@@ -122,6 +122,15 @@ def test_a_slip_of_the_hand_is_one_line_and_exit_2(tmp_path, monkeypatch, capsys
     assert len(lines) == 1 or arguments[0] in ("demo", "convert")  # which tell what they do
 
 
+@pytest.mark.parametrize("command", ["check", "inspect"])
+def test_data_is_looked_at_by_a_published_recipe_without_a_download(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    recipe = ROOT / "recipes" / "docvqa" / "lora.yaml"
+    shown = CliRunner().invoke(app, [command, str(pages(tmp_path, 1, 2)), "--recipe", str(recipe)])
+    assert shown.exit_code == 0, shown.exception
+    assert {"check": " tokens\n", "inspect": "inspection: "}[command] in shown.output
+
+
 def test_a_process_that_is_refused_ends_with_2_and_without_a_traceback(tmp_path):
     command = [sys.executable, "-m", "foveal.cli", "train", "nothing.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)

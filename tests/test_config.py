@@ -81,6 +81,7 @@ def test_a_recipe_once_read_does_not_change(recipe):
         ("model=1e3", lambda made: made.model == "1e3"),
         ("run=no", lambda made: made.run == Path("no")),
         ("run=2024-01-02", lambda made: made.run == Path("2024-01-02")),
+        ("run=2024-02-31", lambda made: made.run == Path("2024-02-31")),
         ("model=@home", lambda made: made.model == "@home"),
         ("strategy=frozen_vision", lambda made: made.strategy == "frozen_vision"),
         (
@@ -95,6 +96,12 @@ def test_a_recipe_once_read_does_not_change(recipe):
 )
 def test_an_override_is_read_as_a_person_means_it(recipe, override, read):
     assert read(load_recipe(recipe, (override,)))
+
+
+def test_a_folder_may_be_called_by_a_date(recipe):
+    for name in ("2024-01-02", "2024-02-31"):
+        recipe.write_text(f"model: m\nrun: {name}\n")
+        assert load_recipe(recipe).run == Path(name)
 
 
 def test_a_later_override_wins_and_leaves_its_neighbours_alone(recipe):
@@ -215,6 +222,9 @@ def test_a_recipe_without_a_model_says_how_to_give_one(recipe):
         (b"model: a\nrun: b\ntrain: {max_steps: yes}\n", "train.max_steps=True: is a truth"),
         (b"model: a\nrun: b\ntrain: {learning_rate: on}\n", "train.learning_rate=True: is a truth"),
         (b"model: " + b"[" * 600 + b"]" * 600, "nested too deeply"),
+        (b"model: a\nrun: b\ndata: {image_settings: &x {a: *x}}\n", "not YAML: Circular reference"),
+        (b"model: a\nrun: b\nunknown: &x {a: *x}\n", "not YAML: Circular reference"),
+        (b"model: a\nrun: b\ntrain: {epochs: !!int two}\n", "not YAML: invalid literal"),
         (b"model: a\nrun: ''\n", "run=: give a path; for this folder, a dot"),
         (b"model: a\nrun: b\ndata: {train: ''}\n", "data.train=: give a path"),
         (b"model: a\nrun: b\ndata: {images: ''}\n", "data.images=: give a path"),

@@ -35,7 +35,7 @@ from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration, 
 from foveal.models.phi3_vision.read_images import CropReader
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.models.shared_rows import choose_attention
-from foveal.plan.epoch import count_row, targets_of
+from foveal.plan.epoch import count_row
 from foveal.plan.model_costs.asked import AskedModel, asked_before
 from foveal.plan.model_costs.terms import PassCosts
 from foveal.plan.model_costs.work import Ask
@@ -43,6 +43,7 @@ from foveal.train.engines.one_process import Engine
 from foveal.train.learner import make_learner
 from foveal.train.recompute import Recompute
 from foveal.train.step import train_step
+from foveal_bench.operations import useful_operations
 from foveal_bench.random_page import (
     NUM_CROPS,
     BenchSize,
@@ -100,8 +101,7 @@ class Side:
         )
         planned = plan.step(0).ranks[0]
         rows = [build_batch(row, dataset, processor) for row in planned]
-        targets = targets_of(dataset.examples)
-        self.counts = tuple(count_row(row, dataset.sizes, targets) for row in planned)
+        self.counts = tuple(count_row(row, dataset.sizes, dataset.targets) for row in planned)
         """What is in each of our rows, as a plan counts it."""
         attention = "eager" if case.attention == "auto" else case.attention
         self.model = make_model(size)
@@ -137,7 +137,7 @@ class Side:
     def operations(self) -> float:
         """Useful ones of a step: nothing twice, and of attention the pairs that see each other."""
         costs = costs_of(find_size(self.case.size), self.case.strategy)
-        return sum(costs.operations(row).total for row in self.counts)
+        return sum(useful_operations(costs, row).total for row in self.counts)
 
     def step(self) -> float:
         """Take an optimizer step; returns the mean loss before it."""

@@ -20,8 +20,8 @@ from foveal.data.parallel import in_new_process
 from foveal.errors import ConfigError
 from foveal.machine import hand_back_free_memory
 from foveal.plan.epoch import count_groups
-from foveal.plan.model_costs.terms import Operations
 from foveal.plan.this_machine import machine_name, matrix_speed, reset_most_resident, resident_bytes
+from foveal_bench.operations import Operations, useful_operations
 from foveal_bench.random_page import BenchSize, LetterProcessor, find_size
 from foveal_bench.side import Case, Side, Way, costs_of
 
@@ -160,7 +160,7 @@ def forward_operations(size: BenchSize, text_tokens: int = 45) -> Operations:
         examples=1,
         targets=tokens,
     )
-    return costs_of(size, "full", goes_back=False).operations(row)
+    return useful_operations(costs_of(size, "full", goes_back=False), row)
 
 
 def time_in_turn(cases: Sequence[Case], rounds: int) -> list[Timed]:

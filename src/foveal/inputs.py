@@ -43,13 +43,11 @@ from foveal.models.family import Family, LoadedModel, find_family, load, most_to
 from foveal.models.few_bits import refuse_compressed
 from foveal.models.fingerprint import fingerprint_model
 from foveal.plan.epoch import make_plan
+from foveal.plan.question import TINY, read_model
 from foveal.storage import write_text
 from foveal.train.audit import audit_targets
 from foveal.train.checkpoint import checkpoints
 from foveal.train.engines.one_process import Engine
-
-TINY = "phi3-vision-tiny"
-"""A recipe's `model` that is made from nothing: small, with random weights."""
 
 
 @dataclass(frozen=True)
@@ -286,19 +284,14 @@ def processor_for(
     recipe: Recipe, files: Sequence[Path]
 ) -> Iterator[tuple[Family, PretrainedConfig, Any]]:
     """Load all of a recipe's model but its weights: family, sizes and processor."""
-    from transformers import AutoConfig
-
     quiet_libraries()
     with TemporaryDirectory() as scratch:
-        name = recipe.model
-        if name == TINY and not Path(name).exists():
+        if recipe.model == TINY and not Path(TINY).exists():
             made = recipe.run / "model"
-            name = str(made if made.exists() else Path(scratch) / "model")
-            make_tiny(recipe, files, Path(name))
-        family = find_family(name)
-        processor: Any = family.load_processor(name, recipe.data.image_budget)
-        read_as(processor, recipe.data)
-        yield family, AutoConfig.from_pretrained(name), processor
+            made = made if made.exists() else Path(scratch) / "model"
+            make_tiny(recipe, files, made)
+            recipe = recipe.model_copy(update={"model": str(made)})
+        yield read_model(recipe)
 
 
 def token_counter(recipe: Recipe, data: Path) -> tuple[CountTokens, int | None]:

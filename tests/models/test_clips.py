@@ -235,7 +235,7 @@ def test_answers_about_clips_are_those_of_transformers(name, data, in_double, tm
         questions = [
             question
             for number, example in enumerate(read.examples)
-            for question in questions_of(number, example, read.dataset, opener)
+            for question in questions_of(number, example, opener)
         ]
         made = generate(Generator(read.loaded), [Request(one.prompt, 5) for one in questions])
     read.model.set_attn_implementation("eager")
@@ -332,7 +332,7 @@ def test_boxes_in_images_are_moved_where_clips_are_inputs_of_their_own(tmp_path,
     example = Example(id="1", conversations=(turn,))
     dataset = build_dataset([encode(example, processor, folder)], processor)
     with Opener(dataset, processor) as opener:
-        (asked,) = questions_of(0, example, dataset, opener)
+        (asked,) = questions_of(0, example, opener)
     assert asked.boxes.to_model(turn.assistant) == "[125, 100, 500, 500]"  # thousandths
     assert asked.boxes.to_person("[125, 100, 500, 500]") == turn.assistant
 

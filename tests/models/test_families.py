@@ -267,7 +267,7 @@ def test_answers_are_those_of_transformers_one_by_one(family):
         questions = [
             question
             for number, example in enumerate(family.examples)
-            for question in questions_of(number, example, family.dataset, opener)
+            for question in questions_of(number, example, opener)
         ]
         made = generate(Generator(family.loaded), [Request(one.prompt, 6) for one in questions])
     try:

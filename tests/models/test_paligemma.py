@@ -75,7 +75,7 @@ def test_answers_are_those_of_transformers(place):
         questions = [
             question
             for number, example in enumerate(examples)
-            for question in questions_of(number, example, dataset, opener)
+            for question in questions_of(number, example, opener)
         ]
         made = generate(Generator(loaded), [Request(one.prompt, 5) for one in questions])
         labels = [processor.encode_answer(label) for label in ("yes", "no")]

@@ -1,13 +1,18 @@
 """What the count of an epoch's rows promises."""
 
+import json
+from dataclasses import asdict
 from itertools import accumulate
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from foveal_bench.random_page import SIZES, LetterProcessor, make_random_page
+from pairs import pair_pages
 
 from foveal.data.batch import build_batch
+from foveal.data.dataset import read_dataset
 from foveal.data.forward_inputs import GroupSpan
 from foveal.data.rows import Plan
 from foveal.models.row_view import RowView
@@ -18,7 +23,6 @@ from foveal.plan.epoch import (
     histogram,
     plan_steps,
     questions_of_images,
-    targets_of,
 )
 
 SIZE = SIZES["tiny"]
@@ -28,7 +32,7 @@ def test_a_row_is_counted_as_it_is_built(tmp_path):
     dataset = make_random_page(SIZE, 4, tmp_path)
     plan = Plan(dataset.sizes, examples_per_step=4, tokens_per_pass=SIZE.tokens_per_pass)
     (row,) = plan.step(0).ranks[0]
-    counts = count_row(row, dataset.sizes, targets_of(dataset.examples))
+    counts = count_row(row, dataset.sizes, dataset.targets)
     batch = build_batch(row, dataset, LetterProcessor(SIZE))
     assert counts.tokens == batch.input_ids.shape[1]
     seen = RowView(batch.groups, torch.device("cpu")).square(None)
@@ -43,12 +47,23 @@ def test_every_example_of_an_epoch_is_counted_once(tmp_path):
     plan = Plan(
         dataset.sizes, examples_per_step=3, tokens_per_pass=SIZE.tokens_per_pass, world_size=2
     )
-    epoch = plan_steps(plan, targets_of(dataset.examples), range(plan.steps_per_epoch))
+    epoch = plan_steps(plan, dataset.targets, range(plan.steps_per_epoch))
     assert epoch.total.examples == dataset.sizes.num_sets == 7
     assert len(epoch.steps) == 3
     assert all(len(step) == 2 for step in epoch.steps)
     assert questions_of_images(dataset.sizes).tolist() == [7]
     assert epoch.separate_tokens == dataset.sizes.tokens.sum() > epoch.total.tokens
+
+
+@pytest.mark.parametrize("rejected", [1, 2])
+def test_what_is_in_a_row_of_pairs_can_be_written_down(tmp_path, rejected):
+    loaded = tiny.make_model(tmp_path / "model")
+    pages = pair_pages(tmp_path, 1, 2, rejected=rejected)
+    _, dataset = read_dataset(pages, loaded.processor, pairs=True)
+    plan = Plan(dataset.sizes, examples_per_step=2, tokens_per_pass=2000)
+    (row,) = plan.step(0).ranks[0]
+    counts = asdict(count_row(row, dataset.sizes, dataset.targets))
+    assert json.loads(json.dumps(counts))["examples"] == 2  # each question, whatever its answers
 
 
 def test_nothing_adds_up_to_nothing():

@@ -10,6 +10,7 @@ from html_page import read_page
 from PIL import Image
 from run_folders import evaluate, make_examples, make_run, measure, predict
 
+from foveal.config import load_recipe, save_recipe
 from foveal.data.example import Example, Turn, write_examples
 from foveal.evaluate.prediction import Prediction
 from foveal.report.report import write_report
@@ -190,6 +191,21 @@ def test_what_differs_from_the_recipe_below_stands_beside_its_value_there(tmp_pa
     assert "docvqa.yaml This run train.epochs 3.0 1.0 precision fp16 bf16 Settings that" in text
     assert "lora.rank 8" in text
     assert "strategy [{match: vision.*, learn: false}, {match: '*'}]" in text
+
+
+def test_what_differs_inside_a_setting_stands_beside_its_value_there_too(tmp_path):
+    below = tmp_path / "below.yaml"
+    below.write_text(
+        "{model: m, run: r, data: {image_settings: {max_pixels: 9000}}, published: {anls: 0.8}}"
+    )
+    changes = "data.image_settings={min_pixels: 500}", "published.anls=0.9"
+    run = make_run(tmp_path / "run", None)
+    save_recipe(load_recipe(below, changes), run / "recipe.yaml")
+    text = read_page(write_report(run)).text.partition("The whole recipe")[0]
+    assert (
+        "data.image_settings.min_pixels null 500 data.image_settings.max_pixels 9000 null" in text
+    )
+    assert "published.anls" not in text
 
 
 def test_the_examples_are_told_as_they_were_when_the_run_began(whole):

@@ -105,7 +105,7 @@ def test_evaluations_of_other_examples_are_left_out_and_named(tmp_path):
     evaluate(run, "step-1", predict())
     evaluate(run, "after", predict())
     found = read_run(run)
-    assert (list(found.evaluations), found.before) == (["after", "step-1"], None)
+    assert (list(found.evaluations), found.before) == (["step-1", "after"], None)
     (remark,) = found.remarks
     assert "before asked something else than after (data changed)" in remark
 

@@ -253,13 +253,31 @@ class _Reader(yaml.SafeLoader):
         return node
 
 
+# A date is a text: a folder may be called by one, even by one that no calendar has.
+_Reader.yaml_implicit_resolvers = {
+    first: [one for one in known if one[0] != "tag:yaml.org,2002:timestamp"]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _read_yaml(text: str | bytes) -> Any:
+    """Read YAML.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: it is none, or is a part of itself.
+    """
+    tree = _Reader(text).get_single_data()
+    json.dumps(tree, default=str, skipkeys=True)  # looks for circles
+    return tree
+
+
 def _read_tree(path: Path, named_by: Path | None) -> dict[str, Any]:
     try:
-        tree = _Reader(path.read_bytes()).get_single_data()
+        tree = _read_yaml(path.read_bytes())
     except OSError as error:
         what = f"{named_by}: base: {path}" if named_by else f"{path}"
         raise ConfigError(f"{what}: {error.strerror}; give a YAML recipe") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}{_what_is_no_yaml(error)}") from error
     except RecursionError:
         raise ConfigError(f"{path}: not YAML: nested too deeply; give a YAML recipe") from None
@@ -268,7 +286,7 @@ def _read_tree(path: Path, named_by: Path | None) -> dict[str, Any]:
     return tree
 
 
-def _what_is_no_yaml(error: yaml.YAMLError) -> str:
+def _what_is_no_yaml(error: yaml.YAMLError | ValueError) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         where = f":{error.problem_mark.line + 1}:"
         if isinstance(error, _RepeatedNameError):
@@ -312,8 +330,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _read_value(text: str) -> Any:
     try:
-        value = _Reader(text).get_single_data()
-    except (yaml.YAMLError, RecursionError):
+        value = _read_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
-    # What a number, a truth or a date is, the setting knows better: a folder may be called 1e3.
+    # What a number or a truth is, the setting knows better: a folder may be called 1e3.
     return value if value is None or isinstance(value, str | list | dict) else text

@@ -97,7 +97,7 @@ class Evidence:
         read_as(loaded.processor, self.recipe.data)
         settings = self.recipe.evaluate
         with Opener(self.dataset, loaded.processor) as opener:
-            questions = list(ask_examples(only, self.examples, self.dataset, opener, settings))
+            questions = list(ask_examples(only, self.examples, opener, settings))
             costs = loaded.family.row_costs(loaded.processor)
             groups = question_groups(questions, self.dataset, costs)
             shared = [one for group in groups for one in group.questions]

@@ -159,7 +159,7 @@ def answer(
     """Answer what is not done yet; returns the answers of all processes, none where stopped."""
     problems: list[UserError] = []
     with Opener(dataset, loaded.processor) as opener:
-        everything = ask_examples(range(len(examples)), examples, dataset, opener, settings)
+        everything = ask_examples(range(len(examples)), examples, opener, settings)
         left = [question for question in everything if question.key not in done]
         check_question_lengths(loaded, left, settings.max_new_tokens)
         groups = question_groups(left, dataset, loaded.family.row_costs(loaded.processor))

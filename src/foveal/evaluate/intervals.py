@@ -50,13 +50,9 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Score):
     """By how much the same examples score better after than before, with its 95 % interval."""
 
-    value: float
-    low: float
-    high: float
-    count: int
     p_value: float
     """Chance of a difference at least this large, either way, if before and after were alike."""
 
@@ -90,7 +86,7 @@ def difference(
         flipped += size * (2 * generator.binomial(count, 0.5, draws) - count)
     # A hair of tolerance, since sums of the same numbers in another order differ by rounding.
     as_large = int((np.abs(flipped) >= abs(gains.sum()) - 1e-9).sum())
-    return Difference(mean.value, mean.low, mean.high, mean.count, (as_large + 1) / (draws + 1))
+    return Difference(**vars(mean), p_value=(as_large + 1) / (draws + 1))
 
 
 def bootstrap_means(scores: ArrayLike, draws: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:

@@ -31,29 +31,19 @@ def predict(
     Raises:
         ModelError: the model's numbers are not finite for a question; the message names it.
     """
-    compared = compare_pairs(loaded, questions, settings.tokens_per_batch)
+    budget = settings.tokens_per_batch
+    # As if the answers of a pair were what is to be chosen from.
+    pairs = [replace(one, choices=one.compared) for one in questions if one.compared]
+    compared = {
+        question.key: tuple(numbers)
+        for some in likelihoods(loaded, pairs, budget)
+        for question, numbers in some
+    }
     closed = [one for one in questions if one.choices]
     opened = [one for one in questions if not one.choices]
-    chosen = (choose_answers(loaded, some) for some in batches(closed, settings.tokens_per_batch))
-    for some in chain(chosen, write(loaded, opened, settings)):
-        yield [replace(one, compared=compared.get(one.key)) for one in some]
-
-
-def compare_pairs(
-    loaded: LoadedModel, questions: Sequence[AskedQuestion], tokens_per_batch: int
-) -> dict[tuple[str, int], tuple[float, ...]]:
-    """Say of each question with rejected answers how likely its answers are, the given one first.
-
-    Returns:
-        (id, turn) -> log-probabilities of whole answers, nats.
-    """
-    # As if the answers were what is to be chosen from.
-    asked = [replace(one, choices=one.compared) for one in questions if one.compared]
-    return {
-        question.key: tuple(numbers)
-        for batch in batches(asked, tokens_per_batch)
-        for question, numbers in zip(batch, _likelihoods(loaded, batch), strict=True)
-    }
+    chosen = ([choose(*one) for one in some] for some in likelihoods(loaded, closed, budget))
+    for made in chain(chosen, write(loaded, opened, settings)):
+        yield [replace(one, compared=compared.get(one.key)) for one in made]
 
 
 def check_question_lengths(
@@ -102,29 +92,29 @@ def write(
             yield ended
 
 
-def choose_answers(loaded: LoadedModel, questions: Sequence[AskedQuestion]) -> list[Prediction]:
-    """Choose the likeliest label of each question, by the log-likelihood of the whole label.
+def choose(question: AskedQuestion, log_likelihoods: Sequence[float]) -> Prediction:
+    """Choose the likeliest of a question's labels."""
+    scores = dict(zip(question.choices, log_likelihoods, strict=True))
+    return _prediction(question, max(scores, key=lambda label: scores[label]), scores)
+
+
+def likelihoods(
+    loaded: LoadedModel, questions: Sequence[AskedQuestion], tokens_per_batch: int
+) -> Iterator[list[tuple[AskedQuestion, list[float]]]]:
+    """Sum the log-probabilities of each of the choices of each question, some in one pass.
 
     The token that ends an answer counts in, so that no label gains by being the start of another.
+
+    Yields:
+        Questions, each with the nats of its choices.
     """
-    predictions = []
-    for question, numbers in zip(questions, _likelihoods(loaded, questions), strict=True):
-        scores = dict(zip(question.choices, numbers, strict=True))
-        best = max(scores, key=lambda label: scores[label])
-        predictions.append(_prediction(question, best, scores))
-    return predictions
-
-
-def _likelihoods(loaded: LoadedModel, questions: Sequence[AskedQuestion]) -> list[list[float]]:
-    """Sum the log-probabilities of each of the choices of each question, in one pass."""
-    asked = [
-        (question.prompt, [label_ids(loaded, label) for label in question.choices])
-        for question in questions
-    ]
-    try:
-        return score(loaded, asked)
-    except NotFiniteError as error:
-        raise _unanswered(questions[error.place], error) from None
+    for batch in batches(questions, tokens_per_batch):
+        asked = [(one.prompt, [label_ids(loaded, label) for label in one.choices]) for one in batch]
+        try:
+            found = score(loaded, asked)
+        except NotFiniteError as error:
+            raise _unanswered(batch[error.place], error) from None
+        yield list(zip(batch, found, strict=True))
 
 
 def label_ids(loaded: LoadedModel, label: str) -> list[int]:
@@ -143,11 +133,12 @@ def batches(
     room = tokens_per_batch
     pages: set[object] = set()
     for question in questions:
-        key, tokens = question.prompt.prefix_key, _tokens_read(question)
-        if batch and tokens - (question.prompt.prefix_tokens if key in pages else 0) > room:
+        key, whole = question.prompt.prefix_key, _tokens_read(question)
+        tokens = whole - question.prompt.prefix_tokens if key in pages else whole
+        if batch and tokens > room:
             yield batch
-            batch, room, pages = [], tokens_per_batch, set()
-        room -= tokens - (question.prompt.prefix_tokens if key in pages else 0)
+            batch, room, pages, tokens = [], tokens_per_batch, set(), whole
+        room -= tokens
         batch.append(question)
         if key is not None:
             pages.add(key)

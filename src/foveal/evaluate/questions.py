@@ -90,22 +90,18 @@ class AskedQuestion:
 
 
 def questions_of(
-    number: int,
-    example: Example,
-    dataset: Dataset,
-    opener: Opener,
-    choices: tuple[str, ...] | None = (),
+    number: int, example: Example, opener: Opener, choices: tuple[str, ...] | None = ()
 ) -> Iterator[AskedQuestion]:
     """Cut an example into one question a turn.
 
     Args:
-        number: place of the example in the data set.
+        number: place of the example in the opener's data set.
         example: that stands there.
-        dataset: the same examples, encoded.
         opener: opens the pictures, when they are needed.
         choices: what every answer is one of, where the data does not say it; none: answers are
             written, whatever the data says.
     """
+    dataset = opener.dataset
     encoded = dataset.examples[number]
     learnt = encoded.learnt
     answers_start = np.flatnonzero(learnt & ~np.concatenate([[False], learnt[:-1]]))
@@ -136,22 +132,20 @@ def questions_of(
 def ask_examples(
     places: Iterable[int],
     examples: Sequence[Example],
-    dataset: Dataset,
     opener: Opener,
     settings: EvaluateSettings,
 ) -> Iterator[AskedQuestion]:
     """Cut the examples of some places into questions, with what the settings offer to choose from.
 
     Args:
-        places: in the data set, whose examples are asked.
+        places: in the opener's data set, whose examples are asked.
         examples: of the data set, from its first.
-        dataset: the same examples, encoded.
         opener: opens the pictures, when they are needed.
         settings: how answers are made.
     """
     choices = None if settings.answer == "generate" else settings.choices
     for place in places:
-        yield from questions_of(place, examples[place], dataset, opener, choices)
+        yield from questions_of(place, examples[place], opener, choices)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from foveal.plan.estimate import Estimate, Machines, advise, compare, decide
 from foveal.plan.hardware import GB, find_hardware
 from foveal.plan.measure import MeasuredRow
 from foveal.plan.measure import measure as measure_rows
-from foveal.plan.memory import Memory
 from foveal.plan.question import ModelLoader, Question, ask
 from foveal.plan.seconds import Seconds
 from foveal.plan.setup import Setup
@@ -120,8 +119,8 @@ def print_estimate(console: Console, one: Estimate) -> None:
         highlight=False,
     )
     memory = Table("memory of one process", "GB", title=f"Worst moment: {one.memory.moment}")
-    for name, amount in memory_kinds(one.memory):
-        memory.add_row(name, f"{amount / GB:.2f}")
+    for name, amount in one.memory.kinds.items():
+        memory.add_row(name.removesuffix("_bytes").replace("_", " "), f"{amount / GB:.2f}")
     verdict = "fits" if one.fits else "does NOT fit"
     memory.add_row("all", f"{one.memory.total_bytes / GB:.2f}", style="bold")
     memory.add_row(f"usable of {one.hardware.name}", f"{one.room_bytes / GB:.2f} {verdict}")
@@ -217,15 +216,6 @@ def describe(one: Estimate) -> str:
         f"{setup.strategy}, {setup.engine} on {setup.nodes} x {setup.gpus} x {one.hardware.name}, "
         f"{setup.precision}, {setup.attention} attention, recompute {setup.recompute}"
     )
-
-
-def memory_kinds(memory: Memory) -> list[tuple[str, int]]:
-    """Name what a process's device holds."""
-    return [
-        (name.removesuffix("_bytes").replace("_", " "), value)
-        for name, value in asdict(memory).items()
-        if isinstance(value, int) and name != "workers_bytes"
-    ]
 
 
 def to_tree(one: Estimate) -> dict[str, Any]:

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from foveal.config import Recipe
 from foveal.data.dataset import Dataset
-from foveal.data.encode import Encoded
-from foveal.data.encoded.packed import EncodedExamples
 from foveal.data.row_planning.groups import Row, Sizes
 from foveal.data.rows import Plan
 from foveal.models.family import Family
@@ -119,7 +117,7 @@ def make_plan(
     )
 
 
-def plan_steps(plan: Plan, targets: NDArray[np.int64], chosen: Sequence[int]) -> Epoch:
+def plan_steps(plan: Plan, targets: NDArray[np.integer], chosen: Sequence[int]) -> Epoch:
     """Run the planner over some steps of an epoch.
 
     Args:
@@ -138,7 +136,7 @@ def plan_steps(plan: Plan, targets: NDArray[np.int64], chosen: Sequence[int]) ->
     return Epoch(steps, sum(int(sizes.tokens[plan.examples(one)].sum()) for one in chosen))
 
 
-def count_row(row: Row, sizes: Sizes, targets: NDArray[np.int64]) -> RowCounts:
+def count_row(row: Row, sizes: Sizes, targets: NDArray[np.integer]) -> RowCounts:
     """Count what is in a row."""
     images = list(row.images(sizes))
     groups = [
@@ -196,13 +194,6 @@ def count_groups(
         crop_pairs=int((image_crops.astype(np.int64) ** 2).sum()),
         prefix_squares=squares,
     )
-
-
-def targets_of(examples: Sequence[Encoded]) -> NDArray[np.int64]:
-    """Count the learnt tokens of each example."""
-    if isinstance(examples, EncodedExamples):
-        return examples.targets.astype(np.int64)
-    return np.asarray([int(example.learnt.sum()) for example in examples], np.int64)
 
 
 def questions_of_images(sizes: Sizes) -> NDArray[np.int64]:

@@ -89,6 +89,9 @@ class Hardware:
 
     base_bytes: int = CONTEXT_BYTES
     node_latency_seconds: float = 20e-6
+    is_cpu: bool = False
+    """Whether it is a processor, and runs on that alone."""
+
     measured: bool = False
     cores: int = field(default=16, compare=False)
     """Of the host, for each accelerator: an assumption unless measured."""
@@ -144,6 +147,7 @@ def _link(said: str) -> float:
 def _read_row(line: str) -> Hardware:
     name, memory, bandwidth, *speeds, inside, between, document = line.split(maxsplit=8)
     formats = zip(("float32", "bf16", "fp16"), speeds, strict=True)
+    is_cpu = name.startswith("cpu-")
     return Hardware(
         name,
         float(memory) * GB,
@@ -152,7 +156,8 @@ def _read_row(line: str) -> Hardware:
         _link(inside),
         _link(between),
         document,
-        CONTEXT_BYTES // 2 if name.startswith("cpu-") else CONTEXT_BYTES,
+        CONTEXT_BYTES // 2 if is_cpu else CONTEXT_BYTES,
+        is_cpu=is_cpu,
     )
 
 

@@ -1,7 +1,7 @@
 """A setup + the worst row -> bytes that one process holds at its worst moment, by kind (pure)."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from foveal.plan.epoch import RowCounts
 from foveal.plan.model_costs.weights import FULL_BYTES, Holdings
@@ -68,10 +68,15 @@ class Memory:
     """Host memory of the processes that open pictures; not part of the total."""
 
     @property
+    def kinds(self) -> dict[str, int]:
+        """Bytes of the device, by kind."""
+        others = "moment", "workers_bytes"
+        return {name: value for name, value in vars(self).items() if name not in others}
+
+    @property
     def total_bytes(self) -> int:
         """All of the device."""
-        kinds = {key: value for key, value in asdict(self).items() if key != "workers_bytes"}
-        return sum(value for value in kinds.values() if isinstance(value, int))
+        return sum(self.kinds.values())
 
     @property
     def passing_bytes(self) -> int:
@@ -107,13 +112,14 @@ def shares_of(
         # A block while it runs and the next one, whole; what stands in no block, all the time; and
         # the gradients of what learns in both before they are cut.
         block, outside = holdings.largest_block, holdings.outside_blocks
-        brought = 2 * block.weights_bytes(travelling_bytes) + outside.weights_bytes()
-        buckets = brought + block.gradients_bytes + outside.gradients_bytes
+        brought = 2 * block.gathered_bytes(travelling_bytes) + outside.gathered_bytes()
+        buckets = brought + (block.learnt + outside.learnt) * FULL_BYTES
         gradients = holdings.learnt_share(cut) * FULL_BYTES
-        moments = 2 * gradients + holdings.learnt_tensors * STEP_BYTES
+        learnt_tensors = sum(one.learns for one in holdings.tensors)
+        moments = 2 * gradients + learnt_tensors * STEP_BYTES
     return Memory(
         weights_bytes=holdings.weights_bytes(fixed_bytes, cut),
-        adapters_bytes=holdings.adapters_share(cut) * FULL_BYTES,
+        adapters_bytes=holdings.share("adapter", parts=cut) * FULL_BYTES,
         gradients_bytes=gradients,
         optimizer_bytes=moments,
         buckets_bytes=buckets,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from foveal.adapt.quantize import FourBits, bare_model, inspect_four_bits, wants_four_bits
 from foveal.adapt.strategy import rules_of
@@ -16,11 +17,14 @@ from foveal.data.dataset import Dataset, read_training_examples, training_files
 from foveal.data.row_planning.groups import Row
 from foveal.data.rows import Plan
 from foveal.data.turn_processor import read_as
-from foveal.errors import ConfigError, ModelError
+from foveal.errors import ConfigError, ModelError, one_line
 from foveal.machine import pick_device
 from foveal.models.family import Family, LoadedModel, find_family
 from foveal.models.few_bits import refuse_compressed
+from foveal.models.phi3_vision.config import Phi3VisionConfig
+from foveal.models.phi3_vision.processor import Phi3VisionImageProcessor, Phi3VisionProcessor
 from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
+from foveal.models.phi3_vision.tiny import TOKENIZER
 from foveal.models.shared_rows import FASTEST
 from foveal.plan.epoch import (
     Epoch,
@@ -28,7 +32,6 @@ from foveal.plan.epoch import (
     count_row,
     make_plan,
     plan_steps,
-    targets_of,
 )
 from foveal.plan.hardware import Hardware
 from foveal.plan.model_costs.asked import AskedModel, asked_before
@@ -39,6 +42,9 @@ from foveal.train.reference_answers import missing_steps
 
 PUBLISHED = ("microsoft/Phi-3.5-vision-instruct", "microsoft/Phi-3-vision-128k-instruct")
 """Whose sizes and tokenizer come with this package: a plan for them downloads nothing."""
+
+TINY = "phi3-vision-tiny"
+"""A recipe's `model` that is made from nothing: small, with random weights."""
 
 ModelLoader = Callable[[Recipe], LoadedModel]
 
@@ -90,8 +96,8 @@ class Question:
         return count_row(row, self.dataset.sizes, self._targets)
 
     @cached_property
-    def _targets(self) -> NDArray[np.int64]:
-        return targets_of(self.dataset.examples)
+    def _targets(self) -> NDArray[np.int32]:
+        return self.dataset.targets
 
     @cached_property
     def steps(self) -> int:
@@ -110,7 +116,7 @@ class Question:
         check_sharding(engine, recipe.sharding)
         if engine in ("zero2", "fsdp2"):
             check_cuts(recipe.train.optimizer)
-        fastest: Attention = FASTEST["cpu" if is_cpu(hardware) else "cuda"]
+        fastest: Attention = FASTEST["cpu" if hardware.is_cpu else "cuda"]
         again = recipe.train.recompute
         return Setup(
             self._ask(recipe.strategy, hardware),
@@ -157,13 +163,6 @@ class Question:
         return self._four_bits(rules).lines() if hardware.measured else []
 
 
-def is_cpu(hardware: Hardware) -> bool:
-    """Tell whether a machine runs on its processor alone."""
-    if hardware.measured:
-        return pick_device().type == "cpu"
-    return hardware.name.startswith("cpu-")
-
-
 def ask(recipe: Recipe, load_model: ModelLoader) -> Question:
     """Read a recipe's model sizes and data; no weights are loaded and no picture is opened.
 
@@ -175,38 +174,39 @@ def ask(recipe: Recipe, load_model: ModelLoader) -> Question:
         ConfigError: the recipe names no data.
         ModelError: the model's sizes cannot be read.
     """
-    data = recipe.data
-    if not data.train_files:
+    if not recipe.data.train_files:
         raise ConfigError("data.train is missing; give a JSONL file, data.train=...")
-    family, config, processor = read_model(recipe, load_model)
-    read_as(processor, data)
+    if recipe.model == TINY and not Path(TINY).exists():
+        made = load_model(recipe)
+        family, config, processor = made.family, made.model.config, made.processor
+    else:
+        family, config, processor = read_model(recipe)
     files = training_files(recipe, recipe.run / ".cache")
     _, dataset = read_training_examples(recipe, files, processor)
     return Question(recipe, family, config, processor, dataset)
 
 
-def read_model(recipe: Recipe, load_model: ModelLoader) -> tuple[Family, Any, Any]:
-    """Read a model's family, configuration and processor.
+def read_model(recipe: Recipe) -> tuple[Family, Any, Any]:
+    """Read all of a recipe's model but its weights: family, configuration and processor.
 
     Raises:
         ConfigError: no run can learn from its weights.
         ModelError: they cannot be read.
     """
-    name = recipe.model
+    name, data = recipe.model, recipe.data
     if name in PUBLISHED and not Path(name).exists():
-        return PHI3_VISION, *published_model(recipe.data.num_crops)
-    if name == "phi3-vision-tiny" and not Path(name).exists():
-        made = load_model(recipe)
-        return made.family, made.model.config, made.processor
-    refuse_compressed(name)
-    family = find_family(name)
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(name)
-        return family, config, family.load_processor(name, recipe.data.image_budget)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model {name}: {' '.join(str(error).split())}") from error
+        family: Family = PHI3_VISION
+        config, processor = published_model(data.num_crops)
+    else:
+        refuse_compressed(name)
+        family = find_family(name)
+        try:
+            config = AutoConfig.from_pretrained(name)
+            processor = family.load_processor(name, data.image_budget)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model {name}: {one_line(error)}") from error
+    read_as(processor, data)
+    return family, config, processor
 
 
 def published_model(num_crops: int) -> tuple[Any, Any]:
@@ -215,11 +215,5 @@ def published_model(num_crops: int) -> tuple[Any, Any]:
     Args:
         num_crops: of the processor.
     """
-    from transformers import PreTrainedTokenizerFast
-
-    from foveal.models.phi3_vision.config import Phi3VisionConfig
-    from foveal.models.phi3_vision.processor import Phi3VisionImageProcessor, Phi3VisionProcessor
-    from foveal.models.phi3_vision.tiny import TOKENIZER
-
     tokenizer = PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
     return Phi3VisionConfig(), Phi3VisionProcessor(Phi3VisionImageProcessor(num_crops), tokenizer)

@@ -14,7 +14,7 @@ from foveal.errors import ConfigError
 from foveal.machine import free_memory
 from foveal.models.family import LoadedModel
 from foveal.models.shared_rows import attention_of
-from foveal.plan.epoch import plan_steps, targets_of
+from foveal.plan.epoch import plan_steps
 from foveal.plan.memory import CPU_SLACK, SLACK, estimate_memory
 from foveal.plan.model_costs.asked import AskedModel, asked_before
 from foveal.plan.setup import Attention, Setup
@@ -51,7 +51,7 @@ def choose_recompute(
     slack = CPU_SLACK if device.type == "cpu" else 0.0
     # A model for a GPU is first read into the memory of its host.
     holds_weights = loaded.model.device.type == device.type
-    looked_at = plan_steps(plan, targets_of(dataset.examples), sorted(_steps_looked_at(plan)))
+    looked_at = plan_steps(plan, dataset.targets, sorted(_steps_looked_at(plan)))
 
     def bytes_needed(recompute: Recompute) -> int:
         """Estimate what a rank will need beside what it holds."""

@@ -109,15 +109,14 @@ def rank_seconds(
     busy = tower + decoder + attention + head + elementwise + recompute + overhead
     passes = max(1, len(rows))
     forward_share = 1 / 4 if setup.recompute == "blocks" else 1 / 3
-    shared = exchange(
+    hidden, exposed = exchange(
         setup,
         passes,
         busy / passes * forward_share,
         busy / passes * (1 - forward_share),
         hardware,
     )
-    crops = sum(row.crops for row in rows)
-    loading = crops * hardware.reached.crop_seconds / max(1, min(workers, hardware.cores))
+    loading = opening(rows, hardware, workers)
     behind = busy + optimizer if workers else 0.0
     return Seconds(
         tower=tower,
@@ -128,9 +127,9 @@ def rank_seconds(
         recompute=recompute,
         optimizer=optimizer,
         overhead=overhead,
-        communication_exposed=shared.exposed_seconds,
+        communication_exposed=exposed,
         loading_exposed=max(0.0, loading - behind),
-        communication_hidden=shared.hidden_seconds,
+        communication_hidden=hidden,
         loading_hidden=min(loading, behind),
     )
 
@@ -168,6 +167,12 @@ def moving(costs: PassCosts, rows: Sequence[RowCounts], hardware: Hardware) -> f
     return moved / hardware.moved_bytes_per_second
 
 
+def opening(rows: Sequence[RowCounts], hardware: Hardware, workers: int) -> float:
+    """Time the opening of the pictures of rows."""
+    crops = sum(row.crops for row in rows)
+    return crops * hardware.reached.crop_seconds / max(1, min(workers, hardware.cores))
+
+
 def reading_seconds(setup: Setup, epoch: Epoch, hardware: Hardware, workers: int) -> float:
     """Time rows that are read forward alone, step by step, each as slow as its slowest rank.
 
@@ -188,8 +193,7 @@ def reading_seconds(setup: Setup, epoch: Epoch, hardware: Hardware, workers: int
         gathered = traffic_of(setup, len(rows)).gathered_bytes / 2
         ring = replace(setup, nodes=1) if setup.is_cut_by_node else setup
         busy = max(busy, ring_seconds(gathered, ring, hardware))
-        crops = sum(row.crops for row in rows)
-        loading = crops * hardware.reached.crop_seconds / max(1, min(workers, hardware.cores))
+        loading = opening(rows, hardware, workers)
         return max(busy, loading) if workers else busy + loading
 
     return sum(max(of(rank) for rank in step) for step in epoch.steps)
@@ -246,23 +250,14 @@ class Traffic:
     """That share; the rest is done alone."""
 
 
-@dataclass(frozen=True)
-class ExchangeSeconds:
-    """Seconds of one optimizer step."""
-
-    hidden_seconds: float
-    exposed_seconds: float
-
-
 def traffic_of(setup: Setup, passes: int) -> Traffic:
     """Say what an engine moves; gradients travel as float32."""
     learnt = setup.holdings.learnt * FULL_BYTES
-    whole = (setup.holdings.whole + setup.holdings.adapters) * FULL_BYTES
+    whole = setup.holdings.numbers * FULL_BYTES
     if setup.world_size == 1:
         return Traffic(0, 0, 0, 0, 0)
     if setup.engine == "fsdp2":  # once for each direction, and gradients are cut in each pass
-        outside = setup.holdings.outside_blocks.numbers
-        in_blocks = setup.holdings.whole + setup.holdings.adapters - outside
+        in_blocks = setup.holdings.numbers - setup.holdings.outside_blocks.numbers
         whole -= in_blocks * (FULL_BYTES - setup.travelling_bytes)
         whole += setup.holdings.four_bit // 2
         across = 2.0 * learnt if setup.is_cut_by_node and setup.nodes > 1 else 0.0
@@ -303,8 +298,8 @@ def exchange(
     forward_seconds: float,
     backward_seconds: float,
     hardware: Hardware,
-) -> ExchangeSeconds:
-    """Work out what sharing costs beside the work that it hides behind.
+) -> tuple[float, float]:
+    """Work out what sharing costs beside the work that it hides behind: seconds hidden, and not.
 
     Args:
         setup: of the run.
@@ -325,4 +320,4 @@ def exchange(
     hidden = min(gathered + reduced, room)
     # In the last pass alone, and behind what each pass shares by itself.
     behind = min(across, OVERLAP * backward_seconds, room - hidden)
-    return ExchangeSeconds(hidden + behind, gathered + reduced - hidden + across - behind + after)
+    return hidden + behind, gathered + reduced - hidden + across - behind + after

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -30,13 +31,12 @@ LARGER_SIDE, LARGER_COPY = 8192, 256_000_000
 SLOW = 2.0
 """Seconds of one product after which a format is not measured again: it is not computed with."""
 
-ASSUMED_HERE = Efficiency(
+ASSUMED_HERE = replace(
+    ASSUMED,
     matrix=1.0,
     attention=0.5,
     bandwidth=0.8,
-    link=0.7,
     pass_seconds=0.0,
-    crop_seconds=0.005,
     source="assumed, as shares of this processor's measured speed; --measure knows better",
     memory_slack=CPU_SLACK,
     moved=11.0,
@@ -72,6 +72,7 @@ def measure_hardware() -> Hardware:
         node_link_bytes_per_second=ETHERNET * GB,
         source="measured here; links are assumed",
         base_bytes=_base_bytes(device),
+        is_cpu=device.type == "cpu",
         measured=True,
         cores=os.cpu_count() or 1,
     )
@@ -200,5 +201,4 @@ def find_efficiency(hardware: Hardware, folder: Path | None = None) -> Efficienc
     path = constants_file(hardware.name, folder)
     if path.exists():
         return Efficiency(**json.loads(path.read_text(encoding="utf-8")))
-    here = hardware.measured and pick_device().type == "cpu"
-    return ASSUMED_HERE if here else ASSUMED
+    return ASSUMED_HERE if hardware.measured and hardware.is_cpu else ASSUMED

@@ -6,7 +6,7 @@ from hashlib import file_digest
 from itertools import cycle
 from pathlib import Path
 
-from foveal.config import Columns, DataSettings, Recipe, as_typed
+from foveal.config import Columns, Recipe, as_typed, flatten
 from foveal.data.convert.unpack import unpacked
 from foveal.data.example import Example, read_examples
 from foveal.data.images.image_folder import ImageFolder
@@ -96,16 +96,17 @@ def write_report(
         ConfigError, DataError: a file in it is broken.
     """
     found = read_run(run)
-    recipe, latest, measures = found.recipe, found.latest, found.measures
+    latest, measures = found.latest, found.measures
+    recipe = found.recipe or Recipe(model="", run=run)  # of which nothing is known but defaults
     before = found.before.predictions if found.before else ()
     after = latest.predictions if latest else ()
     if published is None:
-        published = (recipe.published if recipe else None) or {}
+        published = recipe.published or {}
     numbers = {name: value for name, value in published.items() if not isinstance(value, str)}
-    data = data or (recipe.data.validation if recipe else None)
-    images = image_base(recipe.data if recipe else DataSettings(), images)
-    columns = recipe.data.columns if recipe else Columns()
-    data, examples, notes = _examples(data, run / ".cache", columns) if latest else (data, [], [])
+    data, images = data or recipe.data.validation, image_base(recipe.data, images)
+    examples, notes = list[Example](), list[str]()
+    if latest:
+        data, examples, notes = _examples(data, run / ".cache", recipe.data.columns)
     pairs = match(after, before, examples)
     metric = _main_metric(latest)
     return write_page(
@@ -127,16 +128,16 @@ def write_report(
             pairs,
             lambda one: one.score(metric) or 0.0,
             ImageFolder(data, images) if data and examples else None,
-            unit=recipe.data.boxes if recipe else None,
+            unit=recipe.data.boxes,
         ),
         incidents=found.incidents[:INCIDENTS],
         incident_columns=list(dict.fromkeys(name for one in found.incidents for name in one)),
         cost=cost(measures, found.machine) if measures else {},
-        base=recipe.base.file if recipe and recipe.base else None,
-        differing=_differing(recipe) if recipe else [],
-        settings=_in_words(settings_beside_defaults(recipe)) if recipe else {},
+        base=recipe.base and recipe.base.file,
+        differing=_differing(recipe),
+        settings=_in_words(settings_beside_defaults(recipe)) if found.recipe else {},
         examples={role: _counts(facts) for role, facts in found.data.items()},
-        sources=_sources(recipe) if recipe else [],
+        sources=_sources(recipe),
     )
 
 
@@ -172,11 +173,13 @@ def _in_words(settings: Mapping[str, object]) -> dict[str, str]:
 
 def _differing(recipe: Recipe) -> list[tuple[str, str, str]]:
     """List (setting, its value in the recipe that the run's was built on, its value)."""
-    below = recipe.base.otherwise if recipe.base else {}
+    below, now = recipe.base.otherwise if recipe.base else {}, flatten(settings_of(recipe))
+    # Also what the other recipe alone says, inside a setting that is a mapping.
+    names = [*now, *(name for name in below if name not in now)]
     return [
-        (name, as_typed(below[name]), as_typed(value))
-        for name, value in settings_of(recipe).items()
-        if name in below
+        (name, as_typed(below[name]), as_typed(now.get(name)))
+        for name in names
+        if name in below and not name.startswith("published")
     ]
 
 

@@ -4,12 +4,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveal.config import Recipe, Settings, load_recipe
+from foveal.config import Recipe, load_recipe, setting_names
 from foveal.errors import DataError, RunError
 from foveal.evaluate.kept import WEIGHTS, WORDS, differing, is_of_run, read_what
 from foveal.evaluate.prediction import (
@@ -91,6 +92,8 @@ class Run:
     recipe_text: str
     measures: Curves | None
     evaluations: Mapping[str, Evaluation]
+    """By name, in the order of their moments."""
+
     incidents: Sequence[Mapping[str, object]]
     machine: Mapping[str, object]
     data: Mapping[str, Mapping[str, object]]
@@ -107,15 +110,16 @@ class Run:
     @property
     def steps(self) -> list[tuple[int, Evaluation]]:
         """Evaluations along the way, by step."""
-        ways = [one for one in self.evaluations.values() if one.name.startswith("step-")]
-        return sorted(((_step_of(one.name), one) for one in ways), key=lambda way: way[0])
+        return [
+            (int(_moment(name)), one)
+            for name, one in self.evaluations.items()
+            if name.startswith("step-")
+        ]
 
     @property
     def latest(self) -> Evaluation | None:
         """The last evaluation there is."""
-        before = self.evaluations.get("before")
-        on_the_way = self.steps[-1][1] if self.steps else before
-        return self.evaluations.get("after", on_the_way)
+        return next(reversed([*self.evaluations.values()]), None)
 
     @property
     def before(self) -> Evaluation | None:
@@ -139,8 +143,9 @@ def read_run(folder: Path) -> Run:
         raise RunError(f"{folder}: no run, it has none of {', '.join(known)}")
     settings = load_recipe(recipe) if recipe.is_file() else None
     metrics = settings.evaluate.metrics if settings else ("accuracy", "anls")
-    found = [_read_evaluation(one, metrics) for one in sorted((folder / "evaluation").glob("*"))]
-    evaluations, remarks = _asked_alike([one for one in found if one])
+    read = [_read_evaluation(one, metrics) for one in (folder / "evaluation").glob("*")]
+    found = sorted((one for one in read if one), key=lambda one: _moment(one.name))
+    evaluations, remarks = _asked_alike(found)
     incidents = read_objects(folder / "incidents.jsonl")
     remarks += _early_end(folder, settings, evaluations)
     remarks += [NOTHING_LEARNT for one in incidents if one.get("what") == "no weight moved"]
@@ -164,13 +169,13 @@ def read_run(folder: Path) -> Run:
 def _early_end(
     folder: Path, settings: Recipe | None, evaluations: Mapping[str, Evaluation]
 ) -> list[str]:
-    steps = [_step_of(name) for name in evaluations if name.startswith("step-")]
+    steps = [int(_moment(name)) for name in evaluations if name.startswith("step-")]
     if not (settings and steps and settings.train.best_metric and settings.train.stop_after_worse):
         return []
     from foveal.train.checkpoint import explain_stall  # and torch, which few pages need
 
     patience = settings.train.stop_after_worse
-    reason = explain_stall(folder, settings.train.best_metric, patience, max(steps))
+    reason = explain_stall(folder, settings.train.best_metric, patience, steps[-1])
     return [f"{reason}."] if reason else []
 
 
@@ -191,35 +196,37 @@ def _read_evaluation(folder: Path, metrics: Sequence[str]) -> Evaluation | None:
 
 def _asked_alike(found: Sequence[Evaluation]) -> tuple[dict[str, Evaluation], list[str]]:
     """Keep the evaluations that asked what the latest did; of the others, say what they did."""
-    by_name = {one.name: one for one in found}
-    steps = sorted((one for one in by_name if one.startswith("step-")), key=_step_of)
-    latest = next((by_name[one] for one in ("after", *steps[::-1]) if one in by_name), None)
-    remarks = []
+    alike, remarks = {}, []
     for one in found:
-        others = one.differs_from(latest) if latest else []
-        if others:
-            assert latest
-            del by_name[one.name]
+        latest = found[-1]
+        others = one.differs_from(latest)
+        if not others:
+            alike[one.name] = one
+        else:
             remarks.append(
                 f"The evaluation {one.name} asked something else than {latest.name} "
                 f"({', '.join(others)} changed), so it is not shown beside it."
             )
-    return by_name, remarks
+    return alike, remarks
 
 
-def _step_of(name: str) -> int:
-    return int(name.removeprefix("step-"))
+def _moment(name: str) -> float:
+    """Tell when in its run an evaluation of a name is: its step, or before or after all."""
+    ends = {"before": -math.inf, "after": math.inf}
+    return ends[name] if name in ends else int(name.removeprefix("step-"))
 
 
 def _read_object(path: Path) -> dict[str, object]:
-    if not path.is_file():
-        return {}
+    return _as_object(path.read_bytes(), f"{path}") if path.is_file() else {}
+
+
+def _as_object(text: bytes, place: str) -> dict[str, object]:
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(text)
     except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); mend or remove it") from None
+        raise DataError(f"{place}: not JSON ({error}); mend or remove it") from None
     if not isinstance(found, dict):
-        raise DataError(f"{path}: not a JSON object; mend or remove it")
+        raise DataError(f"{place}: not a JSON object; mend or remove it")
     return found
 
 
@@ -268,15 +275,10 @@ def read_objects(path: Path) -> list[dict[str, object]]:
     found = []
     for number, line in enumerate(lines, start=1):
         try:
-            one = json.loads(line) if line.strip() else None
-        except ValueError as error:
-            if number == len(lines):  # every whole line ends in a line break
-                break
-            raise DataError(f"{path}:{number}: not JSON ({error}); mend or remove it") from None
-        if isinstance(one, dict):
-            found.append(one)
-        elif one is not None:
-            raise DataError(f"{path}:{number}: not a JSON object; mend or remove it")
+            found += [_as_object(line, f"{path}:{number}")] if line.strip() else []
+        except DataError:
+            if number < len(lines):  # every whole line ends in a line break
+                raise
     return found
 
 
@@ -290,16 +292,10 @@ def settings_beside_defaults(recipe: Recipe) -> dict[str, object]:
     }
 
 
-def settings_of(settings: Settings, prefix: str = "") -> dict[str, object]:
+def settings_of(recipe: Recipe) -> dict[str, object]:
     """List every setting and its value, dots between the names.
 
     Not among them: published scores, which stand beside the scores, and what a recipe was built on.
     """
-    found: dict[str, object] = {}
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if isinstance(value, Settings) and name != "base":
-            found |= settings_of(value, f"{prefix}{name}.")
-        elif name not in ("base", "published"):
-            found[prefix + name] = value
-    return found
+    names = (name for name in setting_names(Recipe) if name not in ("base", "published"))
+    return {name: attrgetter(name)(recipe) for name in names}

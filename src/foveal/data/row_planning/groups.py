@@ -110,7 +110,7 @@ class Sizes(MeasuredExamples):
 
     def is_first(self, example: int) -> bool:
         """Tell whether an example is the first of its set."""
-        return self.sets is None or self.sets[self.set_of([example])[0]] == example
+        return self.sets is None or bool(self.sets[self.set_of([example])[0]] == example)
 
     def __post_init__(self) -> None:
         if not len(self.tokens) == len(self.prompts) == len(self.images):

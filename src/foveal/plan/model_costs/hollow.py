@@ -82,6 +82,23 @@ class Spent:
         return self.attention / self.pairs if self.pairs else 0.0
 
 
+@dataclass
+class Stored:
+    """A storage that is still there."""
+
+    end: Any
+    """Hears of it."""
+
+    owner: str
+    """Who made it."""
+
+    size: int
+    """Bytes; 0 of what no pass holds: inputs, weights and copies of these."""
+
+    with_copies: bool
+    """Whether copies of it in another format are counted elsewhere too: of a weight."""
+
+
 class Hollow(FakeTensorMode):
     """Runs what computes on shapes, and follows who makes what and how long it is held."""
 
@@ -90,16 +107,10 @@ class Hollow(FakeTensorMode):
         self.spent: dict[str, Spent] = defaultdict(Spent)
         self.owner = ""
         self.held_bytes = self.peak_bytes = 0
-        self.copied: set[int] = set()
-        """Storages whose copies in another format are counted elsewhere: weights."""
-
         self.gradients: set[tuple[int, ...]] = set()
         """Shapes of weights' gradients: held, but counted elsewhere."""
 
-        self._storages: dict[int, tuple[Any, str, int]] = {}
-        """What hears of each one's end, who made it, and its size; 0 of what no pass holds: inputs,
-        weights and copies of these."""
-
+        self._storages: dict[int, Stored] = {}
         self._goes_back = False
         self._inside = 0
         self._work_began = 0
@@ -172,25 +183,26 @@ class Hollow(FakeTensorMode):
     def _follow(self, func: Any, args: Any, made: Tensor) -> None:
         """Remember who made a storage, and hear of its end."""
         storage = made.untyped_storage()
+        if storage._cdata in self._storages:
+            return
+        is_copy = func is aten._to_copy.default
+        source = self._storages.get(args[0].untyped_storage()._cdata) if is_copy else None
+        if source and source.with_copies:
+            self._store(storage, "", 0, with_copies=True)
+            return
+        is_gradient = self._goes_back and tuple(made.shape) in self.gradients
+        self._store(storage, self.owner, 0 if is_gradient else storage.nbytes())
+
+    def _store(self, storage: Any, owner: str, size: int, with_copies: bool = False) -> None:
         key = storage._cdata
-        if key in self._storages:
-            return
-        if func is aten._to_copy.default and args[0].untyped_storage()._cdata in self.copied:
-            self.copied.add(key)
-            self._storages[key] = weakref.ref(storage, lambda _: self._forget(key)), "", 0
-            return
-        size = storage.nbytes()
-        if self._goes_back and tuple(made.shape) in self.gradients:
-            size = 0
+        # Its end is heard of: what takes its place in memory counts again.
         end = weakref.ref(storage, lambda _: self._forget(key))
-        self._storages[key] = end, self.owner, size
+        self._storages[key] = Stored(end, owner, size, with_copies)
         self.held_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
 
     def _forget(self, key: int) -> None:
-        _, _, size = self._storages.pop(key)
-        self.copied.discard(key)
-        self.held_bytes -= size
+        self.held_bytes -= self._storages.pop(key).size
 
     def hollowed(self, tensor: Tensor) -> Tensor:
         """Take a tensor's shape for it, if it holds what is computed with; it is no pass's."""
@@ -202,28 +214,24 @@ class Hollow(FakeTensorMode):
     def leave_out(self, tensor: Tensor, with_copies: bool = False) -> None:
         """Count a tensor, or also copies of it in another format, to nobody: it is no pass's."""
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        if with_copies:
-            self.copied.add(key)
-        if key in self._storages:
-            end, _, size = self._storages[key]
-            self.held_bytes -= size
-        else:  # its end is heard of: what takes its place in memory counts again
-            end, size = weakref.ref(storage, lambda _: self._forget(key)), 0
-        self._storages[key] = end, "", 0
+        if known := self._storages.get(storage._cdata):
+            self.held_bytes -= known.size
+            with_copies = with_copies or known.with_copies
+        self._store(storage, "", 0, with_copies)
 
     def begin(self, owner: str) -> None:
         """Begin a pass, whose first work is somebody's."""
         self.spent.clear()
         self.owner, self._goes_back = owner, False
         # What nothing went back through hangs in a circle until Python looks for such.
-        self._storages = {key: (end, "", 0) for key, (end, _, _) in self._storages.items()}
+        for one in self._storages.values():
+            one.owner, one.size = "", 0
         self.held_bytes = 0
 
     def turn(self) -> None:
         """Write down, owner by owner, what the forward pass has kept; the pass goes back now."""
-        for _, owner, size in self._storages.values():
-            self.spent[owner].kept_bytes += size
+        for one in self._storages.values():
+            self.spent[one.owner].kept_bytes += one.size
         self._goes_back = True
 
     def begin_work(self) -> None:

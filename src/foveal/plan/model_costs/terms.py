@@ -40,23 +40,6 @@ class PartCosts:
 
 
 @dataclass(frozen=True)
-class Operations:
-    """What is multiplied and added that is of use to a result, by part: nothing twice."""
-
-    tower: float
-    projector: float
-    decoder: float
-    head: float
-    decoder_attention: float
-    """Part of the decoder's: scores and what is made of them."""
-
-    @property
-    def total(self) -> float:
-        """Of all parts."""
-        return self.tower + self.projector + self.decoder + self.head
-
-
-@dataclass(frozen=True)
 class PassCosts:
     """What a pass over a row costs."""
 
@@ -83,17 +66,6 @@ class PassCosts:
         if not self.head.kept_bytes.of(row):
             return 0
         return 2 * FULL_BYTES * min(row.targets, POSITIONS_PER_CHUNK) * self.head_sides[1]
-
-    def operations(self, row: RowCounts) -> Operations:
-        """Count products part by part; of attention the pairs that see each other alone."""
-        vision = self.vision.operations.of(row)
-        # What brings features to the decoder's width: nothing else hangs on an image's tokens.
-        projector = self.vision.operations.by["image_tokens"] * row.image_tokens
-        attention = self.language.attention_of_pair * row.pairs
-        decoder = self.language.operations.of(row) + attention
-        head = self.head.operations.of(row)
-        found = vision - projector, projector, decoder, head, attention
-        return Operations(*(float(round(one)) for one in found))  # they were solved for
 
     def kept_bytes(self, row: RowCounts) -> int:
         """All that a forward pass keeps."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,10 @@ SCALES_CODE_BYTES = 256 * FULL_BYTES + FULL_BYTES
 """The same of scales in 8 bits, and their mean."""
 
 
+HeldAs = Literal["whole", "linear", "four_bit", "adapter"]
+"""linear: a fixed weight of a linear layer, which is held as passes compute."""
+
+
 @dataclass(frozen=True)
 class HeldTensor:
     """A weight, or a matrix of an adapter, before an engine cuts it."""
@@ -32,8 +37,7 @@ class HeldTensor:
     """Along which FSDP2 cuts."""
 
     numbers: int
-    kind: Literal["whole", "linear", "four_bit", "adapter"]
-    """linear: a fixed one of a linear layer, which is held as passes compute."""
+    kind: HeldAs
 
     learns: bool
 
@@ -52,23 +56,47 @@ class HeldTensor:
 
 
 @dataclass(frozen=True)
-class Together:
-    """What FSDP2 brings together at a time: a repeated layer, or all that stands in none."""
+class HeldTensors:
+    """All weights and adapters of a model, or of a part that FSDP2 brings together at a time."""
 
-    numbers: int = 0
-    """Not in 4 bits."""
+    tensors: Sequence[HeldTensor]
 
-    four_bit: int = 0
-    learnt: int = 0
+    def share(self, *kinds: HeldAs, parts: int = 1) -> int:
+        """Count the numbers of some kinds, each tensor cut over so many processes."""
+        return sum(one.share(parts) for one in self.tensors if one.kind in kinds)
 
-    def weights_bytes(self, number_bytes: int = FULL_BYTES) -> int:
-        """Bytes of its weights, whole; two numbers in 4 bits share one."""
-        return self.numbers * number_bytes + (self.four_bit + 1) // 2
+    def learnt_share(self, parts: int = 1) -> int:
+        """Count the numbers that learn, each tensor cut over so many processes."""
+        return sum(one.share(parts) for one in self.tensors if one.learns)
+
+    @cached_property
+    def four_bit(self) -> int:
+        """Numbers in 4 bits."""
+        return self.share("four_bit")
+
+    @cached_property
+    def adapters(self) -> int:
+        """Numbers of adapters."""
+        return self.share("adapter")
+
+    @cached_property
+    def whole(self) -> int:
+        """Numbers of weights in the run's own width, adapters not counted."""
+        return self.share("whole", "linear")
+
+    @cached_property
+    def learnt(self) -> int:
+        """Numbers with a gradient and an optimizer's state: of weights, or of adapters."""
+        return self.learnt_share()
 
     @property
-    def gradients_bytes(self) -> int:
-        """Bytes of its gradients before they are cut."""
-        return self.learnt * FULL_BYTES
+    def numbers(self) -> int:
+        """All that is not in 4 bits."""
+        return self.whole + self.adapters
+
+    def gathered_bytes(self, number_bytes: int = FULL_BYTES) -> int:
+        """Bytes of all, brought together; two numbers in 4 bits share one."""
+        return self.numbers * number_bytes + (self.four_bit + 1) // 2
 
 
 @dataclass(frozen=True)
@@ -88,38 +116,26 @@ class Assigned:
 
 
 @dataclass(frozen=True)
-class Holdings:
-    """Numbers that a process has to hold, by what is done with them."""
+class Holdings(HeldTensors):
+    """What a process has to hold, by what is done with it."""
 
-    whole: int
-    """In the run's own width, adapters not counted."""
-
-    four_bit: int
-    learnt: int
-    """With a gradient and an optimizer's state: weights, or adapters."""
-
-    learnt_tensors: int
     learnt_groups: Sequence[int]
     """Numbers of each of the optimizer's groups: of one rate, one decay and one kind."""
 
     optimizer_bytes: Mapping[str, int]
     """What an optimizer holds to let them learn, by its name."""
 
-    adapters: int
     learnt_linear: int
     """Of linear layers, that autocast copies to 16 bits once a pass."""
 
     frozen_linear: int
     """Of linear layers that a pass reads, that autocast copies to 16 bits at each use."""
 
-    largest_block: Together
+    largest_block: HeldTensors
     """The repeated layer that weighs most, adapters included."""
 
-    outside_blocks: Together
+    outside_blocks: HeldTensors
     """What stands in no repeated layer: embedding, head, projector."""
-
-    tensors: Sequence[HeldTensor]
-    """All of them, one by one."""
 
     double: bool
     """Whether the scales of what is in 4 bits are held in 8."""
@@ -131,21 +147,10 @@ class Holdings:
             fixed_bytes: of a number of a linear layer that does not learn.
             parts: processes that each tensor is cut over.
         """
-        total = 0
-        for one in self.tensors:
-            if one.kind == "four_bit":
-                total += one.packed_bytes(parts, self.double)
-            elif one.kind != "adapter":
-                total += one.share(parts) * (fixed_bytes if one.kind == "linear" else FULL_BYTES)
-        return total
-
-    def adapters_share(self, parts: int = 1) -> int:
-        """Numbers of adapters, each cut over so many processes."""
-        return sum(one.share(parts) for one in self.tensors if one.kind == "adapter")
-
-    def learnt_share(self, parts: int = 1) -> int:
-        """Numbers that learn, each tensor cut over so many processes."""
-        return sum(one.share(parts) for one in self.tensors if one.learns)
+        packed = (one for one in self.tensors if one.kind == "four_bit")
+        total = sum(one.packed_bytes(parts, self.double) for one in packed)
+        total += self.share("linear", parts=parts) * fixed_bytes
+        return total + self.share("whole", parts=parts) * FULL_BYTES
 
 
 SMALLEST_IN_8_BITS, SCALED_BLOCK = 4096, 256
@@ -220,10 +225,7 @@ def count_holdings(made: Assigned, double: bool = True) -> Holdings:
     """
     model, family = made.model, made.family
     parameters, hidden = dict(model.named_parameters()), hidden_matrices(model)
-    elements = {one.name: one.elements for one in made.assignments}
     learnt = [one for one in made.assignments if one.learn]
-    adapters = sum(one.elements for one in made.assignments if one.rank is not None)
-    four_bit = sum(count for name, count in elements.items() if made.is_packed(name))
     modules = model.named_modules()
     # A head that is the embedding too stands among the parameters once, under that name.
     linear = {f"{name}.weight" for name, one in modules if isinstance(one, nn.Linear)}
@@ -235,40 +237,32 @@ def count_holdings(made: Assigned, double: bool = True) -> Holdings:
         key = one.learning_rate, one.weight_decay, parameters[one.name] in hidden
         groups[key] = groups.get(key, 0) + one.elements
 
-    def held(one: Assignment) -> HeldTensor:
-        rows, numbers = parameters[one.name].shape[0], one.elements
+    def kind_of(one: Assignment) -> HeldAs:
         if one.rank is not None:
-            return HeldTensor(rows, numbers, "adapter", one.learn)
+            return "adapter"
         if made.is_packed(one.name):
-            return HeldTensor(rows, numbers, "four_bit", one.learn)
-        is_held_small = id(parameters[one.name]) in fixed
-        return HeldTensor(rows, numbers, "linear" if is_held_small else "whole", one.learn)
+            return "four_bit"
+        return "linear" if id(parameters[one.name]) in fixed else "whole"
 
-    def together(weights: Collection[Assignment]) -> Together:
-        packed = sum(one.elements for one in weights if made.is_packed(one.name))
-        learnt = sum(one.elements for one in weights if one.learn)
-        return Together(sum(one.elements for one in weights) - packed, packed, learnt)
+    def held(one: Assignment) -> HeldTensor:
+        return HeldTensor(parameters[one.name].shape[0], one.elements, kind_of(one), one.learn)
 
-    fates = {id(parameters[one.name]): one for one in made.assignments}
+    tensors = {id(parameters[one.name]): held(one) for one in made.assignments}
+    everything = tuple(tensors.values())
     blocks = [
-        together([fates.pop(id(w)) for w in block.parameters() if id(w) in fates])
+        HeldTensors([tensors.pop(id(w)) for w in block.parameters() if id(w) in tensors])
         for block in family.blocks(model)
     ]
     return Holdings(
-        whole=sum(elements.values()) - adapters - four_bit,
-        four_bit=four_bit,
-        learnt=sum(one.elements for one in learnt),
-        learnt_tensors=len(learnt),
+        everything,
         learnt_groups=tuple(groups.values()),
         optimizer_bytes={
             name: sum(state(parameters[one.name], parameters[one.name] in hidden) for one in learnt)
             for name, state in HELD_BY_OPTIMIZER.items()
         },
-        adapters=adapters,
         learnt_linear=sum(one.elements for one in whole if one.learn),
         frozen_linear=sum(one.elements for one in frozen),
-        largest_block=max(blocks, key=Together.weights_bytes, default=Together()),
-        outside_blocks=together(fates.values()),
-        tensors=tuple(map(held, made.assignments)),
+        largest_block=max(blocks, key=HeldTensors.gathered_bytes, default=HeldTensors(())),
+        outside_blocks=HeldTensors(tuple(tensors.values())),
         double=double,
     )
