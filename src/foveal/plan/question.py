@@ -97,7 +97,7 @@ class Question:
 
     @cached_property
     def _targets(self) -> NDArray[np.int32]:
-        return self.dataset.targets
+        return self.dataset.examples.targets
 
     @cached_property
     def steps(self) -> int:

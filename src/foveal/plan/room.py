@@ -51,7 +51,7 @@ def choose_recompute(
     slack = CPU_SLACK if device.type == "cpu" else 0.0
     # A model for a GPU is first read into the memory of its host.
     holds_weights = loaded.model.device.type == device.type
-    looked_at = plan_steps(plan, dataset.targets, sorted(_steps_looked_at(plan)))
+    looked_at = plan_steps(plan, dataset.examples.targets, sorted(_steps_looked_at(plan)))
 
     def bytes_needed(recompute: Recompute) -> int:
         """Estimate what a rank will need beside what it holds."""
