@@ -7,8 +7,8 @@
 #           to two per cent with it.
 # Why:      onnxruntime/quantization/operators/gather.py, GatherQuant.quantize quantizes its table as if it were an activation
 #           (quantize_activation), which has one scale; matmul.py asks for channels.
-# Matters:  models with tied embeddings: the head is fine and the words that go in are not, at every default, since Gather is
-#           among what is quantized. Name op_types_to_quantize=["MatMul"] to leave the table as it is.
+# Matters:  models with tied embeddings: what comes out is right and the words that go in are not, and Gather is among what is
+#           quantized by default. Name op_types_to_quantize=["MatMul", "Gemm"] to leave the table as it is.
 # Versions: onnxruntime 1.32.0, onnx 1.23.2.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=packages.sh

@@ -7,7 +7,7 @@
 # Why:      tensorboard/backend/event_processing/plugin_event_accumulator.py, _CheckForRestartAndMaybePurge takes the first
 #           SessionLog.START of a run for its beginning; torch writes one only where purge_step is given, so the first is
 #           the restart. event_accumulator.py, and the data server, obey each.
-# Matters:  Windows (no wheel of the data server), logs read from s3://, --logdir_spec and --detect_file_replacement read in
+# Matters:  Windows (there is no data server for it), logs read from s3://, --logdir_spec and --detect_file_replacement read in
 #           Python. Begin with purge_step=0.
 # Versions: tensorboard 2.21.0, tensorboard-data-server 0.7.2, torch 2.13.0.
 set -euo pipefail
