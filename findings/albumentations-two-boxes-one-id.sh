@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ids that go through albumentations beside their boxes come back as other ids, and two as one.
+# Large ids that go through albumentations beside their boxes come back as other ids, and two as one.
 #
 # Guessed:  what stands in label_fields is carried along with its box as it is; integers come back as the integers they were.
 # Happens:  behind a transform that does nothing 16777217 is 16777216, as its neighbour is, and 900100581904 (as COCO's crowds
