@@ -101,7 +101,9 @@ class Side:
         )
         planned = plan.step(0).ranks[0]
         rows = [build_batch(row, dataset, processor) for row in planned]
-        self.counts = tuple(count_row(row, dataset.sizes, dataset.examples.targets) for row in planned)
+        self.counts = tuple(
+            count_row(row, dataset.sizes, dataset.examples.targets) for row in planned
+        )
         """What is in each of our rows, as a plan counts it."""
         attention = "eager" if case.attention == "auto" else case.attention
         self.model = make_model(size)

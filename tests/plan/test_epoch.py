@@ -32,7 +32,7 @@ def test_a_row_is_counted_as_it_is_built(tmp_path):
     dataset = make_random_page(SIZE, 4, tmp_path)
     plan = Plan(dataset.sizes, examples_per_step=4, tokens_per_pass=SIZE.tokens_per_pass)
     (row,) = plan.step(0).ranks[0]
-    counts = count_row(row, dataset.sizes, dataset.targets)
+    counts = count_row(row, dataset.sizes, dataset.examples.targets)
     batch = build_batch(row, dataset, LetterProcessor(SIZE))
     assert counts.tokens == batch.input_ids.shape[1]
     seen = RowView(batch.groups, torch.device("cpu")).square(None)
@@ -47,7 +47,7 @@ def test_every_example_of_an_epoch_is_counted_once(tmp_path):
     plan = Plan(
         dataset.sizes, examples_per_step=3, tokens_per_pass=SIZE.tokens_per_pass, world_size=2
     )
-    epoch = plan_steps(plan, dataset.targets, range(plan.steps_per_epoch))
+    epoch = plan_steps(plan, dataset.examples.targets, range(plan.steps_per_epoch))
     assert epoch.total.examples == dataset.sizes.num_sets == 7
     assert len(epoch.steps) == 3
     assert all(len(step) == 2 for step in epoch.steps)
@@ -62,7 +62,7 @@ def test_what_is_in_a_row_of_pairs_can_be_written_down(tmp_path, rejected):
     _, dataset = read_dataset(pages, loaded.processor, pairs=True)
     plan = Plan(dataset.sizes, examples_per_step=2, tokens_per_pass=2000)
     (row,) = plan.step(0).ranks[0]
-    counts = asdict(count_row(row, dataset.sizes, dataset.targets))
+    counts = asdict(count_row(row, dataset.sizes, dataset.examples.targets))
     assert json.loads(json.dumps(counts))["examples"] == 2  # each question, whatever its answers
 
 
