@@ -44,6 +44,13 @@ def test_the_help_of_convert_lists_every_kind():
     assert listed.split(", ") == list(KINDS)
 
 
+@pytest.mark.parametrize("command", [[], ["train"]])
+def test_help_has_its_short_name_too(command):
+    shown = CliRunner().invoke(app, [*command, "-h"])
+    assert shown.exit_code == 0
+    assert shown.output == CliRunner().invoke(app, [*command, "--help"]).output
+
+
 def test_the_version_is_told_without_torch():
     probe = (
         "import sys, contextlib, io\n"
@@ -105,12 +112,27 @@ def test_check_exits_1_and_names_file_and_line(tmp_path):
         (["train", "r.yaml", "strategy=[{match:vision}]"], "unknown setting strategy.0.match:vis"),
         (["train", "t.jsonl"], "t.jsonl:2: not YAML: expected '<document start>', but found '{'"),
         (["check", "--recipe", "r.yaml", "t.jsonl"], "model nowhere: no such folder; give a"),
+        (["check", "t.jsonl", "--show", "-1"], "foveal check: Invalid value for '--show'"),
+        (["check", "t.jsonl", "--workers", "-1"], "foveal check: Invalid value for '--workers'"),
+        (["convert", "nlvr", "a", "b", "--workers", "-1"], "Invalid value for '--workers'"),
+        (["convert", "nlvr", "a", "b", "--frames", "0"], "Invalid value for '--frames'"),
+        (["train", "r.yaml", "--data.train=t.jsonl"], "--data.train; write data.train=..., with"),
+        (["train", "r.yaml", "--run", "x"], "No such option: --run; write run=..., without dashes"),
+        (["plan", "r.yaml", "--lr", "1e-4"], "write train.learning_rate=..., without dashes"),
+        (["train", "r.yaml", "-x"], "No such option: -x; `foveal train --help` shows how"),
+        (["check", "t.jsonl", "--run", "x"], "--run; `foveal check --help` shows how"),
+        (["train", "runs/mine"], "runs/mine: Is a directory; give runs/mine/recipe.yaml"),
+        (["train", "runs"], "runs: Is a directory; give a YAML recipe"),
+        (["evaluate", "runs/mien", "t.jsonl"], "model runs/mien: no such folder; give a folder"),
+        (["serve", "t.jsonl"], "t.jsonl: no model; give the folder of a run or a model"),
         (["demo", "--out", "r.yaml"], "foveal: r.yaml/data: Not a directory; give another place"),
     ],
 )
 def test_a_slip_of_the_hand_is_one_line_and_exit_2(tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text("model: nowhere\nrun: out\nprecision: float32\n")
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/recipe.yaml").write_text("model: nowhere\nrun: runs/mine\n")
     pages(tmp_path, 1, 2, "t")
     monkeypatch.setattr(sys, "argv", ["foveal", *arguments])
     with pytest.raises(SystemExit) as ended:

@@ -24,7 +24,12 @@ UsageError: Any = typer.BadParameter.__base__
 NOT_A_PLACE = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 """What a file where a folder should be, or the reverse, raises."""
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
 
 
 def _tell_version(asked: bool) -> None:
@@ -114,7 +119,7 @@ def _run() -> Any:
     except UsageError as error:
         if said := error.format_message():  # nothing where the whole help was shown
             place = error.ctx.command_path if error.ctx else "foveal"
-            _refuse(f"{place}: {said.rstrip('.')}; `{place} --help` shows how")
+            _refuse(f"{place}: {said.rstrip('.')}; {_remedy(error, place)}")
         return 2
     except AtWorkError as error:
         _refuse(f"foveal: {error.filename}: {error.strerror}; let it end, or give another place")
@@ -127,6 +132,20 @@ def _run() -> Any:
         _refuse(f"foveal: {place}: {error.strerror}; free space, or give another place")
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _remedy(error: Any, place: str) -> str:
+    """Say how a wrong command line is written; settings are no options, and bear no dashes."""
+    option = getattr(error, "option_name", "").lstrip("-")
+    of_command = error.ctx.command.params if error.ctx else ()
+    takes_settings = any(one.opts == ["overrides"] for one in of_command)
+    # Any short word is near `--help`.
+    if option and takes_settings and not {*(error.possibilities or ())} - {"--help"}:
+        from foveal.config import nearest_setting
+
+        if setting := nearest_setting(option.replace("-", "_").split(".")):
+            return f"write {setting}=..., without dashes"
+    return f"`{place} --help` shows how"
 
 
 def _with_home(word: str) -> str:

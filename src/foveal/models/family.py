@@ -243,7 +243,10 @@ def _read_config(name: str) -> dict[str, Any]:
     try:
         in_folder = Path(name) / "config.json"
         # No hub name: the hub need not be asked.
-        if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith(("/", "."))):
+        beside_runs = any(Path(name).parent.glob("*/recipe.yaml"))
+        if not Path(name).is_dir() and (
+            name.count("/") != 1 or name.startswith(("/", ".")) or beside_runs
+        ):
             raise FileNotFoundError("no such folder")
         path = in_folder if Path(name).is_dir() else Path(cached_file(name, "config.json"))
         config = json.loads(path.read_text(encoding="utf-8"))
