@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,9 +12,10 @@ from pathlib import Path
 from threading import get_ident
 from typing import Any
 
-FAILED_WRITES = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
-)
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says of a disk that is full."""
+
+FAILED_WRITES = FULL | {errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
 """What the system says of a disk that is full or takes no more."""
 
 
@@ -34,6 +36,12 @@ def _named(place: Path, part: Path) -> Iterator[None]:
         is_gone = error.errno == errno.ENOENT and place.parent.is_relative_to(named)
         if named.startswith(str(part)) or is_gone:
             raise _about(place, error) from error
+        raise
+    except Exception as error:
+        said = re.search(r"\(os error (\d+)\)", str(error))  # as libraries in Rust write it
+        number = int(said[1]) if said else 0
+        if number in FULL:
+            raise OSError(number, os.strerror(number), str(place)) from error
         raise
 
 
