@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from foveal.cli import app, main
 from foveal.cli.front import STOPS
 from foveal.config import load_recipe
+from foveal.errors import ConfigError
 from foveal.storage import AtWorkError, written_whole
 
 ROOT = Path(__file__).parents[1]
@@ -247,6 +248,22 @@ def test_a_signal_that_falls_into_code_that_lets_nothing_through_comes_again(mon
     with pytest.raises(SystemExit) as ended:
         main()
     assert (ended.value.code, time.monotonic() - began < 30) == (143, True)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ConfigError])
+def test_a_signal_that_a_library_made_an_error_of_is_a_signal(monkeypatch, capsys, kind):
+    def write(run, out):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as interruption:
+            raise kind("Error calling __set_name__") from interruption
+
+    monkeypatch.setattr("foveal.report.report.write_report", write)
+    monkeypatch.setattr(sys, "argv", ["foveal", "report", "run"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 143
+    assert capsys.readouterr().err == "foveal: stopped by SIGTERM\n"
 
 
 def test_a_command_with_workers_that_a_scheduler_ends_says_one_line(tmp_path):

@@ -96,6 +96,20 @@ def _signals_that_interrupt() -> Iterator[list[int]]:
             signal.signal(one, handler)
 
 
+@contextmanager
+def _interruptions_unwrapped() -> Iterator[None]:
+    """Let an interruption through that was made an error, as Python 3.11 does in `__set_name__`."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__
+        while cause and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__
+        if cause:
+            raise cause from None
+        raise
+
+
 def main() -> None:
     """Run the command line; a mendable error becomes one line and exit status 2.
 
@@ -113,7 +127,8 @@ def main() -> None:
 def _run() -> Any:
     try:
         words = [_with_home(word) for word in sys.argv[1:]]
-        return app(words, prog_name="foveal", standalone_mode=False)
+        with _interruptions_unwrapped():
+            return app(words, prog_name="foveal", standalone_mode=False)
     except UserError as error:
         _refuse(f"foveal: {error}")
     except UsageError as error:
