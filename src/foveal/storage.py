@@ -38,11 +38,15 @@ def _named(place: Path, part: Path) -> Iterator[None]:
             raise _about(place, error) from error
         raise
     except Exception as error:
-        said = re.search(r"\(os error (\d+)\)", str(error))  # as libraries in Rust write it
-        number = int(said[1]) if said else 0
-        if number in FULL:
+        if (number := system_error(error)) in FULL:
             raise OSError(number, os.strerror(number), str(place)) from error
         raise
+
+
+def system_error(error: Exception) -> int:
+    """Find the system's number in the words of an error, as libraries in Rust write it; or 0."""
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return int(said[1]) if said else 0
 
 
 @contextmanager
