@@ -266,6 +266,26 @@ def test_a_signal_that_a_library_made_an_error_of_is_a_signal(monkeypatch, capsy
     assert capsys.readouterr().err == "foveal: stopped by SIGTERM\n"
 
 
+INTERRUPTED_IN_EXEC = """
+import signal, sys
+from foveal.cli import main
+from foveal.report import report
+def write(run, out):
+    exec("signal.raise_signal(signal.SIGINT)")
+report.write_report = write
+sys.argv = ["foveal", "report", "run"]
+main()
+"""
+
+
+def test_an_interruption_of_code_made_from_a_text_ends_with_130(tmp_path):
+    """As libraries make classes while they are imported; launchers start a module, as here."""
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED_IN_EXEC)
+    command = [sys.executable, "-m", "interrupted"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_a_command_with_workers_that_a_scheduler_ends_says_one_line(tmp_path):
     for number in range(60):
         make_picture(tmp_path / "source" / "cat" / f"{number}.png", number)

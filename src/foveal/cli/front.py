@@ -121,6 +121,8 @@ def main() -> None:
     if received and status == INTERRUPTED:
         typer.echo(f"foveal: stopped by {signal.Signals(received[0]).name}", err=True)
         status = 128 + received[0]
+    # A module into whose `exec` an interruption fell would end by SIGINT; the next one forgets it.
+    exec("")
     sys.exit(status)
 
 
