@@ -311,7 +311,10 @@ def load(
         with read_whole(name) as stored:
             model = family.load_model(name, attention, dtype, quantization or stored)
         processor = family.load_processor(name, image_budget)
-    except (ImportError, OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+    except SafetensorError as error:
+        reason = one_line(error)
+        raise ModelError(f"model {name}: broken weights ({reason}); fetch it again") from error
+    except (ImportError, OSError, ValueError, StrictDataclassError) as error:
         raise ModelError(f"model {name}: {one_line(error)}") from error
     except (AttributeError, KeyError, TypeError) as error:
         raise _unknown_form(name, error) from error
