@@ -115,6 +115,7 @@ def test_check_exits_1_and_names_file_and_line(tmp_path):
         (["check", "--recipe", "r.yaml", "t.jsonl"], "model nowhere: no such folder; give a"),
         (["check", "t.jsonl", "--show", "-1"], "foveal check: Invalid value for '--show'"),
         (["check", "t.jsonl", "--workers", "-1"], "foveal check: Invalid value for '--workers'"),
+        (["check", "t.jsonl", "--other", "runs"], "runs: a folder; give a JSONL file of examples"),
         (["convert", "nlvr", "a", "b", "--workers", "-1"], "Invalid value for '--workers'"),
         (["convert", "nlvr", "a", "b", "--frames", "0"], "Invalid value for '--frames'"),
         (["train", "r.yaml", "--data.train=t.jsonl"], "--data.train; write data.train=..., with"),
