@@ -263,9 +263,9 @@ def _read_tree(path: Path, named_by: Path | None) -> dict[str, Any]:
         tree = _Reader(path.read_bytes()).get_single_data()
     except OSError as error:
         what = f"{named_by}: base: {path}" if named_by else f"{path}"
-        of_run = path / "recipe.yaml"
-        wanted = of_run if of_run.is_file() else "a YAML recipe"
-        raise ConfigError(f"{what}: {error.strerror}; give {wanted}") from error
+        if (of_run := path / "recipe.yaml").is_file():
+            raise ConfigError(f"{what}: {error.strerror}; give {of_run}") from error
+        raise ConfigError(f"{what}: {error.strerror}; give a YAML recipe") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_what_is_no_yaml(error)}") from error
     except RecursionError:
