@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from foveal.cli import app, main
 from foveal.cli.front import STOPS
 from foveal.config import load_recipe
+from foveal.errors import ConfigError
 from foveal.storage import AtWorkError, written_whole
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +43,13 @@ def test_the_help_of_convert_lists_every_kind():
     assert result.exit_code == 0
     listed = " ".join(result.output.partition("Kinds:")[2].split()).rstrip(".")
     assert listed.split(", ") == list(KINDS)
+
+
+@pytest.mark.parametrize("command", [[], ["train"]])
+def test_help_has_its_short_name_too(command):
+    shown = CliRunner().invoke(app, [*command, "-h"])
+    assert shown.exit_code == 0
+    assert shown.output == CliRunner().invoke(app, [*command, "--help"]).output
 
 
 def test_the_version_is_told_without_torch():
@@ -105,12 +113,28 @@ def test_check_exits_1_and_names_file_and_line(tmp_path):
         (["train", "r.yaml", "strategy=[{match:vision}]"], "unknown setting strategy.0.match:vis"),
         (["train", "t.jsonl"], "t.jsonl:2: not YAML: expected '<document start>', but found '{'"),
         (["check", "--recipe", "r.yaml", "t.jsonl"], "model nowhere: no such folder; give a"),
+        (["check", "t.jsonl", "--show", "-1"], "foveal check: Invalid value for '--show'"),
+        (["check", "t.jsonl", "--workers", "-1"], "foveal check: Invalid value for '--workers'"),
+        (["check", "t.jsonl", "--other", "runs"], "runs: a folder; give a JSONL file of examples"),
+        (["convert", "nlvr", "a", "b", "--workers", "-1"], "Invalid value for '--workers'"),
+        (["convert", "nlvr", "a", "b", "--frames", "0"], "Invalid value for '--frames'"),
+        (["train", "r.yaml", "--data.train=t.jsonl"], "--data.train; write data.train=..., with"),
+        (["train", "r.yaml", "--run", "x"], "No such option: --run; write run=..., without dashes"),
+        (["plan", "r.yaml", "--lr", "1e-4"], "write train.learning_rate=..., without dashes"),
+        (["train", "r.yaml", "-x"], "No such option: -x; `foveal train --help` shows how"),
+        (["check", "t.jsonl", "--run", "x"], "--run; `foveal check --help` shows how"),
+        (["train", "runs/mine"], "runs/mine: Is a directory; give runs/mine/recipe.yaml"),
+        (["train", "runs"], "runs: Is a directory; give a YAML recipe"),
+        (["evaluate", "runs/mien", "t.jsonl"], "model runs/mien: no such folder; give a folder"),
+        (["serve", "t.jsonl"], "t.jsonl: no model; give the folder of a run or a model"),
         (["demo", "--out", "r.yaml"], "foveal: r.yaml/data: Not a directory; give another place"),
     ],
 )
 def test_a_slip_of_the_hand_is_one_line_and_exit_2(tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text("model: nowhere\nrun: out\nprecision: float32\n")
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/recipe.yaml").write_text("model: nowhere\nrun: runs/mine\n")
     pages(tmp_path, 1, 2, "t")
     monkeypatch.setattr(sys, "argv", ["foveal", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -234,6 +258,42 @@ def test_a_signal_that_falls_into_code_that_lets_nothing_through_comes_again(mon
     with pytest.raises(SystemExit) as ended:
         main()
     assert (ended.value.code, time.monotonic() - began < 30) == (143, True)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ConfigError])
+def test_a_signal_that_a_library_made_an_error_of_is_a_signal(monkeypatch, capsys, kind):
+    def write(run, out):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as interruption:
+            raise kind("Error calling __set_name__") from interruption
+
+    monkeypatch.setattr("foveal.report.report.write_report", write)
+    monkeypatch.setattr(sys, "argv", ["foveal", "report", "run"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 143
+    assert capsys.readouterr().err == "foveal: stopped by SIGTERM\n"
+
+
+INTERRUPTED_IN_EXEC = """
+import signal, sys
+from foveal.cli import main
+from foveal.report import report
+def write(run, out):
+    exec("signal.raise_signal(signal.SIGINT)")
+report.write_report = write
+sys.argv = ["foveal", "report", "run"]
+main()
+"""
+
+
+def test_an_interruption_of_code_made_from_a_text_ends_with_130(tmp_path):
+    """As libraries make classes while they are imported; launchers start a module, as here."""
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED_IN_EXEC)
+    command = [sys.executable, "-m", "interrupted"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_a_command_with_workers_that_a_scheduler_ends_says_one_line(tmp_path):

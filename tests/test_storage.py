@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from threading import Barrier
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from foveal import storage
 from foveal.storage import (
@@ -113,6 +115,22 @@ def test_a_full_disk_leaves_the_former_file_and_names_it(tmp_path):
     assert caught.value.errno in FAILED_WRITES
     assert file.read_text() == "before"
     assert os.listdir(tmp_path) == ["note.txt"]
+
+
+def test_a_full_disk_that_a_library_in_rust_met_is_told_as_one(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with (
+            pytest.raises(OSError, match="File too large") as caught,
+            folder_written_whole(tmp_path / "model") as beside,
+        ):
+            save_file({"a": np.zeros(100_000)}, beside / "model.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(tmp_path / "model")
+    assert caught.value.errno in FAILED_WRITES
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_place_whose_folder_is_gone_and_cannot_be_made_is_named(tmp_path, monkeypatch):

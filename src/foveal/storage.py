@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,9 +12,10 @@ from pathlib import Path
 from threading import get_ident
 from typing import Any
 
-FAILED_WRITES = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
-)
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says of a disk that is full."""
+
+FAILED_WRITES = FULL | {errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
 """What the system says of a disk that is full or takes no more."""
 
 
@@ -35,6 +37,16 @@ def _named(place: Path, part: Path) -> Iterator[None]:
         if named.startswith(str(part)) or is_gone:
             raise _about(place, error) from error
         raise
+    except Exception as error:
+        if (number := system_error(error)) in FULL:
+            raise OSError(number, os.strerror(number), str(place)) from error
+        raise
+
+
+def system_error(error: Exception) -> int:
+    """Find the system's number in the words of an error, as libraries in Rust write it; or 0."""
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return int(said[1]) if said else 0
 
 
 @contextmanager

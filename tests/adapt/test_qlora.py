@@ -80,7 +80,7 @@ def whole(place):
 def test_a_run_in_four_bits_learns_and_says_what_it_learns(whole):
     folder, said = whole
     assert losses(folder)[-1] < losses(folder)[0]
-    assert "fixed, 4 bits" in said
+    assert "frozen, 4 bits" in said
     assert "adds them to the whole weights" in said
 
 

@@ -115,9 +115,9 @@ def test_the_table_counts_packed_weights_one_by_one(folder):
     loaded = quantized(folder)
     chosen = assign(loaded.model, loaded.family, rules_of("qlora"), 1e-3, 0.0, LoraSettings(rank=4))
     counts = summarize(chosen)
-    fixed = sum(count for fate, count in counts.items() if fate.what.startswith("fixed"))
-    assert fixed == sum(one.numel() for one in make_model(folder).model.parameters())
-    packed = sum(count for fate, count in counts.items() if fate.what == "fixed, 4 bits")
+    frozen = sum(count for fate, count in counts.items() if fate.what.startswith("frozen"))
+    assert frozen == sum(one.numel() for one in make_model(folder).model.parameters())
+    packed = sum(count for fate, count in counts.items() if fate.what == "frozen, 4 bits")
     assert packed == sum(
         layer.in_features * layer.out_features
         for layer in loaded.model.modules()

@@ -190,7 +190,7 @@ def test_the_table_shows_rank_alpha_and_scale(loaded):
     ]
     count = sum(one.elements for one in chosen if one.learn and one.part_name.startswith("vision."))
     assert ["vision", "adapter", f"{count:,}", "2.0e-04", "0.01", "2", "8", "4"] in cells
-    assert [row[-1] for row in cells if row[:2] == ["language", "fixed"]] == ["-"]
+    assert [row[-1] for row in cells if row[:2] == ["language", "frozen"]] == ["-"]
 
 
 @pytest.mark.parametrize(

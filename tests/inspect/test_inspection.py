@@ -117,6 +117,16 @@ def test_a_row_longer_than_the_budget_sets_the_scale(tmp_path, loaded):
     assert any(found.get("class") == "budget" for _, found in page.elements)
 
 
+def test_a_file_of_one_example_is_told_in_whole_examples(tmp_path, loaded):
+    inspect(pages(tmp_path, 1, 1), loaded, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "1 example in 1 pass," in text
+    assert re.findall("All have [^<]*", text) == ["All have 81.", "All have 5.", "All have 1."]
+    assert not re.findall(
+        r">0\.[0-9]+</text>", text
+    )  # of examples and pictures there are no halves
+
+
 @pytest.mark.usefixtures("charts_undrawn")
 def test_the_examples_shown_are_spread_over_the_file_and_named_by_line(tmp_path, loaded):
     page, _ = inspect(pages(tmp_path, 4, 2), loaded, tmp_path / "page.html", number=2)

@@ -164,7 +164,9 @@ def test_an_attention_that_is_not_installed_is_refused_in_one_line(folder):
 def test_weights_cut_short_are_refused_in_one_line(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
-    refusal(folder)
+    said = refusal(folder)
+    assert said.startswith(f"model {folder}: broken weights (")
+    assert said.endswith("; fetch it again")
 
 
 def test_a_second_name_in_phis_files_is_read_as_the_models_own():

@@ -1,6 +1,7 @@
 """What the comparison of runs promises."""
 
 import json
+import re
 
 import pytest
 from run_folders import evaluate, make_examples, make_run, make_whole_run, predict
@@ -21,6 +22,16 @@ def test_runs_are_set_against_the_first_answer_by_answer(tmp_path):
     assert "66.7" in text
     assert "\N{MINUS SIGN}25.0" in text  # three more of twelve are wrong
     assert "first, second" in text
+
+
+def test_a_score_that_only_one_run_wrote_down_is_worked_out_for_the_other(tmp_path):
+    first, second = make_whole_run(tmp_path, "first"), make_whole_run(tmp_path, "second")
+    evaluate(second, "after", predict(wrong=[1, 3, 5, 7]))
+    path = second / "evaluation" / "after" / "scores.json"
+    path.write_text(json.dumps({"accuracy": json.loads(path.read_text())["accuracy"]}))
+    text = words(write_comparison([first, second], tmp_path / "page.html"))
+    row = text.partition('<th scope="row">ANLS</th>')[2].partition("</tr>")[0]
+    assert re.findall(r'class="value[^"]*">([^<]*)<', row) == ["91.7", "66.7", "\N{MINUS SIGN}25.0"]
 
 
 def test_only_settings_that_differ_are_listed(tmp_path):

@@ -3,12 +3,12 @@
 import base64
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from browsers import PHONE, chromium
 from numbered_clips import STEADY, write_clip
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from serving import LINES, picture_bytes
 
 from foveal.serve.limits import ServerSettings
@@ -16,9 +16,6 @@ from foveal.serve.server import read_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-
-CHROMIUM = Path("/usr/bin/chromium")
-SWITCHES = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking")
 
 DROP = """([coded, name, type]) => {
   const bytes = Uint8Array.from(atob(coded), (one) => one.charCodeAt(0));
@@ -32,19 +29,14 @@ DROP = """([coded, name, type]) => {
 
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    if not CHROMIUM.exists():
-        pytest.skip("no chromium here")
-    expect.set_options(timeout=60_000)
-    with sync_playwright() as player:
-        chromium = player.chromium.launch(executable_path=CHROMIUM, args=list(SWITCHES))
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture
 def page(browser: "Browser") -> "Iterator[Page]":
     """A page that must not complain, and may talk to its own server alone."""
-    context = browser.new_context(viewport={"width": 390, "height": 780})
+    context = browser.new_context(viewport=PHONE)
     context.set_default_timeout(60_000)
     made = context.new_page()
     complaints: list[str] = []

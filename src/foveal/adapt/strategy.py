@@ -228,7 +228,7 @@ def summarize(assignments: Sequence[Assignment]) -> dict[Fate, int]:
             sizes = (one.rank, one.alpha, one.scale)
             fate = Fate(part, what, one.learning_rate, one.weight_decay, *sizes)
         else:
-            fate = Fate(part, "fixed, 4 bits" if one.four_bits else "fixed")
+            fate = Fate(part, "frozen, 4 bits" if one.four_bits else "frozen")
         counts[fate] = counts.get(fate, 0) + one.elements
     return counts
 

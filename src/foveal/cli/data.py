@@ -42,7 +42,7 @@ def convert(
     kind: Annotated[str, typer.Argument(help="Layout of the source; all are listed below.")],
     source: Annotated[Path, typer.Argument(help="Folder, zip, file of rows, or hub name.")],
     out: Annotated[Path, typer.Argument(help="Folder to fill: images/ and JSONL files.")],
-    frames: Annotated[int, typer.Option(help="Pictures a clip.")] = 8,
+    frames: Annotated[int, typer.Option(help="Pictures a clip.", min=1)] = 8,
     keep_clips: Annotated[
         bool, typer.Option("--keep-clips", help="Leave clips whole; a run takes their frames.")
     ] = False,
@@ -51,7 +51,7 @@ def convert(
     question: Annotated[str | None, typer.Option(help="What to ask of each picture.")] = None,
     columns: Columns = "",
     seed: Annotated[int, typer.Option(help="Start of random choices.")] = 0,
-    workers: Annotated[int, typer.Option(help="Processes that decode.")] = 2,
+    workers: Annotated[int, typer.Option(help="Processes that decode.", min=0)] = 2,
 ) -> None:
     """Turn a data set in its published layout into pictures and JSONL files."""
     from foveal.data.convert import Options
@@ -100,8 +100,8 @@ def check(
         Path | None, typer.Option(help="YAML recipe; its model counts the tokens.")
     ] = None,
     fix: Annotated[Path | None, typer.Option(help="File for the good lines.")] = None,
-    show: Annotated[int, typer.Option(help="Problems to print; the rest are counted.")] = 20,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    show: Annotated[int, typer.Option(help="Problems to print; the rest are counted.", min=0)] = 20,
+    workers: Annotated[int, typer.Option(help="Processes.", min=0)] = 2,
     columns: Columns = "",
 ) -> None:
     """Check every example before a run: broken pictures, empty answers, wrong tags.

@@ -24,7 +24,12 @@ UsageError: Any = typer.BadParameter.__base__
 NOT_A_PLACE = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 """What a file where a folder should be, or the reverse, raises."""
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
 
 
 def _tell_version(asked: bool) -> None:
@@ -91,6 +96,20 @@ def _signals_that_interrupt() -> Iterator[list[int]]:
             signal.signal(one, handler)
 
 
+@contextmanager
+def _interruptions_unwrapped() -> Iterator[None]:
+    """Let an interruption through that was made an error, as Python 3.11 does in `__set_name__`."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__
+        while cause and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__
+        if cause:
+            raise cause from None
+        raise
+
+
 def main() -> None:
     """Run the command line; a mendable error becomes one line and exit status 2.
 
@@ -102,19 +121,22 @@ def main() -> None:
     if received and status == INTERRUPTED:
         typer.echo(f"foveal: stopped by {signal.Signals(received[0]).name}", err=True)
         status = 128 + received[0]
+    # A module into whose `exec` an interruption fell would end by SIGINT; the next one forgets it.
+    exec("")
     sys.exit(status)
 
 
 def _run() -> Any:
     try:
         words = [_with_home(word) for word in sys.argv[1:]]
-        return app(words, prog_name="foveal", standalone_mode=False)
+        with _interruptions_unwrapped():
+            return app(words, prog_name="foveal", standalone_mode=False)
     except UserError as error:
         _refuse(f"foveal: {error}")
     except UsageError as error:
         if said := error.format_message():  # nothing where the whole help was shown
             place = error.ctx.command_path if error.ctx else "foveal"
-            _refuse(f"{place}: {said.rstrip('.')}; `{place} --help` shows how")
+            _refuse(f"{place}: {said.rstrip('.')}; {_remedy(error, place)}")
         return 2
     except AtWorkError as error:
         _refuse(f"foveal: {error.filename}: {error.strerror}; let it end, or give another place")
@@ -127,6 +149,20 @@ def _run() -> Any:
         _refuse(f"foveal: {place}: {error.strerror}; free space, or give another place")
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _remedy(error: Any, place: str) -> str:
+    """Say how a wrong command line is written; settings are no options, and bear no dashes."""
+    option = getattr(error, "option_name", "").lstrip("-")
+    of_command = error.ctx.command.params if error.ctx else ()
+    takes_settings = any(one.opts == ["overrides"] for one in of_command)
+    # Any short word is near `--help`.
+    if option and takes_settings and not {*(error.possibilities or ())} - {"--help"}:
+        from foveal.config import nearest_setting
+
+        if setting := nearest_setting(option.replace("-", "_").split(".")):
+            return f"write {setting}=..., without dashes"
+    return f"`{place} --help` shows how"
 
 
 def _with_home(word: str) -> str:

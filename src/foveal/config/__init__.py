@@ -1,7 +1,14 @@
 """Every setting of a run in one tree, read from a YAML recipe."""
 
 from foveal.config.data_settings import Columns, DataFile, DataSettings, Settings
-from foveal.config.recipe_file import as_typed, flatten, load_recipe, quoted, save_recipe
+from foveal.config.recipe_file import (
+    as_typed,
+    flatten,
+    load_recipe,
+    nearest_setting,
+    quoted,
+    save_recipe,
+)
 from foveal.config.settings import (
     Base,
     EvaluateSettings,
@@ -32,6 +39,7 @@ __all__ = [
     "as_typed",
     "flatten",
     "load_recipe",
+    "nearest_setting",
     "quoted",
     "save_recipe",
     "setting_names",

@@ -139,7 +139,7 @@ def _explain(error: ValidationError) -> tuple[list[str], str]:
         while isinstance(given, dict) and given:
             name, given = next(iter(given.items()))
             names.append(str(name))
-        return names, f"unknown setting {'.'.join(names)}{_nearest(names)}"
+        return names, f"unknown setting {'.'.join(names)}{_hint(names)}"
     where = ".".join(names)
     if problem["type"] == "missing":
         how = f"add it to the recipe or give {where}=... on the command line"
@@ -163,8 +163,13 @@ def _names(location: Sequence[Any]) -> list[str]:
     ]
 
 
-def _nearest(names: list[str]) -> str:
-    """Ask whether the nearest setting was meant: by what its name means, else by its letters."""
+def _hint(names: list[str]) -> str:
+    nearest = nearest_setting(names)
+    return f"; did you mean {nearest}?" if nearest else ""
+
+
+def nearest_setting(names: list[str]) -> str:
+    """Find the setting that was meant: by what its name means, else by its letters; or none."""
     in_rule = names[0] == "strategy"
     known = setting_names(Rule, ".".join(names[:2]) + ".") if in_rule else setting_names(Recipe)
     by_end: dict[str, list[str]] = {}
@@ -177,7 +182,7 @@ def _nearest(names: list[str]) -> str:
     if not close and len(names) == 1:  # a name with another tool's or our own heading before it
         close = get_close_matches(end, known, n=1, cutoff=0.6)
     (best,) = get_close_matches(".".join(names), close, n=1, cutoff=0) or [""]
-    return f"; did you mean {best}?" if best else ""
+    return best
 
 
 def _holds(tree: Any, names: list[str]) -> bool:
@@ -276,6 +281,8 @@ def _read_tree(path: Path, named_by: Path | None) -> dict[str, Any]:
         tree = _read_yaml(path.read_bytes())
     except OSError as error:
         what = f"{named_by}: base: {path}" if named_by else f"{path}"
+        if (of_run := path / "recipe.yaml").is_file():
+            raise ConfigError(f"{what}: {error.strerror}; give {of_run}") from error
         raise ConfigError(f"{what}: {error.strerror}; give a YAML recipe") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}{_what_is_no_yaml(error)}") from error

@@ -147,12 +147,18 @@ def find_model(place: str) -> str:
     if (folder / "recipe.yaml").exists():
         raise ModelError(f"{place}: this run has not ended; run `foveal train` on its recipe")
     if folder.is_file():
-        raise ModelError(f"{place}: a file; give the folder {find_run(folder) or folder.parent}")
-    if folder.is_dir() and not any((folder / name).exists() for name in OPENED_BY):
+        if around := find_run(folder) or (folder.parent if _is_model(folder.parent) else None):
+            raise ModelError(f"{place}: a file; give the folder {around}")
+        raise ModelError(f"{place}: no model; give the folder of a run or a model")
+    if folder.is_dir() and not _is_model(folder):
         if run := find_run(folder):
             raise ModelError(f"{place}: no model, but a part of a run; give the folder {run}")
         raise ModelError(f"{place}: no model in it; give a folder with {' or '.join(OPENED_BY)}")
     return place
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).exists() for name in OPENED_BY)
 
 
 def find_run(place: Path) -> Path | None:

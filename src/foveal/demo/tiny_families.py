@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedToke
 from foveal.data.images.media import open_image
 from foveal.libraries import without_deepspeed
 from foveal.models.family import load
+from foveal.storage import folder_written_whole
 
 WIDTH, LAYERS, HEADS, MLP = 128, 4, 4, 256
 TOWER_WIDTH, TOWER_LAYERS, PATCH = 64, 2, 8
@@ -185,14 +186,13 @@ def write_tiny_family(
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config)
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(IM_END)
-    beside = folder.with_name(f".{folder.name}.part")
-    tokenizer.save_pretrained(beside)
-    for file, settings in (("preprocessor", family.images), ("processor", family.processor)):
-        (beside / f"{file}_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    with without_deepspeed():
-        model.save_pretrained(beside)
-        _center_image_tokens(str(beside), pictures)
-    beside.rename(folder)
+    with folder_written_whole(folder, alone=True) as part:
+        tokenizer.save_pretrained(part)
+        for file, settings in (("preprocessor", family.images), ("processor", family.processor)):
+            (part / f"{file}_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        with without_deepspeed():
+            model.save_pretrained(part)
+            _center_image_tokens(str(part), pictures)
 
 
 def _make_tokenizer(family: TinyFamily, texts: Iterable[str]) -> PreTrainedTokenizerFast:

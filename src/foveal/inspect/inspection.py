@@ -122,6 +122,8 @@ def _distribution(title: str, values: NDArray[Any], x_label: str, y_label: str) 
     centres = np.arange(len(counts), dtype=np.float64) * each + low + (each - 1) / 2
     middle, mean = float(np.median(values)), float(values.mean())
     words = f"From {low:,} to {high:,}; half have at most {middle:,.0f}, the mean is {mean:,.1f}."
+    if low == high:
+        words = f"All have {low:,}."
     bars = Line(centres, counts.astype(np.float64), kind="bars", width=each * 0.86)
     name = title.lower().replace(" ", "-")
     margin = each * 0.7

@@ -243,7 +243,10 @@ def _read_config(name: str) -> dict[str, Any]:
     try:
         in_folder = Path(name) / "config.json"
         # No hub name: the hub need not be asked.
-        if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith(("/", "."))):
+        beside_runs = any(Path(name).parent.glob("*/recipe.yaml"))
+        if not Path(name).is_dir() and (
+            name.count("/") != 1 or name.startswith(("/", ".")) or beside_runs
+        ):
             raise FileNotFoundError("no such folder")
         path = in_folder if Path(name).is_dir() else Path(cached_file(name, "config.json"))
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -308,7 +311,10 @@ def load(
         with read_whole(name) as stored:
             model = family.load_model(name, attention, dtype, quantization or stored)
         processor = family.load_processor(name, image_budget)
-    except (ImportError, OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+    except SafetensorError as error:
+        reason = one_line(error)
+        raise ModelError(f"model {name}: broken weights ({reason}); fetch it again") from error
+    except (ImportError, OSError, ValueError, StrictDataclassError) as error:
         raise ModelError(f"model {name}: {one_line(error)}") from error
     except (AttributeError, KeyError, TypeError) as error:
         raise _unknown_form(name, error) from error

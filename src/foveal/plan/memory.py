@@ -206,7 +206,7 @@ def _moments(setup: Setup, row: RowCounts, held: Memory, accumulated: bool) -> I
 def copied_weights(setup: Setup, again: bool) -> int:
     """Bytes of the 16-bit copies of linear layers at the end of a forward pass.
 
-    Autocast keeps those of weights that learn until the pass ends; those of fixed weights that are
+    Autocast keeps those of weights that learn until the pass ends; those of frozen weights that are
     not held in 16 bits are kept for the backward pass alone, unless layers are run again.
     """
     if setup.number_bytes == FULL_BYTES:

@@ -131,7 +131,9 @@ def draw(
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
-            axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+            counts = all(line.kind == "bars" for line in lines)
+            steps = [1, 2, 2.5, 5, 10]
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=steps, integer=counts))
             if highest >= 1000:
                 axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         if whole_x:

@@ -256,7 +256,7 @@ def _compared_rows(runs: Sequence[Run]) -> list[ComparedMetric]:
     return [
         ComparedMetric(
             metric,
-            [one.scores.get(metric) if one else None for one in latest],
+            [one.score(metric) if one else None for one in latest],
             [paired_difference(first, one, metric) if first and one else None for one in latest],
         )
         for metric in metrics

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from foveal.config import Recipe, load_recipe, setting_names
 from foveal.errors import DataError, RunError
+from foveal.evaluate.intervals import Score
 from foveal.evaluate.kept import WEIGHTS, WORDS, differing, is_of_run, read_what
+from foveal.evaluate.metrics import METRICS
 from foveal.evaluate.prediction import (
     Prediction,
     Scores,
@@ -51,6 +53,12 @@ class Evaluation:
         if not same or any(mine[key] != theirs[key] for key in both):
             others.append("data")
         return list(dict.fromkeys(others))
+
+    def score(self, metric: str) -> Score | None:
+        """Find a score, as written down or worked out from the answers; none: neither is there."""
+        if metric in self.scores or metric not in METRICS or not self.predictions:
+            return self.scores.get(metric)
+        return score_predictions(self.predictions, [metric])[metric]
 
     @property
     def title(self) -> str:

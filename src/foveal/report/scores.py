@@ -46,7 +46,7 @@ def score_rows(
     return [
         ScoreRow(
             metric,
-            before.scores.get(metric) if before else None,
+            before.score(metric) if before else None,
             found,
             paired_difference(before, after, metric) if before else None,
             published.get(metric),

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from foveal.config import Recipe, flatten
 from foveal.errors import RunError
-from foveal.storage import beside, drop_folder, keep_folder, read_object
+from foveal.storage import beside, drop_folder, keep_folder, read_object, system_error
 from foveal.train.engines.one_process import Engine
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -315,7 +316,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:  # of the disk: the tensors are as they should be
-        raise OSError(errno.EIO, str(error), str(path)) from error
+        number = system_error(error) or errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _finish(place: Path, progress: Progress) -> None:

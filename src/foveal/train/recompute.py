@@ -56,7 +56,7 @@ def recompute_blocks(model: Any, family: Family, recompute: Recompute = "blocks"
     if family.route == "cache":
         recompute_with_cache(model)
     # Reentrant recomputing needs inputs that ask for gradients, and transformers makes them so for
-    # either kind: a fixed tower would be differentiated from its first layer on, for nothing.
+    # either kind: a frozen tower would be differentiated from its first layer on, for nothing.
     model.disable_input_require_grads()
     if any(one.requires_grad for name, one in model.named_parameters() if _sees(family, name)):
         return

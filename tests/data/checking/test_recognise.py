@@ -62,6 +62,11 @@ PACKED = gzip.compress(text(OURS), mtime=0)  # a test's name holds no time
         ("d.jsonl", b"\r".join([text(OURS).strip()] * 2), r"end in CR alone; write LF: tr '\r'"),
         ("d.jsonl", b"\0" * 100, "not a text"),
         ("d.jsonl", b"PAR1....", "a Parquet file; let its name end in .parquet"),
+        (
+            "r.yaml",
+            b"model: m\ndata: {train: d.jsonl}\n",
+            "a recipe, by its name; give the file that",
+        ),
         ("d.jsonl", b"\x89PNG\r\n\x1a\n\0\0\0", "not a text"),
     ],
 )

@@ -176,6 +176,7 @@ def test_kinds_that_could_run_or_fetch_something_or_are_seldom_tried_are_refused
         (b"%PDF-1.7\n", "a PDF; draw its pages"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC picture; save it"),
         (b"8BPS\0\1", "a Photoshop file; save it"),
+        (b"no picture", "a kind we open .*; save it as one of them"),
     ],
 )
 def test_what_often_stands_where_a_picture_should_is_named(tmp_path, content, said):

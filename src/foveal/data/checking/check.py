@@ -136,6 +136,8 @@ def check_file(
         DataError: a file cannot be read.
     """
     for file in (data, *other_splits):
+        if file.is_dir():
+            raise DataError(f"{file}: a folder; give a JSONL file of examples")
         if not file.is_file():
             raise DataError(f"{file}: no such file; give a JSONL file of examples")
     for file in other_splits:

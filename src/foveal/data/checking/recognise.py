@@ -60,6 +60,8 @@ def _kind_of(begin: bytes, path: Path) -> str | None:
         return "not a text; give a JSONL file of examples"
     if b"\r" in begin.strip() and b"\n" not in begin:
         return f"its lines end in CR alone; write LF: tr '\\r' '\\n' < {path.name}"
+    if path.suffix in (".yaml", ".yml"):
+        return "a recipe, by its name; give the file that its data.train names"
     text = begin.removeprefix(BOM_UTF8).lstrip()
     if text.startswith(b"["):
         row, _ = _first_row(text[1:])

@@ -251,7 +251,7 @@ def _why_no_picture(file: BinaryIO) -> str:
     for sign, what in _OTHERS.items():
         if sign in begin.lower():
             return what.format(kinds)
-    return f"not a picture of {kinds}"
+    return f"not a picture of {kinds}; save it as one of them"
 
 
 def _orientation(image: Image.Image) -> int:

@@ -22,6 +22,7 @@ from foveal.libraries import without_deepspeed
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.model import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.processor import Phi3VisionImageProcessor, Phi3VisionProcessor
+from foveal.storage import folder_written_whole
 
 TOKENIZER = Path(__file__).parent / "tokenizer"
 CONTROL = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>", "<|image|>")
@@ -164,11 +165,10 @@ def write_tiny(
         model = Phi3VisionForConditionalGeneration(tiny_config(sizes, tokenizer))
     center_image_tokens(model, processor, pictures)
     model.generation_config.eos_token_id = list(processor.end_ids)
-    beside = folder.with_name(f".{folder.name}.part")
-    with without_deepspeed():
-        model.save_pretrained(beside)
-    processor.save_pretrained(beside)
-    beside.rename(folder)
+    with folder_written_whole(folder, alone=True) as part:
+        with without_deepspeed():
+            model.save_pretrained(part)
+        processor.save_pretrained(part)
 
 
 @torch.no_grad()
