@@ -35,9 +35,8 @@ from foveal.models.cached_rows import (
     recompute_with_cache,
     repeat,
 )
-from foveal.models.family import load
 from foveal.models.hub.hub_processor import load_hub_processor
-from foveal.models.probe import rows_are_exact
+from foveal.models.loading import load, rows_are_exact
 from foveal.train.loss import RowLoss
 from foveal.train.recompute import recompute_blocks
 

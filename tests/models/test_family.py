@@ -10,8 +10,9 @@ from golden_data import read_json
 
 from foveal.data.forward_inputs import ForwardInputs, GroupSpan
 from foveal.errors import ModelError
-from foveal.models.family import PARTS, find_family, load, read_model_type
+from foveal.models.family import PARTS
 from foveal.models.forward import hidden_states
+from foveal.models.loading import find_family, load, read_model_type
 from foveal.models.phi3_vision import Phi3VisionConfig, Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.models.phi3_vision.tiny import TinySizes, write_tiny

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedToke
 
 from foveal.data.images.media import open_image
 from foveal.libraries import without_deepspeed
-from foveal.models.family import load
+from foveal.models.loading import load
 
 WIDTH, LAYERS, HEADS, MLP = 128, 4, 4, 256
 TOWER_WIDTH, TOWER_LAYERS, PATCH = 64, 2, 8

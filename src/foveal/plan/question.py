@@ -18,8 +18,8 @@ from foveal.data.rows import Plan
 from foveal.data.turn_processor import read_as
 from foveal.errors import ConfigError, ModelError
 from foveal.machine import pick_device
-from foveal.models.family import Family, LoadedModel, find_family
-from foveal.models.few_bits import refuse_compressed
+from foveal.models.family import Family, LoadedModel
+from foveal.models.loading import find_family, refuse_compressed
 from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
 from foveal.models.shared_rows import FASTEST
 from foveal.plan.epoch import (
