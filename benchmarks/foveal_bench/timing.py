@@ -18,10 +18,10 @@ from rich.table import Table
 
 from foveal.data.parallel import in_new_process
 from foveal.errors import ConfigError
-from foveal.machine import hand_back_free_memory
+from foveal.machine import hand_back_free_memory, machine_name
 from foveal.plan.epoch import count_groups
 from foveal.plan.model_costs.terms import Operations
-from foveal.plan.this_machine import machine_name, matrix_speed, reset_most_resident, resident_bytes
+from foveal.plan.this_machine import matrix_speed, reset_most_resident, resident_bytes
 from foveal_bench.random_page import BenchSize, LetterProcessor, find_size
 from foveal_bench.side import Case, Side, Way, costs_of
 
