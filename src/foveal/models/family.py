@@ -9,8 +9,8 @@ from typing import Any, Literal
 from torch import nn
 
 from foveal.data.row_planning.groups import Costs
-from foveal.models.generation.tree import ImageSight
 from foveal.models.hub.stored_names import Regrouped
+from foveal.models.row_view import ImageSight
 
 PARTS = ("vision", "projector", "language")
 
