@@ -21,7 +21,7 @@ from foveal.data.turn_processor import AskedTurn, EncodedTurns, TurnsSetting, fi
 from foveal.errors import ModelError
 from foveal.models.family import CLIP_SECONDS
 from foveal.models.generation.characters import read_answer
-from foveal.models.hub.clip_inputs import PairReader, make_clip_reader
+from foveal.models.hub.clip_inputs import PairReader, make_clip_reader, runs_of
 from foveal.models.hub.hub_processor import without_pixels
 from foveal.models.known import box_frame_of
 from foveal.models.words import ChatWords, ImageText
@@ -221,11 +221,8 @@ class HubReader:
         if (lead, tail) != (self.image_text.lead, self.image_text.tail):
             raise ModelError(f"model {self.name}: the text around an image hangs on its size")
         ids = self.tokenizer(run, add_special_tokens=False)["input_ids"]
-        changes = np.flatnonzero(np.diff(ids, prepend=-1))
-        counts = np.diff(changes, append=len(ids)).tolist()
-        starts = changes.tolist()
         return ImageShape(
-            runs=tuple((ids[at], count) for at, count in zip(starts, counts, strict=True)),
+            runs=runs_of(ids),
             features=ids.count(self.image_token_id),
             crops=self._crops(made),
             grid=tuple(made["image_grid_thw"][0].tolist()) if "image_grid_thw" in made else (),
