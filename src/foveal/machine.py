@@ -78,13 +78,6 @@ def keep_freed_memory(largest_bytes: int = LARGEST_KEPT_BYTES) -> None:
         library.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def hand_back_free_memory() -> None:
-    """Give the kernel what glibc kept, so that what a process holds is what it uses."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
-
-
 def forget_peak() -> None:
     """Begin to look for the most that tensors hold on the GPU."""
     if torch.cuda.is_available():
