@@ -41,7 +41,7 @@ from foveal.evaluate.prediction import PREFERRED
 from foveal.libraries import remarks_are_caught
 from foveal.models.family import Family, LoadedModel, most_tokens
 from foveal.models.fingerprint import fingerprint_model
-from foveal.models.loading import find_family, load, refuse_compressed
+from foveal.models.loading import find_family, load, load_without_weights, refuse_compressed
 from foveal.plan.epoch import make_plan
 from foveal.storage import write_text
 from foveal.train.audit import audit_targets
@@ -286,8 +286,6 @@ def processor_for(
     recipe: Recipe, files: Sequence[Path]
 ) -> Iterator[tuple[Family, PretrainedConfig, Any]]:
     """Load all of a recipe's model but its weights: family, sizes and processor."""
-    from transformers import AutoConfig
-
     quiet_libraries()
     with TemporaryDirectory() as scratch:
         name = recipe.model
@@ -295,10 +293,9 @@ def processor_for(
             made = recipe.run / "model"
             name = str(made if made.exists() else Path(scratch) / "model")
             make_tiny(recipe, files, Path(name))
-        family = find_family(name)
-        processor: Any = family.load_processor(name, recipe.data.image_budget)
+        family, config, processor = load_without_weights(name, recipe.data.image_budget)
         read_as(processor, recipe.data)
-        yield family, AutoConfig.from_pretrained(name), processor
+        yield family, config, processor
 
 
 def token_counter(recipe: Recipe, data: Path) -> tuple[CountTokens, int | None]:

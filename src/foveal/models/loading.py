@@ -128,20 +128,40 @@ def load(
     Raises:
         ModelError: the model cannot be read.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
     family = find_family(name)
-    try:
+    with _told_of(name):
         with read_whole(name) as stored:
             model = family.load_model(name, attention, dtype, quantization or stored)
         processor = family.load_processor(name, image_budget)
+    keep_layout(model)
+    return _probed(name, LoadedModel(model, processor, family))
+
+
+def load_without_weights(name: str, image_budget: ImageBudget) -> tuple[Family, Any, Any]:
+    """Load all of a model but its weights: family, configuration and processor.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    family = find_family(name)
+    with _told_of(name):
+        return family, AutoConfig.from_pretrained(name), family.load_processor(name, image_budget)
+
+
+@contextmanager
+def _told_of(name: str) -> Iterator[None]:
+    """Say in one line why a model cannot be read, whatever reads it."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except (ImportError, OSError, ValueError, SafetensorError, StrictDataclassError) as error:
         raise ModelError(f"model {name}: {one_line(error)}") from error
     except (AttributeError, KeyError, TypeError) as error:
         raise _unknown_form(name, error) from error
-    keep_layout(model)
-    return _probed(name, LoadedModel(model, processor, family))
 
 
 def _unknown_form(name: str, error: Exception) -> Exception:

@@ -16,10 +16,10 @@ from foveal.data.dataset import Dataset, read_training_examples, training_files
 from foveal.data.row_planning.groups import Row
 from foveal.data.rows import Plan
 from foveal.data.turn_processor import read_as
-from foveal.errors import ConfigError, ModelError
+from foveal.errors import ConfigError
 from foveal.machine import pick_device
 from foveal.models.family import Family, LoadedModel
-from foveal.models.loading import find_family, refuse_compressed
+from foveal.models.loading import load_without_weights, refuse_compressed
 from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
 from foveal.models.shared_rows import FASTEST
 from foveal.plan.epoch import (
@@ -199,14 +199,7 @@ def read_model(recipe: Recipe, load_model: ModelLoader) -> tuple[Family, Any, An
         made = load_model(recipe)
         return made.family, made.model.config, made.processor
     refuse_compressed(name)
-    family = find_family(name)
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(name)
-        return family, config, family.load_processor(name, recipe.data.image_budget)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model {name}: {' '.join(str(error).split())}") from error
+    return load_without_weights(name, recipe.data.image_budget)
 
 
 def published_model(num_crops: int) -> tuple[Any, Any]:
