@@ -69,14 +69,14 @@ class HubReader:
         template = processor.chat_template or processor.tokenizer.chat_template
         if not template:
             raise ModelError(f"model {name}: it brings no chat template; give a tuned variant")
-        ends = self._generation_ends()
+        self._ends = self._generation_ends()
         clips = make_clip_reader(name, processor, config, self.image_token_id)
         self.words = ChatWords(
             name,
             processor.tokenizer,
             template,
             self.image_text,
-            ends[0] if ends else None,
+            self._ends[0] if self._ends else None,
             processor.video_token if clips else None,
         )
         self.clip_reader = clips if self.words.takes_clips else None
@@ -115,10 +115,6 @@ class HubReader:
     def end_ids(self) -> tuple[int, ...]:
         """Ids of which the first one ends an answer."""
         return tuple(sorted({*self.words.end_ids, *self._ends}))
-
-    @cached_property
-    def _ends(self) -> tuple[int, ...]:
-        return tuple(self._generation_ends())
 
     def words_fingerprint(self) -> str:
         """Name all that the entries of a conversation hang on."""
