@@ -34,7 +34,7 @@ from foveal.config import DataSettings, EvaluateSettings, LoraSettings, Recipe, 
 from foveal.data.example import Example, Turn, write_examples
 from foveal.deliver.export import Exported, export_run
 from foveal.inputs import quiet_libraries
-from foveal.models.family import find_family
+from foveal.models.loading import find_family
 from foveal.plan.this_machine import reset_most_resident, resident_bytes
 from foveal.train.checkpoint import STATE, WEIGHTS, Progress
 

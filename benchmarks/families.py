@@ -35,7 +35,7 @@ from ways import WAYS, Work
 from foveal.data.dataset import read_dataset
 from foveal.data.example import Example, read_examples, write_examples
 from foveal.inputs import quiet_libraries
-from foveal.models.family import load
+from foveal.models.loading import load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from published_images import QWEN_16

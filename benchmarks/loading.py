@@ -21,14 +21,13 @@ from foveal.config import LoraSettings
 from foveal.data.dataset import read_dataset
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan
-from foveal.machine import Precision
+from foveal.machine import Precision, machine_name
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.hardware import find_hardware
 from foveal.plan.model_costs.asked import AskedModel
 from foveal.plan.question import published_model
 from foveal.plan.seconds import rank_seconds
 from foveal.plan.setup import Setup
-from foveal.plan.this_machine import machine_name
 from foveal.train.engines import EngineName
 
 QUESTIONS, PAGES_A_STEP = 4, 4

@@ -26,7 +26,7 @@ from foveal.data.encoded.encoding import ABOUT, PieceEncoder, Span
 from foveal.data.encoded.packed import ExampleColumns
 from foveal.data.images.archives import state_of
 from foveal.data.parallel import parallel
-from foveal.models.family import find_family
+from foveal.models.loading import find_family
 from foveal.models.phi3_vision.tiny import write_tiny
 
 QUESTIONS = 4

@@ -26,8 +26,8 @@ from foveal.config import Recipe
 from foveal.data.example import Example, read_examples, write_examples
 from foveal.evaluate.intervals import difference, summarize_scores
 from foveal.evaluate.prediction import PREFERRED, read_predictions
+from foveal.machine import machine_name
 from foveal.plan.question import TINY
-from foveal.plan.this_machine import machine_name
 from foveal.run import TrainingRun
 
 METRICS = (PREFERRED, "accuracy", "anls")

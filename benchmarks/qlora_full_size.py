@@ -35,7 +35,7 @@ from foveal.data.images.image_folder import ImageFolder
 from foveal.data.row_planning.groups import Group, Row
 from foveal.data.turn_processor import TurnProcessor
 from foveal.inputs import quiet_libraries
-from foveal.models.family import load
+from foveal.models.loading import load
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.processor import Phi3VisionImageProcessor, Phi3VisionProcessor
 from foveal.plan.this_machine import reset_most_resident, resident_bytes

@@ -38,7 +38,7 @@ import torch
 from foveal.data.dataset import read_dataset
 from foveal.data.batch import build_batch
 from foveal.data.rows import Plan
-from foveal.models.family import find_family
+from foveal.models.loading import find_family
 
 def memory():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]

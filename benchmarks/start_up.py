@@ -18,7 +18,7 @@ from draw_pages import draw_pages
 
 from foveal.config import DataSettings, Recipe
 from foveal.inputs import make_tiny
-from foveal.plan.this_machine import machine_name
+from foveal.machine import machine_name
 
 
 def seconds_to_first_step(model: Path, train_file: Path, run: Path, workers: int) -> float:

@@ -45,8 +45,8 @@ from foveal.demo.lessons import (
 from foveal.demo.walk import DATA, LESSONS, read_scenes
 from foveal.evaluate.evaluation import evaluate_into
 from foveal.inputs import make_tiny
-from foveal.models.family import load
-from foveal.plan.this_machine import machine_name
+from foveal.machine import machine_name
+from foveal.models.loading import load
 from foveal.run import TrainingRun
 from foveal.train.engines.one_process import Engine
 

@@ -19,7 +19,8 @@ import torch
 from versions import versions
 
 from foveal.data.parallel import in_new_process
-from foveal.plan.this_machine import machine_name, reset_most_resident, resident_bytes
+from foveal.machine import machine_name
+from foveal.plan.this_machine import reset_most_resident, resident_bytes
 
 TOLERANCE = 1e-4
 """Largest difference of two losses, relative where they are above 1 nat; float32."""

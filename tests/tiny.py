@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from foveal.models.family import LoadedModel, load
+from foveal.models.family import LoadedModel
+from foveal.models.loading import load
 from foveal.models.phi3_vision.tiny import TinySizes, write_tiny
 
 SIZES = TinySizes(

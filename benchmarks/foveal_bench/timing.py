@@ -1,5 +1,6 @@
 """A size and strategies -> what both ways do a second, and what they hold, as a table or JSON."""
 
+import ctypes
 import gc
 import json
 import time
@@ -18,9 +19,9 @@ from rich.table import Table
 
 from foveal.data.parallel import in_new_process
 from foveal.errors import ConfigError
-from foveal.machine import hand_back_free_memory
+from foveal.machine import machine_name
 from foveal.plan.epoch import count_groups
-from foveal.plan.this_machine import machine_name, matrix_speed, reset_most_resident, resident_bytes
+from foveal.plan.this_machine import matrix_speed, reset_most_resident, resident_bytes
 from foveal_bench.operations import Operations, useful_operations
 from foveal_bench.random_page import BenchSize, LetterProcessor, find_size
 from foveal_bench.side import Case, Side, Way, costs_of
@@ -228,6 +229,13 @@ def _step_peak(case: Case, threads: int) -> int:
         side = Side(case, Path(folder))
     side.step()  # the first one also brings in what libraries load when they are first used
     return step_peak(side)
+
+
+def hand_back_free_memory() -> None:
+    """Give the kernel what glibc kept, so that what a process holds is what it uses."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def step_peak(side: Side) -> int:

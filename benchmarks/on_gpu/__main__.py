@@ -34,9 +34,10 @@ from foveal.machine import (  # noqa: E402
     DTYPES,
     Precision,
     free_memory,
+    machine_name,
     pick_device,
 )
-from foveal.plan.this_machine import machine_name, matrix_speed  # noqa: E402
+from foveal.plan.this_machine import matrix_speed  # noqa: E402
 from on_gpu import answers, choice, kernels, right  # noqa: E402
 from on_gpu.fast import Speeds  # noqa: E402
 from on_gpu.record import Record, Values, give_back_memory  # noqa: E402

@@ -39,9 +39,9 @@ from foveal.errors import ConfigError, DataError
 from foveal.evaluate.metrics import find_metrics
 from foveal.evaluate.prediction import PREFERRED
 from foveal.libraries import remarks_are_caught
-from foveal.models.family import Family, LoadedModel, find_family, load, most_tokens
-from foveal.models.few_bits import refuse_compressed
+from foveal.models.family import Family, LoadedModel, most_tokens
 from foveal.models.fingerprint import fingerprint_model
+from foveal.models.loading import find_family, load, refuse_compressed
 from foveal.plan.epoch import make_plan
 from foveal.plan.question import TINY, read_model
 from foveal.storage import write_text

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -77,13 +78,6 @@ def keep_freed_memory(largest_bytes: int = LARGEST_KEPT_BYTES) -> None:
         library.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def hand_back_free_memory() -> None:
-    """Give the kernel what glibc kept, so that what a process holds is what it uses."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
-
-
 def forget_peak() -> None:
     """Begin to look for the most that tensors hold on the GPU."""
     if torch.cuda.is_available():
@@ -97,10 +91,18 @@ def step_memory_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def machine_name() -> str:
+    """Name the accelerator or the processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
 def describe_machine() -> dict[str, str | int]:
     """What a reader of the numbers wants to know of the machine."""
-    on_gpu = torch.cuda.is_available()
-    name = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
     return {
         "platform": platform.platform(),
         "python": sys.version.split()[0],
@@ -108,7 +110,7 @@ def describe_machine() -> dict[str, str | int]:
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "device": str(torch.accelerator.current_accelerator() or "cpu"),
-        "device_name": name,
+        "device_name": machine_name(),
         "devices": int(os.environ.get("WORLD_SIZE", "1")),
         "threads": str(torch.get_num_threads()),
     }

@@ -155,7 +155,7 @@ class TrainingRun:
             objective=objective_of(recipe),
         )
         audit_pictures(learner.assignments, self.dataset)
-        checkpoint, stored = self._find_checkpoint()
+        stored = self._find_progress()
         total_steps = count_steps(plan.steps_per_epoch, recipe.train)
         steps = range(stored.step if stored else 0, total_steps)
         if steps:
@@ -173,8 +173,9 @@ class TrainingRun:
         # Before the checkpoint is read: where the answers no longer stand, they are made again.
         before = self.evaluate("before", 0, request)
         request.heed(engine, steps.start)
-        if checkpoint and stored:
-            load_checkpoint(checkpoint, loaded.model, optimizer, engine)
+        if stored:
+            newest = checkpoints(self.run / "checkpoints")[-1]
+            load_checkpoint(newest, loaded.model, optimizer, engine)
             engine.loss_scale = stored.loss_scale
         last = total_steps
         if steps and (ended := self._learn(learner, plan, steps, request)):
@@ -264,14 +265,14 @@ class TrainingRun:
             self.engine.loss_scale,
         )
 
-    def _find_checkpoint(self) -> tuple[Path | None, Progress | None]:
+    def _find_progress(self) -> Progress | None:
         """Find where the run stands; it must be this run."""
         found = checkpoints(self.run / "checkpoints")
         if not found:
-            return None, None
+            return None
         stored = read_progress(found[-1])
         check_same_run(found[-1], stored, self._progress(stored.step))
-        return found[-1], stored
+        return stored
 
     def _set_aside_others(self) -> None:
         """Keep scores that are of other validation data, or made otherwise, out of this run's."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from foveal.adapt.strategy import assign, hold_frozen_weights, rules_of
 from foveal.config import LoraSettings
-from foveal.models.family import load
+from foveal.models.loading import load
 
 
 def tied_model(folder):

@@ -22,7 +22,7 @@ from foveal.deliver.export import export_run
 from foveal.deliver.export_source import find_source
 from foveal.errors import RunError
 from foveal.inputs import load_in_passing
-from foveal.models.family import load
+from foveal.models.loading import load
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.plan import command
 from foveal.plan.hardware import find_hardware

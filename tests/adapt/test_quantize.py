@@ -13,8 +13,8 @@ from foveal.adapt.strategy import assign, rules_of, summarize
 from foveal.config import LoraSettings, QuantizationSettings, Rule
 from foveal.errors import ConfigError
 from foveal.inputs import quiet_libraries
-from foveal.models.family import find_family, load
 from foveal.models.few_bits import is_quantized
+from foveal.models.loading import find_family, load
 from foveal.models.phi3_vision.tiny import write_tiny
 
 

@@ -12,7 +12,7 @@ from tiny import SIZES
 from foveal.config import TrainSettings
 from foveal.data.dataset import read_dataset
 from foveal.data.example import read_examples, write_examples
-from foveal.models.family import load
+from foveal.models.loading import load
 from foveal.models.phi3_vision.tiny import write_tiny
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -19,7 +19,7 @@ from foveal.deliver.export import export_run
 from foveal.deliver.export_source import find_source
 from foveal.deliver.open import open_model
 from foveal.errors import ModelError
-from foveal.models.family import find_family
+from foveal.models.loading import find_family
 
 FAMILIES = daily("qwen3_vl", beside=["qwen2_5_vl", "gemma3", "llava", "smolvlm"])
 OLD_LAYOUTS = {

@@ -28,7 +28,7 @@ from foveal.deliver.merge import through_four_bits
 from foveal.deliver.prove import load_tuned
 from foveal.errors import ModelError, RunError
 from foveal.evaluate.prediction import read_scores
-from foveal.models.family import load
+from foveal.models.loading import load
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.serve.served import open_models
 from foveal.storage import AtWorkError

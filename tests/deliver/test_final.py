@@ -14,7 +14,7 @@ from foveal.adapt.quantize import plan_quantization
 from foveal.adapt.strategy import assign, rules_of
 from foveal.config import Recipe, load_recipe, save_recipe
 from foveal.deliver.model_folder import save_final
-from foveal.models.family import load
+from foveal.models.loading import load
 from foveal.models.phi3_vision import Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.train.checkpoint import Progress, save_checkpoint

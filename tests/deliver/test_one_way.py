@@ -15,8 +15,8 @@ from foveal.data.example import parse_example
 from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import image_size
 from foveal.deliver.answerer import Answerer
-from foveal.models.family import load
 from foveal.models.generation.generator import Generator
+from foveal.models.loading import load
 from foveal.models.phi3_vision.tiny import write_tiny
 from foveal.serve.limits import ServerLimits
 from foveal.serve.messages import ChatRequest, read_conversation

@@ -5,9 +5,9 @@ import tiny_models_more  # noqa: F401  # enters its families
 from tiny_models import write_tiny
 
 from foveal.data.turn_processor import AskedTurn
-from foveal.models.family import find_family
 from foveal.models.generation.prompt import prompt_of_turns
 from foveal.models.known import ALONE, CACHED, NEEDS_TORCHVISION, SHARED
+from foveal.models.loading import find_family
 
 SYSTEM = "be short"
 pytestmark = [

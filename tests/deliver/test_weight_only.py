@@ -19,7 +19,7 @@ from foveal.deliver.export import export_run
 from foveal.deliver.export_source import find_source
 from foveal.deliver.weight_only import WeightOnly, plan_weight_only
 from foveal.errors import ConfigError, ModelError
-from foveal.models.family import find_family
+from foveal.models.loading import find_family
 from foveal.run import TrainingRun
 
 pytest.importorskip("compressed_tensors")

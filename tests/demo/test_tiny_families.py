@@ -12,8 +12,7 @@ from foveal.config import load_recipe, quoted
 from foveal.data.example import Example, Turn, write_examples
 from foveal.demo.tiny_families import TINY_FAMILIES, write_tiny_family
 from foveal.demo.walk import DATA, FAMILIES, PHI3_VISION
-from foveal.models.family import load
-from foveal.models.probe import rows_are_exact
+from foveal.models.loading import load, rows_are_exact
 from foveal.run import TrainingRun
 
 TEXTS = ("Count what you see.", "yellow 2013 blue 0000", "True", "False")

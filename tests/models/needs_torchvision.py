@@ -24,9 +24,9 @@ from foveal.config import LoraSettings
 from foveal.data.forward_inputs import ForwardInputs, GroupSpan
 from foveal.data.images.frames import FrameStrip
 from foveal.errors import ModelError
-from foveal.models.family import load
 from foveal.models.forward import hidden_states
 from foveal.models.known import ALONE, CACHED, NEEDS_TORCHVISION, SHARED
+from foveal.models.loading import load
 from foveal.models.phi4_multimodal import SOUNDS
 
 _spec = importlib.util.spec_from_file_location(

@@ -35,9 +35,8 @@ from foveal.models.cached_rows import (
     recompute_with_cache,
     repeat,
 )
-from foveal.models.family import load
 from foveal.models.hub.hub_processor import load_hub_processor
-from foveal.models.probe import rows_are_exact
+from foveal.models.loading import load, rows_are_exact
 from foveal.train.loss import RowLoss
 from foveal.train.recompute import recompute_blocks
 
@@ -331,8 +330,7 @@ def test_prefixes_and_branches_of_any_length_are_exact(made, in_double, name, si
     if again:
         model.activation_checkpointing_enable({"use_reentrant": False})
         recompute_with_cache(model)
-    words = torch.zeros(group.end, dtype=torch.bool)
-    hidden = read_groups(model, ids, positions, [group], words, images=None)
+    hidden = read_groups(model, ids, positions, [group], images=lambda *_: None)
     sum((hidden[sample] * directions[sample]).sum() for sample in own).backward()
     for sample, one in zip(own, expected, strict=True):
         torch.testing.assert_close(hidden[sample], one, rtol=1e-10, atol=1e-10)

@@ -29,8 +29,8 @@ from foveal.data.rows import Plan
 from foveal.data.turn_processor import frame_choice_of, read_as
 from foveal.errors import ConfigError
 from foveal.evaluate.questions import Opener, questions_of
-from foveal.models.family import load
 from foveal.models.generation.generator import Generator, Request, generate
+from foveal.models.loading import load
 from foveal.train.loss import RowLoss
 
 FAMILIES = daily("qwen2_5_vl", "qwen3_vl", "qwen3_5", beside=["qwen2_vl", "qwen3_vl_moe"])

@@ -24,8 +24,8 @@ from foveal.data.turn_processor import AskedTurn
 from foveal.errors import ModelError
 from foveal.evaluate.questions import Opener, questions_of
 from foveal.models import row_view
-from foveal.models.family import load
 from foveal.models.generation.generator import Generator, Request, generate
+from foveal.models.loading import load
 from foveal.models.row_view import RowView, token_places
 from foveal.train.audit import VANISHING
 from foveal.train.loss import RowLoss

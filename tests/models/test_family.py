@@ -8,14 +8,20 @@ import pytest
 import torch
 from golden_data import read_json
 
+from foveal.config import Recipe
 from foveal.data.forward_inputs import ForwardInputs, GroupSpan
 from foveal.errors import ModelError
-from foveal.models.family import PARTS, find_family, load, read_model_type
+from foveal.inputs import token_counter
+from foveal.models.family import PARTS
 from foveal.models.forward import hidden_states
+from foveal.models.loading import find_family, load, read_model_type
 from foveal.models.phi3_vision import Phi3VisionConfig, Phi3VisionForConditionalGeneration
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.models.phi3_vision.tiny import TinySizes, write_tiny
 from foveal.models.shared_rows import attention_of
+from foveal.plan.question import read_model
+
+WIDE = '{"model_type": "phi3_v", "hidden_size": "wide"}'
 
 SIZES = TinySizes(
     crop_size=28, tower_width=8, tower_layers=2, tower_heads=2, width=16, layers=1, heads=2
@@ -146,7 +152,7 @@ def test_a_model_of_another_kind_is_refused_with_its_kind(tmp_path):
         ("model.safetensors", b"cut"),
         ("tokenizer.json", None),
         ("tokenizer.json", b"{"),
-        ("config.json", b'{"model_type": "phi3_v", "hidden_size": "wide"}'),
+        ("config.json", WIDE.encode()),
     ],
 )
 def test_a_folder_with_a_broken_or_missing_file_is_refused_in_one_line(folder, file, content):
@@ -154,6 +160,16 @@ def test_a_folder_with_a_broken_or_missing_file_is_refused_in_one_line(folder, f
     if content is not None:
         (folder / file).write_bytes(content)
     refusal(folder)
+
+
+@pytest.mark.parametrize("content", [{"tokenizer.json": "{"}, {"config.json": WIDE}])
+@pytest.mark.parametrize("ask", [token_counter, read_model])
+def test_who_asks_for_no_weights_is_refused_in_one_line_too(folder, tmp_path, ask, content):
+    ((file, text),) = content.items()
+    (folder / file).write_text(text)
+    with pytest.raises(ModelError, match=str(folder)) as caught:
+        ask(Recipe(model=str(folder), run=tmp_path / "run"), tmp_path / "train.jsonl")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(find_spec("flash_attn") is not None, reason="it is installed here")

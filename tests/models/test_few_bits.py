@@ -10,8 +10,8 @@ from tiny import SIZES
 from foveal.adapt.quantize import plan_quantization
 from foveal.adapt.strategy import rules_of
 from foveal.config import QuantizationSettings
-from foveal.models.family import load
 from foveal.models.few_bits import is_computed_rightly, unpack
+from foveal.models.loading import load
 from foveal.models.phi3_vision.tiny import write_tiny
 
 CPU = torch.device("cpu")

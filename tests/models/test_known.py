@@ -14,8 +14,8 @@ from tiny_models import write_tiny
 
 from foveal.errors import ModelError
 from foveal.models import FAMILIES as HELD
-from foveal.models.family import load
 from foveal.models.known import ALONE, CACHED, NEEDS_TORCHVISION, ONE_IMAGE, REFUSED, SHARED
+from foveal.models.loading import load
 
 _spec = importlib.util.spec_from_file_location(
     "families_held", Path(__file__).with_name("test_families.py")

@@ -13,7 +13,7 @@ from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.row_planning.groups import Group, Row
 from foveal.data.rows import Plan
-from foveal.models.family import load
+from foveal.models.loading import load
 from foveal.train.loss import RowLoss
 from foveal.train.objective import Preferences, pair_losses
 

@@ -12,10 +12,10 @@ from foveal.data.dataset import read_dataset
 from foveal.data.row_planning.groups import Group, Row
 from foveal.errors import DataError
 from foveal.evaluate.questions import Opener, questions_of
-from foveal.models.family import load
 from foveal.models.forward import hidden_states
 from foveal.models.generation.generator import Generator, Request, generate
 from foveal.models.generation.score import score
+from foveal.models.loading import load
 from foveal.train.loss import RowLoss
 
 pytestmark = [

@@ -29,7 +29,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> "LoadedModel":
-    from foveal.models.family import load
+    from foveal.models.loading import load
 
     loaded = load(str(tiny_folder), 4)
     loaded.model.eval()

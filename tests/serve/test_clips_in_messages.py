@@ -19,8 +19,8 @@ from foveal.data.dataset import read_dataset
 from foveal.data.images.frames import FrameChoice
 from foveal.data.turn_processor import read_as
 from foveal.deliver.answerer import Answerer
-from foveal.models.family import load
 from foveal.models.generation.generator import Generator
+from foveal.models.loading import load
 from foveal.serve.limits import RequestError, ServerLimits, ServerSettings
 from foveal.serve.messages import ChatRequest, read_conversation
 from foveal.serve.sent_files import read_address

@@ -6,7 +6,7 @@ from serving import picture_bytes, question, running
 from tiny_models import write_tiny
 from transformers import AutoTokenizer
 
-from foveal.models.family import load
+from foveal.models.loading import load
 from foveal.serve.limits import ServerSettings
 from foveal.serve.served import Served
 from foveal.serve.server import build_app

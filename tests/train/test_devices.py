@@ -19,10 +19,10 @@ from foveal.data.dataset import read_dataset
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.rows import Plan
 from foveal.machine import pick_device
-from foveal.models.family import load
 from foveal.models.generation.generator import Generator, Request, generate
 from foveal.models.generation.prompt import Prompt, PromptImage
 from foveal.models.generation.sampling import Sampling
+from foveal.models.loading import load
 from foveal.train.audit import StepAudit, audit_sharing
 from foveal.train.engines import several_processes as engines
 from foveal.train.engines.one_process import Engine

@@ -23,7 +23,7 @@ from foveal.data.dataset import read_dataset
 from foveal.data.images.media import open_image
 from foveal.deliver.export import export_run
 from foveal.evaluate.prediction import read_predictions, read_scores
-from foveal.models.family import load
+from foveal.models.loading import load
 from foveal.plan.question import ask
 from foveal.serve.limits import ServerLimits, ServerSettings
 from foveal.serve.served import open_models

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_models import write_tiny
 
 from foveal.errors import DataError
-from foveal.models.family import find_family
+from foveal.models.loading import find_family
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -16,9 +16,10 @@ from foveal.adapt.strategy import first_match
 from foveal.config import QuantizationSettings, Rule
 from foveal.errors import RunError
 from foveal.machine import DTYPES
-from foveal.models.family import Family, find_family
+from foveal.models.family import Family
 from foveal.models.few_bits import CODE, is_computed_rightly
 from foveal.models.hub.registration import register_now
+from foveal.models.loading import find_family
 from foveal.storage import write_json
 
 RECORD = "four_bit.json"

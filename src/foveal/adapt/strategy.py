@@ -72,17 +72,18 @@ def assign(
     Raises:
         ConfigError: a rule matches nothing, or nothing is left to learn.
     """
-    decided = dict.fromkeys(range(len(rules)), 0)
-    verdicts = {
-        name: _verdict(family.part_name(name), rules, decided)
-        for name, _ in model.named_parameters()
-    }
-    for index, count in decided.items():
-        if not count and len(rules) > 1:
+    part_names = {name: family.part_name(name) for name, _ in model.named_parameters()}
+    found = {name: first_match(part_name, rules) for name, part_name in part_names.items()}
+    deciding = {id(rule) for rule in found.values()}
+    for number, rule in enumerate(rules, start=1):
+        if id(rule) not in deciding and len(rules) > 1:
             raise ConfigError(
-                f"strategy: rule {index + 1} ({rules[index].match}) decides for no weight; "
+                f"strategy: rule {number} ({rule.match}) decides for no weight; "
                 "an earlier rule is wider, or the pattern is wrong"
             )
+    verdicts = {
+        name: rule or Rule(match=part_names[name], learn=False) for name, rule in found.items()
+    }
     adapted = {
         name.removesuffix(".weight"): verdict
         for name, verdict in verdicts.items()
@@ -119,14 +120,6 @@ def assign(
 def first_match(part_name: str, rules: Sequence[Rule]) -> Rule | None:
     """Find the rule that decides for a weight."""
     return next((rule for rule in rules if fnmatchcase(part_name, rule.match)), None)
-
-
-def _verdict(part_name: str, rules: Sequence[Rule], decided: dict[int, int]) -> Rule:
-    rule = first_match(part_name, rules)
-    if rule is None:
-        return Rule(match=part_name, learn=False)
-    decided[next(index for index, one in enumerate(rules) if one is rule)] += 1
-    return rule
 
 
 def _add_adapters(

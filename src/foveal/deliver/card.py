@@ -13,8 +13,8 @@ from foveal.deliver.proof import Proof
 from foveal.deliver.weight_only import WeightOnly
 from foveal.evaluate.intervals import Score
 from foveal.machine import Precision
-from foveal.models.family import read_model_type
 from foveal.models.known import describe_frame
+from foveal.models.loading import read_model_type
 from foveal.report.run_folder import settings_beside_defaults
 from foveal.storage import write_text
 

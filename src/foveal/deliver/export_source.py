@@ -21,10 +21,11 @@ from foveal.deliver.tensors import StoredTensor, find_tensors, tensors_of
 from foveal.errors import ModelError, RunError, one_line
 from foveal.evaluate.kept import is_of_run
 from foveal.evaluate.prediction import Scores, read_scores
-from foveal.models.family import Family, find_family
+from foveal.models.family import Family
 from foveal.models.fingerprint import fingerprint_model
 from foveal.models.hub.hub_processor import changed_settings
 from foveal.models.hub.stored_names import Regrouped
+from foveal.models.loading import find_family
 from foveal.train.checkpoint import WEIGHTS, Progress, checkpoints, read_progress
 
 BASE_FILES = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*.py", "*.md", "LICENSE*")

@@ -12,7 +12,8 @@ from foveal.data.turn_processor import read_as
 from foveal.errors import ModelError, one_line
 from foveal.libraries import import_peft, without_bitsandbytes
 from foveal.machine import DTYPES, pick_device
-from foveal.models.family import ImageBudget, LoadedModel, load
+from foveal.models.family import ImageBudget, LoadedModel
+from foveal.models.loading import load
 
 ADAPTER_CONFIG = "adapter_config.json"
 

@@ -30,8 +30,9 @@ from foveal.evaluate.predict import predict
 from foveal.evaluate.prediction import Prediction, Scores, score_predictions
 from foveal.evaluate.questions import Opener, ask_examples, question_groups
 from foveal.machine import DTYPES, Precision, pick_device
-from foveal.models.family import LoadedModel, load
+from foveal.models.family import LoadedModel
 from foveal.models.forward import hidden_states
+from foveal.models.loading import load
 
 COMPARED = 8
 """Examples whose logits and answers are compared."""

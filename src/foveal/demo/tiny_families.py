@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedToke
 
 from foveal.data.images.media import open_image
 from foveal.libraries import without_deepspeed
-from foveal.models.family import load
+from foveal.models.loading import load
 from foveal.storage import folder_written_whole
 
 WIDTH, LAYERS, HEADS, MLP = 128, 4, 4, 256

@@ -129,7 +129,6 @@ def read_groups(
     ids: Tensor,
     positions: Tensor,
     groups: Sequence[GroupSpan],
-    is_feature: Tensor,
     images: Callable[[int, int], Any],
 ) -> Tensor:
     """Read each group of a row: its prefix, then its branches behind it.
@@ -139,18 +138,15 @@ def read_groups(
         ids: (length,), int64.
         positions: (axes, length), int64.
         groups: cover the row.
-        is_feature: (length,), whether a token takes a feature of an image.
-        images: (features before a stretch, features up to its end) -> what the tower returned, of
-            the images in between.
+        images: (start, end), places in the row -> what the tower returned, of the images in
+            between; none: there are none.
 
     Returns:
         (length, hidden).
     """
-    before = [0, *is_feature.cumsum(0).tolist()]  # features before each token
 
     def read_part(places: Tensor, start: int, end: int, cache: DynamicCache | None) -> Tensor:
-        shown = images(before[start], before[end]) if before[start] < before[end] else None
-        return read(model, ids[places], positions[:, places], shown, cache)
+        return read(model, ids[places], positions[:, places], images(start, end), cache)
 
     pieces = []
     for group in groups:

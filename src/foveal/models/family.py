@@ -1,23 +1,16 @@
 """Family: all that the house may ask of any model."""
 
-import json
 import re
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
-from pkgutil import resolve_name
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
 from foveal.data.row_planning.groups import Costs
-from foveal.errors import ModelError, one_line
-from foveal.models import FAMILIES, GENERIC
-from foveal.models.few_bits import keep_layout, read_whole
-from foveal.models.generation.tree import ImageSight
 from foveal.models.hub.stored_names import Regrouped
+from foveal.models.row_view import ImageSight
 
 PARTS = ("vision", "projector", "language")
 
@@ -203,153 +196,3 @@ class LoadedModel:
     family: Family
     note: str | None = None
     """What a person should hear of how it is read."""
-
-
-def find_family(name: str) -> Family:
-    """Find the family of a model folder or hub name.
-
-    Raises:
-        ModelError: there is no such model, or it is of no kind that can be trained here.
-    """
-    config = _read_config(name)
-    return _derived(name, _type_in(config), json.dumps(config))
-
-
-@lru_cache(maxsize=8)
-def _derived(name: str, model_type: str, config: str) -> Family:
-    """Make a family; anew for a folder whose config.json has been written over."""
-    family: Family = resolve_name(FAMILIES.get(model_type, GENERIC)).of(name)
-    return family
-
-
-def read_model_type(name: str) -> str:
-    """Read `model_type` of a model folder or hub name, without loading it.
-
-    Raises:
-        ModelError: there is no such folder or hub name, or its config.json cannot be read.
-    """
-    return _type_in(_read_config(name))
-
-
-def _type_in(config: Mapping[str, Any]) -> str:
-    return str(config.get("model_type"))
-
-
-def _read_config(name: str) -> dict[str, Any]:
-    from transformers.utils import cached_file
-
-    if Path(name).is_dir() and not (Path(name) / "config.json").exists():
-        _point_to_model(Path(name))
-    try:
-        in_folder = Path(name) / "config.json"
-        # No hub name: the hub need not be asked.
-        beside_runs = any(Path(name).parent.glob("*/recipe.yaml"))
-        if not Path(name).is_dir() and (
-            name.count("/") != 1 or name.startswith(("/", ".")) or beside_runs
-        ):
-            raise FileNotFoundError("no such folder")
-        path = in_folder if Path(name).is_dir() else Path(cached_file(name, "config.json"))
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model {name}: {one_line(error)}; give a folder with config.json, or a hub name"
-        ) from error
-    if not isinstance(config, dict):
-        raise ModelError(f"model {name}: its config.json is no mapping of settings")
-    return config
-
-
-def _point_to_model(folder: Path) -> None:
-    """Name the folder to give instead, where somebody gives a run or an adapter.
-
-    Raises:
-        ModelError: it is one.
-    """
-    is_adapter = (folder / "adapter_config.json").is_file()
-    run = folder.parent if is_adapter else folder
-    whole = run / "final"
-    if (whole / "config.json").is_file():
-        what = "an adapter, its run's whole model" if is_adapter else "a run, its model"
-        raise ModelError(f"model {folder} is {what} is {whole}; give that")
-    if is_adapter:
-        raise ModelError(
-            f"model {folder} is an adapter; give a whole model, such as `foveal export RUN OUT "
-            "--merge` writes"
-        )
-    if (run / "recipe.yaml").is_file():
-        raise ModelError(
-            f"model {folder} is a run that has not ended; `foveal train {folder / 'recipe.yaml'}` "
-            f"ends it, then give {whole}"
-        )
-
-
-def load(
-    name: str,
-    image_budget: ImageBudget,
-    attention: str = "auto",
-    dtype: Any = None,
-    quantization: Any = None,
-) -> LoadedModel:
-    """Load a model and its processor.
-
-    Args:
-        name: folder or hub name.
-        image_budget: most that is read of an image, in the words of its processor; none: as the
-            model's files say.
-        attention: see the recipe's setting.
-        dtype: torch dtype of the weights; none: float32.
-        quantization: transformers' settings of a model that is held in fewer bits; none: it is not.
-
-    Raises:
-        ModelError: the model cannot be read.
-    """
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
-    family = find_family(name)
-    try:
-        with read_whole(name) as stored:
-            model = family.load_model(name, attention, dtype, quantization or stored)
-        processor = family.load_processor(name, image_budget)
-    except SafetensorError as error:
-        reason = one_line(error)
-        raise ModelError(f"model {name}: broken weights ({reason}); fetch it again") from error
-    except (ImportError, OSError, ValueError, StrictDataclassError) as error:
-        raise ModelError(f"model {name}: {one_line(error)}") from error
-    except (AttributeError, KeyError, TypeError) as error:
-        raise _unknown_form(name, error) from error
-    keep_layout(model)
-    return _probed(name, LoadedModel(model, processor, family))
-
-
-def _unknown_form(name: str, error: Exception) -> Exception:
-    """Say of a type that no test of ours holds that it is not of the common form."""
-    model_type = read_model_type(name)
-    if model_type in FAMILIES:
-        return error
-    return ModelError(
-        f"model {name}: model_type {model_type!r} is not of the form that is known here "
-        f"({type(error).__name__}: {one_line(error)}); `foveal models` lists those that are"
-    )
-
-
-def _probed(name: str, loaded: LoadedModel) -> LoadedModel:
-    """See that rows may be built for a model of which no test of ours has shown it."""
-    from foveal.models.probe import rows_are_exact
-
-    model, family = loaded.model, loaded.family
-    if family.route == "plain" or model.config.model_type in FAMILIES:
-        return loaded
-    was_training = model.training
-    try:
-        exact = rows_are_exact(replace(loaded, model=model.eval()))
-    except (AttributeError, KeyError, TypeError) as error:
-        raise _unknown_form(name, error) from error
-    model.train(was_training)
-    if exact:
-        return loaded
-    note = (
-        f"{name}: a row of several questions is not exact with model_type "
-        f"{model.config.model_type!r}; each example is read by itself"
-    )
-    return replace(loaded, family=family.reading_plainly(), note=note)

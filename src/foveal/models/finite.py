@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.machine import DTYPES
 from foveal.models.family import LoadedModel
 
 BROKEN_WEIGHTS = "its weights are not"
 
-FORMATS = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+FORMATS = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def explain_not_finite(loaded: LoadedModel, work: Callable[[], object]) -> str:

@@ -1,7 +1,7 @@
 """A packed row, or new tokens of trees -> hidden states, through a model's own code."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from itertools import accumulate
@@ -95,11 +95,9 @@ def _apart(
         return
     if not groups or any(group.branch_starts for group in groups):
         raise ValueError("a row that shares a prefix cannot be read in the model's own way")
-    is_feature = inputs.input_ids[0] == family.image_token_id(model)
-    ends = [0, *accumulate(inputs.image_features[one] for one in inputs.image_indices)]
+    images_between = _find_images(model, family, inputs)
     for group in groups:
-        before, behind = (int(is_feature[:end].sum()) for end in (group.start, group.end))
-        shown = inputs.image_indices[ends.index(before) : ends.index(behind)]
+        shown = images_between(group.start, group.end)
         yield replace(
             inputs,
             input_ids=inputs.input_ids[:, group.start : group.end],
@@ -107,6 +105,18 @@ def _apart(
             pixels=inputs.pixels if shown else {},
             image_indices=shown,
         )
+
+
+def _find_images(
+    model: Any, family: Family, inputs: ForwardInputs
+) -> Callable[[int, int], tuple[int, ...]]:
+    """Make what says which images stand from one place of a row up to another."""
+    is_feature = inputs.input_ids[0] == family.image_token_id(model)
+    before = [0, *is_feature.cumsum(0).tolist()]  # features before each token
+    ends = [0, *accumulate(inputs.image_features[one] for one in inputs.image_indices)]
+    return lambda start, end: inputs.image_indices[
+        ends.index(before[start]) : ends.index(before[end])
+    ]
 
 
 def _plain_states(
@@ -165,15 +175,13 @@ def _view(
 def _read_groups(
     model: Any, family: Family, inputs: ForwardInputs, groups: tuple[GroupSpan, ...], tower: Any
 ) -> Tensor:
-    ends = [0, *accumulate(inputs.image_features[one] for one in inputs.image_indices)]
+    images_between = _find_images(model, family, inputs)
 
-    def images(first: int, last: int) -> Any:
-        shown = inputs.image_indices[ends.index(first) : ends.index(last)]
-        return hand_out(tower, inputs.image_features, shown)
+    def images(start: int, end: int) -> Any:
+        shown = images_between(start, end)
+        return hand_out(tower, inputs.image_features, shown) if shown else None
 
-    ids = inputs.input_ids[0]
-    is_feature = ids == family.image_token_id(model)
-    return read_groups(model, ids, inputs.positions[:, 0], groups, is_feature, images)
+    return read_groups(model, inputs.input_ids[0], inputs.positions[:, 0], groups, images)
 
 
 def hand_out(made: Any, counts: Sequence[int], indices: Sequence[int]) -> Any:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from foveal.models.generation.tree import ImageSight
 from foveal.models.hub.hub_family import HubFamily
+from foveal.models.row_view import ImageSight
 
 
 class GemmaFamily(HubFamily):

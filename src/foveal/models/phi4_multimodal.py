@@ -11,7 +11,6 @@ from transformers.utils import cached_file
 
 from foveal.data.shapes import ImageShape
 from foveal.errors import ModelError
-from foveal.models.family import ImageBudget
 from foveal.models.hub.hub_family import HubFamily, config_of
 from foveal.models.hub.hub_reader import HubReader
 from foveal.models.phi3_vision.rotary import PerExampleRotaryEmbedding
@@ -117,13 +116,6 @@ class Phi4MultimodalFamily(HubFamily):
         model = super().load_model(name, attention, dtype, quantization)
         model.model.rotary_emb = RotaryEmbedding(model.config)
         return model
-
-    def load_processor(self, name: str, image_budget: ImageBudget) -> Phi4MultimodalReader:
-        """Load what reads words and images."""
-        reader = super().load_processor(name, image_budget)
-        reader.long_context_tokens = self.long_context_tokens(self.config)
-        assert isinstance(reader, Phi4MultimodalReader)
-        return reader
 
     def encode_images(self, model: Any, pixels: Mapping[str, Any]) -> BaseModelOutputWithPooling:
         """Run the tower and the projector; the features of all images stand in `pooler_output`.

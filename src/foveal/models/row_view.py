@@ -4,13 +4,39 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from foveal.data.forward_inputs import GroupSpan
-from foveal.models.generation.tree import ImageSight
+
+ImageSight = Literal["causal", "mutual", "mutual_in_windows"]
+"""What the tokens of an image see of it: what came before, all of it, or all of it in those layers
+that have a window."""
+
+
+def is_mutual(sight: ImageSight, window: int | None) -> bool:
+    """Tell whether the tokens of an image see each other in a layer with a window, or without."""
+    return sight == "mutual" or (sight == "mutual_in_windows" and window is not None)
+
+
+def are_near(places: Any, images: Any, window: int | None, query: Any, key: Any) -> Any:
+    """Tell whether tokens of one sequence see each other: the rule of training and of decoding.
+
+    Args:
+        places: (tokens,), of each in its own sequence; a tensor or an array.
+        images: (tokens,), number of the image whose feature each takes, -1 for words; none: images
+            are read as words are.
+        window: farthest place that is seen, counted back; none: all.
+        query: which tokens look.
+        key: which are looked at.
+    """
+    distance = places[query] - places[key]
+    near = distance >= 0
+    if images is not None:
+        near = near | ((images[query] == images[key]) & (images[key] >= 0))
+    return near if window is None else near & (distance < window)
 
 
 @dataclass(eq=False)
@@ -39,20 +65,14 @@ class RowView:
         images = self.images if self._is_mutual(window) else None
 
         def rule(query: Any, key: Any) -> Any:
-            before = place[key] <= place[query]
-            if images is not None:
-                before = before | ((images[key] == images[query]) & (images[key] >= 0))
-            if window is not None:
-                before = before & (place[query] - place[key] < window)
             in_branch = (branch[key] == 0) | (branch[key] == branch[query])
-            return before & (owner[key] == owner[query]) & in_branch
+            near = are_near(place, images, window, query, key)
+            return near & (owner[key] == owner[query]) & in_branch
 
         return rule
 
     def _is_mutual(self, window: int | None) -> bool:
-        if self.images is None or self.image_sight == "causal":
-            return False
-        return self.image_sight == "mutual" or window is not None
+        return self.images is not None and is_mutual(self.image_sight, window)
 
     def square(
         self, window: int | None, queries: slice = slice(None), keys: slice = slice(None)

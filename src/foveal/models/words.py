@@ -134,8 +134,8 @@ class ChatWords:
 
     def _frame(self, question: Message, prompt: str, form: ContentForm) -> AnswerFrame | None:
         try:
-            whole = self._render([question, _assistant(SENTINEL, form)], False)
-            spaced = self._render([question, _assistant(f" {SENTINEL} ", form)], False)
+            whole = self._render([question, _message("assistant", SENTINEL, form)], False)
+            spaced = self._render([question, _message("assistant", f" {SENTINEL} ", form)], False)
         except Exception:  # templates raise whatever they like at a form they do not know
             return None
         if whole.count(SENTINEL) != 1 or not whole.startswith(prompt):
@@ -254,7 +254,7 @@ class ChatWords:
             entries += answer
             learnt += [True] * len(answer)
             done = prompt + self._written(turn.assistant) + self.frame.tail
-            messages.append(_assistant(self._marked(turn.assistant), self.frame.form))
+            messages.append(_message("assistant", self._marked(turn.assistant), self.frame.form))
         return EncodedTurns(entries, learnt, first)
 
     def _user(self, text: str, num_images: int, num_clips: int = 0) -> Message:
@@ -278,7 +278,3 @@ class ChatWords:
 
 def _message(role: str, text: str, form: ContentForm) -> Message:
     return {"role": role, "content": text if form == "text" else [{"type": "text", "text": text}]}
-
-
-def _assistant(text: str, form: ContentForm) -> Message:
-    return _message("assistant", text, form)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from foveal.adapt.quantize import FourBits, bare_model, inspect_four_bits, wants_four_bits
 from foveal.adapt.strategy import rules_of
@@ -17,10 +17,10 @@ from foveal.data.dataset import Dataset, read_training_examples, training_files
 from foveal.data.row_planning.groups import Row
 from foveal.data.rows import Plan
 from foveal.data.turn_processor import read_as
-from foveal.errors import ConfigError, ModelError, one_line
+from foveal.errors import ConfigError
 from foveal.machine import pick_device
-from foveal.models.family import Family, LoadedModel, find_family
-from foveal.models.few_bits import refuse_compressed
+from foveal.models.family import Family, LoadedModel
+from foveal.models.loading import load_without_weights, refuse_compressed
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.processor import Phi3VisionImageProcessor, Phi3VisionProcessor
 from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION
@@ -199,12 +199,7 @@ def read_model(recipe: Recipe) -> tuple[Family, Any, Any]:
         config, processor = published_model(data.num_crops)
     else:
         refuse_compressed(name)
-        family = find_family(name)
-        try:
-            config = AutoConfig.from_pretrained(name)
-            processor = family.load_processor(name, data.image_budget)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"model {name}: {one_line(error)}") from error
+        family, config, processor = load_without_weights(name, data.image_budget)
     read_as(processor, data)
     return family, config, processor
 

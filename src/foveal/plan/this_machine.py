@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import resource
 import sys
 import time
@@ -17,7 +16,7 @@ import torch
 from PIL import Image
 
 from foveal.libraries import import_peft
-from foveal.machine import DTYPES, pick_device
+from foveal.machine import DTYPES, machine_name, pick_device
 from foveal.models.phi3_vision.image import cut_crops
 from foveal.plan.hardware import ASSUMED, ETHERNET, GB, PCIE4, Efficiency, Hardware
 from foveal.plan.memory import CPU_SLACK
@@ -85,19 +84,6 @@ def bring_in_libraries() -> None:
     optimizer = torch.optim.AdamW([weight], fused=True)
     (weight @ weight).sum().backward()
     optimizer.step()
-
-
-def machine_name() -> str:
-    """Name the accelerator or the processor."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    information = Path("/proc/cpuinfo")
-    name = platform.processor() or platform.machine()
-    if information.exists():
-        lines = information.read_text(encoding="utf-8").splitlines()
-        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        name = named[0] if named else name
-    return name
 
 
 def _format_speed(dtype: torch.dtype) -> float:

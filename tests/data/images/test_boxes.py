@@ -18,8 +18,8 @@ from foveal.data.encode import count_tokens
 from foveal.data.images.boxes import THOUSANDTHS, BoxFrame, BoxMap, box_edges, read_boxes
 from foveal.data.turn_processor import read_as
 from foveal.errors import DataError
-from foveal.models.family import load
 from foveal.models.known import box_frame_of
+from foveal.models.loading import load
 from foveal.models.phi3_vision.image import Phi3VImageProcessor
 from foveal.models.phi3_vision.read_images import CropReader
 

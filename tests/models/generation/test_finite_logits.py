@@ -10,11 +10,11 @@ from PIL import Image
 from tiny import make_model, make_picture
 from tiny_models import write_tiny as write_family
 
-from foveal.models.family import load
 from foveal.models.generation.generator import Generator, Limits, NoAnswer, Request, generate
 from foveal.models.generation.passes import NotFiniteError
 from foveal.models.generation.prompt import prompt_image, prompt_of_turns
 from foveal.models.generation.score import score
+from foveal.models.loading import load
 
 PROJECTOR = "model.vision_embed_tokens.img_projection.0"
 

@@ -8,11 +8,11 @@ from PIL import Image
 from tiny_models import write_tiny
 from transformers import AutoModelForImageTextToText
 
-from foveal.models.family import load
 from foveal.models.generation.generator import Generator, Limits, Request, generate
 from foveal.models.generation.prompt import prompt_image, prompt_of_turns
 from foveal.models.generation.score import score
 from foveal.models.hub.hub_processor import load_hub_processor
+from foveal.models.loading import load
 
 RECURRENT = daily("qwen3_5", beside=["lfm3_vl"])
 NEW_TOKENS = 12

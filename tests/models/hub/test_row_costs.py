@@ -9,9 +9,9 @@ from tiny_models import write_tiny
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from foveal.adapt.quantize import bare_model
-from foveal.models.family import find_family
 from foveal.models.hub.hub_family import HubFamily
 from foveal.models.hub.row_costs import LayerProducts
+from foveal.models.loading import find_family
 from foveal.models.phi3_vision.config import Phi3VisionConfig
 from foveal.models.phi3_vision.seam import COSTS
 from foveal.models.phi3_vision.seam import FAMILY as PHI3_VISION

@@ -17,7 +17,7 @@ from foveal.config import LoraSettings, Recipe
 from foveal.data.batch import build_batch
 from foveal.errors import ConfigError
 from foveal.machine import DTYPES
-from foveal.models.family import load
+from foveal.models.loading import load
 from foveal.plan.epoch import count_row
 from foveal.plan.model_costs.asked import AskedModel, asked_before
 from foveal.plan.model_costs.work import Ask

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from foveal.config import load_recipe
 from foveal.data.dataset import read_dataset
-from foveal.models.family import find_family
+from foveal.models.loading import find_family
 from foveal.plan.epoch import make_plan
 from foveal.train.checkpoint import checkpoints, read_progress
 

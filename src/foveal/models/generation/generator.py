@@ -7,7 +7,7 @@ over the new tokens of every sequence: whole prompts of those that join, one tok
 import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -17,12 +17,13 @@ from foveal.models.family import LoadedModel, most_tokens
 from foveal.models.generation.passes import (
     Growing,
     NotFiniteError,
-    are_finite,
+    broken_nodes,
     logits_behind,
     not_finite,
+    plant,
     run_pass,
 )
-from foveal.models.generation.prompt import Prompt, Stretch, go_on
+from foveal.models.generation.prompt import Prompt, go_on
 from foveal.models.generation.sampling import Drawer, Sampling, choose_tokens
 from foveal.models.generation.tree import Node, Tree
 
@@ -90,18 +91,17 @@ class _Sequence:
     drawer: Drawer
     stop_ids: frozenset[int]
     made: list[int] = field(default_factory=list)
-    tree: Tree | None = None
-    node: Node | None = None
-    behind: Stretch | None = None
-    """Of its prompt, what stands behind the shared prefix."""
+    place: Growing | None = None
+    """Its own node, and what stands there of its prompt; none: it has none yet."""
 
     @property
     def tokens(self) -> int:
         return self.request.prompt.tokens + len(self.made)
 
-    def line(self) -> Iterable[Node]:
-        """Its own stretch, and what it grows from."""
-        return self.node.line() if self.node else ()
+    @property
+    def node(self) -> Node:
+        assert self.place is not None
+        return self.place.node
 
     @property
     def to_come(self) -> int:
@@ -177,18 +177,14 @@ class Generator:
         if not asked:
             return []
         hidden = run_pass(self.loaded, parts)
-        last = {id(part.node): rows[-1] for part, rows in zip(parts, hidden, strict=True)}
-        logits = logits_behind(self.loaded, torch.stack([last[id(one.node)] for one in asked]))
-        broken = {
-            id(part.node)
-            for part, sound in zip(parts, are_finite(hidden), strict=True)
-            if not sound
-        }
+        last = {part.node: rows[-1] for part, rows in zip(parts, hidden, strict=True)}
+        logits = logits_behind(self.loaded, torch.stack([last[one.node] for one in asked]))
+        broken = broken_nodes(parts, hidden)
         for part in parts:
-            if id(part.node) in broken and not part.node.parent:
+            if part.node in broken and not part.node.parent:
                 self._trees.pop(part.tree.key, None)  # who asks about it next reads it anew
         finite = [
-            sound and not any(id(node) in broken for node in one.line())
+            sound and broken.isdisjoint(one.node.line())
             for one, sound in zip(asked, logits.isfinite().all(-1).tolist(), strict=True)
         ]
         failed = [self._give_up(one) for one, sound in zip(asked, finite, strict=True) if not sound]
@@ -231,8 +227,8 @@ class Generator:
 
     def _held(self) -> int:
         """Tokens that are held or promised."""
-        trees = {one.tree for one in self._active.values()} | set(self._trees.values())
-        held = sum(tree.slots for tree in trees if tree)
+        trees = {one.place.tree for one in self._active.values() if one.place}
+        held = sum(tree.slots for tree in trees | set(self._trees.values()))
         return held + sum(one.to_come for one in self._active.values())
 
     def _make_room(self, wanted: int = 0, needed: Hashable = None) -> None:
@@ -261,19 +257,12 @@ class Generator:
         prompt, key = sequence.request.prompt, self._tree_key(sequence)
         start = prompt.prefix_entries if key is not None else 0
         prefix, behind = prompt.stretches(self.loaded.processor, start)
-        parts = []
-        tree = self._trees.pop(key, None)
-        if tree is None:
-            tree = Tree(key, self._is_long(sequence))
-            if start:
-                root = tree.add_node(None)
-                parts.append(Growing(tree, root, prefix))
+        read = behind.joined(go_on(behind, sequence.made))
+        parts = plant(self._trees.pop(key, None), key, self._is_long(sequence), prefix, read)
+        sequence.place = replace(parts[-1], stretch=behind)
         if key is not None:
-            self._trees[key] = tree  # the last used stands last
-        sequence.tree, sequence.node = tree, tree.add_node(tree.nodes[0] if start else None)
-        sequence.behind = behind
-        made = go_on(behind, sequence.made)
-        return [*parts, Growing(tree, sequence.node, behind.joined(made))]
+            self._trees[key] = parts[-1].tree  # the last used stands last
+        return parts
 
     def _next_parts(self, sequence: _Sequence) -> list[Growing]:
         """Read the token made last; or all anew, once, when the example has become a long one.
@@ -281,25 +270,22 @@ class Generator:
         What was read was rotated with the factors of short examples; alone, it would be rotated
         with those of long ones from here on.
         """
-        tree, node, behind = sequence.tree, sequence.node, sequence.behind
-        assert tree is not None
-        assert node is not None
-        assert behind is not None
-        if tree.is_long != self._is_long(sequence):
+        place = sequence.place
+        assert place is not None
+        if place.tree.is_long != self._is_long(sequence):
             self._leave(sequence)
             return self._place(sequence)
-        place = len(sequence.made) - 1
-        return [Growing(tree, node, go_on(behind, sequence.made[-1:], place))]
+        next_one = go_on(place.stretch, sequence.made[-1:], len(sequence.made) - 1)
+        return [replace(place, stretch=next_one)]
 
     def _leave(self, sequence: _Sequence) -> None:
         """Give back what a sequence holds by itself."""
-        tree, node = sequence.tree, sequence.node
-        assert tree is not None
-        assert node is not None
-        if tree.key is not None:
-            tree.remove(node)
+        place = sequence.place
+        assert place is not None
+        if place.tree.key is not None:
+            place.tree.remove(place.node)
             self._make_room()
-        sequence.tree = sequence.node = None
+        sequence.place = None
 
     def _take(self, sequence: _Sequence, token: int, logits: Tensor) -> Token:
         """Write a token down; its sequence may end with it."""

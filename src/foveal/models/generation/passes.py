@@ -39,6 +39,25 @@ class Growing:
     stretch: Stretch
 
 
+def plant(tree: Tree | None, key: Hashable, is_long: bool, *prompt: Stretch) -> list[Growing]:
+    """Find a prompt its place: all that is to be read of it, its own part last.
+
+    Args:
+        tree: that holds its prefix already; none: there is none yet.
+        key: of a new one.
+        is_long: whether a new one is rotated as long examples are.
+        prompt: its prefix, empty where it shares none, and what stands behind it.
+    """
+    prefix, behind = prompt
+    parts = []
+    if tree is None:
+        tree = Tree(key, is_long)
+        if len(prefix.ids):
+            parts.append(Growing(tree, tree.add_node(None), prefix))
+    root = tree.nodes[0] if len(prefix.ids) else None
+    return [*parts, Growing(tree, tree.add_node(root), behind)]
+
+
 @torch.no_grad()
 def run_pass(loaded: LoadedModel, parts: Sequence[Growing]) -> list[Tensor]:
     """Read new tokens, and keep what later ones need in their trees.
@@ -201,10 +220,15 @@ def logits_behind(loaded: LoadedModel, hidden: Tensor) -> Tensor:
         return logits.float()
 
 
-def are_finite(pieces: Sequence[Tensor]) -> list[bool]:
-    """Tell of each (tokens, width) whether all of it is finite; waits for the device once."""
-    rows = torch.cat(list(pieces)).isfinite().all(-1).cpu()
-    return [bool(one.all()) for one in rows.split([len(piece) for piece in pieces])]
+def broken_nodes(parts: Sequence[Growing], hidden: Sequence[Tensor]) -> set[Node]:
+    """Find nodes of which not all that a pass gave is finite; waits for the device once.
+
+    Args:
+        parts: of the pass.
+        hidden: (tokens, hidden) of each.
+    """
+    rows = torch.cat(list(hidden)).isfinite().all(-1).cpu().split([len(piece) for piece in hidden])
+    return {part.node for part, finite in zip(parts, rows, strict=True) if not finite.all()}
 
 
 def not_finite(

@@ -11,13 +11,14 @@ from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import check_fits
 from foveal.models.generation.passes import (
     Growing,
-    are_finite,
+    broken_nodes,
     logits_behind,
     not_finite,
+    plant,
     run_pass,
 )
-from foveal.models.generation.prompt import Prompt, Stretch, go_on
-from foveal.models.generation.tree import Node, Tree
+from foveal.models.generation.prompt import Prompt, go_on
+from foveal.models.generation.tree import Tree
 
 LOGITS_AT_ONCE = 1024
 """Places that the head is applied to at once: bounds the memory, changes no result."""
@@ -33,24 +34,15 @@ class _Reading:
     ends: dict[Hashable, int] = field(default_factory=dict)
     """Prompt -> its last part."""
 
-    def read(self, tree: Tree, parent: Node | None, stretch: Stretch) -> int:
-        """Plan to read a stretch; returns its place among the parts."""
-        self.parts.append(Growing(tree, tree.add_node(parent), stretch))
-        return len(self.parts) - 1
-
     def end_of(self, number: int, prompt: Prompt, is_long: bool) -> int:
         """Plan to read a prompt, once; returns its last part."""
         if (number, is_long) not in self.ends:
             start = prompt.prefix_entries
-            prefix, behind = prompt.stretches(self.loaded.processor, start)
+            stretches = prompt.stretches(self.loaded.processor, start)
             key = (prompt.prefix_key if start else number, is_long)
-            tree = self.trees.get(key)
-            if tree is None:
-                tree = self.trees[key] = Tree(key, is_long)
-                if start:
-                    self.read(tree, None, prefix)
-            root = tree.nodes[0] if start else None
-            self.ends[number, is_long] = self.read(tree, root, behind)
+            self.parts += plant(self.trees.get(key), key, is_long, *stretches)
+            self.trees[key] = self.parts[-1].tree
+            self.ends[number, is_long] = len(self.parts) - 1
         return self.ends[number, is_long]
 
 
@@ -82,7 +74,9 @@ def score(
             own = None
             if len(ids) > 1:  # the last token is predicted, never read
                 ending = reading.parts[end]
-                own = reading.read(ending.tree, ending.node, go_on(ending.stretch, ids[:-1]))
+                behind = ending.tree.add_node(ending.node)
+                own = len(reading.parts)
+                reading.parts.append(Growing(ending.tree, behind, go_on(ending.stretch, ids[:-1])))
             wanted.append((end, own, ids))
             asking.append((number, is_long))
     if not wanted:
@@ -95,12 +89,10 @@ def score(
         ]
     )
     found = list(_sums(loaded, rows, [ids for _, _, ids in wanted]))
-    sound = {
-        id(part.node): one for part, one in zip(reading.parts, are_finite(hidden), strict=True)
-    }
+    broken = broken_nodes(reading.parts, hidden)
     for (number, is_long), (end, own, ids), total in zip(asking, wanted, found, strict=True):
         line = reading.parts[end if own is None else own].node.line()
-        if math.isnan(total) or not all(sound[id(node)] for node in line):
+        if math.isnan(total) or not broken.isdisjoint(line):
             asked = questions[number][0].whole(loaded.processor)
             raise not_finite(loaded, asked.joined(go_on(asked, ids[:-1])), is_long, number)
     sums = iter(found)

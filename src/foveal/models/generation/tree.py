@@ -6,7 +6,7 @@ prefix is so kept once, however many answers grow behind it.
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foveal.models.cached_rows import Strand
-
-ImageSight = Literal["causal", "mutual", "mutual_in_windows"]
-"""What the tokens of an image see of it: what came before, all of it, or all of it in those layers
-that have a window."""
+from foveal.models.row_view import ImageSight, are_near, is_mutual
 
 WORTH_CLOSING_UP = 0.5
 """Share of dead slots at which a tree is closed up."""
@@ -133,13 +130,10 @@ class Tree:
         above = np.zeros((len(self.nodes), len(self.nodes)), np.bool_)
         for number in np.unique(self.owners[asking]):
             above[number, [node.number for node in self.nodes[number].line()]] = True
-        seen: NDArray[np.bool_] = above[self.owners[asking, None], self.owners[None]]
-        distance = self.places[asking, None] - self.places[None]
-        near = distance >= 0
-        if images_see_themselves:
-            same = self.images[asking, None] == self.images[None]
-            near |= same & (self.images[None] >= 0)
-        return seen & near if window is None else seen & near & (distance < window)
+        images = self.images if images_see_themselves else None
+        near = are_near(self.places, images, window, asking[:, None], slice(None))
+        seen: NDArray[np.bool_] = above[self.owners[asking, None], self.owners[None]] & near
+        return seen
 
     def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put the keys and values of the last slots of a layer in place; returns all of them.
@@ -190,12 +184,8 @@ class Growth:
             self._masks[window] = self._root_mask(window), self._mask_of_others(window)
         return self._masks[window]
 
-    def _images_see_themselves(self, window: int | None) -> bool:
-        in_windows = self.image_sight == "mutual_in_windows" and window is not None
-        return self.image_sight == "mutual" or in_windows
-
     def _root_mask(self, window: int | None) -> Tensor | None:
-        mutual = self._images_see_themselves(window)
+        mutual = is_mutual(self.image_sight, window)
         if not self.root_slots or not (mutual or (window is not None and window < self.root_slots)):
             return None
         seen = self.tree.visible(np.arange(self.root_slots), window, mutual)
@@ -204,7 +194,7 @@ class Growth:
     def _mask_of_others(self, window: int | None) -> Tensor | None:
         first = self.tree.slots - self.new_slots + self.root_slots
         asking = np.arange(first, self.tree.slots)
-        seen = self.tree.visible(asking, window, self._images_see_themselves(window))
+        seen = self.tree.visible(asking, window, is_mutual(self.image_sight, window))
         return None if len(asking) <= 1 and bool(seen.all()) else self._tensor(seen)
 
     def _tensor(self, seen: NDArray[np.bool_]) -> Tensor:

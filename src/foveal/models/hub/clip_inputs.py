@@ -6,8 +6,9 @@ token, whose own embedding no model reads. Frames are resized by Pillow: no torc
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
+from itertools import groupby
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,11 @@ LAYOUT = ("patch_size", "merge_size", "temporal_patch_size")
 
 # Class of the video processor -> side of what becomes a token, whether all frames share the budget.
 _SHARE_BUDGET = {"Qwen2VLVideoProcessor": (28, False), "Qwen3VLVideoProcessor": (32, True)}
+
+
+def runs_of(ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Count how often each id stands before another follows: (id, count)."""
+    return tuple((one, len(list(same))) for one, same in groupby(ids))
 
 
 class PairReader:
@@ -62,11 +68,8 @@ class PairReader:
             tokenizer(self._written(grid, strip), add_special_tokens=False)["input_ids"]
         )
         takes = ids == tokenizer.convert_tokens_to_ids(self._processor.video_token)
-        ids = np.where(takes, self._token, ids)
-        starts = np.flatnonzero(np.diff(ids, prepend=-1))
-        counts = np.diff(starts, append=len(ids))
         return ImageShape(
-            runs=tuple(zip(ids[starts].tolist(), counts.tolist(), strict=True)),
+            runs=runs_of(np.where(takes, self._token, ids).tolist()),
             features=int(takes.sum()),
             crops=math.prod(grid),
             grid=grid,

@@ -88,7 +88,18 @@ class HubFamily(Family):
         return self._products.costs(self.config, processor)
 
     def _find_parts(self, skeleton: Any) -> dict[str, tuple[str, ...]]:
-        return _find_parts(self.name, skeleton)
+        names = {id(module): path for path, module in skeleton.named_modules()}
+        decoder, tower = skeleton.get_decoder(), skeleton.get_encoder(modality="image")
+        if id(tower) not in names or tower in (skeleton, decoder) or decoder is skeleton:
+            raise ModelError(f"model {self.name}: no tower and decoder of the common form in it")
+        language, vision = names[id(decoder)] + ".", names[id(tower)] + "."
+        # Where the projector is built into the tower, it is what merges patches.
+        merging = [f"{vision}|{one}." for one, _ in tower.named_children() if "merger" in one]
+        return {
+            "language": (language, "lm_head|", "lm_head."),
+            "projector": (*merging, *_others(skeleton, language, vision)),
+            "vision": (vision,),
+        }
 
     def _find_unused(self, names: Iterable[str]) -> tuple[str, ...]:
         layer = getattr(self.config, "vision_feature_layer", None)
@@ -147,7 +158,9 @@ class HubFamily(Family):
         processor = load_hub_processor(name)
         if isinstance(image_budget, Mapping):
             set_images(name, processor, image_budget)
-        return self.reader(name, processor, self.config, self.model_class)
+        reader = self.reader(name, processor, self.config, self.model_class)
+        reader.long_context_tokens = self.long_context_tokens(self.config)
+        return reader
 
     def encode_images(self, model: Any, pixels: Mapping[str, Any]) -> Any:
         """Run the tower and the projector; the features stand in `pooler_output`.
@@ -173,21 +186,6 @@ class HubFamily(Family):
 @lru_cache(maxsize=64)
 def _has_experts_of_images(forward: Callable[..., Any]) -> bool:
     return KINDS in inspect.signature(forward).parameters
-
-
-def _find_parts(name: str, model: Any) -> dict[str, tuple[str, ...]]:
-    names = {id(module): path for path, module in model.named_modules()}
-    decoder, tower = model.get_decoder(), model.get_encoder(modality="image")
-    if id(tower) not in names or tower in (model, decoder) or decoder is model:
-        raise ModelError(f"model {name}: no tower and decoder of the common form in it")
-    language, vision = names[id(decoder)] + ".", names[id(tower)] + "."
-    # Where the projector is built into the tower, it is what merges patches.
-    merging = [f"{vision}|{one}." for one, _ in tower.named_children() if "merger" in one]
-    return {
-        "language": (language, "lm_head|", "lm_head."),
-        "projector": (*merging, *_others(model, language, vision)),
-        "vision": (vision,),
-    }
 
 
 def _others(model: nn.Module, language: str, vision: str) -> list[str]:

@@ -21,7 +21,7 @@ from foveal.data.turn_processor import AskedTurn, EncodedTurns, TurnsSetting, fi
 from foveal.errors import ModelError
 from foveal.models.family import CLIP_SECONDS
 from foveal.models.generation.characters import read_answer
-from foveal.models.hub.clip_inputs import PairReader, make_clip_reader
+from foveal.models.hub.clip_inputs import PairReader, make_clip_reader, runs_of
 from foveal.models.hub.hub_processor import without_pixels
 from foveal.models.known import box_frame_of
 from foveal.models.words import ChatWords, ImageText
@@ -69,14 +69,14 @@ class HubReader:
         template = processor.chat_template or processor.tokenizer.chat_template
         if not template:
             raise ModelError(f"model {name}: it brings no chat template; give a tuned variant")
-        ends = self._generation_ends()
+        self._ends = self._generation_ends()
         clips = make_clip_reader(name, processor, config, self.image_token_id)
         self.words = ChatWords(
             name,
             processor.tokenizer,
             template,
             self.image_text,
-            ends[0] if ends else None,
+            self._ends[0] if self._ends else None,
             processor.video_token if clips else None,
         )
         self.clip_reader = clips if self.words.takes_clips else None
@@ -115,10 +115,6 @@ class HubReader:
     def end_ids(self) -> tuple[int, ...]:
         """Ids of which the first one ends an answer."""
         return tuple(sorted({*self.words.end_ids, *self._ends}))
-
-    @cached_property
-    def _ends(self) -> tuple[int, ...]:
-        return tuple(self._generation_ends())
 
     def words_fingerprint(self) -> str:
         """Name all that the entries of a conversation hang on."""
@@ -221,11 +217,8 @@ class HubReader:
         if (lead, tail) != (self.image_text.lead, self.image_text.tail):
             raise ModelError(f"model {self.name}: the text around an image hangs on its size")
         ids = self.tokenizer(run, add_special_tokens=False)["input_ids"]
-        changes = np.flatnonzero(np.diff(ids, prepend=-1))
-        counts = np.diff(changes, append=len(ids)).tolist()
-        starts = changes.tolist()
         return ImageShape(
-            runs=tuple((ids[at], count) for at, count in zip(starts, counts, strict=True)),
+            runs=runs_of(ids),
             features=ids.count(self.image_token_id),
             crops=self._crops(made),
             grid=tuple(made["image_grid_thw"][0].tolist()) if "image_grid_thw" in made else (),

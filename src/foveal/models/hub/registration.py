@@ -100,24 +100,13 @@ class RegistryFinder:
         if entry is None:
             return None
         spec = importlib.util.find_spec(fullname)  # this finder no longer waits for it
-        if spec is not None and spec.loader is not None:
-            spec.loader = EnteringLoader(spec.loader, entry)  # type: ignore[assignment]
+        loader: Any = spec and spec.loader
+        if loader:
+            execute = loader.exec_module
+
+            def execute_and_enter(module: ModuleType) -> None:
+                execute(module)
+                entry(module)
+
+            loader.exec_module = execute_and_enter
         return spec
-
-
-class EnteringLoader:
-    """Runs a registry's own loader, then makes our entry."""
-
-    def __init__(self, loader: Any, entry: Entry) -> None:
-        self.loader = loader
-        self.entry = entry
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Leave it to the registry's own loader."""
-        module: ModuleType | None = self.loader.create_module(spec)
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Import the registry, then enter our class."""
-        self.loader.exec_module(module)
-        self.entry(module)

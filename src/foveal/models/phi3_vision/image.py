@@ -199,10 +199,6 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
 
-    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
-        """See `preprocess`."""
-        return self.preprocess(images, *args, **kwargs)
-
     def preprocess(
         self,
         images: Picture | Sequence[Picture],

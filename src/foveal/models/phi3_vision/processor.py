@@ -274,11 +274,8 @@ class Phi3VProcessor(CropReader, ProcessorMixin):  # type: ignore[misc]
         words = self.tokenizer.backend_tokenizer.to_str()
         return fingerprint_words(super().words_fingerprint(), words)
 
-    def _control(self, token: str) -> int:
-        return self._control_ids[token]
-
     @cached_property
-    def _control_ids(self) -> dict[str, int]:
+    def _control(self) -> dict[str, int]:
         names = ("<s>", "<|user|>", "<|end|>", "<|assistant|>", "<|endoftext|>")
         return {name: int(self.tokenizer.convert_tokens_to_ids(name)) for name in names}
 
@@ -294,20 +291,20 @@ class Phi3VProcessor(CropReader, ProcessorMixin):  # type: ignore[misc]
         """
         user = write_tags(user, num_images)
         order = tag_order(user, num_images)
-        start, turn_end = self._control("<s>"), self._control("<|end|>")
+        start, turn_end = self._control["<s>"], self._control["<|end|>"]
         first, *others = IMAGE_TAG.split(user)[::2]
-        ids = [start, self._control("<|user|>"), *self.encode_plain("\n" + first)]
+        ids = [start, self._control["<|user|>"], *self.encode_plain("\n" + first)]
         for number, chunk in zip(order, others, strict=True):
             ids += [-(number + 1), start]
             ids += self.encode_plain(chunk) if chunk else []
-        return [*ids, turn_end, *self.encode_plain("\n"), self._control("<|assistant|>")]
+        return [*ids, turn_end, *self.encode_plain("\n"), self._control["<|assistant|>"]]
 
     def encode_system(self, text: str) -> list[int]:
         r"""Encode what stands before the first turn, in place of its `<s>`.
 
         `<|system|>\n{text}<|end|>\n`, as the published chat template writes it.
         """
-        start, turn_end = self._control("<s>"), self._control("<|end|>")
+        start, turn_end = self._control["<s>"], self._control["<|end|>"]
         system = int(self.tokenizer.convert_tokens_to_ids("<|system|>"))
         return [start, system, *self.encode_plain("\n" + text), turn_end, *self.encode_plain("\n")]
 
@@ -320,7 +317,7 @@ class Phi3VProcessor(CropReader, ProcessorMixin):  # type: ignore[misc]
     @property
     def end_ids(self) -> tuple[int, ...]:
         """Ids of which the first one ends an answer."""
-        return self._control("<|end|>"), self._control("<|endoftext|>")
+        return self._control["<|end|>"], self._control["<|endoftext|>"]
 
     def decode_answer(self, ids: Sequence[int]) -> str:
         """Read the text of an answer up to its end, in whole characters."""

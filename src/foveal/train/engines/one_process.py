@@ -149,9 +149,7 @@ class Engine:
         names: dict[Tensor, str] = {one: name for name, one in model.named_parameters()}
         for parameter, state in optimizer.state.items():
             for slot, value in state.items():
-                # The table of 8-bit levels is one for all; a file holds no tensor under two names.
-                shared = slot.startswith("qmap")
-                yield f"{slot}/{names[parameter]}", value.clone() if shared else value
+                yield f"{slot}/{names[parameter]}", value
 
     def restore_optimizer(
         self,

@@ -8,12 +8,15 @@ import socket
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 
 SILENCE_SECONDS, PROBE_SECONDS, PROBES = 10, 5, 4
 """When the kernel asks a silent peer whether it is there: half a minute finds a dead machine."""
+
+CONNECT_SECONDS = 300.0
+"""For all to be there. They have just been told where to: a slow machine takes seconds for it."""
 
 SETTLE_SECONDS = 5.0
 BYE = {"bye": True}
@@ -38,22 +41,36 @@ class Companions:
         self._lines: dict[socket.socket, str] = {}
         if server:
             with server:
-                self._accept(server, secret, world_size - 1)
+                self._accept(server, secret, set(range(1, world_size)))
         else:
-            line = socket.create_connection((os.environ["MASTER_ADDR"], port))
-            _send(line, {"secret": secret, "name": self.me})
-            self._add(line, first)
+            self._connect(port, {"secret": secret, "rank": rank, "name": self.me}, first)
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def _accept(self, server: socket.socket, secret: str, others: int) -> None:
-        while len(self._lines) < others:
-            line, _ = server.accept()
+    def _accept(self, server: socket.socket, secret: str, missing: set[int]) -> None:
+        until = time.monotonic() + CONNECT_SECONDS
+        while missing:
+            try:
+                server.settimeout(max(0.0, until - time.monotonic()))
+                line, _ = server.accept()
+            except (TimeoutError, BlockingIOError):
+                silent = ", ".join(map(str, sorted(missing)))
+                self._leave(f"process {silent} did not connect in {CONNECT_SECONDS:g} seconds")
             line.settimeout(PROBE_SECONDS)
             hello = _receive(line)
             if hello and secrets.compare_digest(str(hello.get("secret")), secret):
                 self._add(line, str(hello["name"]))
+                missing.remove(hello["rank"])
             else:
                 line.close()  # somebody else's
+
+    def _connect(self, port: int, hello: dict[str, Any], first: str) -> None:
+        address = os.environ["MASTER_ADDR"]
+        try:
+            line = socket.create_connection((address, port), CONNECT_SECONDS)
+        except OSError as error:
+            self._leave(f"{first} cannot be reached at {address}, port {port} ({error})")
+        _send(line, hello)
+        self._add(line, first)
 
     def _add(self, line: socket.socket, name: str) -> None:
         line.settimeout(None)
@@ -84,13 +101,13 @@ class Companions:
                     if said == BYE:
                         selector.unregister(line)
                     else:
-                        self._leave((said or {}).get("dead", self._lines[line]))
+                        self._leave((said or {}).get("why", f"{self._lines[line]} died"))
 
-    def _leave(self, dead: str) -> None:
+    def _leave(self, why: str) -> NoReturn:
         for line in self._lines:
-            _send(line, {"dead": dead})
+            _send(line, {"why": why})
         sys.stderr.write(
-            f"foveal: {dead} died, so {self.me} stops too; "
+            f"foveal: {why}, so {self.me} stops too; "
             "the same command goes on from the last checkpoint\n"
         )
         sys.stderr.flush()
