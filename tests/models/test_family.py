@@ -163,7 +163,9 @@ def test_a_folder_with_a_broken_or_missing_file_is_refused_in_one_line(folder, f
 
 
 @pytest.mark.parametrize("content", [{"tokenizer.json": "{"}, {"config.json": WIDE}])
-@pytest.mark.parametrize("ask", [token_counter, read_model])
+@pytest.mark.parametrize(
+    "ask", [token_counter, lambda recipe, _: read_model(recipe)], ids=["check", "plan"]
+)
 def test_who_asks_for_no_weights_is_refused_in_one_line_too(folder, tmp_path, ask, content):
     ((file, text),) = content.items()
     (folder / file).write_text(text)
