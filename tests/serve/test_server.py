@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -36,28 +36,31 @@ def test_a_signal_lets_running_answers_end_and_then_the_server(tiny, actor, sent
     from foveal.serve.served import Served
     from foveal.serve.server import make_app
 
-    actor.step_seconds = 0.05
+    actor.going.clear()
     app = make_app([Served("mine", tiny)], Scheduler({"mine": lambda: actor}), ServerSettings())
     server = make_server(app, ServerLimits())
-    answers = []
     former = signal.getsignal(sent)
 
     def ask_then_stop(url):
-        wait_until(lambda: server.started)
-        asked = {"messages": [question()]}
-        stopping = threading.Thread(
-            target=lambda: (wait_until(lambda: actor.num_active == 1), os.kill(os.getpid(), sent))
-        )
-        stopping.start()
-        answers.append(httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=60))
-        stopping.join()
+        try:
+            wait_until(lambda: server.started)
+            asked = {"messages": [question()]}
+            with ThreadPoolExecutor(1) as other:
+                answer = other.submit(
+                    httpx.post, f"{url}/v1/chat/completions", json=asked, timeout=60
+                )
+                wait_until(lambda: actor.num_active == 1)
+                os.kill(os.getpid(), sent)
+                wait_until(lambda: server.should_exit)
+                actor.going.set()
+            return answer.result()
+        finally:
+            server.should_exit = True  # whatever went wrong
 
-    with listen("127.0.0.1", 0) as listener:
-        client = threading.Thread(target=ask_then_stop, args=[address_of(listener)])
-        client.start()
+    with listen("127.0.0.1", 0) as listener, ThreadPoolExecutor(1) as client:
+        answer = client.submit(ask_then_stop, address_of(listener))
         assert run_until_stopped(server, listener) == was_interrupt
-        client.join()
-    assert answers[0].json()["choices"][0]["finish_reason"] == "stop"
+    assert answer.result().json()["choices"][0]["finish_reason"] == "stop"
     assert signal.getsignal(sent) is former
     assert not app.state.endpoint.scheduler.is_alive
 
