@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
+from shlex import quote
 from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -79,7 +80,7 @@ class Remarks:
                 if self.count > SHOWN
                 else "that is all"
             )
-            names = " and ".join(f"`foveal check {file}`" for file in self.files)
+            names = " and ".join(f"`foveal check {quote(str(file))}`" for file in self.files)
             yield f"{more} of what was noticed while reading; {names} opens the pictures too"
 
 

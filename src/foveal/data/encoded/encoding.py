@@ -15,6 +15,7 @@ from hashlib import blake2b
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
+from shlex import quote
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -310,7 +311,7 @@ class PieceEncoder:
             recipe = " --recipe RECIPE" if self.processor.boxes else ""  # it says what boxes count
             raise DataError(
                 f"{self.path}:{number} ({example.id}): {error}; "
-                f"`foveal check {self.path}{recipe}` names every such line"
+                f"`foveal check {quote(str(self.path))}{recipe}` names every such line"
             ) from error
         noticed += [(place, message) for message in look_at(example)]
         return sets
