@@ -3,13 +3,28 @@
 import ctypes
 import gc
 import os
+import random
 import re
 import signal
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import settings
+
+# What a person's terminal, network, launcher and accounts are is said to their own programs alone.
+THEIRS = re.compile(
+    r"COLUMNS|LINES|TERM|TERMINAL_WIDTH|NO_COLOR|FORCE_COLOR|PY_COLORS|GITHUB_ACTIONS|TTY_\w+"
+    r"|(?i:\w+_proxy)|(LOCAL_|GROUP_)?(RANK|WORLD_SIZE)|MASTER_\w+|(TORCHELASTIC|HF|XDG|AWS)_\w+"
+    r"|(WANDB|MLFLOW|TRACKIO)_\w+"
+)
+for name in filter(THEIRS.fullmatch, list(os.environ)):
+    del os.environ[name]
+
+# What libraries keep at home is neither found there nor left there.
+HOME = TemporaryDirectory(prefix="foveal-tests-")
+os.environ["HOME"] = HOME.name
 
 # Before torch is imported, and for the processes that tests start: several tests run side by side.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -62,6 +77,12 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_runtest_setup(item):
+    # What is drawn without a seed of its own hangs on no test that came before.
+    random.seed(0)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
     if item.get_closest_marker("gpu"):
         import torch
 

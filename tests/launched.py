@@ -204,11 +204,16 @@ def make_place(folder: Path, family: str = "phi3_v") -> Place:
     return Place(folder)
 
 
+HELD_PORTS: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """Find a port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Find a port that nobody listens at, and nobody gets who does not ask for it by its number."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as whoever is to listen at it
+    held.bind(("127.0.0.1", 0))
+    HELD_PORTS.append(held)
+    return int(held.getsockname()[1])
 
 
 def launch(

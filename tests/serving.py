@@ -27,6 +27,9 @@ LINES = (
 )
 """Texts that the tiny vocabulary can say word for word."""
 
+ENDLESS = 1000 * LINES[0]
+"""It is still being said at the end of any test, however slow, whose actor takes its time."""
+
 
 class _Hasty:
     """What uvicorn's server sees of asyncio: it looks ten times as often whether it is to end."""

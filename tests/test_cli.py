@@ -296,16 +296,38 @@ def test_an_interruption_of_code_made_from_a_text_ends_with_130(tmp_path):
     assert (done.returncode, done.stderr) == (130, "")
 
 
+WORKERS_IN_THE_MIDST = """
+import time
+from foveal.cli import main
+from foveal.data.convert import write
+from foveal.storage import written_whole
+
+def write_half(images, picture):
+    with written_whole(images / picture.target) as part:
+        part.touch()
+        time.sleep(600)
+
+write._write_picture = write_half  # in a worker too, which runs all of this but the last line
+if __name__ == "__main__":
+    main()
+"""
+
+
 def test_a_command_with_workers_that_a_scheduler_ends_says_one_line(tmp_path):
-    for number in range(60):
+    for number in range(20):
         make_picture(tmp_path / "source" / "cat" / f"{number}.png", number)
-    command = [sys.executable, "-m", "foveal.cli", "convert", "imagefolder", "source", "out"]
-    # Its first picture stands there when all of its processes are at work.
+    (tmp_path / "convert.py").write_text(WORKERS_IN_THE_MIDST)
+    words = ["convert", "imagefolder", "source", "out", "--workers", "2"]
     code = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "convert.py", *words],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    while not list(tmp_path.glob("out/images/*/*/*.png")):
+    while len(list(tmp_path.rglob("*.png.*.part"))) < 2:
         assert code.poll() is None
+        time.sleep(0.01)
     os.killpg(code.pid, signal.SIGTERM)
     said = code.communicate(timeout=60)[1].strip().splitlines()
     assert (code.returncode, said) == (143, ["foveal: stopped by SIGTERM"])

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from threading import get_ident
 from typing import Any
 
@@ -70,11 +71,22 @@ def written_whole(path: Path) -> Iterator[Path]:
             raise
 
 
+def disk_time(folder: Path) -> float:
+    """Ask the disk of a folder for the time, seconds since 1970: it need not be this machine's.
+
+    Raises:
+        OSError: it takes no file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(prefix=".now-", dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
+
+
 def drop_older(places: Iterable[Path], time: float) -> None:
-    """Drop files and folders that were made before a time, in seconds since 1970."""
+    """Drop files and folders that were made up to a time, as their disk has it."""
     for place in places:
         with suppress(FileNotFoundError):  # another process did
-            if place.stat().st_mtime < time:
+            if place.stat().st_mtime <= time:
                 shutil.rmtree(place) if place.is_dir() else place.unlink()
 
 

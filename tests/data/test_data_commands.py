@@ -1,6 +1,7 @@
 """What `foveal check` and `foveal convert` say, as a person reads it."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,14 @@ def test_the_good_lines_of_a_table_are_not_written_before_it_is_one_of_lines(tmp
 
 
 def test_the_command_that_is_named_for_a_file_reads_it(tmp_path):
-    put_picture(tmp_path / "set" / "a.png")
+    place = tmp_path / "my pages"
+    put_picture(place / "a.png")
     row = {"image": "a.png", "question": "?", "answer": "x"}
     chat = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "x"}]
     for value in (row, {"image": "a.png", "conversations": chat}):
-        path = put_json(tmp_path / "set" / "d.json", [value])
+        path = put_json(place / "d.json", [value])
         code, said = run("check", path)
-        words = said[0].partition("; foveal ")[2].split()
+        words = shlex.split(said[0].partition("; foveal ")[2])
         out = tmp_path / f"out-{words[1]}"
         assert (code, words[0]) == (1, "convert")
         assert run(*words[:3], out)[0] == 0

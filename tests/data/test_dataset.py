@@ -7,11 +7,13 @@ import tracemalloc
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
+from shlex import quote
 
 import numpy as np
 import pytest
 from PIL import Image
 from published import make_processor
+from ticks import next_tick
 from tiny import make_picture, pages, turn, write_data
 from words import WordProcessor
 
@@ -163,7 +165,7 @@ def test_what_nobody_wants_is_noticed_while_reading_and_what_cannot_be_is_refuse
         f'{data}:7: turn 1: "c" is none of the choices',
     ]
     assert said[3].startswith(
-        f"and 1 more of what was noticed while reading; `foveal check {data}`"
+        f"and 1 more of what was noticed while reading; `foveal check {quote(str(data))}`"
     )
     with data.open("a") as file:
         file.write(json.dumps({"id": "w", "conversations": [turn("q", "a", ["no.png"])]}) + "\n")
@@ -258,6 +260,7 @@ def test_a_picture_of_another_shape_in_its_place_gives_other_tokens_in_the_next_
         put_bmp(path, size)
         os.utime(path, (1, 1))
         found.append(read_dataset(data, processor, cache=tmp_path / "cache")[1])
+        next_tick(path)
     assert [dataset.images[0].shape.tokens for dataset in found] == [2485, 2557]
     assert found[0].fingerprint != found[1].fingerprint
 

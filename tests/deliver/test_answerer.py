@@ -1,6 +1,7 @@
 """Plain Python asks a model: paths, Pillow images or bytes in, text out."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def test_no_question_is_no_answer(model):
         (3.5, "give a path, a Pillow image or bytes, not float"),
         ("nowhere.png", r"nowhere\.png: No such file or directory; give a picture's path"),
         ("nowhere.mp4", r"nowhere\.mp4: No such file or directory; give a clip's path"),
-        ("~/nowhere.png", rf"^{Path.home()}/nowhere\.png: No such file"),
+        ("~/nowhere.png", rf"^{re.escape(str(Path.home()))}/nowhere\.png: No such file"),
         ("https://example.org/a.png", r"^https://example\.org/a\.png: a picture on the web; fetch"),
     ],
 )
@@ -168,13 +169,13 @@ def test_an_adapter_without_its_weights_is_refused(lora_run, tmp_path):
 
 def test_a_place_within_a_run_or_a_model_names_the_folder_to_give(lora_run, place):
     for part in ("checkpoints", "checkpoints/step-4", "evaluation", "recipe.yaml"):
-        with pytest.raises(ModelError, match=f"give the folder {lora_run}$"):
+        with pytest.raises(ModelError, match=f"give the folder {re.escape(str(lora_run))}$"):
             foveal.load(lora_run / part)
     with pytest.raises(ModelError, match=f"a file; give the folder {place / 'model'}$"):
         foveal.load(place / "model" / "config.json")
     with pytest.raises(ModelError, match="no model in it"):
         foveal.load(place / "images")
-    with pytest.raises(RunError, match=f"give the folder {lora_run}$"):
+    with pytest.raises(RunError, match=f"give the folder {re.escape(str(lora_run))}$"):
         export_run(lora_run / "adapter", place / "never")
 
 

@@ -382,7 +382,7 @@ def test_without_a_proof_the_folder_is_marked(full_run, tmp_path):
 
 def test_a_base_that_is_gone_is_named(run, tmp_path):
     change_recipe(run, model=str(tmp_path / "nowhere"))
-    with pytest.raises(ModelError, match=r"its base model, '.*nowhere' in recipe.yaml, is not"):
+    with pytest.raises(ModelError, match=r"its base model, .*nowhere. in recipe.yaml, is not"):
         export_run(run, tmp_path / "out", merge=True)
 
 

@@ -138,6 +138,8 @@ def test_an_adapter_file_holds_adapters_alone_and_names_its_base(lora_run):
     assert all(".lora_" in name for name in tensors)
     config = json.loads((lora_run / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == load_recipe(lora_run / "recipe.yaml").model
+    layers = config["target_modules"]
+    assert layers == sorted(layers), "in the order of this process's hashes"
 
 
 def test_where_weights_learn_without_an_adapter_there_is_no_adapter_folder(base, tmp_path):

@@ -30,7 +30,7 @@ RECIPE = "model: microsoft/Phi-3.5-vision-instruct\nrun: none\ndata: {train: PAT
 def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
     path = folder / "recipe.yaml"
-    path.write_text(RECIPE.replace("PATH", str(tiny.pages(folder, 5, 3))))
+    path.write_text(RECIPE.replace("PATH", json.dumps(str(tiny.pages(folder, 5, 3)))))
     return path
 
 

@@ -47,7 +47,8 @@ def test_a_row_is_converted_checked_trained_and_compared(source, tmp_path):
     write_tiny(tmp_path / "model", 0, SIZES)
     changed = (*SMALL, f"model={tmp_path / 'model'}")
     arguments = ["reproduce", "docvqa/lora", *changed, "--source", str(source)]
-    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    wide = CliRunner(env={"COLUMNS": "1000"})  # lines stay whole, however long a path is
+    done = wide.invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     line = done.stdout.splitlines()[-1]
     assert line.startswith("anls_cookbook: ours ")

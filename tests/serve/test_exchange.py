@@ -264,7 +264,7 @@ def test_several_answers_are_streamed_side_by_side(stage, actor):
 
 
 def test_an_answer_that_met_its_stop_is_not_written_on_beside_others(stage, actor):
-    actor.lines, actor.step_seconds = ("The total is 12.50 dollars.", "The total" * 100), 0.02
+    actor.lines, actor.step_seconds = (LINES[0], "The total" * 1000), 0.02
     stream = stage().client().chat.completions.create(
         model="mine", messages=[question()], n=2, stop=" is", stream=True, max_tokens=10**4
     )  # fmt: skip

@@ -2,11 +2,12 @@
 
 import json
 import time
+from contextlib import suppress
 
 import httpx
 import openai
 import pytest
-from serving import picture_bytes, question, wait_until
+from serving import ENDLESS, picture_bytes, question, wait_until
 
 from foveal.serve.limits import ServerLimits, ServerSettings
 
@@ -21,11 +22,18 @@ def head(length, path=CHAT, more=""):
     ).encode()
 
 
-def whole_answer(connection):
-    """All that comes until the other side hangs up."""
+def whole_answer(connection, *sent):
+    """All that comes until the other side hangs up, in the middle of what is sent if it likes.
+
+    What it has not read by then, it answers with a reset behind its last word.
+    """
     pieces = []
-    while piece := connection.recv(65536):
-        pieces.append(piece)
+    with suppress(ConnectionError):
+        for piece in sent:
+            connection.sendall(piece)
+    with suppress(ConnectionResetError):
+        while piece := connection.recv(65536):
+            pieces.append(piece)
     return b"".join(pieces)
 
 
@@ -52,9 +60,9 @@ def test_who_finds_no_place_is_told_when_to_come_back(stage, actor):
 
 def test_a_client_who_leaves_a_stream_frees_its_place(stage, actor):
     server = stage()
-    actor.lines, actor.step_seconds = ("The total is 12.50 dollars." * 30,), 0.02
-    client = server.client()
-    stream = client.chat.completions.create(model="mine", messages=[question()], stream=True)
+    actor.lines, actor.step_seconds = (ENDLESS,), 0.02
+    asked = {"model": "mine", "messages": [question()], "max_tokens": 10**4}
+    stream = server.client().chat.completions.create(**asked, stream=True)
     next(stream)
     stream.close()
     wait_until(lambda: actor.cancelled == [0] and server.endpoint.gate.taken == 0)
@@ -87,8 +95,7 @@ def test_a_body_that_is_too_large_is_refused_however_it_comes(stage, actor, stat
 
 def test_a_body_that_only_claims_to_be_huge_is_refused_unread(stage):
     connection = stage().connect()
-    connection.sendall(head(10**15))
-    assert b" 413 " in whole_answer(connection).splitlines()[0]
+    assert b" 413 " in whole_answer(connection, head(10**15)).splitlines()[0]
 
 
 def test_a_body_without_end_is_not_read_to_it(stage):
@@ -146,16 +153,14 @@ def test_a_body_that_drips_is_given_up(stage):
 def test_headers_that_do_not_come_end_the_connection(stage, begun):
     connection = stage(settings(header_seconds=0.3)).connect()
     began = time.monotonic()
-    for byte in begun:
-        connection.send(bytes([byte]))
-    assert whole_answer(connection) == b""
+    assert whole_answer(connection, *(bytes([byte]) for byte in begun)) == b""
     assert time.monotonic() - began < 10
 
 
 def test_headers_that_are_too_large_are_refused(stage):
     connection = stage(settings(header_bytes=4096)).connect()
-    connection.sendall(f"GET / HTTP/1.1\r\nX-Much: {'x' * 100_000}".encode())
-    assert b" 400 " in whole_answer(connection).splitlines()[0]
+    much = f"GET / HTTP/1.1\r\nX-Much: {'x' * 100_000}".encode()
+    assert b" 400 " in whole_answer(connection, much).splitlines()[0]
 
 
 def test_a_client_that_reads_nothing_holds_up_nobody_and_is_cut_off(stage, actor):
@@ -165,6 +170,7 @@ def test_a_client_that_reads_nothing_holds_up_nobody_and_is_cut_off(stage, actor
     deaf = server.connect()
     deaf.sendall(head(len(much)) + much)
     wait_until(lambda: len(actor.asked) == 1)
+    server.endpoint.limits = ServerLimits()  # who reads has all the time there is
     completion = server.client().chat.completions.create(model="mine", messages=[question()])
     assert completion.choices[0].message.content == "The total"
     wait_until(lambda: server.endpoint.gate.taken == 0 and actor.is_idle)

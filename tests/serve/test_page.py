@@ -9,7 +9,7 @@ import pytest
 from browsers import PHONE, chromium
 from numbered_clips import STEADY, write_clip
 from playwright.sync_api import expect
-from serving import LINES, picture_bytes
+from serving import ENDLESS, LINES, picture_bytes, wait_until
 
 from foveal.serve.limits import ServerSettings
 from foveal.serve.server import read_page
@@ -150,15 +150,15 @@ def test_an_error_is_told_and_the_question_is_kept_to_mend(stage, actor, page):
 
 
 def test_escape_stops_an_answer_and_its_model(stage, actor, page):
-    actor.lines, actor.step_seconds = ("The total is 12.50 dollars." * 30,), 0.05
+    actor.lines, actor.step_seconds = (ENDLESS,), 0.2
     page.goto(stage().url)
     ask(page, "What?")
     expect(page.locator(".answer .text")).to_have_text(re.compile(".{4}"))
     page.keyboard.press("Escape")
     page.wait_for_selector(".answer[aria-busy=false]")
     assert "stopped after" in page.locator(".answer .measured").text_content()
-    page.wait_for_timeout(500)
-    assert actor.is_idle
+    wait_until(lambda: actor.is_idle)
+    assert actor.cancelled == [0]
 
 
 def test_a_server_with_a_token_asks_for_it(stage, page):

@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 import pytest
+from serving import ENDLESS
 
 from foveal.models.generation.generator import NoAnswer, Request
 from foveal.models.generation.passes import NotFiniteError
@@ -12,6 +13,7 @@ from foveal.serve.limits import RequestError
 from foveal.serve.scheduler import Grown, Job, Scheduler
 
 ASKED = Request(Prompt((1, 2)), max_new_tokens=50)
+UNENDING = Request(Prompt((1, 2)), max_new_tokens=10**5)
 
 
 def run(actor, scene, makers=None):
@@ -55,7 +57,7 @@ def test_a_job_gets_the_tokens_of_its_own_answers(actor):
 
 def test_who_comes_later_joins_at_the_next_token(actor):
     async def scene(scheduler):
-        long, short = Job("mine", [ASKED]), Job("mine", [ASKED])
+        long, short = Job("mine", [UNENDING]), Job("mine", [ASKED])
         scheduler.submit(long)
         await long.events.get()
         actor.lines = ("The total is 12.50 dollars.", "The")
@@ -63,7 +65,7 @@ def test_who_comes_later_joins_at_the_next_token(actor):
         await tokens_of(short)
         return long.events.qsize() > 0, scheduler.num_active
 
-    actor.lines, actor.step_seconds = ("The total is 12.50 dollars." * 20,), 0.01
+    actor.lines, actor.step_seconds = (ENDLESS,), 0.01
     grew_meanwhile, left = run(actor, scene)
     assert grew_meanwhile
     assert left == 1

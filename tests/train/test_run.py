@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -20,6 +19,20 @@ from foveal.config import Recipe
 from foveal.errors import ConfigError, RunError
 from foveal.run import TrainingRun, check_recipe
 from foveal.train.checkpoint import checkpoints
+
+SIGNALLED = """
+import os, sys
+from foveal.cli import main
+from foveal.train.records.log import RunLog
+step, sent, write = int(sys.argv[1]), int(sys.argv[2]), RunLog.write
+def signalled(log, taken, *rest):
+    write(log, taken, *rest)
+    if taken == step:
+        os.kill(os.getpid(), sent)
+RunLog.write = signalled
+del sys.argv[1:3]
+main()
+"""
 
 
 def test_a_run_leaves_a_whole_folder_and_learns(place):
@@ -165,18 +178,18 @@ def test_a_signal_saves_and_ends_with_its_status_and_the_run_goes_on(place):
     run(recipe(place, "whole", **long))
     text = yaml.safe_dump(recipe(place, "stopped", **long).model_dump(mode="json"))
     (place / "recipe.yaml").write_text(text)
-    command = [sys.executable, "-m", "foveal.cli", "train", str(place / "recipe.yaml")]
-    lines, taken = place / "stopped" / "metrics.jsonl", 0
+    taken = 0
     for sent, status in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        while process.poll() is None:
-            if lines.exists() and lines.read_text().count("\n") > taken + 2:
-                break
-            time.sleep(0.01)
-        process.send_signal(sent)
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == status, said
-        assert "goes on from there" in said
+        words = [str(taken + 3), str(sent.value), "train", str(place / "recipe.yaml")]
+        done = subprocess.run(
+            [sys.executable, "-c", SIGNALLED, *words],
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        assert "goes on from there" in done.stderr
         assert taken < len(losses(place / "stopped")) < 42
         taken = len(losses(place / "stopped"))
         assert [one.name for one in checkpoints(place / "stopped" / "checkpoints")][-1:] == [

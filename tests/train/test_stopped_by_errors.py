@@ -284,7 +284,7 @@ def test_worker_processes_end_with_their_run(place):
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [(), pytest.param(TORCHRUN, marks=pytest.mark.slow)])
 def test_an_error_in_mid_run_is_one_line_and_leaves_no_process(place, launcher):
-    chosen = validated(place, data__workers=2, train__epochs=4)
+    chosen = validated(place, data__workers=2, train__epochs=400)
     (place / "recipe.yaml").write_text(yaml.safe_dump(chosen.model_dump(mode="json")))
     start = ("-m", *launcher, str(free_port())) if launcher else ()
     command = [sys.executable, *start, "-m", "foveal.cli", "train", str(place / "recipe.yaml")]
@@ -322,6 +322,7 @@ def test_a_worker_that_the_system_ends_is_spoken_of_in_one_line(place, monkeypat
     def end():
         for one in active_children():
             one.kill()
+            os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)  # until it is dead
 
     after_step(monkeypatch, 3, end)
     with pytest.raises(RunError, match="a process that opens images was ended") as ended:

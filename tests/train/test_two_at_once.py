@@ -25,7 +25,7 @@ def other(place):
 @pytest.mark.parametrize("fresh", [False, True])
 def test_the_second_is_refused_in_one_line_and_changes_nothing(place, other, fresh):
     before = {file: file.read_bytes() for file in (place / "run").rglob("*") if file.is_file()}
-    with pytest.raises(RunError, match=r"run=\S+/run: another process is at work in it") as refused:
+    with pytest.raises(RunError, match=r"run=.+/run: another process is at work in it") as refused:
         TrainingRun(recipe(place, train__max_steps=2), Console(quiet=True), fresh)
     assert "\n" not in str(refused.value)
     assert {file: file.read_bytes() for file in before} == before

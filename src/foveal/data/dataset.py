@@ -1,11 +1,11 @@
 """JSONL files + a processor -> Dataset: all that a plan and a batch need, no image opened."""
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
+from shlex import quote
 from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -39,7 +39,7 @@ from foveal.data.row_planning.epochs import Shown
 from foveal.data.row_planning.groups import Sizes
 from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import DataError
-from foveal.storage import FAILED_WRITES, drop_older, locked
+from foveal.storage import FAILED_WRITES, disk_time, drop_older, locked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,7 +64,7 @@ class Remarks:
         if count:
             more = f"and {count - SHOWN:,} more" if count > SHOWN else "that is all"
             files = dict.fromkeys(file for file, noticed in self.noticed if _told(file, noticed))
-            names = " and ".join(f"`foveal check {file}`" for file in files)
+            names = " and ".join(f"`foveal check {quote(str(file))}`" for file in files)
             yield f"{more} of what was noticed while reading; {names} opens the pictures too"
 
 
@@ -142,9 +142,8 @@ def read_dataset(
             )
         return examples, replace(dataset, sizes=replace(dataset.sizes, folder=None))
     paths = [paths] if isinstance(paths, Path) else paths
-    called = time.time()  # what others have done since, while this waited, need not be done again
-    not_before = called if fresh else 0.0
-    with _alone_with(paths, cache, not_before) as place:
+    with _alone_with(paths, cache, fresh) as (place, called):
+        not_before = called if fresh else 0.0
         examples = Examples(paths, cache, not_before)
         counts = [len(file) for file in examples.files]
         shown = tuple(map(Shown, counts, weights or [1.0] * len(counts)))
@@ -173,21 +172,24 @@ def read_dataset(
 
 
 @contextmanager
-def _alone_with(paths: Sequence[Path], cache: Path, not_before: float) -> Iterator[Path]:
-    """Be the one process that works on some files; yields what names of what is kept begin with.
+def _alone_with(paths: Sequence[Path], cache: Path, fresh: bool) -> Iterator[tuple[Path, float]]:
+    """Be the one process that works on some files; the system ends the turn of a dead one.
 
-    The system ends the turn of a dead one.
+    Yields:
+        What names of what is kept begin with, and when this process asked for its turn: what others
+        have done since then need not be done again.
     """
     name = digest_of("\n".join(str(path.resolve()) for path in paths).encode(), 1).hex()
     kept = cache / ENCODED
     try:
+        called = disk_time(kept)
         with locked(kept / f".{name}.lock"):
             for torn in kept.glob(f".{name}[-.]*.part"):  # by a kill
                 rmtree(torn)
-            drop_older(kept.glob(f"{name}[-.]*"), not_before)
-            if not_before:
-                forget_indices(kept, not_before)
-            yield kept / name
+            if fresh:
+                drop_older(kept.glob(f"{name}[-.]*"), called)
+                forget_indices(kept, called)
+            yield kept / name, called
     except OSError as error:
         if error.errno not in FAILED_WRITES:
             raise

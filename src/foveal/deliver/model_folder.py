@@ -224,6 +224,7 @@ def write_adapter(source: RunSource, folder: Path, dtype: torch.dtype) -> None:
     on_hub, base = source.base_is_on_hub, source.base.resolve()  # a folder, wherever it is read
     config.base_model_name_or_path = source.base_name if on_hub else str(base)
     config.inference_mode = True
+    config.target_modules = sorted(source.adapter_sizes)  # peft has them in no order
     config.save_pretrained(str(folder))
 
 

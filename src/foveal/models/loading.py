@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from pkgutil import resolve_name
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -105,9 +106,9 @@ def _point_to_model(folder: Path) -> None:
             "--merge` writes"
         )
     if (run / "recipe.yaml").is_file():
+        command = f"foveal train {quote(str(run / 'recipe.yaml'))}"
         raise ModelError(
-            f"model {folder} is a run that has not ended; `foveal train {folder / 'recipe.yaml'}` "
-            f"ends it, then give {whole}"
+            f"model {folder} is a run that has not ended; `{command}` ends it, then give {whole}"
         )
 
 

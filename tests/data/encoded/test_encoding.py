@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numbered_clips import write_clip
 from published import make_processor
+from ticks import next_tick
 from tiny import make_picture, pages, turn, write_data
 from words import WordProcessor
 
@@ -127,6 +128,20 @@ def test_fresh_believes_no_state_of_a_file(tmp_path, monkeypatch):
         assert file.read() == wide.read_bytes()
 
 
+def test_what_is_kept_is_as_old_as_its_disk_says_whatever_the_clock_of_this_machine(
+    tmp_path, monkeypatch
+):
+    data, cache = pages(tmp_path, 2, 2), tmp_path / "cache"
+    before = read(data, WordProcessor(), cache=cache)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 3600)
+    seen = encoded_lines(monkeypatch)
+    read(data, WordProcessor(), cache=cache, fresh=True)
+    assert len(seen) == 4
+    make_picture(tmp_path / "images" / "data-0.png", 0, (300, 200))
+    assert read(data, WordProcessor(), cache=cache).fingerprint != before.fingerprint
+
+
 def test_another_file_state_folder_or_processor_is_encoded_anew(tmp_path, monkeypatch):
     data, cache = pages(tmp_path, 2, 2), tmp_path / "cache"
     seen = encoded_lines(monkeypatch)
@@ -140,6 +155,7 @@ def test_another_file_state_folder_or_processor_is_encoded_anew(tmp_path, monkey
     monkeypatch.setattr(encoding, "code_fingerprint", lambda: "other code")
     read(data, WordProcessor(), cache=cache)
     assert len(seen) == 16
+    next_tick(data)
     data.write_text(data.read_text().replace("It is 01", "It is 10"))  # as many bytes
     assert read(data, WordProcessor(), cache=cache).fingerprint == (
         read(data, WordProcessor()).fingerprint
@@ -151,6 +167,7 @@ def test_another_file_state_folder_or_processor_is_encoded_anew(tmp_path, monkey
 def test_a_change_of_one_file_encodes_that_file_alone(tmp_path, monkeypatch):
     files = [pages(tmp_path / name, 2, 2) for name in ("one", "two")]
     read(files, WordProcessor(), cache=tmp_path / "cache")
+    next_tick(files[1])
     files[1].write_text(files[1].read_text().replace("It is 01", "It is 10"))
     seen = encoded_lines(monkeypatch)
     kept = read(files, WordProcessor(), cache=tmp_path / "cache")

@@ -2,15 +2,15 @@
 
 import os
 import tarfile
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
+from ticks import next_tick
 
 from foveal.data.encoded import measured as module
 from foveal.data.encoded.column_files import KINDS, digest_of
-from foveal.data.encoded.measured import image_sizes
+from foveal.data.encoded.measured import LOOKED_AT, image_sizes
 from foveal.data.images.image_folder import ImageFolder
 from foveal.errors import DataError
 
@@ -70,6 +70,7 @@ def test_an_image_put_in_anothers_place_is_read_again_though_length_and_time_are
     Image.new("RGB", (400, 100)).save(path)
     before = path.stat()
     assert found([path], cache) == [(400, 100)]
+    next_tick(path)
     Image.new("RGB", (100, 400)).save(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     after = path.stat()
@@ -80,11 +81,11 @@ def test_an_image_put_in_anothers_place_is_read_again_though_length_and_time_are
 def test_what_another_process_looked_at_meanwhile_is_trusted_and_nothing_older(tmp_path):
     path, cache = tmp_path / "picture.png", tmp_path / "sizes"
     Image.new("L", (5, 3)).save(path)
-    called = time.time()
     found([path], cache)
     Image.new("L", (50, 30)).save(path)
-    assert found([path], cache, since=called) == [(5, 3)]
-    assert found([path], cache, since=time.time()) == [(50, 30)]
+    looked = (cache / LOOKED_AT).stat().st_mtime
+    assert found([path], cache, since=looked - 1) == [(5, 3)]
+    assert found([path], cache, since=looked) == [(50, 30)]
 
 
 def test_of_a_million_images_in_an_archive_the_archive_alone_is_looked_at(tmp_path, monkeypatch):
@@ -101,6 +102,7 @@ def test_of_a_million_images_in_an_archive_the_archive_alone_is_looked_at(tmp_pa
         assert found(paths, tmp_path / "sizes") == [(5, 3), (10, 3), (8, 3), (9, 3)]
         assert looked == [str(tmp_path / "a.tar"), str(tmp_path / "5.png")]
         looked.clear()
+    next_tick(tmp_path / "a.tar")
     with tarfile.open(tmp_path / "a.tar", "a") as tar:
         tar.add(tmp_path / "5.png", "5.png")
     read, measure = [], module.image_size

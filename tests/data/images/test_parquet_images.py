@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from ticks import next_tick
 from tiny import pages
 from words import WordProcessor
 
@@ -217,6 +218,7 @@ def test_pages_that_are_broken_are_named_when_they_are_read(shelf):
     path = ImageFolder(shelf / "data.jsonl", place).find("0")
     content = bytearray(place.read_bytes())
     content[4:200] = b"\xff" * 196
+    next_tick(place)
     place.write_bytes(content)
     with pytest.raises(DataError, match=r"pages\.parquet: broken Parquet file"):
         open_image(path)

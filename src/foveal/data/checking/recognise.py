@@ -5,6 +5,7 @@ import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
 from difflib import get_close_matches
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from foveal.errors import DataError
@@ -43,23 +44,24 @@ def other_kind(path: Path) -> str | None:
 
 
 def _kind_of(begin: bytes, path: Path) -> str | None:
+    file = quote(path.name)
     for start, (name, command) in _PACKED.items():
         if begin.startswith(start):
-            return f"packed by {name}; unpack it: {command} {path.name}"
+            return f"packed by {name}; unpack it: {command} {file}"
     if begin.startswith(b"PAR1"):
         if path.suffix != ".parquet":
             return "a Parquet file; let its name end in .parquet"
         return f"a Parquet file; {_converted({}, path)}"
     if begin.startswith((BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE)):
         code = "UTF-32" if begin.startswith((BOM_UTF32_BE, BOM_UTF32_LE)) else "UTF-16"
-        return f"{code} text; write it as UTF-8: iconv -f {code} -t UTF-8 {path.name}"
+        return f"{code} text; write it as UTF-8: iconv -f {code} -t UTF-8 {file}"
     if len(begin) > 3 and (not any(begin[1:200:2]) or not any(begin[:200:2])) and any(begin[:200]):
         code = "UTF-16BE" if begin[0] == 0 else "UTF-16LE"
-        return f"{code} text; write it as UTF-8: iconv -f {code} -t UTF-8 {path.name}"
+        return f"{code} text; write it as UTF-8: iconv -f {code} -t UTF-8 {file}"
     if b"\0" in begin[:4096]:
         return "not a text; give a JSONL file of examples"
     if b"\r" in begin.strip() and b"\n" not in begin:
-        return f"its lines end in CR alone; write LF: tr '\\r' '\\n' < {path.name}"
+        return f"its lines end in CR alone; write LF: tr '\\r' '\\n' < {file}"
     if path.suffix in (".yaml", ".yml"):
         return "a recipe, by its name; give the file that its data.train names"
     text = begin.removeprefix(BOM_UTF8).lstrip()
@@ -80,7 +82,7 @@ def _kind_of(begin: bytes, path: Path) -> str | None:
 def _kind_of_rows(text: bytes, path: Path) -> str | None:
     """Look at the first row; one that is broken, or nearly an example, is told line by line."""
     row, written = _first_row(text)
-    folder = path.parent if str(path.parent) != "." else Path("FOLDER")
+    folder = quote(str(path.parent)) if str(path.parent) != "." else "FOLDER"
     if {"images", "annotations"} <= row.keys():
         return f"COCO's annotations; foveal convert coco {folder} OUT reads their boxes"
     if "\n" in written:
@@ -128,5 +130,5 @@ def _first_row(text: bytes) -> tuple[dict[str, Any], str]:
 
 
 def _converted(row: dict[str, Any], path: Path) -> str:
-    command = f"foveal convert {_layout_of(row)} {path} OUT"
+    command = f"foveal convert {_layout_of(row)} {quote(str(path))} OUT"
     return f"{command} reads it, and the pictures beside it"

@@ -14,6 +14,7 @@ from hashlib import blake2b
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
+from shlex import quote
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -291,7 +292,7 @@ class PieceEncoder:
             recipe = " --recipe RECIPE" if self.processor.boxes else ""  # it says what boxes count
             raise DataError(
                 f"{self.path}:{number} ({example.id}): {error}; "
-                f"`foveal check {self.path}{recipe}` names every such line"
+                f"`foveal check {quote(str(self.path))}{recipe}` names every such line"
             ) from error
         odd = *example_problems(example), *example_warnings(example)
         noticed += [(place, message) for message in odd]

@@ -1,6 +1,5 @@
 """Encoded files -> the sizes of their images, and what a plan needs to know, column by column."""
 
-import time
 from array import array
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
@@ -35,7 +34,7 @@ from foveal.storage import folder_written_whole, write_text
 FINGERPRINT = "fingerprint"
 
 LOOKED_AT = "looked-at"
-"""Names when somebody last saw that every file is the one that was measured."""
+"""As old as when somebody last saw that every file is the one that was measured."""
 
 HEADERS_AT_ONCE = 1024
 """Headers that a process is handed to read."""
@@ -58,7 +57,7 @@ def image_sizes(
         names: (images, 2), `digest_of` each path.
         cache: folder that remembers sizes; a broken one is made anew.
         workers: processes; 0 or 1: none beside this one.
-        since: when another process need not have looked before, for this one to trust it.
+        since: `disk_time` before which another process has not looked, if this one trusts it.
 
     Returns:
         (images, 2), width and height of the upright images.
@@ -95,14 +94,14 @@ def image_sizes(
                 "held.offsets": held.offsets,
             }
             write_columns(beside, [columns])
-    write_text(cache / LOOKED_AT, repr(time.time()))
+    write_text(cache / LOOKED_AT, "")
     return sizes
 
 
 def _looked_at(cache: Path, since: float) -> bool:
     try:
-        return float((cache / LOOKED_AT).read_text(encoding="utf-8")) > since
-    except (OSError, ValueError):
+        return (cache / LOOKED_AT).stat().st_mtime > since
+    except OSError:
         return False
 
 
