@@ -23,9 +23,8 @@ from foveal.cli import app
 from foveal.config import load_recipe, save_recipe
 from foveal.deliver import export, model_folder
 from foveal.deliver.export import export_run
-from foveal.deliver.export_source import find_source
+from foveal.deliver.export_source import find_source, load_tuned
 from foveal.deliver.merge import through_four_bits
-from foveal.deliver.prove import load_tuned
 from foveal.errors import ModelError, RunError
 from foveal.evaluate.prediction import read_scores
 from foveal.models.family import load
