@@ -8,6 +8,7 @@ import openai
 import pytest
 from serving import picture_bytes, question, wait_until
 
+from foveal.serve import exchange
 from foveal.serve.limits import ServerLimits, ServerSettings
 
 CHAT = "/v1/chat/completions"
@@ -181,3 +182,23 @@ def test_an_answer_that_takes_too_long_is_given_up(stage, actor):
 def test_another_kind_of_body_is_refused(stage):
     answer = httpx.post(stage().url + CHAT, content=b"{}", headers={"content-type": "text/plain"})
     assert answer.status_code == 415
+
+
+def test_too_many_pictures_are_refused_before_one_is_fetched(stage, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(
+        exchange, "fetch", lambda url, limits: fetched.append(url) or picture_bytes()
+    )
+    limits = ServerLimits(pictures=2)
+    client = stage(ServerSettings(allow_urls=True, limits=limits)).client()
+
+    def ask(count):
+        urls = [{"url": f"https://host/{one}.png"} for one in range(count)]
+        shown = [{"type": "image_url", "image_url": url} for url in urls]
+        client.chat.completions.create(model="", messages=[{"role": "user", "content": shown}])
+
+    with pytest.raises(openai.APIStatusError, match="3 pictures are more than 2") as caught:
+        ask(3)
+    assert (caught.value.code, fetched) == ("too_many_pictures", [])
+    ask(2)
+    assert fetched == ["https://host/0.png", "https://host/1.png"]

@@ -143,9 +143,16 @@ class Endpoint:
         """Turn a body into what the model takes; on a thread of its own, since it may be slow."""
         asked = parse_request(body.request)
         served = self.find(asked.model)
-        read = partial(read_address, limits=self.limits, fetch=self._fetch)
+        limits, number = self.limits, len(body.files) + asked.num_files
+        # Before the first picture is fetched.
+        if number > limits.pictures:
+            reason = f"{number} pictures are more than {limits.pictures}; send fewer"
+            raise RequestError(413, reason, "too_many_pictures")
+        if asked.n > limits.choices:
+            raise RequestError(400, f"n: at most {limits.choices} answers", "invalid_value", "n")
+        read = partial(read_address, limits=limits, fetch=self._fetch)
         conversation = read_conversation(asked.messages, read, body.files)
-        return served, asked, *served.requests(asked, conversation, self.limits)
+        return served, asked, *served.requests(asked, conversation, limits)
 
     def find(self, name: str) -> Served:
         """Find a model; the first one where none is named.

@@ -101,15 +101,6 @@ class Served:
             RequestError: the pictures are broken or too large, the prompt is too long, or image
                 tags in the text do not match the pictures.
         """
-        choices = asked.n or 1
-        if choices > limits.choices:
-            raise RequestError(400, f"n: at most {limits.choices} answers", "invalid_value", "n")
-        if conversation.num_files > limits.pictures:
-            raise RequestError(
-                413,
-                f"{conversation.num_files} pictures are more than {limits.pictures}; send fewer",
-                "too_many_pictures",
-            )
         processor = self.loaded.processor
         with showing(processor.frame_choice, limits) as show:
             shown = [
@@ -127,8 +118,8 @@ class Served:
                 for image, file in zip(prompt.images, files, strict=True)
             ]
         prompt = replace(prompt, images=tuple(cut))
-        sampling = Sampling(asked.temperature or 0.0, asked.top_p or 1.0)
-        seeds = [None if asked.seed is None else asked.seed + one for one in range(choices)]
+        sampling = Sampling(asked.temperature, asked.top_p)
+        seeds = [None if asked.seed is None else asked.seed + one for one in range(asked.n)]
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         return [
             Request(prompt, most_tokens, replace(sampling, seed=seed), logprobs=logprobs)
