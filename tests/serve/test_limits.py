@@ -1,6 +1,8 @@
 """What the endpoint promises when it is asked for too much, too slowly, or left alone."""
 
 import json
+import socket
+import threading
 import time
 
 import httpx
@@ -202,3 +204,29 @@ def test_too_many_pictures_are_refused_before_one_is_fetched(stage, monkeypatch)
     assert (caught.value.code, fetched) == ("too_many_pictures", [])
     ask(2)
     assert fetched == ["https://host/0.png", "https://host/1.png"]
+
+
+def test_a_client_who_leaves_is_read_to_the_end_and_keeps_its_place_or_not_at_all(
+    stage, monkeypatch
+):
+    """No thread can be stopped: places that were free at once would bring more and more of them."""
+    read, going, usual = [], threading.Event(), exchange.Endpoint._read
+
+    def slowly(endpoint, *given):
+        read.append(given)
+        assert going.wait(30)
+        return usual(endpoint, *given)
+
+    monkeypatch.setattr(exchange.Endpoint, "_read", slowly)
+    server = stage()
+    for number in range(1, exchange.READERS + 5):
+        connection = server.connect()
+        connection.sendall(head(len(ASKED)) + ASKED)
+        wait_until(lambda number=number: len(read) == min(number, exchange.READERS))
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1) == b"", "the server knows that the client has left"
+    assert httpx.get(f"{server.url}/health").status_code == 200  # and has done what follows
+    assert server.endpoint.gate.taken >= exchange.READERS
+    going.set()
+    wait_until(lambda: server.endpoint.gate.taken == 0)
+    assert len(read) == exchange.READERS

@@ -128,8 +128,11 @@ class Endpoint:
             raise
         try:
             body = await read_body(request, self.limits)
-            reading = anyio.to_thread.run_sync(self._read, body, limiter=self._readers)
-            served, asked, for_model, boxes = await while_waited_for(request, reading)
+            # No thread can be stopped: who has left until then is not read, all others to the end.
+            async with self._readers:
+                if await request.is_disconnected():
+                    raise ClientDisconnect
+                served, asked, for_model, boxes = await anyio.to_thread.run_sync(self._read, body)
         except BaseException:
             self.gate.leave(time.monotonic() - arrived)
             raise
@@ -252,6 +255,8 @@ class Exchange:
 
 async def while_waited_for(request: Request, work: Awaitable[Result]) -> Result:
     """Do work for a client, whose body is read, as long as it stays.
+
+    What runs on a thread would go on there: it is none for this.
 
     Raises:
         ClientDisconnect: it has gone; the work was cancelled.
