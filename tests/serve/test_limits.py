@@ -8,9 +8,10 @@ import time
 import httpx
 import openai
 import pytest
+from prometheus_client import generate_latest
 from serving import picture_bytes, question, wait_until
 
-from foveal.serve import exchange
+from foveal.serve import served
 from foveal.serve.limits import ServerLimits, ServerSettings
 
 CHAT = "/v1/chat/completions"
@@ -61,7 +62,7 @@ def test_a_client_who_leaves_a_stream_frees_its_place(stage, actor):
     next(stream)
     stream.close()
     wait_until(lambda: actor.cancelled == [0] and server.endpoint.gate.taken == 0)
-    counted = server.endpoint.measures.text().decode()
+    counted = generate_latest(server.endpoint.measures.registry).decode()
     assert 'foveal_requests_total{model="mine",status="499"} 1.0' in counted
 
 
@@ -188,9 +189,7 @@ def test_another_kind_of_body_is_refused(stage):
 
 def test_too_many_pictures_are_refused_before_one_is_fetched(stage, monkeypatch):
     fetched = []
-    monkeypatch.setattr(
-        exchange, "fetch", lambda url, limits: fetched.append(url) or picture_bytes()
-    )
+    monkeypatch.setattr(served, "fetch", lambda url, limits: fetched.append(url) or picture_bytes())
     limits = ServerLimits(pictures=2)
     client = stage(ServerSettings(allow_urls=True, limits=limits)).client()
 
@@ -210,23 +209,23 @@ def test_a_client_who_leaves_is_read_to_the_end_and_keeps_its_place_or_not_at_al
     stage, monkeypatch
 ):
     """No thread can be stopped: places that were free at once would bring more and more of them."""
-    read, going, usual = [], threading.Event(), exchange.Endpoint._read
+    read, going, usual = [], threading.Event(), served.Endpoint._read
 
     def slowly(endpoint, *given):
         read.append(given)
         assert going.wait(30)
         return usual(endpoint, *given)
 
-    monkeypatch.setattr(exchange.Endpoint, "_read", slowly)
+    monkeypatch.setattr(served.Endpoint, "_read", slowly)
     server = stage()
-    for number in range(1, exchange.READERS + 5):
+    for number in range(1, served.READERS + 5):
         connection = server.connect()
         connection.sendall(head(len(ASKED)) + ASKED)
-        wait_until(lambda number=number: len(read) == min(number, exchange.READERS))
+        wait_until(lambda number=number: len(read) == min(number, served.READERS))
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b"", "the server knows that the client has left"
     assert httpx.get(f"{server.url}/health").status_code == 200  # and has done what follows
-    assert server.endpoint.gate.taken >= exchange.READERS
+    assert server.endpoint.gate.taken >= served.READERS
     going.set()
     wait_until(lambda: server.endpoint.gate.taken == 0)
-    assert len(read) == exchange.READERS
+    assert len(read) == served.READERS

@@ -20,7 +20,7 @@ import anyio.to_thread
 import h11
 import uvicorn
 from openai.types import Model
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -30,10 +30,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from foveal.errors import UserError
 from foveal.models.generation.generator import Generator
-from foveal.serve.exchange import CLIENT_LEFT, Endpoint, EventStream, answer_whole
+from foveal.serve.exchange import CLIENT_LEFT, EventStream, Exchange, answer_whole
 from foveal.serve.limits import RequestError, ServerLimits, ServerSettings
 from foveal.serve.scheduler import Scheduler
-from foveal.serve.served import FreeMemory, Served, decoding_limits, open_models
+from foveal.serve.served import Endpoint, FreeMemory, Served, decoding_limits, open_models
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -148,7 +148,8 @@ def _routes(endpoint: Endpoint, token: str | None) -> list[Route]:
         return JSONResponse({"status": "ok"})
 
     async def metrics(_: Request) -> Response:
-        return Response(endpoint.measures.text(), media_type=CONTENT_TYPE_LATEST)
+        measured = generate_latest(endpoint.measures.registry)
+        return Response(measured, media_type=CONTENT_TYPE_LATEST)
 
     async def models(_: Request) -> Response:
         cards = [_card(one) for one in endpoint.served.values()]
@@ -158,7 +159,7 @@ def _routes(endpoint: Endpoint, token: str | None) -> list[Route]:
         return JSONResponse(_card(endpoint.find(request.path_params["name"])))
 
     async def chat(request: Request) -> Response:
-        exchange = await endpoint.admit(request)
+        exchange = Exchange(endpoint, await endpoint.admit(request))
         if exchange.asked.stream:
             return EventStream(exchange)
         return await answer_whole(request, exchange)
