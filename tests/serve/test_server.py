@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -60,6 +61,14 @@ def test_a_signal_lets_running_answers_end_and_then_the_server(tiny, actor, sent
     assert answers[0].json()["choices"][0]["finish_reason"] == "stop"
     assert signal.getsignal(sent) is former
     assert not app.state.endpoint.scheduler.is_alive
+
+
+def test_ctrl_c_before_the_server_listens_to_signals_ends_it_too():
+    def run(sockets):
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it went on")
+
+    assert run_until_stopped(SimpleNamespace(run=run), None)
 
 
 @pytest.mark.slow

@@ -8,12 +8,11 @@ import logging
 import re
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from hashlib import sha256
 from importlib.resources import files
-from types import FrameType
 from typing import Any
 
 import anyio.to_thread
@@ -336,24 +335,17 @@ def run_until_stopped(server: uvicorn.Server, listener: socket.socket) -> bool:
     Returns:
         Whether it was Ctrl-C.
     """
-    with _noted_signals() as received:
-        server.run(sockets=[listener])
-    return signal.SIGINT in received
-
-
-@contextmanager
-def _noted_signals() -> Iterator[list[int]]:
-    """Write signals down instead of dying of them: uvicorn raises them again once it has ended."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    former: dict[signal.Signals, Callable[..., Any] | int | None] = {
-        one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)
+    # Once it has ended, uvicorn raises again what has ended it.
+    handlers: dict[signal.Signals, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_IGN,
     }
+    former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield received
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        return True
     finally:
-        for one, handler in former.items():
-            signal.signal(one, handler)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    return False
