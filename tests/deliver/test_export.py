@@ -197,6 +197,8 @@ def test_adapters_before_the_language_model_are_told_of(lora_run, run, tmp_path)
 def test_an_adapter_folder_is_loaded_by_peft_alone(lora_run, adapter):
     assert adapter.folder.name == "out"
     assert not (adapter.folder / "config.json").exists()
+    layers = json.loads((adapter.folder / "adapter_config.json").read_text())["target_modules"]
+    assert layers == sorted(layers), "the same bytes each time"
     base = AutoModelForImageTextToText.from_pretrained(lora_run.parent / "model")
     model = PeftModel.from_pretrained(base, adapter.folder).merge_and_unload()
     expected = load_tuned(find_source(lora_run))

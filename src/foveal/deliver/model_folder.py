@@ -201,6 +201,7 @@ def write_adapter(source: RunSource, folder: Path, dtype: torch.dtype) -> None:
     on_hub, base = source.base_is_on_hub, source.base.resolve()  # a folder, wherever it is read
     config.base_model_name_or_path = source.base_name if on_hub else str(base)
     config.inference_mode = True
+    config.target_modules = sorted(config.target_modules)  # peft writes a set as it comes
     config.save_pretrained(str(folder))
 
 
