@@ -17,8 +17,8 @@ from PIL import Image
 
 from foveal.models.family import LoadedModel
 from foveal.models.generation.generator import Request, Token
-from foveal.serve.exchange import Endpoint
 from foveal.serve.limits import ServerLimits
+from foveal.serve.served import Endpoint
 from foveal.serve.server import address_of, listen, make_server
 
 LINES = (

@@ -2,13 +2,21 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
 
 import pytest
 import tiny
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from foveal.libraries import LIBRARIES_LOG, LibraryRemarks, taken_as_absent
+
+ROOT = Path(__file__).parents[1]
 
 LOOK = """
 import json, sys
@@ -116,3 +124,32 @@ def test_what_was_taken_as_absent_is_there_again_afterwards():
     from foveal import libraries
 
     assert libraries.remarks_are_caught.__name__ == "remarks_are_caught"
+
+
+def asked_by(name, extras):
+    """What a package asks for, on whatever machine; of one that is not installed, nothing."""
+    try:
+        wanted = map(Requirement, requires(name) or ())
+    except PackageNotFoundError:
+        return
+    for one in wanted:
+        named = set(re.findall(r"extra == ['\"]([\w.-]+)", str(one.marker or "")))
+        if not named or named & set(extras):
+            yield one
+
+
+def test_nothing_is_pinned_that_nothing_asks_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    texts = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    for extra in project["project"]["optional-dependencies"].values():
+        texts += extra
+    reached, left = set(), [one for one in map(Requirement, texts) if one.name != "foveal"]
+    while left:
+        one = left.pop()
+        key = canonicalize_name(one.name), frozenset(one.extras)
+        if key not in reached:
+            reached.add(key)
+            left += asked_by(one.name, one.extras)
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pinned = {canonicalize_name(line.partition("==")[0]) for line in lines}
+    assert pinned - {name for name, _ in reached} == set()

@@ -23,9 +23,8 @@ from foveal.cli import app
 from foveal.config import load_recipe, save_recipe
 from foveal.deliver import export, model_folder
 from foveal.deliver.export import export_run
-from foveal.deliver.export_source import find_source
+from foveal.deliver.export_source import find_source, load_tuned
 from foveal.deliver.merge import through_four_bits
-from foveal.deliver.prove import load_tuned
 from foveal.errors import ModelError, RunError
 from foveal.evaluate.prediction import read_scores
 from foveal.models.loading import load
@@ -198,6 +197,8 @@ def test_adapters_before_the_language_model_are_told_of(lora_run, run, tmp_path)
 def test_an_adapter_folder_is_loaded_by_peft_alone(lora_run, adapter):
     assert adapter.folder.name == "out"
     assert not (adapter.folder / "config.json").exists()
+    layers = json.loads((adapter.folder / "adapter_config.json").read_text())["target_modules"]
+    assert layers == sorted(layers), "the same bytes each time"
     base = AutoModelForImageTextToText.from_pretrained(lora_run.parent / "model")
     model = PeftModel.from_pretrained(base, adapter.folder).merge_and_unload()
     expected = load_tuned(find_source(lora_run))

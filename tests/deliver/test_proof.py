@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from foveal.deliver.proof import check_scores, note_scores
+from foveal.deliver.proof import compare_scores
 from foveal.evaluate.intervals import Score
 
 FOUND = {"anls": Score(0.8, 0.7, 0.9, 200)}
@@ -26,20 +26,21 @@ FOUND = {"anls": Score(0.8, 0.7, 0.9, 200)}
 )
 def test_a_score_holds_within_the_runs_interval(value, low, high, holds):
     run = {"anls": Score((low + high) / 2, low, high, 200)}
-    (check,) = check_scores({"anls": Score(value, 0.0, 1.0, 200)}, run).values()
-    assert check.holds == holds
+    checks, _ = compare_scores({"anls": Score(value, 0.0, 1.0, 200)}, run)
+    assert checks["anls"].holds == holds
 
 
 def test_what_is_not_compared_is_named():
-    assert note_scores(FOUND, FOUND) is None
-    assert note_scores({}, None) == "not compared, the recipe names no data.validation"
+    assert compare_scores(FOUND, FOUND)[1] is None
+    assert compare_scores({}, None) == ({}, "not compared, the recipe names no data.validation")
     more = FOUND | {"auroc": Score(0.9, 0.8, 1.0, 200)}
-    assert note_scores(FOUND, more) == (
+    assert compare_scores(FOUND, more)[1] == (
         "auroc is not compared, the recipe's evaluation does not give it"
     )
     longer = {"anls": Score(0.8, 0.7, 0.9, 220)}
-    assert note_scores(FOUND, longer) == "anls has 200 answers, the run's had 220"
-    assert check_scores(FOUND, {"anls": Score(math.nan, math.nan, math.nan, 0)}) == {}
+    assert compare_scores(FOUND, longer)[1] == "anls has 200 answers, the run's had 220"
+    none = {"anls": Score(math.nan, math.nan, math.nan, 0)}
+    assert compare_scores(FOUND, none) == ({}, "anls has 200 answers, the run's had 0")
 
 
 @pytest.mark.parametrize(
@@ -54,8 +55,7 @@ def test_what_is_not_compared_is_named():
     ],
 )
 def test_a_score_is_compared_only_where_it_could_fail(run, interval):
-    checks = check_scores({"anls": run}, {"anls": run})
-    note = note_scores({"anls": run}, {"anls": run})
+    checks, note = compare_scores({"anls": run}, {"anls": run})
     assert all(one.run == run.value for one in checks.values())
     assert [(one.low, one.high) for one in checks.values()] == ([interval] if interval else [])
     too_few = f"anls proves nothing, {run.count} answers are too few for an interval"

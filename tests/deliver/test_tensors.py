@@ -24,7 +24,7 @@ def tensors():
 
 
 def test_shards_hold_every_tensor_once_and_the_index_finds_them(tmp_path, tensors):
-    files = write_shards(tmp_path, planned(tensors), tensors.__getitem__, 900)
+    files = write_shards(tmp_path, planned(tensors), tensors.items(), 900)
     assert [file.name for file in files] == [
         f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)
     ]
@@ -40,7 +40,7 @@ def test_shards_hold_every_tensor_once_and_the_index_finds_them(tmp_path, tensor
 
 def test_a_small_model_is_one_file_in_the_number_format_asked_for(tmp_path, tensors):
     rounded = {name: in_format(one, torch.bfloat16, name) for name, one in tensors.items()}
-    write_shards(tmp_path, planned(tensors, torch.bfloat16), rounded.__getitem__, 10**6)
+    write_shards(tmp_path, planned(tensors, torch.bfloat16), rounded.items(), 10**6)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     for name, tensor in load_file(tmp_path / "model.safetensors").items():
         assert tensor.equal(tensors[name].bfloat16())
@@ -51,21 +51,22 @@ def test_memory_holds_one_shard_at_a_time(tmp_path):
     # 20 tensors of 4 MB in shards of 8 MB: 80 MB pass through, twice; two tensors are held.
     probe = f"""
 import pathlib, torch
+from itertools import chain
 from foveal.plan.this_machine import resident_bytes
 from foveal.deliver.tensors import find_tensors, write_shards
 folder = pathlib.Path({str(tmp_path)!r})
 planned = {{f"weight.{{n}}": torch.empty(1024, 1024, device="meta") for n in range(20)}}
-read = lambda name: torch.full((1024, 1024), float(name.split(".")[1]))
+made = ((name, torch.full((1024, 1024), float(name.split(".")[1]))) for name in planned)
 size = 8 * 2**20
 (folder / "warm").mkdir()
-write_shards(folder / "warm", {{"weight.0": planned["weight.0"]}}, read, size)
+write_shards(folder / "warm", {{"weight.0": planned["weight.0"]}}, [next(made)], size)
 find_tensors(folder / "warm")["weight.0"].read() + 1
 before = resident_bytes("VmHWM")
 (folder / "first").mkdir()
-write_shards(folder / "first", planned, read, size)
+write_shards(folder / "first", planned, chain([("weight.0", torch.zeros(1024, 1024))], made), size)
 stored = find_tensors(folder / "first")
 (folder / "second").mkdir()
-write_shards(folder / "second", planned, lambda n: stored[n].read() + 1, size)
+write_shards(folder / "second", planned, ((n, one.read() + 1) for n, one in stored.items()), size)
 print(resident_bytes("VmHWM") - before)
 """
     # Freed tensors go back to the kernel: in the heap they leave holes, more or fewer by chance.
@@ -92,7 +93,7 @@ def test_pickled_weights_are_never_opened(tmp_path):
 
 
 def test_a_missing_shard_and_a_broken_file_are_named(tmp_path, tensors):
-    write_shards(tmp_path, planned(tensors), tensors.__getitem__, 900)
+    write_shards(tmp_path, planned(tensors), tensors.items(), 900)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(ModelError, match="model-00002-of-00003"):
         find_tensors(tmp_path)

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_models_more  # noqa: F401  # enters its families
@@ -17,6 +18,7 @@ import foveal
 from foveal.deliver import export
 from foveal.deliver.export import export_run
 from foveal.deliver.export_source import find_source
+from foveal.deliver.model_folder import model_tensors
 from foveal.deliver.weight_only import WeightOnly, plan_weight_only
 from foveal.errors import ConfigError, ModelError
 from foveal.models.loading import find_family
@@ -189,3 +191,11 @@ def test_a_model_in_fewer_bits_is_no_base_to_train_on(lora_run, tmp_path):
 
     with pytest.raises(ConfigError, match="in fewer bits; give the whole model"):
         TrainingRun(made, Console(quiet=True))
+
+
+def test_a_weight_that_makes_no_number_is_named_before_it_is_held_in_fewer_bits():
+    source = SimpleNamespace(written_names={"head.weight": "head.weight"}, regrouped=[])
+    bits = WeightOnly("int8", {"head": (1, 32)}, (), None)
+    spoilt = torch.full((1, 32), torch.nan)
+    with pytest.raises(ModelError, match=r"^weight head\.weight is not finite in the run$"):
+        next(model_tensors(source, lambda _: spoilt, torch.bfloat16, bits))

@@ -11,22 +11,33 @@ from tokenizers import Tokenizer
 import foveal
 from foveal.models.generation.characters import whole_characters
 from foveal.models.generation.generator import Token
-from foveal.serve.answers import GrowingAnswer
+from foveal.serve.exchange import GrowingAnswer
 
 FOLDER = Path(foveal.__file__).parent / "models" / "phi3_vision" / "tokenizer"
 PUBLISHED = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
-END = 32007
+BEGIN, END = 1, 32007
+SPACE = 29871
+NO_WORD = 32050
+"""A row of the published model's embedding that its tokenizer has no word for."""
+
 BYTES = st.integers(3, 258)
 PIECES = st.one_of(BYTES, st.integers(259, 31999), st.sampled_from([END, 29871, 1]))
 
 
-def token(one):
-    return Token(0, one, None, 0.0)
+def grown(ids, stops=(), growing=None):
+    """What an answer grows by at each of its tokens; it ends before a last one, or at a stop."""
+    growing = growing or GrowingAnswer(PUBLISHED, stops)
+    choices = []
+    for one in [*ids, END]:
+        finish = "stop" if len(choices) == len(ids) else None
+        choices.append(growing.grow(Token(0, one, finish, 0.0)))
+        if growing.has_ended:
+            break
+    return choices
 
 
-def said(ids, stops=()):
-    text = GrowingAnswer(PUBLISHED, stops)
-    return [*(text.add(token(one)) for one in ids), text.finish()]
+def said(ids, stops=(), growing=None):
+    return [one.delta.content or "" for one in grown(ids, stops, growing)]
 
 
 def ids_of(text):
@@ -48,24 +59,20 @@ def test_pieces_joined_are_the_whole_answer(times):
 def test_the_bytes_of_all_tokens_are_the_text_wherever_it_ends(times):
     ends = st.sampled_from([(), (" ",), ("a",), ("\n", "é")])
     settings(max_examples=times)(given(st.text(max_size=8), ends, st.integers(0, 9))(check_bytes))()
+    check_bytes("\n The\n", (), 0)  # space at the ends is not sent
 
 
 def check_bytes(text, stops, cut):
     ids = ids_of(text)
-    growing = GrowingAnswer(PUBLISHED, stops)
-    pieces, shares = [], []
-    for one in ids[: len(ids) - cut]:
-        pieces.append(growing.add(token(one)))
-        shares += map(bytes, (one.bytes for one in growing.numbers()))
-        shown = b"".join(shares)
-        assert "".join(pieces).encode().startswith(shown), "no byte before its text"
-        if growing.stopped:
-            break
-    added = len(pieces)
-    pieces.append(growing.finish())
-    shares += map(bytes, (one.bytes for one in growing.numbers()))
-    assert len(shares) == added
-    assert b"".join(shares).decode() == "".join(pieces)
+    choices = grown(ids[: len(ids) - cut], stops)
+    shown, shares = "", []
+    for one in choices:
+        shown += one.delta.content or ""
+        shares += [bytes(name.bytes) for name in (one.logprobs.content if one.logprobs else ())]
+        assert shown.encode().startswith(b"".join(shares)), "no byte before its text"
+    met = len(choices) <= len(ids[: len(ids) - cut])
+    assert len(shares) == len(choices) - (not met)  # the token that ends it has none
+    assert b"".join(shares).decode() == shown
 
 
 @pytest.mark.parametrize(
@@ -77,17 +84,28 @@ def test_an_answer_that_is_cut_within_a_character_ends_before_it(text, tokens_cu
     assert "".join(said(ids[: len(ids) - tokens_cut])) == left
 
 
+def test_a_token_that_is_no_text_does_not_part_a_character_that_is_cut():
+    first, second, third, _ = (3 + byte for byte in "🦊".encode())  # byte b is token b + 3
+    assert "".join(said([*ids_of("a"), first, second, BEGIN, third])) == "a"
+
+
 def test_a_stop_of_one_space_does_not_meet_the_space_before_the_first_word():
     pieces = said(ids_of("The total is"), (" ",))
     assert "".join(pieces) == "The"
     assert "".join(said(ids_of("The total is"), (" T",))) == "The total is"
     assert "".join(said(ids_of("\nThe"), ("\n",))) == "", "what the model wrote itself counts"
+    assert "".join(said([SPACE, *ids_of("The")], (" T",))) == "", "so does a space of its own"
 
 
 def test_text_comes_as_it_grows():
     pieces = said(ids_of("The total is twelve."))
     assert pieces[0] == "The"
     assert sum(map(bool, pieces)) > 3
+
+
+def test_a_token_without_a_word_is_no_text():
+    pieces = said([*ids_of("one"), NO_WORD, *ids_of("two")])
+    assert [one for one in pieces if one] == ["one", " two"]
 
 
 def test_a_character_of_several_bytes_is_never_cut():
@@ -102,8 +120,9 @@ def test_bytes_without_end_are_read_once_and_not_at_each_of_them(monkeypatch):
     usual = growing._decode
     monkeypatch.setattr(growing, "_decode", lambda ids: (decoded.append(1), usual(ids))[1])
     spelt = [3 + byte for byte in "🦊".encode()] * 500  # byte b is token b + 3
-    assert "".join(growing.add(token(one)) for one in spelt) == ""
-    assert growing.finish() == "🦊" * 500
+    *pieces, last = said(spelt, growing=growing)
+    assert "".join(pieces) == ""
+    assert last == "🦊" * 500
     assert len(decoded) == 1
 
 
@@ -121,15 +140,11 @@ def test_bytes_without_end_are_read_once_and_not_at_each_of_them(monkeypatch):
     ],
 )
 def test_an_answer_ends_before_its_stop(text, stops, left):
-    growing = GrowingAnswer(PUBLISHED, stops)
-    pieces = []
-    for one in ids_of(text):
-        pieces.append(growing.add(token(one)))
-        if growing.stopped:
-            break
-    pieces.append(growing.finish())
-    assert "".join(pieces) == left
-    assert growing.stopped == (left != text)
+    ids = ids_of(text)
+    choices = grown(ids, stops)
+    assert "".join(one.delta.content or "" for one in choices) == left
+    assert choices[-1].finish_reason == "stop"
+    assert (len(choices) <= len(ids)) == (left != text), "it ends at its stop"
 
 
 @settings(max_examples=200)

@@ -5,7 +5,7 @@ from openai import BadRequestError
 from serving import picture_bytes, question
 
 from foveal.data.images.boxes import BoxFrame, BoxMap
-from foveal.serve.answers import MovedBoxes
+from foveal.serve.exchange import move_boxes
 
 # 60 x 40 in two crops of 28: 56 x 37 on a canvas of 56 x 56, 9 white rows above.
 SPOKEN = "One is at [0, 18, 19, 37], or (0,18),(19,37). And [12, a"
@@ -47,11 +47,14 @@ def test_pictures_of_several_sizes_leave_boxes_as_the_model_says_them(client):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_however_an_answer_comes_its_boxes_are_moved(size):
-    boxes = MovedBoxes(BoxMap(BoxFrame((1000, 1000)), (100, 100)))
+    boxes = BoxMap(BoxFrame((1000, 1000)), (100, 100))
     text = "see [10, 20, 30, 40] and (f, [[500, 0, 1000, 990], [1,2,3]] or (10 , 20),( 30,40)."
     pieces = [text[at : at + size] for at in range(0, len(text), size)]
-    made = "".join(boxes.add(piece, is_last=False) for piece in pieces) + boxes.add(
-        "", is_last=True
-    )
+    made = held = ""
+    for piece in pieces:
+        certain, held = move_boxes(held + piece, boxes, is_last=False)
+        made += certain
+    made += move_boxes(held, boxes, is_last=True)[0]
     assert made == "see [1, 2, 3, 4] and (f, [[50, 0, 100, 99], [1,2,3]] or (1 , 2),( 3,4)."
-    assert boxes.add("numbers [" + "1, " * 100, is_last=False).startswith("numbers [1")
+    certain, _ = move_boxes("numbers [" + "1, " * 100, boxes, is_last=False)
+    assert certain.startswith("numbers [1")

@@ -2,13 +2,14 @@
 
 import base64
 import json
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 import torch
 from numbered_clips import STEADY, write_clip
-from openai import BadRequestError
+from openai import APIStatusError, BadRequestError
 from PIL import Image
 from serving import picture_bytes, question
 from tiny_models import write_tiny
@@ -74,7 +75,7 @@ def prompt_of(served: Served, *content, limits=LIMITS):
     messages = [system, {"role": "user", "content": [*content]}]
     asked = ChatRequest.model_validate({"messages": messages})
     conversation = read_conversation(
-        asked.messages, lambda url, name: read_address(url, name, limits, None)
+        asked.messages, partial(read_address, limits=limits, fetch=None)
     )
     return served.requests(asked, conversation, limits)[0][0].prompt
 
@@ -182,11 +183,12 @@ def test_a_clip_that_takes_too_long_to_decode_is_refused(films, tiny):
     assert len(prompt_of(served, clip_of(films)).images) == 8
 
 
-def test_clips_count_among_the_pictures_of_a_request(films, tiny):
-    limits = ServerLimits(pictures=1)
-    with pytest.raises(RequestError, match="2 pictures are more than 1") as caught:
-        prompt_of(Served("it", tiny), clip_of(films), page_of(films), limits=limits)
-    assert caught.value.status == 413
+def test_clips_count_among_the_pictures_of_a_request(films, stage):
+    client = stage(ServerSettings(limits=ServerLimits(pictures=1))).client()
+    shown = {"role": "user", "content": [clip_of(films), page_of(films)]}
+    with pytest.raises(APIStatusError, match="2 pictures are more than 1") as caught:
+        client.chat.completions.create(model="mine", messages=[shown])
+    assert caught.value.status_code == 413
 
 
 def test_nothing_of_a_clip_is_left_on_the_disk_and_pictures_need_none(

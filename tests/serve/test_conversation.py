@@ -19,7 +19,9 @@ def said(role, *parts):
 
 
 def read(*messages, uploads=()):
-    return read_conversation(messages, lambda url, name: SentFile(name, url.encode()), uploads)
+    return read_conversation(
+        messages, lambda url, name, is_clip: SentFile(name, url.encode(), is_clip), uploads
+    )
 
 
 def shown(turn):
@@ -37,7 +39,6 @@ def test_turns_keep_their_pictures_and_answers():
     assert (second.user, shown(second), second.assistant) == ("Second?", [b"b", b"c"], None)
     named = [one.name for turn in read_back.turns for one in turn.files]
     assert named == ["picture 1", "picture 2", "picture 3"]
-    assert read_back.num_files == 3
 
 
 def test_pictures_on_one_side_of_the_text_stand_before_it_as_in_training():

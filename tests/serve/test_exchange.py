@@ -8,6 +8,7 @@ import openai
 import pytest
 import torch
 from PIL import Image
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import LINES, data_uri, picture_bytes, question, wait_until
 
@@ -385,6 +386,8 @@ def test_a_model_that_fails_is_a_500_without_its_inner_reasons(stage, actor, cap
     with pytest.raises(openai.APIError, match="the model failed on this request"):
         list(streamed)
     assert "a secret path" in caplog.text, "the log tells"
+    counted = generate_latest(server.endpoint.measures.registry).decode()
+    assert 'foveal_requests_total{model="mine",status="500"} 2.0' in counted
     assert server.endpoint.gate.taken == 0
 
 

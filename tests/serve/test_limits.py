@@ -1,14 +1,18 @@
 """What the endpoint promises when it is asked for too much, too slowly, or left alone."""
 
 import json
+import socket
+import threading
 import time
 from contextlib import suppress
 
 import httpx
 import openai
 import pytest
+from prometheus_client import generate_latest
 from serving import ENDLESS, picture_bytes, question, wait_until
 
+from foveal.serve import served
 from foveal.serve.limits import ServerLimits, ServerSettings
 
 CHAT = "/v1/chat/completions"
@@ -66,7 +70,7 @@ def test_a_client_who_leaves_a_stream_frees_its_place(stage, actor):
     next(stream)
     stream.close()
     wait_until(lambda: actor.cancelled == [0] and server.endpoint.gate.taken == 0)
-    counted = server.endpoint.measures.text().decode()
+    counted = generate_latest(server.endpoint.measures.registry).decode()
     assert 'foveal_requests_total{model="mine",status="499"} 1.0' in counted
 
 
@@ -187,3 +191,47 @@ def test_an_answer_that_takes_too_long_is_given_up(stage, actor):
 def test_another_kind_of_body_is_refused(stage):
     answer = httpx.post(stage().url + CHAT, content=b"{}", headers={"content-type": "text/plain"})
     assert answer.status_code == 415
+
+
+def test_too_many_pictures_are_refused_before_one_is_fetched(stage, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(served, "fetch", lambda url, limits: fetched.append(url) or picture_bytes())
+    limits = ServerLimits(pictures=2)
+    client = stage(ServerSettings(allow_urls=True, limits=limits)).client()
+
+    def ask(count):
+        urls = [{"url": f"https://host/{one}.png"} for one in range(count)]
+        shown = [{"type": "image_url", "image_url": url} for url in urls]
+        client.chat.completions.create(model="", messages=[{"role": "user", "content": shown}])
+
+    with pytest.raises(openai.APIStatusError, match="3 pictures are more than 2") as caught:
+        ask(3)
+    assert (caught.value.code, fetched) == ("too_many_pictures", [])
+    ask(2)
+    assert fetched == ["https://host/0.png", "https://host/1.png"]
+
+
+def test_a_client_who_leaves_is_read_to_the_end_and_keeps_its_place_or_not_at_all(
+    stage, monkeypatch
+):
+    """No thread can be stopped: places that were free at once would bring more and more of them."""
+    read, going, usual = [], threading.Event(), served.Endpoint._read
+
+    def slowly(endpoint, *given):
+        read.append(given)
+        assert going.wait(30)
+        return usual(endpoint, *given)
+
+    monkeypatch.setattr(served.Endpoint, "_read", slowly)
+    server = stage()
+    for number in range(1, served.READERS + 5):
+        connection = server.connect()
+        connection.sendall(head(len(ASKED)) + ASKED)
+        wait_until(lambda number=number: len(read) == min(number, served.READERS))
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1) == b"", "the server knows that the client has left"
+    assert httpx.get(f"{server.url}/health").status_code == 200  # and has done what follows
+    assert server.endpoint.gate.taken >= served.READERS
+    going.set()
+    wait_until(lambda: server.endpoint.gate.taken == 0)
+    assert len(read) == served.READERS

@@ -10,7 +10,7 @@ from foveal.models.generation.generator import NoAnswer, Request
 from foveal.models.generation.passes import NotFiniteError
 from foveal.models.generation.prompt import Prompt
 from foveal.serve.limits import RequestError
-from foveal.serve.scheduler import Grown, Job, Scheduler
+from foveal.serve.scheduler import Job, Scheduler
 
 ASKED = Request(Prompt((1, 2)), max_new_tokens=50)
 UNENDING = Request(Prompt((1, 2)), max_new_tokens=10**5)
@@ -37,7 +37,7 @@ async def tokens_of(job, answers=1):
     while answers:
         event = await job.events.get()
         seen.append(event)
-        answers -= isinstance(event, RequestError) or bool(event.token.finish)
+        answers -= isinstance(event, RequestError) or bool(event[1].finish)
     return seen
 
 
@@ -51,7 +51,7 @@ def test_a_job_gets_the_tokens_of_its_own_answers(actor):
 
     seen = run(actor, scene)
     for choice, line in enumerate(actor.lines):
-        ids = [one.token.id for one in seen if one.choice == choice]
+        ids = [token.id for grown, token in seen if grown == choice]
         assert actor._processor.decode_answer(ids) == line
 
 
@@ -116,7 +116,7 @@ def test_a_failed_step_ends_its_jobs_and_no_others(actor, tiny, caplog, failure,
         failed, whole, again = run(actor, scene, {"broken": make, "mine": lambda: actor})
     assert failed.status == status
     assert "broken" not in failed.message, "what went wrong inside is for the log"
-    assert whole[-1].token.finish == again[-1].token.finish == "stop"
+    assert whole[-1][1].finish == again[-1][1].finish == "stop"
     assert len(made) == 2, "what a broken step left behind is not used again"
 
 
@@ -138,7 +138,7 @@ def test_a_request_whose_numbers_are_not_finite_fails_alone(actor, caplog):
         scheduler.submit(failing)
         scheduler.submit(whole)
         seen = []
-        while not seen or isinstance(seen[-1], Grown):
+        while not seen or not isinstance(seen[-1], RequestError):
             seen.append(await failing.events.get())
         return seen[-1], await tokens_of(whole), scheduler.num_active
 
@@ -146,7 +146,7 @@ def test_a_request_whose_numbers_are_not_finite_fails_alone(actor, caplog):
         failed, whole, left = run(actor, scene)
     assert failed.status == 500
     assert "language.lm_head gives numbers that are not finite in fp16" in failed.message
-    assert whole[-1].token.finish == "stop"
+    assert whole[-1][1].finish == "stop"
     assert left == 0
 
 
@@ -164,7 +164,7 @@ def test_a_refused_request_fails_alone(actor, caplog):
     with caplog.at_level(logging.CRITICAL, "foveal.serve.scheduler"):
         failed, whole = run(actor, scene)
     assert isinstance(failed, RequestError)
-    assert isinstance(whole[-1], Grown)
+    assert not isinstance(whole[-1], RequestError)
 
 
 def test_a_client_that_takes_nothing_holds_up_nobody(actor):
@@ -175,5 +175,5 @@ def test_a_client_that_takes_nothing_holds_up_nobody(actor):
         return await tokens_of(busy), idle.events.qsize()
 
     seen, kept = run(actor, scene)
-    assert seen[-1].token.finish
+    assert seen[-1][1].finish
     assert kept == len(seen)

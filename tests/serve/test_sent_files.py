@@ -27,7 +27,7 @@ def no_fetching(url):
 
 
 def read(url):
-    return read_address(url, "picture 1", LIMITS, no_fetching)
+    return read_address(url, "picture 1", False, limits=LIMITS, fetch=no_fetching)
 
 
 def test_a_data_uri_is_the_bytes_it_holds():
@@ -58,7 +58,9 @@ def test_an_address_that_is_not_allowed_is_refused(url, status, why):
 
 
 def test_a_web_address_is_handed_to_the_fetcher():
-    made = read_address("https://host/a.png", "picture 1", LIMITS, lambda url: url.encode())
+    made = read_address(
+        "https://host/a.png", "picture 1", False, limits=LIMITS, fetch=lambda url: url.encode()
+    )
     assert made.data == b"https://host/a.png"
 
 

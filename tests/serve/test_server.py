@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -63,6 +64,14 @@ def test_a_signal_lets_running_answers_end_and_then_the_server(tiny, actor, sent
     assert answer.result().json()["choices"][0]["finish_reason"] == "stop"
     assert signal.getsignal(sent) is former
     assert not app.state.endpoint.scheduler.is_alive
+
+
+def test_ctrl_c_before_the_server_listens_to_signals_ends_it_too():
+    def run(sockets):
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it went on")
+
+    assert run_until_stopped(SimpleNamespace(run=run), None)
 
 
 @pytest.mark.slow

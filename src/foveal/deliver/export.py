@@ -17,8 +17,7 @@ from foveal.deliver.model_folder import (
     write_model,
     write_processor_files,
 )
-from foveal.deliver.proof import FILE, Proof
-from foveal.deliver.prove import find_examples, prove
+from foveal.deliver.proof import FILE, Proof, find_examples, prove
 from foveal.deliver.tensors import PICKLED
 from foveal.deliver.weight_only import WeightFormat, plan_weight_only
 from foveal.errors import RunError, one_line

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.adapt.adapters import AdapterSize
+from foveal.adapt.adapters import AdapterSize, add_adapters
 from foveal.adapt.quantize import quantized_layers, read_record, skeleton, wants_four_bits
 from foveal.adapt.strategy import first_match, rules_of
 from foveal.config import Recipe, load_recipe
@@ -21,11 +21,11 @@ from foveal.deliver.tensors import StoredTensor, find_tensors, tensors_of
 from foveal.errors import ModelError, RunError, one_line
 from foveal.evaluate.kept import is_of_run
 from foveal.evaluate.prediction import Scores, read_scores
-from foveal.models.family import Family
+from foveal.models.family import Family, LoadedModel
 from foveal.models.fingerprint import fingerprint_model
 from foveal.models.hub.hub_processor import changed_settings
 from foveal.models.hub.stored_names import Regrouped
-from foveal.models.loading import find_family
+from foveal.models.loading import find_family, load
 from foveal.train.checkpoint import WEIGHTS, Progress, checkpoints, read_progress
 
 BASE_FILES = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*.py", "*.md", "LICENSE*")
@@ -271,6 +271,31 @@ def find_base(run: Path, recipe: Recipe) -> Path:
             "bring the folder back, or correct `model` in the run's recipe.yaml"
         ) from error
     return Path(fetched)
+
+
+def load_base(source: RunSource) -> LoadedModel:
+    """Load the model that a run started from, reading images as the run did."""
+    return load(str(source.base), source.recipe.data.image_budget)
+
+
+def load_tuned(source: RunSource) -> LoadedModel:
+    """Load a run's base and put what the run learnt in place, adapters beside their layers.
+
+    Raises:
+        ModelError: they do not belong together.
+    """
+    loaded = load_base(source)
+    if source.adapters:
+        add_adapters(loaded.model, source.adapter_sizes, source.recipe.lora)
+    loaded.model.requires_grad_(False).eval()
+    weights = loaded.model.state_dict()
+    for name, one in source.learnt.items():
+        if name not in weights or weights[name].shape != one.shape:
+            raise ModelError(
+                f"{source.checkpoint}: the base model has no weight {name} of {one.shape}"
+            )
+        weights[name].copy_(one.read())
+    return loaded
 
 
 def check_base_fits(source: RunSource, as_model: bool) -> None:

@@ -3,9 +3,8 @@
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ from foveal.adapt.adapters import lora_config
 from foveal.config import DataSettings
 from foveal.deliver.export_source import RunSource, check_base_fits, find_source
 from foveal.deliver.merge import PIECES, Adapter
-from foveal.deliver.tensors import in_format, write_shards
+from foveal.deliver.tensors import in_format, is_finite, write_shards
 from foveal.deliver.weight_only import WeightOnly
 from foveal.errors import ModelError, RunError
 from foveal.machine import DTYPES, Precision
-from foveal.models.hub.stored_names import Regrouped
 from foveal.storage import folder_written_whole, write_json
 
 MAX_SHARD_BYTES = 2_000_000_000
@@ -124,73 +122,52 @@ def write_model(
     bits: WeightOnly | None = None,
 ) -> None:
     """Write a whole model: the base's weights with what the run learnt, tensor by tensor."""
-    planned, make = planned_tensors(source, DTYPES[dtype], bits)
-    write_shards(folder, planned, make, max_shard_bytes)
-    write_model_settings(
-        source.base,
-        source.base_name,
-        folder,
-        dtype=str(DTYPES[dtype]).removeprefix("torch."),
-        end_ids=source.processor.end_ids,
-        quantization=bits.settings() if bits else {},
-    )
+
+    def without_content(name: str) -> Tensor:
+        return torch.empty(source.base_tensors[name].shape, device="meta")
+
+    blank = model_tensors(source, without_content, DTYPES[dtype], bits)
+    planned = {name: tensor.to("meta") for name, tensor in blank}
+    tensors = model_tensors(source, tuned_tensor(source), DTYPES[dtype], bits)
+    write_shards(folder, planned, tensors, max_shard_bytes)
+    write_model_settings(source, folder, DTYPES[dtype], bits)
     write_processor_files(
         source.base, source.base_name, folder, source.recipe.data, source.image_changes
     )
 
 
-def planned_tensors(
-    source: RunSource, dtype: torch.dtype, bits: WeightOnly | None
-) -> tuple[dict[str, Tensor], Callable[[str], Tensor]]:
-    """List the tensors of a whole model, without content, and make the function that makes one."""
-    read = tuned_tensor(source)
-    planned: dict[str, Tensor] = {}
-    made: dict[str, Callable[[], Tensor]] = {}
+def model_tensors(
+    source: RunSource,
+    read: Callable[[str], Tensor],
+    dtype: torch.dtype,
+    bits: WeightOnly | None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Make the tensors of a whole model, one after the other, with the names they are stored under.
 
-    @lru_cache(maxsize=1)  # the tensors of a layer are asked for one after the other
-    def compressed(own: str) -> dict[str, Tensor]:
-        assert bits
-        weight = read(own).float()
-        if not bool(torch.isfinite(weight).all()):
-            raise ModelError(f"weight {own} is not finite in the run")
-        return bits.compress(weight, dtype)
-
-    def part(own: str, last: str) -> Tensor:
-        return compressed(own)[last]
-
-    def whole(own: str, name: str) -> Tensor:
-        return in_format(read(own), dtype, name)
-
+    Args:
+        source: of the model.
+        read: gives a weight by the model's own name; from those on the meta device, tensors are
+            made that have no content either.
+        dtype: of what is not held in fewer bits.
+        bits: how layers are.
+    """
     for name, own in source.written_names.items():
-        if bits and bits.holds(own):
-            for last, tensor in bits.planned(own, dtype).items():
-                stored = name.removesuffix("weight") + last
-                planned[stored], made[stored] = tensor, partial(part, own, last)
-        else:
-            shape = source.base_tensors[own].shape
-            planned[name] = torch.empty(shape, dtype=dtype, device="meta")
-            made[name] = partial(whole, own, name)
-
-    @lru_cache(maxsize=1)
-    def written(group: Regrouped) -> dict[str, Tensor]:
-        return group.written({own: whole(own, own) for own in group.shapes})
-
-    def piece(group: Regrouped, name: str) -> Tensor:
-        return written(group)[name]
-
+        weight = read(own)
+        if not bits or not bits.holds(own):
+            yield name, in_format(weight, dtype, name)
+            continue
+        if not is_finite(weight):
+            raise ModelError(f"weight {own} is not finite in the run")
+        for last, tensor in bits.compress(weight.float(), dtype).items():
+            yield name.removesuffix("weight") + last, tensor
     for group in source.regrouped:
         if bits and any(map(bits.holds, group.shapes)):
             raise ModelError(
                 f"{group.stored[0]} is stored in one with others, for which there are no few bits; "
                 "leave --quantize out"
             )
-        blank = {
-            own: torch.empty(shape, dtype=dtype, device="meta")
-            for own, shape in group.shapes.items()
-        }
-        for name, tensor in group.written(blank).items():
-            planned[name], made[name] = tensor, partial(piece, group, name)
-    return planned, lambda name: made[name]()
+        weights = {own: in_format(read(own), dtype, own) for own in group.shapes}
+        yield from group.written(weights).items()
 
 
 def tuned_tensor(source: RunSource) -> Callable[[str], Tensor]:
@@ -224,44 +201,31 @@ def write_adapter(source: RunSource, folder: Path, dtype: torch.dtype) -> None:
     on_hub, base = source.base_is_on_hub, source.base.resolve()  # a folder, wherever it is read
     config.base_model_name_or_path = source.base_name if on_hub else str(base)
     config.inference_mode = True
-    config.target_modules = sorted(source.adapter_sizes)  # peft has them in no order
+    config.target_modules = sorted(config.target_modules)  # peft writes a set as it comes
     config.save_pretrained(str(folder))
 
 
 def write_model_settings(
-    base: Path,
-    base_name: str,
-    out: Path,
-    *,
-    dtype: str,
-    end_ids: Sequence[int],
-    quantization: Mapping[str, Any],
+    source: RunSource, out: Path, dtype: torch.dtype, bits: WeightOnly | None
 ) -> None:
-    """Write config.json and the generation config.
-
-    Args:
-        base: folder of the model that was tuned.
-        base_name: how the recipe names it; a hub name is where its own code is looked for.
-        out: folder to write into.
-        dtype: torch's name of the number format of the weights.
-        end_ids: tokens at which an answer ends.
-        quantization: how layers are held in fewer bits, in the words of their layout.
-    """
-    config = read_tree(base / "config.json")
-    if quantization:
-        config["quantization_config"] = dict(quantization)
-    name_own_code(config, base, base_name)
+    """Write config.json and the generation config."""
+    config = read_tree(source.base / "config.json")
+    if bits:
+        config["quantization_config"] = bits.settings()
+    name_own_code(config, source.base, source.base_name)
     name = "torch_dtype" if "torch_dtype" in config else "dtype"
-    followed, config[name] = config.get(name), dtype
+    followed, config[name] = config.get(name), str(dtype).removeprefix("torch.")
     for branch in [one for one in config.values() if isinstance(one, dict)]:
         # What said the same as the whole goes on saying so; another format is the base's business.
         same = [key for key in ("torch_dtype", "dtype") if followed and branch.get(key) == followed]
-        branch |= dict.fromkeys(same, dtype)
+        branch |= dict.fromkeys(same, config[name])
     write_json(out / "config.json", config, indent=2)
-    generation = base / "generation_config.json"
+    generation = source.base / "generation_config.json"
     tree = read_tree(generation) if generation.is_file() else _tokens_of(config)
     tree.pop("_from_model_config", None)  # else transformers takes the end token of config.json
-    write_json(out / generation.name, tree | {"eos_token_id": sorted(end_ids)}, indent=2)
+    write_json(
+        out / generation.name, tree | {"eos_token_id": sorted(source.processor.end_ids)}, indent=2
+    )
 
 
 def write_processor_files(

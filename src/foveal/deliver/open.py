@@ -23,22 +23,37 @@ OPENED_BY = ("config.json", ADAPTER_CONFIG)
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
-def open_model(place: str, image_budget: ImageBudget = None, dtype: Any = None) -> LoadedModel:
+def open_model(
+    place: str,
+    image_budget: ImageBudget = None,
+    dtype: Any = None,
+    as_of: str | None = None,
+) -> LoadedModel:
     """Load what people point at; an adapter is folded into the base that it names.
+
+    Turns, boxes and clips are read as a run did; from elsewhere, as the model's files say.
 
     Args:
         place: run folder, model folder, adapter folder or hub name.
         image_budget: how much of a picture is read; none: as in training.
         dtype: torch dtype of the weights; none: float32.
+        as_of: the run whose way to read is taken; none: the place itself.
 
     Raises:
         ModelError: it cannot be read.
     """
-    found, crops = find_model(place), image_budget or find_image_budget(place)
-    folder = Path(found)
-    if not (folder / ADAPTER_CONFIG).is_file():
-        loaded = load(found, crops, dtype=dtype)
-        return _reading_as(place, loaded)
+    found, recipe = find_model(place), recipe_of(as_of or place)
+    crops = image_budget or (recipe.data.image_budget if recipe else None)
+    is_adapter = (Path(found) / ADAPTER_CONFIG).is_file()
+    loaded = (
+        _open_adapter(Path(found), crops, dtype) if is_adapter else load(found, crops, dtype=dtype)
+    )
+    if recipe:
+        read_as(loaded.processor, recipe.data)
+    return loaded
+
+
+def _open_adapter(folder: Path, crops: ImageBudget, dtype: Any) -> LoadedModel:
     base = read_base_name(folder)
     try:
         loaded = load(base, crops, dtype=dtype)
@@ -51,7 +66,7 @@ def open_model(place: str, image_budget: ImageBudget = None, dtype: Any = None) 
         processor = loaded.family.load_processor(str(folder), crops)
         # An adapter's folder brings words and images, not the model's own sizes.
         processor.long_context_tokens = loaded.processor.long_context_tokens
-    return _reading_as(place, replace(loaded, processor=processor))
+    return replace(loaded, processor=processor)
 
 
 def open_to_answer(place: str, as_of: str | None = None) -> LoadedModel:
@@ -70,15 +85,8 @@ def open_to_answer(place: str, as_of: str | None = None) -> LoadedModel:
     device = pick_device()
     recipe = recipe_of(as_of or place)
     precision = "float32" if device.type == "cpu" else recipe.precision if recipe else "bf16"
-    loaded = open_model(place, find_image_budget(as_of or place), DTYPES[precision])
+    loaded = open_model(place, dtype=DTYPES[precision], as_of=as_of)
     loaded.model.to(device).eval()
-    return _reading_as(as_of, loaded) if as_of else loaded
-
-
-def _reading_as(place: str, loaded: LoadedModel) -> LoadedModel:
-    """Read turns, boxes and clips as a run did; from elsewhere, as the model's files say."""
-    if recipe := recipe_of(place):
-        read_as(loaded.processor, recipe.data)
     return loaded
 
 
@@ -165,12 +173,6 @@ def _is_model(folder: Path) -> bool:
 def find_run(place: Path) -> Path | None:
     """Find the run that a place lies in; none: it lies in no run."""
     return next((one for one in place.absolute().parents if (one / "recipe.yaml").is_file()), None)
-
-
-def find_image_budget(place: str) -> ImageBudget:
-    """Find how much of a picture a run was trained with; none: as the model's files say."""
-    recipe = recipe_of(place)
-    return recipe.data.image_budget if recipe else None
 
 
 def recipe_of(place: str) -> Recipe | None:

@@ -1,7 +1,8 @@
 """Folders of safetensors <-> tensors by name, one at a time in, one shard at a time out."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -94,7 +95,7 @@ def _opened(file: Path) -> Iterator[Any]:
 def write_shards(
     folder: Path,
     planned: Mapping[str, Tensor],
-    read: Callable[[str], Tensor],
+    tensors: Iterable[tuple[str, Tensor]],
     max_shard_bytes: int,
 ) -> list[Path]:
     """Write tensors in shards with their index.
@@ -102,16 +103,19 @@ def write_shards(
     Args:
         folder: to write into.
         planned: every tensor, in order and without its content (on the meta device).
-        read: makes the tensor of a name; each is asked for once, and let go with its shard.
+        tensors: the same with their names; each is made when its turn comes, and let go with its
+            shard.
         max_shard_bytes: most bytes of a file, and of what memory holds at a time.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
 
     split = split_torch_state_dict_into_shards(dict(planned), max_shard_size=max_shard_bytes)
-    for file, names in split.filename_to_tensors.items():
-        shard = {name: read(name).contiguous() for name in names}
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        del shard  # before the next one is read
+    shards: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors:
+        file = split.tensor_to_filename[name]
+        shards[file][name] = tensor.contiguous()
+        if len(shards[file]) == len(split.filename_to_tensors[file]):
+            save_file(shards.pop(file), folder / file, metadata={"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / INDEX, index, indent=2)
@@ -127,9 +131,12 @@ def in_format(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
     cast = tensor.to(dtype)
-    if not bool(torch.isfinite(cast).all()):
-        where = (
-            "in the run too" if not bool(torch.isfinite(tensor).all()) else "--dtype bf16 holds it"
-        )
+    if not is_finite(cast):
+        where = "--dtype bf16 holds it" if is_finite(tensor) else "in the run too"
         raise ModelError(f"weight {name} is not finite in {dtype}; {where}")
     return cast
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether all numbers of a tensor are finite; one without content has none that is not."""
+    return tensor.is_meta or bool(torch.isfinite(tensor).all())

@@ -81,25 +81,11 @@ class WeightOnly:
         """Tell whether it holds a weight, by the model's own name for it."""
         return name.endswith(".weight") and name.removesuffix(".weight") in self.layers
 
-    def planned(self, name: str, dtype: torch.dtype) -> dict[str, Tensor]:
-        """List what stands for a weight that it holds, without content.
-
-        Args:
-            name: the model's own.
-            dtype: of the scales.
-
-        Returns:
-            Last part of a tensor's name -> tensor on the meta device.
-        """
-        shape = self.layers[name.removesuffix(".weight")]
-        held = self.compress(torch.empty(shape, device="meta"), dtype)
-        return {last: tensor.to("meta") for last, tensor in held.items()}
-
     def compress(self, weight: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """Hold a layer's weight in fewer bits.
 
         Args:
-            weight: (outputs, inputs), float32.
+            weight: (outputs, inputs), float32; without content, what is returned has none either.
             dtype: of the scales.
 
         Returns:

@@ -1,9 +1,15 @@
-"""What a request may cost, how long anything may take, and the error that refuses it."""
+"""What a request may cost, how long it may take, what is counted of it, and what refuses it."""
 
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+"""Ends of the ranges that times are counted in."""
 
 
 @dataclass(frozen=True)
@@ -160,3 +166,30 @@ class Gate:
         """Count a place as free again, after so many seconds."""
         self.taken -= 1
         self._seconds.append(seconds)
+
+
+class Telemetry:
+    """The measures of one endpoint, apart from those of any other in the process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        counter = partial(Counter, registry=self.registry)
+        times = partial(Histogram, buckets=SECONDS, registry=self.registry)
+        self.requests = counter(
+            "foveal_requests",
+            "Requests for an answer, by how they ended; 499: the client left.",
+            ["model", "status"],
+        )
+        self.refused = counter(
+            "foveal_refused_requests", "Requests that no model was asked, by status.", ["status"]
+        )
+        self.prompt_tokens = counter(
+            "foveal_prompt_tokens", "Tokens of prompts, pictures included.", ["model"]
+        )
+        self.answer_tokens = counter("foveal_answer_tokens", "Tokens written.", ["model"])
+        self.first_token_seconds = times(
+            "foveal_first_token_seconds", "From a request's arrival to its first token.", ["model"]
+        )
+        self.request_seconds = times(
+            "foveal_request_seconds", "From a request's arrival to its end.", ["model"]
+        )

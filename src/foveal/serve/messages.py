@@ -141,16 +141,16 @@ class ChatRequest(_Asked):
     messages: tuple[Message, ...] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    """None: 0, the most likely token each time, as answers are scored."""
+    temperature: float = Field(0.0, ge=0, le=2)
+    """0: the most likely token each time, as answers are scored."""
 
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float = Field(1.0, gt=0, le=1)
     stop: Stops = ()
     seed: Seed | None = None
-    n: int | None = Field(None, ge=1)
-    logprobs: bool | None = None
+    n: int = Field(1, ge=1)
+    logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MOST_TOP_LOGPROBS)
-    stream: bool | None = None
+    stream: bool = False
     stream_options: StreamOptions | None = None
 
     # Without effect on the answer.
@@ -185,6 +185,12 @@ class ChatRequest(_Asked):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream to be true")
         return self
+
+    @property
+    def num_files(self) -> int:
+        """Pictures and clips of all messages."""
+        parts = [part for message in self.messages for part in message.content]
+        return sum(not isinstance(part, TextPart) for part in parts)
 
     @property
     def most_tokens(self) -> int | None:
@@ -230,8 +236,8 @@ def _first_problem(error: ValidationError) -> RequestError:
     return RequestError(400, f"{where}: {reason}", "invalid_value", where)
 
 
-Open = Callable[[str, str], SentFile]
-"""(url, what to call it) -> picture or clip."""
+Open = Callable[[str, str, bool], SentFile]
+"""(url, what to call it, whether it is a clip) -> picture or clip."""
 
 
 @dataclass(frozen=True)
@@ -251,11 +257,6 @@ class Conversation:
 
     turns: tuple[Said, ...]
     system: str = ""
-
-    @property
-    def num_files(self) -> int:
-        """Pictures and clips of all turns."""
-        return sum(len(turn.files) for turn in self.turns)
 
 
 def read_conversation(
@@ -317,11 +318,11 @@ def _turn(
         if isinstance(part, TextPart):
             parts.append(part.text)
             continue
-        address = part.image_url if isinstance(part, ImagePart) else part.video_url
-        is_clip = not isinstance(part, ImagePart)
-        file = open_address(address.url, name_next([*earlier, *files], is_clip))
+        is_clip = isinstance(part, VideoPart)
+        address = part.video_url if isinstance(part, VideoPart) else part.image_url
+        name = name_next([*earlier, *files], is_clip)
         parts.append(None)
-        files.append(replace(file, is_clip=is_clip))
+        files.append(open_address(address.url, name, is_clip))
     user = write_turn(parts)
     if any(file.is_clip for file in files) and IMAGE_TAG.search(user):
         raise RequestError(

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
-from typing import NamedTuple
 
 from foveal.models.generation.generator import Generator, NoAnswer, Request, Token
 from foveal.models.generation.passes import NotFiniteError
@@ -21,15 +20,8 @@ from foveal.serve.limits import RequestError
 logger = logging.getLogger(__name__)
 
 
-class Grown(NamedTuple):
-    """One answer of a job has grown by a token."""
-
-    choice: int
-    token: Token
-
-
-Event = Grown | RequestError
-"""What becomes of a job; a problem ends all its answers."""
+Event = tuple[int, Token] | RequestError
+"""What becomes of a job: which of its answers grows by which token; a problem ends them all."""
 
 
 @dataclass(eq=False)
@@ -141,7 +133,7 @@ class Scheduler:
                 self._forget(job, None)
                 _tell(job, _problem_of(token.problem))
                 continue
-            _tell(job, Grown(choice, token))
+            _tell(job, (choice, token))
             if token.finish:
                 del self._running[model, token.handle]
 

@@ -204,12 +204,15 @@ def showing(choice: FrameChoice, limits: ServerLimits) -> Iterator[Show]:
         yield show
 
 
-def read_address(url: str, name: str, limits: ServerLimits, fetch: Fetch | None) -> SentFile:
+def read_address(
+    url: str, name: str, is_clip: bool, *, limits: ServerLimits, fetch: Fetch | None
+) -> SentFile:
     """Read a picture or a clip from where a request says it is.
 
     Args:
         url: a data URI or a web address.
-        name: what an error calls the picture.
+        name: what an error calls it.
+        is_clip: whether it is a clip.
         limits: of the endpoint.
         fetch: how to get a web address; none: they are refused.
 
@@ -218,19 +221,21 @@ def read_address(url: str, name: str, limits: ServerLimits, fetch: Fetch | None)
     """
     kind, colon, rest = url.partition(":")
     if colon and kind.lower() == "data":
-        return checked(SentFile(name, _decode_data_uri(rest, name)), limits)
-    if not colon or kind.lower() not in ("http", "https"):
+        data = _decode_data_uri(rest, name)
+    elif not colon or kind.lower() not in ("http", "https"):
         raise RequestError(
             400, f"{name}: its url begins with data: or https:, not {kind[:20]!r}", "bad_url"
         )
-    if fetch is None:
+    elif fetch is None:
         raise RequestError(
             400,
             f"{name}: this server fetches no web addresses; send the file itself, as "
             "data:image/png;base64,... or data:video/mp4;base64,..., or as an upload",
             "web_address_refused",
         )
-    return checked(SentFile(name, fetch(url)), limits)
+    else:
+        data = fetch(url)
+    return checked(SentFile(name, data, is_clip), limits)
 
 
 def _decode_data_uri(rest: str, name: str) -> bytes:

@@ -5,13 +5,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import torch
 from huggingface_hub import snapshot_download
+from prometheus_client import Gauge
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
 
 from foveal.config import load_recipe
 from foveal.data.images.boxes import BoxMap
@@ -30,9 +35,19 @@ from foveal.models.generation.prompt import (
     prompt_of_turns,
 )
 from foveal.models.generation.sampling import Sampling
-from foveal.serve.limits import RequestError, ServerLimits
-from foveal.serve.messages import ChatRequest, Conversation
-from foveal.serve.sent_files import SentFile, measure_images, showing
+from foveal.serve.fetch import fetch
+from foveal.serve.limits import Gate, RequestError, ServerLimits, ServerSettings, Telemetry
+from foveal.serve.messages import ChatRequest, Conversation, parse_request, read_conversation
+from foveal.serve.scheduler import Scheduler
+from foveal.serve.sent_files import (
+    Body,
+    SentFile,
+    discard,
+    measure_images,
+    read_address,
+    read_body,
+    showing,
+)
 
 FreeMemory = Callable[[torch.device], int]
 """Device -> bytes that it still has."""
@@ -44,6 +59,9 @@ FREE_SHARE = 0.6
 """Of the free memory, taken for keys and values."""
 
 MOST_CACHE_TOKENS = 2**18
+
+READERS = 2
+"""Threads that read requests: decode pictures, cut them, write out prompts."""
 
 REMEMBERED_PICTURES = 32
 """Latest pictures that stay cut, for the next question about them; 6 MB each at most."""
@@ -101,15 +119,6 @@ class Served:
             RequestError: the pictures are broken or too large, the prompt is too long, or image
                 tags in the text do not match the pictures.
         """
-        choices = asked.n or 1
-        if choices > limits.choices:
-            raise RequestError(400, f"n: at most {limits.choices} answers", "invalid_value", "n")
-        if conversation.num_files > limits.pictures:
-            raise RequestError(
-                413,
-                f"{conversation.num_files} pictures are more than {limits.pictures}; send fewer",
-                "too_many_pictures",
-            )
         processor = self.loaded.processor
         with showing(processor.frame_choice, limits) as show:
             shown = [
@@ -127,8 +136,8 @@ class Served:
                 for image, file in zip(prompt.images, files, strict=True)
             ]
         prompt = replace(prompt, images=tuple(cut))
-        sampling = Sampling(asked.temperature or 0.0, asked.top_p or 1.0)
-        seeds = [None if asked.seed is None else asked.seed + one for one in range(choices)]
+        sampling = Sampling(asked.temperature, asked.top_p)
+        seeds = [None if asked.seed is None else asked.seed + one for one in range(asked.n)]
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         return [
             Request(prompt, most_tokens, replace(sampling, seed=seed), logprobs=logprobs)
@@ -197,6 +206,108 @@ def _as_the_model_said(answer: str | None, boxes: BoxMap | None) -> str | None:
 
 def _not_cut_yet() -> Pixels:
     raise AssertionError("the picture was to be cut before its prompt is read")
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A request that has a place, and was read."""
+
+    served: Served
+    asked: ChatRequest
+    requests: Sequence[Request]
+    """For the decoding loop, one for each answer."""
+
+    boxes: BoxMap | None
+    """What moves the boxes of the answers back; none: they can hold none."""
+
+    arrived: float
+    """Monotonic seconds."""
+
+
+class Endpoint:
+    """What all requests share.
+
+    Args:
+        served: models; the first is asked where a request names none.
+        scheduler: of the same models.
+        settings: of the endpoint.
+    """
+
+    def __init__(
+        self, served: Sequence[Served], scheduler: Scheduler, settings: ServerSettings
+    ) -> None:
+        self.served = {one.name: one for one in served}
+        self.scheduler = scheduler
+        self.limits = settings.limits
+        self.gate = Gate(settings.limits.places)
+        self.measures = Telemetry()
+        self._readers = anyio.CapacityLimiter(READERS)
+        self._fetch = partial(fetch, limits=self.limits) if settings.allow_urls else None
+        for name, about, read in (
+            ("foveal_answers_running", "Answers being written.", lambda: scheduler.num_active),
+            ("foveal_answers_waiting", "Answers not begun.", lambda: scheduler.num_waiting),
+            ("foveal_places_taken", "Requests read, waiting or running.", lambda: self.gate.taken),
+        ):
+            Gauge(name, about, registry=self.measures.registry).set_function(read)
+
+    async def admit(self, request: HttpRequest) -> Admitted:
+        """Find a request a place, before its body is read, and read it.
+
+        Raises:
+            RequestError: it cannot be answered.
+            ClientDisconnect: nobody waits for it any more.
+        """
+        try:
+            return await self._admit(request, time.monotonic())
+        except RequestError as refusal:
+            self.measures.refused.labels(refusal.status).inc()
+            raise
+
+    async def _admit(self, request: HttpRequest, arrived: float) -> Admitted:
+        try:
+            self.gate.enter()
+        except RequestError:
+            await discard(request, self.limits)
+            raise
+        try:
+            body = await read_body(request, self.limits)
+            # No thread can be stopped: who has left until then is not read, all others to the end.
+            async with self._readers:
+                if await request.is_disconnected():
+                    raise ClientDisconnect
+                return await anyio.to_thread.run_sync(self._read, body, arrived)
+        except BaseException:
+            self.gate.leave(time.monotonic() - arrived)
+            raise
+
+    def _read(self, body: Body, arrived: float) -> Admitted:
+        """Turn a body into what the model takes; on a thread of its own, since it may be slow."""
+        asked = parse_request(body.request)
+        served = self.find(asked.model)
+        limits, number = self.limits, len(body.files) + asked.num_files
+        # Before the first picture is fetched.
+        if number > limits.pictures:
+            reason = f"{number} pictures are more than {limits.pictures}; send fewer"
+            raise RequestError(413, reason, "too_many_pictures")
+        if asked.n > limits.choices:
+            raise RequestError(400, f"n: at most {limits.choices} answers", "invalid_value", "n")
+        read = partial(read_address, limits=limits, fetch=self._fetch)
+        conversation = read_conversation(asked.messages, read, body.files)
+        requests, boxes = served.requests(asked, conversation, limits)
+        return Admitted(served, asked, requests, boxes, arrived)
+
+    def find(self, name: str) -> Served:
+        """Find a model; the first one where none is named.
+
+        Raises:
+            RequestError: there is none of that name.
+        """
+        if name and name not in self.served:
+            known = ", ".join(self.served)
+            raise RequestError(
+                404, f"no model {name[:80]!r} here; there is {known}", "model_not_found", "model"
+            )
+        return self.served[name or next(iter(self.served))]
 
 
 def find_before(place: str) -> str | None:

@@ -8,19 +8,18 @@ import logging
 import re
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from hashlib import sha256
 from importlib.resources import files
-from types import FrameType
 from typing import Any
 
 import anyio.to_thread
 import h11
 import uvicorn
 from openai.types import Model
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -30,10 +29,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from foveal.errors import UserError
 from foveal.models.generation.generator import Generator
-from foveal.serve.exchange import CLIENT_LEFT, Endpoint, EventStream, answer_whole
+from foveal.serve.exchange import CLIENT_LEFT, EventStream, Exchange, answer_whole
 from foveal.serve.limits import RequestError, ServerLimits, ServerSettings
 from foveal.serve.scheduler import Scheduler
-from foveal.serve.served import FreeMemory, Served, decoding_limits, open_models
+from foveal.serve.served import Endpoint, FreeMemory, Served, decoding_limits, open_models
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -148,7 +147,8 @@ def _routes(endpoint: Endpoint, token: str | None) -> list[Route]:
         return JSONResponse({"status": "ok"})
 
     async def metrics(_: Request) -> Response:
-        return Response(endpoint.measures.text(), media_type=CONTENT_TYPE_LATEST)
+        measured = generate_latest(endpoint.measures.registry)
+        return Response(measured, media_type=CONTENT_TYPE_LATEST)
 
     async def models(_: Request) -> Response:
         cards = [_card(one) for one in endpoint.served.values()]
@@ -158,7 +158,7 @@ def _routes(endpoint: Endpoint, token: str | None) -> list[Route]:
         return JSONResponse(_card(endpoint.find(request.path_params["name"])))
 
     async def chat(request: Request) -> Response:
-        exchange = await endpoint.admit(request)
+        exchange = Exchange(endpoint, await endpoint.admit(request))
         if exchange.asked.stream:
             return EventStream(exchange)
         return await answer_whole(request, exchange)
@@ -335,24 +335,17 @@ def run_until_stopped(server: uvicorn.Server, listener: socket.socket) -> bool:
     Returns:
         Whether it was Ctrl-C.
     """
-    with _noted_signals() as received:
-        server.run(sockets=[listener])
-    return signal.SIGINT in received
-
-
-@contextmanager
-def _noted_signals() -> Iterator[list[int]]:
-    """Write signals down instead of dying of them: uvicorn raises them again once it has ended."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    former: dict[signal.Signals, Callable[..., Any] | int | None] = {
-        one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)
+    # Once it has ended, uvicorn raises again what has ended it.
+    handlers: dict[signal.Signals, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_IGN,
     }
+    former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield received
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        return True
     finally:
-        for one, handler in former.items():
-            signal.signal(one, handler)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    return False

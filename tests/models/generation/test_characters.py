@@ -5,7 +5,17 @@ from tiny_models import make_tokenizer
 
 from foveal.models.generation.characters import token_bytes
 from foveal.models.generation.generator import Token
-from foveal.serve.answers import GrowingAnswer
+from foveal.serve.exchange import GrowingAnswer
+
+
+def said(tokenizer, ids):
+    """The text of an answer that is cut behind some tokens, and the bytes of each of them."""
+    answer = GrowingAnswer(tokenizer)
+    ends = [*[None] * (len(ids) - 1), "length"]
+    grown = [answer.grow(Token(0, *one, 0.0)) for one in zip(ids, ends, strict=True)]
+    names = [name for one in grown if one.logprobs for name in one.logprobs.content]
+    text = "".join(one.delta.content or "" for one in grown)
+    return text, [bytes(name.bytes) for name in names]
 
 
 @pytest.mark.parametrize(
@@ -15,10 +25,9 @@ def test_the_bytes_of_all_tokens_joined_are_the_text(text):
     tokenizer = make_tokenizer(["<x>"]).backend_tokenizer
     ids = tokenizer.encode(text).ids
     assert b"".join(token_bytes(tokenizer, one) for one in ids) == text.encode()
-    answer = GrowingAnswer(tokenizer)
-    sent = "".join([*(answer.add(Token(0, one, None, 0.0)) for one in ids), answer.finish()])
+    sent, shares = said(tokenizer, ids)
     assert sent == text
-    assert b"".join(bytes(one.bytes) for one in answer.numbers()) == text.encode()
+    assert b"".join(shares) == text.encode()
 
 
 def test_a_control_token_is_its_own_name():
@@ -31,9 +40,7 @@ def test_bytes_that_are_no_character_keep_the_rest_of_the_text_in_its_place():
     tokenizer = make_tokenizer(["<x>"]).backend_tokenizer
     party = tokenizer.encode("\U0001f389").ids
     broken = [*party[:3], *tokenizer.encode("abc").ids]
-    answer = GrowingAnswer(tokenizer)
-    sent = "".join([*(answer.add(Token(0, one, None, 0.0)) for one in broken), answer.finish()])
-    shares = [bytes(one.bytes) for one in answer.numbers()]
+    sent, shares = said(tokenizer, broken)
     assert sent.endswith("abc")
     assert len(shares) == len(broken)
     assert b"".join(shares).endswith(b"abc")
