@@ -107,6 +107,18 @@ def test_a_layer_to_whose_weight_pixels_are_cast_stays_whole(
     assert any(name.startswith("model.vision_tower.") for name in chosen)
 
 
+def test_experts_in_one_tensor_stay_in_the_formats_they_were_loaded_in(tmp_path):
+    folder = str(write_a_family("qwen3_vl_moe", tmp_path))
+    plan = plan_quantization(folder, rules_of("qlora"), QuantizationSettings(), "bf16")
+    weights = dict(
+        load(folder, 4, dtype=torch.bfloat16, quantization=plan).model.named_parameters()
+    )
+    experts = {name: one for name, one in weights.items() if ".experts." in name}
+    assert {one.dtype for one in experts.values()} == {torch.bfloat16}
+    attention = weights["model.language_model.layers.0.self_attn.q_proj.weight"]
+    assert isinstance(attention, Params4bit)
+
+
 def test_strategies_without_four_bits_load_as_ever(folder):
     assert plan_quantization(str(folder), rules_of("lora"), QuantizationSettings(), "bf16") is None
 
