@@ -79,12 +79,13 @@ def test_no_question_is_no_answer(model):
         (3.5, "give a path, a Pillow image or bytes, not float"),
         ("nowhere.png", r"nowhere\.png: No such file or directory; give a picture's path"),
         ("nowhere.mp4", r"nowhere\.mp4: No such file or directory; give a clip's path"),
-        ("~/nowhere.png", rf"^{re.escape(str(Path.home()))}/nowhere\.png: No such file"),
+        ("~/nowhere.png", r"^HOME/nowhere\.png: No such file"),
         ("https://example.org/a.png", r"^https://example\.org/a\.png: a picture on the web; fetch"),
     ],
 )
 def test_what_cannot_be_opened_is_named(model, given, said):
-    with pytest.raises(DataError, match=said):
+    # Each process of the tests has a home of its own, and the same cases.
+    with pytest.raises(DataError, match=said.replace("HOME", re.escape(str(Path.home())))):
         model.answer([given], "What is it?")
 
 
