@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,6 +122,16 @@ def test_what_kills_left_torn_is_taken_for_nothing_and_cleared_away(tmp_path):
     assert [one.name for one in checkpoints(tmp_path)] == ["step-2", "step-3"]
     prune(tmp_path, 1, None)
     assert [one.name for one in tmp_path.iterdir()] == ["step-3"]
+
+
+def test_a_copy_that_a_person_made_is_neither_taken_nor_cleared_away(tmp_path):
+    save(tmp_path, 1)
+    shutil.copytree(tmp_path / "step-1", tmp_path / "step-1 copy")
+    shutil.copytree(tmp_path / "step-1", tmp_path / "step-best")
+    save(tmp_path, 2)
+    prune(tmp_path, 1, None)
+    assert [one.name for one in checkpoints(tmp_path)] == ["step-2"]
+    assert {one.name for one in tmp_path.iterdir()} == {"step-1 copy", "step-best", "step-2"}
 
 
 def score(run: Path, name: str, **values: float | None) -> None:

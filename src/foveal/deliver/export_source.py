@@ -26,7 +26,7 @@ from foveal.models.fingerprint import fingerprint_model
 from foveal.models.hub.hub_processor import changed_settings
 from foveal.models.hub.stored_names import Regrouped
 from foveal.models.loading import find_family, load
-from foveal.train.checkpoint import WEIGHTS, Progress, checkpoints, read_progress
+from foveal.train.checkpoint import WEIGHTS, Progress, checkpoints, read_progress, step_of
 
 BASE_FILES = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*.py", "*.md", "LICENSE*")
 """Files of a base model on the hub that an export reads or hands on; never a pickle."""
@@ -180,7 +180,7 @@ def find_source(run: Path, checkpoint: str = "last") -> RunSource:
             + (str(around) if around else "of a run")
         )
     recipe = load_recipe(run / "recipe.yaml")
-    found = {int(one.name.removeprefix("step-")): one for one in checkpoints(run / "checkpoints")}
+    found = {step_of(one): one for one in checkpoints(run / "checkpoints")}
     if not found:
         raise RunError(f"{run}: no checkpoint in {run / 'checkpoints'}; train first")
     scores = recorded_scores(run, max(found))

@@ -101,8 +101,9 @@ def prune(folder: Path, keep: int, best: Path | None) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """List whole checkpoints, the oldest first."""
-    found = [one for one in folder.glob("step-*") if (one / STATE).is_file()]
+    """List whole checkpoints, the oldest first; a renamed copy is a person's own."""
+    named = [one for one in folder.glob("step-*") if one.name.removeprefix("step-").isdecimal()]
+    found = [one for one in named if (one / STATE).is_file()]
     return sorted(found, key=step_of)
 
 
