@@ -42,6 +42,8 @@ class Task:
 
     train: HubSet
     evaluation: HubSet
+    mini_train: HubSet | None = None
+    """A smaller set to learn from, unless all is asked for."""
 
 
 CAULDRON = "HuggingFaceM4/the_cauldron"
@@ -49,7 +51,7 @@ PAGES = HubSet("nielsr/docvqa_1200_examples")
 CLIPS = HubSet("sayakpaul/ucf101-subset")
 
 TASKS = {
-    "docvqa": Task("docvqa", HubSet(CAULDRON, "docvqa"), PAGES),
+    "docvqa": Task("docvqa", HubSet(CAULDRON, "docvqa"), PAGES, mini_train=PAGES),
     "nlvr2": Task("nlvr2", HubSet(CAULDRON, "nlvr2"), HubSet(CAULDRON, "nlvr2")),
     "hateful_memes": Task(
         "hateful-memes", HubSet(CAULDRON, "hateful_memes"), HubSet(CAULDRON, "hateful_memes")
@@ -164,7 +166,9 @@ def tell_problems(train: Path, validation: Path, console: Console, show: int = 3
         )
 
 
-def prepare(task: str, source: Path | None, out: Path, *, rank: int = 0) -> tuple[Path, Path]:
+def prepare(
+    task: str, source: Path | None, out: Path, *, full_train: bool = True, rank: int = 0
+) -> tuple[Path, Path]:
     """Convert a task's data, once for all processes; returns the files to learn and to score.
 
     Args:
@@ -172,6 +176,7 @@ def prepare(task: str, source: Path | None, out: Path, *, rank: int = 0) -> tupl
         source: a folder with the hub's Parquet files, or with `owner/name` folders of them; for
             UCF-101 clips in class folders, or what `convert` made of them; none: the hub.
         out: folder to fill.
+        full_train: the whole training set, where a task has a smaller one too.
         rank: of this process; the first converts, the others wait for it.
 
     Raises:
@@ -180,12 +185,12 @@ def prepare(task: str, source: Path | None, out: Path, *, rank: int = 0) -> tupl
     made = source and (source / f"{task}_train.jsonl"), source and source / f"{task}_val.jsonl"
     if made[0] and made[0].exists() and made[1]:
         return made[0], made[1]
-    asked = {"task": task, "source": str(source and source.resolve())}
+    asked = {"task": task, "source": str(source and source.resolve()), "full_train": full_train}
     ready = out / "ready.json"
     since = time.monotonic()
-    while not asked.items() <= (done := read_object(ready)).get("asked", {}).items():
+    while (done := read_object(ready)).get("asked") != asked:
         if rank == 0:
-            train, validation = _convert(TASKS[task], source, out)
+            train, validation = _convert(TASKS[task], source, out, full_train)
             files = {"train": train.as_posix(), "validation": validation.as_posix()}
             write_json(ready, {"asked": asked} | files)
         else:
@@ -205,19 +210,20 @@ def _wait(ready: Path, since: float) -> float:
     return float("inf")
 
 
-def _convert(task: Task, source: Path | None, out: Path) -> tuple[Path, Path]:
-    places = {one: _place(one, source, out) for one in (task.train, task.evaluation)}
+def _convert(task: Task, source: Path | None, out: Path, full_train: bool) -> tuple[Path, Path]:
+    learnt = task.train if full_train or task.mini_train is None else task.mini_train
+    places = {one: _place(one, source, out) for one in (learnt, task.evaluation)}
     workers = min(8, os.cpu_count() or 1)
     if len(set(places.values())) == 1:
         folders = [out / task.kind] * 2
-        convert(task.kind, places[task.train], out / task.kind, workers=workers)
+        convert(task.kind, places[learnt], out / task.kind, workers=workers)
     else:  # what is scored comes from elsewhere, so nothing is held out
         folders = [out / f"{task.kind}-train", out / f"{task.kind}-evaluation"]
         whole = Options(validation_fraction=0.0)
-        convert(task.kind, places[task.train], folders[0], options=whole, workers=workers)
+        convert(task.kind, places[learnt], folders[0], options=whole, workers=workers)
         convert(task.kind, places[task.evaluation], folders[1], workers=workers)
     train = folders[0] / f"{task.kind}_train.jsonl"
-    splits = ("val", "test") if task.train == task.evaluation else ("test", "val")
+    splits = ("test", "val") if task.mini_train else ("val", "test")
     scored = [folders[1] / f"{task.kind}_{split}.jsonl" for split in splits]
     found = [path for path in scored if path.exists()]
     if not train.exists() or not found:
