@@ -34,7 +34,7 @@ def sizes_in_memory(
         images,
         image_tokens,
         image_crops,
-        families=found,
+        prefix_groups=found,
         extra_tokens=extra,
         crops=crops,
         later_crops=all_crops - crops,

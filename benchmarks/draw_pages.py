@@ -138,13 +138,13 @@ def draw_pages(
     for page in range(pages):
         randomness = np.random.default_rng((seed, page))
         lines = [invent_line(style, randomness) for _ in range(NUM_LINES)]
-        picture = f"{name}-{page:05d}.png"
-        draw_page(lines, style).save(out / "images" / picture)
+        image = f"{name}-{page:05d}.png"
+        draw_page(lines, style).save(out / "images" / image)
         wanted = int(randomness.integers(questions[0], questions[1] + 1))
         for number in randomness.permutation(len(QUESTIONS))[:wanted]:
             verb, feature = QUESTIONS[number]
             turn = Turn(
-                images=(picture,),
+                images=(image,),
                 user=question(verb, feature),
                 assistant=" ".join(line.features[feature] for line in lines),
             )

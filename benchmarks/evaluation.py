@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation.py --size standard --pages 2 --rounds 3
 
-`recipe`: as the published recipe evaluates, through its walk (see `foveal_bench.side`).
+`recipe`: as the published recipe evaluates, through its walk (see `foveal_bench.contender`).
 `generate`: transformers' `generate` on our model, which already cuts, encodes and attends as ours.
 `ours`: all questions together, each page read once.
 
@@ -24,8 +24,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from foveal_bench.contender import RecipeInputs, RecipeWay, recipe_inputs
 from foveal_bench.random_page import LetterProcessor, find_size, make_model, make_random_page
-from foveal_bench.side import RecipeInputs, RecipeWay, recipe_inputs
 
 from foveal.data.dataset import Dataset
 from foveal.data.encode import IGNORED

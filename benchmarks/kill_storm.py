@@ -37,7 +37,7 @@ PHASES = (
     *("starting", "encoding", "stepping", "saving", "evaluating", "between passes", "ending"),
 )
 
-PIECE_BYTES = 200
+CHUNK_BYTES = 200
 """Bytes of a file that are encoded together: pieces enough to be killed between."""
 
 
@@ -91,7 +91,7 @@ class Phases:
             return take_step(*arguments)
 
         def examples_until(loader: Any, taken: int) -> int:  # called behind every step
-            if taken % loader.plan.steps_per_epoch == 0:
+            if taken % loader.planner.steps_per_epoch == 0:
                 self.enter("between passes")
             return int(until(loader, taken))
 
@@ -184,7 +184,7 @@ def same(run: Path, whole: Path) -> bool:
 def storm(recipe: Recipe, out: Path, kills: int, seed: int, only: str | None = None) -> bool:
     """Run once in peace, then under kills, run after run, until there were enough."""
     choose, phases = random.Random(seed), Phases()
-    encoding.PIECE_BYTES = PIECE_BYTES
+    encoding.CHUNK_BYTES = CHUNK_BYTES
 
     def place(name: str) -> Recipe:
         return recipe.model_copy(update={"run": out / name})

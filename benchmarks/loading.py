@@ -20,7 +20,7 @@ from scale_on_paper import rows_of_rank
 from foveal.config import LoraSettings
 from foveal.data.dataset import read_dataset
 from foveal.data.loader import RowBatches, StepLoader
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.machine import Precision, machine_name
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.hardware import find_hardware
@@ -45,8 +45,8 @@ GPUS = ("v100-32gb", "a100-80gb", "h100", "b200")
 def save_as_jpeg(pages: Path) -> Path:
     """Save the pictures of a JSONL file a second time; returns the file that names those."""
     text = pages.read_text(encoding="utf-8")
-    for picture in (pages.parent / "images").glob("*.png"):
-        Image.open(picture).save(picture.with_suffix(".jpg"), quality=90)
+    for image in (pages.parent / "images").glob("*.png"):
+        Image.open(image).save(image.with_suffix(".jpg"), quality=90)
     out = pages.with_name("jpeg.jsonl")
     out.write_text(text.replace(".png", ".jpg"), encoding="utf-8")
     return out
@@ -56,7 +56,7 @@ def pages_a_second(pages: Path) -> float:
     """Let one worker open all pages of a file."""
     _, processor = published_model(NUM_CROPS)
     _, dataset = read_dataset(pages, processor)
-    plan = Plan(
+    plan = RowPlanner(
         dataset.sizes,
         examples_per_step=QUESTIONS * PAGES_A_STEP,
         tokens_per_pass=8192,

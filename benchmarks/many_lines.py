@@ -22,7 +22,7 @@ from PIL import Image
 
 from foveal.data.encoded import encoding
 from foveal.data.encoded.column_files import KINDS, Texts, digest_of
-from foveal.data.encoded.encoding import ABOUT, PieceEncoder, Span
+from foveal.data.encoded.encoding import ABOUT, ChunkEncoder, Span
 from foveal.data.encoded.packed import ExampleColumns
 from foveal.data.images.archives import state_of
 from foveal.data.parallel import parallel
@@ -42,11 +42,11 @@ def make_scale_model(folder: Path) -> Path:
     return folder
 
 
-def make_block(lines: int, whole_pieces: bool) -> bytes:
+def make_block(lines: int, whole_chunks: bool) -> bytes:
     """Make up the lines of block 0: so many, and as many more as a last piece takes."""
     choose, made = random.Random(0), list[bytes]()
     number = cut = end = 0
-    while number < lines or (whole_pieces and cut != end):
+    while number < lines or (whole_chunks and cut != end):
         asked = " ".join(choose.choices(WORDS, k=choose.randint(8, 16)))
         turn = {
             "images": [f"0.tar/{number // QUESTIONS:07}.png"],
@@ -56,7 +56,7 @@ def make_block(lines: int, whole_pieces: bool) -> bytes:
         one = {"id": f"0-{number:07}", "source": "scale", "conversations": [turn]}
         made.append(f"{json.dumps(one)}\n".encode())
         number, end = number + 1, end + len(made[-1])
-        cut = end if end > cut + encoding.PIECE_BYTES else cut
+        cut = end if end > cut + encoding.CHUNK_BYTES else cut
     return b"".join(made)
 
 
@@ -96,16 +96,16 @@ def _write_pages(place: Path, pages: int) -> None:
             tar.members.clear()  # type: ignore[attr-defined]  # it would hold them all
 
 
-def encode_block(encoder: PieceEncoder, blocks: int, workers: int) -> list[Span]:
+def encode_block(encoder: ChunkEncoder, blocks: int, workers: int) -> list[Span]:
     """Encode the pieces of the first of so many blocks; returns where they are."""
-    spans = encoder.examples().files[0].cut(encoding.PIECE_BYTES)
+    spans = encoder.examples().files[0].cut(encoding.CHUNK_BYTES)
     of_block = spans[: len(spans) // blocks]
     for _ in parallel(encoder, of_block, workers, 1):
         pass
     return of_block
 
 
-def rename_pieces(encoder: PieceEncoder, spans: Sequence[Span], blocks: int) -> Iterator[Span]:
+def rename_chunks(encoder: ChunkEncoder, spans: Sequence[Span], blocks: int) -> Iterator[Span]:
     """Make the pieces of the other blocks from those of block 0."""
     length = spans[-1][1]
     for start, end in spans:
@@ -150,10 +150,10 @@ def encode_renamed(data: Path, model: Path, cache: Path, blocks: int, workers: i
     kept = cache / encoding.ENCODED
     kept.mkdir(parents=True, exist_ok=True)
     place = encoding._place(kept, data, state_of(data), data.parent, processor, False)
-    encoder = PieceEncoder(
+    encoder = ChunkEncoder(
         data, cache, data.parent, processor, False, kept / f".{place.name}.pieces"
     )
-    for _ in rename_pieces(encoder, encode_block(encoder, blocks, workers), blocks):
+    for _ in rename_chunks(encoder, encode_block(encoder, blocks, workers), blocks):
         pass
 
 
@@ -167,8 +167,8 @@ def check_renaming(model: Path) -> None:
     Raises:
         SystemExit: they differ.
     """
-    usual = encoding.PIECE_BYTES
-    encoding.PIECE_BYTES = 2**15
+    usual = encoding.CHUNK_BYTES
+    encoding.CHUNK_BYTES = 2**15
     try:
         with TemporaryDirectory() as name:
             folder = Path(name)
@@ -181,4 +181,4 @@ def check_renaming(model: Path) -> None:
             if made[0] != made[1]:
                 raise SystemExit("renamed pieces are not those that encoding writes")
     finally:
-        encoding.PIECE_BYTES = usual
+        encoding.CHUNK_BYTES = usual

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from beginnings import sizes_in_memory
+from foveal_bench.contender import recipe_pixels
 from foveal_bench.random_page import NUM_CROPS, SIZES
-from foveal_bench.side import recipe_pixels
 from PIL import Image
 from rich.console import Console
 
 from foveal.data.encoded.column_files import Ragged
 from foveal.data.parallel import in_new_process
 from foveal.data.row_planning.groups import Sizes
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.models.phi3_vision.image import crop_grid, cut_crops, resize_lying, without_colour
 from foveal.plan.this_machine import resident_bytes
 
@@ -138,7 +138,7 @@ def plan_all(examples: int) -> tuple[float, int]:
     before = resident_bytes("VmRSS")
     sizes = make_sizes(examples)
     start = time.perf_counter()
-    plan = Plan(sizes, examples_per_step=EXAMPLES_A_STEP, tokens_per_pass=8192)
+    plan = RowPlanner(sizes, examples_per_step=EXAMPLES_A_STEP, tokens_per_pass=8192)
     for step in range(plan.steps_per_epoch):
         plan.step(step)
     return time.perf_counter() - start, resident_bytes("VmHWM") - before

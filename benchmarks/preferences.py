@@ -43,7 +43,7 @@ from foveal.data.example import read_examples, write_examples
 from foveal.data.images.media import open_image
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.parallel import in_new_process
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.inputs import quiet_libraries
 from foveal.models.family import LoadedModel
 from foveal.plan.model_costs.weights import assign_without_weights
@@ -112,7 +112,7 @@ def take_turn(case: Case, way: str, folder: Path, started: float) -> Taken:
     loaded = make_model(size, texts)
     _, dataset = read_dataset(file, loaded.processor, pairs=True)
     watch = TimingWatch()
-    plan = Plan(
+    plan = RowPlanner(
         dataset.sizes,
         examples_per_step=case.questions,
         tokens_per_pass=size.tokens_per_pass,
@@ -136,7 +136,7 @@ def _train_our_way(
     way: str,
     loaded: LoadedModel,
     dataset: Dataset,
-    plan: Plan,
+    plan: RowPlanner,
     watch: TimingWatch,
     folder: Path,
 ) -> None:
@@ -235,7 +235,7 @@ class PairList(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 def _train_with_trl(
-    case: Case, loaded: LoadedModel, dataset: Dataset, plan: Plan, watch: TimingWatch
+    case: Case, loaded: LoadedModel, dataset: Dataset, plan: RowPlanner, watch: TimingWatch
 ) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from datasets import Dataset as Table

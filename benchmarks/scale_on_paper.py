@@ -11,7 +11,7 @@ import numpy as np
 from pieces import make_sizes
 
 from foveal.config import LoraSettings, ShardingSettings
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.plan.epoch import RowCounts, plan_steps
 from foveal.plan.hardware import find_hardware
@@ -44,7 +44,7 @@ def rows_of_rank(examples: int) -> tuple[RowCounts, ...]:
     """Plan one rank's share of a step."""
     sizes = make_sizes(examples * 8)
     targets = np.full(examples * 8, 10, np.int64)
-    plan = Plan(sizes, examples_per_step=examples, tokens_per_pass=8192)
+    plan = RowPlanner(sizes, examples_per_step=examples, tokens_per_pass=8192)
     return plan_steps(plan, targets, [0]).steps[0][0]
 
 

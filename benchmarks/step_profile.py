@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from foveal_bench.side import Case, Side, Way
+from foveal_bench.contender import Case, Contender, Way
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
@@ -65,7 +65,7 @@ def seconds_by_kind(
         Seconds a step of each kind; useful operations a step; the costliest operators of no kind.
     """
     with TemporaryDirectory() as folder:
-        side = Side(case, Path(folder))
+        side = Contender(case, Path(folder))
     side.step()
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         for _ in range(steps):

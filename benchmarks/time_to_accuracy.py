@@ -95,7 +95,7 @@ def make_pairs(folder: Path, seed: int) -> None:
     base, steps = folder.parent / "pairs-base", TASKS["pairs"].steps
     data = base / "data"
     if not (base / "run" / "final" / "config.json").exists():
-        teach_single_pictures(base)
+        teach_single_images(base)
     lesson = Lesson(f"pairs-{seed}", 2, steps * LEARNING["examples_per_step"] // 7 + 1, 7)
     pairs = examples_of(lesson, read_scenes(data), statements_about_two(), seed)
     judged = [one for one in pairs if one.turns[0].choices]  # not those that count
@@ -106,7 +106,7 @@ def make_pairs(folder: Path, seed: int) -> None:
     (folder / "model").symlink_to((base / "run" / "final").resolve())
 
 
-def teach_single_pictures(base: Path) -> None:
+def teach_single_images(base: Path) -> None:
     """Take the demo's lessons about one picture, as `foveal train` does."""
     data = base / "data"
     convert("nlvr", DATA, data)

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
-from foveal_bench.side import RecipeWay, recipe_inputs, recipe_step
+from foveal_bench.contender import RecipeWay, recipe_inputs, recipe_step
 from torch import Tensor, nn
 
 from foveal.config import LoraSettings, Rule, TrainSettings
@@ -23,7 +23,7 @@ from foveal.data.encode import IGNORED, Expanded
 from foveal.data.example import Example
 from foveal.data.images.media import open_image
 from foveal.data.loader import RowBatches, StepLoader
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.inputs import quiet_libraries
 from foveal.machine import pick_device
 from foveal.models.family import LoadedModel
@@ -80,9 +80,9 @@ class Work:
         if len(self.dataset.examples) % self.settings.examples_per_step:
             raise ValueError("every step must have as many examples: Trainer averages as if it had")
 
-    def plan(self, share_images: bool = True) -> Plan:
+    def plan(self, share_images: bool = True) -> RowPlanner:
         """Plan the steps; which examples are in a step does not hang on sharing."""
-        return Plan(
+        return RowPlanner(
             self.dataset.sizes,
             examples_per_step=self.settings.examples_per_step,
             tokens_per_pass=self.settings.tokens_per_pass,

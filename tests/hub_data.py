@@ -11,7 +11,7 @@ from PIL import Image
 from pyarrow import parquet
 
 
-def picture(seed: int, size: tuple[int, int] = (56, 40)) -> dict[str, Any]:
+def image(seed: int, size: tuple[int, int] = (56, 40)) -> dict[str, Any]:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     content = BytesIO()
     Image.fromarray(pixels).save(content, "PNG")
@@ -24,7 +24,7 @@ def put_pages(folder: Path, train: int = 4, test: int = 2) -> Path:
         rows = [
             {
                 "id": f"{split}_{number}",
-                "image": picture(number if split == "train" else 1000 + number),
+                "image": image(number if split == "train" else 1000 + number),
                 "query": {"de": f"Was ist {number}?", "en": f"What is {number}?"},
                 "answers": [f"Nr {number}", f"nr. {number}"],
                 "words": ["x"],
@@ -43,7 +43,7 @@ def put_cauldron(
     """The columns of a part of HuggingFaceM4/the_cauldron."""
     made = [
         {
-            "images": [picture(100 * row + number) for number in range(images)],
+            "images": [image(100 * row + number) for number in range(images)],
             "texts": [
                 {
                     "user": f"Is it {number} of {row}?",

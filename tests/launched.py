@@ -20,7 +20,7 @@ import yaml
 from forked import fork_group
 from rich.console import Console
 from safetensors.torch import load_file
-from tiny import make_picture, turn, write_data, write_model
+from tiny import make_image, turn, write_data, write_model
 
 from foveal.config import load_recipe
 from foveal.data import rows
@@ -47,7 +47,7 @@ def ragged_data(folder: Path) -> Path:
     """Pages with one to four questions, and examples without a picture among them."""
     conversations = []
     for page in range(6):
-        make_picture(folder / "images" / f"{page}.png", page, (50 + 30 * (page % 2), 40))
+        make_image(folder / "images" / f"{page}.png", page, (50 + 30 * (page % 2), 40))
         conversations += [
             [
                 turn(
@@ -139,8 +139,8 @@ class Place:
         folder = self.folder / "broken"
         if not folder.exists():
             ragged_data(folder)
-            picture = folder / "images" / "1.png"  # which one of the three steps shows
-            picture.write_bytes(picture.read_bytes()[:-1500])
+            image = folder / "images" / "1.png"  # which one of the three steps shows
+            image.write_bytes(image.read_bytes()[:-1500])
         data = {"data__train": str(folder / "train.jsonl"), "data__max_bad_fraction": 1}
         return {**data, "train__max_steps": 3}
 

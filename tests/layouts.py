@@ -13,13 +13,13 @@ from foveal.data.checking.check import check_file
 from foveal.data.convert import Converted
 
 
-def put_picture(path: Path, shade: int = 0, size: tuple[int, int] = (12, 8)) -> Path:
+def put_image(path: Path, shade: int = 0, size: tuple[int, int] = (12, 8)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (shade % 256, shade // 256, 90)).save(path)
     return path
 
 
-def picture_bytes(shade: int, kind: str = "PNG") -> bytes:
+def image_bytes(shade: int, kind: str = "PNG") -> bytes:
     content = BytesIO()
     Image.new("RGB", (12, 8), (shade, 0, 0)).save(content, kind)
     return content.getvalue()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tiny import make_picture, turn, write_data
+from tiny import make_image, turn, write_data
 
 CHOSEN = ("It is red.", "yes", "It is a long answer that goes on for a while.", "It is blue.")
 REJECTED = ("It is red and green.", "no", "short", "It is not to be seen here.")
@@ -15,7 +15,7 @@ def pair_pages(
     num_pages: int = 3,
     questions: int = 3,
     name: str = "pairs",
-    pictures: int = 1,
+    images: int = 1,
     rejected: int = 1,
     places: Sequence[int] = (),
 ) -> Path:
@@ -26,15 +26,15 @@ def pair_pages(
         num_pages: sets of pictures.
         questions: pairs about each.
         name: of the file.
-        pictures: of each set.
+        images: of each set.
         rejected: worse answers of each question.
         places: which of the answers above are taken, question by question; empty: in turn.
     """
     conversations = []
     for page in range(num_pages):
-        shown = [f"{name}-{page}-{number}.png" for number in range(pictures)]
-        for number, picture in enumerate(shown):
-            make_picture(folder / "images" / picture, 10 * page + number, (60 + 20 * page, 40))
+        shown = [f"{name}-{page}-{number}.png" for number in range(images)]
+        for number, image in enumerate(shown):
+            make_image(folder / "images" / image, 10 * page + number, (60 + 20 * page, 40))
         for number in range(questions):
             at = places[number] if places else (page + number) % len(CHOSEN)
             worse = [f"{REJECTED[at]}{' Really.' * k}" for k in range(rejected)]

@@ -144,7 +144,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.01)
 
 
-def picture_bytes(seed: int = 0, size: tuple[int, int] = (60, 40)) -> bytes:
+def image_bytes(seed: int = 0, size: tuple[int, int] = (60, 40)) -> bytes:
     """A small picture as a file, another one for each seed."""
     held = io.BytesIO()
     Image.new("RGB", size, (40 * seed % 256, 90, 160)).save(held, "PNG")
@@ -156,8 +156,8 @@ def data_uri(data: bytes) -> str:
 
 
 def question(
-    text: str = "What is the total?", *pictures: bytes, role: str = "user"
+    text: str = "What is the total?", *images: bytes, role: str = "user"
 ) -> dict[str, Any]:
     """A message in OpenAI's form."""
-    shown = [{"type": "image_url", "image_url": {"url": data_uri(one)}} for one in pictures]
+    shown = [{"type": "image_url", "image_url": {"url": data_uri(one)}} for one in images]
     return {"role": role, "content": [*shown, {"type": "text", "text": text}]}

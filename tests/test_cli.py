@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from tiny import make_picture, pages, turn, write_data
+from tiny import make_image, pages, turn, write_data
 from typer.testing import CliRunner
 
 from foveal.cli import app, main
@@ -75,7 +75,7 @@ def test_check_imports_no_torch(tmp_path):
 
 
 def test_check_exits_1_and_names_file_and_line(tmp_path):
-    make_picture(tmp_path / "images" / "a.png", 0)
+    make_image(tmp_path / "images" / "a.png", 0)
     write_data(
         tmp_path / "data.jsonl", [[turn("a?", "b", ["a.png"])], [turn("a?", "", ["no.png"])]]
     )
@@ -302,12 +302,12 @@ from foveal.cli import main
 from foveal.data.convert import write
 from foveal.storage import written_whole
 
-def write_half(images, picture):
-    with written_whole(images / picture.target) as part:
+def write_half(images, image):
+    with written_whole(images / image.target) as part:
         part.touch()
         time.sleep(600)
 
-write._write_picture = write_half  # in a worker too, which runs all of this but the last line
+write._write_image = write_half  # in a worker too, which runs all of this but the last line
 if __name__ == "__main__":
     main()
 """
@@ -315,7 +315,7 @@ if __name__ == "__main__":
 
 def test_a_command_with_workers_that_a_scheduler_ends_says_one_line(tmp_path):
     for number in range(20):
-        make_picture(tmp_path / "source" / "cat" / f"{number}.png", number)
+        make_image(tmp_path / "source" / "cat" / f"{number}.png", number)
     (tmp_path / "convert.py").write_text(WORKERS_IN_THE_MIDST)
     words = ["convert", "imagefolder", "source", "out", "--workers", "2"]
     code = subprocess.Popen(

@@ -14,7 +14,7 @@ import yaml
 from numbered_clips import write_clip
 from template_fates import HEAD, PUBLISHED, TRL
 from template_fates import row as row_of_template
-from tiny import make_picture, pages
+from tiny import make_image, pages
 from tiny_models import FAMILIES, write_tiny
 from typer.testing import CliRunner
 from upright_readers import BY_SOURCE, PACKAGES, READERS, row, write_lying
@@ -103,7 +103,7 @@ def test_the_layout_and_the_metric_that_a_page_adds_do_what_it_says(tmp_path):
     assert added["contains"]("It is RED.", ["red", "blue"]) == 1
     assert added["contains"]("It is red.", ["blue"]) == 0
     exec(layout, added)
-    make_picture(tmp_path / "images" / "a.png", 1)
+    make_image(tmp_path / "images" / "a.png", 1)
     lines = ("image,caption", "a.png,A square.", "a.png,All of one colour.", "gone.png,Nothing.")
     (tmp_path / "captions.txt").write_text("\n".join(lines))
     *drafts, left_out = added["convert_captions"](Source(tmp_path), Options())
@@ -228,9 +228,9 @@ def test_the_commands_of_the_pages_run_on_own_data(tmp_path, monkeypatch):
     for number, name in enumerate(("train", "validation", "test")):
         pages(tmp_path, 3, 2, name)
         for page in range(3):  # no picture stands in two files
-            make_picture(tmp_path / "images" / f"{name}-{page}.png", 10 * number + page)
+            make_image(tmp_path / "images" / f"{name}-{page}.png", 10 * number + page)
     for name in ("page", "left", "right"):
-        make_picture(tmp_path / f"{name}.png", 3)
+        make_image(tmp_path / f"{name}.png", 3)
     write_clip(tmp_path / "goal.mp4", "libx264")
     (tmp_path / "runs").mkdir()
     for name in ("one", "other"):

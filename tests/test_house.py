@@ -15,6 +15,17 @@ PUBLIC_AND_BELOW = {"load"}
 COMMANDS_AND_WHAT_THEY_CALL = {"convert", "push", "serve", "train", "ask"}
 SHARED_NAMES = PUBLIC_AND_BELOW | COMMANDS_AND_WHAT_THEY_CALL
 
+WORDS = {
+    "picture": "image",
+    "pictures": "images",
+    "piece": "chunk",
+    "pieces": "chunks",
+    "deal": "balance",
+    "fixed": "frozen",
+    "lr": "learning_rate",
+}
+"""What a thing was called here -> what the field calls it."""
+
 LONGEST_FILE = 400
 LONGEST_STOP = 300
 LARGEST_ROOM = 2500
@@ -81,6 +92,16 @@ def test_no_two_modules_ask_for_each_other():
         for name, places in asked.items()
     }
     TopologicalSorter(order).prepare()  # or CycleError names them
+
+
+def test_names_are_the_words_of_the_field():
+    named = defaultdict(set)
+    for path in SOURCE.rglob("*.py"):
+        for one in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(one, "name", None) or getattr(one, "arg", None) or getattr(one, "id", "")
+            for word in WORDS.keys() & re.split(r"_|(?<=[a-z])(?=[A-Z])", name.lower()):
+                named[f"{word} is {WORDS[word]}"].add(f"{path.relative_to(SOURCE)}: {name}")
+    assert named == {}
 
 
 def test_every_file_fits_a_reading():

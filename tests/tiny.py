@@ -54,7 +54,7 @@ def make_model(folder: Path, seed: int = 0, attention: str = "auto") -> LoadedMo
     return load(str(folder), 4, attention)
 
 
-def make_picture(path: Path, seed: int, size: tuple[int, int] = (60, 40)) -> Path:
+def make_image(path: Path, seed: int, size: tuple[int, int] = (60, 40)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     Image.fromarray(pixels).save(path)
@@ -79,10 +79,10 @@ def pages(folder: Path, num_pages: int = 4, questions: int = 3, name: str = "dat
     """A JSONL file: `questions` questions about each of `num_pages` pictures."""
     conversations = []
     for page in range(num_pages):
-        picture = f"{name}-{page}.png"
-        make_picture(folder / "images" / picture, page, (60 + 20 * (page % 3), 40))
+        image = f"{name}-{page}.png"
+        make_image(folder / "images" / image, page, (60 + 20 * (page % 3), 40))
         conversations += [
-            [turn(f"What is number {number} of the page?", f"It is {page}{number}.", [picture])]
+            [turn(f"What is number {number} of the page?", f"It is {page}{number}.", [image])]
             for number in range(questions)
         ]
     return write_data(folder / f"{name}.jsonl", conversations)

@@ -23,7 +23,7 @@ from foveal.models.phi3_vision.tiny import TinySizes, sized_config
 from foveal.models.shared_rows import choose_attention
 
 NUM_CROPS = 16
-PICTURE = "page.bmp"
+IMAGE = "page.bmp"
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
 PAD_ID, IMAGE_ID = 0, 1
@@ -39,7 +39,7 @@ class BenchSize(TinySizes):
     initial_spread: float = 0.02
     vocabulary: int
     page: tuple[int, int]
-    """Width and height of the picture, pixels; 4 x 4 crops."""
+    """Width and height of the image, pixels; 4 x 4 crops."""
 
     question_tokens: tuple[int, int]
     """Fewest and most."""
@@ -153,7 +153,7 @@ def make_model(size: BenchSize, seed: int = 0) -> Phi3VisionForConditionalGenera
 
 
 class LetterProcessor(CropReader):
-    """Encodes one letter as one token, and cuts pictures as the published processor does."""
+    """Encodes one letter as one token, and cuts images as the published processor does."""
 
     image_token_id = IMAGE_ID
 
@@ -180,12 +180,12 @@ def make_random_page(size: BenchSize, questions: int, folder: Path, seed: int = 
     Args:
         size: how long questions and answers are.
         questions: examples that share the page; the first ones are the same for any number.
-        folder: for the picture.
+        folder: for the image.
         seed: start of every random choice.
     """
     randomness = random.Random(seed)
     blocks = np.random.default_rng(seed).integers(0, 256, (55, 43, 3), np.uint8)
-    Image.fromarray(blocks).resize(size.page).save(folder / PICTURE)
+    Image.fromarray(blocks).resize(size.page).save(folder / IMAGE)
 
     def letters(count: int) -> str:
         return "".join(randomness.choices(LETTERS, k=count))
@@ -195,7 +195,7 @@ def make_random_page(size: BenchSize, questions: int, folder: Path, seed: int = 
             id=f"question-{number}",
             conversations=(
                 Turn(
-                    images=(PICTURE,),
+                    images=(IMAGE,),
                     user=letters(randomness.randint(*size.question_tokens)),
                     assistant=letters(size.answer_tokens),
                 ),

@@ -22,9 +22,9 @@ from foveal.errors import ConfigError
 from foveal.machine import machine_name
 from foveal.plan.epoch import count_groups
 from foveal.plan.this_machine import matrix_speed, reset_most_resident, resident_bytes
+from foveal_bench.contender import Case, Contender, Way, costs_of
 from foveal_bench.operations import Operations, useful_operations
 from foveal_bench.random_page import BenchSize, LetterProcessor, find_size
-from foveal_bench.side import Case, Side, Way, costs_of
 
 STRATEGIES = ("full", "frozen_vision", "lora")
 QUESTIONS = (1, 4)
@@ -167,7 +167,7 @@ def forward_operations(size: BenchSize, text_tokens: int = 45) -> Operations:
 def time_in_turn(cases: Sequence[Case], rounds: int) -> list[Timed]:
     """Let every case take one step a round, so that all meet the same weather."""
     with TemporaryDirectory() as folder:
-        sides = [Side(case, Path(folder)) for case in cases]
+        sides = [Contender(case, Path(folder)) for case in cases]
         seconds: list[list[float]] = [[] for _ in sides]
         for _ in range(rounds):
             for side, taken in zip(sides, seconds, strict=True):
@@ -178,7 +178,7 @@ def time_in_turn(cases: Sequence[Case], rounds: int) -> list[Timed]:
     ]
 
 
-def time_step(side: Side) -> float:
+def time_step(side: Contender) -> float:
     """Take a step; returns its seconds."""
     gc.collect()
     start = time.perf_counter()
@@ -226,7 +226,7 @@ def peak_of(case: Case) -> int:
 def _step_peak(case: Case, threads: int) -> int:
     torch.set_num_threads(threads)
     with TemporaryDirectory() as folder:
-        side = Side(case, Path(folder))
+        side = Contender(case, Path(folder))
     side.step()  # the first one also brings in what libraries load when they are first used
     return step_peak(side)
 
@@ -238,7 +238,7 @@ def hand_back_free_memory() -> None:
         library.malloc_trim(0)
 
 
-def step_peak(side: Side) -> int:
+def step_peak(side: Contender) -> int:
     """Take a step; returns the most bytes that it held above what stood before it."""
     gc.collect()
     if side.engine.device.type == "cuda":

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from foveal_bench.contender import LORA, SETTINGS
 from foveal_bench.random_page import (
     LETTERS,
     BenchSize,
@@ -19,13 +20,12 @@ from foveal_bench.random_page import (
     find_size,
     make_model,
 )
-from foveal_bench.side import LORA, SETTINGS
 from PIL import Image
 
 from foveal.data.dataset import Dataset
 from foveal.data.example import Example, Turn
 from foveal.data.loader import RowBatches, StepLoader
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.machine import Precision
 from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision.seam import FAMILY
@@ -122,9 +122,9 @@ def ragged_steps(attention: str, size_name: str, precision: Precision) -> Ragged
     )
 
 
-def plan_of(dataset: Dataset, size: BenchSize) -> Plan:
+def plan_of(dataset: Dataset, size: BenchSize) -> RowPlanner:
     """Cut the examples into fifty steps of a few rows each."""
-    return Plan(
+    return RowPlanner(
         dataset.sizes,
         examples_per_step=len(dataset.examples) // STEPS,
         tokens_per_pass=2 * size.tokens_per_pass,

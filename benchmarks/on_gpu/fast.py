@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
-from foveal_bench.side import Case
+from foveal_bench.contender import Case
 from foveal_bench.timing import make_results
 
 from foveal.plan.hardware import Hardware

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from foveal_bench.side import Case
+from foveal_bench.contender import Case
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 

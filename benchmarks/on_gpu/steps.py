@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
+from foveal_bench.contender import LORA, Case, Contender
 from foveal_bench.random_page import LetterProcessor, find_size
-from foveal_bench.side import LORA, Case, Side
 from foveal_bench.timing import Timed, step_peak, time_step
 
 from foveal.data.forward_inputs import GroupSpan
@@ -73,11 +73,11 @@ class Measured:
     planned_bytes: int
 
 
-def make_side(trial: Trial, folder: Path) -> Side:
+def make_side(trial: Trial, folder: Path) -> Contender:
     """Make a trial ready to take steps."""
     case = trial.case
     plain = case.attention == CAUSAL
-    side = Side(replace(case, attention="blocks") if plain else case, folder)
+    side = Contender(replace(case, attention="blocks") if plain else case, folder)
     if plain and side.rows:
         whole = [(GroupSpan(0, (), row.input_ids.shape[1]),) for row in side.rows]
         side.rows = [
@@ -117,7 +117,7 @@ def _held() -> int:
     return int(torch.cuda.max_memory_allocated() + total - free - torch.cuda.memory_reserved())
 
 
-def planned(case: Case, side: Side, hardware: Hardware) -> tuple[float, int]:
+def planned(case: Case, side: Contender, hardware: Hardware) -> tuple[float, int]:
     """Say what `foveal plan --gpu` says of one of our steps: seconds, and bytes of a process."""
     processor = LetterProcessor(find_size(case.size))
     setup = Setup(

@@ -29,7 +29,7 @@ def load(model: "str | Path", *, tokens_at_once: int = 65536) -> "Answerer":
 
     Args:
         model: run folder, model folder or hub name.
-        tokens_at_once: of all questions that are worked on together, pictures counted in; lower
+        tokens_at_once: of all questions that are worked on together, images counted in; lower
             it when memory runs out.
 
     Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from foveal.config import Recipe
 from foveal.data.dataset import Dataset
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.errors import RunError
 from foveal.evaluate.kept import SCORES, is_of_run
 from foveal.evaluate.prediction import Scores, read_scores
@@ -79,7 +79,7 @@ def introduction(
     recipe: Recipe,
     engine: Engine,
     dataset: Dataset,
-    plan: Plan,
+    planner: RowPlanner,
     steps: range,
     stored: Progress | None,
 ) -> Iterator[str]:
@@ -89,7 +89,7 @@ def introduction(
         recipe: of the run.
         engine: of the run.
         dataset: learnt from.
-        plan: of the steps.
+        planner: of the steps.
         steps: that are still to be taken; the last one is the run's.
         stored: where the run stands, if it goes on.
     """
@@ -105,7 +105,7 @@ def introduction(
         )
     yield (
         f"{dataset.sizes.num_sets:,} examples, {len(dataset.images):,} pictures; "
-        f"steps {steps.start} to {steps.stop}, {plan.steps_per_epoch:,} a pass; "
+        f"steps {steps.start} to {steps.stop}, {planner.steps_per_epoch:,} a pass; "
         f"{engine.device}, {recipe.precision}"
     )
     asked, given = recipe.train.warmup_steps, warmup_steps(steps.stop, recipe.train)
@@ -131,7 +131,7 @@ def write_machine(file: Path, image_backend: str) -> str:
 def open_trackers(
     recipe: Recipe,
     dataset: Dataset,
-    plan: Plan,
+    planner: RowPlanner,
     steps: range,
     world_size: int,
     tell: Callable[[str], None],
@@ -141,7 +141,7 @@ def open_trackers(
     Args:
         recipe: of the run.
         dataset: learnt from.
-        plan: of the steps.
+        planner: of the steps.
         steps: that are still to be taken; the last one is the run's.
         world_size: processes of the run.
         tell: says a line that is to be noticed.
@@ -151,7 +151,7 @@ def open_trackers(
     """
     numbers = {
         "steps": steps.stop,
-        "steps_a_pass": plan.steps_per_epoch,
+        "steps_a_pass": planner.steps_per_epoch,
         "examples": len(dataset.examples),
         "images": len(dataset.images),
         "processes": world_size,

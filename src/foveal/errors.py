@@ -21,7 +21,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A file of examples, or a picture that one of them names, cannot be used."""
+    """A file of examples, or an image that one of them names, cannot be used."""
 
 
 class ModelError(UserError):

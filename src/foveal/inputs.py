@@ -42,7 +42,7 @@ from foveal.libraries import remarks_are_caught
 from foveal.models.family import Family, LoadedModel, most_tokens
 from foveal.models.fingerprint import fingerprint_model
 from foveal.models.loading import find_family, load, refuse_compressed
-from foveal.plan.epoch import make_plan
+from foveal.plan.epoch import make_row_planner
 from foveal.plan.question import TINY, read_model
 from foveal.storage import write_text
 from foveal.train.audit import audit_targets
@@ -223,7 +223,7 @@ def make_tiny(recipe: Recipe, files: Sequence[Path], folder: Path, again: bool =
         folder,
         recipe.train.seed,
         texts=texts,
-        pictures=[path for _, path in shown],
+        images=[path for _, path in shown],
         num_crops=recipe.data.num_crops,
     )
     write_text(note, made_from)
@@ -311,8 +311,8 @@ def inspect_data(recipe: Recipe, out: Path, number: int) -> Path:
     settings = {"model": recipe.model, "order": recipe.data.order}
     if family.image_budget == "num_crops":
         settings["num_crops"] = str(recipe.data.num_crops)
-    plan = make_plan(recipe, dataset, 1, family, processor)
-    return write_inspection(out, examples, dataset, processor, plan, number, settings)
+    planner = make_row_planner(recipe, dataset, 1, family, processor)
+    return write_inspection(out, examples, dataset, processor, planner, number, settings)
 
 
 def quiet_libraries() -> None:

@@ -21,7 +21,7 @@ from foveal.beginning import (
 from foveal.config import Recipe, save_recipe
 from foveal.data.loader import RowBatches, StepLoader
 from foveal.data.row_planning.groups import Row
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.deliver.model_folder import save_final
 from foveal.errors import ConfigError, UserError
 from foveal.evaluate.evaluation import evaluate_into
@@ -31,11 +31,11 @@ from foveal.inputs import check_recipe, open_inputs, quiet_libraries
 from foveal.libraries import LIBRARIES_LOG, REMARKS
 from foveal.machine import kernels_in_one_order
 from foveal.models.fingerprint import fingerprint_model, learns
-from foveal.plan.epoch import make_plan
-from foveal.plan.room import choose_recompute
+from foveal.plan.auto_recompute import choose_recompute
+from foveal.plan.epoch import make_row_planner
 from foveal.report.report import write_report
 from foveal.storage import write_json
-from foveal.train.audit import audit_pictures, audit_sharing, sum_weights
+from foveal.train.audit import audit_images, audit_sharing, sum_weights
 from foveal.train.checkpoint import (
     Progress,
     best_checkpoint,
@@ -132,7 +132,7 @@ class TrainingRun:
         except UserError:
             raise  # every process knows it alike
         except Exception as error:
-            self.engine.abandon()
+            self.engine.abort()
             if explained := mendable_failure(error, self.run):
                 raise explained from error
             raise
@@ -143,8 +143,8 @@ class TrainingRun:
 
     def _go(self, request: StopRequest) -> Outcome:
         recipe, engine, loaded = self.recipe, self.engine, self.loaded
-        plan = self._plan()
-        recompute = choose_recompute(recipe, loaded, plan, self.dataset, engine, self._tell)
+        planner = self._make_planner()
+        recompute = choose_recompute(recipe, loaded, planner, self.dataset, engine, self._tell)
         learner = make_learner(
             engine,
             loaded,
@@ -154,20 +154,20 @@ class TrainingRun:
             recompute,
             objective=objective_of(recipe),
         )
-        audit_pictures(learner.assignments, self.dataset)
+        audit_images(learner.assignments, self.dataset)
         stored = self._find_progress()
-        total_steps = count_steps(plan.steps_per_epoch, recipe.train)
+        total_steps = count_steps(planner.steps_per_epoch, recipe.train)
         steps = range(stored.step if stored else 0, total_steps)
         if steps:
             # No weight has been touched yet: neither by a step nor by the checkpoint.
             if recipe.learns_pairs and recipe.preference.compares:
-                self._find_reference(learner, plan, steps, request)
-            self._check_sharing(learner, plan)
+                self._find_reference(learner, planner, steps, request)
+            self._check_sharing(learner, planner)
         optimizer = learner.optimizer  # from here on engines run the model in another way
-        engine.by_main(lambda: self._write_down(plan, steps))
+        engine.by_main(lambda: self._write_down(planner, steps))
         if steps:
             self.console.print(strategy_table(learner.assignments))
-        for line in introduction(recipe, engine, self.dataset, plan, steps, stored):
+        for line in introduction(recipe, engine, self.dataset, planner, steps, stored):
             self._say(line)
         unlearnt = sum_weights(engine, loaded.model)
         # Before the checkpoint is read: where the answers no longer stand, they are made again.
@@ -178,7 +178,7 @@ class TrainingRun:
             load_checkpoint(newest, loaded.model, optimizer, engine)
             engine.loss_scale = stored.loss_scale
         last = total_steps
-        if steps and (ended := self._learn(learner, plan, steps, request)):
+        if steps and (ended := self._learn(learner, planner, steps, request)):
             self._say(ended.reason)
             last = ended.step
         has_learnt = sum_weights(engine, loaded.model) != unlearnt
@@ -188,7 +188,7 @@ class TrainingRun:
         request.heed(engine, last)
         return Outcome(self.run, None, before, after, self._write_out(), last, has_learnt)
 
-    def _write_down(self, plan: Plan, steps: range) -> None:
+    def _write_down(self, planner: RowPlanner, steps: range) -> None:
         """Note what is run, and on what; tell the trackers of it."""
         drop_parts(self.run)
         save_recipe(self.recipe, self.run / "recipe.yaml")
@@ -199,13 +199,13 @@ class TrainingRun:
         self._set_aside_others()
         world_size = self.engine.world_size
         self.trackers = open_trackers(
-            self.recipe, self.dataset, plan, steps, world_size, self._tell
+            self.recipe, self.dataset, planner, steps, world_size, self._tell
         )
 
     def _learn(
         self,
         learner: Learner,
-        plan: Plan,
+        planner: RowPlanner,
         steps: range,
         request: StopRequest,
     ) -> EndedEarly | None:
@@ -224,36 +224,38 @@ class TrainingRun:
             return self.evaluate(f"step-{step}", step, request)
 
         try:
-            return train(learner, self._loader(plan), log, evaluate, request)
+            return train(learner, self._loader(planner), log, evaluate, request)
         finally:
             log.close()
 
-    def _loader(self, plan: Plan) -> StepLoader:
+    def _loader(self, planner: RowPlanner) -> StepLoader:
         data, engine = self.recipe.data, self.engine
         weighting = self.recipe.train.loss_weighting
         batches = RowBatches(self.dataset, self.loaded.processor, weighting, self.reference)
         on_gpu = engine.device.type == "cuda"
-        return StepLoader(plan, batches, engine.rank, data.workers, on_gpu, engine.largest)
+        return StepLoader(planner, batches, engine.rank, data.workers, on_gpu, engine.largest)
 
     def _find_reference(
-        self, learner: Learner, plan: Plan, steps: range, request: StopRequest
+        self, learner: Learner, planner: RowPlanner, steps: range, request: StopRequest
     ) -> None:
         """See how likely the answers are before the run."""
         key = ReferenceKey(
             self.inputs.model_fingerprint, self.dataset.fingerprint, self.recipe.precision
         )
-        loader = self._loader(plan)
+        loader = self._loader(planner)
         self.reference = find_reference(
             self.run, key, learner, loader, steps, self.console, request
         )
-        row = next(row for rank in plan.step(0).ranks for row in rank if row.groups)
-        batch = self.engine.alike(lambda: self._loader(plan).batches[row])
+        row = next(row for rank in planner.step(0).ranks for row in rank if row.groups)
+        batch = self.engine.alike(lambda: self._loader(planner).batches[row])
         if said := compare_with_reference(learner, batch, self.recipe.preference):
             self._tell(said)
 
-    def _plan(self) -> Plan:
+    def _make_planner(self) -> RowPlanner:
         family, processor = self.loaded.family, self.loaded.processor
-        return make_plan(self.recipe, self.dataset, self.engine.world_size, family, processor)
+        return make_row_planner(
+            self.recipe, self.dataset, self.engine.world_size, family, processor
+        )
 
     def _progress(self, step: int) -> Progress:
         return Progress(
@@ -289,12 +291,12 @@ class TrainingRun:
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False)
 
-    def _check_sharing(self, learner: Learner, plan: Plan) -> None:
+    def _check_sharing(self, learner: Learner, planner: RowPlanner) -> None:
         """Compare one shared row with its separate samples, once a start.
 
         The same row on every process: engines may need all of them for each pass.
         """
-        groups = (group for rank in plan.step(0).ranks for row in rank for group in row.groups)
+        groups = (group for rank in planner.step(0).ranks for row in rank for group in row.groups)
         shared = next((group for group in groups if len(group.examples) > 1), None)
         if shared:
             audit_sharing(
@@ -317,7 +319,7 @@ class TrainingRun:
         if self.validation is None:
             return None
         learnt = fingerprint_model(self.loaded.model, learns, self.engine.whole_tensor)
-        with self.engine.whole():
+        with self.engine.gathered_weights():
             scores = evaluate_into(
                 self.run / "evaluation" / name,
                 self.loaded,

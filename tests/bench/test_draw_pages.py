@@ -88,7 +88,7 @@ def test_the_same_seed_draws_the_same_pages(drawing, tmp_path):
 def test_each_page_is_asked_as_often_as_wanted_and_the_file_checks_well(drawing, tmp_path):
     path = drawing.draw_pages(tmp_path, pages=20, questions=(2, 5))
     asked = [example.turns[0].images[0] for example in read_examples(path)]
-    counts = {asked.count(picture) for picture in asked}
+    counts = {asked.count(image) for image in asked}
     assert counts <= {2, 3, 4, 5}
     assert len(counts) > 1
     assert not list(check_file(path, workers=1))

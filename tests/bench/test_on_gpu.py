@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from foveal_bench.side import Case, Side
+from foveal_bench.contender import Case, Contender
 from foveal_bench.timing import Timed
 from packaging.requirements import Requirement
 from torch.autograd import DeviceType
@@ -174,7 +174,7 @@ def test_a_plan_stands_beside_what_was_measured(module, record):
 def test_a_plan_is_made_of_the_very_row_that_is_measured(module, tmp_path):
     steps = module("steps")
     case = Case("tiny", "full", 4, "recompute", "bf16", "blocks")
-    side = Side(case, tmp_path)
+    side = Contender(case, tmp_path)
     (row,) = side.rows
     (counted,) = side.counts
     assert counted.tokens == row.input_ids.shape[1]

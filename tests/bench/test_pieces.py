@@ -10,7 +10,7 @@ import pieces
 import pytest
 import torch
 from beginnings import prompt_families
-from foveal_bench.side import recipe_pixels
+from foveal_bench.contender import recipe_pixels
 from pieces import make_sizes, plan_all, run_pieces
 from PIL import Image
 from rich.console import Console
@@ -42,9 +42,11 @@ def test_four_questions_in_a_row_show_the_same_page():
 
 def test_planning_plans_every_example(monkeypatch):
     planned = []
-    step = pieces.Plan.step
+    step = pieces.RowPlanner.step
     monkeypatch.setattr(
-        pieces.Plan, "step", lambda plan, index: planned.append(step(plan, index)) or planned[-1]
+        pieces.RowPlanner,
+        "step",
+        lambda plan, index: planned.append(step(plan, index)) or planned[-1],
     )
     seconds, _ = plan_all(1000)
     rows = [row for one in planned for row in one.ranks[0]]

@@ -15,7 +15,7 @@ from tiny import make_model
 from foveal.config import PreferenceSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.train.engines.one_process import Engine
 from foveal.train.loss import RowLoss
 from foveal.train.objective import Preferences, pair_losses
@@ -57,7 +57,9 @@ def case(tmp_path_factory):
 
 
 def rows_of(loaded, dataset, reference=None):
-    plan = Plan(dataset.sizes, examples_per_step=dataset.sizes.num_sets, tokens_per_pass=100_000)
+    plan = RowPlanner(
+        dataset.sizes, examples_per_step=dataset.sizes.num_sets, tokens_per_pass=100_000
+    )
     rows = plan.step(0).ranks[0]
     return [build_batch(row, dataset, loaded.processor, reference=reference) for row in rows]
 

@@ -5,7 +5,7 @@ import pytest
 from foveal_bench.random_page import SIZES, LetterProcessor, find_size, make_random_page
 
 from foveal.data.batch import build_batch
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.errors import ConfigError
 
 STANDARD = SIZES["standard"]
@@ -13,7 +13,7 @@ STANDARD = SIZES["standard"]
 
 def rows_of(dataset, size, share):
     questions = len(dataset.examples)
-    plan = Plan(
+    plan = RowPlanner(
         dataset.sizes,
         examples_per_step=questions,
         tokens_per_pass=size.tokens_per_pass,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from daily import daily
 from foveal_bench import timing
+from foveal_bench.contender import Case, Contender
 from foveal_bench.random_page import SIZES
-from foveal_bench.side import Case, Side
 from foveal_bench.timing import (
     Timed,
     forward_operations,
@@ -81,7 +81,7 @@ def test_the_ways_take_turns(monkeypatch):
         def step(self):
             steps.append(self.way)
 
-    monkeypatch.setattr(timing, "Side", Counting)
+    monkeypatch.setattr(timing, "Contender", Counting)
     cases = [Case("tiny", "full", 1, way) for way in ("recipe", "shared")]
     timed = time_in_turn(cases, 3)
     assert steps == ["recipe", "shared"] * 3
@@ -91,7 +91,7 @@ def test_the_ways_take_turns(monkeypatch):
 @pytest.mark.parametrize("strategy", daily("full", beside=["frozen_vision", "lora"]))
 def test_each_way_takes_the_same_optimizer_steps(strategy, tmp_path):
     ways = ("recipe", "separate", "shared", "light", "recompute")
-    sides = [Side(Case("tiny", strategy, 4, way), tmp_path) for way in ways]
+    sides = [Contender(Case("tiny", strategy, 4, way), tmp_path) for way in ways]
     losses = torch.tensor([[side.step() for _ in range(3)] for side in sides])
     torch.testing.assert_close(losses, losses[:1].expand(5, 3), rtol=1e-5, atol=0)
     assert losses[0, 2] < losses[0, 0]
@@ -102,7 +102,9 @@ def test_each_way_takes_the_same_optimizer_steps(strategy, tmp_path):
 def test_useful_work_is_what_torch_counts_but_for_pairs_that_do_not_see_each_other(
     strategy, tmp_path
 ):
-    case = Side(Case("tiny", strategy, 4, "shared", attention="eager"), tmp_path)  # whole squares
+    case = Contender(
+        Case("tiny", strategy, 4, "shared", attention="eager"), tmp_path
+    )  # whole squares
     (batch,), (counts,) = case.rows, case.counts
     with FlopCounterMode(display=False) as counter:
         case.way(batch).backward()
@@ -133,7 +135,7 @@ def test_the_standard_size_keeps_the_proportions_of_the_published_model():
 @pytest.mark.slow
 def test_only_sharing_saves_useful_work(tmp_path):
     ways = ("recipe", "separate", "shared", "light", "recompute")
-    sides = [Side(Case("tiny", "full", 4, way), tmp_path) for way in ways]
+    sides = [Contender(Case("tiny", "full", 4, way), tmp_path) for way in ways]
     recipe, separate, shared, light, recompute = (side.operations for side in sides)
     assert recipe == separate > 3 * shared
     assert shared == light == recompute

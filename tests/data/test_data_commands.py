@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow
 import pytest
-from layouts import lines_of, picture_bytes, put_json, put_picture
+from layouts import image_bytes, lines_of, put_image, put_json
 from pyarrow import parquet
-from tiny import make_picture, turn, write_data
+from tiny import make_image, turn, write_data
 from typer.testing import CliRunner
 
 from foveal.cli import app
@@ -27,7 +27,7 @@ def run(*arguments: object) -> tuple[int, list[str]]:
 def put_rows(path: Path, **columns: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     count = len(next(iter(columns.values())))
-    images = [{"bytes": picture_bytes(shade), "path": None} for shade in range(count)]
+    images = [{"bytes": image_bytes(shade), "path": None} for shade in range(count)]
     parquet.write_table(pyarrow.table({"image": images, **columns}), path)
     return path
 
@@ -70,7 +70,7 @@ def test_a_recipes_columns_and_turns_hold_for_check_too(tmp_path):
     code, said = run("check", path, "--recipe", recipe)
     assert code == 0
     assert "1 examples, 1 pictures, problems: 0" in said
-    make_picture(tmp_path / "images" / "a.png", 0)
+    make_image(tmp_path / "images" / "a.png", 0)
     several = [[turn("?", "!", ["a.png"]), turn("?", "!")]]
     data = write_data(tmp_path / "d.jsonl", several)
     by_the_template = run("check", data, "--recipe", recipe)[1]
@@ -91,7 +91,7 @@ def test_a_folder_of_several_splits_is_asked_about(tmp_path):
 
 
 def test_a_warning_is_printed_and_is_no_problem(tmp_path):
-    put_picture(tmp_path / "images" / "a.png")
+    put_image(tmp_path / "images" / "a.png")
     data = write_data(tmp_path / "d.jsonl", [[turn("?", "!", ["a.png"])]])
     code, said = run("check", data)
     assert code == 0
@@ -109,7 +109,7 @@ def test_the_good_lines_of_a_table_are_not_written_before_it_is_one_of_lines(tmp
 
 def test_the_command_that_is_named_for_a_file_reads_it(tmp_path):
     place = tmp_path / "my pages"
-    put_picture(place / "a.png")
+    put_image(place / "a.png")
     row = {"image": "a.png", "question": "?", "answer": "x"}
     chat = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "x"}]
     for value in (row, {"image": "a.png", "conversations": chat}):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from published import make_processor
 from ticks import next_tick
-from tiny import make_picture, pages, turn, write_data
+from tiny import make_image, pages, turn, write_data
 from words import WordProcessor
 
 from foveal.data import rows
@@ -33,7 +33,7 @@ from foveal.evaluate.questions import Opener
 def mixed(folder):
     """Turns without a picture, with two in another order, with the same one twice, and later."""
     for number in range(3):
-        make_picture(folder / "images" / f"{number}.png", number)
+        make_image(folder / "images" / f"{number}.png", number)
     return write_data(
         folder / "mixed.jsonl",
         [
@@ -116,7 +116,7 @@ def test_check_counts_the_tokens_that_a_run_would_have(tmp_path):
 
 def conversation(folder, num_turns):
     """Every third turn shows a picture."""
-    make_picture(folder / "images" / "a.png", 0)
+    make_image(folder / "images" / "a.png", 0)
     asked = [(f"And {number}?", f"It is {number}.") for number in range(num_turns)]
     turns = [turn(*one, ["a.png"] * (place % 3 == 1)) for place, one in enumerate(asked)]
     return [turns[: last + 1] for last in range(num_turns)]
@@ -149,7 +149,7 @@ def test_the_tokens_of_a_long_conversation_are_counted_without_reading_each_turn
 
 
 def test_what_nobody_wants_is_noticed_while_reading_and_what_cannot_be_is_refused(tmp_path):
-    make_picture(tmp_path / "images" / "a.png", 0)
+    make_image(tmp_path / "images" / "a.png", 0)
     data = tmp_path / "data.jsonl"
     lines = [
         {"id": "x", "conversations": [turn("fine?", "yes", ["a.png"])]},
@@ -174,7 +174,7 @@ def test_what_nobody_wants_is_noticed_while_reading_and_what_cannot_be_is_refuse
 
 
 def test_processes_encode_alike_and_name_the_same_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoding, "PIECE_BYTES", 150)
+    monkeypatch.setattr(encoding, "CHUNK_BYTES", 150)
     data, processor = mixed(tmp_path), WordProcessor()
     with data.open("a") as file:
         file.write(json.dumps({"id": "x", "conversations": [turn("</s>", "a")]}) + "\n\n")
@@ -204,7 +204,7 @@ def test_a_process_holds_less_than_a_hundred_bytes_of_an_example_that_is_kept(
 
     def start():
         _, dataset = read_dataset(data, WordProcessor(), cache=cache)
-        plan = rows.Plan(dataset.sizes, examples_per_step=64, tokens_per_pass=900)
+        plan = rows.RowPlanner(dataset.sizes, examples_per_step=64, tokens_per_pass=900)
         return dataset, plan, plan.step(3)
 
     start()
@@ -221,7 +221,7 @@ def test_without_a_cache_nothing_stays_on_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     _, dataset = read_dataset(pages(tmp_path, 2, 2), WordProcessor())
-    rows.Plan(dataset.sizes, examples_per_step=2, tokens_per_pass=900).step(0)
+    rows.RowPlanner(dataset.sizes, examples_per_step=2, tokens_per_pass=900).step(0)
     assert not list((tmp_path / "temporary").iterdir())
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from published import make_processor
-from tiny import make_picture, turn
+from tiny import make_image, turn
 
 from foveal.data.dataset import build_dataset
 from foveal.data.encode import encode
@@ -37,7 +37,7 @@ def written_out(encoded, processor, sizes) -> list[int]:
 
 @pytest.mark.parametrize("system", ["Answer in French.", "Two\nlines <|end|>.", " spaced "])
 def test_a_system_text_is_the_block_that_the_published_template_writes(tmp_path, processor, system):
-    image = open_image(make_picture(tmp_path / "images" / "a.png", 0))
+    image = open_image(make_image(tmp_path / "images" / "a.png", 0))
     encoded = encode(
         example(turn("Colour?", "Rouge", ["a.png"]), system=system),
         processor,
@@ -61,7 +61,7 @@ def test_a_system_text_is_the_block_that_the_published_template_writes(tmp_path,
 
 
 def test_what_stands_before_a_shared_image_must_be_the_same(tmp_path, processor):
-    make_picture(tmp_path / "images" / "a.png", 0)
+    make_image(tmp_path / "images" / "a.png", 0)
     folder = ImageFolder(tmp_path / "data.jsonl")
     asked = turn("Colour?", "Red", ["a.png"])
     told = [
@@ -70,14 +70,14 @@ def test_what_stands_before_a_shared_image_must_be_the_same(tmp_path, processor)
     ]
     encoded = [encode(one, processor, folder) for one in told]
     dataset = build_dataset(encoded, processor)
-    assert dataset.sizes.families.tolist() == [0, 1, 1, 2]
+    assert dataset.sizes.prefix_groups.tolist() == [0, 1, 1, 2]
     for one, found in zip(encoded, dataset.examples, strict=True):
         assert np.array_equal(found.entries, one.entries)
 
 
 def two_turns(tmp_path):
     for number, name in enumerate(["a.png", "b.png"]):
-        make_picture(tmp_path / "images" / name, number, (60 + 20 * number, 40))
+        make_image(tmp_path / "images" / name, number, (60 + 20 * number, 40))
     turns = [turn("Colour?", "A", ["a.png"]), turn("And this?", "B", ["b.png"]), turn("Sure?", "C")]
     return example(*turns, system="Be brief."), ImageFolder(tmp_path / "data.jsonl")
 

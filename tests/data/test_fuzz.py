@@ -14,7 +14,7 @@ from PIL import Image
 from foveal.data.checking.check import check_file
 from foveal.data.example import Example, read_examples
 from foveal.data.images.image_folder import ImageFolder
-from foveal.data.images.media import image_size, open_picture
+from foveal.data.images.media import image_size, load_image
 from foveal.data.lines import Examples
 from foveal.errors import UserError
 
@@ -66,7 +66,7 @@ lines = st.binary() | changed(st.just(LINE)) | (examples | anything).map(json.du
 
 
 @cache
-def pictures() -> list[bytes]:
+def images() -> list[bytes]:
     """Make a small picture of each kind that is opened, upright and turned."""
     gradient = Image.linear_gradient("L").resize((24, 16)).convert("RGB")
     turned = Image.Exif()
@@ -101,9 +101,9 @@ def try_lines(folder, content: bytes) -> None:
     assert len(list(check)) == check.summary.problems
 
 
-def try_picture(content: bytes) -> None:
+def try_image(content: bytes) -> None:
     """Open a picture, and measure it without."""
-    for open_it in (open_picture, image_size):
+    for open_it in (load_image, image_size):
         try:
             opened = open_it(content, "fuzz")
             width, height = opened.size if isinstance(opened, Image.Image) else opened
@@ -125,8 +125,8 @@ def test_any_lines_are_examples_or_refused(tmp_path, inputs):
 @pytest.mark.parametrize("inputs", daily(INPUTS // 200, beside=[INPUTS]))
 def test_any_bytes_are_a_picture_or_refused(inputs):
     @settings(max_examples=inputs, deadline=None, derandomize=True, database=None)
-    @given(st.binary() | changed(st.sampled_from(pictures())))
+    @given(st.binary() | changed(st.sampled_from(images())))
     def open_it(content):
-        try_picture(content)
+        try_image(content)
 
     open_it()

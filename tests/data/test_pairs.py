@@ -9,7 +9,7 @@ from beginnings import sizes_in_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import CHOSEN, REJECTED, pair_pages
-from tiny import make_model, make_picture, turn, write_data
+from tiny import make_image, make_model, turn, write_data
 
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
@@ -17,7 +17,7 @@ from foveal.data.encode import count_tokens
 from foveal.data.encoded.column_files import Ragged
 from foveal.data.example import parse_example, read_examples
 from foveal.data.images.image_folder import ImageFolder
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.errors import DataError
 
 
@@ -83,8 +83,8 @@ def test_without_pairs_the_answers_are_learnt_as_if_none_were_rejected(tmp_path,
 def test_each_turn_with_rejected_answers_is_a_set_behind_all_that_was_said_before(
     tmp_path, processor
 ):
-    make_picture(tmp_path / "images" / "0.png", 0)
-    make_picture(tmp_path / "images" / "1.png", 1)
+    make_image(tmp_path / "images" / "0.png", 0)
+    make_image(tmp_path / "images" / "1.png", 1)
     turns = [
         turn("a?", "yes", ["0.png"], rejected="no"),
         turn("b?", "red", ["1.png"]),
@@ -125,7 +125,7 @@ def test_a_line_that_teaches_no_preference_is_refused_by_its_number(
 def test_files_show_their_sets_as_often_as_they_weigh(tmp_path, processor):
     files = [pair_pages(tmp_path, 2, 2, "one", rejected=2), pair_pages(tmp_path, 1, 2, "two")]
     _, dataset = read_dataset(files, processor, weights=(1.0, 2.0), pairs=True)
-    plan = Plan(dataset.sizes, examples_per_step=100, tokens_per_pass=10_000)
+    plan = RowPlanner(dataset.sizes, examples_per_step=100, tokens_per_pass=10_000)
     shown = plan.examples(0).tolist()
     counts = np.bincount(shown, minlength=len(dataset.examples)).tolist()
     assert counts == [1] * 12 + [2] * 4
@@ -161,7 +161,7 @@ def sizes_of(sets, image_tokens=50):
 )
 def test_no_set_is_parted_and_every_token_is_accounted_for(sets, budget, ranks, share, border):
     sizes = sizes_of(sets)
-    plan = Plan(
+    plan = RowPlanner(
         sizes,
         examples_per_step=7,
         tokens_per_pass=budget,
@@ -194,7 +194,9 @@ def members(sizes, number):
 def test_a_batch_pairs_each_chosen_answer_with_those_rejected_for_it(tmp_path, processor):
     _, dataset = read_dataset(pair_pages(tmp_path, 2, 2, rejected=2), processor, pairs=True)
     for share in (True, False):
-        plan = Plan(dataset.sizes, examples_per_step=4, tokens_per_pass=10_000, share_images=share)
+        plan = RowPlanner(
+            dataset.sizes, examples_per_step=4, tokens_per_pass=10_000, share_images=share
+        )
         (row,) = plan.step(0).ranks[0]
         known = np.arange(12, dtype=np.float32)
         batch = build_batch(row, dataset, processor, reference=known)
@@ -210,7 +212,7 @@ def test_a_batch_pairs_each_chosen_answer_with_those_rejected_for_it(tmp_path, p
 
 def test_a_batch_moves_to_a_device_with_its_pixels_and_pairs(tmp_path, processor):
     _, dataset = read_dataset(pair_pages(tmp_path, 1, 2), processor, pairs=True)
-    (row,) = Plan(dataset.sizes, examples_per_step=2, tokens_per_pass=10_000).step(0).ranks[0]
+    (row,) = RowPlanner(dataset.sizes, examples_per_step=2, tokens_per_pass=10_000).step(0).ranks[0]
     batch = build_batch(row, dataset, processor)
     moved = batch.to(torch.device("meta"))
     parts = [part for one in (moved, moved.pairs) for part in vars(one).values()]
@@ -223,7 +225,7 @@ def test_a_batch_moves_to_a_device_with_its_pixels_and_pairs(tmp_path, processor
 def test_a_picture_that_cannot_be_opened_takes_whole_sets_along(tmp_path, processor):
     _, dataset = read_dataset(pair_pages(tmp_path, 2, 2), processor, pairs=True)
     (tmp_path / "images" / "pairs-0-0.png").write_bytes(b"torn")
-    (row,) = Plan(dataset.sizes, examples_per_step=4, tokens_per_pass=10_000).step(0).ranks[0]
+    (row,) = RowPlanner(dataset.sizes, examples_per_step=4, tokens_per_pass=10_000).step(0).ranks[0]
     batch = build_batch(row, dataset, processor)
     assert len(batch.left_out) == len(batch.example_ids) == batch.count == 2
     assert sorted(batch.pairs.examples) == [4, 5, 6, 7]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from foveal.data import rows
 from foveal.data.encoded.column_files import Ragged
 from foveal.data.row_planning import epochs
-from foveal.data.row_planning.deal import deal, spread
+from foveal.data.row_planning.balance import balance, spread
 from foveal.data.row_planning.groups import Costs, Group, Row, Sizes
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 
 USER, NEWLINE, END = 7, 8, 9
 TOKENS_ALONE = Costs()
@@ -74,7 +74,7 @@ def expand(prompt, image_tokens):
 
 def plan_of(sizes, **arguments):
     usual = {"examples_per_step": len(sizes.tokens), "tokens_per_pass": 10_000, "costs": COSTS}
-    return Plan(sizes, **(usual | arguments))
+    return RowPlanner(sizes, **(usual | arguments))
 
 
 def groups_of(step):
@@ -322,7 +322,7 @@ def sized(examples):
 
 @cases
 def test_every_example_comes_once_an_epoch_and_every_rank_has_as_many_rows(examples, world):
-    plan = Plan(sized(examples), **world)
+    plan = RowPlanner(sized(examples), **world)
     for epoch in range(2):
         first = epoch * plan.steps_per_epoch
         steps = [plan.step(first + index) for index in range(plan.steps_per_epoch)]
@@ -343,7 +343,7 @@ def test_every_example_comes_once_an_epoch_and_every_rank_has_as_many_rows(examp
 @cases
 def test_rows_keep_to_the_budget_unless_one_example_is_over_it(examples, world):
     sizes = sized(examples)
-    for row in chain.from_iterable(Plan(sizes, **world).step(0).ranks):
+    for row in chain.from_iterable(RowPlanner(sizes, **world).step(0).ranks):
         assert row.tokens(sizes) <= world["tokens_per_pass"] or len(row.examples) == 1
 
 
@@ -351,7 +351,7 @@ def test_rows_keep_to_the_budget_unless_one_example_is_over_it(examples, world):
 def test_groups_share_exactly_what_a_slow_comparison_of_real_tokens_finds(examples, world):
     sizes = sized(examples)
     limit = world["long_context_tokens"] or 10**9
-    for group in groups_of(Plan(sizes, **world).step(0)):
+    for group in groups_of(RowPlanner(sizes, **world).step(0)):
         if len(group.examples) == 1:
             assert group.prefix_tokens == sizes.tokens[group.examples[0]]
             continue
@@ -390,7 +390,7 @@ def test_nothing_is_lost_or_mismeasured_where_bundles_are_parted_and_then_swappe
 def test_all_that_may_share_does_on_one_rank_with_a_wide_budget(examples, world):
     sizes = sized(examples)
     world |= {"world_size": 1, "tokens_per_pass": 10_000, "share_images": True}
-    plan = Plan(sizes, **world)
+    plan = RowPlanner(sizes, **world)
     limit = world["long_context_tokens"] or 10**9
     beginnings = set()
     for one in plan.examples(0).tolist():
@@ -403,7 +403,7 @@ def test_all_that_may_share_does_on_one_rank_with_a_wide_budget(examples, world)
 
 @cases
 def test_a_plan_is_the_same_wherever_it_is_made(examples, world):
-    one, other = Plan(sized(examples), **world), Plan(sized(examples), **world)
+    one, other = RowPlanner(sized(examples), **world), RowPlanner(sized(examples), **world)
     assert [one.step(at) for at in (0, 1, 5)] == [other.step(at) for at in (0, 1, 5)]
 
 
@@ -415,7 +415,7 @@ def test_the_examples_of_a_step_depend_on_neither_sharing_nor_ranks(examples, wo
         "tokens_per_pass": 33,
         "long_context_tokens": 9,
     }
-    one, other = Plan(sized(examples), **world), Plan(sized(examples), **changed)
+    one, other = RowPlanner(sized(examples), **world), RowPlanner(sized(examples), **changed)
     for at in range(one.steps_per_epoch):
         assert one.examples(at).tolist() == other.examples(at).tolist()
 
@@ -423,7 +423,7 @@ def test_the_examples_of_a_step_depend_on_neither_sharing_nor_ranks(examples, wo
 @cases
 def test_a_shuffled_family_is_never_torn_apart(examples, world):
     sizes = sized(examples)
-    plan = Plan(sizes, **(world | {"order": "shuffled"}))
+    plan = RowPlanner(sizes, **(world | {"order": "shuffled"}))
     order = np.concatenate([plan.examples(at) for at in range(plan.steps_per_epoch)])
     runs = prompt_families(sizes.prompts)[order]
     assert 1 + np.count_nonzero(np.diff(runs)) == len(set(runs.tolist()))
@@ -529,12 +529,12 @@ def test_an_image_with_very_many_questions_is_shared_out_to_all_blocks_of_ranks(
 
 
 def test_a_rank_among_many_plans_its_own_block_alone(monkeypatch):
-    dealt = []
-    monkeypatch.setattr(rows, "deal", lambda *given: dealt.append(given) or deal(*given))
+    balanced = []
+    monkeypatch.setattr(rows, "balance", lambda *given: balanced.append(given) or balance(*given))
     plan = plan_of(a_mix(512, 2), world_size=64, tokens_per_pass=8192)
     assert plan.is_agreed_upon
     plan.rows_of(0, 17)
-    ((bundles, ranks),) = dealt
+    ((bundles, ranks),) = balanced
     assert ranks == 8
     assert sum(len(bundle.members) for bundle in bundles) < 512 // 4
     assert not plan_of(a_mix(64, 2), world_size=8).is_agreed_upon

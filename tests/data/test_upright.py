@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from foveal.data.images.media import image_size, open_picture
+from foveal.data.images.media import image_size, load_image
 from foveal.errors import DataError
 
 ON_ITS_SIDE = 6
@@ -27,14 +27,14 @@ def test_a_picture_on_its_side_is_turned_once_by_every_way(tmp_path, kind):
     with Image.open(path) as unread, Image.open(path) as read:
         read.load()
         given = [path, str(path), path.read_bytes(), unread, read, read.copy()]
-        opened = [open_picture(one, "it") for one in given]
+        opened = [load_image(one, "it") for one in given]
     assert image_size(path) == (16, 24)
     assert {one.size for one in opened} == {(16, 24)}
     assert len({one.tobytes() for one in opened}) == 1
     upper_right, upper_left = opened[0].getpixel((14, 1)), opened[0].getpixel((1, 1))
     assert upper_right[0] > 200 > 100 > upper_right[2], "what lay at the upper left"
     assert upper_left[2] > 200 > 100 > upper_left[0]
-    assert open_picture(opened[0], "it").tobytes() == opened[0].tobytes(), "turned once"
+    assert load_image(opened[0], "it").tobytes() == opened[0].tobytes(), "turned once"
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16", "F"])
@@ -49,7 +49,7 @@ def test_a_picture_of_any_mode_gives_the_same_pixels_by_every_way(tmp_path, mode
         )
     path = tmp_path / "it.tiff"
     image.save(path)
-    opened = [open_picture(one, "it") for one in (path, path.read_bytes(), image)]
+    opened = [load_image(one, "it") for one in (path, path.read_bytes(), image)]
     assert {one.mode for one in opened} == {"RGB"}
     assert len({one.tobytes() for one in opened}) == 1
 
@@ -59,13 +59,13 @@ def test_an_alpha_channel_is_dropped_by_every_way(tmp_path):
     path = tmp_path / "clear.png"
     image.save(path)
     for given in (image, path, path.read_bytes()):
-        assert open_picture(given, "it").getpixel((0, 0)) == (10, 20, 30)
+        assert load_image(given, "it").getpixel((0, 0)) == (10, 20, 30)
 
 
 def test_what_is_no_picture_is_refused_in_a_sentence():
     with pytest.raises(DataError, match=r"^it: 0x5 has no pixels; replace it$"):
-        open_picture(Image.new("RGB", (0, 5)), "it")
+        load_image(Image.new("RGB", (0, 5)), "it")
     with pytest.raises(DataError, match=r"^it: broken picture"):
-        open_picture(Image.new("La", (4, 4)), "it")
+        load_image(Image.new("La", (4, 4)), "it")
     with pytest.raises(DataError, match=r"^it: give a path, a Pillow image or bytes, not NoneType"):
-        open_picture(None, "it")
+        load_image(None, "it")

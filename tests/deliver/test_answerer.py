@@ -14,7 +14,7 @@ import yaml
 from devices import CPU
 from PIL import Image
 from pretend_gpu import pretend_gpu
-from tiny import SIZES, make_picture
+from tiny import SIZES, make_image
 from typer.testing import CliRunner
 
 import foveal
@@ -35,8 +35,8 @@ def model(full_run):
 
 
 @pytest.fixture
-def picture(tmp_path):
-    return make_picture(tmp_path / "picture.png", 7)
+def drawn(tmp_path):
+    return make_image(tmp_path / "picture.png", 7)
 
 
 def test_it_answers_as_the_runs_own_evaluation_did(model, full_run, place):
@@ -51,20 +51,20 @@ def test_it_answers_as_the_runs_own_evaluation_did(model, full_run, place):
     assert len(answers) == 10
 
 
-def test_a_path_a_pillow_image_and_bytes_give_the_same_answer(model, picture):
-    image = Image.open(picture)
-    given = [picture, str(picture), image, picture.read_bytes(), [picture]]
+def test_a_path_a_pillow_image_and_bytes_give_the_same_answer(model, drawn):
+    image = Image.open(drawn)
+    given = [drawn, str(drawn), image, drawn.read_bytes(), [drawn]]
     answers = model.answer_many([(one, "What is the number?") for one in given])
     assert len(set(answers)) == 1
     assert isinstance(answers[0], str)
     assert model.answer(image, "What is the number?") == answers[0]
 
 
-def test_several_pictures_and_none_at_all_can_be_asked_about(model, picture, tmp_path):
-    other = make_picture(tmp_path / "other.png", 8)
+def test_several_pictures_and_none_at_all_can_be_asked_about(model, drawn, tmp_path):
+    other = make_image(tmp_path / "other.png", 8)
     question = "Which is larger?"
-    together = model.answer_many([([picture, other], question), ([], question), (other, question)])
-    apart = [model.answer(images, question) for images in ([picture, other], [], other)]
+    together = model.answer_many([([drawn, other], question), ([], question), (other, question)])
+    apart = [model.answer(images, question) for images in ([drawn, other], [], other)]
     assert together == apart
 
 
@@ -89,9 +89,9 @@ def test_what_cannot_be_opened_is_named(model, given, said):
         model.answer([given], "What is it?")
 
 
-def test_tags_that_do_not_match_the_pictures_are_named(model, picture):
+def test_tags_that_do_not_match_the_pictures_are_named(model, drawn):
     with pytest.raises(DataError, match=r"question 1: image tags .* do not match 1 images"):
-        model.answer(picture, "<|image_1|> and <|image_2|>?")
+        model.answer(drawn, "<|image_1|> and <|image_2|>?")
 
 
 def test_a_run_that_has_not_ended_is_a_clear_error(full_run, tmp_path):
@@ -114,11 +114,11 @@ def test_importing_foveal_loads_neither_torch_nor_transformers():
     assert done.stdout.strip() == "set()"
 
 
-def test_an_exported_adapter_answers_as_its_run_does(lora_run, tmp_path, picture):
+def test_an_exported_adapter_answers_as_its_run_does(lora_run, tmp_path, drawn):
     folder = export_run(lora_run, tmp_path / "out", proof=False).folder
     question = "What is the number?"
-    answer = foveal.load(folder).answer(picture, question)
-    assert answer == foveal.load(lora_run).answer(picture, question)
+    answer = foveal.load(folder).answer(drawn, question)
+    assert answer == foveal.load(lora_run).answer(drawn, question)
     # Its folder holds no configuration; its base says which examples are long.
     assert open_model(str(folder)).processor.long_context_tokens == SIZES.original_context
 
@@ -129,11 +129,11 @@ def test_an_adapter_without_a_base_is_a_clear_error(tmp_path):
         foveal.load(tmp_path)
 
 
-def test_an_adapter_within_its_run_answers_as_the_run_does(lora_run, picture):
+def test_an_adapter_within_its_run_answers_as_the_run_does(lora_run, drawn):
     question = "What is the number?"
-    answer = foveal.load(lora_run / "adapter").answer(picture, question)
-    assert answer == foveal.load(lora_run).answer(picture, question)
-    assert answer != foveal.load(lora_run.parent / "model").answer(picture, question)
+    answer = foveal.load(lora_run / "adapter").answer(drawn, question)
+    assert answer == foveal.load(lora_run).answer(drawn, question)
+    assert answer != foveal.load(lora_run.parent / "model").answer(drawn, question)
 
 
 def copy_adapter(run, folder, **changes):
@@ -181,8 +181,8 @@ def test_a_place_within_a_run_or_a_model_names_the_folder_to_give(lora_run, plac
 
 
 @pytest.mark.parametrize("question", ["", "  ", "page.PNG", __file__])
-def test_ask_without_a_question_is_an_error_and_asks_no_file_name(full_run, picture, question):
-    asked = CliRunner().invoke(app, ["ask", str(full_run), str(picture), question])
+def test_ask_without_a_question_is_an_error_and_asks_no_file_name(full_run, drawn, question):
+    asked = CliRunner().invoke(app, ["ask", str(full_run), str(drawn), question])
     assert isinstance(asked.exception, UserError)
     assert "no question" in str(asked.exception)
 
@@ -198,31 +198,31 @@ def test_a_picture_that_is_too_elongated_is_named(model, tmp_path):
             model.answer([Image.new("RGB", (60, 40)), given], "What?")
 
 
-def test_ask_prints_the_answer_alone_or_as_json(model, full_run, picture):
-    expected = model.answer(picture, "What is it?", max_new_tokens=5)
-    common = [str(full_run), str(picture), "What is it?", "--max-new-tokens", "5"]
+def test_ask_prints_the_answer_alone_or_as_json(model, full_run, drawn):
+    expected = model.answer(drawn, "What is it?", max_new_tokens=5)
+    common = [str(full_run), str(drawn), "What is it?", "--max-new-tokens", "5"]
     plain = CliRunner().invoke(app, ["ask", *common])
     assert plain.exit_code == 0, plain.output
     assert plain.stdout == f"{expected}\n"
     tree = json.loads(CliRunner().invoke(app, ["ask", *common, "--json"]).stdout)
     assert tree == {
         "model": str(full_run),
-        "images": [str(picture)],
+        "images": [str(drawn)],
         "question": "What is it?",
         "answer": expected,
     }
 
 
-def test_bytes_of_any_opened_kind_are_taken(model, picture):
+def test_bytes_of_any_opened_kind_are_taken(model, drawn):
     held = BytesIO()
-    Image.open(picture).save(held, "BMP")
+    Image.open(drawn).save(held, "BMP")
     question = "What is it?"
-    assert model.answer(held.getvalue(), question) == model.answer(picture, question)
+    assert model.answer(held.getvalue(), question) == model.answer(drawn, question)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
 def test_on_a_gpu_it_computes_in_the_format_of_its_run(
-    precision, full_run, picture, tmp_path, monkeypatch
+    precision, full_run, drawn, tmp_path, monkeypatch
 ):
     run = tmp_path / "run"
     shutil.copytree(full_run, run)
@@ -233,7 +233,7 @@ def test_on_a_gpu_it_computes_in_the_format_of_its_run(
         monkeypatch.setattr("foveal.deliver.open.pick_device", lambda: gpu)
         model = foveal.load(run)
         assert format_of(model) == (gpu.type, precision)
-        assert isinstance(model.answer(picture, "What is the number?", max_new_tokens=2), str)
+        assert isinstance(model.answer(drawn, "What is the number?", max_new_tokens=2), str)
         # A model that no run tells of, as one that was exported.
         assert format_of(foveal.load(run / "final")) == (gpu.type, "bf16")
         # Beside the tuned model, the one that it began from.

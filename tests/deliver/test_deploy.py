@@ -254,11 +254,11 @@ def test_every_command_of_the_page_is_one_of_ours_with_options_that_it_has():
 
 
 def test_the_lines_of_the_readme_run(full_run, tmp_path, monkeypatch, capsys):
-    from tiny import make_picture
+    from tiny import make_image
 
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(full_run)
-    make_picture(tmp_path / "page.png", 3)
+    make_image(tmp_path / "page.png", 3)
     monkeypatch.chdir(tmp_path)
     for page in (ROOT / "README.md", ROOT / "docs" / "deliver.md"):
         blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)

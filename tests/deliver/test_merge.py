@@ -34,10 +34,10 @@ def adapted(dtype: torch.dtype = torch.float32, **options):
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_a_merged_weight_equals_pefts_own_merge(rank_stabilized, use_dora):
     model, before = adapted(use_rslora=rank_stabilized, use_dora=use_dora)
-    pieces, others = sort_adapters(get_peft_model_state_dict(model))
+    parts, others = sort_adapters(get_peft_model_state_dict(model))
     assert others == []
-    assert set(pieces["0"]) == {"down", "up"} | ({"magnitude"} if use_dora else set())
-    merged = Adapter(**pieces["0"]).merged_with(before, ALPHA, rank_stabilized)
+    assert set(parts["0"]) == {"down", "up"} | ({"magnitude"} if use_dora else set())
+    merged = Adapter(**parts["0"]).merged_with(before, ALPHA, rank_stabilized)
     expected = model.merge_and_unload()[0].weight
     assert not torch.allclose(expected, before, atol=0.1)
     torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-6)
@@ -48,8 +48,8 @@ def test_a_checkpoints_names_are_understood_as_pefts_files_are():
     in_memory, _ = sort_adapters({n: p for n, p in model.named_parameters() if "lora_" in n})
     in_files, _ = sort_adapters(get_peft_model_state_dict(model))
     assert in_memory.keys() == in_files.keys()
-    for piece, value in in_files["0"].items():
-        assert value.flatten().equal(in_memory["0"][piece].detach().flatten()), piece
+    for part, value in in_files["0"].items():
+        assert value.flatten().equal(in_memory["0"][part].detach().flatten()), part
 
 
 def test_a_small_merge_worked_by_hand():

@@ -11,7 +11,7 @@ import torch
 from daily import daily
 from safetensors.torch import load_file, save_file
 from small_runs import recipe, run
-from tiny import make_picture, pages
+from tiny import make_image, pages
 from tiny_models import write_tiny
 
 import foveal
@@ -52,7 +52,7 @@ def test_a_run_in_fewer_bits_is_that_run_rounded_and_answers_by_itself(lora_run,
     assert done.folder == tmp_path / "out"
     assert json.loads((done.folder / "proof.json").read_text())["weights"] == kind
     assert f"weights in bf16, but {kind}, a scale" in (done.folder / "README.md").read_text()
-    make_picture(tmp_path / "page.png", 3)
+    make_image(tmp_path / "page.png", 3)
     assert isinstance(foveal.load(str(done.folder)).answer(tmp_path / "page.png", "What?"), str)
 
 

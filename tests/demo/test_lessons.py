@@ -94,11 +94,11 @@ def test_counting_in_any_order_hangs_the_numbers_on_the_words():
 
 
 def test_no_picture_that_is_asked_about_is_learnt_from():
-    def pictures(archive: str) -> set[tuple[int, int]]:
+    def images(archive: str) -> set[tuple[int, int]]:
         with zipfile.ZipFile(DATA / archive) as opened:
             files = [one for one in opened.infolist() if one.filename.endswith(".png")]
         return {(one.CRC, one.file_size) for one in files}
 
-    learnt, asked = pictures("nlvr_dev.zip"), pictures("nlvr_test.zip")
+    learnt, asked = images("nlvr_dev.zip"), images("nlvr_test.zip")
     assert min(len(learnt), len(asked)) > 800
     assert not learnt & asked

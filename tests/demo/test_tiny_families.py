@@ -23,8 +23,8 @@ def place(request, tmp_path):
     for number in range(4):
         noise = np.random.default_rng(number).integers(0, 256, (100, 400, 3), np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{number}.png")
-    pictures = sorted(tmp_path.glob("*.png"))
-    write_tiny_family(TINY_FAMILIES[request.param], tmp_path / "model", 0, TEXTS, pictures)
+    images = sorted(tmp_path.glob("*.png"))
+    write_tiny_family(TINY_FAMILIES[request.param], tmp_path / "model", 0, TEXTS, images)
     return tmp_path
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from held import held
-from tiny import SIZES, make_picture, turn, write_data
+from tiny import SIZES, make_image, turn, write_data
 from typer.testing import CliRunner
 
 from foveal.cli import app
@@ -23,12 +23,12 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("place")
     conversations = []
     for page in range(3):
-        make_picture(place / "images" / f"{page}.png", page, (90, 40))
+        make_image(place / "images" / f"{page}.png", page, (90, 40))
         for number in range(2):
             asked = f"Is number {number} on the page?"
             labels = ["yes", "no"]
-            picture = f"{page}.png"
-            conversations.append([turn(asked, labels[number], [picture], choices=labels)])
+            image = f"{page}.png"
+            conversations.append([turn(asked, labels[number], [image], choices=labels)])
     data = write_data(place / "data.jsonl", conversations)
     run = place / "run"
     run.mkdir()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from tiny import SIZES, make_model, make_picture, turn, write_data
+from tiny import SIZES, make_image, make_model, turn, write_data
 
 from foveal.config import EvaluateSettings
 from foveal.data.dataset import read_dataset
@@ -61,7 +61,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     write_tiny(folder / "model", 0, SIZES)
     for name, size in (("a", (60, 40)), ("b", (90, 40)), ("c", (40, 40))):
-        make_picture(folder / "images" / f"{name}.png", ord(name), size)
+        make_image(folder / "images" / f"{name}.png", ord(name), size)
     yes_no = {"choices": ["yes", "no"]}
     conversations = [
         [turn("What is it?", "A thing.", ["a.png"])],

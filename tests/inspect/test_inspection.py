@@ -10,14 +10,14 @@ import pytest
 from html_page import EVIL, read_page
 from pairs import CHOSEN, REJECTED, pair_pages
 from PIL import Image
-from tiny import make_model, make_picture, pages, turn, write_data
+from tiny import make_image, make_model, pages, turn, write_data
 
 from foveal.config import DataSettings, Recipe
 from foveal.data.dataset import read_dataset
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.inputs import inspect_data
 from foveal.inspect import inspection
-from foveal.inspect.inspection import draw_steps, see_example, see_picture, write_inspection
+from foveal.inspect.inspection import draw_steps, see_example, see_image, write_inspection
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def charts_undrawn(monkeypatch):
 def inspect(data, loaded, out, number=20, **plan):
     examples, dataset = read_dataset(data, loaded.processor)
     settings = {"examples_per_step": 6, "tokens_per_pass": 300} | plan
-    made = Plan(dataset.sizes, **settings)
+    made = RowPlanner(dataset.sizes, **settings)
     write_inspection(out, examples, dataset, loaded.processor, made, number, {"model": "tiny"})
     return read_page(out), dataset
 
@@ -61,7 +61,7 @@ def test_crops_are_shown_in_the_models_order_as_the_model_gets_them(tmp_path, lo
     Image.fromarray(quarters.repeat(28, 0).repeat(28, 1)).save(path)
     data = write_data(tmp_path / "data.jsonl", [[turn("q", "a", ["a.png"])]])
     page, dataset = inspect(data, loaded, tmp_path / "page.html")
-    seen = see_picture(dataset, 0, loaded.processor)
+    seen = see_image(dataset, 0, loaded.processor)
     assert (seen.rows, seen.columns, seen.crops) == (2, 2, 4)
     image = Image.open(io.BytesIO(base64.b64decode(seen.uri.partition(",")[2])))
     centres = [image.getpixel((x, y)) for y in (14, 42) for x in (14, 42)]
@@ -72,7 +72,7 @@ def test_crops_are_shown_in_the_models_order_as_the_model_gets_them(tmp_path, lo
 
 def test_nothing_in_the_data_reaches_the_page_as_markup(tmp_path, loaded):
     name = "a<script>x.png"
-    make_picture(tmp_path / "images" / name, 0)
+    make_image(tmp_path / "images" / name, 0)
     line = {
         "id": EVIL,
         "source": EVIL,
@@ -93,26 +93,28 @@ def test_nothing_in_the_data_reaches_the_page_as_markup(tmp_path, loaded):
 
 def test_bars_add_up_to_the_whole_width_and_name_prefix_branches_and_waste(tmp_path, loaded):
     _, dataset = read_dataset(pages(tmp_path, 2, 3), loaded.processor)
-    plan = Plan(dataset.sizes, examples_per_step=6, tokens_per_pass=300)
+    plan = RowPlanner(dataset.sizes, examples_per_step=6, tokens_per_pass=300)
     width, (step,) = draw_steps(plan)
     assert width == 300
     assert step.examples == 6
     tokens = int(dataset.sizes.tokens.sum())
     assert step.tokens + step.saved == tokens
-    kinds = [piece.kind for bar in step.bars for piece in bar]
+    kinds = [segment.kind for bar in step.bars for segment in bar]
     assert kinds.count("prefix") == 2
     assert kinds.count("branch") == 6
     for bar in step.bars:
-        assert sum(piece.tokens for piece in bar) == width
-        assert [piece.kind for piece in bar].index("empty") == len(bar) - 1
-    filled = sum(piece.tokens for bar in step.bars for piece in bar[:-1]) / (300 * len(step.bars))
+        assert sum(segment.tokens for segment in bar) == width
+        assert [segment.kind for segment in bar].index("empty") == len(bar) - 1
+    filled = sum(segment.tokens for bar in step.bars for segment in bar[:-1]) / (
+        300 * len(step.bars)
+    )
     assert step.filled == pytest.approx(filled)
 
 
 @pytest.mark.usefixtures("charts_undrawn")
 def test_a_row_longer_than_the_budget_sets_the_scale(tmp_path, loaded):
     page, dataset = inspect(pages(tmp_path, 1, 1), loaded, tmp_path / "p.html", tokens_per_pass=5)
-    width, _ = draw_steps(Plan(dataset.sizes, examples_per_step=1, tokens_per_pass=5))
+    width, _ = draw_steps(RowPlanner(dataset.sizes, examples_per_step=1, tokens_per_pass=5))
     assert width == dataset.sizes.tokens[0]
     assert any(found.get("class") == "budget" for _, found in page.elements)
 
@@ -137,8 +139,8 @@ def test_a_picture_that_went_bad_since_is_named_not_fatal(tmp_path, loaded):
     _, dataset = read_dataset(pages(tmp_path, 1, 1), loaded.processor)
     (tmp_path / "images" / "data-0.png").write_bytes(b"no more")
     seen = see_example(0, "data.jsonl:1", "s", dataset, loaded.processor)
-    assert "data-0.png" in seen.pictures[0].problem
-    assert not seen.pictures[0].uri
+    assert "data-0.png" in seen.images[0].problem
+    assert not seen.images[0].uri
 
 
 @pytest.mark.usefixtures("charts_undrawn")
@@ -159,7 +161,7 @@ def test_a_recipes_examples_are_inspected_without_training(tmp_path):
 def test_the_answers_of_a_pair_stand_side_by_side_behind_their_prompt(tmp_path, loaded):
     file = pair_pages(tmp_path, 1, 2, rejected=2, places=(1, 3))
     examples, dataset = read_dataset(file, loaded.processor, pairs=True)
-    plan = Plan(dataset.sizes, examples_per_step=6, tokens_per_pass=900)
+    plan = RowPlanner(dataset.sizes, examples_per_step=6, tokens_per_pass=900)
     out = tmp_path / "page.html"
     write_inspection(out, examples, dataset, loaded.processor, plan, 20, {"model": "tiny"})
     end = "<|end|> ⏎\n<|endoftext|>"

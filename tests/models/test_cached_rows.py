@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from daily import daily
 from PIL import Image
-from tiny import make_picture, turn, write_data
+from tiny import make_image, turn, write_data
 from tiny_models import let_attention_matter, write_tiny
 from transformers import (
     AutoModelForImageTextToText,
@@ -26,7 +26,7 @@ from foveal.data.dataset import read_dataset
 from foveal.data.encode import IGNORED
 from foveal.data.forward_inputs import GroupSpan
 from foveal.data.row_planning.groups import Row
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.errors import ModelError
 from foveal.models.cached_rows import (
     read,
@@ -58,7 +58,7 @@ def conversations(folder):
     """Examples of every kind: one to five questions a page, several images, turns, words alone."""
     pages = [f"{one}.png" for one in range(4)]
     for number, page in enumerate(pages):
-        make_picture(folder / "images" / page, number, (96 + 32 * number, 96))
+        make_image(folder / "images" / page, number, (96 + 32 * number, 96))
     questions = [
         ("What number is it?", "one"),
         ("What is written in the second line of this page?", "a red circle and a blue square"),
@@ -86,7 +86,7 @@ def with_doubles(model):
 
 def row_losses(loaded, dataset, *, share, tokens_per_pass=100_000):
     """Summed loss, tokens read, and gradients of one step that holds all examples."""
-    plan = Plan(
+    plan = RowPlanner(
         dataset.sizes,
         examples_per_step=len(dataset.examples),
         tokens_per_pass=tokens_per_pass,
@@ -198,7 +198,7 @@ def test_separate_samples_side_by_side_are_what_transformers_makes_of_each_alone
 
 def test_a_process_with_less_to_read_reads_nothing_as_often_as_others_read(case, loaded):
     _, dataset, _ = case
-    plan = Plan(
+    plan = RowPlanner(
         dataset.sizes,
         examples_per_step=8,
         tokens_per_pass=100_000,
@@ -239,7 +239,9 @@ def test_each_question_about_a_page_costs_its_own_tokens_alone(case, loaded):
     hook = loaded.model.model.register_forward_pre_hook(
         lambda *given: read.append(tuple(given[-1]["input_ids"].shape)), with_kwargs=True
     )
-    plan = Plan(dataset.sizes, examples_per_step=len(dataset.examples), tokens_per_pass=100_000)
+    plan = RowPlanner(
+        dataset.sizes, examples_per_step=len(dataset.examples), tokens_per_pass=100_000
+    )
     groups = [group for row in plan.step(0).ranks[0] for group in row.groups]
     largest = max(groups, key=lambda group: len(group.examples))
     losses_of(loaded, dataset, [Row((largest,))])

@@ -25,7 +25,7 @@ from foveal.data.images.clips import choose_frames, decode_at
 from foveal.data.images.frames import parse_strip
 from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import image_size, open_image
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.data.turn_processor import frame_choice_of, read_as
 from foveal.errors import ConfigError
 from foveal.evaluate.questions import Opener, questions_of
@@ -100,7 +100,7 @@ class Read:
 
     def learn(self, plainly=False, share=True):
         count = len(self.dataset.examples)
-        plan = Plan(
+        plan = RowPlanner(
             self.dataset.sizes, examples_per_step=count, tokens_per_pass=10**6, share_images=share
         )
         (row,) = [row for rank in plan.step(0).ranks for row in rank]

@@ -18,7 +18,7 @@ from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.forward_inputs import Batch
 from foveal.data.row_planning.groups import Group, Row
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.data.shapes import expand_entries
 from foveal.data.turn_processor import AskedTurn
 from foveal.errors import ModelError
@@ -94,7 +94,7 @@ class Loaded:
         self.loss = RowLoss(self.model, self.loaded.family)
 
     def rows(self, **settings):
-        plan = Plan(
+        plan = RowPlanner(
             self.dataset.sizes,
             examples_per_step=len(self.dataset.examples),
             tokens_per_pass=10**6,

@@ -12,7 +12,7 @@ from foveal.config import PreferenceSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.row_planning.groups import Group, Row
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.models.loading import load
 from foveal.train.loss import RowLoss
 from foveal.train.objective import Preferences, pair_losses
@@ -41,12 +41,12 @@ def test_rows_of_pairs_are_what_separate_answers_are(tmp_path, name, in_double):
     loaded = load(str(write_tiny(name, tmp_path / "model")), None, "blocks")
     assert loaded.family.route == ROUTES[name]
     model = loaded.model.double()  # what is left then is no rounding
-    _, dataset = read_dataset(pair_pages(tmp_path, 2, 2, pictures=1), loaded.processor, pairs=True)
+    _, dataset = read_dataset(pair_pages(tmp_path, 2, 2, images=1), loaded.processor, pairs=True)
     count = len(dataset.examples)
     reference = (-5 - 3 * torch.rand(count, generator=torch.Generator().manual_seed(0))).numpy()
     loss = RowLoss(model, loaded.family)
     alone = ROUTES[name] == "plain"
-    plan = Plan(
+    plan = RowPlanner(
         dataset.sizes,
         examples_per_step=4,
         tokens_per_pass=1 if alone else 10**6,

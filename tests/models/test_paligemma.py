@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny_models_more  # noqa: F401  # enters its family
 import torch
-from tiny import make_picture, turn, write_data
+from tiny import make_image, turn, write_data
 from tiny_models import write_tiny
 
 from foveal.data.batch import build_batch
@@ -29,7 +29,7 @@ ASKED = "Which number stands beside the total?"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("paligemma")
-    make_picture(folder / "images" / "page.png", 0, (64, 48))
+    make_image(folder / "images" / "page.png", 0, (64, 48))
     asked = [
         [turn(ASKED, "one of three", ["page.png"])],
         [turn(ASKED, "one of four words", ["page.png"])],

@@ -14,7 +14,7 @@ from pairs import pair_pages
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.forward_inputs import GroupSpan
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.models.row_view import RowView
 from foveal.plan.epoch import (
     Epoch,
@@ -30,7 +30,7 @@ SIZE = SIZES["tiny"]
 
 def test_a_row_is_counted_as_it_is_built(tmp_path):
     dataset = make_random_page(SIZE, 4, tmp_path)
-    plan = Plan(dataset.sizes, examples_per_step=4, tokens_per_pass=SIZE.tokens_per_pass)
+    plan = RowPlanner(dataset.sizes, examples_per_step=4, tokens_per_pass=SIZE.tokens_per_pass)
     (row,) = plan.step(0).ranks[0]
     counts = count_row(row, dataset.sizes, dataset.examples.targets)
     batch = build_batch(row, dataset, LetterProcessor(SIZE))
@@ -44,7 +44,7 @@ def test_a_row_is_counted_as_it_is_built(tmp_path):
 
 def test_every_example_of_an_epoch_is_counted_once(tmp_path):
     dataset = make_random_page(SIZE, 7, tmp_path)
-    plan = Plan(
+    plan = RowPlanner(
         dataset.sizes, examples_per_step=3, tokens_per_pass=SIZE.tokens_per_pass, world_size=2
     )
     epoch = plan_steps(plan, dataset.examples.targets, range(plan.steps_per_epoch))
@@ -60,7 +60,7 @@ def test_what_is_in_a_row_of_pairs_can_be_written_down(tmp_path, rejected):
     loaded = tiny.make_model(tmp_path / "model")
     pages = pair_pages(tmp_path, 1, 2, rejected=rejected)
     _, dataset = read_dataset(pages, loaded.processor, pairs=True)
-    plan = Plan(dataset.sizes, examples_per_step=2, tokens_per_pass=2000)
+    plan = RowPlanner(dataset.sizes, examples_per_step=2, tokens_per_pass=2000)
     (row,) = plan.step(0).ranks[0]
     counts = asdict(count_row(row, dataset.sizes, dataset.examples.targets))
     assert json.loads(json.dumps(counts))["examples"] == 2  # each question, whatever its answers

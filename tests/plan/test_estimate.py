@@ -63,7 +63,7 @@ def test_reading_a_page_takes_two_operations_a_weight_and_token_whatever_learns(
 @pytest.mark.slow
 def test_what_multiplies_no_matrices_takes_as_long_as_its_bytes_take_to_move():
     plain = setup(precision="float32")
-    kept = plain.costs.kept_bytes(PAGE)
+    kept = plain.costs.saved_bytes(PAGE)
     moving = replace(A100, reached=replace(PERFECT, bandwidth=0.5, moved=3.0))
     still = replace(A100, reached=replace(PERFECT, bandwidth=0.5))
     once = rank_seconds(plain, [PAGE], moving, 1)
@@ -115,7 +115,7 @@ def test_a_frozen_tower_keeps_nothing_and_adapters_have_little_to_move():
     frozen = estimate_memory(setup("frozen_vision"), PAGE, 2, 0, 0)
     assert frozen.tower_bytes < estimate_memory(setup(), PAGE, 2, 0, 0).tower_bytes / 10
     lora, qlora = (
-        shares_of(asked(one).holdings, "single", 1, fixed_bytes=2) for one in ("lora", "qlora")
+        shares_of(asked(one).holdings, "single", 1, frozen_bytes=2) for one in ("lora", "qlora")
     )
     assert lora.optimizer_bytes == pytest.approx(8 * 130895872, rel=1e-4)
     # A fixed number is held in 2 bytes, or in 4 bits; embedding and head are not packed.

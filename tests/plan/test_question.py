@@ -183,13 +183,13 @@ def assert_equal(recipe, world=1):
         return
     question = ask(recipe, None)
     run.engine.world_size = world
-    plan = run._plan()
-    assert question.steps == count_steps(plan.steps_per_epoch, recipe.train)
-    steps = [plan.step(index) for index in range(plan.steps_per_epoch)]
-    assert [question.plan(world).step(index) for index in range(len(steps))] == steps
+    planner = run._make_planner()
+    assert question.steps == count_steps(planner.steps_per_epoch, recipe.train)
+    steps = [planner.step(index) for index in range(planner.steps_per_epoch)]
+    assert [question.planner(world).step(index) for index in range(len(steps))] == steps
     rows = [row for step in steps for rank in step.ranks for row in rank]
     # A step counts a question once, however many answers it has.
-    counted = sum(plan.sizes.is_first(one) for row in rows for one in row.examples)
+    counted = sum(planner.sizes.is_first(one) for row in rows for one in row.examples)
     assert question.epoch(world).total.examples == counted
     # As here: what this machine would compute wrongly in 4 bits stays whole in the run.
     hardware = replace(find_hardware("a100-80gb"), is_cpu=True, measured=True)
@@ -210,7 +210,7 @@ def assert_equal(recipe, world=1):
         held = held_by_torch(learner, recipe.engine, world)
         brought = brought_together(learner) if recipe.engine == "fsdp2" and world > 1 else None
     shares = shares_of(
-        setup.holdings, setup.engine, setup.shares, setup.fixed_bytes, setup.optimizer
+        setup.holdings, setup.engine, setup.shares, setup.frozen_bytes, setup.optimizer
     )
     assert brought in (None, shares.buckets_bytes)
     assert held == (

@@ -11,7 +11,7 @@ from run_folders import make_examples, predict
 from foveal.data.example import Example, Turn, read_examples
 from foveal.data.images.image_folder import ImageFolder
 from foveal.evaluate.prediction import Prediction
-from foveal.report.gallery import CARDS, PICTURES, Pair, choose_cards, match, shrink
+from foveal.report.gallery import CARDS, IMAGES, Pair, choose_cards, match, shrink
 
 
 def accuracy(prediction):
@@ -91,9 +91,9 @@ def test_a_picture_that_several_cards_show_is_kept_once(tmp_path):
     data = make_examples(tmp_path)
     examples = list(read_examples(data))[-2:]  # both over the same picture
     gallery = choose_cards(match(predict()[-2:], [], examples), accuracy, ImageFolder(data))
-    assert len(gallery.pictures) == 1
-    names = {card.pictures[0].name for group in gallery.groups for card in group.cards}
-    assert names == {gallery.pictures[0].name}
+    assert len(gallery.images) == 1
+    names = {card.images[0].name for group in gallery.groups for card in group.cards}
+    assert names == {gallery.images[0].name}
 
 
 def test_a_missing_picture_says_so_on_its_card(tmp_path):
@@ -102,8 +102,8 @@ def test_a_missing_picture_says_so_on_its_card(tmp_path):
     (tmp_path / "images" / "0.png").unlink()
     gallery = choose_cards(match(predict()[:1], [], examples), accuracy, ImageFolder(data))
     (card,) = gallery.groups[0].cards
-    assert gallery.pictures == ()
-    assert card.pictures[0].problem.startswith("image 0.png is not in ")
+    assert gallery.images == ()
+    assert card.images[0].problem.startswith("image 0.png is not in ")
 
 
 def test_of_many_pictures_the_first_are_shown_and_the_rest_counted(tmp_path):
@@ -113,25 +113,25 @@ def test_of_many_pictures_the_first_are_shown_and_the_rest_counted(tmp_path):
     folder = ImageFolder(tmp_path / "data.jsonl", tmp_path)
     gallery = choose_cards(match(predict()[:1], [], [example]), accuracy, folder)
     (card,) = gallery.groups[0].cards
-    assert (len(card.pictures), card.more_pictures) == (PICTURES, 11 - PICTURES)
+    assert (len(card.images), card.more_images) == (IMAGES, 11 - IMAGES)
 
 
 def test_a_picture_is_shrunk_until_it_fits_its_share_and_keeps_its_shape(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (600, 1200, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     folder = ImageFolder(tmp_path / "data.jsonl", tmp_path)
-    picture = shrink("picture-0", "noise.png", folder, 100_000)
-    assert len(picture.uri) <= 100_000
-    kind, _, text = picture.uri.partition(",")
+    image = shrink("picture-0", "noise.png", folder, 100_000)
+    assert len(image.uri) <= 100_000
+    kind, _, text = image.uri.partition(",")
     assert kind == "data:image/webp;base64"
     opened = Image.open(io.BytesIO(base64.b64decode(text)))
-    assert opened.size == (picture.width, picture.height)
-    assert picture.width == 2 * picture.height
+    assert opened.size == (image.width, image.height)
+    assert image.width == 2 * image.height
     assert len(shrink("picture-0", "noise.png", folder, 1).uri) > 1  # the smallest stays anyway
 
 
 def test_a_small_picture_is_not_blown_up(tmp_path):
     Image.new("RGB", (30, 20)).save(tmp_path / "small.png")
     folder = ImageFolder(tmp_path / "data.jsonl", tmp_path)
-    picture = shrink("picture-0", "small.png", folder, 50_000)
-    assert (picture.width, picture.height) == (30, 20)
+    image = shrink("picture-0", "small.png", folder, 50_000)
+    assert (image.width, image.height) == (30, 20)

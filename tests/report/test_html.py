@@ -41,8 +41,8 @@ def test_ids_are_unique_and_every_link_finds_its_place(page):
 def test_the_page_can_be_read_aloud(page):
     assert page.all("html")[0]["lang"] == "en"
     assert all(one.get("scope") in ("col", "row") for one in page.all("th"))
-    for picture in page.all("svg"):
-        assert picture.get("aria-hidden") == "true" or picture.get("aria-label")
+    for image in page.all("svg"):
+        assert image.get("aria-hidden") == "true" or image.get("aria-label")
     heads = [tag for tag, _ in page.elements if tag in ("h1", "h2", "h3")]
     assert heads.count("h1") == 1
     assert heads.index("h1") < heads.index("h2") < heads.index("h3")

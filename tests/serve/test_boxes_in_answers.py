@@ -2,7 +2,7 @@
 
 import pytest
 from openai import BadRequestError
-from serving import picture_bytes, question
+from serving import image_bytes, question
 
 from foveal.data.images.boxes import BoxFrame, BoxMap
 from foveal.serve.exchange import move_boxes
@@ -24,7 +24,7 @@ def ask(client, *messages, **more):
 
 
 def test_boxes_of_an_answer_are_moved_whole_or_streamed(client):
-    asked = question("Where?", picture_bytes(1))
+    asked = question("Where?", image_bytes(1))
     assert ask(client, asked).choices[0].message.content == MOVED
     pieces = [one.choices[0].delta.content or "" for one in ask(client, asked, stream=True)]
     assert "".join(pieces) == MOVED
@@ -33,15 +33,15 @@ def test_boxes_of_an_answer_are_moved_whole_or_streamed(client):
 
 def test_boxes_of_questions_and_earlier_answers_are_moved_to_the_model(client, tiny, actor):
     earlier = {"role": "assistant", "content": "At [0, 10, 20, 30], not at [9, 9, 1, 1]."}
-    ask(client, question("Is [0, 10, 20, 30] one?", picture_bytes(1)), earlier, question("Why?"))
+    ask(client, question("Is [0, 10, 20, 30] one?", image_bytes(1)), earlier, question("Why?"))
     told = tiny.processor.decode_answer([one for one in actor.asked[0].prompt.entries if one > 2])
     assert "Is [0, 18, 19, 37] one?" in told
     with pytest.raises(BadRequestError, match=r"box \[9, 9, 1, 1\] is none in an image of 60 x 40"):
-        ask(client, question("Is it [9, 9, 1, 1]?", picture_bytes(1)))
+        ask(client, question("Is it [9, 9, 1, 1]?", image_bytes(1)))
 
 
 def test_pictures_of_several_sizes_leave_boxes_as_the_model_says_them(client):
-    asked = question("Where?", picture_bytes(1), picture_bytes(2, (80, 40)))
+    asked = question("Where?", image_bytes(1), image_bytes(2, (80, 40)))
     assert ask(client, asked).choices[0].message.content == SPOKEN
 
 

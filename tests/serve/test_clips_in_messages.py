@@ -11,7 +11,7 @@ import torch
 from numbered_clips import STEADY, write_clip
 from openai import APIStatusError, BadRequestError
 from PIL import Image
-from serving import picture_bytes, question
+from serving import image_bytes, question
 from tiny_models import write_tiny
 
 from foveal.config import DataSettings
@@ -137,7 +137,7 @@ def test_a_clip_comes_beside_a_request_as_a_form_too(films, stage, actor):
         f"{server.url}/v1/chat/completions",
         files=[
             ("video", ("clip.avi", (films / "images" / "clip.avi").read_bytes())),
-            ("image", ("page.png", picture_bytes(1))),
+            ("image", ("page.png", image_bytes(1))),
         ],
         data={"request": json.dumps({"messages": [{"role": "user", "content": "What?"}]})},
     )
@@ -184,7 +184,7 @@ def test_a_clip_that_takes_too_long_to_decode_is_refused(films, tiny):
 
 
 def test_clips_count_among_the_pictures_of_a_request(films, stage):
-    client = stage(ServerSettings(limits=ServerLimits(pictures=1))).client()
+    client = stage(ServerSettings(limits=ServerLimits(images=1))).client()
     shown = {"role": "user", "content": [clip_of(films), page_of(films)]}
     with pytest.raises(APIStatusError, match="2 pictures are more than 1") as caught:
         client.chat.completions.create(model="mine", messages=[shown])

@@ -25,7 +25,7 @@ def read(*messages, uploads=()):
 
 
 def shown(turn):
-    return [picture.data for picture in turn.files]
+    return [image.data for image in turn.files]
 
 
 def test_turns_keep_their_pictures_and_answers():

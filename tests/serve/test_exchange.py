@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from serving import LINES, data_uri, picture_bytes, question, wait_until
+from serving import LINES, data_uri, image_bytes, question, wait_until
 
 from foveal.serve.limits import ServerSettings
 
 
-def transformers_answer(tiny, text, pictures, max_tokens):
+def transformers_answer(tiny, text, images, max_tokens):
     """The greedy answer of transformers' own generate, from the processor's own prompt."""
     processor = tiny.processor
-    opened = [Image.open(io.BytesIO(one)).convert("RGB") for one in pictures]
+    opened = [Image.open(io.BytesIO(one)).convert("RGB") for one in images]
     ids = []
-    for entry in processor.encode_prompt(text, len(pictures)):
+    for entry in processor.encode_prompt(text, len(images)):
         tokens = processor.shape(*opened[-1 - entry].size).tokens if entry < 0 else 0
         ids += [processor.image_token_id] * tokens if entry < 0 else [entry]
     cut = processor.image_processor(opened)
@@ -43,11 +43,11 @@ def text_of(completion):
 
 def test_an_answer_is_the_one_that_transformers_gives(serve, tiny):
     client = serve().client()
-    pictures = [picture_bytes(1), picture_bytes(2, (80, 40))]
+    images = [image_bytes(1), image_bytes(2, (80, 40))]
     completion = client.chat.completions.create(
-        model="mine", messages=[question("What is the total?", *pictures)], max_tokens=12
+        model="mine", messages=[question("What is the total?", *images)], max_tokens=12
     )
-    expected, prompt_tokens = transformers_answer(tiny, "What is the total?", pictures, 12)
+    expected, prompt_tokens = transformers_answer(tiny, "What is the total?", images, 12)
     assert text_of(completion) == expected
     assert completion.usage.prompt_tokens == prompt_tokens
     assert completion.usage.completion_tokens == 12
@@ -78,11 +78,11 @@ def test_a_streamed_answer_is_the_whole_one_in_pieces(stage):
 def test_answers_asked_for_together_are_those_asked_for_one_by_one(serve):
     """They share steps, and those about one picture share it."""
     client = serve().client()
-    asked = [(f"What is number {one % 4}?", picture_bytes(one // 4)) for one in range(8)]
+    asked = [(f"What is number {one % 4}?", image_bytes(one // 4)) for one in range(8)]
 
-    def answer(text, picture):
+    def answer(text, image):
         return client.chat.completions.create(
-            model="mine", messages=[question(text, picture)], max_tokens=6
+            model="mine", messages=[question(text, image)], max_tokens=6
         )
 
     alone = [text_of(answer(*one)) for one in asked]
@@ -98,9 +98,9 @@ def test_turns_reach_the_model_as_training_writes_them(stage, actor, tiny):
         model="mine",
         messages=[
             {"role": "system", "content": "Be brief."},
-            question("First?", picture_bytes(1)),
+            question("First?", image_bytes(1)),
             {"role": "assistant", "content": "One."},
-            question("Second?", picture_bytes(2)),
+            question("Second?", image_bytes(2)),
         ],
     )
     processor, prompt = tiny.processor, actor.asked[0].prompt
@@ -166,7 +166,7 @@ def test_a_streams_numbers_are_those_of_the_whole_answer(serve):
     client = serve().client()
     asked = {
         "model": "mine",
-        "messages": [question("What?", picture_bytes(1))],
+        "messages": [question("What?", image_bytes(1))],
         "max_tokens": 6,
         "logprobs": True,
         "top_logprobs": 2,
@@ -212,11 +212,11 @@ def test_questions_of_different_people_about_one_picture_read_it_once(serve, tin
     server = serve()
     for number in range(3):  # each a client of its own, one after the other
         server.client().chat.completions.create(
-            model="mine", messages=[question(f"Question {number}?", picture_bytes(3))], max_tokens=2
+            model="mine", messages=[question(f"Question {number}?", image_bytes(3))], max_tokens=2
         )
     assert sum(map(bool, crops_read)) == 1
     server.client().chat.completions.create(
-        model="mine", messages=[question("Question 0?", picture_bytes(4))], max_tokens=2
+        model="mine", messages=[question("Question 0?", image_bytes(4))], max_tokens=2
     )
     assert sum(map(bool, crops_read)) == 2
 
@@ -305,10 +305,10 @@ def test_logprobs_are_those_of_the_models_own_next_token(serve, tiny):
 def test_uploads_are_shown_like_pictures_in_messages(stage, actor):
     server = stage()
     server.client().chat.completions.create(
-        model="mine", messages=[question("What?", picture_bytes(1), picture_bytes(2))]
+        model="mine", messages=[question("What?", image_bytes(1), image_bytes(2))]
     )
     form = {"request": '{"messages": [{"role": "user", "content": "What?"}], "max_tokens": 20}'}
-    files = [("image", (f"{one}.png", picture_bytes(one))) for one in (1, 2)]
+    files = [("image", (f"{one}.png", image_bytes(one))) for one in (1, 2)]
     answer = httpx.post(f"{server.url}/v1/chat/completions", data=form, files=files)
     assert answer.json()["choices"][0]["message"]["content"] == LINES[0]
     sent, uploaded = (one.prompt for one in actor.asked)
@@ -346,13 +346,13 @@ def test_a_broken_form_is_refused_in_a_sentence(stage, form, files, said):
         ),
         (
             openai.BadRequestError,
-            {"messages": [question("?", picture_bytes()[:-30])]},
+            {"messages": [question("?", image_bytes()[:-30])]},
             "picture 1: broken picture",
         ),
         (openai.BadRequestError, {"messages": [question("?", b"no")]}, "picture 1: not a picture"),
         (
             openai.BadRequestError,
-            {"messages": [question("?", picture_bytes(), picture_bytes(size=(2000, 1)))]},
+            {"messages": [question("?", image_bytes(), image_bytes(size=(2000, 1)))]},
             "picture 2: a picture of 2000 x 1 pixels is too elongated",
         ),
     ],
@@ -388,14 +388,14 @@ def test_a_model_that_fails_is_a_500_without_its_inner_reasons(stage, actor, cap
     assert "a secret path" in caplog.text, "the log tells"
     counted = generate_latest(server.endpoint.measures.registry).decode()
     assert 'foveal_requests_total{model="mine",status="500"} 2.0' in counted
-    assert server.endpoint.gate.taken == 0
+    assert server.endpoint.admission.taken == 0
 
 
 def test_health_and_measures_tell_what_was_done(stage):
     server = stage()
     client = server.client()
     completion = client.chat.completions.create(
-        model="mine", messages=[question("?", picture_bytes())]
+        model="mine", messages=[question("?", image_bytes())]
     )
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="yours", messages=[question()])
@@ -425,7 +425,7 @@ def test_paths_that_are_not_there_say_so_in_openais_shape(stage):
 
 
 def test_a_data_uri_may_name_any_kind_of_picture(stage):
-    address = data_uri(picture_bytes()).replace("image/png", "application/octet-stream")
+    address = data_uri(image_bytes()).replace("image/png", "application/octet-stream")
     shown = {"type": "image_url", "image_url": {"url": address, "detail": "high"}}
     completion = (
         stage()

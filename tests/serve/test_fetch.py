@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from foveal.serve.fetch import fetch, is_public
 from foveal.serve.limits import RequestError, ServerLimits
 
-LIMITS = ServerLimits(picture_bytes=1000, fetch_seconds=2, redirects=3)
+LIMITS = ServerLimits(image_bytes=1000, fetch_seconds=2, redirects=3)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_endless_redirects_end():
 
 def test_no_more_is_read_than_a_picture_may_have():
     with web(lambda handler, _: send(handler, b"x" * 100_000)) as url:
-        assert len(fetch(url, LIMITS, anywhere)) == LIMITS.picture_bytes + 1
+        assert len(fetch(url, LIMITS, anywhere)) == LIMITS.image_bytes + 1
 
 
 def test_an_error_of_the_other_server_is_told():

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 from prometheus_client import generate_latest
-from serving import ENDLESS, picture_bytes, question, wait_until
+from serving import ENDLESS, image_bytes, question, wait_until
 
 from foveal.serve import served
 from foveal.serve.limits import ServerLimits, ServerSettings
@@ -58,7 +58,7 @@ def test_who_finds_no_place_is_told_when_to_come_back(stage, actor):
     actor.going.set()
     for stream in streams:
         assert "".join(one.choices[0].delta.content or "" for one in stream)
-    wait_until(lambda: server.endpoint.gate.taken == 0)
+    wait_until(lambda: server.endpoint.admission.taken == 0)
     assert list(client.chat.completions.create(**asked))
 
 
@@ -69,7 +69,7 @@ def test_a_client_who_leaves_a_stream_frees_its_place(stage, actor):
     stream = server.client().chat.completions.create(**asked, stream=True)
     next(stream)
     stream.close()
-    wait_until(lambda: actor.cancelled == [0] and server.endpoint.gate.taken == 0)
+    wait_until(lambda: actor.cancelled == [0] and server.endpoint.admission.taken == 0)
     counted = generate_latest(server.endpoint.measures.registry).decode()
     assert 'foveal_requests_total{model="mine",status="499"} 1.0' in counted
 
@@ -81,7 +81,7 @@ def test_a_client_who_does_not_wait_for_a_whole_answer_frees_its_place(stage, ac
     connection.sendall(head(len(ASKED)) + ASKED)
     wait_until(lambda: actor.num_active == 1)
     connection.close()
-    wait_until(lambda: actor.cancelled == [0] and server.endpoint.gate.taken == 0)
+    wait_until(lambda: actor.cancelled == [0] and server.endpoint.admission.taken == 0)
 
 
 @pytest.mark.parametrize("stated", [True, False])
@@ -94,7 +94,7 @@ def test_a_body_that_is_too_large_is_refused_however_it_comes(stage, actor, stat
     assert answer.status_code == 413
     assert "more than 20000 bytes" in answer.json()["error"]["message"]
     assert actor.asked == []
-    assert server.endpoint.gate.taken == 0
+    assert server.endpoint.admission.taken == 0
 
 
 def test_a_body_that_only_claims_to_be_huge_is_refused_unread(stage):
@@ -121,26 +121,26 @@ def test_a_form_is_counted_while_it_is_read(stage):
 def test_an_upload_is_measured_like_any_other_picture(stage):
     form = {"request": ASKED.decode()}
     answer = httpx.post(
-        stage(settings(picture_bytes=50)).url + CHAT,
+        stage(settings(image_bytes=50)).url + CHAT,
         data=form,
-        files=[("image", ("a.png", picture_bytes()))],
+        files=[("image", ("a.png", image_bytes()))],
     )
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "picture_too_large"
 
 
 @pytest.mark.parametrize(
-    ("limits", "pictures", "code"),
+    ("limits", "images", "code"),
     [
-        ({"picture_bytes": 50}, [picture_bytes()], "picture_too_large"),
-        ({"pixels": 4000}, [picture_bytes(), picture_bytes(1)], "too_many_pixels"),
-        ({"pictures": 1}, [picture_bytes(), picture_bytes(1)], "too_many_pictures"),
+        ({"image_bytes": 50}, [image_bytes()], "picture_too_large"),
+        ({"pixels": 4000}, [image_bytes(), image_bytes(1)], "too_many_pixels"),
+        ({"images": 1}, [image_bytes(), image_bytes(1)], "too_many_pictures"),
     ],
 )
-def test_pictures_that_are_too_large_or_too_many_are_413(stage, actor, limits, pictures, code):
+def test_pictures_that_are_too_large_or_too_many_are_413(stage, actor, limits, images, code):
     client = stage(settings(**limits)).client()
     with pytest.raises(openai.APIStatusError) as caught:
-        client.chat.completions.create(model="mine", messages=[question("?", *pictures)])
+        client.chat.completions.create(model="mine", messages=[question("?", *images)])
     assert (caught.value.status_code, caught.value.code) == (413, code)
     assert actor.asked == []
 
@@ -150,7 +150,7 @@ def test_a_body_that_drips_is_given_up(stage):
     connection = server.connect()
     connection.sendall(head(1000) + b"{")
     assert b" 408 " in connection.recv(65536).splitlines()[0]
-    wait_until(lambda: server.endpoint.gate.taken == 0)
+    wait_until(lambda: server.endpoint.admission.taken == 0)
 
 
 @pytest.mark.parametrize("begun", [b"", b"POST /v1/chat/comp", b"GET / HTTP/1.1\r\nHost: a\r\n"])
@@ -177,7 +177,7 @@ def test_a_client_that_reads_nothing_holds_up_nobody_and_is_cut_off(stage, actor
     server.endpoint.limits = ServerLimits()  # who reads has all the time there is
     completion = server.client().chat.completions.create(model="mine", messages=[question()])
     assert completion.choices[0].message.content == "The total"
-    wait_until(lambda: server.endpoint.gate.taken == 0 and actor.is_idle)
+    wait_until(lambda: server.endpoint.admission.taken == 0 and actor.is_idle)
 
 
 def test_an_answer_that_takes_too_long_is_given_up(stage, actor):
@@ -185,7 +185,7 @@ def test_an_answer_that_takes_too_long_is_given_up(stage, actor):
     actor.going.clear()
     with pytest.raises(openai.InternalServerError, match="no whole answer within"):
         server.client().chat.completions.create(model="mine", messages=[question()])
-    wait_until(lambda: actor.cancelled == [0] and server.endpoint.gate.taken == 0)
+    wait_until(lambda: actor.cancelled == [0] and server.endpoint.admission.taken == 0)
 
 
 def test_another_kind_of_body_is_refused(stage):
@@ -195,8 +195,8 @@ def test_another_kind_of_body_is_refused(stage):
 
 def test_too_many_pictures_are_refused_before_one_is_fetched(stage, monkeypatch):
     fetched = []
-    monkeypatch.setattr(served, "fetch", lambda url, limits: fetched.append(url) or picture_bytes())
-    limits = ServerLimits(pictures=2)
+    monkeypatch.setattr(served, "fetch", lambda url, limits: fetched.append(url) or image_bytes())
+    limits = ServerLimits(images=2)
     client = stage(ServerSettings(allow_urls=True, limits=limits)).client()
 
     def ask(count):
@@ -231,7 +231,7 @@ def test_a_client_who_leaves_is_read_to_the_end_and_keeps_its_place_or_not_at_al
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b"", "the server knows that the client has left"
     assert httpx.get(f"{server.url}/health").status_code == 200  # and has done what follows
-    assert server.endpoint.gate.taken >= served.READERS
+    assert server.endpoint.admission.taken >= served.READERS
     going.set()
-    wait_until(lambda: server.endpoint.gate.taken == 0)
+    wait_until(lambda: server.endpoint.admission.taken == 0)
     assert len(read) == served.READERS

@@ -9,7 +9,7 @@ import pytest
 from browsers import PHONE, chromium
 from numbered_clips import STEADY, write_clip
 from playwright.sync_api import expect
-from serving import ENDLESS, LINES, picture_bytes, wait_until
+from serving import ENDLESS, LINES, image_bytes, wait_until
 
 from foveal.serve.limits import ServerSettings
 from foveal.serve.server import read_page
@@ -60,8 +60,8 @@ def ask(page: "Page", text: str) -> None:
 def test_a_picture_is_dropped_asked_about_and_the_answer_streams(stage, actor, page):
     actor.step_seconds = 0.05
     page.goto(stage().url)
-    drop(page, "bill.png", picture_bytes(1))
-    drop(page, "other.png", picture_bytes(2))
+    drop(page, "bill.png", image_bytes(1))
+    drop(page, "other.png", image_bytes(2))
     page.get_by_role("button", name="Remove other.png").click()
     ask(page, "What is the total?")
     answer = page.locator(".answer")
@@ -86,7 +86,7 @@ def test_a_clip_is_dropped_and_asked_about_beside_a_picture(stage, actor, page, 
     write_clip(tmp_path / "goal.webm", "libvpx-vp9", STEADY[:20])
     page.goto(stage().url)
     drop(page, "goal.webm", (tmp_path / "goal.webm").read_bytes(), "video/webm")
-    drop(page, "bill.png", picture_bytes(1))
+    drop(page, "bill.png", image_bytes(1))
     status = page.get_by_role("status")
     expect(status).to_have_text("1 picture, 1 clip to show.")
     drop(page, "notes.txt", b"words", "text/plain")
@@ -137,7 +137,7 @@ def test_before_and_after_stand_side_by_side(stage, page):
 
 def test_an_error_is_told_and_the_question_is_kept_to_mend(stage, actor, page):
     page.goto(stage().url)
-    drop(page, "broken.png", picture_bytes()[:-30])
+    drop(page, "broken.png", image_bytes()[:-30])
     page.get_by_role("button", name="Remove broken.png").wait_for()
     ask(page, "What?")
     page.wait_for_selector(".answer.failed")
@@ -177,7 +177,7 @@ def test_a_server_with_a_token_asks_for_it(stage, page):
 def test_everything_is_reached_by_keyboard_and_has_a_name(stage, page):
     page.goto(stage(names=("mine", "mine-before")).url)
     expect(page.get_by_label("Question")).to_be_focused()
-    drop(page, "a.png", picture_bytes())
+    drop(page, "a.png", image_bytes())
     page.get_by_role("button", name="Remove a.png").wait_for()
     page.get_by_label("Question").fill("What?")
     reached = set()
@@ -203,7 +203,7 @@ def test_axe_finds_no_barrier_before_or_after_an_answer_or_at_the_lock(stage, pa
 
     page.emulate_media(color_scheme=colours)
     page.goto(stage(names=("mine", "mine-before")).url)
-    drop(page, "a.png", picture_bytes())
+    drop(page, "a.png", image_bytes())
     page.get_by_role("button", name="Remove a.png").wait_for()
     page.locator("summary").click()
     assert barriers() == []

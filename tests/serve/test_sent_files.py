@@ -11,12 +11,12 @@ from PIL import Image
 from foveal.serve import served
 from foveal.serve.limits import RequestError, ServerLimits
 from foveal.serve.sent_files import SentFile, measure_images, read_address
-from foveal.serve.served import CutPictures
+from foveal.serve.served import CutImages
 
-LIMITS = ServerLimits(picture_bytes=2000, pictures=3, pixels=10_000)
+LIMITS = ServerLimits(image_bytes=2000, images=3, pixels=10_000)
 
 
-def picture(size=(60, 40)):
+def drawn(size=(60, 40)):
     held = io.BytesIO()
     Image.new("RGB", size, (40, 90, 160)).save(held, "PNG")
     return held.getvalue()
@@ -31,7 +31,7 @@ def read(url):
 
 
 def test_a_data_uri_is_the_bytes_it_holds():
-    data = picture()
+    data = drawn()
     coded = base64.b64encode(data).decode()
     assert read(f"data:image/png;base64,{coded}").data == data
     assert read(f"DATA:;base64,{coded}").data == data
@@ -65,7 +65,7 @@ def test_a_web_address_is_handed_to_the_fetcher():
 
 
 def test_sizes_come_from_headers_and_add_up():
-    files = [SentFile("a", picture(size=(100, 50))), SentFile("b", picture(size=(50, 50)))]
+    files = [SentFile("a", drawn(size=(100, 50))), SentFile("b", drawn(size=(50, 50)))]
     assert measure_images(files, LIMITS) == [(100, 50), (50, 50)]
     with pytest.raises(RequestError, match="b: 50x50 takes the request to 12500 pixels") as caught:
         measure_images([*files[:1], *files], LIMITS)
@@ -114,10 +114,10 @@ def test_a_picture_cut_short_is_refused_in_a_sentence():
 
 
 def test_the_latest_pictures_stay_cut_and_no_more(monkeypatch):
-    monkeypatch.setattr(served, "REMEMBERED_PICTURES", 2)
+    monkeypatch.setattr(served, "REMEMBERED_IMAGES", 2)
     cut = []
-    pictures = CutPictures(SimpleNamespace(pixels=lambda image: cut.append(image.size) or {}))
-    one, two, three = (SentFile("a", picture(size=(side, 40))) for side in (1, 2, 3))
+    images = CutImages(SimpleNamespace(pixels=lambda image: cut.append(image.size) or {}))
+    one, two, three = (SentFile("a", drawn(size=(side, 40))) for side in (1, 2, 3))
     for shown in (one, two, one, three, one, two):
-        pictures.cut(shown)
+        images.cut(shown)
     assert [width for width, _ in cut] == [1, 2, 3, 2]

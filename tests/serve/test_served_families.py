@@ -2,7 +2,7 @@
 
 import pytest
 from openai import BadRequestError
-from serving import picture_bytes, question, running
+from serving import image_bytes, question, running
 from tiny_models import write_tiny
 from transformers import AutoTokenizer
 
@@ -42,7 +42,7 @@ def test_what_is_streamed_its_bytes_and_the_whole_answer_are_one_text(client_of)
         "model": "mine",
         "messages": [
             {"role": "system", "content": "be short"},
-            question("What is it?", picture_bytes(1), picture_bytes(2, (80, 40))),
+            question("What is it?", image_bytes(1), image_bytes(2, (80, 40))),
         ],
         "max_tokens": 24,
         "logprobs": True,

@@ -12,7 +12,7 @@ from foveal.config import LoraSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.encoded.packed import EncodedExamples, pack
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.errors import RunError
 from foveal.models.row_view import RowView
 from foveal.train.audit import audit_gradients, audit_sharing, audit_targets
@@ -24,7 +24,7 @@ from foveal.train.loss import RowLoss
 def setup(tmp_path):
     loaded = make_model(tmp_path / "model")
     _, dataset = read_dataset(pages(tmp_path, 1, 3), loaded.processor)
-    plan = Plan(dataset.sizes, examples_per_step=3, tokens_per_pass=10_000)
+    plan = RowPlanner(dataset.sizes, examples_per_step=3, tokens_per_pass=10_000)
     return loaded, dataset, plan.step(0).ranks[0][0]
 
 

@@ -11,7 +11,7 @@ from numbered_clips import STEADY, write_clip
 from PIL import Image
 from rich.console import Console
 from small_runs import losses, recipe, run, run_until, same_bits, weights
-from tiny import make_picture, turn, write_data, write_model
+from tiny import make_image, turn, write_data, write_model
 from tiny_models import write_tiny as write_family
 from typer.testing import CliRunner
 
@@ -30,7 +30,7 @@ def place(tmp_path):
     write_model(tmp_path / "model")
     lines = []
     for page in range(3):
-        make_picture(tmp_path / "images" / f"{page}.png", page, (60, 40))
+        make_image(tmp_path / "images" / f"{page}.png", page, (60, 40))
         for number in range(2):
             left = 10 * page + 5 * number
             answer = f"[{left}, 10, {left + 20}, 30]"
@@ -85,8 +85,8 @@ def test_a_run_learns_boxes_in_its_numbers_and_is_scored_in_those_of_the_data(pl
     answerer, known = load_answerer(place / "run"), right[0]
     number = int(known["id"].removeprefix("example-"))
     page, question = place / "images" / f"{number // 2}.png", f"Where is {number % 2}?"
-    for picture in (page, Image.open(page)):
-        assert answerer.answer(picture, question) == known["prediction"]
+    for image in (page, Image.open(page)):
+        assert answerer.answer(image, question) == known["prediction"]
     # An export is proven by the same scores, and its card says how it speaks.
     words = ["export", str(place / "run"), str(place / "out"), "--merge", "--dtype", "float32"]
     done = CliRunner().invoke(app, words)

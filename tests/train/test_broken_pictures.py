@@ -12,12 +12,12 @@ from tiny import make_model, pages, write_model
 
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.errors import RunError
 from foveal.run import TrainingRun
 
 
-def break_picture(path: Path) -> None:
+def break_image(path: Path) -> None:
     """Keep the header, lose the pixels."""
     path.write_bytes(path.read_bytes()[:-1500])
 
@@ -27,7 +27,7 @@ def place(tmp_path):
     """Five pages with three questions each, the second one broken; and the same without it."""
     write_model(tmp_path / "model")
     pages(tmp_path, 5, 3, "train")
-    break_picture(tmp_path / "images" / "train-1.png")
+    break_image(tmp_path / "images" / "train-1.png")
     kept = [
         line
         for line in (tmp_path / "train.jsonl").read_text().splitlines(keepends=True)
@@ -87,7 +87,7 @@ def test_the_number_of_workers_does_not_change_the_bits(place, workers):
 
 def test_a_step_of_which_nothing_is_left_is_not_applied_and_the_run_stops_in_time(place):
     for page in range(5):
-        break_picture(place / "images" / f"train-{page}.png")
+        break_image(place / "images" / f"train-{page}.png")
     with pytest.raises(RunError, match="15 of 15 examples were left out"):
         train(place, "nothing", max_bad_fraction=0.9)
     assert lines(place / "nothing", "incidents.jsonl")[-1]["what"] == "not finite"
@@ -98,7 +98,7 @@ def test_a_picture_of_another_shape_than_was_planned_for_is_left_out(tmp_path):
     _, dataset = read_dataset(pages(tmp_path, 2, 2), loaded.processor)
     wide = tmp_path / "images" / "data-0.png"
     (tmp_path / "images" / "data-1.png").rename(wide)  # a run may outlive its pictures
-    (row,) = Plan(dataset.sizes, examples_per_step=4, tokens_per_pass=9999).step(0).ranks[0]
+    (row,) = RowPlanner(dataset.sizes, examples_per_step=4, tokens_per_pass=9999).step(0).ranks[0]
     batch = build_batch(row, dataset, loaded.processor)
     assert batch.example_ids == ()
     assert len(batch.left_out) == 4

@@ -17,7 +17,7 @@ from foveal.config import LoraSettings, TrainSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.loader import RowBatches, StepLoader
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.machine import pick_device
 from foveal.models.generation.generator import Generator, Request, generate
 from foveal.models.generation.prompt import Prompt, PromptImage
@@ -83,7 +83,7 @@ class Trial:
         self.loss = learner.loss.train()
 
     def rows(self, *, share=True, tokens_per_pass=100_000):
-        plan = Plan(
+        plan = RowPlanner(
             self.dataset.sizes,
             examples_per_step=len(self.dataset.examples),
             tokens_per_pass=tokens_per_pass,
@@ -230,7 +230,7 @@ def test_steps_on_a_gpu_are_those_of_a_processor(tmp_path, family, device, optim
 @pytest.mark.parametrize("device", [GPU_ALONE])
 def test_a_batch_of_the_loader_is_pinned_and_arrives_whole(tmp_path, family, device):
     trial = Trial(tmp_path, family, device)
-    plan = Plan(trial.dataset.sizes, examples_per_step=4, tokens_per_pass=1000)
+    plan = RowPlanner(trial.dataset.sizes, examples_per_step=4, tokens_per_pass=1000)
     rows = RowBatches(trial.dataset, trial.loaded.processor, "token")
     for workers in (0, 2):
         loader = StepLoader(plan, rows, workers=workers, pin_memory=True)

@@ -8,7 +8,7 @@ import pytest
 from daily import daily
 from rich.console import Console
 from small_runs import recipe, run, run_until
-from tiny import make_picture, pages, write_model
+from tiny import make_image, pages, write_model
 
 from foveal.evaluate import evaluation
 from foveal.evaluate.prediction import read_predictions
@@ -94,7 +94,7 @@ def test_a_corrected_answer_is_scored_as_it_is_now(place):
 
 def test_another_picture_of_the_same_size_is_another_question(place):
     run(validated(place))
-    make_picture(place / "images" / "validation-1.png", 77, (80, 40))
+    make_image(place / "images" / "validation-1.png", 77, (80, 40))
     run(validated(place, "whole"))
     assert "(data changed)" in said(validated(place))
     assert answers(place, "run", "before") == answers(place, "whole", "before")

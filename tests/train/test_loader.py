@@ -8,10 +8,10 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from foveal.data import rows
 from foveal.data.dataset import read_dataset
 from foveal.data.loader import RowBatches, StepLoader
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 
 
-class CountingPlan(Plan):
+class CountingPlan(RowPlanner):
     """Remembers which steps it was asked for."""
 
     asked: list[int]
@@ -34,16 +34,16 @@ def loader(tmp_path):
 def a_loader(tmp_path, weights=()):
     loaded = make_model(tmp_path / "model")
     _, dataset = read_dataset(pages(tmp_path, 3, 4), loaded.processor, weights=weights)
-    plan = CountingPlan(dataset.sizes, examples_per_step=5, tokens_per_pass=400)
-    plan.asked = []
-    return StepLoader(plan, RowBatches(dataset, loaded.processor, "token"))
+    planner = CountingPlan(dataset.sizes, examples_per_step=5, tokens_per_pass=400)
+    planner.asked = []
+    return StepLoader(planner, RowBatches(dataset, loaded.processor, "token"))
 
 
 @pytest.mark.parametrize("start", [0, 7, 1_000_000_007])
 def test_a_run_that_goes_on_plans_and_opens_nothing_of_the_steps_before(loader, start):
     work = next(loader.steps(start, start + 2))
     given = [name for batch in work.batches for name in batch.example_ids]
-    assert set(loader.plan.asked) == {start}
+    assert set(loader.planner.asked) == {start}
     assert len(given) == (5, 5, 2)[start % 3]
 
 
@@ -59,7 +59,7 @@ def test_steps_from_the_middle_on_are_those_of_the_whole(loader):
 
 @pytest.mark.parametrize("step", [0, 3, 6])
 def test_the_examples_of_all_steps_so_far_are_counted_by_arithmetic(weighted, step):
-    given = [len(weighted.plan.examples(one)) for one in range(step)]
+    given = [len(weighted.planner.examples(one)) for one in range(step)]
     assert weighted.examples_until(step) == sum(given)
 
 
@@ -86,12 +86,12 @@ def test_a_rank_with_fewer_rows_than_one_far_away_keeps_it_company(tmp_path, mon
     monkeypatch.setattr(rows, "RANKS_OF_A_BLOCK", 1)
     loaded = make_model(tmp_path / "model")
     _, dataset = read_dataset(pages(tmp_path, 3, 4), loaded.processor)
-    plan = Plan(dataset.sizes, examples_per_step=6, tokens_per_pass=400, world_size=2)
+    planner = RowPlanner(dataset.sizes, examples_per_step=6, tokens_per_pass=400, world_size=2)
     asked = []
     given, seen = [], []
     for rank in range(2):
         loader = StepLoader(
-            plan,
+            planner,
             RowBatches(dataset, loaded.processor, "token"),
             rank,
             most_of_all=lambda own: asked.append(own) or max(own, most),

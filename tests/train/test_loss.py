@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny import make_model, make_picture, turn, write_data
+from tiny import make_image, make_model, turn, write_data
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -64,7 +64,7 @@ def test_lengths_that_do_not_belong_together_are_refused():
 
 def test_words_alone_ask_the_same_layers_for_gradients_as_pictures_do(tmp_path):
     # Where layers are cut over processes, one that is asked on one of them alone waits for ever.
-    make_picture(tmp_path / "images" / "0.png", 0)
+    make_image(tmp_path / "images" / "0.png", 0)
     data = write_data(tmp_path / "d.jsonl", [[turn("What?", "It.", ["0.png"])], [turn("a", "b")]])
     loaded = make_model(tmp_path / "model")
     assign(loaded.model, loaded.family, rules_of("lora"), 1e-3, 0.0, LoraSettings(rank=4))

@@ -19,7 +19,7 @@ from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
 from foveal.data.forward_inputs import Pairs
 from foveal.data.row_planning.groups import Group, Row
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.train.engines.one_process import Engine
 from foveal.train.loss import RowLoss
 from foveal.train.objective import Preferences, pair_losses
@@ -95,7 +95,7 @@ def test_an_answer_that_is_certain_has_a_finite_orpo_loss_and_gradient():
 
 
 def rows_of(dataset, processor, reference, share, tokens_per_pass=100_000):
-    plan = Plan(
+    plan = RowPlanner(
         dataset.sizes,
         examples_per_step=dataset.sizes.num_sets,
         tokens_per_pass=tokens_per_pass,
@@ -206,15 +206,15 @@ def test_pairs_of_a_shared_row_learn_what_separate_samples_do(tmp_path, loaded, 
 )
 @given(
     places=st.lists(st.integers(0, 3), min_size=1, max_size=3),
-    pictures=st.integers(0, 2),
+    images=st.integers(0, 2),
     rejected=st.integers(1, 2),
     tokens_per_pass=st.sampled_from([60, 300, 1000]),
 )
 def test_however_pairs_are_cut_a_step_is_the_mean_of_its_pairs(
-    tmp_path_factory, loaded, places, pictures, rejected, tokens_per_pass
+    tmp_path_factory, loaded, places, images, rejected, tokens_per_pass
 ):
     place = tmp_path_factory.mktemp("data")
-    file = pair_pages(place, 2, len(places), "p", pictures, rejected, places)
+    file = pair_pages(place, 2, len(places), "p", images, rejected, places)
     _, dataset = read_dataset(file, loaded.processor, pairs=True)
     reference = drawn_reference(dataset)
     mean, gradients = separately(loaded, dataset, reference, LOSSES["dpo"])

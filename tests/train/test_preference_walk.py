@@ -105,9 +105,9 @@ def test_an_exported_adapter_prefers_in_plain_peft_what_the_run_preferred(place,
             answer = learnt[: ids[learnt].tolist().index(end) + 1]
             said = sum(float(likely[place - 1, ids[place]]) for place in answer)
             assert said == pytest.approx(compared, rel=1e-4)
-    picture = place / "images" / "train-0-0.png"
+    image = place / "images" / "train-0-0.png"
     asked = [
-        foveal("ask", one, picture, "What is 0 of it?", "--max-new-tokens", 4)
+        foveal("ask", one, image, "What is 0 of it?", "--max-new-tokens", 4)
         for one in (runs["lora"], out)
     ]
     assert asked[0] == asked[1]
@@ -121,8 +121,8 @@ def test_an_exported_adapter_prefers_in_plain_peft_what_the_run_preferred(place,
 
 @pytest.mark.parametrize("strategy", daily("lora", beside=["full"]))
 def test_a_run_answers_in_the_terminal_and_is_served_beside_the_model_before(place, runs, strategy):
-    picture = place / "images" / "train-0-0.png"
-    asked = foveal("ask", runs[strategy], picture, "What is 0 of it?", "--max-new-tokens", 2)
+    image = place / "images" / "train-0-0.png"
+    asked = foveal("ask", runs[strategy], image, "What is 0 of it?", "--max-new-tokens", 2)
     assert asked.strip()
     served, _ = open_models(str(runs[strategy]), None, True, lambda _: 2**30)
     with running(build_app(served, ServerSettings(), lambda _: 2**28), ServerLimits()) as server:

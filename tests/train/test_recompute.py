@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from daily import daily
-from foveal_bench import side
+from foveal_bench import contender
+from foveal_bench.contender import Case, Contender
 from foveal_bench.random_page import SIZES, LetterProcessor
-from foveal_bench.side import Case, Side
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -55,11 +55,11 @@ class Alive(TorchDispatchMode):
         return sum(size for held, size in self.made.values() if not held.expired())
 
 
-def kept_bytes(strategy, questions, way, precision, folder, monkeypatch):
+def saved_bytes(strategy, questions, way, precision, folder, monkeypatch):
     """Bytes that a forward pass leaves behind, and what a plan says of them."""
     monkeypatch.setitem(SIZES, "wide", WIDE)
-    monkeypatch.setattr(side, "LORA", LORA)
-    one = Side(Case("wide", strategy, questions, way, precision), folder)
+    monkeypatch.setattr(contender, "LORA", LORA)
+    one = Contender(Case("wide", strategy, questions, way, precision), folder)
     one.step()  # the first one shows which products are not asked for again
     with Alive(one.model) as alive, one.engine.autocast():
         loss = one.way(one.rows[0])
@@ -83,13 +83,13 @@ def test_light_keeps_little_more_than_half(
     tmp_path, monkeypatch, strategy, precision, most, questions
 ):
     given = strategy, questions
-    whole, _ = kept_bytes(*given, "shared", precision, tmp_path, monkeypatch)
-    light, one = kept_bytes(*given, "light", precision, tmp_path, monkeypatch)
+    whole, _ = saved_bytes(*given, "shared", precision, tmp_path, monkeypatch)
+    light, one = saved_bytes(*given, "light", precision, tmp_path, monkeypatch)
     assert 0.2 * whole < light <= most * whole
     processor = LetterProcessor(SIZES["wide"])
     model = AskedModel(one.model.config, FAMILY, processor, strategy, LORA)
     costs = model.costs(Ask(precision, "blocks", "light"))
-    assert costs.kept_bytes(one.counts[0]) == pytest.approx(light, rel=0.1)
+    assert costs.saved_bytes(one.counts[0]) == pytest.approx(light, rel=0.1)
 
 
 class Sum(nn.Module):
@@ -138,11 +138,11 @@ def test_a_square_of_scores_is_made_again_and_what_it_weighs_is_kept():
     dear = DearOutputs(frozenset({(4, 32)}))
     queries, scores, values = torch.randn(2, 40, 2), torch.randn(2, 40, 40), torch.randn(2, 40, 2)
     product, plain = torch.ops.aten.bmm.default, torch.ops.aten.mm.default
-    for operation, sides, is_kept in (
+    for operation, sides, is_saved in (
         (product, (queries, queries.mT), False),
         (product, (scores, values), True),
         (plain, (torch.randn(5, 4), torch.randn(4, 32)), False),  # an adapter's second half
         (plain, (torch.randn(5, 4), torch.randn(4, 31)), True),
         (torch.ops.aten.add.Tensor, (scores, scores), False),
     ):
-        assert (dear.decide(None, operation, *sides).name == "MUST_SAVE") is is_kept
+        assert (dear.decide(None, operation, *sides).name == "MUST_SAVE") is is_saved

@@ -8,13 +8,13 @@ import torch
 from daily import daily
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import make_model, make_picture, pages, turn, write_data
+from tiny import make_image, make_model, pages, turn, write_data
 
 from foveal.adapt.strategy import assign, rules_of
 from foveal.config import LoraSettings
 from foveal.data.batch import build_batch
 from foveal.data.dataset import read_dataset
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.train.engines.one_process import Engine
 from foveal.train.loss import RowLoss
 from foveal.train.step import backward_rows
@@ -22,7 +22,7 @@ from foveal.train.step import backward_rows
 
 def loss_and_gradients(loaded, dataset, *, share, tokens_per_pass=100_000, weighting="token"):
     """Total loss, weight and gradients of one step that holds all examples."""
-    plan = Plan(
+    plan = RowPlanner(
         dataset.sizes,
         examples_per_step=len(dataset.examples),
         tokens_per_pass=tokens_per_pass,
@@ -103,13 +103,13 @@ def test_the_result_does_not_depend_on_how_a_step_is_cut(tmp_path, loaded, token
 def test_a_step_divides_by_all_of_its_rows_together(tmp_path, loaded, tokens_per_pass):
     # Answers of one word and of eight: a mean of the means of rows would be another number.
     for page in range(3):
-        make_picture(tmp_path / "images" / f"{page}.png", page)
+        make_image(tmp_path / "images" / f"{page}.png", page)
     asked = [turn(f"{page}?", "yes " * 8**page, [f"{page}.png"]) for page in (0, 1, 0, 1, 0)]
     _, dataset = read_dataset(
         write_data(tmp_path / "data.jsonl", [[one] for one in asked]), loaded.processor
     )
     total, weight, _, gradients = loss_and_gradients(loaded, dataset, share=True)
-    plan = Plan(
+    plan = RowPlanner(
         dataset.sizes,
         examples_per_step=5,
         tokens_per_pass=tokens_per_pass,
@@ -126,7 +126,7 @@ def test_a_step_divides_by_all_of_its_rows_together(tmp_path, loaded, tokens_per
 
 
 def test_each_example_weighs_the_same_where_the_recipe_says_so(tmp_path, loaded):
-    make_picture(tmp_path / "images" / "p.png", 1)
+    make_image(tmp_path / "images" / "p.png", 1)
     long, short = "one two three four five six seven eight", "yes"
     path = write_data(
         tmp_path / "data.jsonl", [[turn("a?", long, ["p.png"])], [turn("b?", short, ["p.png"])]]
@@ -152,11 +152,11 @@ def data_sets(draw):
     randomness = random.Random(draw(st.integers(0, 10**6)))
     examples = []
     for _ in range(draw(st.integers(1, 3))):
-        pictures = [f"{randomness.randrange(4)}.png" for _ in range(draw(st.integers(0, 8)))]
+        images = [f"{randomness.randrange(4)}.png" for _ in range(draw(st.integers(0, 8)))]
         start = " ".join(randomness.choices(WORDS, k=randomness.randrange(5)))
         for _ in range(draw(st.integers(1, 9))):
             text = " ".join([start, *randomness.choices(WORDS, k=randomness.randrange(1, 6))])
-            turns = [turn(text, " ".join(randomness.choices(WORDS, k=2)), pictures)]
+            turns = [turn(text, " ".join(randomness.choices(WORDS, k=2)), images)]
             for _ in range(randomness.choice([0, 0, 1])):
                 more = [f"{randomness.randrange(4)}.png"] * randomness.randrange(2)
                 turns.append(turn("And " + randomness.choice(WORDS), "yes", more))
@@ -168,7 +168,7 @@ def data_sets(draw):
 def shelf(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shelf")
     for number, size in enumerate([(40, 40), (90, 30), (30, 80), (28, 28)]):
-        make_picture(folder / "images" / f"{number}.png", number, size)
+        make_image(folder / "images" / f"{number}.png", number, size)
     return folder
 
 

@@ -8,7 +8,7 @@ import torch
 from daily import daily
 from rich.console import Console
 from small_runs import losses, recipe, run, same_bits, weights
-from tiny import make_model, make_picture, turn, write_data
+from tiny import make_image, make_model, turn, write_data
 from typer.testing import CliRunner
 
 from foveal.cli import app
@@ -90,8 +90,8 @@ def test_steps_of_which_none_is_finite_move_no_weight(place):
 TOWER = [{"match": "vision.*"}, {"match": "*", "learn": False}]
 
 
-def words_and_pictures(place):
-    make_picture(place / "images" / "one.png", 5)
+def words_and_images(place):
+    make_image(place / "images" / "one.png", 5)
     rows = [[turn(f"Word {number}?", "yes")] for number in range(5)]
     rows.insert(3, [turn("What is it?", "A thing.", ["one.png"])])
     return str(write_data(place / "mixed.jsonl", rows))
@@ -102,7 +102,7 @@ def test_a_row_of_words_alone_teaches_the_tower_nothing_and_is_counted(place, pr
     alone = {"train__examples_per_step": 1, "train__epochs": 1, "data__order": "as_is"}
     chosen = recipe(
         place,
-        data__train=words_and_pictures(place),
+        data__train=words_and_images(place),
         strategy=TOWER,
         precision=precision,
         **alone,
@@ -145,7 +145,7 @@ def test_a_run_that_is_given_as_the_model_points_to_its_own(place):
 def test_the_tiny_model_suits_the_data_of_the_start_that_counts(place):
     chosen = {"model": "phi3-vision-tiny", "train__max_steps": 1}
     TrainingRun(recipe(place, **chosen), Console(quiet=True))  # made, but never begun
-    other = {"train__seed": 7, "data__train": words_and_pictures(place)}
+    other = {"train__seed": 7, "data__train": words_and_images(place)}
     run(recipe(place, **chosen, **other))
     run(recipe(place, "whole", **chosen, **other))
     assert same_bits(weights(place / "run"), weights(place / "whole"))

@@ -17,7 +17,7 @@ from daily import daily
 from launched import TORCHRUN, free_port
 from rich.console import Console
 from small_runs import losses, recipe, run, run_until, same_bits, weights
-from tiny import make_model, make_picture, turn, write_data
+from tiny import make_image, make_model, turn, write_data
 
 from foveal.errors import DataError, ModelError, RunError
 from foveal.evaluate import evaluation
@@ -54,14 +54,14 @@ def after_step(monkeypatch, step, work):
 
 def test_a_validation_picture_that_is_gone_costs_no_step(place, monkeypatch):
     run(validated(place, "whole"))
-    picture = place / "images" / "validation-0.png"
-    content = picture.read_bytes()
-    after_step(monkeypatch, 1, picture.unlink)
+    image = place / "images" / "validation-0.png"
+    content = image.read_bytes()
+    after_step(monkeypatch, 1, image.unlink)
     with pytest.raises(DataError, match=r"validation-0\.png: No such file"):
         run(validated(place))
     assert saved(place / "run") == ["step-2"]
     monkeypatch.undo()
-    picture.write_bytes(content)
+    image.write_bytes(content)
     run(validated(place))
     assert same_bits(weights(place / "run"), weights(place / "whole"))
 
@@ -70,17 +70,17 @@ def test_too_many_broken_pictures_cost_no_step_and_once_they_are_mended_it_goes_
     place, monkeypatch
 ):
     limits = {"train__save_every_steps": 1000, "data__max_bad_fraction": 0.1}
-    pictures = [place / "images" / f"train-{number}.png" for number in range(4)]
-    content = [picture.read_bytes() for picture in pictures]
+    images = [place / "images" / f"train-{number}.png" for number in range(4)]
+    content = [image.read_bytes() for image in images]
     after_step(
-        monkeypatch, 2, lambda: [one.write_bytes(one.read_bytes()[:-1500]) for one in pictures]
+        monkeypatch, 2, lambda: [one.write_bytes(one.read_bytes()[:-1500]) for one in images]
     )
     with pytest.raises(RunError, match="were left out for broken pictures"):
         run(recipe(place, **limits))
     assert saved(place / "run") == ["step-3"]
     monkeypatch.undo()
-    for picture, whole in zip(pictures, content, strict=True):
-        picture.write_bytes(whole)
+    for image, whole in zip(images, content, strict=True):
+        image.write_bytes(whole)
     run(recipe(place, **limits))
     assert len(losses(place / "run")) == 6
 
@@ -124,14 +124,14 @@ def test_a_validation_row_that_is_too_long_is_refused_before_the_first_step(plac
 
 
 def test_a_picture_too_elongated_for_crops_is_named(place):
-    make_picture(place / "images" / "train-2.png", 0, (4000, 1))
+    make_image(place / "images" / "train-2.png", 0, (4000, 1))
     with pytest.raises(DataError, match=r"train-2\.png: a picture of 4000 x 1 pixels is too elong"):
         run(recipe(place))
 
 
 def test_a_picture_that_became_too_elongated_is_named_among_those_left_out(place, monkeypatch):
-    picture = place / "images" / "train-2.png"
-    after_step(monkeypatch, 1, lambda: make_picture(picture, 0, (4000, 1)))
+    image = place / "images" / "train-2.png"
+    after_step(monkeypatch, 1, lambda: make_image(image, 0, (4000, 1)))
     run(recipe(place, data__max_bad_fraction=1))
     lines = (place / "run" / "incidents.jsonl").read_text().splitlines()
     assert "train-2.png: a picture of 4000 x 1" in json.loads(lines[0])["reason"]
@@ -186,7 +186,7 @@ def test_validation_examples_that_are_training_examples_are_spoken_of(place):
         text.getvalue()
     )
     for number in range(2):
-        make_picture(place / "images" / f"validation-{number}.png", 50 + number, (64, 48))
+        make_image(place / "images" / f"validation-{number}.png", 50 + number, (64, 48))
     text = io.StringIO()
     TrainingRun(validated(place), Console(file=text, width=1000))
     assert "validation examples" not in text.getvalue()

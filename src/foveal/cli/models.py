@@ -24,12 +24,12 @@ def ask(
     """Answer one question about one or several pictures or clips, in the terminal."""
     import json
 
-    from foveal.data.images.media import names_picture
+    from foveal.data.images.media import names_image
     from foveal.deliver.answerer import load_answerer
     from foveal.inputs import quiet_libraries
 
     *images, question = words
-    if not question.strip() or names_picture(question):
+    if not question.strip() or names_image(question):
         raise UserError(f"no question: {question!r} stands last, where it belongs; write one there")
     quiet_libraries()
     answerer = load_answerer(model)
@@ -177,7 +177,7 @@ def serve(
         places=places,
         running=answers,
         body_bytes=body_megabytes * 2**20,
-        picture_bytes=body_megabytes * 2**20,
+        image_bytes=body_megabytes * 2**20,
         pixels=megapixels * 10**6,
     )
     interrupted = serve_model(

@@ -47,9 +47,9 @@ def build_batch(
     weighting: str = "token",
     reference: NDArray[np.float32] | None = None,
 ) -> Batch:
-    """Lay a row out and open its pictures, each once.
+    """Lay a row out and open its images, each once.
 
-    An example with a picture that cannot be used is left out and named; nothing takes its place.
+    An example with an image that cannot be used is left out and named; nothing takes its place.
 
     Args:
         row: without groups where a rank only keeps the others company: one token, no target.
@@ -167,7 +167,7 @@ def _open_all(
 def _leave_out(
     row: Row, dataset: Dataset, reasons: Mapping[int, str]
 ) -> tuple[Row, tuple[LeftOut, ...]]:
-    """Take the examples out of a row that show a picture for which there is a reason not to."""
+    """Take the examples out of a row that show an image for which there is a reason not to."""
     if not reasons:
         return row, ()
     left_out: list[LeftOut] = []
@@ -186,8 +186,8 @@ def _leave_out(
     return Row(tuple(groups)), tuple(left_out)
 
 
-def _tensor(pieces: list[NDArray[np.int64]] | list[NDArray[np.float32]]) -> Tensor:
-    return torch.from_numpy(np.concatenate(pieces, axis=-1))
+def _tensor(chunks: list[NDArray[np.int64]] | list[NDArray[np.float32]]) -> Tensor:
+    return torch.from_numpy(np.concatenate(chunks, axis=-1))
 
 
 def place_tokens(
@@ -247,7 +247,7 @@ def _expand(example: int, dataset: Dataset) -> Expanded:
 
 
 def _images_of(group: Group, prefix: int, dataset: Dataset) -> tuple[int, ...]:
-    """Name the pictures in the order in which the group's row shows them."""
+    """Name the images in the order in which the group's row shows them."""
     shown: list[int] = []
     for place, example in enumerate(group.examples):
         numbers, reached = dataset.image_numbers(example), 0

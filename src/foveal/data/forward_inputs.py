@@ -58,7 +58,7 @@ class ForwardInputs:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An example that is not in its row, since a picture of it cannot be used."""
+    """An example that is not in its row, since an image of it cannot be used."""
 
     example_id: str
     reason: str

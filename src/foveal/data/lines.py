@@ -59,11 +59,11 @@ class Lines(Listed[bytes]):
         start, end = self._spans[index].tolist()
         return _read(self._file, start, end - start)
 
-    def cut(self, piece_bytes: int) -> list[tuple[int, int]]:
+    def cut(self, chunk_bytes: int) -> list[tuple[int, int]]:
         """Cut the lines into pieces of so many bytes, and of whole lines: from where, to where."""
         cuts = [0]
         while cuts[-1] < len(self):
-            last = int(self._spans[cuts[-1]][0]) + piece_bytes
+            last = int(self._spans[cuts[-1]][0]) + chunk_bytes
             cuts.append(bisect_right(self._spans, last, key=itemgetter(0)))
         return list(pairwise(cuts))
 

@@ -19,7 +19,7 @@ from foveal.data.dataset import Dataset
 from foveal.data.forward_inputs import Batch
 from foveal.data.parallel import deaf_to_stops
 from foveal.data.row_planning.groups import Row
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.data.turn_processor import TurnProcessor
 from foveal.errors import StoreError
 
@@ -35,7 +35,7 @@ class RowBatches(TorchDataset[Batch]):
     """(examples,) Log-probability of each answer before the run, where answers are compared."""
 
     def __getitem__(self, row: Row) -> Batch:
-        """Lay out one row and open its pictures."""
+        """Lay out one row and open its images."""
         return build_batch(row, self.dataset, self.processor, self.weighting, self.reference)
 
 
@@ -51,7 +51,7 @@ class StepBatches:
 class StepLoader:
     """Yields the steps of one rank; the plan says what is in each, so none need be replayed."""
 
-    plan: Plan
+    planner: RowPlanner
     batches: RowBatches
     rank: int = 0
     workers: int = 0
@@ -96,7 +96,7 @@ class StepLoader:
             for step in numbers:
                 own = len(self._rows(step))
                 self._planned.pop(step)
-                passes = self.most_of_all(own) if self.plan.is_agreed_upon else own
+                passes = self.most_of_all(own) if self.planner.is_agreed_upon else own
                 batches = (_next_batch(stream) for _ in range(own))
                 idle = (self.batches[Row()] for _ in range(passes - own))
                 yield StepBatches(step, chain(batches, idle))
@@ -105,19 +105,19 @@ class StepLoader:
 
     def examples_until(self, step: int) -> int:
         """Count the examples that the first `step` steps were given, on all ranks."""
-        passes, place = divmod(step, self.plan.steps_per_epoch)
+        passes, place = divmod(step, self.planner.steps_per_epoch)
         one_pass = self.examples_in_a_pass
-        return passes * one_pass + min(place * self.plan.examples_per_step, one_pass)
+        return passes * one_pass + min(place * self.planner.examples_per_step, one_pass)
 
     @property
     def examples_in_a_pass(self) -> int:
         """Count the examples that one pass shows, as often as the files' weights say."""
-        sizes = self.plan.sizes
+        sizes = self.planner.sizes
         return sum(file.an_epoch for file in sizes.shown) or sizes.num_sets
 
     def _rows(self, step: int) -> tuple[Row, ...]:
         if step not in self._planned:  # workers are given rows before their step has come
-            self._planned[step] = self.plan.rows_of(step, self.rank)
+            self._planned[step] = self.planner.rows_of(step, self.rank)
         return self._planned[step]
 
 

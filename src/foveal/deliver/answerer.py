@@ -1,4 +1,4 @@
-"""Pictures and questions -> answers as text: a tuned model for people who write plain Python."""
+"""Images and questions -> answers as text: a tuned model for people who write plain Python."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -9,7 +9,7 @@ from typing import TypeAlias
 from foveal.data.images.boxes import BoxMap
 from foveal.data.images.clips import choose_frames
 from foveal.data.images.frames import names_clip
-from foveal.data.images.media import Picture, image_size, naming, open_image, open_picture
+from foveal.data.images.media import ImageInput, image_size, load_image, naming, open_image
 from foveal.data.turn_processor import TurnProcessor, pixels_of, shape_of
 from foveal.deliver.open import open_to_answer
 from foveal.errors import DataError
@@ -24,7 +24,7 @@ from foveal.models.generation.prompt import (
     prompt_of_turns,
 )
 
-Pictures: TypeAlias = Picture | Sequence[Picture]
+ImageInputs: TypeAlias = ImageInput | Sequence[ImageInput]
 
 
 def load_answerer(model: str | Path, *, tokens_at_once: int = 65536) -> "Answerer":
@@ -34,7 +34,7 @@ def load_answerer(model: str | Path, *, tokens_at_once: int = 65536) -> "Answere
 
     Args:
         model: run folder, model folder or hub name.
-        tokens_at_once: of all questions that are worked on together, pictures counted in; lower
+        tokens_at_once: of all questions that are worked on together, images counted in; lower
             it when memory runs out.
 
     Raises:
@@ -53,15 +53,15 @@ class Answerer:
         self._limits = limits
 
     def answer(
-        self, images: Pictures, question: str, *, system: str = "", max_new_tokens: int = 64
+        self, images: ImageInputs, question: str, *, system: str = "", max_new_tokens: int = 64
     ) -> str:
         """Answer one question.
 
         Args:
-            images: one picture or several: a path, a Pillow image, or the bytes of a file; an
+            images: one image or several: a path, a Pillow image, or the bytes of a file; an
                 empty list for a question about none. Of a clip (`.mp4`, `.avi` and the like) the
-                path; it is shown as in training, behind the pictures.
-            question: as in the training data; `<|image_1|>` ... may say where pictures stand.
+                path; it is shown as in training, behind the images.
+            question: as in the training data; `<|image_1|>` ... may say where images stand.
             system: what the model is told before, as in the training data.
             max_new_tokens: longest answer; a token is about three quarters of a word.
 
@@ -69,21 +69,21 @@ class Answerer:
             The most likely answer.
 
         Raises:
-            DataError: a picture cannot be opened, or they are too much for the model.
+            DataError: an image cannot be opened, or they are too much for the model.
         """
         asked = [(images, question)]
         return self.answer_many(asked, system=system, max_new_tokens=max_new_tokens)[0]
 
     def answer_many(
         self,
-        questions: Iterable[tuple[Pictures, str]],
+        questions: Iterable[tuple[ImageInputs, str]],
         *,
         system: str = "",
         max_new_tokens: int = 64,
     ) -> list[str]:
         """Answer many questions together, which is much faster than one by one.
 
-        Questions about one picture share the work on it, when they stand together.
+        Questions about one image share the work on it, when they stand together.
 
         Args:
             questions: pairs, as `answer` takes them.
@@ -94,7 +94,7 @@ class Answerer:
             One answer a question, in their order.
 
         Raises:
-            DataError: a picture cannot be opened, or a question is too long for the model.
+            DataError: an image cannot be opened, or a question is too long for the model.
         """
         asked = [
             self._prompt(number, images, question, system, max_new_tokens)
@@ -109,16 +109,16 @@ class Answerer:
         ]
 
     def _prompt(
-        self, number: int, images: Pictures, question: str, system: str, max_new_tokens: int
+        self, number: int, images: ImageInputs, question: str, system: str, max_new_tokens: int
     ) -> tuple[Prompt, BoxMap | None]:
         """Write a question as a prompt, and find what moves the boxes of its answer back."""
         processor = self._loaded.processor
-        pictures = [images] if isinstance(images, Picture) else list(images)
-        pictures.sort(key=_is_clip)  # behind the pictures, as in training
+        inputs = [images] if isinstance(images, ImageInput) else list(images)
+        inputs.sort(key=_is_clip)  # behind the images, as in training
         described = [
             one
-            for place, picture in enumerate(pictures, start=1)
-            for one in describe_shown(picture, processor, f"picture {place} of question {number}")
+            for place, given in enumerate(inputs, start=1)
+            for one in describe_shown(given, processor, f"picture {place} of question {number}")
         ]
         shown = [image for image, _ in described]
         boxes = find_boxes(shown, [size for _, size in described], processor)
@@ -126,30 +126,30 @@ class Answerer:
             question = boxes.to_model(question) if boxes else question
             prompt = prompt_of_turns([(question, shown, None)], processor, system)
             check_fits(self._loaded, prompt, max_new_tokens)
-        except ValueError as error:  # tags that do not match the pictures, or too many tokens
+        except ValueError as error:  # tags that do not match the images, or too many tokens
             raise DataError(f"question {number}: {error}") from None
         return prompt, boxes
 
 
-def _is_clip(picture: Picture) -> bool:
-    return isinstance(picture, str | Path) and names_clip(picture)
+def _is_clip(given: ImageInput) -> bool:
+    return isinstance(given, str | Path) and names_clip(given)
 
 
 def describe_shown(
-    picture: Picture, processor: TurnProcessor, name: str
+    given: ImageInput, processor: TurnProcessor, name: str
 ) -> Iterator[tuple[PromptImage, tuple[int, int]]]:
-    """Describe a picture, or what is shown of a clip, to the decoding loop, with width and height.
+    """Describe an image, or what is shown of a clip, to the decoding loop, with width and height.
 
     A file is decoded when its turn comes.
 
     Raises:
         DataError: it cannot be opened; the error calls it `name`.
     """
-    if isinstance(picture, str) and "://" in picture:
-        raise DataError(f"{picture}: a picture on the web; fetch it and give its file")
-    if isinstance(picture, str | Path):
-        path = Path(expanduser(picture)).resolve()
-        shown = choose_frames(path, processor.frame_choice) if _is_clip(picture) else [path]
+    if isinstance(given, str) and "://" in given:
+        raise DataError(f"{given}: a picture on the web; fetch it and give its file")
+    if isinstance(given, str | Path):
+        path = Path(expanduser(given)).resolve()
+        shown = choose_frames(path, processor.frame_choice) if _is_clip(given) else [path]
         for one in shown:
             size = image_size(one)
             with naming(path):
@@ -157,12 +157,12 @@ def describe_shown(
                 described = PromptImage(one, shape_of(processor, one, size), later)
             yield described, size
         return
-    image = open_picture(picture, name)
+    image = load_image(given, name)
     with naming(name):
         described = prompt_image(image, processor)
     yield described, image.size
 
 
 def open_file(path: Path, processor: TurnProcessor) -> Pixels:
-    """Open a picture, or what is shown of a clip, as the tower takes it."""
+    """Open an image, or what is shown of a clip, as the tower takes it."""
     return pixels_of(processor, path, open_image(path))

@@ -126,7 +126,7 @@ class RunSource:
 
     @cached_property
     def adapters(self) -> dict[str, dict[str, StoredTensor]]:
-        """Adapters of the checkpoint, by layer and piece."""
+        """Adapters of the checkpoint, by layer and part."""
         return sort_adapters(self.learnt)[0]
 
     @property
@@ -141,10 +141,10 @@ class RunSource:
         """Rank of each adapter, as it is stored, and alpha, as the run's rules gave it."""
         rules, lora = rules_of(self.recipe.strategy), self.recipe.lora
         sizes = {}
-        for layer, pieces in self.adapters.items():
+        for layer, parts in self.adapters.items():
             rule = first_match(self.family.part_name(f"{layer}.weight"), rules)
             alpha = (rule.alpha if rule else None) or lora.alpha
-            sizes[layer] = AdapterSize(pieces["down"].shape[0], alpha)
+            sizes[layer] = AdapterSize(parts["down"].shape[0], alpha)
         return sizes
 
     @cached_property
@@ -163,7 +163,7 @@ class RunSource:
 
 
 def find_source(run: Path, checkpoint: str = "last") -> RunSource:
-    """Find the pieces of a run.
+    """Find the parts of a run.
 
     Args:
         run: its folder.
@@ -305,8 +305,8 @@ def check_base_fits(source: RunSource, as_model: bool) -> None:
         ModelError: they do not.
     """
     wanted: dict[str, tuple[int, ...]] = {
-        f"{layer}.weight": (pieces["up"].shape[0], pieces["down"].shape[1])
-        for layer, pieces in source.adapters.items()
+        f"{layer}.weight": (parts["up"].shape[0], parts["down"].shape[1])
+        for layer, parts in source.adapters.items()
     }
     wanted |= {name: source.learnt[name].shape for name in source.whole_weights}
     for name, shape in wanted.items():

@@ -16,12 +16,12 @@ from foveal.models.few_bits import CODE, unpack
 Value = TypeVar("Value")
 
 ADAPTER_NAME = re.compile(
-    r"^(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<piece>A|B|magnitude_vector)"
+    r"^(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<part>A|B|magnitude_vector)"
     r"(?:\.default)?(?:\.weight)?$"
 )
 """As a checkpoint of ours names an adapter's tensors, and as peft's own files do."""
 
-PIECES = {"A": "down", "B": "up", "magnitude_vector": "magnitude"}
+PARTS = {"A": "down", "B": "up", "magnitude_vector": "magnitude"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def sort_adapters(tensors: Mapping[str, Value]) -> tuple[dict[str, dict[str, Val
     """Tell adapters' tensors from whole weights, by name alone.
 
     Returns:
-        Layer -> piece (`down`, `up`, `magnitude`) -> value; and the names of all other tensors.
+        Layer -> part (`down`, `up`, `magnitude`) -> value; and the names of all other tensors.
 
     Raises:
         ModelError: half of an adapter is missing.
@@ -74,12 +74,12 @@ def sort_adapters(tensors: Mapping[str, Value]) -> tuple[dict[str, dict[str, Val
     for name, value in tensors.items():
         match = ADAPTER_NAME.match(name)
         if match:
-            adapters[match["layer"]][PIECES[match["piece"]]] = value
+            adapters[match["layer"]][PARTS[match["part"]]] = value
         else:
             others.append(name)
-    for layer, pieces in adapters.items():
-        if not {"down", "up"} <= pieces.keys():
-            raise ModelError(f"the adapter of {layer} holds {', '.join(pieces)} alone")
+    for layer, parts in adapters.items():
+        if not {"down", "up"} <= parts.keys():
+            raise ModelError(f"the adapter of {layer} holds {', '.join(parts)} alone")
     return dict(adapters), others
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from foveal.adapt.adapters import lora_config
 from foveal.config import DataSettings
 from foveal.deliver.export_source import RunSource, check_base_fits, find_source
-from foveal.deliver.merge import PIECES, Adapter
+from foveal.deliver.merge import PARTS, Adapter
 from foveal.deliver.tensors import in_format, is_finite, write_shards
 from foveal.deliver.weight_only import WeightOnly
 from foveal.errors import ModelError, RunError
@@ -179,10 +179,10 @@ def tuned_tensor(source: RunSource) -> Callable[[str], Tensor]:
             return source.learnt[name].read()
         weight = source.base_tensors[name].read()
         layer = name.removesuffix(".weight")
-        pieces = source.adapters.get(layer)
-        if pieces is None or layer == name:
+        parts = source.adapters.get(layer)
+        if parts is None or layer == name:
             return weight
-        adapter = Adapter(**{piece: stored.read() for piece, stored in pieces.items()})
+        adapter = Adapter(**{part: stored.read() for part, stored in parts.items()})
         return adapter.merged_with(weight, sizes[layer].alpha, rank_stabilized)
 
     return read
@@ -190,11 +190,11 @@ def tuned_tensor(source: RunSource) -> Callable[[str], Tensor]:
 
 def write_adapter(source: RunSource, folder: Path, dtype: torch.dtype) -> None:
     """Write what peft loads onto the base: adapter_model.safetensors and adapter_config.json."""
-    endings = {piece: f"lora_{name}" for name, piece in PIECES.items()}
+    endings = {part: f"lora_{name}" for name, part in PARTS.items()}
     tensors = {}
-    for layer, pieces in source.adapters.items():
-        for piece, stored in pieces.items():
-            ending = endings[piece] + ("" if piece == "magnitude" else ".weight")
+    for layer, parts in source.adapters.items():
+        for part, stored in parts.items():
+            ending = endings[part] + ("" if part == "magnitude" else ".weight")
             tensors[f"{PREFIX}{layer}.{ending}"] = stored.read().to(dtype).contiguous()
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = lora_config(source.adapter_sizes, source.recipe.lora)
@@ -231,7 +231,7 @@ def write_model_settings(
 def write_processor_files(
     base: Path, base_name: str, out: Path, data: DataSettings, images: Mapping[str, Any]
 ) -> None:
-    """Hand the tokenizer and the processor on; pictures and turns are read as in training.
+    """Hand the tokenizer and the processor on; images and turns are read as in training.
 
     `images` are the settings of the image processor that are others than the base's.
     """

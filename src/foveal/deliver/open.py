@@ -35,7 +35,7 @@ def open_model(
 
     Args:
         place: run folder, model folder, adapter folder or hub name.
-        image_budget: how much of a picture is read; none: as in training.
+        image_budget: how much of an image is read; none: as in training.
         dtype: torch dtype of the weights; none: float32.
         as_of: the run whose way to read is taken; none: the place itself.
 
@@ -76,7 +76,7 @@ def open_to_answer(place: str, as_of: str | None = None) -> LoadedModel:
 
     Args:
         place: run folder, model folder, adapter folder or hub name.
-        as_of: the run whose format is taken, and whose way to read pictures, turns, boxes and
+        as_of: the run whose format is taken, and whose way to read images, turns, boxes and
             clips; none: the place itself.
 
     Raises:

@@ -267,7 +267,7 @@ def find_examples(recipe: Recipe, processor: TurnProcessor) -> Evidence:
 
     Raises:
         RunError: their file is not there.
-        DataError: it or a picture cannot be read.
+        DataError: it or an image cannot be read.
     """
     data, limit = recipe.data.validation, recipe.evaluate.max_examples
     if data is None and recipe.data.train_files:

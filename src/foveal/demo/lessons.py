@@ -1,6 +1,6 @@
-"""What NLVR says is in its pictures -> exact true/false statements, as examples (pure).
+"""What NLVR says is in its images -> exact true/false statements, as examples (pure).
 
-The sentences about two pictures are those of the bundled evaluation pairs. Each sentence is true as
+The sentences about two images are those of the bundled evaluation pairs. Each sentence is true as
 often as it is false, so that the text alone says nothing.
 """
 
@@ -18,12 +18,12 @@ SHAPES = ("circle", "square", "triangle")
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 
 Counts = NDArray[np.int64]
-"""(3 colors, 3 shapes), objects of one picture, over its three boxes."""
+"""(3 colors, 3 shapes), objects of one image, over its three boxes."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture and what is in it."""
+    """One image and what is in it."""
 
     image: str
     counts: Counts
@@ -31,7 +31,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Statement:
-    """A sentence, and whether it holds for some pictures."""
+    """A sentence, and whether it holds for some images."""
 
     sentence: str
     holds: Callable[[Sequence[Counts]], bool]
@@ -48,7 +48,7 @@ def count_objects(boxes: Sequence[Sequence[Mapping[str, object]]]) -> Counts:
 
 
 def statements_about_one() -> list[Statement]:
-    """Write the sentences about a single picture: a first lesson."""
+    """Write the sentences about a single image: a first lesson."""
     made = []
     for color, name in enumerate(COLORS):
         for shape, figure in enumerate(SHAPES):
@@ -60,7 +60,7 @@ def statements_about_one() -> list[Statement]:
 
 
 def statements_about_two() -> list[Statement]:
-    """Write the sentences about a left and a right picture."""
+    """Write the sentences about a left and a right image."""
     made = []
     for side, place in enumerate(("left", "right")):
         for color, name in enumerate(COLORS):
@@ -117,7 +117,7 @@ def count(seen: Sequence[Counts], order: Callable[[int], Iterable[int]]) -> str:
     `yellow 2013` is two circles, no square, one triangle, three objects; more than nine are nine.
 
     Args:
-        seen: the picture, or the left and the right one.
+        seen: the image, or the left and the right one.
         order: of so many things, in which they are named.
     """
     said = []
@@ -136,7 +136,7 @@ class Lesson:
 
     name: str
     num_images: int
-    """Pictures of a draw: 1 or 2."""
+    """Images of a draw: 1 or 2."""
 
     num_draws: int
     statements_per_draw: int
@@ -152,10 +152,10 @@ class Lesson:
 def examples_of(
     lesson: Lesson, scenes: Sequence[Scene], statements: Sequence[Statement], seed: int
 ) -> Iterator[Example]:
-    """Draw pictures at random; count each draw and judge several statements about it.
+    """Draw images at random; count each draw and judge several statements about it.
 
     Counting teaches what is to be seen, a dozen numbers at a time where a statement gives one bit.
-    A statement is taken so often that, over all pictures, it is true as often as false.
+    A statement is taken so often that, over all images, it is true as often as false.
     """
     randomness = np.random.default_rng((seed, *lesson.name.encode()))
     order = randomness.permutation if lesson.any_order else range

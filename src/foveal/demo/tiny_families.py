@@ -1,6 +1,6 @@
 """A family's name and some texts -> a small model folder of it, as a hub would bring one.
 
-transformers' own classes, a vocabulary of bytes and of the words that the texts hold, pictures read
+transformers' own classes, a vocabulary of bytes and of the words that the texts hold, images read
 as small as the demo's Phi reads them. Weights are drawn at random.
 """
 
@@ -167,7 +167,7 @@ TINY_FAMILIES = {
 
 
 def write_tiny_family(
-    family: TinyFamily, folder: Path, seed: int, texts: Iterable[str], pictures: Sequence[Path]
+    family: TinyFamily, folder: Path, seed: int, texts: Iterable[str], images: Sequence[Path]
 ) -> None:
     """Write a model folder with weights drawn from `seed`.
 
@@ -176,7 +176,7 @@ def write_tiny_family(
         folder: new.
         seed: start of the random weights.
         texts: whose words its vocabulary holds.
-        pictures: whose image tokens shall be zero on average. What all image tokens have in common
+        images: whose image tokens shall be zero on average. What all image tokens have in common
             would drown, at first, the little in which they differ.
     """
     tokenizer = _make_tokenizer(family, texts)
@@ -192,7 +192,7 @@ def write_tiny_family(
             (part / f"{file}_config.json").write_text(json.dumps(settings), encoding="utf-8")
         with without_deepspeed():
             model.save_pretrained(part)
-            _center_image_tokens(str(part), pictures)
+            _center_image_tokens(str(part), images)
 
 
 def _make_tokenizer(family: TinyFamily, texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -223,15 +223,15 @@ def _make_tokenizer(family: TinyFamily, texts: Iterable[str]) -> PreTrainedToken
 
 
 @torch.no_grad()
-def _center_image_tokens(folder: str, pictures: Sequence[Path]) -> None:
-    """Take out of the projector's last layer what the image tokens of `pictures` have in common."""
+def _center_image_tokens(folder: str, images: Sequence[Path]) -> None:
+    """Take out of the projector's last layer what the image tokens of `images` have in common."""
     loaded = load(folder, None)
     family, model, processor = loaded.family, loaded.model, loaded.processor
     read: list[tuple[nn.Linear, torch.Tensor]] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and family.part_name(name).startswith("projector"):
             module.register_forward_pre_hook(lambda layer, given: read.append((layer, given[0])))
-    for path in pictures:
+    for path in images:
         image = open_image(path)
         shape = processor.shape(*image.size)
         family.encode_images(model, processor.stack([processor.pixels(image)], [shape]))

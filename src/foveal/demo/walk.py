@@ -1,4 +1,4 @@
-"""The whole walk on a tiny model and bundled pictures: convert, evaluate, train, report."""
+"""The whole walk on a tiny model and bundled images: convert, evaluate, train, report."""
 
 import json
 import zipfile
@@ -41,7 +41,7 @@ LESSONS = tuple(
 """Of Phi-3-vision."""
 
 LONGER = 2000 / 1250
-"""How much longer other families learn from two pictures, to judge one of them by itself."""
+"""How much longer other families learn from two images, to judge one of them by itself."""
 
 GPU_COMMAND = (
     "torchrun --nproc-per-node 8 -m foveal.cli train recipes/nlvr2/full.yaml "
@@ -90,7 +90,7 @@ def _write_model(family: str, folder: Path, data: Path) -> Path:
 
 
 def lessons_of(family: str) -> tuple[Lesson, ...]:
-    """List the lessons of a family, which end with the pairs of pictures."""
+    """List the lessons of a family, which end with the pairs of images."""
     if family == PHI3_VISION:
         return LESSONS
     *before, pairs = LESSONS
@@ -98,7 +98,7 @@ def lessons_of(family: str) -> tuple[Lesson, ...]:
 
 
 def write_lessons(data: Path, lessons: Sequence[Lesson] = LESSONS, seed: int = 0) -> Path:
-    """Write the training file: to count, then statements about one picture, then about two."""
+    """Write the training file: to count, then statements about one image, then about two."""
     scenes = read_scenes(data)
     statements = {1: statements_about_one(), 2: statements_about_two()}
     path = data / "lessons.jsonl"
@@ -108,17 +108,17 @@ def write_lessons(data: Path, lessons: Sequence[Lesson] = LESSONS, seed: int = 0
 
 
 def read_scenes(data: Path) -> list[Scene]:
-    """Find the unpacked training pictures and what NLVR says is in them."""
+    """Find the unpacked training images and what NLVR says is in them."""
     with zipfile.ZipFile(DATA / "nlvr_dev.zip") as archive:
         lines = archive.read("nlvr/dev/dev.json").decode().splitlines()
     counts = {
         line["identifier"]: count_objects(line["structured_rep"]) for line in map(json.loads, lines)
     }
-    pictures = sorted((data / "images" / "dev").glob("*/*.png"))
+    images = sorted((data / "images" / "dev").glob("*/*.png"))
     return [
         Scene(
-            picture.relative_to(data / "images").as_posix(),
-            counts[picture.stem.removeprefix("dev-").rpartition("-")[0]],
+            image.relative_to(data / "images").as_posix(),
+            counts[image.stem.removeprefix("dev-").rpartition("-")[0]],
         )
-        for picture in pictures
+        for image in images
     ]

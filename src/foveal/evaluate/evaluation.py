@@ -36,7 +36,7 @@ from foveal.evaluate.prediction import (
     write_predictions,
     write_scores,
 )
-from foveal.evaluate.questions import Opener, ask_examples, deal_questions, question_groups
+from foveal.evaluate.questions import Opener, ask_examples, balance_questions, question_groups
 from foveal.models.family import LoadedModel
 from foveal.models.fingerprint import fingerprint_model
 from foveal.storage import alone_in
@@ -111,7 +111,7 @@ def evaluate_into(
         None where it was stopped.
 
     Raises:
-        DataError: two examples have the same id, one is too long, a picture cannot be opened.
+        DataError: two examples have the same id, one is too long, an image cannot be opened.
         ConfigError: answers are to be chosen, but there is nothing to choose from.
         ModelError: the model's numbers are not finite.
     """
@@ -163,7 +163,7 @@ def answer(
         left = [question for question in everything if question.key not in done]
         check_question_lengths(loaded, left, settings.max_new_tokens)
         groups = question_groups(left, dataset, loaded.family.row_costs(loaded.processor))
-        shares = deal_questions(groups, workers.world_size)
+        shares = balance_questions(groups, workers.world_size)
         mine = [question for family in shares[workers.rank] for question in family.questions]
         mine.sort(key=lambda one: not one.choices)  # first chosen, then written ones
         opener.expect([image for one in mine for image in dataset.image_numbers(one.example)])

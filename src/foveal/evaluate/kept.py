@@ -67,7 +67,7 @@ def _content(path: Path) -> str:
 
 @cache
 def _identity(path: Path, _state: tuple[int, ...]) -> str:
-    """Read a picture once for all evaluations of a run, unless it changes."""
+    """Read an image once for all evaluations of a run, unless it changes."""
     return image_identity(path)
 
 

@@ -130,15 +130,15 @@ def batches(
 ) -> Iterator[list[AskedQuestion]]:
     """Cut questions, in their order, into batches within a budget; shared pages count once."""
     batch: list[AskedQuestion] = []
-    room = tokens_per_batch
+    headroom = tokens_per_batch
     pages: set[object] = set()
     for question in questions:
         key, whole = question.prompt.prefix_key, _tokens_read(question)
         tokens = whole - question.prompt.prefix_tokens if key in pages else whole
-        if batch and tokens > room:
+        if batch and tokens > headroom:
             yield batch
-            batch, room, pages, tokens = [], tokens_per_batch, set(), whole
-        room -= tokens
+            batch, headroom, pages, tokens = [], tokens_per_batch, set(), whole
+        headroom -= tokens
         batch.append(question)
         if key is not None:
             pages.add(key)

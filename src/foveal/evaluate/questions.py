@@ -19,11 +19,11 @@ from foveal.data.turn_processor import TurnProcessor
 from foveal.models.generation.prompt import Pixels, Prompt, PromptImage, find_boxes
 
 AHEAD = 4
-"""Pictures that are opened before they are asked for, for each thread."""
+"""Images that are opened before they are asked for, for each thread."""
 
 
 class Opener(AbstractContextManager["Opener"]):
-    """Opens pictures; those that come next in a given order wait ready."""
+    """Opens images; those that come next in a given order wait ready."""
 
     def __init__(self, dataset: Dataset, processor: TurnProcessor, threads: int = 2) -> None:
         self.dataset = dataset
@@ -38,12 +38,12 @@ class Opener(AbstractContextManager["Opener"]):
         self._pool.shutdown(cancel_futures=True)
 
     def expect(self, images: Sequence[int]) -> None:
-        """Say which pictures will be asked for, in which order."""
+        """Say which images will be asked for, in which order."""
         self._coming = list(dict.fromkeys(images))[::-1]
         self._fetch()
 
     def pixels(self, image: int) -> Pixels:
-        """Give a picture as the tower takes it.
+        """Give an image as the tower takes it.
 
         Raises:
             DataError: it cannot be opened.
@@ -97,7 +97,7 @@ def questions_of(
     Args:
         number: place of the example in the opener's data set.
         example: that stands there.
-        opener: opens the pictures, when they are needed.
+        opener: opens the images, when they are needed.
         choices: what every answer is one of, where the data does not say it; none: answers are
             written, whatever the data says.
     """
@@ -117,7 +117,7 @@ def questions_of(
     shared = int(np.flatnonzero(first_prompt < 0).max(initial=-1)) + 1
     for turn, start in enumerate(answers_start):
         entries = tuple(encoded.entries[:start].tolist())
-        # Every turn of an example, and of others on the same pictures, begins like its first.
+        # Every turn of an example, and of others on the same images, begins like its first.
         prompt = Prompt(entries, images, shared_entries=shared)
         asked = example.turns[turn]
         compared = (asked.assistant, *asked.rejected) if asked.rejected else ()
@@ -140,7 +140,7 @@ def ask_examples(
     Args:
         places: in the opener's data set, whose examples are asked.
         examples: of the data set, from its first.
-        opener: opens the pictures, when they are needed.
+        opener: opens the images, when they are needed.
         settings: how answers are made.
     """
     choices = None if settings.answer == "generate" else settings.choices
@@ -150,11 +150,11 @@ def ask_examples(
 
 @dataclass(frozen=True)
 class QuestionGroup:
-    """Questions that begin with the same pictures, the longest first."""
+    """Questions that begin with the same images, the longest first."""
 
     questions: tuple[AskedQuestion, ...]
     cost: float
-    """In decoder tokens: the pictures once, and every question."""
+    """In decoder tokens: the images once, and every question."""
 
 
 def question_groups(
@@ -180,7 +180,7 @@ def _cost(questions: Sequence[AskedQuestion], dataset: Dataset, costs: Costs) ->
     return float(price)
 
 
-def deal_questions(found: Sequence[QuestionGroup], world_size: int) -> list[list[QuestionGroup]]:
+def balance_questions(found: Sequence[QuestionGroup], world_size: int) -> list[list[QuestionGroup]]:
     """Give each family to the process that has least to do so far; all processes agree."""
     shares: list[list[QuestionGroup]] = [[] for _ in range(world_size)]
     loads = [0.0] * world_size

@@ -15,7 +15,7 @@ from foveal.data.encode import Encoded
 from foveal.data.images.boxes import Box
 from foveal.data.lines import Examples
 from foveal.data.row_planning.groups import Row, Sizes
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.errors import DataError
 from foveal.models.generation.characters import token_bytes
 from foveal.report.charts import Chart
@@ -31,11 +31,11 @@ ROWS = 24
 BARS = 24
 """Most bars of a distribution."""
 
-PICTURES = 8
-"""Most pictures of an example that are shown; the others are counted."""
+IMAGES = 8
+"""Most images of an example that are shown; the others are counted."""
 
 LONGEST_SIDE = 720
-"""Of a shown picture, pixels."""
+"""Of a shown image, pixels."""
 
 
 def write_inspection(
@@ -43,7 +43,7 @@ def write_inspection(
     examples: Examples,
     dataset: Dataset,
     processor: Any,
-    plan: Plan,
+    planner: RowPlanner,
     number: int,
     settings: dict[str, str],
 ) -> Path:
@@ -54,7 +54,7 @@ def write_inspection(
         examples: as they stand in their files.
         dataset: the same, encoded.
         processor: that encoded them.
-        plan: of a run over them.
+        planner: of a run over them.
         number: examples to show, spread over all.
         settings: names and values that the page states.
     """
@@ -69,7 +69,7 @@ def write_inspection(
         see_example(first, _line(examples, line), examples[line].source, dataset, processor)
         for first, line in zip(firsts, lines, strict=True)
     ]
-    width, steps = draw_steps(plan)
+    width, steps = draw_steps(planner)
     return write_page(
         out,
         "inspect.html",
@@ -77,7 +77,7 @@ def write_inspection(
         title=examples.files[0].path.name,
         settings=settings,
         examples=sizes.num_sets,
-        pictures=len(dataset.images),
+        images=len(dataset.images),
         tokens=int(sizes.tokens.sum(dtype=np.int64)),
         learnt=dataset.learnt_tokens(),
         image_tokens=int(sizes.image_tokens[sizes.images.values].sum(dtype=np.int64)),
@@ -85,7 +85,7 @@ def write_inspection(
         remarks=list(dataset.remarks.lines()),
         shown=shown,
         width=width,
-        budget=plan.tokens_per_pass,
+        budget=planner.tokens_per_pass,
         steps=steps,
     )
 
@@ -136,7 +136,7 @@ def _distribution(title: str, values: NDArray[Any], x_label: str, y_label: str) 
 # -- the rows of steps -----------------------------------------------------------------------------
 
 
-class BarPiece(NamedTuple):
+class BarSegment(NamedTuple):
     """A stretch of a row."""
 
     kind: str
@@ -158,60 +158,60 @@ class DrawnStep:
     filled: float
     """Share of the passes' room that holds tokens."""
 
-    bars: tuple[tuple[BarPiece, ...], ...]
+    bars: tuple[tuple[BarSegment, ...], ...]
     """One a row, which is one forward pass."""
 
     more: int
     """Rows that are not drawn."""
 
 
-def draw_steps(plan: Plan) -> tuple[int, list[DrawnStep]]:
+def draw_steps(planner: RowPlanner) -> tuple[int, list[DrawnStep]]:
     """Lay out the first steps of a run on one process.
 
     Returns:
         Tokens that the drawing's whole width stands for, and the steps.
     """
-    steps = [plan.step(number).ranks[0] for number in range(min(STEPS, plan.steps_per_epoch))]
-    longest = max(row.tokens(plan.sizes) for rows in steps for row in rows)
-    width = max(longest, plan.tokens_per_pass)
-    return width, [_step(plan, rows, width) for rows in steps]
+    steps = [planner.step(number).ranks[0] for number in range(min(STEPS, planner.steps_per_epoch))]
+    longest = max(row.tokens(planner.sizes) for rows in steps for row in rows)
+    width = max(longest, planner.tokens_per_pass)
+    return width, [_step(planner, rows, width) for rows in steps]
 
 
-def _step(plan: Plan, rows: tuple[Row, ...], width: int) -> DrawnStep:
-    sizes = plan.sizes
+def _step(planner: RowPlanner, rows: tuple[Row, ...], width: int) -> DrawnStep:
+    sizes = planner.sizes
     tokens = [row.tokens(sizes) for row in rows]
     separate = sum(int(sizes.tokens[list(row.examples)].sum()) for row in rows)
-    room = sum(max(used, plan.tokens_per_pass) for used in tokens)
+    room = sum(max(used, planner.tokens_per_pass) for used in tokens)
     return DrawnStep(
         examples=sum(sizes.num_sets_in(row.examples) for row in rows),
         tokens=sum(tokens),
         saved=separate - sum(tokens),
         filled=sum(tokens) / room,
-        bars=tuple(tuple(_pieces(row, sizes, width)) for row in rows[:ROWS]),
+        bars=tuple(tuple(_segments(row, sizes, width)) for row in rows[:ROWS]),
         more=max(0, len(rows) - ROWS),
     )
 
 
-def _pieces(row: Row, sizes: Sizes, width: int) -> Iterator[BarPiece]:
+def _segments(row: Row, sizes: Sizes, width: int) -> Iterator[BarSegment]:
     for group in row.groups:
         prefix = group.prefix_tokens
         if len(group.examples) == 1:
-            yield BarPiece("alone", prefix, f"one example, {prefix:,} tokens")
+            yield BarSegment("alone", prefix, f"one example, {prefix:,} tokens")
             continue
         words = f"prefix of {len(group.examples)} examples, {prefix:,} tokens"
-        yield BarPiece("prefix", prefix, words)
+        yield BarSegment("prefix", prefix, words)
         for tokens in group.branch_tokens(sizes):
-            yield BarPiece("branch", tokens, f"a branch, {tokens:,} tokens")
+            yield BarSegment("branch", tokens, f"a branch, {tokens:,} tokens")
     empty = width - row.tokens(sizes)
-    yield BarPiece("empty", empty, f"empty, {empty:,} tokens")
+    yield BarSegment("empty", empty, f"empty, {empty:,} tokens")
 
 
 # -- what the model sees of an example -------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class SeenPicture:
-    """A picture as the model is shown it, and its grid of crops where it is cut into one."""
+class SeenImage:
+    """An image as the model is shown it, and its grid of crops where it is cut into one."""
 
     name: str
     rows: int = 0
@@ -219,7 +219,7 @@ class SeenPicture:
     tokens: int = 0
     uri: str = ""
     overview: str = ""
-    """The whole picture as one more crop; empty where its only crop is that."""
+    """The whole image as one more crop; empty where its only crop is that."""
 
     problem: str = ""
     """Why it cannot be shown."""
@@ -260,8 +260,8 @@ class SeenExample:
     line: str
     tokens: int
     learnt: int
-    pictures: tuple[SeenPicture, ...]
-    more_pictures: int
+    images: tuple[SeenImage, ...]
+    more_images: int
     text: tuple[SeenToken, ...]
     """Of answers that are compared only what stands before them."""
 
@@ -299,8 +299,8 @@ def see_example(
         line=line,
         tokens=int(dataset.sizes.tokens[place]),
         learnt=int(encoded.learnt.sum()),
-        pictures=tuple(see_picture(dataset, one, processor, said) for one in distinct[:PICTURES]),
-        more_pictures=max(0, len(distinct) - PICTURES),
+        images=tuple(see_image(dataset, one, processor, said) for one in distinct[:IMAGES]),
+        more_images=max(0, len(distinct) - IMAGES),
         text=text,
         answers=tuple(answers),
     )
@@ -324,12 +324,12 @@ def _as_text(written: bytes) -> str:
         return "".join(f"<0x{byte:02X}>" for byte in written)
 
 
-def see_picture(dataset: Dataset, number: int, processor: Any, answers: str = "") -> SeenPicture:
-    """Cut a picture as for the model, and lay the crops side by side again.
+def see_image(dataset: Dataset, number: int, processor: Any, answers: str = "") -> SeenImage:
+    """Cut an image as for the model, and lay the crops side by side again.
 
     Args:
         dataset: that it belongs to.
-        number: of the picture.
+        number: of the image.
         processor: that reads it.
         answers: texts that may speak of boxes in it, in the model's numbers.
     """
@@ -337,7 +337,7 @@ def see_picture(dataset: Dataset, number: int, processor: Any, answers: str = ""
     try:
         image = open_as_planned(fact, processor)
     except DataError as error:
-        return SeenPicture(fact.path.name, problem=str(error))
+        return SeenImage(fact.path.name, problem=str(error))
     boxes = processor.box_frame(*image.size).shares(answers) if processor.boxes else ()
     rows, columns = fact.shape.grid[-2:] if processor.cuts_images else (0, 0)
     overview = ""
@@ -347,7 +347,7 @@ def see_picture(dataset: Dataset, number: int, processor: Any, answers: str = ""
         if len(crops) > 1:
             overview = data_uri(image.resize((side, side), Image.Resampling.BICUBIC))
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    return SeenPicture(
+    return SeenImage(
         fact.path.name,
         rows,
         columns,

@@ -148,12 +148,12 @@ def read_groups(
     def read_part(places: Tensor, start: int, end: int, cache: DynamicCache | None) -> Tensor:
         return read(model, ids[places], positions[:, places], images(start, end), cache)
 
-    pieces = []
+    chunks = []
     for group in groups:
         branches = group.branches
         cache = DynamicCache(config=model.config) if branches else None
         prefix = torch.arange(group.start, group.prefix_end, device=ids.device)
-        pieces.append(read_part(prefix[None], group.start, group.prefix_end, cache)[0])
+        chunks.append(read_part(prefix[None], group.start, group.prefix_end, cache)[0])
         if cache is None:
             continue
         repeat(cache, len(branches))
@@ -162,8 +162,8 @@ def read_groups(
         # A short branch ends with its last token over and over, which nothing before it sees.
         padded = places.minimum(ends[:, None] - 1)
         hidden = read_part(padded, group.prefix_end, group.end, cache)
-        pieces.append(hidden[places < ends[:, None]])
-    return torch.cat(pieces)
+        chunks.append(hidden[places < ends[:, None]])
+    return torch.cat(chunks)
 
 
 def recompute_with_cache(model: Any) -> None:

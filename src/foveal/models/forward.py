@@ -122,7 +122,7 @@ def _find_images(
 def _plain_states(
     model: Any, family: Family, inputs: ForwardInputs, tower: Any, answer_start: int | None
 ) -> Tensor:
-    """Run one example in the model's own way, behind what the tower made of all pictures."""
+    """Run one example in the model's own way, behind what the tower made of all images."""
     taken = inspect.signature(model.model.forward).parameters
     told = family.token_types(model, inputs.input_ids, answer_start)
     grids: dict[str, Tensor] = {}

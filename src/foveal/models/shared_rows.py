@@ -85,7 +85,7 @@ def _in_blocks(
     The square of the whole row is never built.
     """
     window = arguments.get("sliding_window")
-    pieces = []
+    chunks = []
     # Split, not sliced: the gradient of a slice is as long as the row, that of a split is not.
     sizes = [group.end - group.start for group in row.groups]
     per_group = zip(*(tensor.split(sizes, dim=2) for tensor in (query, key, value)), strict=True)
@@ -94,11 +94,11 @@ def _in_blocks(
         heads, tails = queries.split([prefix, queries.shape[2] - prefix], dim=2)
         seen = (keys[:, :, :prefix], values[:, :, :prefix])
         mask = row.prefix_mask(group, window)
-        pieces.append(_attend_with_mask(module, heads, *seen, mask=mask, **arguments))
+        chunks.append(_attend_with_mask(module, heads, *seen, mask=mask, **arguments))
         if group.branch_starts:
             mask = row.branch_mask(group, window)
-            pieces.append(_attend_with_mask(module, tails, keys, values, mask=mask, **arguments))
-    return torch.cat(pieces, dim=1)
+            chunks.append(_attend_with_mask(module, tails, keys, values, mask=mask, **arguments))
+    return torch.cat(chunks, dim=1)
 
 
 def _in_a_square(module: nn.Module, *states: Tensor, row: RowView, **arguments: Any) -> Tensor:

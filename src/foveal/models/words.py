@@ -185,10 +185,10 @@ class ChatWords:
     def _encode(self, text: str) -> list[int]:
         """Encode a text in which marked control tokens are text, and others are control."""
         ids: list[int] = []
-        for number, piece in enumerate(re.split(f"{OPEN}(.*?){CLOSE}", text)):
-            if piece:
+        for number, chunk in enumerate(re.split(f"{OPEN}(.*?){CLOSE}", text)):
+            if chunk:
                 ids += self.tokenizer(
-                    piece, add_special_tokens=False, split_special_tokens=number % 2 == 1
+                    chunk, add_special_tokens=False, split_special_tokens=number % 2 == 1
                 )["input_ids"]
         return ids
 

@@ -99,7 +99,7 @@ def print_data(console: Console, sizes: Sizes, epoch: Epoch, world_size: int) ->
         f"({1 - tokens / epoch.separate_tokens:.0%} spared by sharing)",
         highlight=False,
     )
-    table = Table("of an image", "from", "to", "images", title="Pictures")
+    table = Table("of an image", "from", "to", "images", title="ImageInputs")
     for name, values in (
         ("tokens", sizes.image_tokens),
         ("crops", sizes.image_crops),
@@ -123,7 +123,7 @@ def print_estimate(console: Console, one: Estimate) -> None:
         memory.add_row(name.removesuffix("_bytes").replace("_", " "), f"{amount / GB:.2f}")
     verdict = "fits" if one.fits else "does NOT fit"
     memory.add_row("all", f"{one.memory.total_bytes / GB:.2f}", style="bold")
-    memory.add_row(f"usable of {one.hardware.name}", f"{one.room_bytes / GB:.2f} {verdict}")
+    memory.add_row(f"usable of {one.hardware.name}", f"{one.usable_bytes / GB:.2f} {verdict}")
     memory.add_row("host memory of workers", f"{one.memory.workers_bytes / GB:.2f}")
     console.print(memory)
     seconds = Table("time of a step", "seconds")
@@ -225,7 +225,7 @@ def to_tree(one: Estimate) -> dict[str, Any]:
     return {
         **{name: getattr(one.setup, name) for name in setup},
         "fits": one.fits,
-        "usable_bytes": int(one.room_bytes),
+        "usable_bytes": int(one.usable_bytes),
         "memory": asdict(one.memory) | {"total_bytes": one.memory.total_bytes},
         "seconds": asdict(one.seconds) | {"total": one.seconds.total},
         "worst_row": asdict(one.worst_row),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from foveal.config import Recipe
 from foveal.data.dataset import Dataset
 from foveal.data.row_planning.groups import Row, Sizes
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.models.family import Family
 
 
@@ -39,10 +39,10 @@ class RowCounts:
 
     images: int
     image_tokens: int
-    """Of distinct pictures."""
+    """Of distinct images."""
 
     crops: int
-    """Of distinct pictures, global views included."""
+    """Of distinct images, global views included."""
 
     targets: int
     """Tokens that are to be predicted."""
@@ -95,16 +95,16 @@ class Epoch:
         return RowCounts(*(sum(getattr(row, name) for row in self.rows) for name in names))
 
 
-def make_plan(
+def make_row_planner(
     recipe: Recipe,
     dataset: Dataset,
     world_size: int,
     family: Family,
     processor: Any,
-) -> Plan:
+) -> RowPlanner:
     """Plan the steps of a recipe; where examples are read one by one, each has a row of its own."""
     alone = family.route == "plain"
-    return Plan(
+    return RowPlanner(
         dataset.sizes,
         examples_per_step=recipe.train.examples_per_step,
         tokens_per_pass=1 if alone else recipe.train.tokens_per_pass,
@@ -117,23 +117,23 @@ def make_plan(
     )
 
 
-def plan_steps(plan: Plan, targets: NDArray[np.integer], chosen: Sequence[int]) -> Epoch:
+def plan_steps(planner: RowPlanner, targets: NDArray[np.integer], chosen: Sequence[int]) -> Epoch:
     """Run the planner over some steps of an epoch.
 
     Args:
-        plan: of the run.
+        planner: of the run.
         targets: learnt tokens of each example.
         chosen: steps.
     """
-    sizes = plan.sizes
+    sizes = planner.sizes
     steps = tuple(
         tuple(
             tuple(count_row(row, sizes, targets) for row in rank if row.groups)
-            for rank in plan.step(index).ranks
+            for rank in planner.step(index).ranks
         )
         for index in chosen
     )
-    return Epoch(steps, sum(int(sizes.tokens[plan.examples(one)].sum()) for one in chosen))
+    return Epoch(steps, sum(int(sizes.tokens[planner.examples(one)].sum()) for one in chosen))
 
 
 def count_row(row: Row, sizes: Sizes, targets: NDArray[np.integer]) -> RowCounts:
@@ -165,8 +165,8 @@ def count_groups(
 
     Args:
         groups: tokens of each one's prefix, and of its branches.
-        image_tokens: of each distinct picture.
-        image_crops: of each distinct picture, global views included.
+        image_tokens: of each distinct image.
+        image_crops: of each distinct image, global views included.
         examples: that a step counts.
         targets: tokens that are to be predicted.
     """

@@ -60,14 +60,14 @@ class Estimate:
     """Of the whole run, in the currency of the price of an hour."""
 
     @property
-    def room_bytes(self) -> float:
+    def usable_bytes(self) -> float:
         """Memory that may be used."""
         return self.hardware.memory_bytes * (1 - SLACK)
 
     @property
     def fits(self) -> bool:
         """Whether the worst row does."""
-        return self.memory.total_bytes <= self.room_bytes
+        return self.memory.total_bytes <= self.usable_bytes
 
 
 def estimate(
@@ -118,7 +118,7 @@ def estimate_rows(
 ) -> tuple[Memory, tuple[Seconds, ...]]:
     """Estimate memory at the first row, and the time of a step over each row alone.
 
-    Pictures are taken to be open already.
+    Images are taken to be open already.
     """
     memory = estimate_memory(
         setup, rows[0], rows_behind_step, 0, hardware.base_bytes, hardware.reached.memory_slack

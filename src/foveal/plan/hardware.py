@@ -42,7 +42,7 @@ class Efficiency:
     """That a pass takes whatever is in it."""
 
     crop_seconds: float
-    """To open and cut one crop of a picture, on one core."""
+    """To open and cut one crop of an image, on one core."""
 
     source: str
     """Where these come from."""

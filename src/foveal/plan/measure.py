@@ -113,7 +113,7 @@ def measure(
 
 def choose_rows(question: Question, setup: Setup) -> tuple[Row, ...]:
     """Take an epoch's worst row for memory, and typical ones by length."""
-    plan = question.plan(1)
+    plan = question.planner(1)
     steps = (plan.step(index) for index in range(plan.steps_per_epoch))
     rows = [row for step in steps for rank in step.ranks for row in rank if row.groups]
     costs = setup.costs

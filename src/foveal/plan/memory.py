@@ -65,7 +65,7 @@ class Memory:
     """When that is."""
 
     workers_bytes: int = 0
-    """Host memory of the processes that open pictures; not part of the total."""
+    """Host memory of the processes that open images; not part of the total."""
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -81,15 +81,15 @@ class Memory:
     @property
     def passing_bytes(self) -> int:
         """What comes and goes with a pass."""
-        kept = self.tower_bytes + self.decoder_bytes + self.logits_bytes
-        return kept + self.weight_copies_bytes + self.workspace_bytes
+        saved = self.tower_bytes + self.decoder_bytes + self.logits_bytes
+        return saved + self.weight_copies_bytes + self.workspace_bytes
 
 
 def shares_of(
     holdings: Holdings,
     engine: str,
     world_size: int,
-    fixed_bytes: int = FULL_BYTES,
+    frozen_bytes: int = FULL_BYTES,
     optimizer: str = "adamw",
     travelling_bytes: int = FULL_BYTES,
 ) -> Memory:
@@ -118,7 +118,7 @@ def shares_of(
         learnt_tensors = sum(one.learns for one in holdings.tensors)
         moments = 2 * gradients + learnt_tensors * STEP_BYTES
     return Memory(
-        weights_bytes=holdings.weights_bytes(fixed_bytes, cut),
+        weights_bytes=holdings.weights_bytes(frozen_bytes, cut),
         adapters_bytes=holdings.share("adapter", parts=cut) * FULL_BYTES,
         gradients_bytes=gradients,
         optimizer_bytes=moments,
@@ -140,7 +140,7 @@ def estimate_memory(
         setup: of the run.
         row: the worst.
         rows_behind_step: most of one process; of more than one, gradients are there all the time.
-        workers: that open pictures, of one process.
+        workers: that open images, of one process.
         base_bytes: of the process before there is a model.
         slack: holes of the allocator, as a share of what comes and goes, where freed blocks are
             kept and nothing has adapters.
@@ -150,7 +150,7 @@ def estimate_memory(
         setup.holdings,
         setup.engine,
         setup.shares,
-        setup.fixed_bytes,
+        setup.frozen_bytes,
         setup.optimizer,
         setup.travelling_bytes,
     )
@@ -178,7 +178,7 @@ def _moments(setup: Setup, row: RowCounts, held: Memory, accumulated: bool) -> I
     """Say what is held at each moment of a step, beside what is held all the time."""
     costs, again = setup.costs, setup.recompute != "none"
     vision, language = costs.vision, costs.language
-    tower, decoder = int(vision.kept_bytes.of(row)), int(language.kept_bytes.of(row))
+    tower, decoder = int(vision.saved_bytes.of(row)), int(language.saved_bytes.of(row))
     logits, loss_work = int(costs.head_bytes(row)), costs.logits_work_bytes(row)
     tower_work, decoder_work = (int(part.forward_work_bytes.of(row)) for part in (vision, language))
     tower_back, decoder_back = (
@@ -212,7 +212,7 @@ def copied_weights(setup: Setup, again: bool) -> int:
     if setup.number_bytes == FULL_BYTES:
         return 0
     copied = setup.holdings.learnt_linear
-    if setup.fixed_bytes == FULL_BYTES and not again:
+    if setup.frozen_bytes == FULL_BYTES and not again:
         copied += setup.holdings.frozen_linear
     return copied * setup.number_bytes
 

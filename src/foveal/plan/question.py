@@ -15,7 +15,7 @@ from foveal.adapt.strategy import rules_of
 from foveal.config import Recipe, Rule
 from foveal.data.dataset import Dataset, read_training_examples, training_files
 from foveal.data.row_planning.groups import Row
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.data.turn_processor import read_as
 from foveal.errors import ConfigError
 from foveal.machine import pick_device
@@ -30,7 +30,7 @@ from foveal.plan.epoch import (
     Epoch,
     RowCounts,
     count_row,
-    make_plan,
+    make_row_planner,
     plan_steps,
 )
 from foveal.plan.hardware import Hardware
@@ -61,20 +61,20 @@ class Question:
     _epochs: dict[tuple[int, int], Epoch] = field(default_factory=dict)
     _readings: dict[tuple[int, int], Epoch] = field(default_factory=dict)
 
-    def plan(self, world_size: int, tokens_per_pass: int | None = None) -> Plan:
+    def planner(self, world_size: int, tokens_per_pass: int | None = None) -> RowPlanner:
         """Make the planner of a run."""
         recipe = self.recipe
         if tokens_per_pass:
             train = recipe.train.model_copy(update={"tokens_per_pass": tokens_per_pass})
             recipe = recipe.model_copy(update={"train": train})
-        return make_plan(recipe, self.dataset, world_size, self.family, self.processor)
+        return make_row_planner(recipe, self.dataset, world_size, self.family, self.processor)
 
     def epoch(self, world_size: int, tokens_per_pass: int | None = None) -> Epoch:
         """Run the planner over an epoch."""
         key = (world_size, tokens_per_pass or self.recipe.train.tokens_per_pass)
         if key not in self._epochs:
-            plan = self.plan(*key)
-            self._epochs[key] = plan_steps(plan, self._targets, range(plan.steps_per_epoch))
+            planner = self.planner(*key)
+            self._epochs[key] = plan_steps(planner, self._targets, range(planner.steps_per_epoch))
         return self._epochs[key]
 
     def reading(self, world_size: int, tokens_per_pass: int | None = None) -> Epoch | None:
@@ -83,11 +83,11 @@ class Question:
             return None
         key = (world_size, tokens_per_pass or self.recipe.train.tokens_per_pass)
         if key not in self._readings:
-            plan = self.plan(*key)
+            planner = self.planner(*key)
             nothing = np.full(len(self.dataset.examples), np.nan, np.float32)
-            steps = missing_steps(plan, self.steps, nothing)
-            whole = steps == list(range(plan.steps_per_epoch))
-            made = self.epoch(*key) if whole else plan_steps(plan, self._targets, steps)
+            steps = missing_steps(planner, self.steps, nothing)
+            whole = steps == list(range(planner.steps_per_epoch))
+            made = self.epoch(*key) if whole else plan_steps(planner, self._targets, steps)
             self._readings[key] = made
         return self._readings[key]
 
@@ -102,7 +102,7 @@ class Question:
     @cached_property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return count_steps(self.plan(1).steps_per_epoch, self.recipe.train)
+        return count_steps(self.planner(1).steps_per_epoch, self.recipe.train)
 
     def setup(self, hardware: Hardware, gpus: int, nodes: int) -> Setup:
         """Say how the recipe would run there; `auto` settings are decided as a run decides them."""
@@ -164,7 +164,7 @@ class Question:
 
 
 def ask(recipe: Recipe, load_model: ModelLoader) -> Question:
-    """Read a recipe's model sizes and data; no weights are loaded and no picture is opened.
+    """Read a recipe's model sizes and data; no weights are loaded and no image is opened.
 
     Args:
         recipe: to plan.

@@ -70,7 +70,7 @@ def step_seconds(
         setup: of the run.
         epoch: planned for the world size of the setup.
         hardware: what it runs on.
-        workers: that open pictures, of one process.
+        workers: that open images, of one process.
     """
     steps = [
         max(
@@ -163,12 +163,12 @@ def moving(costs: PassCosts, rows: Sequence[RowCounts], hardware: Hardware) -> f
     """Time what moves numbers and multiplies none, of passes over rows, forward and back."""
     if not hardware.reached.moved:
         return 0.0
-    moved = hardware.reached.moved * sum(costs.kept_bytes(row) for row in rows)
+    moved = hardware.reached.moved * sum(costs.saved_bytes(row) for row in rows)
     return moved / hardware.moved_bytes_per_second
 
 
 def opening(rows: Sequence[RowCounts], hardware: Hardware, workers: int) -> float:
-    """Time the opening of the pictures of rows."""
+    """Time the opening of the images of rows."""
     crops = sum(row.crops for row in rows)
     return crops * hardware.reached.crop_seconds / max(1, min(workers, hardware.cores))
 
@@ -180,14 +180,14 @@ def reading_seconds(setup: Setup, epoch: Epoch, hardware: Hardware, workers: int
         setup: of the run.
         epoch: of the steps that are read.
         hardware: what it runs on.
-        workers: that open pictures, of one process.
+        workers: that open images, of one process.
     """
 
     def of(rows: Sequence[RowCounts]) -> float:
         # The numbers that a step would keep are made as well, and let go.
-        kept = moving(setup.costs_without_recompute, rows, hardware)
+        saved = moving(setup.costs_without_recompute, rows, hardware)
         busy = sum(multiplying(setup.costs_of_reading, setup, rows, hardware))
-        busy += FORWARD_SHARE * (kept + hardware.reached.pass_seconds * len(rows))
+        busy += FORWARD_SHARE * (saved + hardware.reached.pass_seconds * len(rows))
         busy += len(rows) * copying(setup, 1, hardware)
         # Of what is brought together in passes, for each of both directions, half.
         gathered = traffic_of(setup, len(rows)).gathered_bytes / 2
@@ -220,7 +220,7 @@ def copying(setup: Setup, uses: int, hardware: Hardware) -> float:
         return 0.0
     width = FULL_BYTES + setup.number_bytes
     copied = setup.holdings.learnt_linear * width
-    if setup.fixed_bytes == FULL_BYTES:
+    if setup.frozen_bytes == FULL_BYTES:
         copied += setup.holdings.frozen_linear * width * uses
     restored = setup.holdings.four_bit * RESTORED_BYTES_A_NUMBER * uses
     seconds = copied / hardware.reached.bandwidth + restored

@@ -83,7 +83,7 @@ class Setup:
         return 4 if self.precision == "float32" else 2
 
     @property
-    def fixed_bytes(self) -> int:
+    def frozen_bytes(self) -> int:
         """Of a number of a linear layer's weight that does not learn, see `hold_frozen_weights`."""
         held_small = self.engine in ("single", "ddp") and not self.model.lora.dora
         return self.number_bytes if held_small else 4

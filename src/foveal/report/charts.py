@@ -24,7 +24,7 @@ FROM_ZERO = (0.0, None)
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture of numbers, and in words what it shows."""
+    """An image of numbers, and in words what it shows."""
 
     title: str
     words: str

@@ -1,4 +1,4 @@
-"""Predictions before and after + their examples -> cards worth looking at, with pictures."""
+"""Predictions before and after + their examples -> cards worth looking at, with images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,17 +21,17 @@ from foveal.report.html import data_uri
 CARDS = 6
 """Cards of one group."""
 
-PICTURES = 8
-"""Pictures shown on one card; the rest are counted."""
+IMAGES = 8
+"""Images shown on one card; the rest are counted."""
 
 FRAMES = 4
 """Frames shown of a clip."""
 
-PICTURE_BYTES = 3_000_000
-"""Size of all pictures together, as they stand in the page."""
+IMAGE_BYTES = 3_000_000
+"""Size of all images together, as they stand in the page."""
 
 SIDES = (1024, 768, 512, 384, 256, 160)
-"""Longest sides, in pixels, of which a picture gets the first that fits its share."""
+"""Longest sides, in pixels, of which an image gets the first that fits its share."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Pair:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """Pictures that the model saw up to this turn; of clips some frames."""
+        """Images that the model saw up to this turn; of clips some frames."""
         turns = self.example.turns[: self.after.turn + 1] if self.example else ()
         shown: list[str] = []
         for turn in turns:
@@ -60,7 +60,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class CardImage:
-    """A picture, shrunk, as it stands in the page; without `uri`, why it is not there."""
+    """An image, shrunk, as it stands in the page; without `uri`, why it is not there."""
 
     name: str
     """Id of its element."""
@@ -75,7 +75,7 @@ class CardImage:
 
 
 DrawnBox = tuple[str, Box]
-"""`accepted` or `answered`, and a box of that answer, each edge as a share of the picture."""
+"""`accepted` or `answered`, and a box of that answer, each edge as a share of the image."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Card:
     confidence: float | None
     """Probability of the answer after, where it was one of a closed set."""
 
-    pictures: tuple[CardImage, ...] = ()
-    more_pictures: int = 0
+    images: tuple[CardImage, ...] = ()
+    more_images: int = 0
     boxes: tuple[DrawnBox, ...] = ()
 
     @property
@@ -111,10 +111,10 @@ class CardGroup:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What there is to look at; each picture stands in it once."""
+    """What there is to look at; each image stands in it once."""
 
     groups: tuple[CardGroup, ...] = ()
-    pictures: tuple[CardImage, ...] = ()
+    images: tuple[CardImage, ...] = ()
 
 
 def match(
@@ -139,12 +139,12 @@ def choose_cards(
     seed: int = 0,
     unit: BoxUnit | None = None,
 ) -> Gallery:
-    """Choose the turns that teach most, and shrink their pictures.
+    """Choose the turns that teach most, and shrink their images.
 
     Args:
         pairs: all turns.
         score: score of one answer, 0 to 1; higher is better.
-        folder: where pictures are; none: cards without pictures.
+        folder: where images are; none: cards without images.
         seed: start of every random choice.
         unit: what numbers of boxes in the data count; none: no box is drawn.
     """
@@ -171,34 +171,34 @@ def choose_cards(
             groups.append(CardGroup(title, words, tuple(first)))
             taken = {card.pair.after.key for card in first}
             cards = [card for card in cards if card.pair.after.key not in taken]
-    return with_pictures(groups, folder, unit) if folder else Gallery(tuple(groups))
+    return with_images(groups, folder, unit) if folder else Gallery(tuple(groups))
 
 
 def _confident_mistake(card: Card) -> float:
     return card.confidence or 0 if card.after < 1 else 0
 
 
-def with_pictures(
+def with_images(
     groups: Sequence[CardGroup], folder: ImageFolder, unit: BoxUnit | None = None
 ) -> Gallery:
-    """Give every card its pictures; a picture that several cards show is kept once."""
+    """Give every card its images; an image that several cards show is kept once."""
     paths = dict.fromkeys(
-        path for group in groups for card in group.cards for path in card.pair.images[:PICTURES]
+        path for group in groups for card in group.cards for path in card.pair.images[:IMAGES]
     )
-    share = PICTURE_BYTES // max(1, len(paths))
-    pictures = {
+    share = IMAGE_BYTES // max(1, len(paths))
+    shrunk = {
         path: shrink(f"picture-{number}", path, folder, share) for number, path in enumerate(paths)
     }
 
     def filled(card: Card) -> Card:
         images = card.pair.images
-        shown = tuple(pictures[path] for path in images[:PICTURES])
+        shown = tuple(shrunk[path] for path in images[:IMAGES])
         boxes = _draw_boxes(card.pair.after, shown, unit) if unit else ()
-        more = max(0, len(images) - PICTURES)
-        return replace(card, pictures=shown, more_pictures=more, boxes=boxes)
+        more = max(0, len(images) - IMAGES)
+        return replace(card, images=shown, more_images=more, boxes=boxes)
 
     shown = [replace(group, cards=tuple(map(filled, group.cards))) for group in groups]
-    return Gallery(tuple(shown), tuple(picture for picture in pictures.values() if picture.uri))
+    return Gallery(tuple(shown), tuple(one for one in shrunk.values() if one.uri))
 
 
 def _draw_boxes(
@@ -219,7 +219,7 @@ def _draw_boxes(
 
 
 def shrink(name: str, path: str, folder: ImageFolder, most_bytes: int) -> CardImage:
-    """Open a picture and make it fit into `most_bytes` as a data URI; at 160 pixels it stays."""
+    """Open an image and make it fit into `most_bytes` as a data URI; at 160 pixels it stays."""
     try:
         image = open_image(folder.find(path))
     except DataError as error:

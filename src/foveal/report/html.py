@@ -47,7 +47,7 @@ def _environment(folder: Path | None) -> Environment:
 
 
 def data_uri(image: Image.Image) -> str:
-    """Write a picture as it stands in a page by itself."""
+    """Write an image as it stands in a page by itself."""
     file = BytesIO()
     image.save(file, "WEBP", quality=72, method=4)
     return "data:image/webp;base64," + b64encode(file.getvalue()).decode()

@@ -89,7 +89,7 @@ class Exchange:
             ),
         )
 
-    async def pieces(self) -> AsyncIterator[Choice]:
+    async def chunks(self) -> AsyncIterator[Choice]:
         """Run the job and yield what its answers grow by; what ends by itself is closed then.
 
         Raises:
@@ -110,11 +110,11 @@ class Exchange:
             if answer.has_ended:
                 continue  # a stop was met while this token was on its way
             self._answer_tokens += 1
-            piece = answer.grow(token)
+            chunk = answer.grow(token)
             if answer.has_ended and not token.finish:
                 self.endpoint.scheduler.cancel(self._job, choice)
-            if piece.delta.content or piece.logprobs or piece.finish_reason:
-                yield piece
+            if chunk.delta.content or chunk.logprobs or chunk.finish_reason:
+                yield chunk
         self.close(200)
 
     async def _next(self, deadline: float) -> Event:
@@ -131,7 +131,7 @@ class Exchange:
             return
         self._is_closed = True
         self.endpoint.scheduler.cancel(self._job)
-        self.endpoint.gate.leave(self._age())
+        self.endpoint.admission.release(self._age())
         name, measures, usage = self._job.model, self.endpoint.measures, self.usage
         measures.requests.labels(name, status).inc()
         measures.prompt_tokens.labels(name).inc(usage.prompt_tokens)
@@ -185,11 +185,11 @@ async def answer_whole(request: Request, exchange: Exchange) -> Response:
 async def _complete(exchange: Exchange) -> ChatCompletion:
     """Wait for the whole answer; what it leaves unset is not said."""
     choices = []
-    pieces = [piece async for piece in exchange.pieces()]
+    chunks = [chunk async for chunk in exchange.chunks()]
     for index in range(len(exchange.answers)):
-        mine = [piece for piece in pieces if piece.index == index]
-        text = "".join(piece.delta.content or "" for piece in mine)
-        named = [one for piece in mine if piece.logprobs for one in piece.logprobs.content or ()]
+        mine = [chunk for chunk in chunks if chunk.index == index]
+        text = "".join(chunk.delta.content or "" for chunk in mine)
+        named = [one for chunk in mine if chunk.logprobs for one in chunk.logprobs.content or ()]
         numbers = chat_completion.ChoiceLogprobs(content=named, refusal=None)
         choices.append(
             chat_completion.Choice(
@@ -236,8 +236,8 @@ async def _events(exchange: Exchange) -> AsyncIterator[str]:
         begun = ChoiceDelta(role="assistant", content="")
         yield event(Choice(index=index, delta=begun, logprobs=None, finish_reason=None))
     try:
-        async for piece in exchange.pieces():
-            yield event(piece)
+        async for chunk in exchange.chunks():
+            yield event(chunk)
     except RequestError as problem:
         yield f"data: {json.dumps(problem.body())}\n\n"
         return
@@ -322,12 +322,12 @@ class GrowingAnswer:
         shown = [(token.id, raw) for token, raw in self._unread if raw]
         ids = [one for one, _ in shown]
         if is_last:
-            ids, piece = whole_characters(ids, self._decode)
+            ids, chunk = whole_characters(ids, self._decode)
         else:
-            piece = self._decode(ids)
-            if not piece or piece.endswith(HALF_A_CHARACTER):
+            chunk = self._decode(ids)
+            if not chunk or chunk.endswith(HALF_A_CHARACTER):
                 return False
-        self._read_bytes += len(piece.encode())
+        self._read_bytes += len(chunk.encode())
         # They end together: a first word has no space before it, and no character is more bytes.
         at = self._read_bytes - sum(len(raw) for _, raw in shown[: len(ids)])
         for token, raw in self._unread:
@@ -335,7 +335,7 @@ class GrowingAnswer:
                 self._unnamed.append(_Placed(token, raw, at))
             at += len(raw)
         self._unread = []
-        self._text += piece
+        self._text += chunk
         met = [place for stop in self._stops if (place := self._text.find(stop)) >= 0]
         self._text = self._text[: min(met, default=len(self._text))]
         return bool(met)

@@ -73,7 +73,7 @@ class _CheckedTransport(httpx2.AsyncHTTPTransport):
 
 
 def fetch(url: str, limits: ServerLimits, allowed: Allowed = is_public) -> bytes:
-    """Fetch a web address; of what is longer than a picture may be, one byte more than that.
+    """Fetch a web address; of what is longer than an image may be, one byte more than that.
 
     Args:
         url: http or https.
@@ -112,7 +112,7 @@ async def _fetch(url: str, limits: ServerLimits, allowed: Allowed) -> bytes:
             answer = await client.send(request, stream=True)
             async with aclosing(answer):
                 if answer.is_success:
-                    return await _read(answer, limits.picture_bytes + 1)
+                    return await _read(answer, limits.image_bytes + 1)
                 if not answer.is_redirect:
                     reason = f"answered with status {answer.status_code}"
                     raise RequestError(400, f"{url}: {reason}", "web_address_failed")
@@ -124,8 +124,8 @@ async def _fetch(url: str, limits: ServerLimits, allowed: Allowed) -> bytes:
 
 async def _read(answer: httpx2.Response, most: int) -> bytes:
     data = bytearray()
-    async for piece in answer.aiter_raw():
-        data += piece
+    async for chunk in answer.aiter_raw():
+        data += chunk
         if len(data) >= most:
             break
     return bytes(data[:most])

@@ -22,20 +22,20 @@ class ServerLimits:
     running: int = 16
     """Answers that are written at a time; the others wait."""
 
-    kept_pictures: int = 8
-    """Prompts' beginnings with pictures that stay read, for the next question about them."""
+    kept_images: int = 8
+    """Prompts' beginnings with images that stay read, for the next question about them."""
 
     body_bytes: int = 32 * 2**20
-    """Of a request, pictures and all."""
+    """Of a request, images and all."""
 
-    picture_bytes: int = 16 * 2**20
-    """Of one picture or clip, as a file."""
+    image_bytes: int = 16 * 2**20
+    """Of one image or clip, as a file."""
 
-    pictures: int = 64
+    images: int = 64
     """Of a request, clips counted in."""
 
     pixels: int = 100_000_000
-    """Of all pictures of a request and all frames shown of clips together, width x height."""
+    """Of all images of a request and all frames shown of clips together, width x height."""
 
     clip_seconds: float = 60
     """To decode a clip."""
@@ -59,7 +59,7 @@ class ServerLimits:
     """From the end of the request to the end of its answer."""
 
     fetch_seconds: float = 15
-    """To fetch a picture from a web address, redirects and all."""
+    """To fetch an image from a web address, redirects and all."""
 
     redirects: int = 3
     """Of a web address."""
@@ -79,7 +79,7 @@ class ServerSettings:
     """That requests must bear; none: no one but this machine may ask."""
 
     allow_urls: bool = False
-    """Whether pictures are fetched from web addresses."""
+    """Whether images are fetched from web addresses."""
 
     limits: ServerLimits = field(default_factory=ServerLimits)
 
@@ -137,32 +137,32 @@ class RequestError(Exception):
         return {"error": about}
 
 
-class Gate:
+class Admission:
     """Counts the requests that are read, wait or run."""
 
     def __init__(self, places: int) -> None:
-        self._places = places
+        self._slots = places
         self._seconds: deque[float] = deque(maxlen=REMEMBERED)
         self.taken = 0
 
-    def enter(self) -> None:
+    def admit(self) -> None:
         """Take a place.
 
         Raises:
             RequestError: there is none; it says when to come back, guessing that all places turn
                 over once in the time of one request.
         """
-        if self.taken >= self._places:
+        if self.taken >= self._slots:
             usual = sum(self._seconds) / len(self._seconds) if self._seconds else 1.0
             raise RequestError(
                 429,
-                f"{self._places} requests wait or run already; come back in a moment",
+                f"{self._slots} requests wait or run already; come back in a moment",
                 "queue_full",
-                headers={"Retry-After": str(max(1, math.ceil(usual / self._places)))},
+                headers={"Retry-After": str(max(1, math.ceil(usual / self._slots)))},
             )
         self.taken += 1
 
-    def leave(self, seconds: float) -> None:
+    def release(self, seconds: float) -> None:
         """Count a place as free again, after so many seconds."""
         self.taken -= 1
         self._seconds.append(seconds)

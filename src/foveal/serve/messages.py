@@ -72,14 +72,14 @@ class VideoAddress(_Asked):
 
 
 class ImageAddress(VideoAddress):
-    """Where a picture is."""
+    """Where an image is."""
 
     detail: Literal["auto", "low", "high", "original"] = "auto"
     """Accepted and without effect: the model's own number of crops holds."""
 
 
 class ImagePart(_Asked):
-    """A picture in a message."""
+    """An image in a message."""
 
     type: Literal["image_url"]
     image_url: ImageAddress
@@ -188,7 +188,7 @@ class ChatRequest(_Asked):
 
     @property
     def num_files(self) -> int:
-        """Pictures and clips of all messages."""
+        """Images and clips of all messages."""
         parts = [part for message in self.messages for part in message.content]
         return sum(not isinstance(part, TextPart) for part in parts)
 
@@ -237,7 +237,7 @@ def _first_problem(error: ValidationError) -> RequestError:
 
 
 Open = Callable[[str, str, bool], SentFile]
-"""(url, what to call it, whether it is a clip) -> picture or clip."""
+"""(url, what to call it, whether it is a clip) -> image or clip."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class Said:
 
     user: str
     files: tuple[SentFile, ...]
-    """Clips behind pictures, as in training."""
+    """Clips behind images, as in training."""
 
     assistant: str | None = None
 
@@ -268,11 +268,11 @@ def read_conversation(
 
     Args:
         messages: in OpenAI's form.
-        open_address: reads the picture or clip of an address.
+        open_address: reads the image or clip of an address.
         beside: files that came beside the messages; they stand before the last question.
 
     Raises:
-        RequestError: the messages are out of order, or a picture cannot be had.
+        RequestError: the messages are out of order, or an image cannot be had.
     """
     opening = [one for one in messages if one.role in SYSTEM_ROLES]
     rest = [one for one in messages if one.role not in SYSTEM_ROLES]

@@ -21,7 +21,7 @@ from foveal.data.images.decoding import TooManyPixelsError
 from foveal.data.images.frames import FrameChoice, file_of
 from foveal.data.images.media import (
     image_size,
-    open_picture,
+    load_image,
 )
 from foveal.errors import DataError
 from foveal.serve.limits import RequestError, ServerLimits
@@ -29,7 +29,7 @@ from foveal.serve.limits import RequestError, ServerLimits
 DISCARDED = 4
 """Times the limit of a body that is read and thrown away, so that a client hears why."""
 
-REQUEST_FIELD, PICTURE_FIELD, CLIP_FIELD = "request", "image", "video"
+REQUEST_FIELD, IMAGE_FIELD, CLIP_FIELD = "request", "image", "video"
 
 Fetch = Callable[[str], bytes]
 """Web address -> bytes; raises `RequestError`."""
@@ -37,7 +37,7 @@ Fetch = Callable[[str], bytes]
 
 @dataclass(frozen=True)
 class SentFile:
-    """A picture or a whole clip as it came in, or what is shown of a clip; not yet decoded."""
+    """An image or a whole clip as it came in, or what is shown of a clip; not yet decoded."""
 
     name: str
     """What an error calls it."""
@@ -49,7 +49,7 @@ class SentFile:
 
     @property
     def path(self) -> Path:
-        """Tells the data walk what is shown of clips; a picture has none."""
+        """Tells the data walk what is shown of clips; an image has none."""
         return self.frame or Path()
 
     @cached_property
@@ -58,10 +58,10 @@ class SentFile:
         return self.frame.name if self.frame else sha256(self.data).hexdigest()
 
     def measure(self) -> tuple[int, int]:
-        """Read width and height of the upright picture from its header.
+        """Read width and height of the upright image from its header.
 
         Raises:
-            RequestError: it is no picture.
+            RequestError: it is no image.
         """
         with _refused(self.name, self.frame):
             if self.frame:
@@ -75,7 +75,7 @@ class SentFile:
             RequestError: it is broken.
         """
         with _refused(self.name, self.frame):
-            return open_picture(self.frame or self.data, self.name)
+            return load_image(self.frame or self.data, self.name)
 
 
 def name_next(files: Iterable[SentFile], is_clip: bool) -> str:
@@ -95,7 +95,7 @@ class Body:
 
 
 async def read_body(request: Request, limits: ServerLimits) -> Body:
-    """Read a request as JSON, or as a form of one JSON field and pictures.
+    """Read a request as JSON, or as a form of one JSON field and images.
 
     Raises:
         RequestError: too large, too slow, or neither of the two.
@@ -110,7 +110,7 @@ async def read_body(request: Request, limits: ServerLimits) -> Body:
         async with asyncio.timeout(limits.body_seconds):
             if kind == "multipart/form-data":
                 return await _read_form(request, limits)
-            return Body(b"".join([piece async for piece in _pieces(request, limits)]))
+            return Body(b"".join([chunk async for chunk in _chunks(request, limits)]))
     except TimeoutError:
         raise RequestError(
             408, f"the body took longer than {limits.body_seconds:g} seconds", "too_slow"
@@ -121,21 +121,21 @@ async def discard(request: Request, limits: ServerLimits) -> None:
     """Read a refused body away: a client that still sends would not hear the answer."""
     with suppress(RequestError, TimeoutError, ClientDisconnect):
         async with asyncio.timeout(limits.body_seconds):
-            async for _ in _pieces(request, limits):
+            async for _ in _chunks(request, limits):
                 pass
 
 
-async def _pieces(request: Request, limits: ServerLimits) -> AsyncGenerator[bytes, None]:
+async def _chunks(request: Request, limits: ServerLimits) -> AsyncGenerator[bytes, None]:
     """Pass a body on as it comes; one that is too large is read away up to a point."""
     most, stated = DISCARDED * limits.body_bytes, request.headers.get("content-length", "0")
     size = int(stated) if stated.isdecimal() else 0
     read = 0
     if size <= most:
-        async for piece in request.stream():
-            read += len(piece)
+        async for chunk in request.stream():
+            read += len(chunk)
             size = max(size, read)
             if size <= limits.body_bytes:
-                yield piece
+                yield chunk
             elif read > most:
                 break
     if size > limits.body_bytes:
@@ -147,8 +147,8 @@ async def _pieces(request: Request, limits: ServerLimits) -> AsyncGenerator[byte
 async def _read_form(request: Request, limits: ServerLimits) -> Body:
     parser = MultiPartParser(
         request.headers,
-        _pieces(request, limits),
-        max_files=limits.pictures,
+        _chunks(request, limits),
+        max_files=limits.images,
         max_fields=1,
         max_part_size=limits.body_bytes,
     )
@@ -160,7 +160,7 @@ async def _read_form(request: Request, limits: ServerLimits) -> Body:
     files: list[SentFile] = []
     try:
         for field, value in form.multi_items():
-            if isinstance(value, UploadFile) and field in (PICTURE_FIELD, CLIP_FIELD):
+            if isinstance(value, UploadFile) and field in (IMAGE_FIELD, CLIP_FIELD):
                 is_clip = field == CLIP_FIELD
                 name = f"{name_next(files, is_clip)} ({(value.filename or 'unnamed')[:80]})"
                 files.append(checked(SentFile(name, await value.read(), is_clip), limits))
@@ -170,7 +170,7 @@ async def _read_form(request: Request, limits: ServerLimits) -> Body:
                 raise RequestError(
                     400,
                     f"the form has a field {field[:40]!r}; {REQUEST_FIELD!r} holds the JSON and "
-                    f"each {PICTURE_FIELD!r} a file with a picture, each {CLIP_FIELD!r} a clip",
+                    f"each {IMAGE_FIELD!r} a file with a picture, each {CLIP_FIELD!r} a clip",
                     "bad_form",
                 )
     finally:
@@ -183,7 +183,7 @@ async def _read_form(request: Request, limits: ServerLimits) -> Body:
 
 
 Show = Callable[[SentFile], list[SentFile]]
-"""A picture -> itself; a clip -> its frames, or the one strip of them; raises `RequestError`."""
+"""An image -> itself; a clip -> its frames, or the one strip of them; raises `RequestError`."""
 
 
 @contextmanager
@@ -207,7 +207,7 @@ def showing(choice: FrameChoice, limits: ServerLimits) -> Iterator[Show]:
 def read_address(
     url: str, name: str, is_clip: bool, *, limits: ServerLimits, fetch: Fetch | None
 ) -> SentFile:
-    """Read a picture or a clip from where a request says it is.
+    """Read an image or a clip from where a request says it is.
 
     Args:
         url: a data URI or a web address.
@@ -258,30 +258,30 @@ def checked(file: SentFile, limits: ServerLimits) -> SentFile:
     Raises:
         RequestError: it is.
     """
-    if len(file.data) > limits.picture_bytes:
+    if len(file.data) > limits.image_bytes:
         raise RequestError(
             413,
-            f"{file.name}: more than {limits.picture_bytes} bytes; make it smaller",
+            f"{file.name}: more than {limits.image_bytes} bytes; make it smaller",
             "picture_too_large",
         )
     return file
 
 
-def measure_images(pictures: Sequence[SentFile], limits: ServerLimits) -> list[tuple[int, int]]:
-    """Read (width, height) of pictures from their headers, before any is decoded.
+def measure_images(images: Sequence[SentFile], limits: ServerLimits) -> list[tuple[int, int]]:
+    """Read (width, height) of images from their headers, before any is decoded.
 
     Raises:
-        RequestError: one is no picture, or all together have too many pixels.
+        RequestError: one is no image, or all together have too many pixels.
     """
     sizes: list[tuple[int, int]] = []
     pixels = 0
-    for picture in pictures:
-        size = picture.measure()
+    for image in images:
+        size = image.measure()
         pixels += size[0] * size[1]
         if pixels > limits.pixels:
             raise RequestError(
                 413,
-                f"{picture.name}: {size[0]}x{size[1]} takes the request to {pixels} pixels, more "
+                f"{image.name}: {size[0]}x{size[1]} takes the request to {pixels} pixels, more "
                 f"than {limits.pixels}; make pictures or clips smaller",
                 "too_many_pixels",
             )

@@ -36,7 +36,7 @@ from foveal.models.generation.prompt import (
 )
 from foveal.models.generation.sampling import Sampling
 from foveal.serve.fetch import fetch
-from foveal.serve.limits import Gate, RequestError, ServerLimits, ServerSettings, Telemetry
+from foveal.serve.limits import Admission, RequestError, ServerLimits, ServerSettings, Telemetry
 from foveal.serve.messages import ChatRequest, Conversation, parse_request, read_conversation
 from foveal.serve.scheduler import Scheduler
 from foveal.serve.sent_files import (
@@ -61,34 +61,34 @@ FREE_SHARE = 0.6
 MOST_CACHE_TOKENS = 2**18
 
 READERS = 2
-"""Threads that read requests: decode pictures, cut them, write out prompts."""
+"""Threads that read requests: decode images, cut them, write out prompts."""
 
-REMEMBERED_PICTURES = 32
-"""Latest pictures that stay cut, for the next question about them; 6 MB each at most."""
+REMEMBERED_IMAGES = 32
+"""Latest images that stay cut, for the next question about them; 6 MB each at most."""
 
 
-class CutPictures:
-    """Pictures as the tower takes them, the latest remembered; several threads may use it."""
+class CutImages:
+    """Images as the tower takes them, the latest remembered; several threads may use it."""
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
         self._known: OrderedDict[str, Pixels] = OrderedDict()
         self._lock = threading.Lock()
 
-    def cut(self, picture: SentFile) -> Pixels:
-        """Decode and cut a picture, unless that was done lately.
+    def cut(self, image: SentFile) -> Pixels:
+        """Decode and cut an image, unless that was done lately.
 
         Raises:
             RequestError: it is broken.
         """
         with self._lock:
-            crops = self._known.get(picture.identity)
+            crops = self._known.get(image.identity)
         if crops is None:
-            crops = pixels_of(self._processor, picture.path, picture.decode())
+            crops = pixels_of(self._processor, image.path, image.decode())
         with self._lock:
-            self._known[picture.identity] = crops
-            self._known.move_to_end(picture.identity)
-            if len(self._known) > REMEMBERED_PICTURES:
+            self._known[image.identity] = crops
+            self._known.move_to_end(image.identity)
+            if len(self._known) > REMEMBERED_IMAGES:
                 self._known.popitem(last=False)
         return crops
 
@@ -100,7 +100,7 @@ class Served:
         self.name = name
         self.loaded = loaded
         self.created = int(time.time())
-        self._pictures = CutPictures(loaded.processor)
+        self._images = CutImages(loaded.processor)
 
     @property
     def tokenizer(self) -> Any:
@@ -113,11 +113,11 @@ class Served:
         """Turn what a client asks into what the decoding loop takes, one for each answer.
 
         With them comes what moves the boxes of the answers back; none: they can hold none.
-        Sizes and lengths are checked before the first picture is decoded.
+        Sizes and lengths are checked before the first image is decoded.
 
         Raises:
-            RequestError: the pictures are broken or too large, the prompt is too long, or image
-                tags in the text do not match the pictures.
+            RequestError: the images are broken or too large, the prompt is too long, or image
+                tags in the text do not match the images.
         """
         processor = self.loaded.processor
         with showing(processor.frame_choice, limits) as show:
@@ -181,16 +181,16 @@ class Served:
             raise RequestError(400, str(error), "context_length_exceeded", "messages") from error
         return wanted
 
-    def _describe(self, picture: SentFile, size: tuple[int, int]) -> PromptImage:
-        """Describe a picture whose pixels are still to be cut."""
+    def _describe(self, image: SentFile, size: tuple[int, int]) -> PromptImage:
+        """Describe an image whose pixels are still to be cut."""
         try:
-            shape = shape_of(self.loaded.processor, picture.path, size)
+            shape = shape_of(self.loaded.processor, image.path, size)
         except (DataError, ValueError) as error:
-            raise RequestError(400, f"{picture.name}: {error}", "bad_picture_shape") from error
-        return PromptImage(picture.identity, shape, _not_cut_yet)
+            raise RequestError(400, f"{image.name}: {error}", "bad_picture_shape") from error
+        return PromptImage(image.identity, shape, _not_cut_yet)
 
-    def _cut(self, picture: SentFile) -> Callable[[], Pixels]:
-        pixels = self._pictures.cut(picture)
+    def _cut(self, image: SentFile) -> Callable[[], Pixels]:
+        pixels = self._images.cut(image)
         return lambda: pixels
 
 
@@ -239,14 +239,18 @@ class Endpoint:
         self.served = {one.name: one for one in served}
         self.scheduler = scheduler
         self.limits = settings.limits
-        self.gate = Gate(settings.limits.places)
+        self.admission = Admission(settings.limits.places)
         self.measures = Telemetry()
         self._readers = anyio.CapacityLimiter(READERS)
         self._fetch = partial(fetch, limits=self.limits) if settings.allow_urls else None
         for name, about, read in (
             ("foveal_answers_running", "Answers being written.", lambda: scheduler.num_active),
             ("foveal_answers_waiting", "Answers not begun.", lambda: scheduler.num_waiting),
-            ("foveal_places_taken", "Requests read, waiting or running.", lambda: self.gate.taken),
+            (
+                "foveal_places_taken",
+                "Requests read, waiting or running.",
+                lambda: self.admission.taken,
+            ),
         ):
             Gauge(name, about, registry=self.measures.registry).set_function(read)
 
@@ -265,7 +269,7 @@ class Endpoint:
 
     async def _admit(self, request: HttpRequest, arrived: float) -> Admitted:
         try:
-            self.gate.enter()
+            self.admission.admit()
         except RequestError:
             await discard(request, self.limits)
             raise
@@ -277,7 +281,7 @@ class Endpoint:
                     raise ClientDisconnect
                 return await anyio.to_thread.run_sync(self._read, body, arrived)
         except BaseException:
-            self.gate.leave(time.monotonic() - arrived)
+            self.admission.release(time.monotonic() - arrived)
             raise
 
     def _read(self, body: Body, arrived: float) -> Admitted:
@@ -285,9 +289,9 @@ class Endpoint:
         asked = parse_request(body.request)
         served = self.find(asked.model)
         limits, number = self.limits, len(body.files) + asked.num_files
-        # Before the first picture is fetched.
-        if number > limits.pictures:
-            reason = f"{number} pictures are more than {limits.pictures}; send fewer"
+        # Before the first image is fetched.
+        if number > limits.images:
+            reason = f"{number} pictures are more than {limits.images}; send fewer"
             raise RequestError(413, reason, "too_many_pictures")
         if asked.n > limits.choices:
             raise RequestError(400, f"n: at most {limits.choices} answers", "invalid_value", "n")
@@ -383,9 +387,9 @@ def decoding_limits(served: Served, limits: ServerLimits, free_bytes: float) -> 
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     number_bytes = served.loaded.model.dtype.itemsize
     token_bytes = 2 * config.num_hidden_layers * heads * width * number_bytes
-    room = FREE_SHARE * free_bytes / token_bytes
+    headroom = FREE_SHARE * free_bytes / token_bytes
     return DecodingLimits(
         sequences=limits.running,
-        tokens=max(1, min(int(room), MOST_CACHE_TOKENS)),
-        kept_prefixes=limits.kept_pictures,
+        tokens=max(1, min(int(headroom), MOST_CACHE_TOKENS)),
+        kept_prefixes=limits.kept_images,
     )

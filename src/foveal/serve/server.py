@@ -165,7 +165,7 @@ def _routes(endpoint: Endpoint, token: str | None) -> list[Route]:
 
     def guarded(answer: Callable[[Request], Awaitable[Response]]) -> Any:
         async def check_and_answer(request: Request) -> Response:
-            check_may_ask(request, token)
+            check_auth(request, token)
             return await answer(request)
 
         return check_and_answer
@@ -188,7 +188,7 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def check_may_ask(request: Request, token: str | None) -> None:
+def check_auth(request: Request, token: str | None) -> None:
     """Let a request through or not.
 
     A page of any other site that is open in somebody's browser can send requests to this machine.

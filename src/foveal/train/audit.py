@@ -29,7 +29,7 @@ VANISHING = ("k_proj.bias",)
 
 
 class StepAudit:
-    """Audits the first step, the first one with pictures, and each that is not finite."""
+    """Audits the first step, the first one with images, and each that is not finite."""
 
     def __init__(
         self,
@@ -115,8 +115,8 @@ def audit_targets(dataset: Dataset) -> None:
         raise RunError(f"example {name} has no learnt token; give it an answer")
 
 
-def audit_pictures(assignments: Sequence[Assignment], dataset: Dataset) -> None:
-    """Check that weights before the text, where they alone learn, are shown a picture.
+def audit_images(assignments: Sequence[Assignment], dataset: Dataset) -> None:
+    """Check that weights before the text, where they alone learn, are shown an image.
 
     Raises:
         RunError: no example has one.

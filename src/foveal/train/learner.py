@@ -53,7 +53,9 @@ class Learner:
     def optimizer(self) -> torch.optim.Optimizer:
         """Made when first asked for: some engines run the model in another way from then on."""
         cut = self.engine.cuts_state
-        return self.engine.adopt(build_optimizer(self.model, self.assignments, self.settings, cut))
+        return self.engine.wrap_optimizer(
+            build_optimizer(self.model, self.assignments, self.settings, cut)
+        )
 
 
 def blank_pixels(processor: TurnProcessor) -> dict[str, Tensor]:

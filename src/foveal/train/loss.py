@@ -82,7 +82,7 @@ def answer_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weights: Tenso
 def _differentiate(module: nn.Module, inputs: Any, output: Tensor) -> None:
     """Let the decoder's first layer have a gradient to hand back, whatever its row holds.
 
-    Under adapters words alone ask for none and pictures do, and a layer that hands none back shares
+    Under adapters words alone ask for none and images do, and a layer that hands none back shares
     its own gradients later than one that does: processes would wait for each other for ever.
     """
     if torch.is_grad_enabled() and not output.requires_grad:

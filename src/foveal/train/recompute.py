@@ -131,14 +131,14 @@ class DearOutputs:
         if operation in PRODUCTS:
             self._made += 1
             is_last = self._made == self.products and not self.needs_last
-            is_kept = not is_last and not self._is_cheap(operation, arguments)
+            is_saved = not is_last and not self._is_cheap(operation, arguments)
         elif operation in ATTENTION:
             # Where it drops at random, what it draws would not be drawn again, and all that is
             # drawn behind it would be other numbers.
-            is_kept = not _argument(operation, "dropout_p", arguments, named)
+            is_saved = not _argument(operation, "dropout_p", arguments, named)
         else:
-            is_kept = operation in CONVOLUTIONS
-        return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
+            is_saved = operation in CONVOLUTIONS
+        return CheckpointPolicy.MUST_SAVE if is_saved else CheckpointPolicy.PREFER_RECOMPUTE
 
     def _is_cheap(self, operation: Any, arguments: Any) -> bool:
         place = PRODUCTS[operation]

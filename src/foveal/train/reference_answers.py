@@ -17,7 +17,7 @@ from foveal.config import PreferenceSettings
 from foveal.data.forward_inputs import Batch
 from foveal.data.loader import StepLoader
 from foveal.data.parallel import counting
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.storage import written_whole
 from foveal.train.checkpoint import save_tensors
 from foveal.train.engines.one_process import Engine
@@ -71,13 +71,13 @@ def write_reference(path: Path, key: ReferenceKey, known: NDArray[np.float32]) -
         save_tensors(beside, {VALUES: torch.from_numpy(known)}, asdict(key))
 
 
-def missing_steps(plan: Plan, total_steps: int, known: NDArray[np.float32]) -> list[int]:
+def missing_steps(planner: RowPlanner, total_steps: int, known: NDArray[np.float32]) -> list[int]:
     """List the steps whose rows hold an answer of which nothing is known, nor from one before."""
     covered, needed = ~np.isnan(known), []
     for step in range(total_steps):
         if covered.all():
             break
-        examples = plan.examples(step)
+        examples = planner.examples(step)
         if not covered[examples].all():
             needed.append(step)
             covered[examples] = True
@@ -115,9 +115,9 @@ def find_reference(
     """
     engine, loss = learner.engine, learner.loss
     path = run / REFERENCE
-    count = len(loader.plan.sizes.tokens)
+    count = len(loader.planner.sizes.tokens)
     (known,) = engine.gather([read_reference(path, key, count)] if engine.is_main else [])
-    needed = missing_steps(loader.plan, steps.stop, known)
+    needed = missing_steps(loader.planner, steps.stop, known)
     saved = time.monotonic()
 
     def save(found: dict[int, float]) -> None:

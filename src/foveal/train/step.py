@@ -27,7 +27,7 @@ class StepMeasures:
     """Tokens of the examples, shared ones counted once for each."""
 
     images: int
-    """Distinct pictures encoded."""
+    """Distinct images encoded."""
 
     example_ids: tuple[str, ...]
     """Of this process; of all where the step was not applied."""
@@ -110,7 +110,7 @@ def train_step(
         batches: this process's rows.
         gradient_clip: largest norm of all gradients together.
         audit: called while the gradients are in place, before they are used, with whether any
-            process saw a picture.
+            process saw an image.
         explain: says of the rows, while the gradients are in place, what is not finite in them.
         objective: what is made small.
     """
@@ -121,10 +121,10 @@ def train_step(
     norm = float(engine.clip(optimizer, gradient_clip))
     finite = math.isfinite(norm) and math.isfinite(seen.loss)
     if finite:
-        engine.advance(optimizer)
+        engine.optimizer_step(optimizer)
     else:
         # A step that was left without examples has nothing that could be explained.
         seen = replace(seen, cause=explain(rows) if seen.examples else "")
-        engine.forget(optimizer)
+        engine.skip_step(optimizer)
         seen = replace(seen, example_ids=tuple(engine.gather(list(seen.example_ids))))
     return replace(seen, gradient_norm=norm, applied=finite)

@@ -261,21 +261,21 @@ def shades(path: Path, size: tuple[int, int] = (60, 40)) -> None:
 @pytest.mark.parametrize("dot", [(0, 0), (29, 11), (59, 39)])
 def test_a_picture_of_one_colour_is_warned_of_and_one_with_a_dot_is_not(folder, dot):
     text = line("1", turn(images=["c.png"]))
-    picture = Image.new("RGB", (60, 40), "red")
-    picture.save(folder / "images" / "c.png")
+    image = Image.new("RGB", (60, 40), "red")
+    image.save(folder / "images" / "c.png")
     assert warnings_of(folder, text) == [
         "image c.png shows one colour (an alpha channel is dropped)"
     ]
     assert warnings_of(folder, text, decode=False) == []
-    picture.putpixel(dot, (255, 0, 1))
-    picture.save(folder / "images" / "dot.png")
+    image.putpixel(dot, (255, 0, 1))
+    image.save(folder / "images" / "dot.png")
     assert warnings_of(folder, line("1", turn(images=["dot.png"]))) == []
 
 
 def test_letters_in_the_alpha_channel_alone_are_warned_of(folder):
-    picture = Image.new("RGBA", (60, 40), (0, 0, 0, 0))
-    picture.putalpha(Image.linear_gradient("L").resize((60, 40)))
-    picture.save(folder / "images" / "c.png")
+    image = Image.new("RGBA", (60, 40), (0, 0, 0, 0))
+    image.putalpha(Image.linear_gradient("L").resize((60, 40)))
+    image.save(folder / "images" / "c.png")
     (warning,) = warnings_of(folder, line("1", turn(images=["c.png"])))
     assert "one colour" in warning
 

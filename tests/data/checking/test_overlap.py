@@ -7,7 +7,7 @@ from layouts import put_lines
 from PIL import Image
 from words import WordProcessor
 
-from foveal.data.checking.overlap import LOOKED_AT, PIECES, describe_overlap
+from foveal.data.checking.overlap import CHUNKS, LOOKED_AT, describe_overlap
 from foveal.data.dataset import read_dataset
 
 SIDE = 160  # a bitmap has as many bytes as any other of its size, and is not looked at whole
@@ -36,7 +36,7 @@ def bitmaps(folder: Path, places: list[int]) -> Path:
 def test_pictures_of_as_many_bytes_are_one_where_their_bytes_are(tmp_path, validation, said):
     learnt = bitmaps(tmp_path / "train", [0, 1, 158])
     held_out = bitmaps(tmp_path / "validation", validation)
-    assert (tmp_path / "train" / "0.bmp").stat().st_size > PIECES * LOOKED_AT
+    assert (tmp_path / "train" / "0.bmp").stat().st_size > CHUNKS * LOOKED_AT
     found = [read_dataset(file, WordProcessor())[1] for file in (learnt, held_out)]
     told = describe_overlap(*found)
     assert told.startswith(said)

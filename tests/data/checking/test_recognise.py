@@ -8,7 +8,7 @@ import os
 import zipfile
 
 import pytest
-from layouts import put_picture
+from layouts import put_image
 
 from foveal.data.checking.check import check_file
 from foveal.data.checking.recognise import other_kind
@@ -112,7 +112,7 @@ def test_examples_right_or_wrong_are_looked_at_line_by_line(tmp_path, content):
 
 
 def test_a_byte_order_mark_is_read_over_by_check_fix_and_runs(tmp_path):
-    put_picture(tmp_path / "images" / "a.png")
+    put_image(tmp_path / "images" / "a.png")
     data, fixed = tmp_path / "data.jsonl", tmp_path / "fixed.jsonl"
     data.write_bytes(b"\xef\xbb\xbf" + text(OURS) + text(OURS | {"id": "2"}) + b"\xef\xbb\xbf\n")
     check = check_file(data, fix=fixed)

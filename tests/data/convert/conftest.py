@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from layouts import put_clip, put_lines, put_picture
+from layouts import put_clip, put_image, put_lines
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def nlvr(tmp_path: Path) -> Path:
     ]
     put_lines(folder / "dev.json", *rows)
     for shade, name in enumerate(["3/dev-12-0-0", "3/dev-12-0-5", "4/dev-12-1-2"]):
-        put_picture(folder / "images" / f"{name}.png", shade)
+        put_image(folder / "images" / f"{name}.png", shade)
     pairs = [
         {
             "sentence": "The left image is red.",

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from layouts import (
     assert_sound,
+    image_bytes,
     lines_of,
-    picture_bytes,
+    put_image,
     put_json,
     put_lines,
-    put_picture,
 )
 
 from foveal.data.convert import convert
@@ -20,7 +20,7 @@ from foveal.data.convert import convert
 def test_llava_conversations_become_turns_with_their_pictures(tmp_path):
     source = tmp_path / "source"
     for name in ("coco/1.jpg", "gqa/1.jpg"):
-        put_picture(source / name, len(name))
+        put_image(source / name, len(name))
     rows = [
         {
             "id": "one",
@@ -82,8 +82,8 @@ def test_llava_conversations_become_turns_with_their_pictures(tmp_path):
 
 def test_messages_with_image_parts_become_turns(tmp_path):
     source = tmp_path / "source"
-    put_picture(source / "a.png")
-    address = "data:image/png;base64," + base64.b64encode(picture_bytes(7)).decode()
+    put_image(source / "a.png")
+    address = "data:image/png;base64," + base64.b64encode(image_bytes(7)).decode()
     put_lines(
         source / "chat_val.jsonl",
         {
@@ -123,7 +123,7 @@ def test_messages_with_image_parts_become_turns(tmp_path):
     first, second = (line["conversations"] for line in lines_of(out / "sharegpt_val.jsonl"))
     assert first[0]["user"] == "Which is red?"
     assert first[0]["images"][0] == "val/a.png"
-    assert (out / "images" / first[0]["images"][1]).read_bytes() == picture_bytes(7)
+    assert (out / "images" / first[0]["images"][1]).read_bytes() == image_bytes(7)
     assert [turn["user"] for turn in second] == ["What?", "And <|image_1|>?"]
     assert [turn["images"] for turn in second] == [["val/a.png"]] * 2
     assert converted.left_out == {"a picture on the web; fetch it and name its file": 1}
@@ -143,7 +143,7 @@ def test_messages_with_image_parts_become_turns(tmp_path):
     ],
 )
 def test_parts_in_any_order_become_the_turn_that_is_asked_for_in_serving(tmp_path, parts, user):
-    put_picture(tmp_path / "source" / "a.png")
+    put_image(tmp_path / "source" / "a.png")
     content = [
         {"type": "image", "image": part, "text": None}
         if part.endswith(".png")
@@ -167,8 +167,8 @@ def said(user: Any, assistant: Any = "Red", **more: Any) -> dict[str, Any]:
 
 def converted(folder: Path, *rows: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Convert rows that show a.png and b.png, with one sound row before them."""
-    put_picture(folder / "source" / "a.png", 1)
-    put_picture(folder / "source" / "b.png", 2)
+    put_image(folder / "source" / "a.png", 1)
+    put_image(folder / "source" / "b.png", 2)
     put_json(folder / "source" / "chat.json", [said("sound?"), *rows])
     done = convert("sharegpt", folder / "source", folder / "out")
     assert_sound(done)
@@ -398,7 +398,7 @@ def test_a_file_that_holds_no_rows_is_counted(tmp_path):
 
 
 def test_the_split_is_also_found_in_the_folders_name(tmp_path):
-    put_picture(tmp_path / "source" / "a.png")
+    put_image(tmp_path / "source" / "a.png")
     put_json(tmp_path / "source" / "test" / "chat.json", [said("?")])
     done = convert("sharegpt", tmp_path / "source", tmp_path / "out")
     assert list(done.counts) == ["sharegpt_test"]

@@ -6,22 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from layouts import assert_sound, picture_bytes, turns_of
+from layouts import assert_sound, image_bytes, turns_of
 
 from foveal.data.convert import convert
 from foveal.data.convert.sources.tables import Hub, open_splits
 from foveal.errors import DataError, UserError
 
 
-def put_parquet(
-    path: Path, columns: dict[str, Sequence[Any]], pictures: Sequence[str] = ()
-) -> None:
+def put_parquet(path: Path, columns: dict[str, Sequence[Any]], images: Sequence[str] = ()) -> None:
     """Write Parquet as the hub has it: pictures as bytes and path, named as such."""
     import datasets
 
     path.parent.mkdir(parents=True, exist_ok=True)
     table = datasets.Dataset.from_dict(dict(columns))
-    for name in pictures:
+    for name in images:
         nested = isinstance(columns[name][0], list)
         feature = datasets.List(datasets.Image()) if nested else datasets.Image()
         table = table.cast_column(name, feature)
@@ -29,7 +27,7 @@ def put_parquet(
 
 
 def encoded(shade: int, kind: str = "PNG") -> dict[str, Any]:
-    return {"bytes": picture_bytes(shade, kind), "path": None}
+    return {"bytes": image_bytes(shade, kind), "path": None}
 
 
 def test_docvqa_columns_of_the_hub_are_read_and_a_page_is_stored_once(tmp_path):
@@ -49,7 +47,7 @@ def test_docvqa_columns_of_the_hub_are_read_and_a_page_is_stored_once(tmp_path):
     assert turns[0]["assistant"] in turns[0]["answers"] == ["x", "y"]
     assert turns[0]["images"] == turns[1]["images"]
     assert len(list((out / "images" / "train").iterdir())) == 1
-    assert (out / "images" / turns[0]["images"][0]).read_bytes() == picture_bytes(1)
+    assert (out / "images" / turns[0]["images"][0]).read_bytes() == image_bytes(1)
     assert converted.counts == {"docvqa_train": {"": 2}, "docvqa_test": {"": 2}}
     assert converted.left_out == {"no question with an answer in the row": 2}
     assert_sound(converted)
@@ -113,7 +111,7 @@ def test_two_splits_of_the_hub_that_are_one_to_us_are_both_read(tmp_path, monkey
 def test_a_row_with_a_broken_picture_is_left_out(tmp_path):
     source = tmp_path / "source"
     columns = {
-        "image": [encoded(1), {"bytes": picture_bytes(2)[:40], "path": None}],
+        "image": [encoded(1), {"bytes": image_bytes(2)[:40], "path": None}],
         "query": ["Well?", "Broken?"],
         "answers": [["x"], ["y"]],
     }

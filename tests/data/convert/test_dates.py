@@ -4,7 +4,7 @@ import io
 
 import pytest
 from datasets import Dataset, Features, Image, List, Value
-from layouts import lines_of, put_json, put_picture, turns_of
+from layouts import lines_of, put_image, put_json, turns_of
 from PIL import Image as Pillow
 
 from foveal.data.convert import Options, convert
@@ -18,7 +18,7 @@ DATES = ["2024-01-05", "1997-10-30", "2024-01-05T10:30:00"]
 @pytest.mark.parametrize("kind", ["llava", "sharegpt"])
 def test_in_the_json_of_other_trainers(tmp_path, kind):
     source = tmp_path / "source"
-    put_picture(source / "page.png", 0)
+    put_image(source / "page.png", 0)
     rows = [
         {
             "image": "page.png",

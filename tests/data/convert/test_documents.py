@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from layouts import assert_sound, put_json, put_picture, turns_of
+from layouts import assert_sound, put_image, put_json, turns_of
 
 from foveal.data.convert import Options, convert
 
 
 def test_docvqa_keeps_all_answers_and_learns_one_drawn_by_the_seed(tmp_path):
     source = tmp_path / "source"
-    put_picture(source / "spdocvqa_images" / "x_1.png")
+    put_image(source / "spdocvqa_images" / "x_1.png")
     answers = [f"answer {number}" for number in range(50)]
     data = [
         {
@@ -69,7 +69,7 @@ def test_funsd_asks_for_fields_with_one_short_answer(tmp_path):
     for split, name in (("training", "1"), ("training", "2"), ("testing", "3"), ("testing", "4")):
         put_json(data / f"{split}_data" / "annotations" / f"{name}.json", {"form": form})
         if name != "4":
-            put_picture(data / f"{split}_data" / "images" / f"{name}.png", int(name))
+            put_image(data / f"{split}_data" / "images" / f"{name}.png", int(name))
     out = tmp_path / "out"
     converted = convert("funsd", tmp_path / "source", out)
     assert converted.counts == {f"funsd_{split}": {"": 1} for split in ("train", "val", "test")}
@@ -90,7 +90,7 @@ def test_a_form_that_breaks_off_is_left_out_whole_and_named(tmp_path):
     broken = [*sound, {"id": 2, "label": "question", "text": "Name"}]  # no `linking`
     for number, form in enumerate((sound, broken)):
         put_json(data / "annotations" / f"{number}.json", {"form": form})
-        put_picture(data / "images" / f"{number}.png", number)
+        put_image(data / "images" / f"{number}.png", number)
     converted = convert("funsd", tmp_path / "source", tmp_path / "out")
     assert converted.counts == {"funsd_test": {"": 1}}
     assert converted.left_out == {"not a form of FUNSD": 1}
@@ -102,7 +102,7 @@ def test_sroie_asks_four_questions_a_receipt(tmp_path):
     put_json(data / "key" / "001.json", values)
     put_json(data / "key" / "002.json", {"company": "ONE", "total": " "})
     for name in ("001", "002"):
-        put_picture(data / "img" / f"{name}.jpg")
+        put_image(data / "img" / f"{name}.jpg")
     out = tmp_path / "out"
     options = Options(validation_fraction=0)
     converted = convert("sroie", tmp_path / "source", out, options=options)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from layouts import assert_sound, left_out, lines_of, put_clip, put_json, put_picture, turns_of
+from layouts import assert_sound, left_out, lines_of, put_clip, put_image, put_json, turns_of
 from PIL import Image
 
 from foveal.data.convert import Options, convert, write
@@ -138,8 +138,8 @@ def test_class_folders_with_splits_keep_them(tmp_path):
     for shade, (split, name) in enumerate(
         [("train", "cat"), ("train", "dog"), ("validation", "cat"), ("Test", "dog")]
     ):
-        put_picture(source / split / name / "0001.png", shade)
-    put_picture(source / "stray.png")
+        put_image(source / split / name / "0001.png", shade)
+    put_image(source / "stray.png")
     out = tmp_path / "out"
     converted = convert("imagefolder", tmp_path / "source", out)
     assert converted.counts == {
@@ -163,7 +163,7 @@ def test_a_list_of_captions_beside_class_folders_drops_no_picture_and_no_class(t
     # and no classes; `findings/datasets-imagefolder-forgets-the-unnamed.sh` shows it.
     for name in ("cat", "dog"):
         for number in range(3):
-            put_picture(tmp_path / "source" / name / f"{number}.png", number)
+            put_image(tmp_path / "source" / name / f"{number}.png", number)
     named = '{"file_name": "cat/0.png", "caption": "a cat"}\n'
     (tmp_path / "source" / "metadata.jsonl").write_text(named)
     options = Options(validation_fraction=0)
@@ -176,7 +176,7 @@ def test_without_splits_a_share_of_each_class_is_held_out_by_the_seed(tmp_path):
     source = tmp_path / "source"
     for name in ("train", "car"):  # one class is called like a split
         for number in range(20):
-            put_picture(source / name / f"{number}.png", number)
+            put_image(source / name / f"{number}.png", number)
     files = {}
     for seed in (0, 0, 1):
         out = tmp_path / f"out{len(files)}"
@@ -209,7 +209,7 @@ def test_a_page_that_would_overwrite_another_of_its_name_is_left_out(tmp_path):
     source = tmp_path / "source"
     data = []
     for shade, place in enumerate(["one/1.png", "two/1.png", "one/1.png"]):
-        put_picture(source / place, shade % 2)
+        put_image(source / place, shade % 2)
         row = {"questionId": shade, "question": "?", "image": place, "answers": [place]}
         data.append(row)
     put_json(source / "train.json", {"dataset_split": "train", "data": data})
@@ -253,7 +253,7 @@ def test_frames_that_are_there_are_not_decoded_again(ucf101, tmp_path, monkeypat
 def test_the_first_folder_is_the_class_whatever_lies_below_it(tmp_path):
     source = tmp_path / "source"
     for shade, name in enumerate(["cat/2020/1.png", "cat/2021/1.png", "dog/2020/1.png"]):
-        put_picture(source / name, shade)
+        put_image(source / name, shade)
     out = tmp_path / "out"
     converted = convert("imagefolder", source, out, options=Options(validation_fraction=0))
     assert converted.counts == {"imagefolder_train": {"cat": 2, "dog": 1}}
@@ -277,7 +277,7 @@ def test_clips_of_one_name_below_a_class_are_all_kept(tmp_path):
 
 def test_a_folder_around_all_classes_is_passed_over_as_zips_have_it(tmp_path):
     for shade, name in enumerate(["cat", "dog"]):
-        put_picture(tmp_path / "source" / "photos" / name / "1.png", shade)
+        put_image(tmp_path / "source" / "photos" / name / "1.png", shade)
     converted = convert(
         "imagefolder", tmp_path / "source", tmp_path / "out", options=Options(validation_fraction=0)
     )
@@ -286,8 +286,8 @@ def test_a_folder_around_all_classes_is_passed_over_as_zips_have_it(tmp_path):
 
 def test_every_file_that_is_no_picture_is_counted_by_its_kind(tmp_path):
     source = tmp_path / "source"
-    put_picture(source / "cat" / "1.png")
-    put_picture(source / "cat" / "2.jfif.png").rename(source / "cat" / "2.JFIF")
+    put_image(source / "cat" / "1.png")
+    put_image(source / "cat" / "2.jfif.png").rename(source / "cat" / "2.JFIF")
     for name in ("3.heic", "4.pdf", "5.HEIC", "LICENSE"):
         (source / "cat" / name).write_bytes(b"x")
     converted = convert("imagefolder", source, tmp_path / "out")

@@ -17,8 +17,8 @@ def text(role, content, key="role"):
     return {key: role, ("content" if key == "role" else "value"): content}
 
 
-PICTURE = {"type": "image"}
-ASKED = [{"role": "user", "content": [PICTURE, {"type": "text", "text": "What is it?"}]}]
+IMAGE = {"type": "image"}
+ASKED = [{"role": "user", "content": [IMAGE, {"type": "text", "text": "What is it?"}]}]
 YES, NO = "A dog.", "A cat."
 LAYOUTS = {
     "trl, prompt beside": {
@@ -164,11 +164,11 @@ def test_parts_of_an_answer_are_one_text(tmp_path):
 def test_pictures_lie_in_parquet_as_bytes_one_or_several(tmp_path):
     made = io.BytesIO()
     Image.new("RGB", (30, 20), "red").save(made, "PNG")
-    picture = {"bytes": made.getvalue(), "path": None}
+    image = {"bytes": made.getvalue(), "path": None}
     part, question = {"type": "image", "text": None}, {"type": "text", "text": "What is it?"}
     rows = [
         {
-            "images": [picture] * count,
+            "images": [image] * count,
             "prompt": [{"role": "user", "content": [part] * count + [question]}],
             "chosen": [{"role": "assistant", "content": [{"type": "text", "text": YES}]}],
             "rejected": [{"role": "assistant", "content": [{"type": "text", "text": NO}]}],

@@ -1,7 +1,7 @@
 """Tables as well-known data sets publish them become examples, with the command that docs name."""
 
 import pytest
-from layouts import assert_sound, left_out, put_json, put_picture, turns_of
+from layouts import assert_sound, left_out, put_image, put_json, turns_of
 
 from foveal.config import Columns
 from foveal.data.convert import Options, convert
@@ -105,14 +105,14 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_files_of_a_known_data_set_are_read_as_a_table(tmp_path, name):
-    picture, files, columns, asked_and_answered = PUBLISHED[name]
-    put_picture(tmp_path / "source" / picture)
+    image, files, columns, asked_and_answered = PUBLISHED[name]
+    put_image(tmp_path / "source" / image)
     for file, tree in files.items():
         put_json(tmp_path / "source" / file, tree)
     done = convert("table", tmp_path / "source", tmp_path / "out", options=Options(columns=columns))
     assert_sound(done)
     (turn,) = turns_of(tmp_path / "out" / "table_train.jsonl")
-    assert turn["images"] == [f"train/{picture}"]
+    assert turn["images"] == [f"train/{image}"]
     assert (turn["user"], turn["assistant"]) == asked_and_answered
     if name == "VQAv2":
         assert turn["answers"] == VOTES
@@ -125,7 +125,7 @@ def test_the_files_of_a_known_data_set_are_read_as_a_table(tmp_path, name):
 
 def test_an_id_that_two_pictures_have_is_no_pictures(tmp_path):
     for name in ("train2014/COCO_train2014_000000000007.jpg", "train2017/000000000007.jpg"):
-        put_picture(tmp_path / "source" / name)
+        put_image(tmp_path / "source" / name)
     rows = [{"image": number, "question": "?", "answer": "x"} for number in (7, 70)]
     put_json(tmp_path / "source" / "train.json", rows)
     with pytest.raises(DataError, match="2 x no picture of that name"):
@@ -133,7 +133,7 @@ def test_an_id_that_two_pictures_have_is_no_pictures(tmp_path):
 
 
 def test_rows_of_several_questions_give_the_same_in_json_as_in_parquet(tmp_path):
-    put_picture(tmp_path / "source" / "a.png")
+    put_image(tmp_path / "source" / "a.png")
     texts = [{"user": "Red?", "assistant": "Yes."}, {"user": "What is it?", "assistant": "A dog."}]
     put_json(tmp_path / "source" / "train.json", [{"images": ["a.png"], "texts": texts}])
     convert("table", tmp_path / "source", tmp_path / "out")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from layouts import assert_sound, put_lines, put_picture, turns_of
+from layouts import assert_sound, put_image, put_lines, turns_of
 
 from foveal.data.convert import convert
 
@@ -42,7 +42,7 @@ def test_nlvr2_takes_pictures_by_their_conventional_names(tmp_path):
     ]
     put_lines(source / "nlvr2" / "data" / "dev.json", *rows)
     for side in (0, 1):
-        put_picture(source / "images" / "dev" / f"dev-850-2-img{side}.png", side)
+        put_image(source / "images" / "dev" / f"dev-850-2-img{side}.png", side)
     out = tmp_path / "out"
     converted = convert("nlvr2", source, out)
     turns = turns_of(out / "nlvr2_dev.jsonl")
@@ -56,7 +56,7 @@ def test_nlvr2_takes_pictures_by_their_conventional_names(tmp_path):
 def test_memes_are_asked_about_and_a_hidden_test_set_is_left_out(tmp_path):
     data = tmp_path / "source" / "data"
     for number in (1, 2, 3):
-        put_picture(data / "img" / f"0{number}.png", number)
+        put_image(data / "img" / f"0{number}.png", number)
     rows = [
         {"id": 1, "img": "img/01.png", "label": 1, "text": "so nice"},
         {"id": 2, "img": "img/02.png", "label": 0, "text": "so nice"},

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from layouts import (
     assert_sound,
+    image_bytes,
     left_out,
     lines_of,
-    picture_bytes,
+    put_image,
     put_json,
     put_lines,
-    put_picture,
     turns_of,
 )
 
@@ -25,7 +25,7 @@ pyarrow = pytest.importorskip("pyarrow")
 
 
 def image(shade: int) -> dict[str, Any]:
-    return {"bytes": picture_bytes(shade), "path": None}
+    return {"bytes": image_bytes(shade), "path": None}
 
 
 def put_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -55,7 +55,7 @@ def test_columns_of_usual_names_are_found(tmp_path, images, question, answer):
     shown = image(1) if images == "image" else [image(1)]
     (turn,) = convert_rows(tmp_path, [{images: shown, question: "Colour?", answer: "red"}])
     assert (turn["user"], turn["assistant"]) == ("Colour?", "red")
-    assert (tmp_path / "out" / "images" / turn["images"][0]).read_bytes() == picture_bytes(1)
+    assert (tmp_path / "out" / "images" / turn["images"][0]).read_bytes() == image_bytes(1)
     assert turn.get("answers", ["red"]) == ["red"]
 
 
@@ -189,9 +189,9 @@ def test_a_file_is_read_by_its_very_name(tmp_path):
 
 
 def test_pictures_may_be_paths_or_text_in_base64(tmp_path):
-    put_picture(tmp_path / "source" / "shots" / "a.png", 5)
+    put_image(tmp_path / "source" / "shots" / "a.png", 5)
     noise = bytes(range(256)) * 8
-    long = base64.b64encode(picture_bytes(9) + noise).decode()  # behind its end nothing is read
+    long = base64.b64encode(image_bytes(9) + noise).decode()  # behind its end nothing is read
     rows = [
         {"image": "shots/a.png", "question": "first?", "answer": "x"},
         {"image": long, "question": "second?", "answer": "y"},
@@ -199,7 +199,7 @@ def test_pictures_may_be_paths_or_text_in_base64(tmp_path):
     first, second = convert_rows(tmp_path, rows)
     assert first["images"] == ["train/shots/a.png"]
     stored = (tmp_path / "out" / "images" / second["images"][0]).read_bytes()
-    assert stored == picture_bytes(9) + noise
+    assert stored == image_bytes(9) + noise
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_pictures_may_be_paths_or_text_in_base64(tmp_path):
     ],
 )
 def test_text_tables_are_read_and_an_empty_cell_is_absent(tmp_path, name, text):
-    put_picture(tmp_path / "source" / "a.png")
+    put_image(tmp_path / "source" / "a.png")
     (tmp_path / "source" / name).write_text(text, encoding="utf-8")
     done = convert("table", tmp_path / "source", tmp_path / "out")
     (turn,) = turns_of(tmp_path / "out" / "table_train.jsonl")
@@ -229,7 +229,7 @@ def test_text_tables_are_read_and_an_empty_cell_is_absent(tmp_path, name, text):
     ],
 )
 def test_capitals_and_spaces_around_a_columns_name_are_no_part_of_it(tmp_path, text):
-    put_picture(tmp_path / "source" / "a.png")
+    put_image(tmp_path / "source" / "a.png")
     (tmp_path / "source" / "data.csv").write_text(text, encoding="utf-8", newline="")
     convert("table", tmp_path / "source", tmp_path / "out")
     (turn,) = turns_of(tmp_path / "out" / "table_train.jsonl")
@@ -237,7 +237,7 @@ def test_capitals_and_spaces_around_a_columns_name_are_no_part_of_it(tmp_path, t
 
 
 def test_two_columns_of_one_name_are_not_chosen_from(tmp_path):
-    put_picture(tmp_path / "source" / "a.png")
+    put_image(tmp_path / "source" / "a.png")
     text = "image,question,answer,answer\na.png,Which?,red,blue\n"
     (tmp_path / "source" / "data.csv").write_text(text)
     with pytest.raises(DataError, match=r"data\.csv: several columns are named answer; rename all"):
@@ -248,7 +248,7 @@ def test_two_columns_of_one_name_are_not_chosen_from(tmp_path):
 
 
 def test_alpacas_rows_join_instruction_and_input_and_keep_the_system_text(tmp_path):
-    put_picture(tmp_path / "source" / "a.png")
+    put_image(tmp_path / "source" / "a.png")
     row = {"instruction": "Translate.", "input": "été", "output": "summer", "images": ["a.png"]}
     rows = [row | {"system": "Be brief."}, row | {"history": [["a", "b"]]}]
     put_json(tmp_path / "source" / "data.json", rows)
@@ -289,7 +289,7 @@ def test_places_that_do_not_fit_the_pictures_are_told(tmp_path, change, reason):
 
 
 def test_captions_get_the_question_that_is_given(tmp_path):
-    put_picture(tmp_path / "source" / "a.png")
+    put_image(tmp_path / "source" / "a.png")
     (tmp_path / "source" / "metadata.csv").write_text("file_name,text\na.png,A cat.\n")
     options = Options(columns=Columns(answer="text"), question="What is it?")
     convert("table", tmp_path / "source", tmp_path / "out", options=options)
@@ -298,7 +298,7 @@ def test_captions_get_the_question_that_is_given(tmp_path):
 
 
 def test_files_are_sorted_into_splits_by_their_names_and_folders(tmp_path):
-    put_picture(tmp_path / "source" / "a.png")
+    put_image(tmp_path / "source" / "a.png")
     row = {"image": "a.png", "question": "?", "answer": "x"}
     for name in ("my_train.jsonl", "test/rows.jsonl", "eval-1.jsonl"):
         put_lines(tmp_path / "source" / name, row)
@@ -328,7 +328,7 @@ def test_no_picture_of_a_table_is_on_both_sides(tmp_path):
 
 
 def test_what_is_no_row_is_counted(tmp_path):
-    put_picture(tmp_path / "source" / "a.png")
+    put_image(tmp_path / "source" / "a.png")
     put_lines(
         tmp_path / "source" / "rows.jsonl", {"image": "a.png", "question": "?", "answer": "x"}
     )
@@ -373,7 +373,7 @@ def flat(**columns):
             id="llama-factory, alpaca",
         ),
         pytest.param({"img": image(1), "question": "Colour?", "answer": "Red."}, {}, id="img"),
-        pytest.param({"jpg": picture_bytes(1), "query": "Colour?", "label": "Red."}, {}, id="jpg"),
+        pytest.param({"jpg": image_bytes(1), "query": "Colour?", "label": "Red."}, {}, id="jpg"),
         pytest.param(flat(caption="Red."), {"question": "Colour?"}, id="captions"),
         pytest.param(flat(text="Red."), {"question": "Colour?"}, id="captions called text"),
         pytest.param(flat(text="Red."), {"columns": Columns(ask="Colour?")}, id="asked by columns"),
@@ -387,7 +387,7 @@ def flat(**columns):
 def test_rows_of_peers_become_the_question_and_answer_that_they_are(tmp_path, row, options):
     (turn,) = convert_rows(tmp_path, [row], **options)
     assert (turn["user"], turn["assistant"]) == ("Colour?", "Red.")
-    assert (tmp_path / "out" / "images" / turn["images"][0]).read_bytes() == picture_bytes(1)
+    assert (tmp_path / "out" / "images" / turn["images"][0]).read_bytes() == image_bytes(1)
 
 
 @pytest.mark.parametrize(
@@ -412,18 +412,18 @@ def test_a_column_that_asks_goes_before_what_every_row_is_asked(tmp_path):
     assert (turn["user"], turn["assistant"]) == ("Colour?", "Red.")
 
 
-def label_task(picture, *results, **more):
+def label_task(image, *results, **more):
     result = [
         {"from_name": name, "to_name": "image", "type": kind, "value": value}
         for name, kind, value in results
     ]
-    return {"id": 1, "data": {"image": picture, **more}, "annotations": [{"result": result}]}
+    return {"id": 1, "data": {"image": image, **more}, "annotations": [{"result": result}]}
 
 
 def test_label_studios_whole_export_becomes_questions_and_what_was_said(tmp_path):
     source = tmp_path / "source"
-    put_picture(source / "a.png", 1)
-    put_picture(source / "scans" / "b 1.png", 2)
+    put_image(source / "a.png", 1)
+    put_image(source / "scans" / "b 1.png", 2)
     tasks = [
         label_task("/data/upload/3/0a1b2c3d-a.png", ("kind", "choices", {"choices": ["Cat"]})),
         label_task(

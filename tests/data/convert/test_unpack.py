@@ -60,7 +60,7 @@ def write(path: Path, table: "datasets.Dataset") -> Path:
     return path
 
 
-def pictures_of(file: Path) -> list[bytes]:
+def images_of(file: Path) -> list[bytes]:
     folder = ImageFolder(file)
     return [folder.find(name).read_bytes() for one in Examples([file]) for name in one.images]
 
@@ -73,7 +73,7 @@ def test_rows_of_our_own_layout_keep_their_ids_answers_and_pictures(tmp_path):
     assert examples[0].source == "ours"
     assert examples[0].turns[0].answers == ()
     assert examples[3].turns[0].answers == ("x", "answer 3")
-    assert pictures_of(file) == [png(0), png(0), png(1), png(1)]
+    assert images_of(file) == [png(0), png(0), png(1), png(1)]
     stored = list(file.parent.rglob("*.png"))
     assert len(stored) == 2  # what two rows show is one file, so they share it
 
@@ -166,7 +166,7 @@ def test_pictures_may_lie_beside_the_rows_and_not_elsewhere(tmp_path):
     (tmp_path / "b.png").write_bytes(png(4))
     rows = {"image": ["a.png"], "question": ["?"], "answer": ["x"]}
     path = write(tmp_path / "set" / "x.parquet", datasets.Dataset.from_dict(rows))
-    assert pictures_of(unpacked(path, tmp_path / "cache")) == [png(3)]
+    assert images_of(unpacked(path, tmp_path / "cache")) == [png(3)]
     for name in ("../b.png", "c.png"):
         path = write(
             tmp_path / "set" / "x.parquet", datasets.Dataset.from_dict(rows | {"image": [name]})
@@ -212,7 +212,7 @@ def test_columns_of_the_cauldron_give_an_example_a_question(tmp_path):
         ("What is it?", "Noise."),
     ]
     assert turns[0].choices == ("Yes.", "No.")
-    assert pictures_of(file) == [png(7), png(7)]
+    assert images_of(file) == [png(7), png(7)]
 
 
 def test_what_is_unpacked_once_is_read_again_until_the_file_changes(tmp_path, monkeypatch):

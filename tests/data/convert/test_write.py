@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from layouts import picture_bytes, put_picture
+from layouts import image_bytes, put_image
 
 from foveal.data.convert import Options, convert
 from foveal.data.convert.draft import Draft, DraftImage
@@ -27,7 +27,7 @@ def snapshot(out: Path) -> dict[str, tuple[int, int]]:
 def test_a_killed_conversion_goes_on_and_keeps_finished_pictures(tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
     for number in range(30):
-        put_picture(source / "cat" / f"{number:02}.png", number)
+        put_image(source / "cat" / f"{number:02}.png", number)
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
@@ -56,18 +56,18 @@ def test_a_killed_conversion_goes_on_and_keeps_finished_pictures(tmp_path):
 
 def test_another_conversion_cannot_go_on_in_the_same_folder(tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
-    put_picture(source / "cat" / "1.png")
+    put_image(source / "cat" / "1.png")
     convert("imagefolder", source, out)
     convert("imagefolder", source, out)
     with pytest.raises(DataError, match="other options"):
         convert("imagefolder", source, out, options=Options(seed=5))
-    put_picture(source / "cat" / "2.png")
+    put_image(source / "cat" / "2.png")
     with pytest.raises(DataError, match="other files"):
         convert("imagefolder", source, out)
 
 
 def test_a_folder_with_other_things_in_it_is_not_written_to(tmp_path):
-    put_picture(tmp_path / "source" / "cat" / "1.png")
+    put_image(tmp_path / "source" / "cat" / "1.png")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(DataError, match="not empty"):
@@ -79,7 +79,7 @@ def test_a_folder_with_other_things_in_it_is_not_written_to(tmp_path):
 def test_processes_write_the_same_files(tmp_path):
     source = tmp_path / "source"
     for number in range(40):
-        put_picture(source / "cat" / f"{number:02}.png", number)
+        put_image(source / "cat" / f"{number:02}.png", number)
     (source / "cat" / "20.png").write_bytes(b"\x89PNG broken")
     results = [convert("imagefolder", source, tmp_path / str(n), workers=n) for n in (1, 2)]
     assert results[0].counts == results[1].counts
@@ -93,7 +93,7 @@ def test_processes_write_the_same_files(tmp_path):
 def test_a_converter_cannot_write_outside_the_folder_either(tmp_path, target):
     turn = Turn(user="?", assistant="!")
     drafts = [
-        Draft("val", (turn,), (DraftImage(picture_bytes(shade), name),))
+        Draft("val", (turn,), (DraftImage(image_bytes(shade), name),))
         for shade, name in enumerate(["val/good.png", target])
     ]
     converted = write_drafts(drafts, tmp_path / "a" / "out", "any")
@@ -139,7 +139,7 @@ def full_disk() -> Iterator[None]:
 
 def test_a_full_disk_ends_a_conversion_and_no_picture_is_left_out_for_it(tmp_path):
     for number in range(2):
-        put_picture(tmp_path / "source" / "cat" / f"{number}.bmp", number, (60, 40))
+        put_image(tmp_path / "source" / "cat" / f"{number}.bmp", number, (60, 40))
     with full_disk(), pytest.raises(OSError, match="File too large") as error:
         convert("imagefolder", tmp_path / "source", tmp_path / "out")
     assert Path(error.value.filename).suffix == ".bmp"

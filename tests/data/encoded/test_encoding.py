@@ -15,7 +15,7 @@ import pytest
 from numbered_clips import write_clip
 from published import make_processor
 from ticks import next_tick
-from tiny import make_picture, pages, turn, write_data
+from tiny import make_image, pages, turn, write_data
 from words import WordProcessor
 
 from foveal.data import lines
@@ -37,7 +37,7 @@ def contents(dataset):
     """All that a plan and a batch are made of."""
     sizes, count = dataset.sizes, range(len(dataset.examples))
     arrays = [
-        *(sizes.families, sizes.extra_tokens, sizes.crops, sizes.later_crops),
+        *(sizes.prefix_groups, sizes.extra_tokens, sizes.crops, sizes.later_crops),
         *(sizes.beginning_tokens, sizes.tokens, sizes.image_tokens, sizes.image_crops),
         dataset.examples.targets,
     ]
@@ -65,12 +65,12 @@ def encoded_lines(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("piece_bytes", [1, 300, 2**23])
-def test_kept_examples_are_those_that_are_worked_out_at_once(tmp_path, monkeypatch, piece_bytes):
+@pytest.mark.parametrize("chunk_bytes", [1, 300, 2**23])
+def test_kept_examples_are_those_that_are_worked_out_at_once(tmp_path, monkeypatch, chunk_bytes):
     data, processor = pages(tmp_path, 3, 4), WordProcessor()
     whole = contents(read(data, processor))
-    monkeypatch.setattr(encoding, "PIECE_BYTES", piece_bytes)
-    monkeypatch.setattr(encoding, "FEWEST_PIECES", 10_000)
+    monkeypatch.setattr(encoding, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(encoding, "FEWEST_CHUNKS", 10_000)
     assert contents(read(data, processor)) == whole
     for _ in range(2):
         assert contents(read(data, processor, cache=tmp_path / "cache")) == whole
@@ -114,7 +114,7 @@ def test_fresh_believes_no_state_of_a_file(tmp_path, monkeypatch):
     pack(images)
     examples, first = read_dataset(data, WordProcessor(), cache=cache)
     texts = [examples[at].turns[0].assistant for at in range(3)]
-    wide = make_picture(tmp_path / "wide.png", 9, (300, 40))
+    wide = make_image(tmp_path / "wide.png", 9, (300, 40))
     pack([wide, *images[:2]])
     data.write_text(
         "".join(reversed(data.read_text().replace("What", "Say what").splitlines(True)))
@@ -138,7 +138,7 @@ def test_what_is_kept_is_as_old_as_its_disk_says_whatever_the_clock_of_this_mach
     seen = encoded_lines(monkeypatch)
     read(data, WordProcessor(), cache=cache, fresh=True)
     assert len(seen) == 4
-    make_picture(tmp_path / "images" / "data-0.png", 0, (300, 200))
+    make_image(tmp_path / "images" / "data-0.png", 0, (300, 200))
     assert read(data, WordProcessor(), cache=cache).fingerprint != before.fingerprint
 
 
@@ -188,20 +188,20 @@ def test_who_shows_the_same_images_in_the_same_order_shares_them(tmp_path, cache
     ]
     data = write_data(tmp_path / "asked.jsonl", asked)
     dataset = read(data, make_processor(4), cache=tmp_path / "cache" if cached else None)
-    assert dataset.sizes.families.tolist() == [0, 0, 1, 2, 3]
+    assert dataset.sizes.prefix_groups.tolist() == [0, 0, 1, 2, 3]
     first, second, *_ = dataset.sizes.prompts.take(range(5))
     assert [entry for entry in first if entry < 0] == [entry for entry in second if entry < 0]
 
 
 def test_boxes_are_moved_anew_when_their_image_or_what_they_count_changes(tmp_path):
-    make_picture(tmp_path / "images" / "a.png", 0, (300, 200))
+    make_image(tmp_path / "images" / "a.png", 0, (300, 200))
     data = write_data(
         tmp_path / "data.jsonl", [[turn("Where is it?", "[30, 20, 60, 40]", ["a.png"])]]
     )
     cache, processor = tmp_path / "cache", make_processor(4)
     processor.boxes = "pixels"
     seen = [read(data, processor, cache=cache)]
-    make_picture(tmp_path / "images" / "a.png", 0, (150, 100))
+    make_image(tmp_path / "images" / "a.png", 0, (150, 100))
     seen.append(read(data, processor, cache=cache))
     assert contents(seen[1]) == contents(read(data, processor))
     processor.boxes = "thousandths"
@@ -239,8 +239,8 @@ def test_what_was_noticed_is_said_again_with_its_lines_when_it_is_mapped(tmp_pat
         line["conversations"][0]["user"] = " "
         lines[at] = json.dumps(line | {"id": "example-0"})
     data.write_text("\n\n".join(lines) + "\n")
-    monkeypatch.setattr(encoding, "PIECE_BYTES", 200)
-    monkeypatch.setattr(encoding, "FEWEST_PIECES", 10_000)
+    monkeypatch.setattr(encoding, "CHUNK_BYTES", 200)
+    monkeypatch.setattr(encoding, "FEWEST_CHUNKS", 10_000)
     for _ in range(2):
         said = list(read(data, WordProcessor(), cache=tmp_path / "cache").remarks.lines())
         assert said[:3] == [f"{data}:{n}: turn 1: user is empty" for n in (3, 5, 9)]
@@ -251,8 +251,8 @@ def test_a_bad_line_is_named_by_its_number_in_the_file(tmp_path, monkeypatch):
     data = pages(tmp_path, 2, 3)
     lines = data.read_text().splitlines()
     data.write_text("\n".join([*lines[:4], "", "{", lines[5]]) + "\n")
-    monkeypatch.setattr(encoding, "PIECE_BYTES", 200)
-    monkeypatch.setattr(encoding, "FEWEST_PIECES", 10_000)
+    monkeypatch.setattr(encoding, "CHUNK_BYTES", 200)
+    monkeypatch.setattr(encoding, "FEWEST_CHUNKS", 10_000)
     for cache in (None, tmp_path / "cache"):
         with pytest.raises(DataError, match=r"data\.jsonl:6: not JSON"):
             read(data, WordProcessor(), cache=cache)
@@ -273,8 +273,8 @@ def test_a_run_that_was_killed_while_it_encoded_goes_on_behind_the_last_piece(
     tmp_path, monkeypatch
 ):
     data, cache = pages(tmp_path, 4, 4), tmp_path / "cache"
-    monkeypatch.setattr(encoding, "PIECE_BYTES", 300)
-    monkeypatch.setattr(encoding, "FEWEST_PIECES", 10_000)
+    monkeypatch.setattr(encoding, "CHUNK_BYTES", 300)
+    monkeypatch.setattr(encoding, "FEWEST_CHUNKS", 10_000)
     seen = []
 
     def dying(example, *others):
@@ -298,8 +298,8 @@ def test_a_run_that_was_killed_while_it_encoded_goes_on_behind_the_last_piece(
 
 def test_a_broken_piece_is_made_again(tmp_path, monkeypatch):
     data, cache = pages(tmp_path, 4, 4), tmp_path / "cache"
-    monkeypatch.setattr(encoding, "PIECE_BYTES", 300)
-    monkeypatch.setattr(encoding, "FEWEST_PIECES", 10_000)
+    monkeypatch.setattr(encoding, "CHUNK_BYTES", 300)
+    monkeypatch.setattr(encoding, "FEWEST_CHUNKS", 10_000)
     usual = encoding._joined
 
     def breaking(*kept):
@@ -327,7 +327,7 @@ if __name__ == "__main__":
             file.write(example.id + "\\n")
         return usual(example, *others)
     encoding.encode = noting
-    encoding.PIECE_BYTES = 2000
+    encoding.CHUNK_BYTES = 2000
     encoding.FEWEST_PIECES = 10_000
     print(read_dataset(Path({data!r}), WordProcessor(), cache=Path({cache!r}))[1].fingerprint)
 """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from published import make_processor
-from tiny import make_model, make_picture, turn, write_data
+from tiny import make_image, make_model, turn, write_data
 from tiny_models import write_tiny
 
 from foveal.config import DataSettings
@@ -130,7 +130,7 @@ def test_four_numbers_that_are_no_box_of_the_image_are_refused(box):
 
 def put_data(folder, answer="At [15, 10, 30, 20].", question="Where?", images=("a.png",), **more):
     for number, name in enumerate(images):
-        make_picture(folder / "images" / name, number, (60 + 10 * number, 40))
+        make_image(folder / "images" / name, number, (60 + 10 * number, 40))
     return write_data(folder / "data.jsonl", [[turn(question, answer, images, **more)]])
 
 
@@ -213,8 +213,8 @@ def test_what_cannot_be_a_box_is_named_by_its_line_in_a_run_and_in_check(
 
 
 def test_frames_of_one_size_may_share_a_box(tmp_path, processor):
-    make_picture(tmp_path / "images" / "a.png", 0, (60, 40))
-    make_picture(tmp_path / "images" / "b.png", 1, (60, 40))
+    make_image(tmp_path / "images" / "a.png", 0, (60, 40))
+    make_image(tmp_path / "images" / "b.png", 1, (60, 40))
     line = [[turn("Where?", "[15, 10, 30, 20]", ["a.png", "b.png"])]]
     data = write_data(tmp_path / "data.jsonl", line)
     assert learnt_text(data, processor) != "[15, 10, 30, 20]"

@@ -3,7 +3,7 @@
 from unicodedata import normalize
 
 import pytest
-from tiny import make_picture
+from tiny import make_image
 
 from foveal.data.images.image_folder import ImageFolder
 from foveal.errors import DataError
@@ -11,9 +11,9 @@ from foveal.errors import DataError
 
 @pytest.fixture
 def folder(tmp_path):
-    make_picture(tmp_path / "images" / "page.png", 0)
-    make_picture(tmp_path / "images" / "sub" / "Blätter 1.png", 1)
-    make_picture(tmp_path / "secret.png", 2)
+    make_image(tmp_path / "images" / "page.png", 0)
+    make_image(tmp_path / "images" / "sub" / "Blätter 1.png", 1)
+    make_image(tmp_path / "secret.png", 2)
     (tmp_path / "images" / "gone.png").symlink_to("gone.png")
     return ImageFolder(tmp_path / "data.jsonl", tmp_path / "images")
 

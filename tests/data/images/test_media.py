@@ -22,8 +22,8 @@ from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import (
     image_identity,
     image_size,
+    load_image,
     open_image,
-    open_picture,
     to_rgb,
 )
 from foveal.errors import DataError, UserError
@@ -187,7 +187,7 @@ def test_what_often_stands_where_a_picture_should_is_named(tmp_path, content, sa
     packed = ImageFolder(tmp_path / "data.jsonl").find("pages.zip/a.jpg")
     for source in (path, content, packed):
         with pytest.raises(DataError, match=said) as refused:
-            open_picture(source, "picture 1")
+            load_image(source, "picture 1")
         assert "\n" not in str(refused.value)
 
 
@@ -376,7 +376,7 @@ def fuzz(tmp_path: Path, rounds: int) -> tuple[int, int]:
         if draw.random() < 0.2:
             del content[draw.randrange(len(content)) :]
         try:
-            image = open_picture(bytes(content), "fuzz")
+            image = load_image(bytes(content), "fuzz")
             assert image.mode == "RGB"
             opened += 1
         except UserError:

@@ -28,7 +28,7 @@ from foveal.data.images.image_folder import ImageFolder
 from foveal.data.images.media import image_size, open_image
 from foveal.data.images.objects import image_base
 from foveal.data.loader import RowBatches, StepLoader
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.errors import ConfigError, DataError, StoreError
 
 PAGES = f"s3://{BUCKET}/pages"
@@ -127,11 +127,11 @@ def test_of_a_large_image_only_the_header_is_fetched_until_it_is_opened(shelf, s
 def test_what_was_opened_once_needs_no_network_again(shelf, store, monkeypatch):
     cache = shelf / "cache"
     first = read(shelf, cache=cache)
-    pictures = [open_image(one.path).tobytes() for one in first.images]
+    images = [open_image(one.path).tobytes() for one in first.images]
     store.cut_off(monkeypatch)
     again = read(shelf, cache=cache)
     assert again.fingerprint == first.fingerprint
-    assert [open_image(one.path).tobytes() for one in again.images] == pictures
+    assert [open_image(one.path).tobytes() for one in again.images] == images
 
 
 def test_a_store_that_does_not_answer_is_named_and_no_image_is_taken_for_broken(
@@ -200,7 +200,7 @@ def test_a_run_whose_store_is_gone_stops_with_one_line_in_place_of_leaving_examp
     shelf, store, monkeypatch, workers
 ):
     dataset = read(shelf)
-    plan = Plan(dataset.sizes, examples_per_step=2, tokens_per_pass=512)
+    plan = RowPlanner(dataset.sizes, examples_per_step=2, tokens_per_pass=512)
     store.cut_off(monkeypatch)
     loader = StepLoader(plan, RowBatches(dataset, PixelProcessor(), "token"), workers=workers)
     with (

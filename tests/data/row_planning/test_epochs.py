@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from foveal.data.encoded.column_files import Ragged
 from foveal.data.row_planning.epochs import Shown, shown_in_epoch
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 
 
-def epoch(weights, counts, number, seed=0, families=None):
+def epoch(weights, counts, number, seed=0, prefix_groups=None):
     shown = [Shown(count, weight) for count, weight in zip(counts, weights, strict=True)]
-    families = np.arange(sum(counts)) if families is None else families
-    return shown_in_epoch(shown, families, seed, number)[0].tolist()
+    prefix_groups = np.arange(sum(counts)) if prefix_groups is None else prefix_groups
+    return shown_in_epoch(shown, prefix_groups, seed, number)[0].tolist()
 
 
 def test_a_weight_of_two_shows_every_example_twice_and_one_shows_it_once():
@@ -61,9 +61,9 @@ def test_after_any_number_of_epochs_no_example_was_shown_twice_more_than_another
 
 
 def test_part_of_a_file_takes_the_questions_of_a_picture_together():
-    families = np.arange(40) // 4
-    chosen = epoch([0.5], [40], 0, families=families)
-    assert set(Counter(families[chosen].tolist()).values()) == {4}
+    prefix_groups = np.arange(40) // 4
+    chosen = epoch([0.5], [40], 0, prefix_groups=prefix_groups)
+    assert set(Counter(prefix_groups[chosen].tolist()).values()) == {4}
 
 
 def sizes_of(shown, pages, questions):
@@ -84,7 +84,7 @@ def sizes_of(shown, pages, questions):
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_the_steps_of_an_epoch_hold_exactly_what_it_shows(order, world_size):
     sizes = sizes_of((Shown(8, 2.5), Shown(16, 0.25)), 6, 4)
-    plan = Plan(
+    plan = RowPlanner(
         sizes, examples_per_step=7, tokens_per_pass=200, world_size=world_size, order=order, seed=3
     )
     assert plan.steps_per_epoch == 4  # of 8 x 2.5 + 16 / 4 = 24
@@ -100,7 +100,7 @@ def test_the_steps_of_an_epoch_hold_exactly_what_it_shows(order, world_size):
         assert seen.total() == 24
         assert Counter(seen[example] for example in range(8)) == {2: 4, 3: 4}
         assert sum(seen[example] for example in range(8, 24)) == 4
-    again = Plan(
+    again = RowPlanner(
         sizes, examples_per_step=7, tokens_per_pass=200, world_size=world_size, order=order, seed=3
     )
     assert again.step(9) == plan.step(9)
@@ -108,5 +108,5 @@ def test_the_steps_of_an_epoch_hold_exactly_what_it_shows(order, world_size):
 
 def test_weights_of_one_change_nothing():
     plain, weighted = sizes_of((), 6, 4), sizes_of((Shown(8), Shown(16)), 6, 4)
-    plans = [Plan(one, examples_per_step=5, tokens_per_pass=200) for one in (plain, weighted)]
+    plans = [RowPlanner(one, examples_per_step=5, tokens_per_pass=200) for one in (plain, weighted)]
     assert [plans[0].step(n) for n in range(10)] == [plans[1].step(n) for n in range(10)]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from tiny import make_model, make_picture
+from tiny import make_image, make_model
 from tiny_models import write_tiny as write_family
 
 from foveal.models.generation.generator import Generator, Limits, NoAnswer, Request, generate
@@ -31,11 +31,11 @@ def tiny(made):
 
 @pytest.fixture
 def page(tmp_path):
-    return Image.open(make_picture(tmp_path / "page.png", 0))
+    return Image.open(make_image(tmp_path / "page.png", 0))
 
 
-def ask(loaded, user, *pictures):
-    shown = [prompt_image(one, loaded.processor) for one in pictures]
+def ask(loaded, user, *images):
+    shown = [prompt_image(one, loaded.processor) for one in images]
     return prompt_of_turns([(user, shown, None)], loaded.processor)
 
 

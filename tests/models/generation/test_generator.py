@@ -32,16 +32,16 @@ def reference():
     return loaded
 
 
-def picture(seed, size=(60, 40)):
+def image(seed, size=(60, 40)):
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     return Image.fromarray(pixels)
 
 
-PAGE, OTHER, WIDE = picture(0), picture(1, (90, 40)), picture(2, (120, 30))
+PAGE, OTHER, WIDE = image(0), image(1, (90, 40)), image(2, (120, 30))
 
 
-def ask(loaded, user, *pictures, before=()):
-    shown = [prompt_image(one, loaded.processor) for one in pictures]
+def ask(loaded, user, *images, before=()):
+    shown = [prompt_image(one, loaded.processor) for one in images]
     return prompt_of_turns([*before, (user, shown, None)], loaded.processor)
 
 
@@ -260,12 +260,12 @@ def test_rows_with_pictures_get_the_references_tokens(reference):
     ]
     prompts = []
     for row, real in zip(ids, mask, strict=True):
-        prompts.append(picture_entries(row[real.bool()].tolist(), images))
+        prompts.append(image_entries(row[real.bool()].tolist(), images))
     made = generate(Generator(reference), [Request(prompt, 16) for prompt in prompts])
     assert made == golden["new_tokens"]
 
 
-def picture_entries(ids, images):
+def image_entries(ids, images):
     """Fold each run of image tokens into one entry; takes its picture from the front."""
     entries, own, run = [], [], 0
     for one in [*ids, 1]:

@@ -36,14 +36,14 @@ def test_scores_behind_a_shared_page_are_those_of_each_by_itself(tiny, monkeypat
     page = Image.effect_noise((60, 40), 90).convert("RGB")
     other = Image.effect_noise((90, 40), 90).convert("RGB")
     questions = []
-    for user, pictures, choices in (
+    for user, images, choices in (
         ("Is it red?", [page], ["yes", "no", "it cannot be said"]),
         ("Is it larger?", [page, other], ["True", "False"]),
         ("What is it?", [page], ["a"]),
         ("No picture.", [], ["True", "False"]),
         ("Nothing to choose.", [page], []),
     ):
-        shown = [prompt_image(one, tiny.processor) for one in pictures]
+        shown = [prompt_image(one, tiny.processor) for one in images]
         ids = [tiny.processor.encode_plain(choice) for choice in choices]
         questions.append((prompt_of_turns([(user, shown, None)], tiny.processor), ids))
     found = score(tiny, questions)

@@ -18,12 +18,12 @@ RECURRENT = daily("qwen3_5", beside=["lfm3_vl"])
 NEW_TOKENS = 12
 
 
-def picture(seed, size):
+def image(seed, size):
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     return Image.fromarray(pixels)
 
 
-PAGE, OTHER, WIDE = picture(0, (96, 96)), picture(1, (128, 64)), picture(2, (160, 96))
+PAGE, OTHER, WIDE = image(0, (96, 96)), image(1, (128, 64)), image(2, (160, 96))
 FIRST = ("What is it?", [PAGE], "A thing.")
 CONVERSATIONS = [
     [("What is it?", [PAGE], None)],

@@ -36,7 +36,7 @@ def pixel_samples():
     return load_file(GOLDEN / "images" / "pixels.safetensors")
 
 
-def picture(facts):
+def drawn(facts):
     made = synthetic_image(facts["width"], facts["height"], facts["s"])
     return to_rgb(made.convert(facts.get("convert", "RGB")))
 
@@ -62,7 +62,7 @@ def test_every_size_of_the_table_costs_the_references_tokens():
 @pytest.mark.parametrize("name", WHOLE)
 def test_the_fitted_picture_is_the_references_to_the_bit(name):
     facts = IMAGES[name]
-    image = picture(facts)
+    image = drawn(facts)
     grid = crop_grid(image.width, image.height, facts["num_crops"])
     fitted = joined(cut_crops(image, facts["num_crops"]), grid)
     assert list(fitted.shape[:2]) == facts["image_size_hw"]
@@ -73,7 +73,7 @@ def test_the_fitted_picture_is_the_references_to_the_bit(name):
 @pytest.mark.parametrize("name", WHOLE)
 def test_every_crop_holds_the_references_pixels(name):
     facts = IMAGES[name]
-    own = normalize(cut_crops(picture(facts), facts["num_crops"]), CLIP_MEAN, CLIP_STD)
+    own = normalize(cut_crops(drawn(facts), facts["num_crops"]), CLIP_MEAN, CLIP_STD)
     rows, columns = (side // 336 for side in facts["image_size_hw"])
     view = global_view(own, rows, columns)
     samples = pixel_samples()[f"{name}.pixels"]
@@ -91,7 +91,7 @@ def test_every_crop_holds_the_references_pixels(name):
 @pytest.mark.parametrize("name", CONVERTED)
 def test_a_picture_of_another_mode_gives_the_references_crops(name):
     facts = IMAGES[name]
-    image = picture(facts)
+    image = drawn(facts)
     grid = crop_grid(image.width, image.height, facts["num_crops"])
     assert [grid.height, grid.width] == facts["image_size_hw"]
     assert num_image_tokens(grid.rows, grid.columns) == facts["num_img_tokens"]
@@ -111,9 +111,9 @@ def published_crops(image, num_crops, crop_size):
     fitted = ImageOps.expand(fitted, (0, above, 0, below), fill=(255, 255, 255))
     if tall:
         fitted = fitted.transpose(Image.Transpose.TRANSPOSE)
-    picture = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
+    drawn = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
     rows, columns = fitted.height // crop_size, fitted.width // crop_size
-    cut = picture.reshape(3, rows, crop_size, columns, crop_size)
+    cut = drawn.reshape(3, rows, crop_size, columns, crop_size)
     return cut.permute(1, 3, 0, 2, 4).reshape(-1, 3, crop_size, crop_size)
 
 

@@ -25,7 +25,7 @@ IMAGE = 32044
 SMALL_TOKENS = 2 * (2 + 1) + 1 + 2 * (2 + 1)  # of a picture of one crop
 
 
-def picture(width, height, *_):
+def drawn(width, height, *_):
     return Image.new("RGB", (width, height), (width % 256, height % 256, 0))
 
 
@@ -67,7 +67,7 @@ def write_out(processor, entries, images, num_crops):
 
 @pytest.mark.parametrize("entry", PROMPTS, ids=[entry["content"][:24] for entry in PROMPTS])
 def test_a_prompt_gives_the_references_ids_sizes_and_crops(processor, entry):
-    images = [picture(*size) for size in entry["images"]]
+    images = [drawn(*size) for size in entry["images"]]
     inputs = processor(entry["prompt"], images or None, num_crops=entry["num_crops"])
     ids = golden_ids(entry)[: entry["prompt_length"]]
     assert inputs["input_ids"][0].tolist() == torch.where(ids < 0, IMAGE, ids).tolist()
@@ -165,10 +165,10 @@ def test_an_end_token_inside_a_prompt_is_not_taken_for_padding(small):
 
 
 def test_a_flat_list_of_pictures_is_dealt_out_by_the_tags(small):
-    pictures = [Image.new("RGB", (28, 28), (shade, 0, 0)) for shade in (10, 20, 30)]
+    images = [Image.new("RGB", (28, 28), (shade, 0, 0)) for shade in (10, 20, 30)]
     texts = ["<|image_2|> <|image_1|>", "no picture", "<|image_1|>"]
-    nested = small(texts, [[pictures[0], pictures[1]], [], [pictures[2]]])
-    flat = small(texts, pictures)
+    nested = small(texts, [[images[0], images[1]], [], [images[2]]])
+    flat = small(texts, images)
     for name in ("input_ids", "attention_mask", "pixel_values", "image_sizes"):
         assert torch.equal(nested[name], flat[name]), name
     counts = (flat["input_ids"] == IMAGE).sum(-1).tolist()
@@ -178,7 +178,7 @@ def test_a_flat_list_of_pictures_is_dealt_out_by_the_tags(small):
 
 
 def test_a_picture_for_a_prompt_may_stand_without_a_list_of_its_own(small):
-    one, two = picture(28, 28), picture(30, 28)
+    one, two = drawn(28, 28), drawn(30, 28)
     mixed = small(["<|image_1|>", "text", "<|image_1|>"], [[one], None, two])
     flat = small(["<|image_1|>", "text", "<|image_1|>"], [one, two])
     assert torch.equal(mixed["pixel_values"], flat["pixel_values"])
@@ -200,18 +200,18 @@ def test_a_picture_for_a_prompt_may_stand_without_a_list_of_its_own(small):
     ],
 )
 def test_tags_that_do_not_match_the_pictures_are_refused(small, text, count):
-    pictures = [picture(28, 28)] * count
+    images = [drawn(28, 28)] * count
     with pytest.raises(ValueError, match=rf"image tags .* do not match {count} images"):
-        small(text, pictures)
+        small(text, images)
     with pytest.raises(ValueError, match=rf"image tags .* do not match {count} images"):
-        small([text, "text"], [pictures, []])
+        small([text, "text"], [images, []])
     if "<" in text:
         with pytest.raises(ValueError, match=rf"image tags .* do not match {count} images"):
             small.encode_prompt(text, count)
 
 
 def test_lists_that_do_not_fit_the_prompts_are_refused(small):
-    one = picture(28, 28)
+    one = drawn(28, 28)
     with pytest.raises(ValueError, match="2 image tags in 2 prompts, 3 images"):
         small(["<|image_1|>", "<|image_1|>"], [one, one, one])
     with pytest.raises(ValueError, match="3 lists of images for 2 prompts"):
@@ -232,7 +232,7 @@ def text_part(text):
 
 
 def test_messages_with_parts_become_the_prompt_of_the_recipe(small):
-    one = picture(28, 28)
+    one = drawn(28, 28)
     messages = [user({"type": "image", "image": one}, text_part("What is it?"))]
     text = small.apply_chat_template(messages, add_generation_prompt=True)
     assert text == "<|user|>\n<|image_1|>\nWhat is it?<|end|>\n<|assistant|>\n"
@@ -249,10 +249,10 @@ def test_messages_with_parts_become_the_prompt_of_the_recipe(small):
 
 def test_pictures_count_on_over_the_turns_of_a_conversation(small, tmp_path):
     path = tmp_path / "two.png"
-    picture(28, 28).save(path)
+    drawn(28, 28).save(path)
     messages = [
         {"role": "system", "content": "Be brief."},
-        user({"type": "image", "image": picture(28, 28)}, text_part("And?")),
+        user({"type": "image", "image": drawn(28, 28)}, text_part("And?")),
         {"role": "assistant", "content": [text_part("A cat.")]},
         user(text_part("Same as"), {"type": "image", "path": str(path)}),
     ]
@@ -269,14 +269,14 @@ def test_an_image_part_may_leave_its_picture_to_be_given_later(small):
     messages = [user({"type": "image"}, text_part("What is it?"))]
     text = small.apply_chat_template(messages)
     assert "<|image_1|>" in text
-    assert len(small(text, [picture(28, 28)])["pixel_values"]) == 2
+    assert len(small(text, [drawn(28, 28)])["pixel_values"]) == 2
     with pytest.raises(ValueError, match="do not match 0 images"):
         small.apply_chat_template(messages, tokenize=True)
 
 
 def test_a_null_of_a_round_trip_through_arrow_is_an_absent_value(small):
     """Arrow gives every part the keys of all of them."""
-    image = picture(28, 28)
+    image = drawn(28, 28)
     full = [
         {"type": "image", "image": image, "path": None, "url": None, "text": None},
         {"type": "text", "text": "What?", "image": None, "path": None, "url": None},
@@ -310,7 +310,7 @@ def test_messages_that_no_turn_can_say_are_refused_in_a_sentence(small, messages
 
 
 def test_a_mask_shows_the_answers_and_what_ends_them(small):
-    image = {"type": "image", "image": picture(28, 28)}
+    image = {"type": "image", "image": drawn(28, 28)}
     conversation = [
         {"role": "system", "content": "Be brief."},
         user(image, text_part("What is it?")),
@@ -349,7 +349,7 @@ def test_an_option_that_would_be_passed_over_is_refused_by_name(small, options):
     with pytest.raises(TypeError, match=next(iter(options))):
         small("text", **options)
     with pytest.raises(TypeError, match=next(iter(options))):
-        small.image_processor(picture(28, 28), **options)
+        small.image_processor(drawn(28, 28), **options)
     messages = [user(text_part("Hi"))]
     for tokenize in (True, False):
         if "return_assistant_tokens_mask" not in options:
@@ -388,7 +388,7 @@ def test_a_saved_processor_reads_back_the_same(tmp_path, small):
     again = Phi3VisionProcessor.from_pretrained(tmp_path)
     images = again.image_processor
     assert (images.crop_size, images.num_img_tokens, again.num_crops) == (28, 4, 1)
-    text, one = "<|user|>\n<|image_1|> x  y\n<|end|>", picture(40, 28)
+    text, one = "<|user|>\n<|image_1|> x  y\n<|end|>", drawn(40, 28)
     first, second = small(text, one), again(text, one)
     for name in first:
         assert torch.equal(first[name], second[name]), name
@@ -507,14 +507,14 @@ def test_a_picture_on_its_side_is_turned_also_where_it_is_a_pillow_image(small, 
 
 def test_a_picture_that_is_too_elongated_is_refused(small, tmp_path):
     path = tmp_path / "ribbon.png"
-    picture(29, 1).save(path)
+    drawn(29, 1).save(path)
     for make in (lambda one: small("<|image_1|>", one), small.image_processor):
         with pytest.raises(DataError, match=r"ribbon\.png: .* too elongated"):
             make(path)
         with pytest.raises(DataError, match=r"picture 1: .* too elongated"):
-            make(picture(29, 1))
+            make(drawn(29, 1))
     with pytest.raises(DataError, match="29 x 1 pixels is too elongated"):
-        small("<|image_1|>", picture(29, 1))
+        small("<|image_1|>", drawn(29, 1))
 
 
 def test_what_is_no_picture_is_refused(small):
@@ -524,14 +524,14 @@ def test_what_is_no_picture_is_refused(small):
 
 def test_a_picture_costs_as_many_tokens_as_its_size_alone_says(processor):
     for width, height in [(640, 480), (100, 900), (336, 336)]:
-        made = processor.image_processor(picture(width, height), num_crops=4)
+        made = processor.image_processor(drawn(width, height), num_crops=4)
         assert made["num_img_tokens"] == [processor.image_processor.num_tokens(width, height, 4)]
-        inputs = processor("<|image_1|>", picture(width, height), num_crops=4)
+        inputs = processor("<|image_1|>", drawn(width, height), num_crops=4)
         assert (inputs["input_ids"] == IMAGE).sum() == made["num_img_tokens"][0]
 
 
 def test_the_walk_sees_the_grid_and_the_crops_that_the_processor_sees(small):
-    image = picture(90, 40)
+    image = drawn(90, 40)
     processor = make_processor(num_crops=6)
     grid = crop_grid(90, 40, 6, 28)
     assert processor.grid(90, 40) == (grid.rows, grid.columns)

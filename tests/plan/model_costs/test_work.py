@@ -64,7 +64,7 @@ def places(tmp_path_factory):
             train = {"examples_per_step": 9, "tokens_per_pass": 10**6}
             tree = {"model": str(folder / "model"), "run": "none", "data": data, "train": train}
             question = ask(Recipe.model_validate(tree), None)
-            (row,) = question.plan(1).step(0).ranks[0]
+            (row,) = question.planner(1).step(0).ranks[0]
             made[name] = Place(str(folder / "model"), question, row)
         return made[name]
 
@@ -80,7 +80,7 @@ def places(tmp_path_factory):
 )
 def test_what_a_row_keeps_is_what_autograd_saves(places, name, strategy):
     place = places(name)
-    counted = place.costs(strategy, "float32", "blocks").kept_bytes(place.counts)
+    counted = place.costs(strategy, "float32", "blocks").saved_bytes(place.counts)
     assert counted == pytest.approx(saved_bytes(place, strategy, "float32", "blocks"), rel=0.03)
 
 
@@ -90,7 +90,7 @@ def test_dropout_of_adapters_keeps_what_autograd_saves_for_it(places, name):
     place, often = places(name), LoraSettings(rank=4, dropout=0.3)
     counted, found = (
         [
-            place.costs("lora", "float32", "blocks", lora=lora).kept_bytes(place.counts),
+            place.costs("lora", "float32", "blocks", lora=lora).saved_bytes(place.counts),
             saved_bytes(place, "lora", "float32", "blocks", lora=lora),
         ]
         for lora in (LORA, often)
@@ -105,7 +105,7 @@ def test_dropout_of_adapters_keeps_what_autograd_saves_for_it(places, name):
 @pytest.mark.parametrize("attention", ["blocks", "sdpa", "eager"])
 def test_in_16_bits_it_is_that_without_the_copies_of_weights(places, name, attention):
     place = places(name)
-    counted = place.costs("full", "bf16", attention).kept_bytes(place.counts)
+    counted = place.costs("full", "bf16", attention).saved_bytes(place.counts)
     assert counted == pytest.approx(saved_bytes(place, "full", "bf16", attention), rel=0.03)
 
 
@@ -115,7 +115,7 @@ def test_in_16_bits_it_is_that_without_the_copies_of_weights(places, name, atten
 def test_light_keeps_more_than_inputs_and_less_than_all(places, name, strategy):
     place = places(name)
     none, light, blocks = (
-        place.costs(strategy, "float32", "blocks", one).kept_bytes(place.counts)
+        place.costs(strategy, "float32", "blocks", one).saved_bytes(place.counts)
         for one in ("none", "light", "blocks")
     )
     assert blocks < light < none
@@ -124,11 +124,11 @@ def test_light_keeps_more_than_inputs_and_less_than_all(places, name, strategy):
 @pytest.mark.parametrize("name", daily("phi3_v", beside=["qwen3_vl", "gemma3"]))
 def test_layers_that_are_run_again_keep_their_inputs_alone(places, name):
     place = places(name)
-    counted = place.costs("full", "float32", "blocks", "blocks").kept_bytes(place.counts)
+    counted = place.costs("full", "float32", "blocks", "blocks").saved_bytes(place.counts)
     found = saved_bytes(place, "full", "float32", "blocks", recompute="blocks")
     # The hooks do not see what a layer is told beside its input: the rotation, and masks.
     assert 0.99 * found <= counted <= 1.4 * found
-    assert counted < place.costs("full", "float32", "blocks").kept_bytes(place.counts) / 2
+    assert counted < place.costs("full", "float32", "blocks").saved_bytes(place.counts) / 2
 
 
 @pytest.mark.parametrize("name", daily("phi3_v", beside=["qwen3_vl", *MORE, "llava"]))
@@ -165,7 +165,7 @@ def test_fused_attention_costs_each_pair_what_plain_attention_does(places, name)
 def test_a_fused_kernel_keeps_less_than_masks_do(places):
     place = places("phi3_v")
     flex, blocks, square = (
-        place.costs("full", "float32", attention).kept_bytes(place.counts)
+        place.costs("full", "float32", attention).saved_bytes(place.counts)
         for attention in ("flex", "blocks", "sdpa")
     )
     assert flex < blocks < square
@@ -174,7 +174,7 @@ def test_a_fused_kernel_keeps_less_than_masks_do(places):
 @pytest.mark.slow
 def test_a_decoder_with_a_state_is_asked_too(places):
     place = places("qwen3_5")
-    assert place.costs("full", "float32", "blocks", "blocks").kept_bytes(place.counts) > 0
+    assert place.costs("full", "float32", "blocks", "blocks").saved_bytes(place.counts) > 0
 
 
 @pytest.mark.slow
@@ -182,7 +182,7 @@ def test_a_decoder_with_a_state_keeps_less_where_it_is_run_again(places):
     place = places("qwen3_5")
     counted = place.costs("full", "float32", "blocks")
     again = place.costs("full", "float32", "blocks", "blocks")
-    assert again.kept_bytes(place.counts) < counted.kept_bytes(place.counts)
+    assert again.saved_bytes(place.counts) < counted.saved_bytes(place.counts)
 
 
 def test_what_cannot_run_on_shapes_is_refused_in_a_line(places, monkeypatch):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from foveal.config import load_recipe
 from foveal.data.dataset import read_dataset
 from foveal.models.loading import find_family
-from foveal.plan.epoch import make_plan
+from foveal.plan.epoch import make_row_planner
 from foveal.train.checkpoint import checkpoints, read_progress
 
 pytestmark = pytest.mark.slow
@@ -88,7 +88,7 @@ def test_some_passes_have_text_alone_on_one_process_and_pictures_on_the_other(pl
     family = find_family(recipe.model)
     processor = family.load_processor(recipe.model, recipe.data.num_crops)
     _, dataset = read_dataset([recipe.data.train], processor)
-    plan = make_plan(recipe, dataset, 2, family, processor)
+    plan = make_row_planner(recipe, dataset, 2, family, processor)
     passes = [rows for step in range(10) for rows in zip(*plan.step(step).ranks, strict=True)]
     kinds = [{bool(row.images(dataset.sizes)) for row in rows if row.groups} for rows in passes]
     assert {True, False} in kinds

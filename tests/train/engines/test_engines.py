@@ -307,7 +307,7 @@ def test_weights_in_four_bits_are_cut_too_and_come_back_as_they_were(sharded):
     assert isinstance(layer.weight, DTensor)
     for _ in range(2):
         assert torch.equal(module(inputs), expected)
-    with sharded.whole():
+    with sharded.gathered_weights():
         assert torch.equal(layer(inputs), expected)
     sharded.release()
     assert torch.equal(layer.weight, packed)

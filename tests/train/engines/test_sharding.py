@@ -117,7 +117,7 @@ def test_blocks_travel_in_the_runs_precision_and_all_else_and_gradients_in_float
     assert linear.came == (torch.bfloat16, torch.bfloat16)
     assert norm.came == head.came == (torch.float32, torch.float32)
     assert {one.grad.dtype for one in module.parameters()} == {torch.float32}
-    with engine.whole():
+    with engine.gathered_weights():
         assert torch.equal(linear.weight, exact["1.weight"].bfloat16())
         assert torch.equal(norm.weight, exact["0.weight"])
     assert {one.dtype for one in module.parameters()} == {torch.float32}

@@ -55,7 +55,7 @@ class Summary:
     """Rejected answers: each makes a pair with the answer of its turn."""
 
     images: int = 0
-    """Different pictures."""
+    """Different images."""
 
     several_turns: int = 0
     """Examples of more than one turn."""
@@ -120,9 +120,9 @@ def check_file(
     Args:
         data: the JSONL file.
         images: folder that image paths start from; default as in a run.
-        decode: open pictures whole; else their headers alone, which does not see cut files.
+        decode: open images whole; else their headers alone, which does not see cut files.
         workers: processes; 1: none beside this one.
-        other_splits: files whose pictures must not occur in this one, compared by content.
+        other_splits: files whose images must not occur in this one, compared by content.
         count_tokens: what a model makes of an example; none: lengths are not checked.
         max_tokens: longest example, in tokens.
         frame_choice: which frames of clips are looked at.
@@ -260,7 +260,7 @@ def _check_line(rules: _Rules, line: bytes) -> _Finding:
     return _Finding(tuple(messages), told, example, tuple(found), tokens)
 
 
-@lru_cache(maxsize=4096)  # questions of one picture stand near each other
+@lru_cache(maxsize=4096)  # questions of one image stand near each other
 def _shows_one_colour(path: Path, decode: bool) -> bool:
     """Open an image, or its header alone, which tells no colours."""
     if decode:
@@ -284,7 +284,7 @@ def _length_problems(counts: "TokenCounts", most: int | None) -> Iterator[str]:
 
 
 class _Elsewhere:
-    """Pictures of other splits, told by content; only those of equal length are read."""
+    """Images of other splits, told by content; only those of equal length are read."""
 
     def __init__(self, files: Sequence[Path], images: Path | None) -> None:
         self._by_length: dict[int, list[tuple[Path, Path]]] = {}
@@ -300,7 +300,7 @@ class _Elsewhere:
         self._identity = lru_cache(maxsize=None)(image_identity)
 
     def find(self, path: Path) -> str | None:
-        """Say where else a picture occurs, or the clip that it is a frame of."""
+        """Say where else an image occurs, or the clip that it is a frame of."""
         if not self._by_length:
             return None
         path = file_of(path)

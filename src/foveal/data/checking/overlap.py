@@ -15,15 +15,15 @@ from foveal.data.images.frames import file_of
 from foveal.data.images.objects import object_at
 from foveal.errors import DataError
 
-PIECES, LOOKED_AT = 16, 4096
+CHUNKS, LOOKED_AT = 16, 4096
 """How many pieces of a file are looked into, and the bytes of each."""
 
 
 def describe_overlap(training: Dataset, validation: Dataset) -> str:
     """Say how many validation examples are training examples too; nothing where none is.
 
-    The same tokens, answers too, and pictures of the same bytes make the same example, whatever its
-    id and wherever its files lie. Of pictures in a store their number alone is compared: nothing is
+    The same tokens, answers too, and images of the same bytes make the same example, whatever its
+    id and wherever its files lie. Of images in a store their number alone is compared: nothing is
     fetched for it.
     """
     # Most are told apart by the names of their entries, which are at hand; the rest by the entries,
@@ -62,7 +62,7 @@ def _kind(dataset: Dataset, place: int) -> tuple[bytes, tuple[int, ...]]:
 
 
 def _contents(dataset: Dataset, place: int) -> tuple[bytes, ...] | None:
-    """Look into the pictures of an example; none: one is in a store, or gone."""
+    """Look into the images of an example; none: one is in a store, or gone."""
     files = [file_of(dataset.images[image].path) for image in dataset.image_numbers(place)]
     if any(object_at(file) for file in files):
         return None
@@ -77,8 +77,8 @@ def _glimpse(path: Path) -> bytes:
     behind = max(size_bytes(path) - LOOKED_AT, 0)
     digest = sha256()
     with open_stored(path) as file:
-        for number in range(PIECES):
-            file.seek(behind * number // (PIECES - 1))
+        for number in range(CHUNKS):
+            file.seek(behind * number // (CHUNKS - 1))
             digest.update(file.read(LOOKED_AT))
     return digest.digest()
 

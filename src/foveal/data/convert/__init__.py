@@ -1,4 +1,4 @@
-"""A data set in the layout it is published in -> our layout: pictures and JSONL files."""
+"""A data set in the layout it is published in -> our layout: images and JSONL files."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial

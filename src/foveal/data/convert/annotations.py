@@ -16,10 +16,10 @@ from foveal.data.images.media import image_size
 from foveal.errors import DataError
 
 BOX_QUESTION = "Where is every {name}? Answer with one box [left, top, right, bottom] a line."
-"""Of each kind of object that a picture shows; `{name}` is the kind's."""
+"""Of each kind of object that an image shows; `{name}` is the kind's."""
 
 Objects = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Kind -> annotations of a picture."""
+"""Kind -> annotations of an image."""
 
 LONGEST_ANSWER = 80
 """Characters of a form's field; longer ones are paragraphs, which no one would answer with."""
@@ -35,7 +35,7 @@ CHOICES = ("True", "False")
 
 
 def convert_coco(source: Source, options: Options) -> list[Draft | LeftOutRow]:
-    """COCO's annotations: of each picture, where every object of a kind is, in pixels."""
+    """COCO's annotations: of each image, where every object of a kind is, in pixels."""
     drafts: list[Draft | LeftOutRow] = []
     for file in source.match("instances_*.json") or source.match("*.json"):
         try:
@@ -101,7 +101,7 @@ def _of_kind(
 
 
 def _edges(box: Sequence[float], size: tuple[int, int]) -> tuple[int, ...]:
-    """Turn left, top, width, height into edges, none of them outside of the picture."""
+    """Turn left, top, width, height into edges, none of them outside of the image."""
     left, top, wide, high = map(float, box)
     inside = (max(left, 0.0), max(top, 0.0), min(left + wide, size[0]), min(top + high, size[1]))
     edges = tuple(floor(edge + 0.5) for edge in inside)
@@ -140,8 +140,8 @@ def _task_1(source: Source, split: str | None, row: Any, seed: int) -> Draft:
 
 def _ask_page(page: Entry, split: str, question: str, answers: Sequence[str], learnt: str) -> Draft:
     """Draft a question about a page, one of whose answers is learnt."""
-    picture = DraftImage(page, f"{split}/{page.last_name}")
-    return _ask(split, [picture], f"{question}{ANSWER_BRIEFLY}", learnt, answers=answers)
+    image = DraftImage(page, f"{split}/{page.last_name}")
+    return _ask(split, [image], f"{question}{ANSWER_BRIEFLY}", learnt, answers=answers)
 
 
 def convert_funsd(source: Source, options: Options) -> list[Draft | LeftOutRow]:
@@ -222,21 +222,21 @@ def _receipt(source: Source, file: Entry, split: str) -> Iterator[Draft | LeftOu
 
 
 def convert_nlvr(source: Source, options: Options) -> list[Draft | LeftOutRow]:
-    """NLVR's `<split>/<split>.json`, one picture a statement, and `nlvr_pairs/<split>.json`, two.
+    """NLVR's `<split>/<split>.json`, one image a statement, and `nlvr_pairs/<split>.json`, two.
 
-    A statement becomes one example for each permutation of its picture that is there; pairs become
+    A statement becomes one example for each permutation of its image that is there; pairs become
     the set `nlvr_pairs`.
     """
-    pictures: dict[str, list[str]] = {}
+    images: dict[str, list[str]] = {}
     for entry in source.match("*.png"):
-        pictures.setdefault(entry.stem.rpartition("-")[0], []).append(entry.name)
+        images.setdefault(entry.stem.rpartition("-")[0], []).append(entry.name)
     drafts: list[Draft | LeftOutRow] = []
     for file in source.match("*.json"):
         if file.folders[-1:] == (file.stem,):
             for line in file.read_lines():
                 stem = f"{file.stem}-{line.get('identifier')}"
-                for picture in pictures.get(stem, [stem]):
-                    drafts += _statements(source, file, line, picture)
+                for image in images.get(stem, [stem]):
+                    drafts += _statements(source, file, line, image)
     for file in source.match("nlvr_pairs/*.json"):
         for line in file.read_lines():
             pair = str(line.get("left_image")), str(line.get("right_image"))
@@ -245,7 +245,7 @@ def convert_nlvr(source: Source, options: Options) -> list[Draft | LeftOutRow]:
 
 
 def convert_nlvr2(source: Source, options: Options) -> list[Draft | LeftOutRow]:
-    """NLVR2's `<split>.json` with pictures called `...-img0.png` and `...-img1.png`, or columns."""
+    """NLVR2's `<split>.json` with images called `...-img0.png` and `...-img1.png`, or columns."""
     drafts: list[Draft | LeftOutRow] = []
     for file in source.match("*.json"):
         for line in file.read_lines():
@@ -278,7 +278,7 @@ def ask_statement(sentence: str) -> str:
 
 
 def convert_hateful_memes(source: Source, options: Options) -> list[Draft | LeftOutRow]:
-    """Hateful Memes' `<split>.jsonl` with pictures in `img/`, or columns."""
+    """Hateful Memes' `<split>.jsonl` with images in `img/`, or columns."""
     return [
         draft
         for file in source.match("*.jsonl")
@@ -291,10 +291,10 @@ def _meme(source: Source, file: Entry, line: dict[str, Any], options: Options) -
     if line.get("label") not in (0, 1):
         raise UnfitError("no label (a hidden test set)")
     entry = source.need(str(line.get("img", "")))
-    picture = DraftImage(entry, f"{file.stem}/{entry.last_name}")
+    image = DraftImage(entry, f"{file.stem}/{entry.last_name}")
     asked = options.question or "Is this meme hateful? Answer Yes or No."
     answer = "Yes" if line["label"] else "No"
-    return _ask(file.stem, [picture], asked, answer, choices=("Yes", "No"))
+    return _ask(file.stem, [image], asked, answer, choices=("Yes", "No"))
 
 
 def _ask(
@@ -307,9 +307,9 @@ def _ask(
     choices: tuple[str, ...] = (),
     set_name: str | None = None,
 ) -> Draft:
-    """Draft one question about some pictures."""
+    """Draft one question about some images."""
     turn = Turn(
-        images=tuple(picture.target for picture in media),
+        images=tuple(image.target for image in media),
         user=user,
         assistant=assistant,
         answers=tuple(answers),

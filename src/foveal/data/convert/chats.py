@@ -14,7 +14,7 @@ from foveal.data.convert.draft import (
     LeftOutRow,
     Options,
     attempt,
-    pictures_of,
+    images_of,
 )
 from foveal.data.convert.sources.source import Source
 from foveal.data.convert.sources.tables import Hub, all_rows, rows_of_files
@@ -50,7 +50,7 @@ SYSTEM_KEYS = ("system", "system_prompt")
 """Where a row says beside its messages what the system says."""
 
 PLACE = "<image>"
-"""What stands in a text of others where a picture is."""
+"""What stands in a text of others where an image is."""
 
 ANSWERS = {"chosen": (*CHOSEN, "response"), "rejected": (*REJECTED, "reject")}
 """What columns of answers are called by TRL, LLaMA-Factory, MMPR; ms-swift; POVID; OpenAI."""
@@ -61,7 +61,7 @@ QUESTIONS = ("question", "prompt", "instruction", "query")
 MESSAGES = ("prompt", "conversations", "messages")
 """Columns of messages up to the one that is asked, or up to the chosen answer."""
 
-PICTURES = ("images", "image", "image_path")
+IMAGES = ("images", "image", "image_path")
 
 _OTHERS = re.compile(r"</?(?:img|video|audio)>|<(?:bbox|ref-object)>")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
@@ -88,7 +88,7 @@ class _Said:
     role: str
     text: str
     places: tuple[Any, ...] = ()
-    """For each `<image>` in the text a picture, its number in the row's list, or none: the next."""
+    """For each `<image>` in the text an image, its number in the row's list, or none: the next."""
 
 
 def conversation_of(row: Any, split: str, find: Find) -> Draft:
@@ -97,7 +97,7 @@ def conversation_of(row: Any, split: str, find: Find) -> Draft:
     Args:
         row: with `messages` or `conversations`, and `images` or `image` beside them.
         split: that it belongs to.
-        find: looks the path of a picture up.
+        find: looks the path of an image up.
 
     Raises:
         UnfitError: it cannot be an example.
@@ -117,7 +117,7 @@ def conversation_of(row: Any, split: str, find: Find) -> Draft:
     roles = [message.role for message in spoken]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise UnfitError("user and assistant do not take turns")
-    beside = pictures_of(row.get("images") or row.get("image"), split, find)
+    beside = images_of(row.get("images") or row.get("image"), split, find)
     turns, media = _turns(spoken, beside, split, find)
     return Draft(split, turns, media, system=join_system(system))
 
@@ -125,7 +125,7 @@ def conversation_of(row: Any, split: str, find: Find) -> Draft:
 def _turns(
     spoken: list[_Said], beside: list[DraftImage], split: str, find: Find
 ) -> tuple[tuple[Turn, ...], tuple[DraftImage, ...]]:
-    """Deal the pictures that stand beside the messages to the places that the questions name."""
+    """Deal the images that stand beside the messages to the places that the questions name."""
     waiting = dict(enumerate(beside))
     if waiting and not any(message.places for message in spoken):
         # No place is said: before the first question.
@@ -136,9 +136,9 @@ def _turns(
         here: list[DraftImage] = []
         for place in asked.places:
             if isinstance(place, Mapping):
-                here += pictures_of(place, split, find)
+                here += images_of(place, split, find)
                 # Some rows list once more what their messages hold.
-                same = (one for one, picture in waiting.items() if picture == here[-1])
+                same = (one for one, image in waiting.items() if image == here[-1])
                 waiting.pop(next(same, -1), None)
                 continue
             number = next(iter(waiting), None) if place is None else place
@@ -148,7 +148,7 @@ def _turns(
         media += here
         turns.append(
             Turn(
-                images=tuple(picture.target for picture in here),
+                images=tuple(image.target for image in here),
                 user=number_places(asked.text),
                 assistant=answered.text.strip(),
             )
@@ -159,7 +159,7 @@ def _turns(
 
 
 def _message(message: Mapping[str, Any]) -> _Said:
-    """Read who speaks, what, and the pictures in between."""
+    """Read who speaks, what, and the images in between."""
     name = message.get("from") or message.get("role")
     if name in TOOLS:
         raise UnfitError(f"a tool speaks in it ({name})")
@@ -211,7 +211,7 @@ def refuse_foreign_tags(text: str) -> None:
 
 
 def number_places(text: str) -> str:
-    """Drop places in front, where our pictures stand anyway; number them where words come first."""
+    """Drop places in front, where our images stand anyway; number them where words come first."""
     body = re.sub(rf"^(\s*{PLACE})+\s*", "", text)
     if PLACE not in body:
         return body.strip()
@@ -233,7 +233,7 @@ def draft_of_pair(row: Any, split: str, find: Find) -> Draft:
     Args:
         row: of any of the layouts.
         split: that it belongs to.
-        find: looks the path of a picture up.
+        find: looks the path of an image up.
 
     Raises:
         UnfitError: it cannot be an example.
@@ -246,7 +246,7 @@ def draft_of_pair(row: Any, split: str, find: Find) -> Draft:
         row |= row.pop("input")
     better, *worse = _conversations(row)
     beside = {key: row[key] for key in SYSTEM_KEYS if key in row}
-    beside["images"] = next((row[key] for key in PICTURES if key in row), None)
+    beside["images"] = next((row[key] for key in IMAGES if key in row), None)
     drafts = [
         conversation_of({"messages": said, **beside}, split, find) for said in (better, *worse)
     ]

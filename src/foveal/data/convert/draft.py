@@ -1,4 +1,4 @@
-"""What a converter yields: an example to be written, with the pictures that a row names."""
+"""What a converter yields: an example to be written, with the images that a row names."""
 
 import base64
 import re
@@ -18,16 +18,16 @@ TWIN = "another file has its name"
 
 
 Find = Callable[[str], Entry | bytes | None]
-"""From a path as a row writes it to the file, or its content; none: there is no such picture."""
+"""From a path as a row writes it to the file, or its content; none: there is no such image."""
 
 WRAPPERS = ("bytes", "path", "image", "image_url", "url")
-"""Keys of a mapping that wraps a picture, the surest first."""
+"""Keys of a mapping that wraps an image, the surest first."""
 
 _ENDINGS = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
 _LONGEST_PATH = 1024
 
 _UPLOADED = re.compile(r"/data/(?:upload/\d+/[0-9a-f]{8}-(.+)|local-files/\?d=(.+))$")
-"""Address that Label Studio gives a picture -> its name before, or its path below the folder."""
+"""Address that Label Studio gives an image -> its name before, or its path below the folder."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Options:
     """Share of the training groups that become `val` where a data set has none of its own."""
 
     question: str | None = None
-    """What to ask of each picture, where the data set has no questions of its own."""
+    """What to ask of each image, where the data set has no questions of its own."""
 
     seed: int = 0
     """Start of every random choice."""
@@ -61,7 +61,7 @@ class Options:
 
 @dataclass(frozen=True)
 class DraftImage:
-    """A picture to be copied as it is, once it has been decoded without an error."""
+    """An image to be copied as it is, once it has been decoded without an error."""
 
     source: Entry | bytes
     target: str
@@ -81,7 +81,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Draft:
-    """One example to be written, once its pictures are."""
+    """One example to be written, once its images are."""
 
     split: str
     turns: tuple[Turn, ...]
@@ -118,12 +118,12 @@ def attempt(
         yield LeftOutRow(name, str(error))
 
 
-def pictures_of(value: Any, split: str, find: Find) -> list[DraftImage]:
-    """Read one picture or a list of them.
+def images_of(value: Any, split: str, find: Find) -> list[DraftImage]:
+    """Read one image or a list of them.
 
     Args:
         value: none, or anything.
-        split: first folder of the pictures' names.
+        split: first folder of the images' names.
         find: looks a path up.
 
     Raises:
@@ -132,13 +132,13 @@ def pictures_of(value: Any, split: str, find: Find) -> list[DraftImage]:
     value = present(value)
     if value is None:
         return []
-    return [_picture(one, split, find) for one in (value if isinstance(value, list) else [value])]
+    return [_image(one, split, find) for one in (value if isinstance(value, list) else [value])]
 
 
-def _picture(value: Any, split: str, find: Find) -> DraftImage:
-    if isinstance(value, Mapping):  # of bytes and path, as Arrow holds pictures; or of an address
+def _image(value: Any, split: str, find: Find) -> DraftImage:
+    if isinstance(value, Mapping):  # of bytes and path, as Arrow holds images; or of an address
         value = next((value[key] for key in WRAPPERS if key in value), None)
-        return _picture(value, split, find)
+        return _image(value, split, find)
     if isinstance(value, bytes):
         return DraftImage(value, _target(split, value))
     if isinstance(value, int) and not isinstance(value, bool):
@@ -175,10 +175,10 @@ def _decoded(text: str) -> bytes | None:
 
 
 def _target(split: str, content: bytes, ending: str | None = None) -> str:
-    """Name a picture by its content, so that it is stored once."""
+    """Name an image by its content, so that it is stored once."""
     return f"{split}/{sha256(content).hexdigest()[:20]}.{ending or ending_of(content)}"
 
 
 def ending_of(content: bytes) -> str:
-    """Tell the ending that a picture's file should have from how it begins."""
+    """Tell the ending that an image's file should have from how it begins."""
     return next((end for start, end in _ENDINGS.items() if content.startswith(start)), "img")

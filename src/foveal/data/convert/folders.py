@@ -1,4 +1,4 @@
-"""Folders named after classes, of pictures or clips (UCF-101 among them) -> drafts."""
+"""Folders named after classes, of images or clips (UCF-101 among them) -> drafts."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -12,15 +12,15 @@ from foveal.data.example import Turn
 from foveal.data.images.frames import CLIP_ENDINGS
 from foveal.errors import DataError
 
-PICTURES = (
+IMAGES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".png", ".gif", ".bmp", ".webp"),
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif"),
 )
 
 
 def convert_imagefolder(source: Source, options: Options) -> list[Draft | LeftOutRow]:
-    """Pictures in `<class>/` or `<split>/<class>/`; without splits, part of each class is `val`."""
-    return _class_folders(source, PICTURES, options)
+    """Images in `<class>/` or `<split>/<class>/`; without splits, part of each class is `val`."""
+    return _class_folders(source, IMAGES, options)
 
 
 def convert_video_folder(source: Source, options: Options) -> list[Draft | LeftOutRow]:
@@ -171,7 +171,7 @@ def choose_classes(classes: Sequence[str], wish: str) -> tuple[str, ...]:
 def _draft(
     entry: Entry, folders: tuple[str, ...], stem: str, classes: Sequence[str], options: Options
 ) -> Draft:
-    """Ask for the class of a picture or clip, the second of the folders that it is to lie in."""
+    """Ask for the class of an image or clip, the second of the folders that it is to lie in."""
     folder = "/".join(folders)
     images: tuple[str, ...] = ()
     videos: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Rows of columns that hold pictures, questions and answers -> drafts."""
+"""Rows of columns that hold images, questions and answers -> drafts."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from random import Random
@@ -19,7 +19,7 @@ from foveal.data.convert.draft import (
     LeftOutRow,
     Options,
     attempt,
-    pictures_of,
+    images_of,
 )
 from foveal.data.convert.sources.source import Source
 from foveal.data.convert.sources.tables import Hub, NamedRow, open_splits, rows_by, rows_of_files
@@ -65,7 +65,7 @@ CAPTIONS = ("text", "txt")
 
 
 def convert_table(source: Source, options: Options) -> Iterator[Draft | LeftOutRow]:
-    """Parquet, CSV, TSV, JSON or JSONL whose rows hold pictures, questions and answers."""
+    """Parquet, CSV, TSV, JSON or JSONL whose rows hold images, questions and answers."""
     answers = _answers_elsewhere(source)
     asked = set()
     for named in rows_of_files(source):
@@ -89,7 +89,7 @@ def _answers_elsewhere(source: Source) -> dict[str, dict[str, Any]]:
 def convert_columns(
     source: Source | Hub, options: Options, config: str | None = None
 ) -> Iterator[Draft | LeftOutRow]:
-    """Draft each question of each row; a picture is named by its content, so it is stored once.
+    """Draft each question of each row; an image is named by its content, so it is stored once.
 
     Args:
         source: Parquet files, or a name on the hub.
@@ -116,15 +116,15 @@ def convert_columns(
         seen: set[str] = set()
         for number, row in enumerate(rows):
             drafts = drafts_on("val" if number < held_out else split, row)
-            if config is None and seen & _pictures(drafts):  # no picture is on both sides
+            if config is None and seen & _images(drafts):  # no image is on both sides
                 drafts = drafts_on("val", row)
             if number < held_out:
-                seen |= _pictures(drafts)
+                seen |= _images(drafts)
             yield from drafts
 
 
-def _pictures(drafts: Iterable[Draft | LeftOutRow]) -> set[str]:
-    """Name the pictures of a row's drafts by what stands behind their split."""
+def _images(drafts: Iterable[Draft | LeftOutRow]) -> set[str]:
+    """Name the images of a row's drafts by what stands behind their split."""
     media = (one for draft in drafts if isinstance(draft, Draft) for one in draft.media)
     return {one.target.partition("/")[2] for one in media if isinstance(one, DraftImage)}
 
@@ -135,9 +135,9 @@ def drafts_of_row(
     """Draft each question of a row.
 
     Args:
-        named: columns, with pictures as bytes, or paths; or a task of Label Studio.
+        named: columns, with images as bytes, or paths; or a task of Label Studio.
         options: of them `columns`, `question` and `seed` matter.
-        find: looks the path of a picture up.
+        find: looks the path of an image up.
         pages: whether they are DocVQA's, whose questions get the published recipe's words.
 
     Raises:
@@ -163,10 +163,10 @@ def drafts_of_row(
         return
     if _find_column("images", row, options.columns) is None:
         raise UnfitError(_missing("images", row))
-    media = tuple(pictures_of(held("images"), split, find))
+    media = tuple(images_of(held("images"), split, find))
     if not media:
         raise UnfitError("no picture in the row")
-    targets = tuple(picture.target for picture in media)
+    targets = tuple(image.target for image in media)
     if guessed and isinstance(row.get("texts"), list):
         for user, assistant in map(_pair, row["texts"]):
             choices = () if pages else closed_set(assistant)
@@ -258,7 +258,7 @@ def _turn(row: Mapping[str, Any], images: tuple[str, ...], name: str, options: O
 
 
 def _placed(question: str, answer: str, num_images: int) -> str:
-    """Write a question whose `<image>`s say where its pictures stand, if it has any."""
+    """Write a question whose `<image>`s say where its images stand, if it has any."""
     for text in (question, answer):
         refuse_foreign_tags(text)
     if PLACE in answer:

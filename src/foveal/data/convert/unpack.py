@@ -1,7 +1,7 @@
-"""What a recipe names as its examples -> a JSONL file, with the pictures of Parquet rows beside it.
+"""What a recipe names as its examples -> a JSONL file, with the images of Parquet rows beside it.
 
 Rows of Parquet cannot be read one at a time: a page would cost its whole row group. So they are
-read once, each distinct picture is stored once under the name of its content, and a run then reads
+read once, each distinct image is stored once under the name of its content, and a run then reads
 them as it reads any others.
 """
 
@@ -57,13 +57,13 @@ class RowsToUnpack:
 
     stream: Callable[[], Iterator[Row]]
     folder: Path | None = None
-    """Below which pictures may lie; none: the rows hold them themselves."""
+    """Below which images may lie; none: the rows hold them themselves."""
 
     pages: bool = False
     """Whether they are DocVQA's, of the published recipe."""
 
     def find(self, path: str) -> bytes | None:
-        """Read a picture below the folder of the rows."""
+        """Read an image below the folder of the rows."""
         if self.folder is None:
             return None
         root = self.folder.resolve()
@@ -141,8 +141,8 @@ def _rows_of_files(name: str, path: Path, files: Sequence[Path], folder: Path) -
 def unpacked(path: Path, cache: Path, columns: Columns | None = None) -> Path:
     """Find the JSONL file of what a recipe names; Parquet rows are unpacked into `cache` once.
 
-    Rows are of our own layout (`id`, `source`, `conversations` with pictures as bytes), or have
-    columns of pictures, questions and answers, or of messages.
+    Rows are of our own layout (`id`, `source`, `conversations` with images as bytes), or have
+    columns of images, questions and answers, or of messages.
 
     Args:
         path: as a recipe names it.
@@ -249,7 +249,7 @@ def _own(row: Mapping[str, Any], images: Path, where: str) -> Example:
 
 
 def _store(content: bytes | None, images: Path) -> str:
-    """Store a picture under the name of its content; returns its path below `images`."""
+    """Store an image under the name of its content; returns its path below `images`."""
     if not content:
         raise ValueError("a picture without bytes")
     digest = sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""Drafts -> pictures and JSONL files on disk: in parallel, each file whole or not at all."""
+"""Drafts -> images and JSONL files on disk: in parallel, each file whole or not at all."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ from foveal.data.convert.draft import TWIN, Clip, Draft, DraftImage, LeftOutRow
 from foveal.data.convert.sources.source import Entry
 from foveal.data.example import Example, write_examples
 from foveal.data.images.clips import decode_frames
-from foveal.data.images.media import open_picture
+from foveal.data.images.media import load_image
 from foveal.data.parallel import parallel
 from foveal.errors import DataError
 from foveal.storage import alone_in, write_bytes
@@ -22,7 +22,7 @@ LOCK = ".lock"
 """In OUT, while a process fills it."""
 
 JPEG_QUALITY = 95
-"""Of frames; other pictures are copied as they are."""
+"""Of frames; other images are copied as they are."""
 
 Progress = Callable[[int, int | None], None]
 """Called with how many drafts are done, and how many there are, where that is known."""
@@ -52,7 +52,7 @@ def write_drafts(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Converted:
-    """Write pictures that are not there yet, then the JSONL files.
+    """Write images that are not there yet, then the JSONL files.
 
     Ids count through the splits in the order train, val, test, others, as in the published recipe.
 
@@ -107,7 +107,7 @@ def write_drafts(
 
 
 def _without_clashes(drafts: Iterable[Draft | LeftOutRow]) -> Iterator[Draft | LeftOutRow]:
-    """Leave out what would be written over another picture of the same name."""
+    """Leave out what would be written over another image of the same name."""
     owners: dict[str, Entry] = {}
     for draft in drafts:
         clash = None
@@ -126,7 +126,7 @@ def _reading_order(key: tuple[str, str]) -> tuple[str, int, str]:
 
 
 def _write_media(images: Path, draft: Draft | LeftOutRow) -> Draft | LeftOutRow:
-    """Write the pictures of one draft; runs in a process of its own. Gives up the bytes it had."""
+    """Write the images of one draft; runs in a process of its own. Gives up the bytes it had."""
     if isinstance(draft, LeftOutRow):
         return draft
     for medium in draft.media:
@@ -135,21 +135,21 @@ def _write_media(images: Path, draft: Draft | LeftOutRow) -> Draft | LeftOutRow:
             if isinstance(medium, Clip):
                 _write_frames(images, medium)
             else:
-                _write_picture(images, medium)
+                _write_image(images, medium)
         except DataError as error:
             return LeftOutRow(name, str(error).removeprefix(f"{name}: "))
     return replace(draft, media=())
 
 
-def _write_picture(images: Path, picture: DraftImage) -> None:
-    target = _inside(images, picture.target)
+def _write_image(images: Path, image: DraftImage) -> None:
+    target = _inside(images, image.target)
     if target.exists():  # renamed into place, so it is whole
         return
-    if isinstance(picture.source, bytes):
-        content, name = picture.source, picture.target
+    if isinstance(image.source, bytes):
+        content, name = image.source, image.target
     else:
-        content, name = picture.source.read(), str(picture.source)
-    open_picture(content, name)
+        content, name = image.source.read(), str(image.source)
+    load_image(content, name)
     write_bytes(target, content)
 
 
@@ -164,9 +164,9 @@ def _write_frames(images: Path, clip: Clip) -> None:
         return
     frames = decode_frames(BytesIO(content), name, len(targets))
     for target, frame in zip(targets, frames, strict=True):
-        picture = BytesIO()
-        frame.save(picture, "JPEG", quality=JPEG_QUALITY)
-        write_bytes(target, picture.getvalue())
+        image = BytesIO()
+        frame.save(image, "JPEG", quality=JPEG_QUALITY)
+        write_bytes(target, image.getvalue())
 
 
 def _inside(images: Path, target: str) -> Path:
@@ -201,7 +201,7 @@ def claimed(out: Path, **settings: str) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            _drop_cut_off(out)  # where processes were ended in the midst of a picture
+            _drop_cut_off(out)  # where processes were ended in the midst of an image
             left = {one.name for one in out.iterdir()}
             if isinstance(error, DataError) and left <= {mark.name, LOCK}:
                 mark.unlink()  # so that a mended command may have the folder

@@ -173,7 +173,7 @@ class ColumnTable:
         return cls(**made)
 
 
-def write_columns(folder: Path, pieces: Iterable[Arrays]) -> None:
+def write_columns(folder: Path, chunks: Iterable[Arrays]) -> None:
     """Lay arrays of the same names end to end in the files of a folder, a piece at a time.
 
     Offsets go on from where those of the piece before ended.
@@ -186,7 +186,7 @@ def write_columns(folder: Path, pieces: Iterable[Arrays]) -> None:
     files: dict[str, BinaryIO] = {}
     ends: dict[str, int] = {}
     with ExitStack() as opened:
-        for named in pieces:
+        for named in chunks:
             for name, array in named.items():
                 is_first = name not in files
                 if is_first:

@@ -49,10 +49,10 @@ if TYPE_CHECKING:
 ENCODED = "encoded"
 """Folder of a cache that keeps encoded examples."""
 
-PIECE_BYTES = 2**23
+CHUNK_BYTES = 2**23
 """Bytes of a file that are encoded together: what a kill costs, and a process is handed."""
 
-FEWEST_PIECES = 4
+FEWEST_CHUNKS = 4
 """Pieces that are worth a second process: it needs seconds to start."""
 
 SHOWN = 3
@@ -133,13 +133,13 @@ def encode_file(
         for torn in kept.glob(f".{escape(place.name)}.*.part"):  # by a kill
             rmtree(torn)
         parts = kept / f".{place.name}.pieces"
-        encoder = PieceEncoder(path, cache, images, processor, pairs, parts)
+        encoder = ChunkEncoder(path, cache, images, processor, pairs, parts)
         examples = encoder.examples()
-        spans = examples.files[0].cut(PIECE_BYTES)
+        spans = examples.files[0].cut(CHUNK_BYTES)
         shown_on = console if len(spans) > 1 else None
         with counting(shown_on, f"encoding {path.name}", len(examples)) as done:
             # In processes where there are many.
-            made = parallel(encoder, spans, workers if len(spans) >= FEWEST_PIECES else 0, 1)
+            made = parallel(encoder, spans, workers if len(spans) >= FEWEST_CHUNKS else 0, 1)
             for (_, end), _ in zip(spans, made, strict=True):
                 done(end)
         noticed = [encoder.noticed(span) for span in spans]
@@ -219,7 +219,7 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class PieceEncoder:
+class ChunkEncoder:
     """Encodes pieces of a file; a process that was started afresh takes it along."""
 
     path: Path
@@ -300,19 +300,19 @@ class PieceEncoder:
 
 
 def _add_up(
-    pieces: Sequence[Noticed], examples: Examples, identities: NDArray[np.uint64]
+    chunks: Sequence[Noticed], examples: Examples, identities: NDArray[np.uint64]
 ) -> Noticed:
     """Put together what was noticed in the pieces of a file, by the numbers of its lines."""
-    first = [one for piece in pieces for one in piece.first][:SHOWN]
+    first = [one for chunk in chunks for one in chunk.first][:SHOWN]
     return Noticed(
-        count=sum(piece.count for piece in pieces),
+        count=sum(chunk.count for chunk in chunks),
         first=[(examples.find(place)[1], message) for place, message in first],
         same_ids=len(identities) - len(np.unique(identities)),
-        states={path: state for piece in pieces for path, state in piece.states.items()},
+        states={path: state for chunk in chunks for path, state in chunk.states.items()},
     )
 
 
-def _joined(encoder: PieceEncoder, spans: Sequence[Span]) -> Iterator[Arrays]:
+def _joined(encoder: ChunkEncoder, spans: Sequence[Span]) -> Iterator[Arrays]:
     """Read kept pieces one after the other, their images numbered on."""
     names = [encoder.read(span, "path_names")["path_names"] for span in spans]
     numbers, firsts = number_by_first(np.concatenate([np.zeros((0, 2), np.uint64), *names]))

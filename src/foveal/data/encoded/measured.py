@@ -200,13 +200,13 @@ def measure_examples(
     if known := map_columns(place):
         return MeasuredExamples.of_arrays(known), (place / FINGERPRINT).read_text(encoding="utf-8")
     with folder_written_whole(place) as folder:
-        write_columns(folder, _pieces(files, numbers, shapes, each))
+        write_columns(folder, _chunks(files, numbers, shapes, each))
         made = MeasuredExamples.of_arrays(map_columns(folder) or {})
         write_text(folder / FINGERPRINT, _fingerprint(files, made))
     return measure_examples(files, numbers, shapes, each, place)
 
 
-def _pieces(
+def _chunks(
     files: Sequence[ExampleColumns],
     numbers: NDArray[np.int32] | None,
     shapes: Sequence[ImageShape],
@@ -241,13 +241,13 @@ def _pieces(
                 "images.offsets": offsets,
             }
     yield {
-        "families": _families(end_to_end([file.beginnings for file in files])),
+        "prefix_groups": _prefix_groups(end_to_end([file.beginnings for file in files])),
         "image_tokens": image_tokens,
         "image_crops": image_crops,
     }
 
 
-def _families(beginnings: NDArray[np.uint64]) -> NDArray[np.int32]:
+def _prefix_groups(beginnings: NDArray[np.uint64]) -> NDArray[np.int32]:
     """Number the examples by what their prompts begin with; one without images is alone."""
     names = beginnings.copy()
     alone = np.flatnonzero(~beginnings.any(axis=1))

@@ -117,16 +117,16 @@ def _ordered(values: Sequence[float], y_first: bool) -> Box:
 
 def _rewritten(text: str, move: Callable[[Box], Box]) -> str:
     def moved(found: re.Match[str]) -> str:
-        pieces = [one for one in found.groups() if one is not None]
-        numbers = move(_values(pieces))
-        pieces[1::2] = [str(math.floor(number + 0.5)) for number in numbers]
-        return "".join(pieces)
+        parts = [one for one in found.groups() if one is not None]
+        numbers = move(_values(parts))
+        parts[1::2] = [str(math.floor(number + 0.5)) for number in numbers]
+        return "".join(parts)
 
     return BOX.sub(moved, text)
 
 
-def _values(pieces: Sequence[str]) -> Box:
-    first, second, third, fourth = map(float, pieces[1::2])
+def _values(parts: Sequence[str]) -> Box:
+    first, second, third, fourth = map(float, parts[1::2])
     return first, second, third, fourth
 
 
@@ -137,7 +137,7 @@ def _plain_number(value: float) -> int | float:
 def read_boxes(text: str) -> list[Box]:
     """Read the boxes of a text, in its order and its numbers."""
     found = ([one for one in each.groups() if one is not None] for each in BOX.finditer(text))
-    return [_values(pieces) for pieces in found]
+    return [_values(parts) for parts in found]
 
 
 def box_edges(unit: BoxUnit, size: tuple[int, int]) -> tuple[float, float]:

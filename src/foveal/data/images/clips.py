@@ -241,7 +241,7 @@ def _reading(path: Path, read: Callable[[BinaryIO], Read]) -> Read:
 
 @contextmanager
 def _opened(source: BinaryIO, name: object) -> Iterator[tuple[Any, Any]]:
-    """Open a clip and find its moving picture; whatever goes wrong inside is a broken clip."""
+    """Open a clip and find its moving image; whatever goes wrong inside is a broken clip."""
     import av
 
     try:

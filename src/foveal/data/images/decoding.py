@@ -1,13 +1,13 @@
-"""What pictures and clips have in common: how large one may be, and why a decoder gave up."""
+"""What images and clips have in common: how large one may be, and why a decoder gave up."""
 
 from foveal.errors import DataError, one_line
 
 MAX_PIXELS = 178_956_970
-"""Most pixels of a picture, width x height: where Pillow itself takes it for a bomb."""
+"""Most pixels of an image, width x height: where Pillow itself takes it for a bomb."""
 
 
 class TooManyPixelsError(DataError):
-    """A picture, or the frames of a clip, would take too much memory to decode."""
+    """An image, or the frames of a clip, would take too much memory to decode."""
 
 
 def check_pixels(name: object, width: int, height: int) -> None:

@@ -13,7 +13,7 @@ CLIP_ENDINGS = (
     *(".avi", ".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".ogv"),
     *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".flv", ".wmv", ".asf"),
 )
-"""How names of clips end; a GIF is a clip where it is called one, and a picture elsewhere."""
+"""How names of clips end; a GIF is a clip where it is called one, and an image elsewhere."""
 
 _NAME = re.compile(r"(?s)(.+)#(\d+)of(\d+)(?:@(\d+\.\d+))?")
 _STRIP = re.compile(r"(?s)(.+)#(\d+)x(\d+\.\d{6})s")

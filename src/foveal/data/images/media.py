@@ -1,4 +1,4 @@
-"""A file with a picture -> an RGB picture, its size and its identity, opened safely."""
+"""A file with an image -> an RGB image, its size and its identity, opened safely."""
 
 import os
 import threading
@@ -20,7 +20,7 @@ from foveal.data.images.objects import HEADER_BYTES, called
 from foveal.errors import DataError, StoreError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
-"""Kinds of pictures that are opened; others are refused unread (EPS would start a program)."""
+"""Kinds of images that are opened; others are refused unread (EPS would start a program)."""
 
 _OTHERS = {
     b"git-lfs": "a pointer of Git LFS, not the picture; bring it here: git lfs pull",
@@ -32,9 +32,9 @@ _OTHERS = {
     b"ftypmif1": "a HEIC picture; save it as {}",
     b"8bps": "a Photoshop file; save it as {}",
 }
-"""What often stands where a picture should: what it begins with -> what it is, what to do."""
+"""What often stands where an image should: what it begins with -> what it is, what to do."""
 
-_TURNS = {  # EXIF orientation -> what makes the picture upright
+_TURNS = {  # EXIF orientation -> what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -45,34 +45,34 @@ _TURNS = {  # EXIF orientation -> what makes the picture upright
 }
 
 
-Picture: TypeAlias = str | Path | bytes | Image.Image
+ImageInput: TypeAlias = str | Path | bytes | Image.Image
 """A file, what a file holds, or a Pillow image."""
 
 
-def open_picture(picture: Picture, name: object) -> Image.Image:
-    """Open a picture, however it is given, as RGB and upright: the same pixels by every way.
+def load_image(given: ImageInput, name: object) -> Image.Image:
+    """Open an image, however it is given, as RGB and upright: the same pixels by every way.
 
     Args:
-        picture: to open; a Pillow image stays as it is.
+        given: to open; a Pillow image stays as it is.
         name: what an error calls it; a file is called by its path.
 
     Raises:
         DataError: it cannot be read.
     """
-    if isinstance(picture, str | Path):
-        return open_image(Path(picture))
-    if isinstance(picture, bytes):
-        return _decoded(BytesIO(picture), name)
-    if not isinstance(picture, Image.Image):
-        kind = type(picture).__name__
+    if isinstance(given, str | Path):
+        return open_image(Path(given))
+    if isinstance(given, bytes):
+        return _decoded(BytesIO(given), name)
+    if not isinstance(given, Image.Image):
+        kind = type(given).__name__
         raise DataError(f"{name}: give a path, a Pillow image or bytes, not {kind}")
-    check_pixels(name, *picture.size)
+    check_pixels(name, *given.size)
     with _quiet:
-        return _upright_rgb(picture, name)
+        return _upright_rgb(given, name)
 
 
-def names_picture(word: str) -> bool:
-    """Tell whether a word is the name of a file, or ends as those of pictures do."""
+def names_image(word: str) -> bool:
+    """Tell whether a word is the name of a file, or ends as those of images do."""
     name = Path(word).name.lower()
     ends_so = Path(name).suffix in Image.registered_extensions() or names_clip(name)
     return os.path.isfile(word) or (len(word.split()) == 1 and ends_so)
@@ -80,7 +80,7 @@ def names_picture(word: str) -> bool:
 
 @contextmanager
 def naming(name: object) -> Iterator[None]:
-    """Put the name of a picture before what is wrong with it."""
+    """Put the name of an image before what is wrong with it."""
     try:
         yield
     except DataError as error:
@@ -88,10 +88,10 @@ def naming(name: object) -> Iterator[None]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open a picture as RGB, upright, the first frame of an animated one; or what a clip shows.
+    """Open an image as RGB, upright, the first frame of an animated one; or what a clip shows.
 
     Raises:
-        DataError: there is no such file, or it is no picture, cut short, or too large.
+        DataError: there is no such file, or it is no image, cut short, or too large.
     """
     if shown := parse_shown(path):
         return open_shown(shown)
@@ -121,7 +121,7 @@ def _upright_rgb(image: Image.Image, name: object) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn a picture of any mode into RGB.
+    """Turn an image of any mode into RGB.
 
     Equal to `image.convert("RGB")`, except for 16-bit grey: its high byte is kept, as Pillow
     does for 16-bit colour, where Pillow would clip it to white. An alpha channel is dropped, not
@@ -140,8 +140,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def shows_one_colour(image: Image.Image) -> bool:
-    """Tell whether every pixel of a picture is the same."""
-    few = image.resize((32, 32), Image.Resampling.NEAREST)  # most pictures differ in these
+    """Tell whether every pixel of an image is the same."""
+    few = image.resize((32, 32), Image.Resampling.NEAREST)  # most images differ in these
     return _one_colour(few) and _one_colour(image)
 
 
@@ -150,23 +150,23 @@ def _one_colour(image: Image.Image) -> bool:
     return all(darkest == brightest for darkest, brightest in extrema)
 
 
-def image_size(picture: Path | bytes, name: object = None) -> tuple[int, int]:
-    """Read (width, height) of the upright picture from its header alone.
+def image_size(given: Path | bytes, name: object = None) -> tuple[int, int]:
+    """Read (width, height) of the upright image from its header alone.
 
     Args:
-        picture: a file, what is shown of a clip, or what a file holds.
+        given: a file, what is shown of a clip, or what a file holds.
         name: what an error calls the latter.
 
     Raises:
-        DataError: there is no such file, or it is no picture or too large.
+        DataError: there is no such file, or it is no image or too large.
     """
     source: Path | BinaryIO
-    if isinstance(picture, bytes):
-        source = BytesIO(picture)
-    elif shown := parse_shown(picture):
+    if isinstance(given, bytes):
+        source = BytesIO(given)
+    elif shown := parse_shown(given):
         return shown_size(shown)
     else:
-        source, name = picture, called(picture)
+        source, name = given, called(given)
     with _header(source, name, alone=True) as image:
         if _orientation(image) in (5, 6, 7, 8) and image.format != "TIFF":
             return image.height, image.width
@@ -217,7 +217,7 @@ _quiet = _Quiet()
 
 @contextmanager
 def _header(source: Path | BinaryIO, name: object, alone: bool = False) -> Iterator[Image.Image]:
-    """Open a picture as far as its header, undecoded; nothing else is read of it, if `alone`."""
+    """Open an image as far as its header, undecoded; nothing else is read of it, if `alone`."""
     with ExitStack() as opened, _quiet:
         try:
             if isinstance(source, Path):
@@ -226,7 +226,7 @@ def _header(source: Path | BinaryIO, name: object, alone: bool = False) -> Itera
                 file = source
             image = Image.open(file, formats=FORMATS)
         except UnidentifiedImageError as error:
-            raise DataError(f"{name}: {_why_no_picture(file)}") from error
+            raise DataError(f"{name}: {_why_no_image(file)}") from error
         except Image.DecompressionBombError as error:
             raise TooManyPixelsError(
                 f"{name}: more than {MAX_PIXELS} pixels; make it smaller"
@@ -242,7 +242,7 @@ def _header(source: Path | BinaryIO, name: object, alone: bool = False) -> Itera
             yield image
 
 
-def _why_no_picture(file: BinaryIO) -> str:
+def _why_no_image(file: BinaryIO) -> str:
     file.seek(0)
     begin = file.read(512)
     if not begin:
@@ -256,10 +256,10 @@ def _why_no_picture(file: BinaryIO) -> str:
 
 def _orientation(image: Image.Image) -> int:
     """Read which way is up, from the header alone; 1 where nothing is said."""
-    # Not image.getexif(): that of PNG decodes the picture to look for EXIF behind it.
+    # Not image.getexif(): that of PNG decodes the image to look for EXIF behind it.
     try:
         return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
     except StoreError:
         raise
-    except Exception:  # broken metadata must not cost a sound picture
+    except Exception:  # broken metadata must not cost a sound image
         return 1

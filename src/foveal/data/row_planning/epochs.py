@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 PATIENCE = 16
-"""Families that wait for a step with room for them before the oldest is cut at a border."""
+"""Prefix groups that wait for a step with room for them before the oldest is cut at a border."""
 
 AT_ONCE = 2**12
-"""Families that are looked at as numbers of Python's at once."""
+"""Prefix groups that are looked at as numbers of Python's at once."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ def random_bits(*seeds: int) -> np.random.Philox:
 
 
 def shown_in_epoch(
-    shown: Sequence[Shown], families: NDArray[np.int32], seed: int, epoch: int
+    shown: Sequence[Shown], prefix_groups: NDArray[np.int32], seed: int, epoch: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """List the examples of an epoch, file by file.
 
     Where an epoch shows part of a file, the next one goes on behind it: however long a run is, each
-    example of a file has been shown as often as any other, or once more. Examples of one family
-    are taken together but where a part ends.
+    example of a file has been shown as often as any other, or once more. Examples of one prefix
+    group are taken together but where a part ends.
 
     Args:
         shown: of each file.
-        families: (examples,) which of them share a prefix.
+        prefix_groups: (examples,) which of them share a prefix.
         seed: of the run.
         epoch: from 0.
 
@@ -64,56 +64,58 @@ def shown_in_epoch(
         rounds += [np.full(len(members), number) for number in range(whole)]
         if one.part:
             chosen = (epoch * one.part + np.arange(one.part)) % one.examples
-            order = _mixed(families[members], random_bits(seed, place, one.examples))
+            order = _mixed(prefix_groups[members], random_bits(seed, place, one.examples))
             examples.append(np.sort(members[order[chosen]]))
             rounds.append(np.full(one.part, whole))
     return np.concatenate(examples), np.concatenate(rounds)
 
 
-def _mixed(families: NDArray[np.int32], bits: np.random.Philox) -> NDArray[np.int64]:
-    """Draw an order that keeps families together."""
-    _, numbers = np.unique(families, return_inverse=True)
+def _mixed(prefix_groups: NDArray[np.int32], bits: np.random.Philox) -> NDArray[np.int64]:
+    """Draw an order that keeps prefix groups together."""
+    _, numbers = np.unique(prefix_groups, return_inverse=True)
     places = bits.random_raw(int(numbers.max()) + 1)
     return np.lexsort((bits.random_raw(len(numbers)), places[numbers]))
 
 
 def shuffled(
-    families: NDArray[np.int32], examples_per_step: int, bits: np.random.Philox
+    prefix_groups: NDArray[np.int32], examples_per_step: int, bits: np.random.Philox
 ) -> NDArray[np.int64]:
-    """Draw families at random, and the examples within each."""
-    counts = np.bincount(families).astype(np.int32)
+    """Draw prefix groups at random, and the examples within each."""
+    counts = np.bincount(prefix_groups).astype(np.int32)
     drawn = np.argsort(bits.random_raw(len(counts)), kind="stable").astype(np.int32)
     places = np.empty(len(counts), np.int32)
     places[_whole_in_steps(drawn, counts, examples_per_step)] = np.arange(len(counts))
-    return np.lexsort((bits.random_raw(len(families)), places[families]))
+    return np.lexsort((bits.random_raw(len(prefix_groups)), places[prefix_groups]))
 
 
 def _whole_in_steps(
     drawn: NDArray[np.int32], counts: NDArray[np.int32], examples_per_step: int
 ) -> NDArray[np.int32]:
-    """Let a family that a step's border would cut wait a little for a step that has room."""
+    """Let a prefix group that a step's border would cut wait for a step that has room."""
     order, placed = np.empty(len(drawn), np.int32), 0
     waiting: list[tuple[int, int]] = []
-    room = examples_per_step
+    headroom = examples_per_step
     for start in range(0, len(drawn), AT_ONCE):
         block = drawn[start : start + AT_ONCE]
         sizes = counts[block]
         if not waiting and (sizes == 1).all():  # no border cuts these
             order[placed : placed + len(block)] = block
             placed += len(block)
-            room = (room - len(block)) % examples_per_step or examples_per_step
+            headroom = (headroom - len(block)) % examples_per_step or examples_per_step
             continue
         found: list[int] = []
         for comer in zip(block.tolist(), sizes.tolist(), strict=True):
             waiting.append(comer)
             while waiting:
-                fits = next((at for at, (_, count) in enumerate(waiting) if count <= room), None)
+                fits = next(
+                    (at for at, (_, count) in enumerate(waiting) if count <= headroom), None
+                )
                 if fits is None and len(waiting) <= PATIENCE:
                     break
-                family, count = waiting.pop(fits or 0)
-                found.append(family)
-                room = (room - count) % examples_per_step or examples_per_step
+                prefix_group, count = waiting.pop(fits or 0)
+                found.append(prefix_group)
+                headroom = (headroom - count) % examples_per_step or examples_per_step
         order[placed : placed + len(found)] = found
         placed += len(found)
-    order[placed:] = [family for family, _ in waiting]
+    order[placed:] = [prefix_group for prefix_group, _ in waiting]
     return order

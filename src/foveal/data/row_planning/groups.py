@@ -39,7 +39,7 @@ class MeasuredExamples(ColumnTable):
     image_crops: NDArray[np.int32]
     """(images,) Crops of it that the vision tower sees."""
 
-    families: NDArray[np.int32]
+    prefix_groups: NDArray[np.int32]
     """(examples,) Equal numbers mean: the same up to the last image of the prompt. An example whose
     prompt shows no image has a number of its own."""
 
@@ -53,7 +53,7 @@ class MeasuredExamples(ColumnTable):
     """(examples,) Crops of the images of later turns."""
 
     beginning_tokens: NDArray[np.int32]
-    """(examples,) Up to the last image of the prompt: what a whole family shares at least."""
+    """(examples,) Up to the last image of the prompt: what a whole prefix group shares at least."""
 
 
 @dataclass(frozen=True)

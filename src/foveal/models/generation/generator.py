@@ -193,8 +193,8 @@ class Generator:
             return [*failed]
         logits = logits[finite]
         words = logits.clone()
-        stands_for_picture = self.loaded.processor.image_token_id
-        words[:, stands_for_picture : stands_for_picture + 1] = -math.inf  # is no answer
+        stands_for_image = self.loaded.processor.image_token_id
+        words[:, stands_for_image : stands_for_image + 1] = -math.inf  # is no answer
         chosen = choose_tokens(words, [one.drawer for one in asked])
         taken = [
             self._take(sequence, token, row)

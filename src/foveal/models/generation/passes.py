@@ -94,8 +94,8 @@ def run_pass(loaded: LoadedModel, parts: Sequence[Growing]) -> list[Tensor]:
         trees=tuple(growths),
     )
     lengths = [len(one.stretch.ids) for one in sorted_parts]
-    pieces = dict(zip(order, hidden.split(lengths), strict=True))
-    return [pieces[at] for at in range(len(parts))]
+    chunks = dict(zip(order, hidden.split(lengths), strict=True))
+    return [chunks[at] for at in range(len(parts))]
 
 
 def _read_anew(loaded: LoadedModel, part: Growing) -> Tensor:
@@ -227,7 +227,7 @@ def broken_nodes(parts: Sequence[Growing], hidden: Sequence[Tensor]) -> set[Node
         parts: of the pass.
         hidden: (tokens, hidden) of each.
     """
-    rows = torch.cat(list(hidden)).isfinite().all(-1).cpu().split([len(piece) for piece in hidden])
+    rows = torch.cat(list(hidden)).isfinite().all(-1).cpu().split([len(chunk) for chunk in hidden])
     return {part.node for part, finite in zip(parts, rows, strict=True) if not finite.all()}
 
 

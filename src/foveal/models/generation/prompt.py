@@ -1,4 +1,4 @@
-"""Entries and pictures -> Prompt: what is asked, and which of its beginning others may share."""
+"""Entries and images -> Prompt: what is asked, and which of its beginning others may share."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A whole prompt; each picture stands as one entry."""
+    """A whole prompt; each image stands as one entry."""
 
     entries: tuple[int, ...]
     """Token ids, and -(k + 1) where image k stands."""
@@ -79,7 +79,7 @@ class Prompt:
     images: tuple[PromptImage, ...] = ()
 
     shared_entries: int | None = None
-    """Entries at its beginning that may be kept for others; none: up to its last picture."""
+    """Entries at its beginning that may be kept for others; none: up to its last image."""
 
     @cached_property
     def prefix_entries(self) -> int:
@@ -91,13 +91,13 @@ class Prompt:
 
     @cached_property
     def prefix_key(self) -> Hashable:
-        """Equal for prompts that begin with the same tokens and pictures; none: nothing shared."""
+        """Equal for prompts that begin with the same tokens and images; none: nothing shared."""
         shared = self.entries[: self.prefix_entries]
         return tuple((self.images[-1 - one].key,) if one < 0 else one for one in shared) or None
 
     @cached_property
     def tokens(self) -> int:
-        """Length with the pictures written out."""
+        """Length with the images written out."""
         return self._count(self.entries)
 
     @cached_property
@@ -155,7 +155,7 @@ def prompt_of_turns(
     """Encode a conversation as training does: each turn's prompt, and the answers between them.
 
     Args:
-        turns: (user, pictures, answer), clips behind images; the last answer is none: it is asked
+        turns: (user, images, answer), clips behind images; the last answer is none: it is asked
             for.
         processor: of the model.
         system: what the model is told before the first turn.

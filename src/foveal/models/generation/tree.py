@@ -264,7 +264,7 @@ def attend_in_trees(
     layer: Any = module.layer_idx
     window = arguments.get("sliding_window")
     sizes = [one.new_slots for one in trees]
-    pieces = []
+    chunks = []
     per_tree = zip(*(tensor.split(sizes, dim=2) for tensor in (query, key, value)), strict=True)
     for one, (queries, new_keys, new_values) in zip(trees, per_tree, strict=True):
         keys, values = one.tree.store(layer, new_keys, new_values)
@@ -273,12 +273,12 @@ def attend_in_trees(
         if root.shape[2]:
             # The new tensors, not the slots: side by side in memory.
             seen = new_keys[:, :, : one.root_slots], new_values[:, :, : one.root_slots]
-            pieces.append(attend(module, root, *seen, mask=root_mask, **arguments))
+            chunks.append(attend(module, root, *seen, mask=root_mask, **arguments))
         if others.shape[2]:
             seen_by_others = attend(module, others, keys, values, mask=mask, **arguments)
             own = (each[:, :, one.root_slots :] for each in (new_keys, new_values))
-            pieces.append(seen_by_others + sum(map(_nothing_or_nan, own)))
-    return torch.cat(pieces, dim=1), None
+            chunks.append(seen_by_others + sum(map(_nothing_or_nan, own)))
+    return torch.cat(chunks, dim=1), None
 
 
 def _nothing_or_nan(made: Tensor) -> Tensor:

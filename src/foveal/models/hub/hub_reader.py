@@ -28,7 +28,7 @@ from foveal.models.words import ChatWords, ImageText
 
 PROBE_SIZES = (96, 80), (30, 120)
 REMEMBERED_SHAPES = 100_000
-"""Sizes whose shapes stay known; distinct pictures of a data set share many."""
+"""Sizes whose shapes stay known; distinct images of a data set share many."""
 
 
 class HubReader:

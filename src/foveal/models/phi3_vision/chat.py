@@ -1,36 +1,36 @@
-"""Messages with text and image parts -> messages of text with tags, and their pictures."""
+"""Messages with text and image parts -> messages of text with tags, and their images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from foveal.data.images.media import Picture
+from foveal.data.images.media import ImageInput
 from foveal.data.message import IMAGE_TAG, SYSTEM_ROLES, join_system, write_tags, write_turn
 
 LOST_KEYS = ("tool_calls", "function_call", "images", "videos", "audio")
 """Of a message: what the published template would pass over, though it changes the meaning."""
 
-PICTURE_KEYS = ("image", "path", "url")
-"""Of an image part: any of them holds the picture."""
+IMAGE_KEYS = ("image", "path", "url")
+"""Of an image part: any of them holds the image."""
 
 Message = Mapping[str, Any]
 
 
-def plain_messages(messages: Sequence[Message]) -> tuple[list[dict[str, str]], list[Picture]]:
+def plain_messages(messages: Sequence[Message]) -> tuple[list[dict[str, str]], list[ImageInput]]:
     """Write each message as training writes its turn; an absent value and a null are the same.
 
     System messages are joined, and so are messages of a user in a row. An image part may leave its
-    picture out, to be given to the processor with the written prompt.
+    image out, to be given to the processor with the written prompt.
 
     Raises:
-        ValueError: what no turn of ours can say, such as tool calls or pictures of the assistant.
+        ValueError: what no turn of ours can say, such as tool calls or images of the assistant.
     """
     system: list[str] = []
     said: list[tuple[str, list[str | None]]] = []
-    pictures: list[Picture] = []
+    images: list[ImageInput] = []
     for message in messages:
         role = message.get("role")
         parts, shown = read_parts(message)
-        pictures += shown
+        images += shown
         if role != "user" and None in parts:
             raise ValueError(f"a message of the {role} has pictures; users alone show them")
         if role in SYSTEM_ROLES:
@@ -52,11 +52,11 @@ def plain_messages(messages: Sequence[Message]) -> tuple[list[dict[str, str]], l
         text, own = write_turn(parts), parts.count(None)
         plain.append({"role": role, "content": write_tags(text, own, num_images) if own else text})
         num_images += own
-    return plain, pictures
+    return plain, images
 
 
-def read_parts(message: Message) -> tuple[list[str | None], list[Picture]]:
-    """Read a message's texts in order, none where an image stands, and the pictures it brings.
+def read_parts(message: Message) -> tuple[list[str | None], list[ImageInput]]:
+    """Read a message's texts in order, none where an image stands, and the images it brings.
 
     Raises:
         ValueError: a part is neither an image nor text, or the message says more than its parts.
@@ -70,18 +70,18 @@ def read_parts(message: Message) -> tuple[list[str | None], list[Picture]]:
     if isinstance(content, str):
         return [content], []
     parts: list[str | None] = []
-    pictures: list[Picture] = []
+    images: list[ImageInput] = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
         if kind == "image":
             parts.append(None)
-            given = [part[key] for key in PICTURE_KEYS if part.get(key) is not None]
-            pictures += given[:1]
+            given = [part[key] for key in IMAGE_KEYS if part.get(key) is not None]
+            images += given[:1]
         elif kind == "text":
             parts.append(part.get("text") or "")
         else:
             raise ValueError(f"a message part is image or text, not {kind!r}")
-    return parts, pictures
+    return parts, images
 
 
 def answer_spans(messages: Sequence[Message], render: Callable[..., str]) -> list[tuple[int, int]]:
@@ -107,20 +107,20 @@ def answer_spans(messages: Sequence[Message], render: Callable[..., str]) -> lis
     return spans
 
 
-def deal_images(prompts: Sequence[str], images: Any) -> list[list[Picture]]:
-    """Give each prompt its pictures.
+def images_by_prompt(prompts: Sequence[str], images: Any) -> list[list[ImageInput]]:
+    """Give each prompt its images.
 
     Raises:
-        ValueError: a flat list of pictures is longer or shorter than the prompts' tags.
+        ValueError: a flat list of images is longer or shorter than the prompts' tags.
     """
     if images is None:
         images = []
-    if isinstance(images, Picture):
+    if isinstance(images, ImageInput):
         images = [images]
     if any(isinstance(entry, list | tuple) for entry in images):
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} lists of images for {len(prompts)} prompts")
-        return [[entry] if isinstance(entry, Picture) else list(entry or ()) for entry in images]
+        return [[entry] if isinstance(entry, ImageInput) else list(entry or ()) for entry in images]
     if len(prompts) == 1:
         return [list(images)]
     counts = [len(IMAGE_TAG.findall(prompt)) for prompt in prompts]

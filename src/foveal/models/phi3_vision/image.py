@@ -1,7 +1,7 @@
-"""A picture -> square crops, and how many tokens it costs (the published "HD transform").
+"""An image -> square crops, and how many tokens it costs (the published "HD transform").
 
 Sizes are pure arithmetic: a run is planned from image headers alone. The global view is not stored:
-it is worked out from the crops where the model runs, so that pictures travel as bytes.
+it is worked out from the crops where the model runs, so that images travel as bytes.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from foveal.data.images.media import Picture, naming, open_picture
+from foveal.data.images.media import ImageInput, load_image, naming
 from foveal.errors import DataError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -27,15 +27,15 @@ PUBLISHED_CROP_SIZE = 336
 PUBLISHED_TOKENS_SIDE = 12
 
 WHITE = 255
-"""What a picture is padded with."""
+"""What an image is padded with."""
 
 PROBE = (32, 32)
-"""Pixels of a picture that are looked at for colour before all are."""
+"""Pixels of an image that are looked at for colour before all are."""
 
 
 @dataclass(frozen=True)
 class CropGrid:
-    """How a picture is cut: resized to `resized`, padded with white to whole crops."""
+    """How an image is cut: resized to `resized`, padded with white to whole crops."""
 
     rows: int
     columns: int
@@ -56,12 +56,12 @@ class CropGrid:
 
 
 def crop_grid(width: int, height: int, num_crops: int, crop_size: int = 336) -> CropGrid:
-    """Choose the largest grid of at most `num_crops` crops that keeps the picture's shape.
+    """Choose the largest grid of at most `num_crops` crops that keeps the image's shape.
 
     Source: `HD_transform` of the published `image_processing_phi3_v.py`.
 
     Raises:
-        DataError: the picture is so elongated that no pixel would be left of its short side.
+        DataError: the image is so elongated that no pixel would be left of its short side.
     """
     ratio = max(width, height) / min(width, height)
     long_crops = 1
@@ -81,7 +81,7 @@ def crop_grid(width: int, height: int, num_crops: int, crop_size: int = 336) -> 
 
 
 def num_image_tokens(rows: int, columns: int, crop_tokens_side: int = 12) -> int:
-    """Count the tokens of a picture of rows x columns crops.
+    """Count the tokens of an image of rows x columns crops.
 
     Own crops and global view, each row of merged patches ended by a separator, and one separator
     between the two. Source: `calc_num_image_tokens` of the published image processor.
@@ -98,7 +98,7 @@ def num_image_tokens(rows: int, columns: int, crop_tokens_side: int = 12) -> int
 
 
 def cut_crops(image: Image.Image, num_crops: int, crop_size: int = 336) -> Tensor:
-    """Resize, pad and cut a picture.
+    """Resize, pad and cut an image.
 
     Returns:
         (rows * columns, 3, crop_size, crop_size), uint8, row by row.
@@ -122,16 +122,16 @@ def cut_crops(image: Image.Image, num_crops: int, crop_size: int = 336) -> Tenso
 
 
 def resize_lying(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resize as the published code does, a tall picture as if it lay on its side."""
+    """Resize as the published code does, a tall image as if it lay on its side."""
     # Pillow resizes rows before columns and rounds to bytes between. The published code turns a
-    # tall picture on its side first: there, columns come before rows.
+    # tall image on its side first: there, columns come before rows.
     if image.width < image.height:
         image = image.resize((image.width, size[1]), Image.Resampling.BILINEAR)
     return image.resize(size, Image.Resampling.BILINEAR)
 
 
 def without_colour(image: Image.Image) -> Image.Image:
-    """Keep one band of an RGB picture whose three are equal, as a scanned page's are."""
+    """Keep one band of an RGB image whose three are equal, as a scanned page's are."""
     # A few pixels tell most photographs apart before all are compared.
     for seen in (image.resize(PROBE, Image.Resampling.NEAREST), image):
         red, green, blue = seen.split()
@@ -156,9 +156,9 @@ def normalize(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 
 def global_view(crops: Tensor, rows: int, columns: int) -> Tensor:
-    """Shrink a whole picture to one crop.
+    """Shrink a whole image to one crop.
 
-    Bicubic, without antialiasing, on normalised pixels, as the published processor does. A picture
+    Bicubic, without antialiasing, on normalised pixels, as the published processor does. An image
     of a single crop is its own global view, bit for bit.
 
     Args:
@@ -170,16 +170,16 @@ def global_view(crops: Tensor, rows: int, columns: int) -> Tensor:
         (1, 3, size, size), float.
     """
     size = crops.shape[-1]
-    picture = crops.view(rows, columns, 3, size, size).permute(2, 0, 3, 1, 4)
-    picture = picture.reshape(1, 3, rows * size, columns * size)
-    return F.interpolate(picture, size=(size, size), mode="bicubic")
+    whole = crops.view(rows, columns, 3, size, size).permute(2, 0, 3, 1, 4)
+    whole = whole.reshape(1, 3, rows * size, columns * size)
+    return F.interpolate(whole, size=(size, size), mode="bicubic")
 
 
-# -- pictures, as transformers' users give them ----------------------------------------------------
+# -- images, as transformers' users give them ----------------------------------------------------
 
 
 class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
-    """Cuts pictures into crops, each picture's global view first; no padding crops."""
+    """Cuts images into crops, each image's global view first; no padding crops."""
 
     model_input_names = ["pixel_values", "image_sizes"]  # noqa: RUF012
 
@@ -201,34 +201,34 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
 
     def preprocess(
         self,
-        images: Picture | Sequence[Picture],
+        images: ImageInput | Sequence[ImageInput],
         num_crops: int | None = None,
         return_tensors: str | None = "pt",
         **neutral: Any,
     ) -> BatchFeature:
-        """Turn pictures into the model's inputs.
+        """Turn images into the model's inputs.
 
         Args:
-            images: Pillow pictures, paths, or the bytes of files.
-            num_crops: most crops a picture; none: as configured.
+            images: Pillow images, paths, or the bytes of files.
+            num_crops: most crops an image; none: as configured.
             return_tensors: "pt", or "np".
             neutral: options of other processors, as long as they ask for nothing.
 
         Returns:
             pixel_values: (crops, 3, size, size), float32, normalised.
             image_sizes: (images, 2), height and width after the HD transform, pixels.
-            num_img_tokens: tokens of each picture.
+            num_img_tokens: tokens of each image.
 
         Raises:
-            DataError: a picture cannot be read, or is too elongated.
+            DataError: an image cannot be read, or is too elongated.
             TypeError: an option that we do not honour.
         """
         refuse_others(neutral)
-        pictures = [images] if isinstance(images, Picture) else images
+        inputs = [images] if isinstance(images, ImageInput) else images
         views, sizes, tokens = [], [], []
-        for number, picture in enumerate(pictures, start=1):
-            image = as_rgb(picture, number)
-            with naming(name_of(picture, number)):
+        for number, given in enumerate(inputs, start=1):
+            image = as_rgb(given, number)
+            with naming(name_of(given, number)):
                 grid = crop_grid(*image.size, num_crops or self.num_crops, self.crop_size)
             own = normalize(
                 cut_crops(image, num_crops or self.num_crops, self.crop_size),
@@ -251,27 +251,27 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         return int(self.num_img_tokens**0.5)
 
     def num_tokens(self, width: int, height: int, num_crops: int | None = None) -> int:
-        """Count the tokens of a picture from its size alone."""
+        """Count the tokens of an image from its size alone."""
         grid = crop_grid(width, height, num_crops or self.num_crops, self.crop_size)
         return num_image_tokens(grid.rows, grid.columns, self.tokens_side)
 
 
-def as_rgb(picture: Picture, number: int) -> Image.Image:
-    """Open a picture, however it is given, as RGB and upright; an error names it or its number.
+def as_rgb(given: ImageInput, number: int) -> Image.Image:
+    """Open an image, however it is given, as RGB and upright; an error names it or its number.
 
     Raises:
-        DataError: the picture cannot be read.
+        DataError: the image cannot be read.
         ValueError: it is none.
     """
-    if not isinstance(picture, Picture):
-        kind = type(picture).__name__
+    if not isinstance(given, ImageInput):
+        kind = type(given).__name__
         raise ValueError(f"a picture is a Pillow image or a path, not {kind}")
-    return open_picture(picture, name_of(picture, number))
+    return load_image(given, name_of(given, number))
 
 
-def name_of(picture: Picture, number: int) -> str:
-    """Name a picture in an error."""
-    return str(picture) if isinstance(picture, str | Path) else f"picture {number}"
+def name_of(given: ImageInput, number: int) -> str:
+    """Name an image in an error."""
+    return str(given) if isinstance(given, str | Path) else f"picture {number}"
 
 
 def as_tensors(made: Mapping[str, Any], kind: str | None) -> BatchFeature:

@@ -69,7 +69,7 @@ class Phi3VisionPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 
 
 class Phi3VisionModel(Phi3VisionPreTrainedModel):
-    """Text and pictures to hidden states."""
+    """Text and images to hidden states."""
 
     def __init__(self, config: Phi3VisionConfig) -> None:
         super().__init__(config)
@@ -85,7 +85,7 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
     def get_image_features(
         self, pixel_values: Tensor, image_sizes: Tensor | Sequence[Sequence[int]]
     ) -> list[Tensor]:
-        """Encode pictures.
+        """Encode images.
 
         Args:
             pixel_values: see `ImageEmbedding`; also the published processor's padded form,
@@ -93,7 +93,7 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
             image_sizes: (images, 2), height and width after the HD transform, pixels.
 
         Returns:
-            (tokens, hidden) of each picture.
+            (tokens, hidden) of each image.
 
         Raises:
             ValueError: crops and sizes do not belong together.
@@ -118,13 +118,13 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
         features: list[Tensor] = self.vision_embed_tokens(pixel_values, grids)
         return features
 
-    def _pictures(
+    def _images(
         self,
         pixel_values: Tensor | None,
         image_sizes: Tensor | None,
         encoded: Mapping[str, Any] | None,
     ) -> Sequence[Tensor] | None:
-        """Encode the pictures, unless that is done; none: there is none."""
+        """Encode the images, unless that is done; none: there is none."""
         if encoded and encoded.get("image") is not None:
             done: Sequence[Tensor] = encoded["image"].pooler_output
             return done
@@ -134,13 +134,13 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
             raise ValueError("pixel_values without image_sizes")
         return self.get_image_features(pixel_values, image_sizes)
 
-    def embed(self, input_ids: Tensor, pictures: Sequence[Tensor] | None) -> Tensor:
-        """Look up the tokens and put the pictures in their places.
+    def embed(self, input_ids: Tensor, images: Sequence[Tensor] | None) -> Tensor:
+        """Look up the tokens and put the images in their places.
 
         Args:
             input_ids: (batch, length); an image stands as a run of `image_token_id`, or of
                 negative ids that count the images of a row from -1 on.
-            pictures: (tokens, hidden) of each image, in the order of the text; none: there is none.
+            images: (tokens, hidden) of each image, in the order of the text; none: there is none.
 
         Returns:
             (batch, length, hidden).
@@ -154,17 +154,16 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
             input_ids.masked_fill(is_image, self.config.pad_token_id)
         )
         places = int(is_image.sum())
-        if pictures is None:
+        if images is None:
             if places:
                 raise ValueError(f"{places} image tokens, but no pixel_values and image_sizes")
             return embeddings
-        features = torch.cat(list(pictures))
+        features = torch.cat(list(images))
         if len(features) != places:
             raise ValueError(
-                f"{places} image tokens do not fit {len(features)} features "
-                f"of {len(pictures)} images"
+                f"{places} image tokens do not fit {len(features)} features of {len(images)} images"
             )
-        _check_runs(is_image, pictures)
+        _check_runs(is_image, images)
         return embeddings.masked_scatter(is_image[..., None], features.to(embeddings.dtype))
 
     def forward(
@@ -189,13 +188,13 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
             position_ids: (batch, length); with a second axis before these, (2, batch, length), it
                 says of each token whether its example is a long one. None: counted from the mask.
             past_key_values: what came before.
-            inputs_embeds: (batch, length, hidden), instead of ids and pictures.
+            inputs_embeds: (batch, length, hidden), instead of ids and images.
             pixel_values: see `get_image_features`.
             image_sizes: see `get_image_features`.
             use_cache: return the keys and values.
             output_hidden_states: return the embeddings and what each layer makes of them, the
                 last one after the final norm.
-            mm_encoder_outputs: under "image", pictures that are encoded already.
+            mm_encoder_outputs: under "image", images that are encoded already.
             kwargs: handed on to the attention.
         """
         if inputs_embeds is None:
@@ -205,8 +204,8 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
                 inputs_embeds = self.embed_tokens(input_ids)  # generated: whatever it is, a word
             else:
                 # The tower before the words, see `models.forward`.
-                pictures = self._pictures(pixel_values, image_sizes, mm_encoder_outputs)
-                inputs_embeds = self.embed(input_ids, pictures)
+                images = self._images(pixel_values, image_sizes, mm_encoder_outputs)
+                inputs_embeds = self.embed(input_ids, images)
         if use_cache is None:
             use_cache = bool(self.config.use_cache) and not self.training
         if use_cache and past_key_values is None:
@@ -252,7 +251,7 @@ class Phi3VisionModel(Phi3VisionPreTrainedModel):
 
 
 class Phi3VisionForConditionalGeneration(Phi3VisionPreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """Phi-3-vision and Phi-3.5-vision: answers from pictures and text.
+    """Phi-3-vision and Phi-3.5-vision: answers from images and text.
 
     Reads and writes the published checkpoint; see `Phi3VisionModel.forward` for the inputs.
     """
@@ -265,7 +264,7 @@ class Phi3VisionForConditionalGeneration(Phi3VisionPreTrainedModel, GenerationMi
         self.generation_config.eos_token_id = end_of_answer_ids(self.generation_config, config)
 
     def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor) -> list[Tensor]:
-        """Encode pictures; see `Phi3VisionModel.get_image_features`."""
+        """Encode images; see `Phi3VisionModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, image_sizes)
 
     @can_return_tuple  # type: ignore[untyped-decorator]
@@ -372,7 +371,7 @@ def _lengths(attention_mask: Tensor | None, position_ids: Tensor) -> Tensor:
 
 
 def _check_order(input_ids: Tensor) -> None:
-    """Refuse negative image ids that do not count up: pictures are placed in order."""
+    """Refuse negative image ids that do not count up: images are placed in order."""
     tags = -input_ids.clamp(max=0)
     for row in tags[(tags > 0).any(-1)]:
         seen = torch.unique_consecutive(row[row > 0]).tolist()
@@ -380,12 +379,12 @@ def _check_order(input_ids: Tensor) -> None:
             raise ValueError(f"image tags out of order: {seen}; they count up from 1 in a row")
 
 
-def _check_runs(is_image: Tensor, pictures: Sequence[Tensor]) -> None:
-    """Refuse places that cut a picture in two, or run on from row to row."""
+def _check_runs(is_image: Tensor, images: Sequence[Tensor]) -> None:
+    """Refuse places that cut an image in two, or run on from row to row."""
     flat = F.pad(is_image, (0, 1)).flatten()
     run_ends = flat.cumsum(0)[:-1][flat[:-1] & ~flat[1:]].tolist()
-    if not set(run_ends) <= set(accumulate(map(len, pictures))):
+    if not set(run_ends) <= set(accumulate(map(len, images))):
         raise ValueError(
             f"image tokens end after {run_ends} in all, where images of "
-            f"{[len(one) for one in pictures]} tokens do not end"
+            f"{[len(one) for one in images]} tokens do not end"
         )

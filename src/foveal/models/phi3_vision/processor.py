@@ -1,4 +1,4 @@
-"""Turns and pictures -> token ids and crops, exactly as the published processor makes them.
+"""Turns and images -> token ids and crops, exactly as the published processor makes them.
 
 The classes carry the published names, since transformers finds a processor by the name that a
 model folder states; `Phi3VisionProcessor` and `Phi3VisionImageProcessor` are the same classes.
@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
-from foveal.data.images.media import Picture, naming
+from foveal.data.images.media import ImageInput, naming
 from foveal.data.message import IMAGE_TAG, tag_order, write_tags
 from foveal.data.turn_processor import fingerprint_words
 from foveal.models.generation.characters import read_answer
 from foveal.models.phi3_vision.chat import (
     Message,
     answer_spans,
-    deal_images,
+    images_by_prompt,
     plain_messages,
 )
 from foveal.models.phi3_vision.image import (
@@ -35,7 +35,7 @@ from foveal.models.phi3_vision.image import (
 from foveal.models.phi3_vision.read_images import CropReader
 
 MOST_REMEMBERED_TEXTS = 20_000
-"""Texts that are encoded once: labels, openings, and the questions asked of every picture."""
+"""Texts that are encoded once: labels, openings, and the questions asked of every image."""
 
 WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 """Options that say where a processor's files are."""
@@ -49,7 +49,7 @@ CALL_OPTIONS = ("padding", "padding_side", "num_crops", "add_special_tokens", "r
 
 
 class Phi3VProcessor(CropReader, ProcessorMixin):  # type: ignore[misc]
-    """Prompts and pictures to the model's inputs, and turns to what is learnt from them."""
+    """Prompts and images to the model's inputs, and turns to what is learnt from them."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Phi3VProcessor(CropReader, ProcessorMixin):  # type: ignore[misc]
 
         Args:
             name: folder or hub name.
-            num_crops: most crops a picture; none: as the files say.
+            num_crops: most crops an image; none: as the files say.
             options: where to look, as `cached_file` of transformers takes it.
 
         Raises:
@@ -97,7 +97,7 @@ class Phi3VProcessor(CropReader, ProcessorMixin):  # type: ignore[misc]
     def __call__(
         self,
         text: str | Sequence[str],
-        images: Picture | Sequence[Picture] | Sequence[Sequence[Picture]] | None = None,
+        images: ImageInput | Sequence[ImageInput] | Sequence[Sequence[ImageInput]] | None = None,
         padding_side: str = "left",
         num_crops: int | None = None,
         padding: bool | str = True,
@@ -106,29 +106,29 @@ class Phi3VProcessor(CropReader, ProcessorMixin):  # type: ignore[misc]
         answer_spans: Sequence[Sequence[tuple[int, int]]] | None = None,
         **neutral: Any,
     ) -> BatchFeature:
-        """Encode one or many prompts with their pictures.
+        """Encode one or many prompts with their images.
 
         Args:
-            text: prompts; `<|image_1|>` ... `<|image_n|>` stand where the pictures go.
+            text: prompts; `<|image_1|>` ... `<|image_n|>` stand where the images go.
             images: of one prompt; of many, a list for each, or one list dealt out in order.
             padding_side: "left" suits generation.
-            num_crops: most crops a picture; none: as configured.
+            num_crops: most crops an image; none: as configured.
             padding: to the longest prompt; without it, prompts must be equally long.
-            add_special_tokens: begin each stretch between pictures with `<s>`, as published.
+            add_special_tokens: begin each stretch between images with `<s>`, as published.
             return_tensors: "pt", or "np".
             answer_spans: from which character to which answers stand in each prompt.
             neutral: options of other processors, as long as they ask for nothing.
 
         Returns:
             input_ids and attention_mask, (batch, length); with answer_spans assistant_masks,
-            (batch, length); with pictures pixel_values and image_sizes, in the order in which the
+            (batch, length); with images pixel_values and image_sizes, in the order in which the
             prompts show them.
 
         Raises:
-            ValueError: tags and pictures do not match, or prompts of several lengths are not to be
+            ValueError: tags and images do not match, or prompts of several lengths are not to be
                 padded.
             TypeError: an option that we do not honour.
-            DataError: a picture cannot be read.
+            DataError: an image cannot be read.
         """
         refuse_others(neutral)
         if padding not in (True, False, "longest", "do_not_pad"):
@@ -137,11 +137,11 @@ class Phi3VProcessor(CropReader, ProcessorMixin):  # type: ignore[misc]
         if not prompts:
             raise ValueError("give at least one prompt")
         rows, places, shown = [], [], []
-        for prompt, pictures in zip(prompts, deal_images(prompts, images), strict=True):
+        for prompt, own in zip(prompts, images_by_prompt(prompts, images), strict=True):
             counts = []
-            for at in tag_order(prompt, len(pictures)):
-                shown.append(as_rgb(pictures[at], at + 1))
-                with naming(name_of(pictures[at], at + 1)):
+            for at in tag_order(prompt, len(own)):
+                shown.append(as_rgb(own[at], at + 1))
+                with naming(name_of(own[at], at + 1)):
                     counts.append(self.image_processor.num_tokens(*shown[-1].size, num_crops))
             row, begins = self._prompt_ids(prompt, counts, add_special_tokens)
             rows.append(row)

@@ -1,4 +1,4 @@
-"""Turns and pictures -> entries, shapes and crops: what the data walk asks of this family."""
+"""Turns and images -> entries, shapes and crops: what the data walk asks of this family."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -22,7 +22,7 @@ from foveal.models.phi3_vision.image import (
 
 
 class CropReader:
-    """Reads conversations turn by turn, and pictures as square crops."""
+    """Reads conversations turn by turn, and images as square crops."""
 
     cuts_images = True
     image_backend = "pil"
@@ -36,12 +36,12 @@ class CropReader:
     """What numbers of boxes in the data count; see the recipe's `data.boxes`."""
 
     frame_choice = FrameChoice()
-    """Which frames of a clip are shown, each as a picture."""
+    """Which frames of a clip are shown, each as an image."""
 
     clip_reader = None
 
     image_processor: Phi3VImageProcessor
-    """Which cuts pictures."""
+    """Which cuts images."""
 
     @property
     def image_token_id(self) -> int:
@@ -50,7 +50,7 @@ class CropReader:
 
     @property
     def num_crops(self) -> int:
-        """Most crops a picture."""
+        """Most crops an image."""
         return int(self.image_processor.num_crops)
 
     @property
@@ -96,7 +96,7 @@ class CropReader:
         return EncodedTurns(entries, learnt, len(parts[0][0]))
 
     def shape(self, width: int, height: int) -> ImageShape:
-        """Say what a picture costs and how it stands in a text, from its size alone.
+        """Say what an image costs and how it stands in a text, from its size alone.
 
         Raises:
             DataError: it is too elongated.
@@ -108,7 +108,7 @@ class CropReader:
         return ImageShape(((self.image_token_id, tokens),), tokens, crops, (rows, columns))
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of crops of a picture, from its size alone."""
+        """Rows and columns of crops of an image, from its size alone."""
         grid = crop_grid(width, height, self.num_crops, self.crop_size)
         return grid.rows, grid.columns
 
@@ -119,17 +119,17 @@ class CropReader:
         return BoxFrame(grid.resized, corner, (grid.width, grid.height))
 
     def cut(self, image: Image.Image) -> Tensor:
-        """Cut an RGB picture into its own crops, (crops, 3, size, size), uint8."""
+        """Cut an RGB image into its own crops, (crops, 3, size, size), uint8."""
         return cut_crops(image, self.num_crops, self.crop_size)
 
     def pixels(self, image: Image.Image) -> Mapping[str, Tensor]:
-        """Cut an RGB picture into its own crops, without its global view."""
+        """Cut an RGB image into its own crops, without its global view."""
         return {"pixel_values": self.cut(image)}
 
     def stack(
         self, images: Sequence[Mapping[str, Tensor]], shapes: Sequence[ImageShape]
     ) -> dict[str, Tensor]:
-        """Put the crops of several pictures one after another, with their sizes in pixels."""
+        """Put the crops of several images one after another, with their sizes in pixels."""
         crops = torch.cat([image["pixel_values"] for image in images])
         return {
             "pixel_values": crops,

@@ -66,7 +66,7 @@ class Phi3VisionFamily(Family):
         return name.startswith(layers) and int(name.removeprefix(layers).split(".")[0]) >= used
 
     def encode_images(self, model: Any, pixels: Mapping[str, Tensor]) -> BaseModelOutputWithPooling:
-        """Run the tower and the projection; (tokens, hidden) of each picture."""
+        """Run the tower and the projection; (tokens, hidden) of each image."""
         return BaseModelOutputWithPooling(pooler_output=model.get_image_features(**pixels))
 
     def row_costs(self, processor: Any) -> Costs:

@@ -30,7 +30,7 @@ CONTROL = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"
 
 @dataclass(frozen=True)
 class TinySizes:
-    """Sizes of a small model; pictures are cut into crops of `crop_size` pixels."""
+    """Sizes of a small model; images are cut into crops of `crop_size` pixels."""
 
     crop_size: int = 48
     patch_size: int = 8
@@ -141,7 +141,7 @@ def write_tiny(
     seed: int,
     sizes: TinySizes | None = None,
     texts: Iterable[str] = (),
-    pictures: Sequence[Path] = (),
+    images: Sequence[Path] = (),
     num_crops: int = 4,
 ) -> None:
     """Write a model folder with weights drawn from `seed`.
@@ -151,19 +151,19 @@ def write_tiny(
         seed: start of the random weights.
         sizes: of the model.
         texts: that its vocabulary should suit.
-        pictures: whose image tokens shall be zero on average. What all image tokens have in common
+        images: whose image tokens shall be zero on average. What all image tokens have in common
             would drown, at first, the little in which they differ.
-        num_crops: most crops a picture.
+        num_crops: most crops an image.
     """
     sizes = sizes or TinySizes()
     tokenizer = cut_vocabulary(texts)
     side = sizes.crop_size // sizes.patch_size // 2
-    images = Phi3VisionImageProcessor(num_crops, sizes.crop_size, side**2)
-    processor = Phi3VisionProcessor(images, tokenizer)
+    image_processor = Phi3VisionImageProcessor(num_crops, sizes.crop_size, side**2)
+    processor = Phi3VisionProcessor(image_processor, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Phi3VisionForConditionalGeneration(tiny_config(sizes, tokenizer))
-    center_image_tokens(model, processor, pictures)
+    center_image_tokens(model, processor, images)
     model.generation_config.eos_token_id = list(processor.end_ids)
     with folder_written_whole(folder, alone=True) as part:
         with without_deepspeed():
@@ -175,13 +175,13 @@ def write_tiny(
 def center_image_tokens(
     model: Phi3VisionForConditionalGeneration,
     processor: Phi3VisionProcessor,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
 ) -> None:
-    """Move the projection's last bias so that image tokens of `pictures` have the mean zero."""
-    if not pictures:
+    """Move the projection's last bias so that image tokens of `images` have the mean zero."""
+    if not images:
         return
     tokens = []
-    for path in pictures:
+    for path in images:
         image = open_image(path)
         rows, columns = processor.grid(*image.size)
         size = processor.image_processor.crop_size

@@ -53,7 +53,7 @@ class Tower(nn.Module):
 
 
 class ImageEmbedding(nn.Module):
-    """Everything between pictures and the decoder."""
+    """Everything between images and the decoder."""
 
     def __init__(self, config: Phi3VisionConfig) -> None:
         super().__init__()
@@ -69,16 +69,16 @@ class ImageEmbedding(nn.Module):
         )
 
     def forward(self, pixel_values: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Encode pictures.
+        """Encode images.
 
         Args:
-            pixel_values: crops of all pictures one after another, row by row, uint8 or normalised
-                float, (crops, 3, size, size). Each picture's global view stands before its own
+            pixel_values: crops of all images one after another, row by row, uint8 or normalised
+                float, (crops, 3, size, size). Each image's global view stands before its own
                 crops, or all global views are left out and made here from the crops.
-            grids: (rows, columns) of each picture.
+            grids: (rows, columns) of each image.
 
         Returns:
-            For each picture, (tokens, hidden): own crops, a separator, the global view.
+            For each image, (tokens, hidden): own crops, a separator, the global view.
 
         Raises:
             ValueError: the number of crops fits neither form.
@@ -106,11 +106,11 @@ class ImageEmbedding(nn.Module):
     def _encode_with_views(
         self, pixels: Tensor, grids: Sequence[tuple[int, int]]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        # A picture of one crop is its own global view, bit for bit: encoded once, used twice.
+        # An image of one crop is its own global view, bit for bit: encoded once, used twice.
         counts = [rows * columns for rows, columns in grids]
-        pictures = pixels.split(counts)
+        images = pixels.split(counts)
         larger = [index for index, count in enumerate(counts) if count > 1]
-        made = [global_view(pictures[index], *grids[index]) for index in larger]
+        made = [global_view(images[index], *grids[index]) for index in larger]
         features = self._merge(self.img_processor(torch.cat([pixels, *made])))
         crops = list(features[: len(pixels)].split(counts))
         views = list(crops)
@@ -125,7 +125,7 @@ class ImageEmbedding(nn.Module):
         return blocks.reshape(len(features), side, side, -1)
 
     def _arrange(self, crops: Tensor, view: Tensor, rows: int, columns: int) -> Tensor:
-        """Lay a picture out as lines of merged patches, each ended by a separator."""
+        """Lay an image out as lines of merged patches, each ended by a separator."""
         side = self.tokens_side
         own = crops.view(rows, columns, side, side, -1).transpose(1, 2)
         lines = self._end_lines(own.reshape(rows * side, columns * side, -1))

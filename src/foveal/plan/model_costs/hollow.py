@@ -58,7 +58,7 @@ FORMATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 class Spent:
     """What one owner of work has spent in a pass."""
 
-    kept_bytes: int = 0
+    saved_bytes: int = 0
     """Still held when the forward pass has ended."""
 
     operations: float = 0.0
@@ -231,7 +231,7 @@ class Hollow(FakeTensorMode):
     def turn(self) -> None:
         """Write down, owner by owner, what the forward pass has kept; the pass goes back now."""
         for one in self._storages.values():
-            self.spent[one.owner].kept_bytes += one.size
+            self.spent[one.owner].saved_bytes += one.size
         self._goes_back = True
 
     def begin_work(self) -> None:

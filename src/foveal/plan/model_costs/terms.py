@@ -24,7 +24,7 @@ class Terms:
 class PartCosts:
     """What a part of the model costs in a pass; forward and backward together."""
 
-    kept_bytes: Terms
+    saved_bytes: Terms
     """Held from the forward pass to the backward pass, weights and their copies aside."""
 
     operations: Terms
@@ -56,23 +56,23 @@ class PassCosts:
 
     def head_bytes(self, row: RowCounts) -> float:
         """Bytes that the head keeps; of more than one chunk its inputs, see `train.loss`."""
-        kept = self.head.kept_bytes.of(row)
-        if row.targets > POSITIONS_PER_CHUNK and kept:
+        saved = self.head.saved_bytes.of(row)
+        if row.targets > POSITIONS_PER_CHUNK and saved:
             return float(FULL_BYTES * self.head_sides[0] * row.targets)
-        return kept
+        return saved
 
     def logits_work_bytes(self, row: RowCounts) -> int:
         """Gradients of the logits beside what the head keeps, while the loss goes back."""
-        if not self.head.kept_bytes.of(row):
+        if not self.head.saved_bytes.of(row):
             return 0
         return 2 * FULL_BYTES * min(row.targets, POSITIONS_PER_CHUNK) * self.head_sides[1]
 
-    def kept_bytes(self, row: RowCounts) -> int:
+    def saved_bytes(self, row: RowCounts) -> int:
         """All that a forward pass keeps."""
-        kept = self.vision.kept_bytes.of(row) + self.language.kept_bytes.of(row)
-        return int(kept + self.head_bytes(row))
+        saved = self.vision.saved_bytes.of(row) + self.language.saved_bytes.of(row)
+        return int(saved + self.head_bytes(row))
 
     def weigh(self, row: RowCounts) -> int:
         """Bytes that hang on what is in a row, while its largest layer goes back."""
         work = max(part.backward_work_bytes.of(row) for part in (self.vision, self.language))
-        return self.kept_bytes(row) + int(work)
+        return self.saved_bytes(row) + int(work)

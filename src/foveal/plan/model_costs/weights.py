@@ -26,7 +26,7 @@ SCALES_CODE_BYTES = 256 * FULL_BYTES + FULL_BYTES
 
 
 HeldAs = Literal["whole", "linear", "four_bit", "adapter"]
-"""linear: a fixed weight of a linear layer, which is held as passes compute."""
+"""linear: a frozen weight of a linear layer, which is held as passes compute."""
 
 
 @dataclass(frozen=True)
@@ -140,16 +140,16 @@ class Holdings(HeldTensors):
     double: bool
     """Whether the scales of what is in 4 bits are held in 8."""
 
-    def weights_bytes(self, fixed_bytes: int, parts: int = 1) -> int:
+    def weights_bytes(self, frozen_bytes: int, parts: int = 1) -> int:
         """Bytes of all but adapters.
 
         Args:
-            fixed_bytes: of a number of a linear layer that does not learn.
+            frozen_bytes: of a number of a linear layer that does not learn.
             parts: processes that each tensor is cut over.
         """
         packed = (one for one in self.tensors if one.kind == "four_bit")
         total = sum(one.packed_bytes(parts, self.double) for one in packed)
-        total += self.share("linear", parts=parts) * fixed_bytes
+        total += self.share("linear", parts=parts) * frozen_bytes
         return total + self.share("whole", parts=parts) * FULL_BYTES
 
 
@@ -231,7 +231,7 @@ def count_holdings(made: Assigned, double: bool = True) -> Holdings:
     linear = {f"{name}.weight" for name, one in modules if isinstance(one, nn.Linear)}
     whole = [one for one in made.assignments if one.name in linear and not made.is_packed(one.name)]
     frozen = [one for one in whole if not one.learn and not family.is_unused(model, one.name)]
-    fixed = {id(one) for one in frozen_matrices(model)}
+    matrices = {id(one) for one in frozen_matrices(model)}
     groups: dict[tuple[float, float, bool], int] = {}
     for one in learnt:
         key = one.learning_rate, one.weight_decay, parameters[one.name] in hidden
@@ -242,7 +242,7 @@ def count_holdings(made: Assigned, double: bool = True) -> Holdings:
             return "adapter"
         if made.is_packed(one.name):
             return "four_bit"
-        return "linear" if id(parameters[one.name]) in fixed else "whole"
+        return "linear" if id(parameters[one.name]) in matrices else "whole"
 
     def held(one: Assignment) -> HeldTensor:
         return HeldTensor(parameters[one.name].shape[0], one.elements, kind_of(one), one.learn)

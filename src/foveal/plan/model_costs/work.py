@@ -341,7 +341,7 @@ def _solve_part(
             for kind in kinds
         )
     return PartCosts(
-        kept_bytes=solve(added("kept_bytes")),
+        saved_bytes=solve(added("saved_bytes")),
         operations=solve([sum(pair) for pair in zip(added("operations"), attention, strict=True)]),
         attention_of_pair=pairs,
         forward_work_bytes=solve(largest("forward_work_bytes")),

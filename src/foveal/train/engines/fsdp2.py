@@ -133,7 +133,7 @@ class ShardedEngine(GroupEngine):
                     shard.reshard()
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def gathered_weights(self) -> Iterator[None]:
         """Have every weight whole in each process, so that each runs the model on its own.
 
         All processes enter and leave together.

@@ -68,7 +68,7 @@ class Engine:
     def _wrap(self, module: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
         return module.to(self.device)
 
-    def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    def wrap_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Take over the optimizer of the prepared module; `module` is what to run from then on."""
         return optimizer
 
@@ -120,12 +120,12 @@ class Engine:
         """Norm of all gradients together, (), float32."""
         return norm_of([one.grad for one in self.parameters if one.grad is not None]).float()
 
-    def advance(self, optimizer: torch.optim.Optimizer) -> None:
+    def optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the optimizer's step and forget the gradients."""
         self.scaler.step(optimizer)
-        self.forget(optimizer)
+        self.skip_step(optimizer)
 
-    def forget(self, optimizer: torch.optim.Optimizer) -> None:
+    def skip_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients of a step."""
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -186,7 +186,7 @@ class Engine:
             self.scaler.load_state_dict(dict(stored))
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def gathered_weights(self) -> Iterator[None]:
         """Have every weight whole in each process, so that each runs the model on its own."""
         yield
 
@@ -227,7 +227,7 @@ class Engine:
         """Let the main process do some work while the others wait; see `alike`."""
         return self.alike(lambda: work() if self.is_main else None)
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """Behind an error of this process alone: take the others down with it."""
 
     def close(self) -> None:

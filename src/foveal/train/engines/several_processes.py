@@ -67,7 +67,7 @@ class GroupEngine(Engine):
         """Wait until every process is here."""
         dist.barrier()
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """Behind an error of this process alone: take the others down with it.
 
         The error may come of another's death; that one is named first, and this process ended.

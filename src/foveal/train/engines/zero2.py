@@ -52,7 +52,7 @@ class ZeroEngine(GroupEngine):
     def _wrap(self, module: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
         return InFormat(module.to(self.device), self)
 
-    def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    def wrap_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Have DeepSpeed cut the optimizer's state; `module` is its engine from then on."""
         self.module, self._optimizer, *_ = import_deepspeed().initialize(
             model=self.module,
@@ -65,8 +65,8 @@ class ZeroEngine(GroupEngine):
                 "steps_per_print": None,
             },
         )
-        adopted: torch.optim.Optimizer = self._optimizer
-        return adopted
+        wrapped: torch.optim.Optimizer = self._optimizer
+        return wrapped
 
     @contextmanager
     def passes(self, last: bool) -> Iterator[None]:
@@ -101,12 +101,12 @@ class ZeroEngine(GroupEngine):
         self.scaler.unscale_(self._seen_by_scaler)
         return norm
 
-    def advance(self, optimizer: torch.optim.Optimizer) -> None:
+    def optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the optimizer's step and forget the gradients."""
         self.module.step()
         self.scaler.update()
 
-    def forget(self, optimizer: torch.optim.Optimizer) -> None:
+    def skip_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients of a step: DeepSpeed does when one of them is not finite."""
         for gradients in self._optimizer.averaged_gradients.values():
             for one in gradients or ():

@@ -146,7 +146,7 @@ class RunLog:
                 f"lower train.learning_rate or use precision=float32 (see {self.path})"
             )
         shown = max(given, one_pass)
-        # Only by a step that left some out itself: who mended the pictures goes on.
+        # Only by a step that left some out itself: who mended the images goes on.
         if self._left_out_now and self.left_out > self.max_bad_fraction * shown:
             raise RunError(
                 f"step {step}: {self.left_out} of {shown} examples were left out for "

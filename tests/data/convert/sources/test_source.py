@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from held import held
-from layouts import left_out, picture_bytes, put_json, put_picture, turns_of, zip_folder
+from layouts import image_bytes, left_out, put_image, put_json, turns_of, zip_folder
 
 from foveal.data.convert import KINDS, convert
 from foveal.data.convert.sources.source import Source
@@ -45,9 +45,9 @@ def test_a_zip_cannot_write_outside_the_folder(tmp_path, name):
     archive_path = tmp_path / "a" / "b" / "source.zip"
     archive_path.parent.mkdir(parents=True)
     with zipfile.ZipFile(archive_path, "w") as archive:
-        archive.writestr(f"cat/{name}", picture_bytes(1))
-        archive.writestr(f"{name}", picture_bytes(2))
-        archive.writestr("cat/good.png", picture_bytes(3))
+        archive.writestr(f"cat/{name}", image_bytes(1))
+        archive.writestr(f"{name}", image_bytes(2))
+        archive.writestr("cat/good.png", image_bytes(3))
     out = tmp_path / "a" / "b" / "out"
     convert("imagefolder", archive_path, out)
     outside = [file for file in tmp_path.rglob("*.png") if not file.is_relative_to(out)]
@@ -57,10 +57,10 @@ def test_a_zip_cannot_write_outside_the_folder(tmp_path, name):
 
 
 def test_a_link_out_of_the_folder_is_left_out(tmp_path):
-    secret = put_picture(tmp_path / "secret.png")
-    put_picture(tmp_path / "source" / "cat" / "1.png")
+    secret = put_image(tmp_path / "secret.png")
+    put_image(tmp_path / "source" / "cat" / "1.png")
     (tmp_path / "source" / "cat" / "2.png").symlink_to(secret)
-    put_picture(tmp_path / "elsewhere" / "dog" / "3.png")
+    put_image(tmp_path / "elsewhere" / "dog" / "3.png")
     (tmp_path / "source" / "dog").symlink_to(tmp_path / "elsewhere" / "dog")
     converted = convert("imagefolder", tmp_path / "source", tmp_path / "out")
     assert converted.left_out == {"a link out of the source, or to a folder": 2}
@@ -70,7 +70,7 @@ def test_a_link_out_of_the_folder_is_left_out(tmp_path):
 
 def test_an_entry_is_found_by_the_longest_common_end_of_its_path(tmp_path):
     for place in ("x/train/img/1.png", "x/test/img/1.png", "x/test/img/2.png"):
-        put_picture(tmp_path / place)
+        put_image(tmp_path / place)
     source = Source(tmp_path)
 
     def found(name: str) -> str | None:
@@ -115,7 +115,7 @@ def test_an_unknown_kind_lists_the_known_ones(tmp_path):
 
 
 def test_one_file_of_rows_is_read_with_the_pictures_beside_it_and_no_other_file(tmp_path):
-    put_picture(tmp_path / "source" / "pictures" / "a.png")
+    put_image(tmp_path / "source" / "pictures" / "a.png")
     for name, question in (("one", "Which?"), ("two", "What?")):
         rows = [{"image": "pictures/a.png", "question": question, "answer": "red"}]
         put_json(tmp_path / "source" / f"{name}.json", rows)
@@ -128,7 +128,7 @@ def test_one_file_of_rows_is_read_with_the_pictures_beside_it_and_no_other_file(
 
 def test_a_key_that_is_there_twice_is_refused_with_its_place(tmp_path):
     twice = '{"image": "a.png", "question": "?", "answer": "red", "answer": "blue"}'
-    put_picture(tmp_path / "source" / "a.png")
+    put_image(tmp_path / "source" / "a.png")
     for name, where in (("rows.jsonl", "rows.jsonl:1: "), ("rows.json", "rows.json: ")):
         file = tmp_path / "source" / name
         file.write_text(twice if name.endswith("l") else f"[{twice}]")
@@ -137,7 +137,7 @@ def test_a_key_that_is_there_twice_is_refused_with_its_place(tmp_path):
 
 
 def test_a_folder_that_another_process_fills_is_left_to_it(tmp_path):
-    put_picture(tmp_path / "source" / "cat" / "1.png")
+    put_image(tmp_path / "source" / "cat" / "1.png")
     with held(tmp_path / "out" / LOCK), pytest.raises(AtWorkError, match=r"at work in it: .*out"):
         convert("imagefolder", tmp_path / "source", tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").iterdir()] == [LOCK]
@@ -146,7 +146,7 @@ def test_a_folder_that_another_process_fills_is_left_to_it(tmp_path):
 
 
 def test_a_name_that_no_line_of_json_can_hold_is_refused(tmp_path):
-    put_picture(tmp_path / "source" / "cat" / "1.png")
+    put_image(tmp_path / "source" / "cat" / "1.png")
     (tmp_path / "source" / "cat" / "1.png").rename(
         os.fsdecode(os.fsencode(tmp_path / "source" / "cat") + b"/\xff.png")
     )

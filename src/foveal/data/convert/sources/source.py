@@ -152,7 +152,7 @@ def split_of(stem: str, folders: Sequence[str] = ()) -> str:
     return "train"
 
 
-@lru_cache(maxsize=8)  # one list of members a process, not one a picture
+@lru_cache(maxsize=8)  # one list of members a process, not one an image
 def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
@@ -207,7 +207,7 @@ class Source:
         """Find the file whose path ends most like `name`; none where two do so equally well.
 
         People unpack one folder more or less than an annotation expects. A name without an ending
-        is a picture's id: its file's name before the ending, or the number in COCO's.
+        is an image's id: its file's name before the ending, or the number in COCO's.
         """
         wanted = name.replace("\\", "/").split("/")[::-1]
         candidates = self._by_last_name.get(wanted[0], [])

@@ -16,7 +16,7 @@ from foveal.errors import DataError, UserError, one_line
 Row = Mapping[str, Any]
 
 LONGEST_FIELD = 2**28
-"""Characters of a CSV's field; a picture in base64 is long."""
+"""Characters of a CSV's field; an image in base64 is long."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Hub:
         return self.path
 
     def find(self, path: str) -> None:
-        """Find no file: a data set on the hub holds its pictures itself."""
+        """Find no file: a data set on the hub holds its images itself."""
 
 
 class NamedRow(NamedTuple):
@@ -214,7 +214,7 @@ def _import_datasets() -> Any:
 def _rows(stream: Any) -> Iterator[Row]:
     features = stream.features or {}
     try:
-        for row in stream.decode(False):  # pictures stay bytes
+        for row in stream.decode(False):  # images stay bytes
             yield {column: _plain(held, features.get(column)) for column, held in row.items()}
     except Exception as error:  # of the network or the file, and long after it was opened
         raise DataError(

@@ -4,21 +4,21 @@ import copy
 
 import pytest
 import torch
+from foveal_bench.contender import RecipeWay, recipe_inputs
 from foveal_bench.random_page import (
-    PICTURE,
+    IMAGE,
     SIZES,
     LetterProcessor,
     encode_page,
     make_model,
     make_random_page,
 )
-from foveal_bench.side import RecipeWay, recipe_inputs
 from PIL import Image
 
 from foveal.adapt.strategy import assign, rules_of
 from foveal.data.batch import build_batch
 from foveal.data.example import Example, Turn
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.models.phi3_vision.seam import FAMILY
 from foveal.train.loss import RowLoss
 
@@ -42,7 +42,9 @@ def both(request):
 
 def ours(loss, dataset):
     examples = len(dataset.examples)
-    plan = Plan(dataset.sizes, examples_per_step=examples, tokens_per_pass=SIZE.tokens_per_pass)
+    plan = RowPlanner(
+        dataset.sizes, examples_per_step=examples, tokens_per_pass=SIZE.tokens_per_pass
+    )
     rows = [build_batch(row, dataset, PROCESSOR) for row in plan.step(0).ranks[0]]
     assert len(rows) == 1
     mean = loss(rows[0]) / rows[0].weights.sum()
@@ -83,8 +85,8 @@ def test_the_recipes_way_gives_our_loss_and_our_gradients(both, questions, tmp_p
 
 def test_crops_that_only_pad_a_small_picture_change_nothing(both, tmp_path):
     loss, way = both
-    Image.radial_gradient("L").resize((840, 600)).convert("RGB").save(tmp_path / PICTURE)
-    turn = Turn(images=(PICTURE,), user="what is round", assistant="ring")
+    Image.radial_gradient("L").resize((840, 600)).convert("RGB").save(tmp_path / IMAGE)
+    turn = Turn(images=(IMAGE,), user="what is round", assistant="ring")
     dataset = encode_page([Example(id="small", conversations=(turn,))], SIZE, tmp_path)
     fact = dataset.images[0]
     assert fact.shape.grid == (3, 4)

@@ -27,7 +27,7 @@ from foveal.data.dataset import Dataset
 from foveal.data.encode import IGNORED
 from foveal.data.forward_inputs import Batch
 from foveal.data.images.media import open_image
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.machine import Precision
 from foveal.models.family import LoadedModel
 from foveal.models.phi3_vision.image import CLIP_MEAN, CLIP_STD, CropGrid, crop_grid
@@ -85,7 +85,7 @@ class Case:
     optimizer: str = "adamw"
 
 
-class Side:
+class Contender:
     """One way of one case, ready to take steps."""
 
     def __init__(self, case: Case, folder: Path) -> None:
@@ -93,7 +93,7 @@ class Side:
         size = find_size(case.size)
         processor = LetterProcessor(size)
         dataset = make_random_page(size, case.questions, folder)
-        plan = Plan(
+        plan = RowPlanner(
             dataset.sizes,
             examples_per_step=case.questions,
             tokens_per_pass=size.tokens_per_pass,
@@ -206,7 +206,7 @@ class RecipeInputs:
 
 
 def recipe_inputs(dataset: Dataset, example: int, processor: CropReader) -> RecipeInputs:
-    """Prepare one example; a picture is opened and cut for each example that shows it."""
+    """Prepare one example; an image is opened and cut for each example that shows it."""
     facts = [dataset.images[number] for number in dataset.image_numbers(example)]
     expanded = dataset.examples[example].expand([fact.shape for fact in facts])
     size, most = processor.crop_size, processor.num_crops
@@ -220,25 +220,25 @@ def recipe_inputs(dataset: Dataset, example: int, processor: CropReader) -> Reci
 
 
 def recipe_pixels(image: Image.Image, crop_size: int, num_crops: int = NUM_CROPS) -> Tensor:
-    """Cut a picture as the published processor does: in floats, padded to the most crops.
+    """Cut an image as the published processor does: in floats, padded to the most crops.
 
     Returns:
         (num_crops + 1, 3, size, size), float32, normalised; the global view first, zeros last.
     """
     grid = crop_grid(image.width, image.height, num_crops, crop_size)
     fitted = np.array(_fit_lying(image, grid))
-    picture = torch.from_numpy(fitted).permute(2, 0, 1).contiguous()
+    pixels = torch.from_numpy(fitted).permute(2, 0, 1).contiguous()
     mean, deviation = (torch.tensor(of)[:, None, None] for of in (CLIP_MEAN, CLIP_STD))
-    picture = (picture.to(torch.float32).div(255) - mean) / deviation
-    overview = F.interpolate(picture[None].float(), size=(crop_size, crop_size), mode="bicubic")
-    crops = picture.reshape(3, grid.rows, crop_size, grid.columns, crop_size)
+    pixels = (pixels.to(torch.float32).div(255) - mean) / deviation
+    overview = F.interpolate(pixels[None].float(), size=(crop_size, crop_size), mode="bicubic")
+    crops = pixels.reshape(3, grid.rows, crop_size, grid.columns, crop_size)
     crops = crops.permute(1, 3, 0, 2, 4).reshape(-1, 3, crop_size, crop_size)
     whole = torch.cat([overview, crops])
     return torch.cat([whole, torch.zeros(num_crops + 1 - len(whole), 3, crop_size, crop_size)])
 
 
 def _fit_lying(image: Image.Image, grid: CropGrid) -> Image.Image:
-    """Resize and pad with white; a tall picture is turned on its side first, and back."""
+    """Resize and pad with white; a tall image is turned on its side first, and back."""
     tall = image.width < image.height
     long, short = sorted(grid.resized, reverse=True)
     if tall:
@@ -315,11 +315,11 @@ class RecipeWay(nn.Module):
             .reshape(rows * side // 2, columns * side // 2, 4 * width)
         )
 
-    def _lines(self, picture: Tensor) -> Tensor:
+    def _lines(self, image: Tensor) -> Tensor:
         """End each line with the separator: (lines * (patches + 1), 4 width)."""
         separator = self.model.model.vision_embed_tokens.sub_GN
-        ends = separator[0].expand(len(picture), 1, -1)
-        return torch.cat([picture, ends], dim=1).reshape(-1, picture.shape[-1])
+        ends = separator[0].expand(len(image), 1, -1)
+        return torch.cat([image, ends], dim=1).reshape(-1, image.shape[-1])
 
 
 def _borrowed_decoder(model: Phi3VisionModel) -> Phi3Model:
@@ -356,5 +356,5 @@ def recipe_step(
         engine.backward(loss)
         total += float(loss.detach())
     engine.clip(optimizer, gradient_clip)
-    engine.advance(optimizer)
+    engine.optimizer_step(optimizer)
     return total

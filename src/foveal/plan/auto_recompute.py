@@ -9,7 +9,7 @@ import numpy as np
 from foveal.adapt.quantize import read_record
 from foveal.config import Recipe
 from foveal.data.dataset import Dataset
-from foveal.data.rows import Plan
+from foveal.data.rows import RowPlanner
 from foveal.errors import ConfigError
 from foveal.machine import free_memory
 from foveal.models.family import LoadedModel
@@ -30,7 +30,7 @@ filled. Beside them the steps of the longest example and of the one with most cr
 def choose_recompute(
     recipe: Recipe,
     loaded: LoadedModel,
-    plan: Plan,
+    planner: RowPlanner,
     dataset: Dataset,
     engine: Engine,
     tell: Callable[[str], None],
@@ -40,7 +40,7 @@ def choose_recompute(
     Args:
         recipe: of the run.
         loaded: its model.
-        plan: of its steps.
+        planner: of its steps.
         dataset: that the plan is of.
         engine: of the run.
         tell: says a line that is to be noticed.
@@ -51,7 +51,7 @@ def choose_recompute(
     slack = CPU_SLACK if device.type == "cpu" else 0.0
     # A model for a GPU is first read into the memory of its host.
     holds_weights = loaded.model.device.type == device.type
-    looked_at = plan_steps(plan, dataset.examples.targets, sorted(_steps_looked_at(plan)))
+    looked_at = plan_steps(planner, dataset.examples.targets, sorted(_steps_looked_at(planner)))
 
     def bytes_needed(recompute: Recompute) -> int:
         """Estimate what a rank will need beside what it holds."""
@@ -100,15 +100,16 @@ def run_setup(recipe: Recipe, loaded: LoadedModel, engine: Engine, recompute: Re
     )
 
 
-def _steps_looked_at(plan: Plan) -> set[int]:
+def _steps_looked_at(planner: RowPlanner) -> set[int]:
     """Choose steps of the first epoch, alike on every rank."""
-    number, sizes = plan.steps_per_epoch, plan.sizes
+    number, sizes = planner.steps_per_epoch, planner.sizes
     count = min(STEPS_LOOKED_AT, number)
     crops = np.zeros(len(sizes.tokens), np.int64)
     owners = np.repeat(np.arange(len(crops)), np.diff(sizes.images.offsets))
     np.add.at(crops, owners, sizes.image_crops[sizes.images.values])
-    order = np.concatenate([plan.examples(index) for index in range(number)])
+    order = np.concatenate([planner.examples(index) for index in range(number)])
     extremes = {
-        int(measure[order].argmax()) // plan.examples_per_step for measure in (sizes.tokens, crops)
+        int(measure[order].argmax()) // planner.examples_per_step
+        for measure in (sizes.tokens, crops)
     }
     return {index * number // count for index in range(count)} | extremes

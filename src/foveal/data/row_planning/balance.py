@@ -24,14 +24,14 @@ class Member(NamedTuple):
 
 @dataclass
 class Bundle:
-    """Examples of one family that meet in a step: cheapest together, but free to part."""
+    """Examples of one prefix group that meet in a step: cheapest together, but free to part."""
 
     key: tuple[int, bool]
     prefix_tokens: int
     shared_cost: float
     """Price of prefix and crops, paid in every pass that holds a member."""
 
-    room: int
+    headroom: int
     """Tokens that a pass has left beside the prefix."""
 
     members: list[Member]
@@ -42,13 +42,13 @@ class Bundle:
 
     def __post_init__(self) -> None:
         tokens = sum([member.tokens for member in self.members])
-        passes = -(-tokens // self.room) if self.room > 0 else len(self.members)
+        passes = -(-tokens // self.headroom) if self.headroom > 0 else len(self.members)
         passes = min(max(passes, 1), len(self.members))
         self.cost = self.shared_cost * passes + sum([member.cost for member in self.members])
 
     def holding(self, members: list[Member]) -> "Bundle":
         """Hold other members behind the same prefix."""
-        return Bundle(self.key, self.prefix_tokens, self.shared_cost, self.room, members, False)
+        return Bundle(self.key, self.prefix_tokens, self.shared_cost, self.headroom, members, False)
 
 
 @dataclass
@@ -59,14 +59,14 @@ class Share:
     load: float = 0.0
 
     def put(self, bundle: Bundle) -> None:
-        """Take a bundle in place of what was held of its family."""
+        """Take a bundle in place of what was held of its prefix group."""
         before = self.bundles.pop(bundle.key, None)
         self.load += bundle.cost - (before.cost if before else 0.0)
         if bundle.members:
             self.bundles[bundle.key] = bundle
 
 
-def deal(bundles: list[Bundle], world_size: int) -> list[Share]:
+def balance(bundles: list[Bundle], world_size: int) -> list[Share]:
     """Give the costliest bundle to the least loaded rank, and so on; then trade."""
     shares = [Share() for _ in range(world_size)]
     for bundle in sorted(bundles, key=lambda bundle: -bundle.cost):
@@ -106,10 +106,10 @@ def spread(costs: NDArray[np.float64], ranks: Sequence[int]) -> NDArray[np.int32
     blocks = np.empty(len(costs), np.int32)
     loads = [(0.0, number) for number in range(len(ranks))]
     order = np.argsort(-costs, kind="stable")
-    for piece, cost in zip(order.tolist(), costs[order].tolist(), strict=True):
+    for chunk, cost in zip(order.tolist(), costs[order].tolist(), strict=True):
         load, number = loads[0]
         heapreplace(loads, (load + cost / ranks[number], number))
-        blocks[piece] = number
+        blocks[chunk] = number
     return blocks
 
 

@@ -7,7 +7,7 @@ from tiny import SIZES, pages
 
 from foveal.config import Recipe, ShardingSettings
 from foveal.models.phi3_vision.tiny import write_tiny
-from foveal.plan import room
+from foveal.plan import auto_recompute
 from foveal.run import TrainingRun
 
 
@@ -26,8 +26,14 @@ def training(tmp_path):
 
 
 def what_is_made_again(training):
-    parts = training.recipe, training.loaded, training._plan(), training.dataset, training.engine
-    return room.choose_recompute(*parts, print)
+    parts = (
+        training.recipe,
+        training.loaded,
+        training._make_planner(),
+        training.dataset,
+        training.engine,
+    )
+    return auto_recompute.choose_recompute(*parts, print)
 
 
 def most_with(training, monkeypatch, recompute="blocks") -> int:
@@ -36,7 +42,7 @@ def most_with(training, monkeypatch, recompute="blocks") -> int:
     low, high = 0, 2**26
     while high - low > 1:
         free = (low + high) // 2
-        monkeypatch.setattr(room, "free_memory", lambda _device, free=free: free)
+        monkeypatch.setattr(auto_recompute, "free_memory", lambda _device, free=free: free)
         chosen = ways.index(what_is_made_again(training))
         low, high = (free, high) if chosen <= ways.index(recompute) else (low, free)
     assert high < 2**26
@@ -45,7 +51,7 @@ def most_with(training, monkeypatch, recompute="blocks") -> int:
 
 @pytest.mark.slow
 def test_a_gpu_needs_room_for_the_weights_that_its_host_holds(training, monkeypatch):
-    monkeypatch.setattr(room, "CPU_SLACK", 0.0)  # of glibc's heap, which a GPU has not
+    monkeypatch.setattr(auto_recompute, "CPU_SLACK", 0.0)  # of glibc's heap, which a GPU has not
     training.engine.device = torch.device("cpu")
     here = most_with(training, monkeypatch)
     training.engine.device = torch.device("cuda")
@@ -58,14 +64,14 @@ def test_the_least_is_made_again_that_lets_a_run_fit(training, monkeypatch):
     whole_blocks, light = (most_with(training, monkeypatch, one) for one in ("blocks", "light"))
     assert 0 < whole_blocks < light
     for free, chosen in ((whole_blocks, "blocks"), (whole_blocks + 1, "light"), (light, "light")):
-        monkeypatch.setattr(room, "free_memory", lambda _device, free=free: free)
+        monkeypatch.setattr(auto_recompute, "free_memory", lambda _device, free=free: free)
         assert what_is_made_again(training) == chosen
-    monkeypatch.setattr(room, "free_memory", lambda _device: light + 1)
+    monkeypatch.setattr(auto_recompute, "free_memory", lambda _device: light + 1)
     assert what_is_made_again(training) == "none"
     # Two processes of a machine without a GPU share its memory.
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     for free, chosen in ((2 * light, "light"), (2 * light + 2, "none")):
-        monkeypatch.setattr(room, "free_memory", lambda _device, free=free: free)
+        monkeypatch.setattr(auto_recompute, "free_memory", lambda _device, free=free: free)
         assert what_is_made_again(training) == chosen
 
 
@@ -74,5 +80,5 @@ def test_what_is_cut_within_a_node_is_held_by_the_processes_of_one_node(training
     recipe = training.recipe.model_copy(update={"engine": "fsdp2", "sharding": sharding})
     engine = training.engine
     engine.world_size, engine.copies = 16, 2
-    setup = room.run_setup(recipe, training.loaded, engine, "none")
+    setup = auto_recompute.run_setup(recipe, training.loaded, engine, "none")
     assert (setup.gpus, setup.nodes, setup.shares) == (8, 2, 8)
