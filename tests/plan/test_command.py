@@ -56,6 +56,13 @@ def test_the_published_model_is_planned_without_a_download(recipe):
     assert plan["memory"]["weights_bytes"] == 4 * 4146621440 - 2 * unread
 
 
+def test_a_plan_says_in_plain_words_what_its_data_is_and_takes_a_card_by_any_case(recipe):
+    shown = CliRunner().invoke(app, ["plan", str(recipe), "--gpu", "H200"])
+    assert shown.exit_code == 0, shown.output
+    assert "steps an epoch on 1 process, " in " ".join(shown.stdout.split())
+    assert "Pictures" in shown.stdout
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

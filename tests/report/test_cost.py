@@ -13,6 +13,7 @@ def test_eight_boards_for_an_hour_are_eight_gpu_hours_at_their_limit():
     machine = {"device": "cuda", "device_name": "NVIDIA A100-SXM4-80GB", "devices": 8}
     found = cost(HOUR, machine)
     assert found["GPU hours"] == "8"
+    assert found.keys() >= {"Time in steps", "Steps", "Examples", "Pictures", "Tokens"}
     assert found["Energy, estimated"].startswith("3.2 kWh, assuming each board's limit of 400 W")
 
 

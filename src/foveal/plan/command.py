@@ -91,15 +91,15 @@ def _measure(
 
 def print_data(console: Console, sizes: Sizes, epoch: Epoch, world_size: int) -> None:
     """Print what the data is made of, from image headers and token counts."""
-    tokens = epoch.total.tokens
+    tokens, processes = epoch.total.tokens, "process" if world_size == 1 else "processes"
     console.print(
         f"{sizes.num_sets:,} examples, {len(sizes.image_tokens):,} pictures; "
-        f"{len(epoch.steps):,} steps an epoch on {world_size} processes, "
+        f"{len(epoch.steps):,} steps an epoch on {world_size} {processes}, "
         f"{len(epoch.rows):,} rows, {tokens:,} tokens "
         f"({1 - tokens / epoch.separate_tokens:.0%} spared by sharing)",
         highlight=False,
     )
-    table = Table("of an image", "from", "to", "images", title="ImageInputs")
+    table = Table("of an image", "from", "to", "images", title="Pictures")
     for name, values in (
         ("tokens", sizes.image_tokens),
         ("crops", sizes.image_crops),

@@ -170,7 +170,7 @@ def find_hardware(name: str) -> Hardware:
     Raises:
         ConfigError: there is none of that name.
     """
-    if name not in HARDWARE:
+    if (found := HARDWARE.get(name.lower())) is None:
         known = ", ".join(HARDWARE)
         raise ConfigError(f"--gpu {name}: not known; choose `this` (this machine) or from {known}")
-    return HARDWARE[name]
+    return found

@@ -35,7 +35,7 @@ def cost(measures: Curves, machine: Mapping[str, object]) -> dict[str, str]:
         "Time in steps": duration(measures.seconds),
         "Steps": f"{len(measures.steps):,}",
         "Examples": f"{measures.total('examples'):,.0f}",
-        "ImageInputs": f"{measures.total('images'):,.0f}",
+        "Pictures": f"{measures.total('images'):,.0f}",
         "Tokens": f"{measures.total('tokens'):,.0f}",
     }
     if measures.repeated_steps:

@@ -328,7 +328,7 @@ if __name__ == "__main__":
         return usual(example, *others)
     encoding.encode = noting
     encoding.CHUNK_BYTES = 2000
-    encoding.FEWEST_PIECES = 10_000
+    encoding.FEWEST_CHUNKS = 10_000
     print(read_dataset(Path({data!r}), WordProcessor(), cache=Path({cache!r}))[1].fingerprint)
 """
 
