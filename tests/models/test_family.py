@@ -5,6 +5,7 @@ from collections import Counter
 from importlib.util import find_spec
 
 import pytest
+import tiny_models
 import torch
 from golden_data import read_json
 
@@ -160,6 +161,12 @@ def test_a_folder_with_a_broken_or_missing_file_is_refused_in_one_line(folder, f
     if content is not None:
         (folder / file).write_bytes(content)
     refusal(folder)
+
+
+def test_a_file_that_a_known_type_cannot_do_without_is_named(tmp_path):
+    tiny_models.write_tiny("internvl", tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert "it has no tokenizer_config.json, and cannot be read" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("content", [{"tokenizer.json": "{"}, {"config.json": WIDE}])

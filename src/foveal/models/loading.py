@@ -27,6 +27,9 @@ from foveal.models.forward import hidden_states
 COMPRESSED = "compressed-tensors"
 """Layout of weights that are stored in fewer bits, and the package that reads it."""
 
+OF_PROCESSORS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+"""Files that published models have, though not each of them all."""
+
 PROBE_SIZE = (160, 96)
 QUESTIONS = ("What is in the upper left corner?", "How many of them?", "Which one is larger?")
 TOLERANCE = 1e-3
@@ -172,10 +175,17 @@ def _told_of(name: str) -> Iterator[None]:
 
 
 def _unknown_form(name: str, error: Exception) -> Exception:
-    """Say of a type that no test of ours holds that it is not of the common form."""
+    """Say of a folder which files it lacks, of a type that no test holds that it is not common."""
     model_type = read_model_type(name)
     if model_type in FAMILIES:
-        return error
+        missing = [one for one in OF_PROCESSORS if not (Path(name) / one).exists()]
+        if not (missing and Path(name).is_dir()):
+            return error
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        lacks = " and ".join(missing)
+        return ModelError(
+            f"model {name}: it has no {lacks}, and cannot be read ({reason}); bring all its files"
+        )
     return ModelError(
         f"model {name}: model_type {model_type!r} is not of the form that is known here "
         f"({type(error).__name__}: {one_line(error)}); `foveal models` lists those that are"
