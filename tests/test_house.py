@@ -88,7 +88,7 @@ def test_no_two_modules_ask_for_each_other():
         }
     # `from foveal.cli import front` asks for the part, and a part for nothing of its whole.
     order = {
-        name: {one for one in places & asked.keys() if not name.startswith(one)}
+        name: {one for one in places & asked.keys() if not f"{name}.".startswith(f"{one}.")}
         for name, places in asked.items()
     }
     TopologicalSorter(order).prepare()  # or CycleError names them
@@ -99,7 +99,8 @@ def test_names_are_the_words_of_the_field():
     for path in SOURCE.rglob("*.py"):
         for one in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = getattr(one, "name", None) or getattr(one, "arg", None) or getattr(one, "id", "")
-            for word in WORDS.keys() & re.split(r"_|(?<=[a-z])(?=[A-Z])", name.lower()):
+            parts = re.split(r"_|(?<=[a-z])(?=[A-Z])", name)
+            for word in WORDS.keys() & {part.lower() for part in parts}:
                 named[f"{word} is {WORDS[word]}"].add(f"{path.relative_to(SOURCE)}: {name}")
     assert named == {}
 
